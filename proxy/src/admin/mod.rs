@@ -1,0 +1,1 @@
+//! Envoy-compatible admin endpoints, served on the control thread.

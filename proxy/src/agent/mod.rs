@@ -1,0 +1,1 @@
+//! Identity and xDS for a foreign proxy on Istio's UNIX sockets.

@@ -1,0 +1,1 @@
+//! Upstream clusters: slots, host sets, balancers, limits, ejection, pools, upstream connections.

@@ -1,0 +1,17 @@
+//! HTTP/1, HTTP/2, upgrades, bodies, trailers, 1xx: the only place that imports `h2` or `hyper`, for both directions.
+//!
+//! The seam over HTTP that the rest of the proxy sees is here: [`RequestHead`], [`ResponseHead`], [`Headers`], [`Body`],
+//! [`Reply`]. A downstream codec turns bytes into a [`Request`] and calls its [`HttpService`]; an upstream codec takes a
+//! [`Request`] and gives back a [`Reply`] whose body pulls the rest. Nothing here is `Send`: a connection and all its
+//! requests live on one worker thread, so a message needs no channel, no spawn and no lock.
+
+pub mod body;
+pub mod headers;
+pub mod message;
+
+pub use body::{Body, BodyError, BodyStream, Frame};
+pub use headers::Headers;
+pub use message::{
+    Downstream, HttpService, InformationalSink, Protocol, Reply, Request, RequestHead, ResetReason,
+    ResponseHead,
+};

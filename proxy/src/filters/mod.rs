@@ -1,0 +1,1 @@
+//! HTTP filters: the closed enum and the chain runner, one file per filter.

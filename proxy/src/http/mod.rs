@@ -1,0 +1,1 @@
+//! The HTTP connection manager: what happens to each request around its filters.

@@ -1,0 +1,1 @@
+//! TLS contexts from secrets, SPIFFE checks, and the workload's own certificate.

@@ -1,0 +1,77 @@
+//! What is known of a downstream connection once its filter chain is chosen; shared read-only by all its requests.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// The direction a listener says it has (Envoy's `traffic_direction`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Not said: a gateway, a test.
+    #[default]
+    Unspecified,
+    /// Towards the local workload.
+    Inbound,
+    /// From the local workload.
+    Outbound,
+}
+
+/// What the TLS handshake established.
+#[derive(Clone, Debug, Default)]
+pub struct TlsInfo {
+    /// `TLSv1.3`, `TLSv1.2`.
+    pub version: &'static str,
+    /// The cipher suite's IANA name.
+    pub cipher: &'static str,
+    /// The key exchange group, such as `X25519MLKEM768`.
+    pub group: &'static str,
+    /// The application protocol agreed on by ALPN.
+    pub alpn: Option<Vec<u8>>,
+    /// The name that the client asked for.
+    pub sni: Option<Arc<str>>,
+    /// Whether the session was resumed.
+    pub resumed: bool,
+    /// The peer's verified SPIFFE id.
+    pub peer_id: Option<Arc<str>>,
+    /// Our own SPIFFE id in this connection.
+    pub local_id: Option<Arc<str>>,
+    /// The peer's certificate chain in DER, leaf first; empty when it showed none.
+    pub peer_chain: Vec<rustls_pki_types::CertificateDer<'static>>,
+    /// All URI SANs of the peer's certificate.
+    pub peer_uri_sans: Vec<String>,
+    /// All DNS SANs of the peer's certificate.
+    pub peer_dns_sans: Vec<String>,
+    /// The subject of the peer's certificate as RFC 2253 text; empty where there is none.
+    pub peer_subject: String,
+}
+
+/// A downstream connection's facts.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    /// Unique in this process.
+    pub id: u64,
+    /// The peer's address, after the PROXY protocol or `original_src` where they apply.
+    pub remote: SocketAddr,
+    /// The peer's address on the socket itself.
+    pub direct_remote: SocketAddr,
+    /// The address that the client dialled: the original destination where it was restored, else the socket's own.
+    pub local: SocketAddr,
+    /// Whether `local` was restored (SO_ORIGINAL_DST, TPROXY, PROXY protocol).
+    pub local_restored: bool,
+    /// The listener's name.
+    pub listener: Arc<str>,
+    /// The listener's direction.
+    pub direction: Direction,
+    /// The filter chain's name; may be empty.
+    pub filter_chain: Arc<str>,
+    /// The server name seen by TLS or by the TLS inspector.
+    pub sni: Option<Arc<str>>,
+    /// The transport was terminated TLS.
+    pub tls: Option<Arc<TlsInfo>>,
+}
+
+impl ConnectionInfo {
+    /// The peer's verified identity, if the connection is mutually authenticated.
+    pub fn peer_id(&self) -> Option<&Arc<str>> {
+        self.tls.as_ref().and_then(|t| t.peer_id.as_ref())
+    }
+}

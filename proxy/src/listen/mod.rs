@@ -1,0 +1,1 @@
+//! Downstream connections: sockets, listener filters, sniffing, filter chain match, drain.

@@ -1,0 +1,1 @@
+//! Network filters: what runs on a connection's bytes (rbac, metadata exchange, tcp_proxy).

@@ -1,0 +1,1 @@
+//! Routing: matching and rewriting, as pure functions.

@@ -1,0 +1,1 @@
+//! The terminal filter: attempts, retries, timeouts, replay body.

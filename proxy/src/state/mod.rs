@@ -1,0 +1,1 @@
+//! Applies resources: walk, check, compile, warm, publish.

@@ -1,0 +1,148 @@
+//! Envoy's response flags: why a stream ended as it did, in the letters that operators know.
+
+use std::fmt;
+
+/// One response flag; see Envoy's access log documentation, `%RESPONSE_FLAGS%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Flag {
+    /// `LH`: local service failed its health check.
+    FailedLocalHealthCheck,
+    /// `UH`: no healthy upstream host.
+    NoHealthyUpstream,
+    /// `UT`: upstream request timeout.
+    UpstreamRequestTimeout,
+    /// `LR`: local reset.
+    LocalReset,
+    /// `UR`: upstream remote reset.
+    UpstreamRemoteReset,
+    /// `UF`: upstream connection failure.
+    UpstreamConnectionFailure,
+    /// `UC`: upstream connection termination.
+    UpstreamConnectionTermination,
+    /// `UO`: upstream overflow (circuit breaker).
+    UpstreamOverflow,
+    /// `NR`: no route found.
+    NoRouteFound,
+    /// `DI`: delay injected.
+    DelayInjected,
+    /// `FI`: fault injected.
+    FaultInjected,
+    /// `RL`: rate limited.
+    RateLimited,
+    /// `UAEX`: denied by the external authorization service.
+    UnauthorizedExternalService,
+    /// `RLSE`: rate limit service error.
+    RateLimitServiceError,
+    /// `DC`: downstream connection termination.
+    DownstreamConnectionTermination,
+    /// `URX`: upstream retry limit (or TCP connect attempts) exceeded.
+    UpstreamRetryLimitExceeded,
+    /// `SI`: stream idle timeout.
+    StreamIdleTimeout,
+    /// `IH`: invalid Envoy request headers.
+    InvalidEnvoyRequestHeaders,
+    /// `DPE`: downstream protocol error.
+    DownstreamProtocolError,
+    /// `UMSDR`: upstream max stream duration reached.
+    UpstreamMaxStreamDurationReached,
+    /// `NFCF`: no filter config found.
+    NoFilterConfigFound,
+    /// `DT`: duration timeout (max connection or stream duration).
+    DurationTimeout,
+    /// `UPE`: upstream protocol error.
+    UpstreamProtocolError,
+    /// `NC`: no cluster found.
+    NoClusterFound,
+    /// `OM`: overload manager.
+    OverloadManager,
+    /// `DF`: DNS resolution failure.
+    DnsResolutionFailed,
+    /// `DR`: downstream remote reset.
+    DownstreamRemoteReset,
+    /// `UDO`: unconditional drop overload.
+    UnconditionalDropOverload,
+}
+
+const ALL: [(Flag, &str); 28] = [
+    (Flag::FailedLocalHealthCheck, "LH"),
+    (Flag::NoHealthyUpstream, "UH"),
+    (Flag::UpstreamRequestTimeout, "UT"),
+    (Flag::LocalReset, "LR"),
+    (Flag::UpstreamRemoteReset, "UR"),
+    (Flag::UpstreamConnectionFailure, "UF"),
+    (Flag::UpstreamConnectionTermination, "UC"),
+    (Flag::UpstreamOverflow, "UO"),
+    (Flag::NoRouteFound, "NR"),
+    (Flag::DelayInjected, "DI"),
+    (Flag::FaultInjected, "FI"),
+    (Flag::RateLimited, "RL"),
+    (Flag::UnauthorizedExternalService, "UAEX"),
+    (Flag::RateLimitServiceError, "RLSE"),
+    (Flag::DownstreamConnectionTermination, "DC"),
+    (Flag::UpstreamRetryLimitExceeded, "URX"),
+    (Flag::StreamIdleTimeout, "SI"),
+    (Flag::InvalidEnvoyRequestHeaders, "IH"),
+    (Flag::DownstreamProtocolError, "DPE"),
+    (Flag::UpstreamMaxStreamDurationReached, "UMSDR"),
+    (Flag::NoFilterConfigFound, "NFCF"),
+    (Flag::DurationTimeout, "DT"),
+    (Flag::UpstreamProtocolError, "UPE"),
+    (Flag::NoClusterFound, "NC"),
+    (Flag::OverloadManager, "OM"),
+    (Flag::DnsResolutionFailed, "DF"),
+    (Flag::DownstreamRemoteReset, "DR"),
+    (Flag::UnconditionalDropOverload, "UDO"),
+];
+
+/// A set of flags. Displays as Envoy writes them: `UF,URX`, or `-` when there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Flags(u32);
+
+impl Flags {
+    /// Adds one.
+    pub fn set(&mut self, flag: Flag) {
+        self.0 |= 1 << flag as u8;
+    }
+
+    /// Whether it is there.
+    pub fn has(self, flag: Flag) -> bool {
+        self.0 & (1 << flag as u8) != 0
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Display for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("-");
+        }
+        let mut separator = "";
+        for (flag, letters) in ALL {
+            if self.has(flag) {
+                write!(f, "{separator}{letters}")?;
+                separator = ",";
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_print_as_envoy_prints_them() {
+        let mut flags = Flags::default();
+        assert_eq!(flags.to_string(), "-");
+        flags.set(Flag::UpstreamRetryLimitExceeded);
+        flags.set(Flag::UpstreamConnectionFailure);
+        assert_eq!(flags.to_string(), "UF,URX");
+        assert!(ALL.iter().enumerate().all(|(i, (flag, _))| *flag as usize == i));
+    }
+}

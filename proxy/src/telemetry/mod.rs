@@ -1,0 +1,8 @@
+//! The metrics registry, the metrics vocabularies (Envoy's names, Istio's), the access log.
+
+pub mod flags;
+pub mod registry;
+pub mod stream;
+
+pub use flags::{Flag, Flags};
+pub use stream::StreamInfo;

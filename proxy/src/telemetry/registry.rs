@@ -1,0 +1,322 @@
+//! The data path's own metrics registry.
+//!
+//! A handle is an index into a slab of `u64` cells that every thread has for itself: adding is a load and a store to
+//! memory nobody else writes, never a locked instruction. Handles are made when configuration is compiled; a scrape adds
+//! the threads' cells up. Metrics live in a [`Group`] (a cluster's, a listener's); dropping the group frees its cells.
+
+use std::cell::OnceCell;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock, OnceLock};
+
+use parking_lot::Mutex;
+
+const CHUNK: usize = 2048;
+const CHUNKS: usize = 4096;
+
+/// Upper bounds of histogram buckets, the ones Envoy and Istio use for milliseconds and bytes.
+pub const BUCKETS: [f64; 19] = [
+    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0, 60000.0,
+    300000.0, 600000.0, 1800000.0, 3600000.0,
+];
+/// A histogram's cells: one per bucket, one for what exceeds them all, and the sum (in thousandths).
+const HISTOGRAM_CELLS: usize = BUCKETS.len() + 2;
+
+struct Slab {
+    chunks: Box<[OnceLock<Box<[AtomicU64]>>]>,
+}
+
+impl Slab {
+    fn new() -> Self {
+        Self { chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect() }
+    }
+
+    #[inline]
+    fn cell(&self, index: u32) -> &AtomicU64 {
+        let chunk = self.chunks[index as usize / CHUNK]
+            .get_or_init(|| (0..CHUNK).map(|_| AtomicU64::new(0)).collect());
+        &chunk[index as usize % CHUNK]
+    }
+
+    fn read(&self, index: u32) -> u64 {
+        self.chunks[index as usize / CHUNK].get().map_or(0, |c| c[index as usize % CHUNK].load(Relaxed))
+    }
+
+    fn clear(&self, index: u32) {
+        if let Some(c) = self.chunks[index as usize / CHUNK].get() {
+            c[index as usize % CHUNK].store(0, Relaxed);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Cells {
+    slabs: Vec<Arc<Slab>>,
+    next: u32,
+    /// Freed runs of cells, by their length (1 or [`HISTOGRAM_CELLS`]).
+    free: [Vec<u32>; 2],
+    groups: Vec<std::sync::Weak<Group>>,
+}
+
+static CELLS: LazyLock<Mutex<Cells>> = LazyLock::new(Mutex::default);
+
+thread_local! {
+    static SLAB: OnceCell<Arc<Slab>> = const { OnceCell::new() };
+}
+
+/// Runs `f` on this thread's slab. A thread that ends leaves its slab, and so its counts, in the registry.
+#[inline]
+fn with_slab<R>(f: impl FnOnce(&Slab) -> R) -> R {
+    SLAB.with(|slab| {
+        f(slab.get_or_init(|| {
+            let slab = Arc::new(Slab::new());
+            CELLS.lock().slabs.push(slab.clone());
+            slab
+        }))
+    })
+}
+
+#[inline]
+fn bump(slab: &Slab, index: u32, n: u64) {
+    // Only this thread writes its slab, so a plain load and store lose nothing.
+    let cell = slab.cell(index);
+    cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+/// A number that only grows.
+#[derive(Clone, Copy, Debug)]
+pub struct Counter(u32);
+
+impl Counter {
+    /// Adds one.
+    #[inline]
+    pub fn inc(self) {
+        self.add(1);
+    }
+
+    /// Adds `n`.
+    #[inline]
+    pub fn add(self, n: u64) {
+        with_slab(|s| bump(s, self.0, n));
+    }
+
+    /// The sum over all threads; for scrapes and tests, not for decisions on the request path.
+    pub fn value(self) -> u64 {
+        total(self.0)
+    }
+}
+
+/// A number that goes up and down. Threads keep signed differences, so one may add what another takes away.
+#[derive(Clone, Copy, Debug)]
+pub struct Gauge(u32);
+
+impl Gauge {
+    /// Adds `n`, which may be negative.
+    #[inline]
+    pub fn add(self, n: i64) {
+        with_slab(|s| bump(s, self.0, n as u64));
+    }
+
+    /// Makes the sum over all threads `n`. Only for gauges that one thread writes.
+    pub fn set(self, n: i64) {
+        let now = self.value();
+        self.add(n.wrapping_sub(now));
+    }
+
+    /// The sum over all threads.
+    pub fn value(self) -> i64 {
+        total(self.0) as i64
+    }
+}
+
+/// A distribution over [`BUCKETS`].
+#[derive(Clone, Copy, Debug)]
+pub struct Histogram(u32);
+
+impl Histogram {
+    /// Counts one value.
+    #[inline]
+    pub fn record(self, value: f64) {
+        let bucket = BUCKETS.iter().position(|b| value <= *b).unwrap_or(BUCKETS.len()) as u32;
+        with_slab(|s| {
+            bump(s, self.0 + bucket, 1);
+            bump(s, self.0 + BUCKETS.len() as u32 + 1, (value * 1000.0) as u64);
+        });
+    }
+
+    /// Counts per bucket (the last one: above all bounds), not cumulative, and the sum of all values.
+    pub fn value(self) -> ([u64; BUCKETS.len() + 1], f64) {
+        let mut counts = [0; BUCKETS.len() + 1];
+        for (i, count) in counts.iter_mut().enumerate() {
+            *count = total(self.0 + i as u32);
+        }
+        (counts, total(self.0 + BUCKETS.len() as u32 + 1) as f64 / 1000.0)
+    }
+}
+
+fn total(index: u32) -> u64 {
+    CELLS.lock().slabs.iter().fold(0u64, |sum, s| sum.wrapping_add(s.read(index)))
+}
+
+/// A metric of a group.
+#[derive(Clone, Copy, Debug)]
+pub enum Metric {
+    /// Only grows.
+    Counter(Counter),
+    /// Goes up and down.
+    Gauge(Gauge),
+    /// Distribution.
+    Histogram(Histogram),
+}
+
+/// One named metric in a group.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The name within the group: for Envoy's vocabulary the part after the prefix (`upstream_rq_total`), for Istio's the
+    /// whole name (`istio_requests_total`).
+    pub name: &'static str,
+    /// Labels of this entry alone, rendered after the group's.
+    pub labels: Vec<(&'static str, String)>,
+    /// The cells.
+    pub metric: Metric,
+}
+
+/// Metrics that live and die together, such as one cluster's. Handles taken from it must not be used after it is dropped
+/// (they would count for whoever has the cells next), so whoever holds handles holds the group as well.
+#[derive(Debug)]
+pub struct Group {
+    /// Envoy's dotted prefix, such as `cluster.outbound|80||a.b` or `listener.0.0.0.0_80`; empty for Istio's metrics.
+    pub prefix: String,
+    /// Labels of every entry.
+    pub labels: Vec<(&'static str, String)>,
+    entries: Mutex<Vec<Entry>>,
+}
+
+impl Group {
+    /// Registers an empty group.
+    pub fn new(prefix: impl Into<String>, labels: Vec<(&'static str, String)>) -> Arc<Self> {
+        let group = Arc::new(Self { prefix: prefix.into(), labels, entries: Mutex::default() });
+        let mut cells = CELLS.lock();
+        cells.groups.retain(|g| g.strong_count() > 0);
+        cells.groups.push(Arc::downgrade(&group));
+        group
+    }
+
+    fn push(&self, name: &'static str, labels: Vec<(&'static str, String)>, metric: Metric) {
+        self.entries.lock().push(Entry { name, labels, metric });
+    }
+
+    /// Adds a counter.
+    pub fn counter(&self, name: &'static str) -> Counter {
+        self.counter_with(name, Vec::new())
+    }
+
+    /// Adds a counter with labels of its own.
+    pub fn counter_with(&self, name: &'static str, labels: Vec<(&'static str, String)>) -> Counter {
+        let counter = Counter(allocate(1));
+        self.push(name, labels, Metric::Counter(counter));
+        counter
+    }
+
+    /// Adds a gauge.
+    pub fn gauge(&self, name: &'static str) -> Gauge {
+        let gauge = Gauge(allocate(1));
+        self.push(name, Vec::new(), Metric::Gauge(gauge));
+        gauge
+    }
+
+    /// Adds a histogram.
+    pub fn histogram(&self, name: &'static str) -> Histogram {
+        self.histogram_with(name, Vec::new())
+    }
+
+    /// Adds a histogram with labels of its own.
+    pub fn histogram_with(&self, name: &'static str, labels: Vec<(&'static str, String)>) -> Histogram {
+        let histogram = Histogram(allocate(HISTOGRAM_CELLS as u32));
+        self.push(name, labels, Metric::Histogram(histogram));
+        histogram
+    }
+
+    /// The entries as they are now.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.entries.lock().clone()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let mut cells = CELLS.lock();
+        for entry in self.entries.get_mut() {
+            let (start, len) = match entry.metric {
+                Metric::Counter(Counter(i)) | Metric::Gauge(Gauge(i)) => (i, 1),
+                Metric::Histogram(Histogram(i)) => (i, HISTOGRAM_CELLS as u32),
+            };
+            for slab in &cells.slabs {
+                (start..start + len).for_each(|i| slab.clear(i));
+            }
+            cells.free[usize::from(len != 1)].push(start);
+        }
+    }
+}
+
+fn allocate(len: u32) -> u32 {
+    let mut cells = CELLS.lock();
+    if let Some(start) = cells.free[usize::from(len != 1)].pop() {
+        return start;
+    }
+    // A run never crosses the end of the slab; beyond it (8 million cells) metrics share the last run, so that a runaway
+    // number of series costs its own accuracy and not the proxy.
+    let limit = (CHUNK * CHUNKS) as u32 - HISTOGRAM_CELLS as u32;
+    let start = cells.next.min(limit);
+    cells.next = (start + len).min(limit);
+    start
+}
+
+/// All live groups, oldest first: what a scrape walks.
+pub fn groups() -> Vec<Arc<Group>> {
+    CELLS.lock().groups.iter().filter_map(std::sync::Weak::upgrade).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_sums_what_every_thread_added_even_after_it_ended() {
+        let group = Group::new("t1", vec![]);
+        let counter = group.counter("c");
+        let gauge = group.gauge("g");
+        counter.inc();
+        gauge.add(5);
+        std::thread::spawn(move || {
+            counter.add(41);
+            gauge.add(-3);
+        })
+        .join()
+        .unwrap();
+        assert_eq!(counter.value(), 42);
+        assert_eq!(gauge.value(), 2);
+    }
+
+    #[test]
+    fn cells_of_a_dropped_group_come_back_empty() {
+        let group = Group::new("t2", vec![]);
+        let counter = group.counter("c");
+        counter.add(7);
+        drop(group);
+        let group = Group::new("t3", vec![]);
+        let counters: Vec<_> = (0..64).map(|_| group.counter("c")).collect();
+        assert!(counters.iter().all(|c| c.value() == 0));
+    }
+
+    #[test]
+    fn a_histogram_counts_a_bound_in_its_own_bucket() {
+        let group = Group::new("t4", vec![]);
+        let h = group.histogram("h");
+        h.record(0.5);
+        h.record(0.6);
+        h.record(1e9);
+        let (counts, sum) = h.value();
+        assert_eq!((counts[0], counts[1], counts[BUCKETS.len()]), (1, 1, 1));
+        assert!((sum - 1_000_000_001.1).abs() < 0.01);
+    }
+}

@@ -1,0 +1,98 @@
+//! What is recorded of one stream (an HTTP request or a TCP connection) while it lives: the one source for access logs,
+//! metrics and traces. The stages fill it; when the flow ends it is read once.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use http::StatusCode;
+
+use super::flags::Flags;
+use crate::codec::Protocol;
+
+/// The record of a stream.
+#[derive(Clone, Debug)]
+pub struct StreamInfo {
+    /// When its first byte was seen, by the wall clock.
+    pub start_time: SystemTime,
+    /// The same by the monotonic clock; all durations count from here.
+    pub start: Instant,
+    /// The downstream's version; none for TCP.
+    pub protocol: Option<Protocol>,
+    /// The final status sent, or none when the stream ended without one (logged as 0).
+    pub status: Option<StatusCode>,
+    /// Why it ended, in Envoy's letters.
+    pub flags: Flags,
+    /// Envoy's `%RESPONSE_CODE_DETAILS%`, such as `via_upstream`, `route_not_found`.
+    pub details: Option<&'static str>,
+    /// Envoy's `%CONNECTION_TERMINATION_DETAILS%`.
+    pub connection_termination_details: Option<&'static str>,
+    /// Body bytes from the downstream.
+    pub bytes_received: u64,
+    /// Body bytes to the downstream.
+    pub bytes_sent: u64,
+    /// The route's name.
+    pub route: Option<Arc<str>>,
+    /// The cluster's name, and so Istio's destination labels.
+    pub cluster: Option<Arc<str>>,
+    /// The last upstream host tried.
+    pub upstream_host: Option<SocketAddr>,
+    /// Our address on the last upstream connection.
+    pub upstream_local: Option<SocketAddr>,
+    /// Why the last upstream transport failed, in words.
+    pub upstream_failure: Option<Box<str>>,
+    /// Attempts made, the first included.
+    pub attempts: u32,
+    /// When the last request byte came from the downstream.
+    pub request_end: Option<Instant>,
+    /// When the first upstream response byte came.
+    pub upstream_first_byte: Option<Instant>,
+    /// The request's head as far as logs need it: method, path, authority, and named headers are read before filters change
+    /// them and kept here as cheap slices.
+    pub method: Option<http::Method>,
+    /// The path as received, or as the route rewrote it (`x-envoy-original-path` keeps the first).
+    pub path: Bytes,
+    /// The path before a rewrite, when there was one.
+    pub original_path: Option<Bytes>,
+    /// The authority as received.
+    pub authority: Bytes,
+    /// The gRPC status of the response, from headers or trailers.
+    pub grpc_status: Option<u32>,
+    /// Whether the request is gRPC by its content type.
+    pub is_grpc: bool,
+    /// gRPC messages seen from the downstream and towards it.
+    pub grpc_messages: (u64, u64),
+}
+
+impl StreamInfo {
+    /// A record that starts now.
+    pub fn new(protocol: Option<Protocol>) -> Self {
+        Self {
+            start_time: SystemTime::now(),
+            start: Instant::now(),
+            protocol,
+            status: None,
+            flags: Flags::default(),
+            details: None,
+            connection_termination_details: None,
+            bytes_received: 0,
+            bytes_sent: 0,
+            route: None,
+            cluster: None,
+            upstream_host: None,
+            upstream_local: None,
+            upstream_failure: None,
+            attempts: 0,
+            request_end: None,
+            upstream_first_byte: None,
+            method: None,
+            path: Bytes::new(),
+            original_path: None,
+            authority: Bytes::new(),
+            grpc_status: None,
+            is_grpc: false,
+            grpc_messages: (0, 0),
+        }
+    }
+}

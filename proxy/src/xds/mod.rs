@@ -1,0 +1,1 @@
+//! The control-plane client: ADS streams, subscriptions, ACK and NACK.
