@@ -1,1 +1,11 @@
 //! Applies resources: walk, check, compile, warm, publish.
+
+pub mod context;
+pub mod error;
+pub mod node;
+pub mod slot;
+
+pub use context::{ClusterTable, CompileContext, RouteTable, SecretTable, Tables};
+pub use error::ConfigError;
+pub use node::{NodeInfo, Role};
+pub use slot::{Slot, SlotState, SlotTable};

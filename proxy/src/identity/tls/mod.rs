@@ -1,0 +1,5 @@
+//! TLS contexts: secrets and settings in, `accept` and `connect` out.
+
+pub mod secret;
+
+pub use secret::Secret;
