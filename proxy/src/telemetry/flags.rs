@@ -110,6 +110,16 @@ impl Flags {
         self.0 & (1 << flag as u8) != 0
     }
 
+    /// Whether both sets share one.
+    pub fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// The flag of these letters.
+    pub fn parse(letters: &str) -> Option<Flag> {
+        ALL.iter().find(|(_, l)| *l == letters).map(|(flag, _)| *flag)
+    }
+
     /// Whether there is none.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -1,6 +1,8 @@
 //! The metrics registry, the metrics vocabularies (Envoy's names, Istio's), the access log.
 
+pub mod access_log;
 pub mod flags;
+pub mod istio;
 pub mod registry;
 pub mod stream;
 

@@ -1,0 +1,219 @@
+//! Envoy's format strings (`%COMMAND(ARGUMENTS):LENGTH%`), compiled once: text, and JSON objects of such strings.
+
+use super::LogContext;
+use super::operator::Operator;
+
+/// A format that cannot be honoured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    /// A `%` without its partner.
+    #[error(
+        "the format ends inside a command that starts at \"{0}\"; close it with %, or write %% for a percent sign"
+    )]
+    Unclosed(String),
+    /// A command that Weft does not know.
+    #[error("unknown command operator %{0}%; see Envoy's access log documentation for the names")]
+    Unknown(String),
+    /// A known command with arguments it does not take.
+    #[error("command %{0}%: {1}")]
+    Arguments(String, &'static str),
+}
+
+/// Literal text or a command.
+#[derive(Debug)]
+enum Piece {
+    Text(String),
+    Command(Operator, Option<usize>),
+}
+
+/// One compiled format string.
+#[derive(Debug, Default)]
+struct Template(Vec<Piece>);
+
+impl Template {
+    fn parse(source: &str) -> Result<Self, FormatError> {
+        let mut pieces = Vec::new();
+        let mut text = String::new();
+        let mut rest = source;
+        while let Some(start) = rest.find('%') {
+            text.push_str(&rest[..start]);
+            let command = &rest[start + 1..];
+            if let Some(after) = command.strip_prefix('%') {
+                text.push('%');
+                rest = after;
+                continue;
+            }
+            let end =
+                end_of_command(command).ok_or_else(|| FormatError::Unclosed(rest[start..].to_owned()))?;
+            if !text.is_empty() {
+                pieces.push(Piece::Text(std::mem::take(&mut text)));
+            }
+            let (name, arguments, length) = split(&command[..end])?;
+            pieces.push(Piece::Command(Operator::parse(name, arguments)?, length));
+            rest = &command[end + 1..];
+        }
+        text.push_str(rest);
+        if !text.is_empty() {
+            pieces.push(Piece::Text(text));
+        }
+        Ok(Self(pieces))
+    }
+
+    fn write(&self, context: &LogContext<'_>, out: &mut Vec<u8>) {
+        for piece in &self.0 {
+            match piece {
+                Piece::Text(text) => out.extend_from_slice(text.as_bytes()),
+                Piece::Command(operator, length) => {
+                    let start = out.len();
+                    if !operator.write(context, out) {
+                        out.push(b'-');
+                    }
+                    if let Some(length) = length {
+                        out.truncate(start + (out.len() - start).min(*length));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A command ends at the first `%` outside of its parentheses (a time format has percent signs inside them).
+fn end_of_command(command: &str) -> Option<usize> {
+    let mut depth = 0usize;
+    for (i, c) in command.char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            '%' if depth == 0 => return Some(i),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// `NAME(ARGUMENTS):LENGTH` in its parts.
+fn split(command: &str) -> Result<(&str, Option<&str>, Option<usize>), FormatError> {
+    let length = |text: &str| {
+        text.parse()
+            .map(Some)
+            .map_err(|_| FormatError::Arguments(command.to_owned(), "the length is not a number"))
+    };
+    match command.find('(') {
+        Some(open) => {
+            let close = command
+                .rfind(')')
+                .ok_or(FormatError::Arguments(command.to_owned(), "the parenthesis is not closed"))?;
+            let after = &command[close + 1..];
+            let length = match after.strip_prefix(':') {
+                Some(text) => length(text)?,
+                None if after.is_empty() => None,
+                None => return Err(FormatError::Arguments(command.to_owned(), "text after the parenthesis")),
+            };
+            Ok((&command[..open], Some(&command[open + 1..close]), length))
+        }
+        None => match command.split_once(':') {
+            Some((name, text)) => Ok((name, None, length(text)?)),
+            None => Ok((command, None, None)),
+        },
+    }
+}
+
+/// A value of a JSON format.
+#[derive(Debug)]
+enum JsonNode {
+    Template(Template),
+    Object(Vec<(String, JsonNode)>),
+    Other(serde_json::Value),
+}
+
+impl JsonNode {
+    fn parse(value: &serde_json::Value) -> Result<Self, FormatError> {
+        Ok(match value {
+            serde_json::Value::String(s) => Self::Template(Template::parse(s)?),
+            serde_json::Value::Object(map) => Self::Object(
+                map.iter()
+                    .map(|(k, v)| Ok((k.clone(), Self::parse(v)?)))
+                    .collect::<Result<_, FormatError>>()?,
+            ),
+            other => Self::Other(other.clone()),
+        })
+    }
+
+    fn value(&self, context: &LogContext<'_>) -> serde_json::Value {
+        match self {
+            Self::Template(template) => match template.0.as_slice() {
+                // A lone command keeps its type: numbers stay numbers, what is absent is null.
+                [Piece::Command(operator, None)] => {
+                    let mut text = Vec::new();
+                    if !operator.write(context, &mut text) {
+                        return serde_json::Value::Null;
+                    }
+                    let text = String::from_utf8_lossy(&text);
+                    match operator.is_number().then(|| text.parse::<i64>().ok()).flatten() {
+                        Some(n) => n.into(),
+                        None => text.into_owned().into(),
+                    }
+                }
+                _ => {
+                    let mut text = Vec::new();
+                    template.write(context, &mut text);
+                    String::from_utf8_lossy(&text).into_owned().into()
+                }
+            },
+            Self::Object(fields) => fields
+                .iter()
+                .map(|(k, v)| (k.clone(), v.value(context)))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
+            Self::Other(value) => value.clone(),
+        }
+    }
+}
+
+/// What a line says.
+#[derive(Debug)]
+pub struct Format(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Text(Template),
+    Json(JsonNode),
+}
+
+impl Format {
+    /// Istio's default text format.
+    pub const ISTIO: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
+%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \
+\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
+%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \
+\"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% \
+%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
+
+    /// Envoy's own default, for a file log that names no format.
+    pub const ENVOY: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
+%RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \
+\"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \
+\"%UPSTREAM_HOST%\"\n";
+
+    /// Compiles a text format; the line end is part of it.
+    pub fn text(source: &str) -> Result<Self, FormatError> {
+        Template::parse(source).map(|t| Self(Kind::Text(t)))
+    }
+
+    /// Compiles an object whose strings are formats; written on one line.
+    pub fn json(object: &serde_json::Value) -> Result<Self, FormatError> {
+        JsonNode::parse(object).map(|n| Self(Kind::Json(n)))
+    }
+
+    /// Appends the stream's line.
+    pub fn write(&self, context: &LogContext<'_>, out: &mut Vec<u8>) {
+        match &self.0 {
+            Kind::Text(template) => template.write(context, out),
+            Kind::Json(node) => {
+                // Writing a value to memory cannot fail.
+                let _ = serde_json::to_writer(&mut *out, &node.value(context));
+                out.push(b'\n');
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+
+use super::*;
+use crate::codec::Protocol;
+use crate::codec::headers::{HeaderName, HeaderValue};
+use crate::io::Direction;
+use crate::telemetry::Flag;
+
+fn connection() -> ConnectionInfo {
+    ConnectionInfo {
+        id: 7,
+        remote: "127.0.0.1:5000".parse().unwrap(),
+        direct_remote: "127.0.0.1:5000".parse().unwrap(),
+        local: "127.0.10.1:8080".parse().unwrap(),
+        local_restored: false,
+        listener: "l".into(),
+        direction: Direction::Inbound,
+        filter_chain: "".into(),
+        sni: None,
+        tls: None,
+    }
+}
+
+fn request() -> RequestHead {
+    RequestHead {
+        method: Method::GET,
+        scheme: Bytes::from_static(b"http"),
+        authority: Bytes::from_static(b"user-service:8080"),
+        path: Bytes::from_static(b"/api/users?token=1"),
+        protocol: Protocol::Http11,
+        upgrade: None,
+        headers: [(HeaderName::from_static("user-agent"), HeaderValue::from_static("curl/8"))]
+            .into_iter()
+            .collect(),
+    }
+}
+
+fn line(format: &Format) -> String {
+    let mut stream = StreamInfo::new(Some(Protocol::Http11));
+    stream.start_time = std::time::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+    stream.status = Some(StatusCode::SERVICE_UNAVAILABLE);
+    stream.flags.set(Flag::UpstreamConnectionFailure);
+    stream.details = Some("upstream_reset_before_response_started");
+    stream.bytes_sent = 19;
+    stream.cluster = Some("outbound|8080||a".into());
+    stream.upstream_host = Some("127.0.11.1:8080".parse().unwrap());
+    let (connection, request) = (connection(), request());
+    let context = LogContext {
+        stream: &stream,
+        connection: &connection,
+        request: Some(&request),
+        response: None,
+        trailers: None,
+    };
+    let mut out = Vec::new();
+    format.write(&context, &mut out);
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn istios_default_line_has_every_field_in_its_place() {
+    let text = line(&Format::text(Format::ISTIO).unwrap());
+    assert_eq!(
+        text,
+        "[2023-11-14T22:13:20.123Z] \"GET /api/users?token=1 HTTP/1.1\" 503 UF \
+         upstream_reset_before_response_started - \"-\" 0 19 0 - \"-\" \"curl/8\" \"-\" \"user-service:8080\" \
+         \"127.0.11.1:8080\" outbound|8080||a - 127.0.10.1:8080 127.0.0.1:5000 - -\n"
+    );
+}
+
+#[test]
+fn json_keeps_numbers_and_nulls() {
+    let format = Format::json(&serde_json::json!({
+        "code": "%RESPONSE_CODE%", "ua": "%REQ(USER-AGENT)%", "none": "%REQ(X-NONE)%", "both": "a %PROTOCOL%",
+        "in": {"path": "%REQ_WITHOUT_QUERY(:PATH)%"}
+    }))
+    .unwrap();
+    let value: serde_json::Value = serde_json::from_str(&line(&format)).unwrap();
+    assert_eq!(
+        value,
+        serde_json::json!({"code": 503, "ua": "curl/8", "none": null, "both": "a HTTP/1.1",
+                           "in": {"path": "/api/users"}})
+    );
+}
+
+#[test]
+fn lengths_time_formats_and_percent_signs_are_honoured() {
+    let format = Format::text("%REQ(:AUTHORITY):4% %START_TIME(%s.%3f)% 100%%").unwrap();
+    assert_eq!(line(&format), "user 1700000000.123 100%");
+}
+
+#[test]
+fn what_is_not_known_is_refused_by_name() {
+    assert_eq!(Format::text("%NOPE%").unwrap_err(), FormatError::Unknown("NOPE".to_owned()));
+    assert!(matches!(Format::text("%REQ%").unwrap_err(), FormatError::Arguments(..)));
+    assert!(matches!(Format::text("a %PROTOCOL").unwrap_err(), FormatError::Unclosed(_)));
+    assert!(matches!(Format::text("%START_TIME(%j)%").unwrap_err(), FormatError::Arguments(..)));
+}
+
+#[test]
+fn lines_of_all_threads_reach_the_file_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let sink = Sink::open(&path).unwrap();
+    assert!(Arc::ptr_eq(&sink, &Sink::open(&path).unwrap()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..100).for_each(|_| sink.append(|out| out.extend_from_slice(b"a line\n"))));
+        }
+    });
+    drop(sink);
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while std::fs::read_to_string(&path).unwrap() != "a line\n".repeat(200) {
+        assert!(std::time::Instant::now() < end, "lines are missing");
+        std::thread::yield_now();
+    }
+}

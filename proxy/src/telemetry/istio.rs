@@ -1,0 +1,336 @@
+//! Istio's standard metrics (`istio_requests_total`, ...), with Istio's labels, as the `istio.stats` filter reports them.
+//!
+//! A series is looked up by what can differ between two requests of one reporter: the peer, the destination, the answer.
+//! Each worker remembers the handles of the series it has seen, so that a known combination costs one hash look-up.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+
+use super::flags::Flags;
+use super::registry::{Counter, Group, Histogram};
+use super::stream::StreamInfo;
+use crate::io::ConnectionInfo;
+
+/// What Istio's labels say of a workload. Empty fields are reported as `unknown` (revision: `latest`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Workload {
+    /// The workload's (Deployment's) name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its `app` label.
+    pub app: String,
+    /// Its `version` label.
+    pub version: String,
+    /// The cluster it runs in.
+    pub cluster: String,
+    /// Its canonical service.
+    pub canonical_service: String,
+    /// Its canonical revision.
+    pub canonical_revision: String,
+}
+
+/// The service a request was for, as the control plane names it in cluster metadata (`istio.services`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Service {
+    /// The host, such as `user-service.ecotrack.svc.cluster.local`.
+    pub host: String,
+    /// The short name.
+    pub name: String,
+    /// The namespace.
+    pub namespace: String,
+}
+
+/// Which end of the connection reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The caller's proxy.
+    Source,
+    /// The callee's proxy.
+    Destination,
+}
+
+/// What is known of the other side when a stream ends.
+#[derive(Clone, Copy, Default)]
+pub struct Far<'a> {
+    /// The other workload, from peer metadata or endpoint metadata.
+    pub workload: Option<&'a Arc<Workload>>,
+    /// The service called.
+    pub service: Option<&'a Arc<Service>>,
+    /// The caller's verified SPIFFE id.
+    pub source_principal: Option<&'a Arc<str>>,
+    /// The callee's verified SPIFFE id.
+    pub destination_principal: Option<&'a Arc<str>>,
+}
+
+/// Series beyond this share one whose varying labels are all `overflow`: metrics never grow without bound.
+pub const MAX_SERIES: usize = 20_000;
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    workload: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+    source_principal: Option<Arc<str>>,
+    destination_principal: Option<Arc<str>>,
+    protocol: &'static str,
+    code: u16,
+    flags: Flags,
+    grpc_status: Option<u32>,
+    mutual_tls: bool,
+}
+
+#[derive(Clone, Copy)]
+struct HttpSeries {
+    requests: Counter,
+    duration: Histogram,
+    request_bytes: Histogram,
+    response_bytes: Histogram,
+}
+
+#[derive(Clone, Copy)]
+struct TcpSeries {
+    opened: Counter,
+    closed: Counter,
+    sent: Counter,
+    received: Counter,
+}
+
+#[derive(Default)]
+struct Known {
+    http: HashMap<Key, HttpSeries>,
+    tcp: HashMap<Key, TcpSeries>,
+}
+
+/// Reports for one proxy and one side.
+pub struct Reporter {
+    id: u64,
+    side: Side,
+    local: Arc<Workload>,
+    group: Arc<Group>,
+    known: Mutex<Known>,
+}
+
+thread_local! {
+    static SEEN: RefCell<HashMap<u64, Known>> = RefCell::default();
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+impl Reporter {
+    /// A reporter for the workload that this proxy serves.
+    pub fn new(side: Side, local: Arc<Workload>) -> Self {
+        Self {
+            id: NEXT.fetch_add(1, Relaxed),
+            side,
+            local,
+            group: Group::new("", Vec::new()),
+            known: Mutex::default(),
+        }
+    }
+
+    /// Reports a finished request: `istio_requests_total` and the three histograms.
+    pub fn request(&self, stream: &StreamInfo, connection: &ConnectionInfo, far: Far<'_>) {
+        let key = Key {
+            code: stream.status.map_or(0, |s| s.as_u16()),
+            flags: stream.flags,
+            grpc_status: stream.grpc_status.filter(|_| stream.is_grpc),
+            ..self.key(connection, far, if stream.is_grpc { "grpc" } else { "http" })
+        };
+        let series = self.series(key, |known| &mut known.http, Self::make_http);
+        series.requests.inc();
+        series.duration.record(stream.start.elapsed().as_secs_f64() * 1000.0);
+        series.request_bytes.record(stream.bytes_received as f64);
+        series.response_bytes.record(stream.bytes_sent as f64);
+    }
+
+    /// Reports an opened TCP connection.
+    pub fn tcp_opened(&self, connection: &ConnectionInfo, far: Far<'_>) {
+        self.tcp(connection, far, Flags::default()).opened.inc();
+    }
+
+    /// Reports a closed TCP connection and the bytes that it carried.
+    pub fn tcp_closed(&self, stream: &StreamInfo, connection: &ConnectionInfo, far: Far<'_>) {
+        let series = self.tcp(connection, far, stream.flags);
+        series.closed.inc();
+        series.sent.add(stream.bytes_sent);
+        series.received.add(stream.bytes_received);
+    }
+
+    fn tcp(&self, connection: &ConnectionInfo, far: Far<'_>, flags: Flags) -> TcpSeries {
+        let key = Key { flags, ..self.key(connection, far, "tcp") };
+        self.series(key, |known| &mut known.tcp, Self::make_tcp)
+    }
+
+    fn key(&self, connection: &ConnectionInfo, far: Far<'_>, protocol: &'static str) -> Key {
+        Key {
+            workload: far.workload.cloned(),
+            service: far.service.cloned(),
+            source_principal: far.source_principal.cloned(),
+            destination_principal: far.destination_principal.cloned(),
+            protocol,
+            code: 0,
+            flags: Flags::default(),
+            grpc_status: None,
+            mutual_tls: connection.peer_id().is_some(),
+        }
+    }
+
+    /// The handles of a series: this worker's own memory, then the reporter's, then new ones.
+    fn series<S: Copy>(
+        &self,
+        key: Key,
+        map: impl Fn(&mut Known) -> &mut HashMap<Key, S>,
+        make: impl Fn(&Self, Vec<(&'static str, String)>) -> S,
+    ) -> S {
+        SEEN.with_borrow_mut(|seen| {
+            let mine = map(seen.entry(self.id).or_default());
+            if let Some(series) = mine.get(&key) {
+                return *series;
+            }
+            let mut known = self.known.lock();
+            let all = map(&mut known);
+            let key =
+                if all.len() < MAX_SERIES || all.contains_key(&key) { key } else { self.overflow(&key) };
+            let series = *all.entry(key.clone()).or_insert_with(|| make(self, self.labels(&key)));
+            mine.insert(key, series);
+            series
+        })
+    }
+
+    fn overflow(&self, key: &Key) -> Key {
+        let workload = Workload { name: "overflow".to_owned(), ..Workload::default() };
+        Key {
+            workload: Some(Arc::new(workload)),
+            service: None,
+            source_principal: None,
+            destination_principal: None,
+            code: 0,
+            flags: Flags::default(),
+            grpc_status: None,
+            ..key.clone()
+        }
+    }
+
+    fn make_http(&self, labels: Vec<(&'static str, String)>) -> HttpSeries {
+        HttpSeries {
+            requests: self.group.counter_with("istio_requests_total", labels.clone()),
+            duration: self.group.histogram_with("istio_request_duration_milliseconds", labels.clone()),
+            request_bytes: self.group.histogram_with("istio_request_bytes", labels.clone()),
+            response_bytes: self.group.histogram_with("istio_response_bytes", labels),
+        }
+    }
+
+    fn make_tcp(&self, labels: Vec<(&'static str, String)>) -> TcpSeries {
+        TcpSeries {
+            opened: self.group.counter_with("istio_tcp_connections_opened_total", labels.clone()),
+            closed: self.group.counter_with("istio_tcp_connections_closed_total", labels.clone()),
+            sent: self.group.counter_with("istio_tcp_sent_bytes_total", labels.clone()),
+            received: self.group.counter_with("istio_tcp_received_bytes_total", labels),
+        }
+    }
+
+    fn labels(&self, key: &Key) -> Vec<(&'static str, String)> {
+        let nobody = Workload::default();
+        let far = key.workload.as_deref().unwrap_or(&nobody);
+        let (source, destination) = match self.side {
+            Side::Source => (&*self.local, far),
+            Side::Destination => (far, &*self.local),
+        };
+        let or =
+            |value: &str, default: &str| if value.is_empty() { default.to_owned() } else { value.to_owned() };
+        let word = |value: &str| or(value, "unknown");
+        let principal = |id: &Option<Arc<str>>| word(id.as_deref().unwrap_or_default());
+        let nothing = Service::default();
+        let service = key.service.as_deref().unwrap_or(&nothing);
+        let mut labels = vec![
+            ("reporter", if self.side == Side::Source { "source" } else { "destination" }.to_owned()),
+            ("source_workload", word(&source.name)),
+            ("source_canonical_service", word(&source.canonical_service)),
+            ("source_canonical_revision", or(&source.canonical_revision, "latest")),
+            ("source_workload_namespace", word(&source.namespace)),
+            ("source_principal", principal(&key.source_principal)),
+            ("source_app", word(&source.app)),
+            ("source_version", word(&source.version)),
+            ("source_cluster", word(&source.cluster)),
+            ("destination_workload", word(&destination.name)),
+            ("destination_workload_namespace", word(&destination.namespace)),
+            ("destination_principal", principal(&key.destination_principal)),
+            ("destination_app", word(&destination.app)),
+            ("destination_version", word(&destination.version)),
+            ("destination_service", word(&service.host)),
+            ("destination_canonical_service", word(&destination.canonical_service)),
+            ("destination_canonical_revision", or(&destination.canonical_revision, "latest")),
+            ("destination_service_name", word(&service.name)),
+            ("destination_service_namespace", or(&service.namespace, &word(&destination.namespace))),
+            ("destination_cluster", word(&destination.cluster)),
+            ("request_protocol", key.protocol.to_owned()),
+        ];
+        if key.protocol != "tcp" {
+            labels.push(("response_code", key.code.to_string()));
+            labels.push(("grpc_response_status", key.grpc_status.map_or(String::new(), |s| s.to_string())));
+        }
+        labels.push(("response_flags", key.flags.to_string()));
+        let security = match (self.side, key.mutual_tls) {
+            (Side::Source, _) => "unknown",
+            (Side::Destination, true) => "mutual_tls",
+            (Side::Destination, false) => "none",
+        };
+        labels.push(("connection_security_policy", security.to_owned()));
+        labels
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Protocol;
+    use crate::io::Direction;
+    use crate::telemetry::registry::Metric;
+
+    fn connection() -> ConnectionInfo {
+        let address = "127.0.0.1:1".parse().unwrap();
+        ConnectionInfo {
+            id: 0,
+            remote: address,
+            direct_remote: address,
+            local: address,
+            local_restored: false,
+            listener: "".into(),
+            direction: Direction::Inbound,
+            filter_chain: "".into(),
+            sni: None,
+            tls: None,
+        }
+    }
+
+    #[test]
+    fn requests_that_differ_in_code_are_different_series_and_equal_ones_add_up() {
+        let local = Arc::new(Workload { name: "user".to_owned(), ..Workload::default() });
+        let reporter = Reporter::new(Side::Destination, local);
+        let caller = Arc::new(Workload { name: "order".to_owned(), ..Workload::default() });
+        let mut stream = StreamInfo::new(Some(Protocol::Http11));
+        for code in [200, 200, 503] {
+            stream.status = http::StatusCode::from_u16(code).ok();
+            reporter.request(&stream, &connection(), Far { workload: Some(&caller), ..Far::default() });
+        }
+        let counts: Vec<_> = reporter
+            .group
+            .entries()
+            .into_iter()
+            .filter(|e| e.name == "istio_requests_total")
+            .map(|e| {
+                let label = |name| e.labels.iter().find(|(n, _)| *n == name).map(|(_, v)| v.clone()).unwrap();
+                assert_eq!(label("source_workload"), "order");
+                assert_eq!(label("destination_workload"), "user");
+                assert_eq!(label("connection_security_policy"), "none");
+                let Metric::Counter(counter) = e.metric else { panic!("a counter") };
+                (label("response_code"), counter.value())
+            })
+            .collect();
+        assert_eq!(counts, [("200".to_owned(), 2), ("503".to_owned(), 1)]);
+    }
+}
