@@ -1,0 +1,114 @@
+//! Gateway: which ports a gateway workload opens, for which hosts, and how it ends TLS (networking.istio.io).
+
+use serde::Deserialize;
+
+use super::values::Labels;
+
+/// The specification of a Gateway.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Gateway {
+    /// Workloads that serve it, in any namespace; empty selects every gateway.
+    pub selector: Labels,
+    /// What they open.
+    pub servers: Vec<Server>,
+}
+
+/// One open port.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Server {
+    /// The port.
+    pub port: GatewayPort,
+    /// Address to bind; empty for any.
+    pub bind: String,
+    /// `host`, `namespace/host`, `./host` or `*/host`; wildcards allowed.
+    pub hosts: Vec<String>,
+    /// How TLS ends here.
+    pub tls: Option<ServerTls>,
+    /// Name for statistics; unique in the mesh if given.
+    pub name: String,
+}
+
+/// A port of a gateway or of a Sidecar's listener.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct GatewayPort {
+    /// 1 to 65535.
+    pub number: u16,
+    /// HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP or TLS, as written.
+    pub protocol: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// How a server ends TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServerTls {
+    /// Redirect plain HTTP to https with 301.
+    pub https_redirect: bool,
+    /// What is done.
+    pub mode: ServerTlsMode,
+    /// File with the server's chain.
+    pub server_certificate: String,
+    /// File with the server's key.
+    pub private_key: String,
+    /// File with the roots that sign clients.
+    pub ca_certificates: String,
+    /// Secret with key and chain.
+    pub credential_name: String,
+    /// Names of which a client must carry one.
+    pub subject_alt_names: Vec<String>,
+    /// Lowest TLS version.
+    pub min_protocol_version: TlsVersion,
+    /// Highest TLS version.
+    pub max_protocol_version: TlsVersion,
+    /// Ciphers for TLS 1.2; empty for the default set.
+    pub cipher_suites: Vec<String>,
+}
+
+/// What a server does with TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+pub enum ServerTlsMode {
+    /// Passes it through by SNI.
+    #[default]
+    #[serde(rename = "PASSTHROUGH")]
+    Passthrough,
+    /// Ends it; no client certificate.
+    #[serde(rename = "SIMPLE")]
+    Simple,
+    /// Ends it; a client certificate is required.
+    #[serde(rename = "MUTUAL")]
+    Mutual,
+    /// Passes it through to the service that the SNI names, without a VirtualService.
+    #[serde(rename = "AUTO_PASSTHROUGH")]
+    AutoPassthrough,
+    /// Ends it with the workload's own certificate; a mesh client certificate is required.
+    #[serde(rename = "ISTIO_MUTUAL")]
+    IstioMutual,
+    /// Ends it; a client certificate is verified if there is one.
+    #[serde(rename = "OPTIONAL_MUTUAL")]
+    OptionalMutual,
+}
+
+/// A TLS version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+pub enum TlsVersion {
+    /// The mesh's default.
+    #[default]
+    #[serde(rename = "TLS_AUTO")]
+    Auto,
+    /// TLS 1.0; rustls does not speak it.
+    #[serde(rename = "TLSV1_0")]
+    V1_0,
+    /// TLS 1.1; rustls does not speak it.
+    #[serde(rename = "TLSV1_1")]
+    V1_1,
+    /// TLS 1.2.
+    #[serde(rename = "TLSV1_2")]
+    V1_2,
+    /// TLS 1.3.
+    #[serde(rename = "TLSV1_3")]
+    V1_3,
+}

@@ -1,0 +1,175 @@
+//! MeshConfig: what holds for the whole mesh (Istio's file of that name, or the ConfigMap `istio`, key `mesh`).
+
+use serde::Deserialize;
+
+use super::destination_rule::TcpKeepalive;
+use super::gateway::TlsVersion;
+use super::sidecar::OutboundTrafficPolicy;
+use super::values::Timespan;
+use super::virtual_service::HttpRetry;
+
+/// Mesh-wide settings, with Istio's defaults.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct MeshConfig {
+    /// Trust domain of every identity.
+    pub trust_domain: String,
+    /// Other trust domains whose identities count as ours.
+    pub trust_domain_aliases: Vec<String>,
+    /// Namespace whose policies hold for the whole mesh.
+    pub root_namespace: String,
+    /// What happens to requests for unknown destinations.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// How requests reach the application.
+    pub inbound_traffic_policy: InboundTrafficPolicy,
+    /// Whether clients use mutual TLS where the server takes it and no rule says otherwise.
+    pub enable_auto_mtls: bool,
+    /// Time to establish a connection to an upstream.
+    pub connect_timeout: Timespan,
+    /// Probes on idle upstream connections; unset means none.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Port of the sidecar's HTTP proxy listener; 0 means none.
+    pub proxy_http_port: u16,
+    /// Port of the sidecar's captured outbound listener.
+    pub proxy_listen_port: u16,
+    /// Port of the sidecar's captured inbound listener.
+    pub proxy_inbound_listen_port: u16,
+    /// File for access logs; empty writes none.
+    pub access_log_file: String,
+    /// Format of an access log line; empty means Istio's default.
+    pub access_log_format: String,
+    /// Text or JSON.
+    pub access_log_encoding: AccessLogEncoding,
+    /// Retries where a route says nothing; unset means Istio's default (two more attempts on connection failures).
+    pub default_http_retry_policy: Option<HttpRetry>,
+    /// How paths are normalised before they are matched.
+    pub path_normalization: PathNormalization,
+    /// Longest wait for the first bytes when the protocol is unknown; 0 waits for ever.
+    pub protocol_detection_timeout: Timespan,
+    /// Settings of each proxy.
+    pub default_config: ProxyConfig,
+    /// Mutual TLS between workloads.
+    #[serde(rename = "meshMTLS")]
+    pub mesh_mtls: MeshTls,
+    /// Where services are visible that do not say; empty means everywhere.
+    pub default_service_export_to: Vec<String>,
+    /// Where VirtualServices are visible that do not say; empty means everywhere.
+    pub default_virtual_service_export_to: Vec<String>,
+    /// Where DestinationRules are visible that do not say; empty means everywhere.
+    pub default_destination_rule_export_to: Vec<String>,
+    /// Time between lookups of DNS endpoints.
+    pub dns_refresh_rate: Timespan,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".to_owned(),
+            trust_domain_aliases: Vec::new(),
+            root_namespace: "istio-system".to_owned(),
+            outbound_traffic_policy: OutboundTrafficPolicy::default(),
+            inbound_traffic_policy: InboundTrafficPolicy::default(),
+            enable_auto_mtls: true,
+            connect_timeout: Timespan::secs(10),
+            tcp_keepalive: None,
+            proxy_http_port: 0,
+            proxy_listen_port: 15001,
+            proxy_inbound_listen_port: 15006,
+            access_log_file: String::new(),
+            access_log_format: String::new(),
+            access_log_encoding: AccessLogEncoding::default(),
+            default_http_retry_policy: None,
+            path_normalization: PathNormalization::default(),
+            protocol_detection_timeout: Timespan::default(),
+            default_config: ProxyConfig::default(),
+            mesh_mtls: MeshTls::default(),
+            default_service_export_to: Vec::new(),
+            default_virtual_service_export_to: Vec::new(),
+            default_destination_rule_export_to: Vec::new(),
+            dns_refresh_rate: Timespan::secs(60),
+        }
+    }
+}
+
+/// How requests reach the application.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct InboundTrafficPolicy {
+    /// The way.
+    pub mode: InboundMode,
+}
+
+/// To which address the proxy forwards inbound requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum InboundMode {
+    /// The address that the client asked for.
+    #[default]
+    #[serde(rename = "PASSTHROUGH")]
+    Passthrough,
+    /// The loopback address.
+    #[serde(rename = "LOCALHOST")]
+    Localhost,
+}
+
+/// Form of an access log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum AccessLogEncoding {
+    /// One line of text.
+    #[default]
+    #[serde(rename = "TEXT")]
+    Text,
+    /// One JSON object.
+    #[serde(rename = "JSON")]
+    Json,
+}
+
+/// How paths are normalised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PathNormalization {
+    /// How far.
+    pub normalization: Normalization,
+}
+
+/// How far paths are normalised; each step includes those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Normalization {
+    /// `BASE`.
+    #[default]
+    #[serde(rename = "DEFAULT")]
+    Default,
+    /// Not at all.
+    #[serde(rename = "NONE")]
+    None,
+    /// Dot segments (RFC 3986).
+    #[serde(rename = "BASE")]
+    Base,
+    /// Also repeated slashes.
+    #[serde(rename = "MERGE_SLASHES")]
+    MergeSlashes,
+    /// Also escaped slashes.
+    #[serde(rename = "DECODE_AND_MERGE_SLASHES")]
+    DecodeAndMergeSlashes,
+}
+
+/// Mutual TLS between workloads.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct MeshTls {
+    /// Lowest TLS version between workloads; unset means TLS 1.2.
+    pub min_protocol_version: TlsVersion,
+}
+
+/// Settings of each proxy (Istio's ProxyConfig), as far as Weft honours them.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ProxyConfig {
+    /// Address of the control plane, `host:port`; empty leaves it to the proxy's own flags.
+    pub discovery_address: String,
+    /// Worker threads; unset leaves it to the proxy.
+    pub concurrency: Option<u32>,
+    /// Time for connections to drain when a listener goes; unset means 45 s.
+    pub drain_duration: Option<Timespan>,
+    /// Time for connections to drain when the proxy ends; unset means 5 s.
+    pub termination_drain_duration: Option<Timespan>,
+}

@@ -1,0 +1,34 @@
+//! What the mesh is now: an immutable [`World`] of services, endpoints and policies.
+//!
+//! A change of configuration goes `ingest` -> **`model`** -> `queue` -> `render` -> `serve`. This stage holds no files, no
+//! sockets and no clock; a World is built once, shared by reference count, and every answer about it is a pure function.
+
+pub mod destination_rule;
+pub mod gateway;
+pub mod host;
+pub mod kubernetes;
+pub mod mesh_config;
+pub mod meta;
+pub mod peer_authentication;
+pub mod registry;
+pub mod service;
+pub mod service_entry;
+pub mod sidecar;
+pub mod values;
+pub mod virtual_service;
+pub mod world;
+
+pub use destination_rule::DestinationRule;
+pub use gateway::Gateway;
+pub use kubernetes::{KubernetesService, TlsSecret};
+pub use mesh_config::MeshConfig;
+pub use meta::{Kind, Meta, Object, ObjectKey, Source};
+pub use peer_authentication::{EffectivePeerMode, PeerAuthentication};
+pub use service::{
+    Endpoint, ExportTo, Protocol, Resolution, Service, ServiceLocation, ServicePort, TargetPort, Workload,
+};
+pub use service_entry::{ServiceEntry, WorkloadEntry};
+pub use sidecar::Sidecar;
+pub use values::{Labels, Locality, StringMatch, Timespan};
+pub use virtual_service::VirtualService;
+pub use world::{Objects, World};

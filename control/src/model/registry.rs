@@ -1,0 +1,220 @@
+//! From objects to services: Kubernetes Services and ServiceEntries brought into one shape, endpoints attached.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::kubernetes::{IntOrName, KubernetesService};
+use super::mesh_config::MeshConfig;
+use super::meta::{Meta, Object};
+use super::service::{
+    Endpoint, ExportTo, Protocol, Resolution, Service, ServiceLocation, ServiceOrigin, ServicePort,
+    TargetPort, Workload,
+};
+use super::service_entry::{EntryPort, ServiceEntry, WorkloadEntry};
+use super::values::{Locality, selects};
+
+/// Annotation of a Kubernetes Service that says who sees it.
+const EXPORT_TO_ANNOTATION: &str = "networking.istio.io/exportTo";
+/// Label by which a workload says whether its proxy takes mutual TLS (`istio`) or there is none (`disabled`).
+const TLS_MODE_LABEL: &str = "security.istio.io/tlsMode";
+/// Label that gives a workload's locality.
+const LOCALITY_LABEL: &str = "istio-locality";
+
+/// The workloads that WorkloadEntries describe.
+pub(super) fn workloads(entries: &[Arc<Object<WorkloadEntry>>]) -> Vec<Arc<Workload>> {
+    entries
+        .iter()
+        .map(|entry| {
+            let endpoint = Arc::new(endpoint(&entry.spec, &entry.meta, true));
+            Arc::new(Workload { meta: Arc::new(entry.meta.clone()), endpoint })
+        })
+        .collect()
+}
+
+/// Every service, oldest first; on a tie Kubernetes Services before ServiceEntries.
+pub(super) fn services(
+    kubernetes: &[Arc<Object<KubernetesService>>],
+    entries: &[Arc<Object<ServiceEntry>>],
+    workloads: &[Arc<Workload>],
+    mesh: &MeshConfig,
+    domain: &str,
+) -> Vec<Arc<Service>> {
+    let mut all = Vec::with_capacity(kubernetes.len() + entries.len());
+    for service in kubernetes {
+        all.push(Arc::new(from_kubernetes(service, workloads, mesh, domain)));
+    }
+    for entry in entries {
+        let meta = Arc::new(entry.meta.clone());
+        let endpoints = entry_endpoints(entry, workloads);
+        for host in &entry.spec.hosts {
+            all.push(Arc::new(from_entry(host, entry, &meta, &endpoints, mesh)));
+        }
+    }
+    all.sort_by(|a, b| a.meta.precedence(&b.meta));
+    all
+}
+
+fn from_kubernetes(
+    object: &Object<KubernetesService>,
+    workloads: &[Arc<Workload>],
+    mesh: &MeshConfig,
+    domain: &str,
+) -> Service {
+    let (meta, spec) = (&object.meta, &object.spec);
+    let headless = spec.cluster_ip == "None";
+    let mut addresses: Vec<String> = Vec::new();
+    for address in std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips) {
+        if address.parse::<IpAddr>().is_ok() && !addresses.contains(address) {
+            addresses.push(address.clone());
+        }
+    }
+    let export: Vec<String> = meta
+        .annotations
+        .get(EXPORT_TO_ANNOTATION)
+        .map(|list| {
+            list.split(',').map(|entry| entry.trim().to_owned()).filter(|entry| !entry.is_empty()).collect()
+        })
+        .unwrap_or_default();
+    let endpoints = if spec.selector.is_empty() {
+        Vec::new()
+    } else {
+        workloads
+            .iter()
+            .filter(|workload| {
+                workload.meta.namespace == meta.namespace && selects(&spec.selector, workload.labels())
+            })
+            .map(|workload| workload.endpoint.clone())
+            .collect()
+    };
+    Service {
+        hostname: format!("{}.{}.svc.{domain}", meta.name, meta.namespace).into(),
+        meta: Arc::new(meta.clone()),
+        origin: ServiceOrigin::Kubernetes,
+        addresses,
+        headless,
+        ports: spec
+            .ports
+            .iter()
+            .map(|port| ServicePort {
+                number: port.port,
+                name: port.name.clone(),
+                protocol: Protocol::select(
+                    port.port,
+                    &port.protocol,
+                    port.app_protocol.as_deref(),
+                    &port.name,
+                ),
+                target: match &port.target_port {
+                    None | Some(IntOrName::Number(0)) => TargetPort::Same,
+                    Some(IntOrName::Number(number)) => TargetPort::Number(*number),
+                    Some(IntOrName::Name(name)) => TargetPort::Name(name.clone()),
+                },
+            })
+            .collect(),
+        resolution: if headless { Resolution::None } else { Resolution::Static },
+        location: ServiceLocation::MeshInternal,
+        export_to: ExportTo::parse(&export, &mesh.default_service_export_to, &meta.namespace),
+        subject_alt_names: Vec::new(),
+        endpoints,
+    }
+}
+
+fn from_entry(
+    host: &str,
+    entry: &Object<ServiceEntry>,
+    meta: &Arc<Meta>,
+    endpoints: &[Arc<Endpoint>],
+    mesh: &MeshConfig,
+) -> Service {
+    let spec = &entry.spec;
+    let by_dns = matches!(spec.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+    let endpoints = if endpoints.is_empty() && by_dns && spec.workload_selector.is_none() {
+        // Without endpoints of its own, a service found by DNS is found under its own name.
+        let own = WorkloadEntry { address: host.to_owned(), ..WorkloadEntry::default() };
+        vec![Arc::new(endpoint(&own, meta, false))]
+    } else {
+        endpoints.to_vec()
+    };
+    Service {
+        hostname: host.into(),
+        meta: meta.clone(),
+        origin: ServiceOrigin::ServiceEntry,
+        addresses: spec.addresses.clone(),
+        headless: false,
+        ports: spec.ports.iter().map(entry_port).collect(),
+        resolution: spec.resolution,
+        location: spec.location,
+        export_to: ExportTo::parse(&spec.export_to, &mesh.default_service_export_to, &meta.namespace),
+        subject_alt_names: spec.subject_alt_names.clone(),
+        endpoints,
+    }
+}
+
+fn entry_port(port: &EntryPort) -> ServicePort {
+    let declared = if port.protocol.is_empty() { None } else { Some(port.protocol.as_str()) };
+    ServicePort {
+        number: port.number,
+        name: port.name.clone(),
+        protocol: Protocol::select(port.number, "TCP", declared, &port.name),
+        target: port.target_port.map_or(TargetPort::Same, TargetPort::Number),
+    }
+}
+
+fn entry_endpoints(entry: &Object<ServiceEntry>, workloads: &[Arc<Workload>]) -> Vec<Arc<Endpoint>> {
+    match &entry.spec.workload_selector {
+        Some(selector) => workloads
+            .iter()
+            .filter(|workload| {
+                workload.meta.namespace == entry.meta.namespace && selector.selects(workload.labels())
+            })
+            .map(|workload| workload.endpoint.clone())
+            .collect(),
+        None => {
+            entry.spec.endpoints.iter().map(|inline| Arc::new(endpoint(inline, &entry.meta, false))).collect()
+        }
+    }
+}
+
+/// `registered` tells a WorkloadEntry of its own, whose labels its metadata may complete, from one in a ServiceEntry.
+fn endpoint(entry: &WorkloadEntry, meta: &Meta, registered: bool) -> Endpoint {
+    let mut labels = entry.labels.clone();
+    if registered {
+        for (key, value) in &meta.labels {
+            labels.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    let locality = if entry.locality.is_empty() {
+        labels.get(LOCALITY_LABEL).map(|text| Locality::parse(&text.replace('.', "/")))
+    } else {
+        Some(Locality::parse(&entry.locality))
+    };
+    // Istio's rule: a service account means a proxy, unless the label says otherwise.
+    let mutual_tls = match labels.get(TLS_MODE_LABEL) {
+        Some(mode) => mode == "istio",
+        None => !entry.service_account.is_empty(),
+    };
+    Endpoint {
+        address: entry.address.clone(),
+        ports: entry.ports.clone(),
+        labels,
+        namespace: meta.namespace.clone(),
+        service_account: entry.service_account.clone(),
+        locality,
+        weight: entry.weight.max(1),
+        network: entry.network.clone(),
+        mutual_tls,
+        workload: registered.then(|| meta.key()),
+    }
+}
+
+/// The service accounts behind a service's endpoints, as `(namespace, service account)`, sorted: the identities that a
+/// client expects there.
+pub fn service_accounts(service: &Service) -> BTreeSet<(&str, &str)> {
+    service
+        .endpoints
+        .iter()
+        .filter(|endpoint| !endpoint.service_account.is_empty())
+        .map(|endpoint| (endpoint.namespace.as_str(), endpoint.service_account.as_str()))
+        .collect()
+}
