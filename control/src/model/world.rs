@@ -2,12 +2,14 @@
 //! follow from them.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::destination_rule::DestinationRule;
 use super::gateway::Gateway;
 use super::host::DEFAULT_DOMAIN;
 use super::kubernetes::{KubernetesService, TlsSecret};
+use super::lookup::{self, MergedRule};
 use super::mesh_config::MeshConfig;
 use super::meta::Object;
 use super::peer_authentication::PeerAuthentication;
@@ -52,13 +54,16 @@ pub struct World {
 
 #[derive(Debug)]
 struct Parts {
+    version: u64,
     mesh: Arc<MeshConfig>,
+    mesh_version: u64,
     domain: String,
     services: Vec<Arc<Service>>,
     by_host: HashMap<Arc<str>, Vec<usize>>,
     workloads: Vec<Arc<Workload>>,
     virtual_services: Vec<Arc<Object<VirtualService>>>,
     destination_rules: Vec<Arc<Object<DestinationRule>>>,
+    merged_rules: Vec<Arc<MergedRule>>,
     gateways: Vec<Arc<Object<Gateway>>>,
     sidecars: Vec<Arc<Object<Sidecar>>>,
     peer_authentications: Vec<Arc<Object<PeerAuthentication>>>,
@@ -74,31 +79,63 @@ impl Default for World {
 impl World {
     /// Builds the state that follows from these objects, whatever their order.
     pub fn new(objects: Objects) -> Self {
+        let mesh_version = objects.mesh.as_ref().map_or(0, |object| object.meta.version);
         let mesh = objects.mesh.map(|object| object.spec).unwrap_or_default();
+        let virtual_services = in_order(objects.virtual_services);
+        let gateways = in_order(objects.gateways);
+        let sidecars = in_order(objects.sidecars);
+        let peer_authentications = in_order(objects.peer_authentications);
+        let secrets = in_order(objects.secrets);
         let workload_entries = in_order(objects.workload_entries);
         let kubernetes = in_order(objects.services);
         let entries = in_order(objects.service_entries);
+        let destination_rules = in_order(objects.destination_rules);
+        let merged_rules = lookup::merge(&destination_rules, &mesh.default_destination_rule_export_to);
         let workloads = registry::workloads(&workload_entries);
         let services = registry::services(&kubernetes, &entries, &workloads, &mesh, DEFAULT_DOMAIN);
         let mut by_host: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
         for (index, service) in services.iter().enumerate() {
             by_host.entry(service.hostname.clone()).or_default().push(index);
         }
+        let mut hasher = DefaultHasher::new();
+        mesh_version.hash(&mut hasher);
+        hash_all(&kubernetes, &mut hasher);
+        hash_all(&entries, &mut hasher);
+        hash_all(&workload_entries, &mut hasher);
+        hash_all(&virtual_services, &mut hasher);
+        hash_all(&destination_rules, &mut hasher);
+        hash_all(&gateways, &mut hasher);
+        hash_all(&sidecars, &mut hasher);
+        hash_all(&peer_authentications, &mut hasher);
+        hash_all(&secrets, &mut hasher);
         Self {
             parts: Arc::new(Parts {
+                version: hasher.finish(),
                 mesh: Arc::new(mesh),
+                mesh_version,
                 domain: DEFAULT_DOMAIN.to_owned(),
                 services,
                 by_host,
                 workloads,
-                virtual_services: in_order(objects.virtual_services),
-                destination_rules: in_order(objects.destination_rules),
-                gateways: in_order(objects.gateways),
-                sidecars: in_order(objects.sidecars),
-                peer_authentications: in_order(objects.peer_authentications),
-                secrets: in_order(objects.secrets),
+                virtual_services,
+                destination_rules,
+                merged_rules,
+                gateways,
+                sidecars,
+                peer_authentications,
+                secrets,
             }),
         }
+    }
+
+    /// Hash of everything in it: two Worlds of equal version say the same.
+    pub fn version(&self) -> u64 {
+        self.parts.version
+    }
+
+    /// Version of the mesh-wide settings; 0 when they are the defaults.
+    pub fn mesh_version(&self) -> u64 {
+        self.parts.mesh_version
     }
 
     /// Mesh-wide settings.
@@ -129,6 +166,11 @@ impl World {
     /// Every DestinationRule.
     pub fn destination_rules(&self) -> &[Arc<Object<DestinationRule>>] {
         &self.parts.destination_rules
+    }
+
+    /// DestinationRules merged by namespace, host, selector and audience.
+    pub fn merged_rules(&self) -> &[Arc<MergedRule>] {
+        &self.parts.merged_rules
     }
 
     /// Every Gateway.
@@ -169,4 +211,12 @@ impl World {
 fn in_order<T>(mut objects: Vec<Object<T>>) -> Vec<Arc<Object<T>>> {
     objects.sort_by(|a, b| a.meta.precedence(&b.meta));
     objects.into_iter().map(Arc::new).collect()
+}
+
+/// Objects with their order: which of two rules is older is part of what a World says.
+fn hash_all<T>(objects: &[Arc<Object<T>>], hasher: &mut DefaultHasher) {
+    objects.len().hash(hasher);
+    for object in objects {
+        object.meta.version.hash(hasher);
+    }
 }

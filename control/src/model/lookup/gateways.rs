@@ -1,0 +1,92 @@
+//! Which Gateways a gateway workload serves, and for which hosts.
+
+use std::sync::Arc;
+
+use crate::model::gateway::{Gateway, Server};
+use crate::model::host;
+use crate::model::meta::Object;
+use crate::model::values::{Labels, selects};
+use crate::model::virtual_service::VirtualService;
+use crate::model::world::World;
+
+impl World {
+    /// The Gateways of any namespace that select a workload with these labels, oldest first.
+    pub fn gateways_for(&self, labels: &Labels) -> Vec<&Arc<Object<Gateway>>> {
+        self.gateways().iter().filter(|gateway| selects(&gateway.spec.selector, labels)).collect()
+    }
+}
+
+/// The hosts that `server` of a Gateway in `gateway_namespace` serves for a VirtualService: where the two lists meet, the
+/// more specific of both names. Sorted in the VirtualService's order, without repetition.
+pub fn served_hosts(server: &Server, gateway_namespace: &str, rules: &Object<VirtualService>) -> Vec<String> {
+    let mut hosts: Vec<String> = Vec::new();
+    for wanted in &rules.spec.hosts {
+        for entry in &server.hosts {
+            let (place, offered) = entry.split_once('/').unwrap_or(("*", entry));
+            let admitted = match place {
+                "*" => true,
+                "." => rules.meta.namespace == gateway_namespace,
+                place => rules.meta.namespace == place,
+            };
+            if !admitted {
+                continue;
+            }
+            let specific = if host::covers(offered, wanted) {
+                wanted
+            } else if host::covers(wanted, offered) {
+                offered
+            } else {
+                continue;
+            };
+            if !hosts.iter().any(|held| held == specific) {
+                hosts.push(specific.to_owned());
+            }
+        }
+    }
+    hosts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::meta::{Kind, Meta, Source};
+
+    fn rules(namespace: &str, hosts: &[&str]) -> Object<VirtualService> {
+        let meta = Meta {
+            kind: Kind::VirtualService,
+            api_version: String::new(),
+            namespace: namespace.into(),
+            name: "rules".into(),
+            labels: Labels::new(),
+            annotations: Labels::new(),
+            created: None,
+            source: Source::default(),
+            version: 0,
+        };
+        let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+        Object { meta, spec: VirtualService { hosts, ..VirtualService::default() } }
+    }
+
+    fn server(hosts: &[&str]) -> Server {
+        Server { hosts: hosts.iter().map(|host| (*host).to_owned()).collect(), ..Server::default() }
+    }
+
+    #[test]
+    fn the_more_specific_of_both_names_is_served() {
+        let server = server(&["*.a.com", "exact.b.com"]);
+        let found = served_hosts(&server, "gw", &rules("shop", &["api.a.com", "*.b.com", "c.com"]));
+        assert_eq!(found, ["api.a.com", "exact.b.com"]);
+    }
+
+    #[test]
+    fn a_host_with_a_namespace_admits_only_that_namespace() {
+        let found = |entry: &str, namespace: &str| {
+            served_hosts(&server(&[entry]), "gw", &rules(namespace, &["api.a.com"])).len()
+        };
+        assert_eq!(found("shop/*.a.com", "shop"), 1);
+        assert_eq!(found("shop/*.a.com", "other"), 0);
+        assert_eq!(found("./*.a.com", "gw"), 1);
+        assert_eq!(found("./*.a.com", "shop"), 0);
+        assert_eq!(found("*/*.a.com", "other"), 1);
+    }
+}

@@ -1,0 +1,12 @@
+//! Questions that rendering asks of a [`World`](super::World): pure functions, one file per kind of object.
+
+mod destination_rules;
+mod gateways;
+mod peer;
+mod services;
+mod sidecars;
+mod virtual_services;
+
+pub(super) use destination_rules::merge;
+pub use destination_rules::{MergedRule, PortPolicy, effective_policy};
+pub use gateways::served_hosts;
