@@ -3,11 +3,13 @@
 //! Formats are compiled when configuration is; a line is written into a buffer of the worker's own, which a thread of the
 //! log's own carries to the file. A slow disk costs lines (counted), never a request.
 
+pub mod config;
 pub mod filter;
 pub mod format;
 mod operator;
 pub mod sink;
 
+pub use config::AccessLogConfig;
 pub use filter::Filter;
 pub use format::{Format, FormatError};
 pub use sink::Sink;
