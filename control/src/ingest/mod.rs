@@ -1,1 +1,22 @@
 //! From files to a [`World`](crate::model::World): reading, checking and watching configuration.
+//!
+//! A directory of YAML goes through here in this order: `load` lists and reads files, `tree` parses them with line
+//! numbers, `document` finds out what each object is, `decode` types it and finds unknown fields (`support` knows what Weft
+//! does not honour yet, `suggest` what was meant), `normalize` brings names into full form, `validate` checks Istio's
+//! rules. `watch` does it again whenever a file changes, and keeps the last good state when the new one is refused.
+
+mod decode;
+mod diagnostic;
+mod document;
+mod load;
+mod normalize;
+mod suggest;
+mod support;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod validate;
+
+pub use diagnostic::{Diagnostic, Severity};
+pub use document::Skipped;
+pub use load::{LoadOutcome, load_dir, load_str};

@@ -176,9 +176,9 @@ pub enum H2UpgradePolicy {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct OutlierDetection {
-    /// Old name of `consecutiveGatewayErrors`' predecessor; accepted with a warning and carried into
-    /// `consecutive_5xx_errors` by the reader.
-    pub consecutive_errors: Option<i32>,
+    /// Deprecated count of gateway errors; the reader warns and moves it to `consecutive_gateway_errors`, so that it is
+    /// empty in a World.
+    pub consecutive_errors: Option<u32>,
     /// Failures that came from connecting, when they are told apart.
     pub consecutive_local_origin_failures: Option<u32>,
     /// Whether failures that came from connecting are counted apart.

@@ -1,0 +1,132 @@
+//! Brings names into full form once, at the door: short hosts, gateways of the own namespace, old spellings.
+
+use super::diagnostic::Findings;
+use crate::model::destination_rule::{DestinationRule, OutlierDetection, TrafficPolicy};
+use crate::model::host::{DEFAULT_DOMAIN, resolve_short};
+use crate::model::sidecar::Sidecar;
+use crate::model::virtual_service::VirtualService;
+
+/// What VirtualServices call the sidecars of the mesh.
+const MESH: &str = "mesh";
+
+pub(super) fn virtual_service(spec: &mut VirtualService, namespace: &str) {
+    for host in &mut spec.hosts {
+        *host = full_host(host, namespace);
+    }
+    if spec.gateways.is_empty() {
+        spec.gateways.push(MESH.to_owned());
+    }
+    full_gateways(&mut spec.gateways, namespace);
+    for rule in &mut spec.http {
+        for matching in &mut rule.matches {
+            full_gateways(&mut matching.gateways, namespace);
+            // HTTP field names have no case; proxies hold them in lower case.
+            for headers in [&mut matching.headers, &mut matching.without_headers] {
+                *headers = std::mem::take(headers)
+                    .into_iter()
+                    .map(|(name, value)| (name.to_ascii_lowercase(), value))
+                    .collect();
+            }
+        }
+        for route in &mut rule.route {
+            route.destination.host = full_host(&route.destination.host, namespace);
+        }
+    }
+    for rule in &mut spec.tls {
+        rule.matches.iter_mut().for_each(|matching| full_gateways(&mut matching.gateways, namespace));
+        for route in &mut rule.route {
+            route.destination.host = full_host(&route.destination.host, namespace);
+        }
+    }
+    for rule in &mut spec.tcp {
+        rule.matches.iter_mut().for_each(|matching| full_gateways(&mut matching.gateways, namespace));
+        for route in &mut rule.route {
+            route.destination.host = full_host(&route.destination.host, namespace);
+        }
+    }
+}
+
+pub(super) fn destination_rule(spec: &mut DestinationRule, namespace: &str, findings: &mut Findings) {
+    spec.host = full_host(&spec.host, namespace);
+    if let Some(policy) = &mut spec.traffic_policy {
+        old_spellings(policy, "spec.trafficPolicy", findings);
+    }
+    for (index, subset) in spec.subsets.iter_mut().enumerate() {
+        if let Some(policy) = &mut subset.traffic_policy {
+            old_spellings(policy, &format!("spec.subsets[{index}].trafficPolicy"), findings);
+        }
+    }
+}
+
+pub(super) fn sidecar(spec: &mut Sidecar, namespace: &str) {
+    for host in spec.egress.iter_mut().flat_map(|listener| &mut listener.hosts) {
+        if let Some(rest) = host.strip_prefix("./") {
+            *host = format!("{namespace}/{rest}");
+        }
+    }
+}
+
+fn full_host(host: &str, namespace: &str) -> String {
+    resolve_short(host, namespace, DEFAULT_DOMAIN)
+}
+
+/// `g` and `./g` become `namespace/g`, the old `g.ns.svc.cluster.local` becomes `ns/g`; `mesh` stays.
+fn full_gateways(gateways: &mut [String], namespace: &str) {
+    for gateway in gateways {
+        if gateway == MESH {
+            continue;
+        }
+        if let Some(name) = gateway.strip_prefix("./") {
+            *gateway = format!("{namespace}/{name}");
+        } else if !gateway.contains('/') {
+            let mut labels = gateway.split('.');
+            let name = labels.next().unwrap_or_default();
+            let place = labels.next().unwrap_or(namespace);
+            *gateway = format!("{place}/{name}");
+        }
+    }
+}
+
+fn old_spellings(policy: &mut TrafficPolicy, path: &str, findings: &mut Findings) {
+    if let Some(outlier) = &mut policy.outlier_detection {
+        old_outlier(outlier, &format!("{path}.outlierDetection"), findings);
+    }
+    for (index, settings) in policy.port_level_settings.iter_mut().enumerate() {
+        if let Some(outlier) = &mut settings.outlier_detection {
+            old_outlier(outlier, &format!("{path}.portLevelSettings[{index}].outlierDetection"), findings);
+        }
+    }
+}
+
+/// The old field counted gateway errors only.
+fn old_outlier(outlier: &mut OutlierDetection, path: &str, findings: &mut Findings) {
+    let Some(count) = outlier.consecutive_errors.take() else { return };
+    findings.warn(
+        format!("{path}.consecutiveErrors"),
+        "deprecated; read as consecutiveGatewayErrors",
+        "write consecutiveGatewayErrors (502, 503, 504) or consecutive5xxErrors (any 5xx)",
+    );
+    outlier.consecutive_gateway_errors.get_or_insert(count);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gateways_are_named_with_their_namespace() {
+        let mut names: Vec<String> =
+            ["mesh", "g", "./g", "other/g", "g.infra.svc.cluster.local"].map(str::to_owned).to_vec();
+        full_gateways(&mut names, "shop");
+        assert_eq!(names, ["mesh", "shop/g", "shop/g", "other/g", "infra/g"]);
+    }
+
+    #[test]
+    fn the_old_outlier_field_is_taken_with_a_warning() {
+        let mut outlier = OutlierDetection { consecutive_errors: Some(7), ..OutlierDetection::default() };
+        let mut findings = Findings::default();
+        old_outlier(&mut outlier, "o", &mut findings);
+        assert_eq!(outlier.consecutive_gateway_errors, Some(7));
+        assert_eq!(findings.0.len(), 1);
+    }
+}

@@ -1,0 +1,402 @@
+//! What Weft supports of Istio's API, beyond what the types say: kinds and fields that exist but are not honoured yet, and
+//! fields that have no bearing on a mesh.
+//!
+//! What is not honoured is refused by name, so that nobody believes in a setting that does nothing.
+
+use super::decode::Counsel;
+use super::suggest;
+use crate::model::Kind;
+
+/// Values of known enumerations that are not honoured yet.
+pub(super) const VALUES_NOT_YET: &[&str] = &["DYNAMIC_DNS", "ALLOW_ANY_DYNAMIC_DNS"];
+
+/// What an object is, by its apiVersion and kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// One that Weft reads.
+    Known(Kind),
+    /// A Kubernetes ConfigMap; it may hold the MeshConfig.
+    ConfigMap,
+    /// A list of objects, as `kubectl get -o yaml` prints it.
+    List,
+    /// None of the mesh's business.
+    Foreign,
+    /// Refused: reason and what to do.
+    Refused(String, String),
+}
+
+const NETWORKING: &[Kind] = &[
+    Kind::VirtualService,
+    Kind::DestinationRule,
+    Kind::Gateway,
+    Kind::ServiceEntry,
+    Kind::WorkloadEntry,
+    Kind::Sidecar,
+];
+const SECURITY: &[Kind] = &[Kind::PeerAuthentication];
+
+/// Kinds of Istio's that are not supported yet, by group.
+const KINDS_NOT_YET: &[(&str, &[&str])] = &[
+    ("networking.istio.io", &["EnvoyFilter", "WorkloadGroup", "ProxyConfig"]),
+    ("security.istio.io", &["RequestAuthentication", "AuthorizationPolicy"]),
+    ("telemetry.istio.io", &["Telemetry"]),
+    ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),
+    ("install.istio.io", &["IstioOperator"]),
+    (
+        "gateway.networking.k8s.io",
+        &[
+            "GatewayClass",
+            "Gateway",
+            "HTTPRoute",
+            "GRPCRoute",
+            "TLSRoute",
+            "TCPRoute",
+            "UDPRoute",
+            "ReferenceGrant",
+        ],
+    ),
+];
+
+/// Finds out what an object is.
+pub(super) fn classify(api_version: &str, kind: &str) -> Class {
+    let Some((group, version)) = api_version.split_once('/') else {
+        return match (api_version, kind) {
+            ("v1", "Service") => Class::Known(Kind::Service),
+            ("v1", "Secret") => Class::Known(Kind::Secret),
+            ("v1", "ConfigMap") => Class::ConfigMap,
+            ("v1", "List") => Class::List,
+            _ => Class::Foreign,
+        };
+    };
+    let not_yet =
+        KINDS_NOT_YET.iter().find(|(name, _)| *name == group).map(|(_, kinds)| *kinds).unwrap_or_default();
+    if not_yet.contains(&kind) {
+        return Class::Refused(
+            format!("not yet supported by Weft: {kind} ({group})"),
+            "take the object out of this directory; it would have no effect".to_owned(),
+        );
+    }
+    let ours = match group {
+        "networking.istio.io" => NETWORKING,
+        "security.istio.io" => SECURITY,
+        _ => return Class::Foreign,
+    };
+    match ours.iter().find(|known| known.as_str() == kind) {
+        Some(known) if matches!(version, "v1" | "v1beta1" | "v1alpha3") => Class::Known(*known),
+        Some(_) => Class::Refused(
+            format!("{group} has no version {version:?}"),
+            format!("write apiVersion: {group}/v1"),
+        ),
+        None => {
+            let names = ours.iter().map(|known| known.as_str()).chain(not_yet.iter().copied());
+            let help = match suggest::closest(kind, names) {
+                Some(meant) => format!("did you mean {meant}?"),
+                None => {
+                    format!(
+                        "Weft reads {}",
+                        ours.iter().map(|known| known.as_str()).collect::<Vec<_>>().join(", ")
+                    )
+                }
+            };
+            Class::Refused(format!("{group} has no kind {kind:?}"), help)
+        }
+    }
+}
+
+/// Fields of Istio's API that Weft does not honour yet: kind, end of the parent's path, names.
+const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
+    (
+        Kind::VirtualService,
+        "spec.http",
+        &[
+            "fault",
+            "mirror",
+            "mirrors",
+            "mirrorPercent",
+            "mirrorPercentage",
+            "mirror_percent",
+            "corsPolicy",
+            "delegate",
+        ],
+    ),
+    (Kind::VirtualService, "http.match", &["statPrefix"]),
+    (
+        Kind::DestinationRule,
+        "loadBalancer",
+        &["consistentHash", "localityLbSetting", "warmup", "warmupDurationSecs", "zoneAwareLbSetting"],
+    ),
+    (Kind::DestinationRule, "connectionPool.http", &["http2KeepAlive", "http2Keepalive"]),
+    (Kind::DestinationRule, "trafficPolicy", &["tunnel", "proxyProtocol"]),
+    (Kind::DestinationRule, "tls", &["caCrl"]),
+    (Kind::Gateway, "servers", &["defaultEndpoint"]),
+    (
+        Kind::Gateway,
+        "servers.tls",
+        &[
+            "verifyCertificateSpki",
+            "verifyCertificateHash",
+            "tlsCertificates",
+            "credentialNames",
+            "caCertCredentialName",
+            "caCrl",
+        ],
+    ),
+    (
+        Kind::Sidecar,
+        "ingress.tls",
+        &["verifyCertificateSpki", "verifyCertificateHash", "tlsCertificates", "caCrl"],
+    ),
+    (Kind::Sidecar, "outboundTrafficPolicy", &["egressProxy"]),
+    (Kind::Sidecar, "connectionPool.http", &["http2KeepAlive"]),
+    (Kind::Sidecar, "inboundConnectionPool.http", &["http2KeepAlive"]),
+    (Kind::PeerAuthentication, "spec", &["targetRef", "targetRefs"]),
+    (
+        Kind::MeshConfig,
+        "",
+        &[
+            "ca",
+            "caCertificates",
+            "certificates",
+            "configSources",
+            "defaultProviders",
+            "disableEnvoyListenerLog",
+            "discoverySelectors",
+            "enableEnvoyAccessLogService",
+            "enablePrometheusMerge",
+            "enableTracing",
+            "extensionProviders",
+            "h2UpgradePolicy",
+            "hboneIdleTimeout",
+            "ingressClass",
+            "ingressControllerMode",
+            "ingressSelector",
+            "ingressService",
+            "localityLbSetting",
+            "serviceScopeConfigs",
+            "serviceSettings",
+            "tlsDefaults",
+            "verifyCertificateAtClient",
+        ],
+    ),
+    (Kind::MeshConfig, "outboundTrafficPolicy", &["egressProxy"]),
+    (Kind::MeshConfig, "meshMTLS", &["cipherSuites", "ecdhCurves"]),
+    (
+        Kind::MeshConfig,
+        "defaultConfig",
+        &[
+            "availabilityZone",
+            "binaryPath",
+            "caCertificatesPem",
+            "configPath",
+            "controlPlaneAuthPolicy",
+            "customConfigFile",
+            "envoyAccessLogService",
+            "envoyMetricsService",
+            "envoyMetricsServiceAddress",
+            "extraStatTags",
+            "fileFlushInterval",
+            "fileFlushMinSizeKb",
+            "gatewayTopology",
+            "holdApplicationUntilProxyStarts",
+            "image",
+            "interceptionMode",
+            "meshId",
+            "privateKeyProvider",
+            "proxyAdminPort",
+            "proxyBootstrapTemplatePath",
+            "proxyHeaders",
+            "proxyMetadata",
+            "proxyStatsMatcher",
+            "readinessProbe",
+            "runtimeValues",
+            "sds",
+            "serviceCluster",
+            "statNameLength",
+            "statsCompression",
+            "statsdUdpAddress",
+            "statusPort",
+            "tracing",
+            "tracingServiceName",
+            "zipkinAddress",
+        ],
+    ),
+];
+
+/// Fields that have no bearing on a mesh: kind (none for all), end of the parent's path, names.
+const FIELDS_IGNORED: &[(Option<Kind>, &str, &[&str])] = &[
+    (
+        None,
+        "metadata",
+        &[
+            "uid",
+            "resourceVersion",
+            "generation",
+            "managedFields",
+            "ownerReferences",
+            "finalizers",
+            "selfLink",
+            "generateName",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+        ],
+    ),
+    (
+        Some(Kind::Service),
+        "spec",
+        &[
+            "allocateLoadBalancerNodePorts",
+            "externalIPs",
+            "externalTrafficPolicy",
+            "healthCheckNodePort",
+            "internalTrafficPolicy",
+            "ipFamilies",
+            "ipFamilyPolicy",
+            "loadBalancerClass",
+            "loadBalancerIP",
+            "loadBalancerSourceRanges",
+        ],
+    ),
+];
+
+/// Fields that people put in the wrong place: end of the wrong parent's path, names, and the right place.
+const MISPLACED: &[(&str, &[&str], &str)] = &[
+    ("connectionPool.http", OUTLIER_FIELDS, "trafficPolicy.outlierDetection"),
+    ("connectionPool.tcp", OUTLIER_FIELDS, "trafficPolicy.outlierDetection"),
+    ("connectionPool", OUTLIER_FIELDS, "trafficPolicy.outlierDetection"),
+    ("trafficPolicy", OUTLIER_FIELDS, "trafficPolicy.outlierDetection"),
+    (
+        "connectionPool.http",
+        &["maxConnections", "connectTimeout", "tcpKeepalive"],
+        "trafficPolicy.connectionPool.tcp",
+    ),
+    (
+        "connectionPool.tcp",
+        &["http1MaxPendingRequests", "http2MaxRequests", "maxRequestsPerConnection", "maxRetries"],
+        "trafficPolicy.connectionPool.http",
+    ),
+    ("spec", &["loadBalancer", "connectionPool", "outlierDetection", "portLevelSettings"], "trafficPolicy"),
+    (
+        "http.retries",
+        &["timeout"],
+        "http.timeout (for the request) or http.retries.perTryTimeout, not retries",
+    ),
+];
+
+const OUTLIER_FIELDS: &[&str] = &[
+    "consecutiveErrors",
+    "consecutiveGatewayErrors",
+    "consecutive5xxErrors",
+    "consecutiveLocalOriginFailures",
+    "splitExternalLocalOriginErrors",
+    "interval",
+    "baseEjectionTime",
+    "maxEjectionPercent",
+    "minHealthPercent",
+];
+
+/// What is known about a field of `kind` beyond its type: see [`super::decode::Advice`].
+pub(super) fn advise(kind: Kind, parent: &str, name: &str, known: bool) -> Option<Counsel> {
+    let parent = without_indexes(parent);
+    if let Some(counsel) = misnamed_selector(kind, &parent, name) {
+        return Some(counsel);
+    }
+    let ignored = FIELDS_IGNORED.iter().any(|(of, place, names)| {
+        of.is_none_or(|of| of == kind) && ends_with(&parent, place) && names.contains(&name)
+    });
+    if ignored {
+        return Some(Counsel::Ignore);
+    }
+    let refused = FIELDS_NOT_YET
+        .iter()
+        .any(|(of, place, names)| *of == kind && ends_with(&parent, place) && names.contains(&name));
+    if refused {
+        return Some(Counsel::Refuse(
+            "not supported by Weft yet".to_owned(),
+            "take the field out".to_owned(),
+        ));
+    }
+    if known {
+        return None;
+    }
+    let (_, _, home) =
+        MISPLACED.iter().find(|(place, names, _)| ends_with(&parent, place) && names.contains(&name))?;
+    let meant = if home.contains(' ') { (*home).to_owned() } else { format!("{home}.{name}") };
+    Some(Counsel::Refuse("unknown field".to_owned(), format!("did you mean {meant}?")))
+}
+
+/// One type serves both forms of workload selector; which of its two names is right depends on the kind.
+fn misnamed_selector(kind: Kind, parent: &str, name: &str) -> Option<Counsel> {
+    let right = match kind {
+        Kind::Sidecar | Kind::ServiceEntry => "labels",
+        Kind::DestinationRule | Kind::PeerAuthentication => "matchLabels",
+        _ => return None,
+    };
+    let in_selector = ends_with(parent, "workloadSelector") || parent == "spec.selector";
+    (in_selector && matches!(name, "labels" | "matchLabels") && name != right)
+        .then(|| Counsel::Refuse("unknown field".to_owned(), format!("did you mean \"{right}\"?")))
+}
+
+fn without_indexes(path: &str) -> String {
+    let mut plain = String::with_capacity(path.len());
+    let mut inside = false;
+    for c in path.chars() {
+        match c {
+            '[' => inside = true,
+            ']' => inside = false,
+            c if !inside => plain.push(c),
+            _ => {}
+        }
+    }
+    plain
+}
+
+fn ends_with(path: &str, end: &str) -> bool {
+    if end.is_empty() {
+        return path.is_empty();
+    }
+    path.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_told_apart_by_group_and_version() {
+        assert_eq!(classify("networking.istio.io/v1", "Gateway"), Class::Known(Kind::Gateway));
+        for version in ["v1", "v1beta1", "v1alpha3"] {
+            let api = format!("networking.istio.io/{version}");
+            assert_eq!(classify(&api, "VirtualService"), Class::Known(Kind::VirtualService));
+        }
+        assert_eq!(classify("apps/v1", "Deployment"), Class::Foreign);
+        assert_eq!(classify("v1", "Namespace"), Class::Foreign);
+        for (api, kind) in [
+            ("gateway.networking.k8s.io/v1", "Gateway"),
+            ("security.istio.io/v1", "AuthorizationPolicy"),
+            ("networking.istio.io/v1alpha3", "EnvoyFilter"),
+            ("networking.istio.io/v2", "Gateway"),
+            ("networking.istio.io/v1", "VirtualServce"),
+        ] {
+            assert!(matches!(classify(api, kind), Class::Refused(..)), "{api} {kind}");
+        }
+    }
+
+    #[test]
+    fn outlier_settings_under_the_connection_pool_are_sent_home() {
+        let counsel = advise(
+            Kind::DestinationRule,
+            "spec.subsets[1].trafficPolicy.connectionPool.http",
+            "consecutiveGatewayErrors",
+            false,
+        );
+        let help = "did you mean trafficPolicy.outlierDetection.consecutiveGatewayErrors?".to_owned();
+        assert_eq!(counsel, Some(Counsel::Refuse("unknown field".to_owned(), help)));
+    }
+
+    #[test]
+    fn a_field_is_refused_only_where_istio_has_it() {
+        assert!(advise(Kind::VirtualService, "spec.http[3]", "mirror", false).is_some());
+        assert_eq!(advise(Kind::VirtualService, "spec.http[3].route[0]", "mirror", false), None);
+        assert_eq!(advise(Kind::Service, "metadata", "uid", false), Some(Counsel::Ignore));
+    }
+}

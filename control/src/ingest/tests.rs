@@ -1,0 +1,285 @@
+//! What a user sees: configuration in, a World or diagnostics out.
+
+use super::{LoadOutcome, load_dir, load_str};
+use crate::model::destination_rule::SimpleBalancer;
+use crate::model::{EffectivePeerMode, Labels, World, effective_policy, served_hosts};
+
+/// The design's DestinationRule as it was written, with outlier settings in the connection pool.
+const DESIGN_RULE: &str = "\
+apiVersion: networking.istio.io/v1beta1
+kind: DestinationRule
+metadata:
+  name: user-service
+  namespace: ecotrack
+spec:
+  host: user-service
+  trafficPolicy:
+    connectionPool:
+      tcp:
+        maxConnections: 100
+      http:
+        http1MaxPendingRequests: 50
+        http2MaxRequests: 100
+        maxRequestsPerConnection: 10
+        maxRetries: 3
+        consecutiveGatewayErrors: 5
+        interval: 30s
+        baseEjectionTime: 30s
+        maxEjectionPercent: 50
+    loadBalancer:
+      simple: LEAST_CONN
+  subsets:
+    - name: stable
+      labels:
+        version: stable
+    - name: canary
+      labels:
+        version: canary
+";
+
+/// The design's own objects, the DestinationRule mended.
+const DESIGN: &str = include_str!("../../tests/fixtures/design.yaml");
+
+fn texts(outcome: &LoadOutcome) -> Vec<String> {
+    outcome.diagnostics.iter().map(ToString::to_string).collect()
+}
+
+fn world(text: &str) -> World {
+    let outcome = load_str("x.yaml", text);
+    outcome.world.clone().unwrap_or_else(|| panic!("{:#?}", texts(&outcome)))
+}
+
+/// The only diagnostic of a text.
+fn only(text: &str) -> String {
+    let outcome = load_str("x.yaml", text);
+    let mut texts = texts(&outcome);
+    assert_eq!(texts.len(), 1, "{texts:#?}");
+    texts.remove(0)
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+#[test]
+fn the_designs_rule_is_refused_with_the_place_where_its_outlier_fields_belong() {
+    let outcome = load_str("deploy/dr.yaml", DESIGN_RULE);
+    assert!(outcome.world.is_none());
+    let texts = texts(&outcome);
+    let expected: Vec<String> = [
+        (17, "consecutiveGatewayErrors"),
+        (18, "interval"),
+        (19, "baseEjectionTime"),
+        (20, "maxEjectionPercent"),
+    ]
+    .into_iter()
+    .map(|(line, field)| {
+        format!(
+            "deploy/dr.yaml:{line}: DestinationRule ecotrack/user-service: \
+                     spec.trafficPolicy.connectionPool.http.{field}: unknown field; \
+                     did you mean trafficPolicy.outlierDetection.{field}?"
+        )
+    })
+    .collect();
+    assert_eq!(texts, expected);
+}
+
+#[test]
+fn the_designs_objects_are_taken() {
+    let world = world(DESIGN);
+    let user = world.service("user-service.ecotrack.svc.cluster.local", "ecotrack").cloned();
+    let user = user.expect("the service");
+    let rule = world.destination_rule("ecotrack", &Labels::new(), &user).expect("its rule");
+    let policy = effective_policy(&rule.spec, Some("canary"), 8080);
+    assert_eq!(policy.load_balancer.and_then(|balancer| balancer.simple), Some(SimpleBalancer::LeastRequest));
+    assert_eq!(policy.outlier_detection.and_then(|outlier| outlier.consecutive_gateway_errors), Some(5));
+    let rules = world.virtual_service_for_host("ecotrack", "mesh", &user.hostname).expect("its routes");
+    assert_eq!(rules.spec.http.len(), 2);
+    assert_eq!(rules.spec.http[0].route[0].destination.host, "user-service.ecotrack.svc.cluster.local");
+    assert_eq!(world.peer_mode("ecotrack", &Labels::new(), Some(8080)), EffectivePeerMode::Strict);
+    assert_eq!(world.peer_mode("elsewhere", &Labels::new(), None), EffectivePeerMode::Permissive);
+    let gateways = world.gateways_for(&labels(&[("istio", "ingressgateway")]));
+    assert_eq!(gateways.len(), 1);
+    let bound = world.virtual_services_for("istio-system", "ecotrack/ecotrack-gateway");
+    assert_eq!(bound.len(), 1);
+    assert_eq!(
+        served_hosts(&gateways[0].spec.servers[0], "ecotrack", bound[0]),
+        ["api.ecotrack.platform.dev"]
+    );
+    let stripe = world.service("api.stripe.com", "ecotrack").expect("the entry");
+    assert_eq!(stripe.endpoints[0].address, "api.stripe.com");
+}
+
+#[test]
+fn the_example_mesh_is_taken_without_a_word() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/ecotrack");
+    let outcome = load_dir(&dir);
+    assert_eq!(texts(&outcome), [] as [&str; 0]);
+    let world = outcome.world.expect("a world");
+    assert_eq!(world.mesh().proxy_http_port, 15080);
+    let user = world.service("user-service.ecotrack.svc.cluster.local", "ecotrack").expect("user-service");
+    assert_eq!(user.endpoints.len(), 4);
+    assert!(user.endpoints.iter().all(|endpoint| endpoint.mutual_tls));
+    let gateway = world.workload_at("127.0.2.1").expect("the gateway");
+    assert!(gateway.is_gateway());
+    assert_eq!(world.gateway_ports(&["127.0.2.1".to_owned()], 80), [8080]);
+    let stable = world.workload_at("127.0.10.1").expect("an instance");
+    assert_eq!(stable.command(), Some("weft app --calls product-service"));
+    let sidecar = world.sidecar_for("ecotrack", stable.labels()).expect("the namespace's Sidecar");
+    let reached = world.imported_services("ecotrack", Some(&sidecar.spec.egress[0]));
+    assert_eq!(reached.len(), 5);
+}
+
+#[test]
+fn an_unknown_field_names_file_line_object_path_and_what_was_meant() {
+    let text = "\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: user-service
+  namespace: ecotrack
+spec:
+  hosts: [user-service]
+  http:
+    - route:
+        - destination: {host: user-service}
+      retries:
+        atempts: 3
+";
+    assert_eq!(
+        only(text),
+        "x.yaml:12: VirtualService ecotrack/user-service: spec.http[0].retries.atempts: unknown field; \
+         did you mean \"attempts\"?"
+    );
+}
+
+#[test]
+fn what_weft_does_not_honour_yet_is_refused_by_name() {
+    let kind = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: n}\nspec: {}\n";
+    assert!(
+        only(kind).starts_with("x.yaml:1: AuthorizationPolicy n/a: not yet supported by Weft: "),
+        "{}",
+        only(kind)
+    );
+    let field = "\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: v}
+spec:
+  hosts: [a]
+  http:
+  - route: [{destination: {host: a}}]
+    mirror: {host: b}
+";
+    assert_eq!(
+        only(field),
+        "x.yaml:8: VirtualService default/v: spec.http[0].mirror: not supported by Weft yet; take the field out"
+    );
+    let value = "\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: e}
+spec:
+  hosts: ['*.a.com']
+  ports: [{number: 443, name: tls, protocol: TLS}]
+  resolution: DYNAMIC_DNS
+";
+    let text = only(value);
+    assert!(text.contains(":7: ") && text.contains("DYNAMIC_DNS is not supported by Weft yet"), "{text}");
+}
+
+#[test]
+fn foreign_objects_are_skipped_with_one_line() {
+    let outcome = load_str(
+        "x.yaml",
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {what: ever}\n",
+    );
+    assert!(outcome.world.is_some());
+    let lines: Vec<String> = outcome.skipped.iter().map(ToString::to_string).collect();
+    assert_eq!(lines, ["x.yaml:1: skipped Deployment web (apps/v1): not part of the mesh's configuration"]);
+}
+
+#[test]
+fn a_duplicate_names_both_places() {
+    let one = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: n}\n";
+    let text = only(&format!("{one}---\n{one}"));
+    assert_eq!(
+        text,
+        "x.yaml:7: PeerAuthentication n/default: metadata.name: PeerAuthentication n/default is already defined at \
+         x.yaml:1; rename or remove one of the two"
+    );
+}
+
+#[test]
+fn broken_yaml_names_its_line() {
+    let text = only("apiVersion: v1\nkind: Service\nmetadata: {name: a\nspec: 1\n");
+    assert!(text.starts_with("x.yaml:") && text.contains("not valid YAML"), "{text}");
+}
+
+#[test]
+fn the_mesh_config_is_checked_inside_its_config_map() {
+    let text = "\
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: istio
+  namespace: istio-system
+data:
+  mesh: |
+    trustDomain: cluster.local
+    outboundTraficPolicy:
+      mode: REGISTRY_ONLY
+";
+    assert_eq!(
+        only(text),
+        "x.yaml:9: MeshConfig: outboundTraficPolicy: unknown field; did you mean \"outboundTrafficPolicy\"?"
+    );
+    let file = world("trustDomain: td.example\nconnectTimeout: 3s\n");
+    assert_eq!((file.mesh().trust_domain.as_str(), file.mesh().enable_auto_mtls), ("td.example", true));
+}
+
+#[test]
+fn objects_may_come_in_a_list_or_as_json() {
+    let list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: security.istio.io/v1\n  kind: PeerAuthentication\n  metadata: {name: default, namespace: n}\n  spec: {mtls: {mode: STRICT}}\n";
+    assert_eq!(world(list).namespace_peer_mode("n"), EffectivePeerMode::Strict);
+    let json = r#"{"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": {"name": "default", "namespace": "n"}, "spec": {"mtls": {"mode": "DISABLE"}}}"#;
+    assert_eq!(world(json).namespace_peer_mode("n"), EffectivePeerMode::Disable);
+}
+
+#[test]
+fn secrets_are_read_and_never_shown() {
+    let text = "\
+apiVersion: v1
+kind: Secret
+type: kubernetes.io/tls
+metadata: {name: ecotrack-tls-secret, namespace: istio-system}
+stringData:
+  tls.crt: '-----BEGIN CERTIFICATE-----'
+  tls.key: '-----BEGIN PRIVATE KEY----- hush'
+";
+    let world = world(text);
+    let secret = world.secret("istio-system", "ecotrack-tls-secret").expect("the secret");
+    assert!(secret.spec.private_key.ends_with(b"hush"));
+    assert!(!format!("{world:?}").contains("hush"));
+    let broken = text.replace("stringData", "data");
+    let outcome = load_str("x.yaml", &broken);
+    assert!(outcome.world.is_none());
+    assert!(!format!("{:?}", outcome.diagnostics).contains("hush"));
+}
+
+#[test]
+fn a_state_does_not_depend_on_the_order_of_independent_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = |names: [&str; 2]| {
+        let dir = dir.path().join(names.join("-"));
+        std::fs::create_dir_all(dir.join("sub")).unwrap();
+        std::fs::write(dir.join(names[0]), DESIGN).unwrap();
+        std::fs::write(dir.join("sub").join(names[1]), "trustDomain: a.b\n").unwrap();
+        std::fs::write(dir.join(".hidden.yaml"), "nonsense").unwrap();
+        std::fs::write(dir.join("notes.txt"), "nonsense").unwrap();
+        load_dir(&dir).into_result().unwrap()
+    };
+    let (first, second) = (outcome(["a.yaml", "z.yml"]), outcome(["z.yaml", "a.json"]));
+    assert_eq!(first.version(), second.version());
+    assert_ne!(first.version(), world(DESIGN).version());
+}

@@ -1,0 +1,71 @@
+//! What only shows when all objects are there: subsets that no rule defines, workloads at one address.
+
+use std::collections::HashMap;
+
+use super::super::diagnostic::{Diagnostic, Severity};
+use crate::model::host::most_specific;
+use crate::model::meta::Meta;
+use crate::model::world::Objects;
+
+pub(in super::super) fn across(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
+    subsets(objects, diagnostics);
+    addresses(objects, diagnostics);
+}
+
+/// A destination whose subset is nowhere defined answers 503; Istio accepts it, so this is a warning.
+fn subsets(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
+    for rules in &objects.virtual_services {
+        for destination in rules.spec.destinations().filter(|destination| !destination.subset.is_empty()) {
+            let covering = objects.destination_rules.iter().map(|rule| (rule.spec.host.as_str(), ()));
+            let host = most_specific(&destination.host, covering).map(|(host, ())| host);
+            let defined = objects
+                .destination_rules
+                .iter()
+                .filter(|rule| Some(rule.spec.host.as_str()) == host)
+                .any(|rule| rule.spec.subsets.iter().any(|subset| subset.name == destination.subset));
+            if !defined {
+                let reason = format!(
+                    "no DestinationRule defines the subset {:?} of {}",
+                    destination.subset, destination.host
+                );
+                let help = "requests to it will fail with 503; define it under spec.subsets";
+                diagnostics.push(finding(&rules.meta, Severity::Warning, reason, help));
+            }
+        }
+    }
+}
+
+/// Two workloads at one address cannot be told apart.
+fn addresses(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
+    let mut held: HashMap<&str, &Meta> = HashMap::new();
+    for entry in &objects.workload_entries {
+        if let Some(first) = held.get(entry.spec.address.as_str()) {
+            let reason = format!(
+                "{} is already the address of {} ({})",
+                entry.spec.address,
+                first.key(),
+                first.source
+            );
+            diagnostics.push(finding(
+                &entry.meta,
+                Severity::Warning,
+                reason,
+                "give each workload its own address",
+            ));
+        } else {
+            held.insert(&entry.spec.address, &entry.meta);
+        }
+    }
+}
+
+fn finding(meta: &Meta, severity: Severity, reason: String, help: &str) -> Diagnostic {
+    Diagnostic {
+        file: meta.source.file.to_string(),
+        line: meta.source.line,
+        severity,
+        object: Some(meta.key().to_string()),
+        path: None,
+        reason,
+        help: Some(help.to_owned()),
+    }
+}

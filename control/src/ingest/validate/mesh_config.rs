@@ -1,0 +1,54 @@
+//! MeshConfig.
+
+use super::super::diagnostic::Findings;
+use super::virtual_service::retries;
+use super::{destination_rule, period, period_or_zero};
+use crate::model::gateway::TlsVersion;
+use crate::model::mesh_config::MeshConfig;
+
+pub(in super::super) fn mesh_config(spec: &MeshConfig, findings: &mut Findings) {
+    if spec.trust_domain.is_empty() {
+        findings.error("trustDomain", "empty", "name the trust domain, such as cluster.local");
+    }
+    for (path, domain) in std::iter::once(("trustDomain".to_owned(), &spec.trust_domain)).chain(
+        spec.trust_domain_aliases
+            .iter()
+            .enumerate()
+            .map(|(index, alias)| (format!("trustDomainAliases[{index}]"), alias)),
+    ) {
+        // SPIFFE ID, section 2.1: lower-case letters, digits, dot, dash and underscore.
+        let fits = |byte: u8| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_')
+        };
+        if domain.len() > 255 || !domain.bytes().all(fits) {
+            let help = "use lower-case letters, digits, dots, dashes and underscores";
+            findings.error(path, format!("{domain:?} is no trust domain"), help);
+        }
+    }
+    if spec.root_namespace.is_empty() {
+        findings.error(
+            "rootNamespace",
+            "empty",
+            "name the namespace of mesh-wide policies, such as istio-system",
+        );
+    }
+    period(findings, "connectTimeout", Some(spec.connect_timeout));
+    period(findings, "dnsRefreshRate", Some(spec.dns_refresh_rate));
+    period_or_zero(findings, "protocolDetectionTimeout", Some(spec.protocol_detection_timeout));
+    period_or_zero(findings, "defaultConfig.drainDuration", spec.default_config.drain_duration);
+    period_or_zero(
+        findings,
+        "defaultConfig.terminationDrainDuration",
+        spec.default_config.termination_drain_duration,
+    );
+    if let Some(keepalive) = &spec.tcp_keepalive {
+        destination_rule::tcp_keepalive(findings, "tcpKeepalive", keepalive);
+    }
+    if let Some(policy) = &spec.default_http_retry_policy {
+        retries(findings, "defaultHttpRetryPolicy", policy);
+    }
+    if matches!(spec.mesh_mtls.min_protocol_version, TlsVersion::V1_0 | TlsVersion::V1_1) {
+        let help = "use TLSV1_2 or TLSV1_3";
+        findings.error("meshMTLS.minProtocolVersion", "TLS below 1.2 is not supported by Weft", help);
+    }
+}

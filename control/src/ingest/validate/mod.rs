@@ -1,0 +1,154 @@
+//! Istio's rules for each kind, beyond what the types say: one file per kind, and here what they share.
+//!
+//! Findings name the field; the line follows from it. Hosts are full names by now (see `normalize`).
+
+mod across;
+mod destination_rule;
+mod gateway;
+mod mesh_config;
+mod peer_authentication;
+mod service;
+mod service_entry;
+mod sidecar;
+mod virtual_service;
+
+pub(super) use across::across;
+pub(super) use destination_rule::destination_rule;
+pub(super) use gateway::gateway;
+pub(super) use mesh_config::mesh_config;
+pub(super) use peer_authentication::peer_authentication;
+pub(super) use service::kubernetes_service;
+pub(super) use service_entry::{service_entry, workload_entry};
+pub(super) use sidecar::sidecar;
+pub(super) use virtual_service::virtual_service;
+
+use std::collections::HashSet;
+
+use super::diagnostic::Findings;
+use crate::model::values::Timespan;
+
+/// A host: a DNS name, or a wildcard whose `*` is the whole first label; an IP address where `address` allows it.
+fn host(findings: &mut Findings, path: &str, host: &str, address: bool) {
+    if let Err(reason) = host_form(host, address) {
+        findings.error(
+            path,
+            format!("{host:?} is not a host: {reason}"),
+            "write a DNS name such as api.example.com",
+        );
+    }
+}
+
+fn host_form(host: &str, address: bool) -> Result<(), &'static str> {
+    if host.is_empty() {
+        return Err("it is empty");
+    }
+    if address && host.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(());
+    }
+    if host == "*" {
+        return Ok(());
+    }
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.contains('*') {
+        return Err("a wildcard is allowed only as the whole first label, as in *.example.com");
+    }
+    if host.len() > 255 {
+        return Err("it is longer than 255 characters");
+    }
+    for label in name.split('.') {
+        if label.is_empty() {
+            return Err("it has an empty label");
+        }
+        if label.len() > 63 {
+            return Err("a label is longer than 63 characters");
+        }
+        if !label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
+            return Err("it has a character that DNS names do not have");
+        }
+        if label.starts_with('-') || label.ends_with('-') {
+            return Err("a label begins or ends with a hyphen");
+        }
+    }
+    Ok(())
+}
+
+fn port(findings: &mut Findings, path: &str, number: u16) {
+    if number == 0 {
+        findings.error(path, "a port is missing or 0", "give a port from 1 to 65535");
+    }
+}
+
+/// A period that must be at least a millisecond, in whole milliseconds.
+fn period(findings: &mut Findings, path: &str, value: Option<Timespan>) {
+    let Some(value) = value else { return };
+    if value.get().as_millis() == 0 {
+        findings.error(path, format!("{value} is too short"), "give at least 1ms");
+    } else if value.get().subsec_nanos() % 1_000_000 != 0 {
+        findings.error(path, format!("{value} is too precise"), "round it to whole milliseconds");
+    }
+}
+
+/// A period that may also be 0, which turns something off.
+fn period_or_zero(findings: &mut Findings, path: &str, value: Option<Timespan>) {
+    if value.is_some_and(|value| !value.get().is_zero()) {
+        period(findings, path, value);
+    }
+}
+
+/// Istio's `exportTo`: no repetition, and nothing beside `*` or `~`.
+fn export_to(findings: &mut Findings, list: &[String]) {
+    let mut seen = HashSet::new();
+    for (index, entry) in list.iter().enumerate() {
+        let path = format!("spec.exportTo[{index}]");
+        if !seen.insert(entry) {
+            findings.error(&path, format!("{entry:?} is given twice"), "remove one");
+        }
+        if matches!(entry.as_str(), "*" | "~") && list.len() > 1 {
+            findings.error(&path, format!("{entry:?} stands beside other entries"), "give it alone");
+        }
+        if entry.is_empty() {
+            findings.error(&path, "empty", "write a namespace, \".\" for this one or \"*\" for all");
+        }
+    }
+}
+
+/// A regular expression that both RE2 and the proxy take.
+fn regex(findings: &mut Findings, path: &str, pattern: &str) {
+    if pattern.len() > 1024 {
+        findings.error(path, "a regular expression of more than 1024 characters", "shorten it");
+    } else if let Err(error) = regex::Regex::new(pattern) {
+        let reason = error.to_string();
+        let reason = reason.lines().last().unwrap_or("it does not parse").trim().to_owned();
+        findings.error(path, format!("not a regular expression (RE2 syntax): {reason}"), "");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_names_or_leading_wildcards() {
+        for good in ["a", "a.b.c", "*.b.c", "*", "a-b.c", "x_y.svc", "a.b."] {
+            assert_eq!(host_form(good, false), Ok(()), "{good}");
+        }
+        for bad in ["", "a..b", "a.*.b", "*a.b", "a b", "-a.b", "http://a", "a:80"] {
+            assert!(host_form(bad, false).is_err(), "{bad}");
+        }
+        assert!(host_form("10.0.0.1", true).is_ok());
+        assert!(host_form("::1", true).is_ok());
+    }
+
+    #[test]
+    fn periods_are_whole_milliseconds() {
+        let count = |value: Timespan| {
+            let mut findings = Findings::default();
+            period(&mut findings, "p", Some(value));
+            findings.0.len()
+        };
+        assert_eq!(count(Timespan::millis(1)), 0);
+        assert_eq!(count(Timespan::default()), 1);
+        assert_eq!(count(Timespan(std::time::Duration::from_micros(1500))), 1);
+    }
+}

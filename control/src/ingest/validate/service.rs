@@ -1,0 +1,61 @@
+//! Kubernetes Service.
+
+use std::collections::HashSet;
+
+use super::super::diagnostic::Findings;
+use super::port;
+use crate::model::kubernetes::KubernetesService;
+use crate::model::meta::Meta;
+use crate::model::service::Protocol;
+
+pub(in super::super) fn kubernetes_service(spec: &KubernetesService, _meta: &Meta, findings: &mut Findings) {
+    if spec.service_type == "ExternalName" || !spec.external_name.is_empty() {
+        let help = "describe the other service by a ServiceEntry";
+        findings.error("spec.type", "ExternalName is not supported by Weft yet", help);
+        return;
+    }
+    if !matches!(spec.service_type.as_str(), "" | "ClusterIP" | "NodePort" | "LoadBalancer") {
+        let help = "it is ClusterIP, NodePort or LoadBalancer";
+        findings.error("spec.type", format!("unknown type {:?}", spec.service_type), help);
+    }
+    if spec.ports.is_empty() {
+        findings.error("spec.ports", "missing", "give at least one port");
+    }
+    if !matches!(spec.cluster_ip.as_str(), "" | "None")
+        && spec.cluster_ip.parse::<std::net::IpAddr>().is_err()
+    {
+        findings.error("spec.clusterIP", format!("{:?} is no IP address", spec.cluster_ip), "or write None");
+    }
+    let mut names = HashSet::new();
+    let mut numbers = HashSet::new();
+    for (index, entry) in spec.ports.iter().enumerate() {
+        let path = format!("spec.ports[{index}]");
+        port(findings, &format!("{path}.port"), entry.port);
+        if spec.ports.len() > 1 && entry.name.is_empty() {
+            findings.error(format!("{path}.name"), "missing", "name each port of a service that has several");
+        }
+        if !entry.name.is_empty() && !names.insert(&entry.name) {
+            findings.error(format!("{path}.name"), format!("{:?} is given twice", entry.name), "rename one");
+        }
+        if !matches!(entry.protocol.as_str(), "" | "TCP" | "UDP" | "SCTP") {
+            let help = "it is TCP, UDP or SCTP; the application's protocol goes under appProtocol";
+            findings.error(
+                format!("{path}.protocol"),
+                format!("unknown protocol {:?}", entry.protocol),
+                help,
+            );
+        }
+        if !numbers.insert((entry.port, entry.protocol.as_str())) {
+            findings.error(format!("{path}.port"), format!("{} is given twice", entry.port), "remove one");
+        }
+        let selected =
+            Protocol::select(entry.port, &entry.protocol, entry.app_protocol.as_deref(), &entry.name);
+        if selected == Protocol::Auto
+            && let Some(name) = entry.app_protocol.as_deref()
+            && Protocol::parse(name).is_none()
+        {
+            let help = "the protocol will be found out from the first bytes";
+            findings.warn(format!("{path}.appProtocol"), format!("unknown protocol {name:?}"), help);
+        }
+    }
+}
