@@ -3,7 +3,7 @@
 use std::{env, error::Error, fs};
 
 use prost::Message;
-use prost_types::FileDescriptorSet;
+use prost_types::{DescriptorProto, FileDescriptorSet};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=descriptors.bin");
@@ -11,6 +11,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut set = FileDescriptorSet::decode(fs::read("descriptors.bin")?.as_slice())?;
     // These describe descriptors: needed by the pool at run time, not as Rust types.
     set.file.retain(|f| !matches!(f.name(), "validate/validate.proto" | "google/protobuf/descriptor.proto"));
+    // Control planes still send deprecated fields (Istio: max_grpc_timeout), so reading one deserves no warning.
+    for message in set.file.iter_mut().flat_map(|f| &mut f.message_type) {
+        undeprecate(message);
+    }
 
     let mut config = prost_build::Config::new();
     config
@@ -23,4 +27,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         .extern_path(".google.protobuf.Any", "crate::Any");
     tonic_prost_build::configure().compile_fds_with_config(set, config)?;
     Ok(())
+}
+
+fn undeprecate(message: &mut DescriptorProto) {
+    if let Some(options) = &mut message.options {
+        options.deprecated = None;
+    }
+    for options in message.field.iter_mut().filter_map(|f| f.options.as_mut()) {
+        options.deprecated = None;
+    }
+    let values = message.enum_type.iter_mut().flat_map(|e| &mut e.value);
+    for options in values.filter_map(|v| v.options.as_mut()) {
+        options.deprecated = None;
+    }
+    message.nested_type.iter_mut().for_each(undeprecate);
 }

@@ -3,8 +3,8 @@
 //!
 //! The schema is data: `descriptors.bin` (a pruned descriptor set, made by `regen/`) and `schema.txt`, its readable form.
 //! `build.rs` generates the types below from it, named as their packages are: [`envoy::config::listener::v3::Listener`].
-//! The same data drives, at run time, what works by reflection (configuration files, `config_dump`, which fields are present
-//! in a message); a process that does none of it never decodes it.
+//! The same data drives, at run time, [`json`] (configuration files, `config_dump`) and [`walk`] (which fields are present
+//! in a message, known or not); a process that uses neither never decodes it.
 
 mod any;
 mod kinds;
@@ -12,7 +12,10 @@ mod kinds;
 mod schema;
 
 pub mod duration;
+pub mod json;
 pub mod type_url;
+pub mod typed_struct;
+pub mod walk;
 
 pub use any::{Any, UnpackError};
 pub use generated::*;
