@@ -16,7 +16,9 @@ mod support;
 mod tests;
 mod tree;
 mod validate;
+mod watch;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use document::Skipped;
 pub use load::{LoadOutcome, load_dir, load_str};
+pub use watch::{Snapshot, Watcher};
