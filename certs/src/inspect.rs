@@ -1,0 +1,75 @@
+//! What a certificate says, for people: `/certs`, logs and checks.
+
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
+use x509_parser::public_key::PublicKey;
+
+/// A certificate's facts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Serial number in lower-case hexadecimal.
+    pub serial: String,
+    /// The subject, RFC 2253 text; empty for workload certificates.
+    pub subject: String,
+    /// The issuer.
+    pub issuer: String,
+    /// URI names.
+    pub uri_sans: Vec<String>,
+    /// DNS names.
+    pub dns_sans: Vec<String>,
+    /// IP addresses.
+    pub ip_sans: Vec<String>,
+    /// First moment of validity.
+    pub not_before: OffsetDateTime,
+    /// Last moment of validity.
+    pub not_after: OffsetDateTime,
+    /// Key algorithm and size: `RSA 2048`, `P-256`.
+    pub key: String,
+    /// Whether it may sign certificates.
+    pub is_ca: bool,
+}
+
+/// DER that is not a certificate.
+#[derive(Debug, thiserror::Error)]
+#[error("not a certificate: {0}")]
+pub struct NotACertificate(String);
+
+/// Reads a certificate.
+pub fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, NotACertificate> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|e| NotACertificate(e.to_string()))?;
+    let time = |t: x509_parser::time::ASN1Time| t.to_datetime();
+    let mut facts = Facts {
+        serial: parsed.raw_serial().iter().map(|b| format!("{b:02x}")).collect(),
+        subject: parsed.subject().to_string(),
+        issuer: parsed.issuer().to_string(),
+        uri_sans: Vec::new(),
+        dns_sans: Vec::new(),
+        ip_sans: Vec::new(),
+        not_before: time(parsed.validity().not_before),
+        not_after: time(parsed.validity().not_after),
+        key: match parsed.public_key().parsed() {
+            Ok(PublicKey::RSA(key)) => format!("RSA {}", key.key_size()),
+            Ok(PublicKey::EC(point)) => format!("P-{}", point.key_size()),
+            _ => "unknown".to_owned(),
+        },
+        is_ca: parsed.is_ca(),
+    };
+    for extension in parsed.extensions() {
+        let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() else { continue };
+        for name in &names.general_names {
+            match name {
+                GeneralName::URI(uri) => facts.uri_sans.push((*uri).to_owned()),
+                GeneralName::DNSName(dns) => facts.dns_sans.push((*dns).to_owned()),
+                GeneralName::IPAddress([a, b, c, d]) => facts.ip_sans.push(format!("{a}.{b}.{c}.{d}")),
+                GeneralName::IPAddress(bytes) => {
+                    if let Ok(octets) = <[u8; 16]>::try_from(*bytes) {
+                        facts.ip_sans.push(std::net::Ipv6Addr::from(octets).to_string());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(facts)
+}

@@ -1,0 +1,44 @@
+//! PEM text to DER and back.
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// PEM text that does not hold what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum PemError {
+    /// It cannot be read as PEM.
+    #[error("not readable as PEM: {0}")]
+    Unreadable(rustls_pki_types::pem::Error),
+    /// It holds no certificate.
+    #[error("holds no CERTIFICATE block")]
+    NoCertificate,
+}
+
+/// All certificates in order; at least one.
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+    let found: Vec<_> =
+        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(PemError::Unreadable)?;
+    if found.is_empty() { Err(PemError::NoCertificate) } else { Ok(found) }
+}
+
+/// The first private key (PKCS#8, PKCS#1 or SEC1).
+pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(PemError::Unreadable)
+}
+
+/// One certificate as PEM.
+pub fn encode(certificate: &CertificateDer<'_>) -> String {
+    use base64::Engine;
+    let body = base64::engine::general_purpose::STANDARD.encode(certificate);
+    let mut text = String::with_capacity(body.len() + 64);
+    text.push_str("-----BEGIN CERTIFICATE-----\n");
+    let mut rest = body.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        text.push_str(line);
+        text.push('\n');
+        rest = after;
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
+}

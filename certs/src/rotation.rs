@@ -1,0 +1,202 @@
+//! When a workload renews its certificate: a pure state machine.
+//!
+//! It renews at half of the certificate's life (with a little jitter, so that a fleet that started together does not renew
+//! together), and on failure tries again with growing pauses until the certificate expires. The old certificate serves until
+//! the new one is installed, and an expired one never does.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+/// Share of the life after which to renew (Istio's SECRET_GRACE_PERIOD_RATIO).
+pub const RENEW_AT: f64 = 0.5;
+/// How much that share may vary, up or down (Istio's SECRET_GRACE_PERIOD_RATIO_JITTER).
+pub const JITTER: f64 = 0.01;
+/// The first pause after a failure.
+pub const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause after failures.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// A certificate's validity as the machine sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// When it was issued. Not its not-before, which is back-dated for clocks that are behind.
+    pub issued: OffsetDateTime,
+    /// Its not-after.
+    pub expires: OffsetDateTime,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Ask for a certificate now.
+    Request,
+    /// Nothing until this moment.
+    WaitUntil(OffsetDateTime),
+}
+
+/// Whether the current certificate may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// There is none yet.
+    None,
+    /// It is valid, and the last request for its successor, if any, was answered.
+    Valid,
+    /// It is valid, but renewing it has failed so far.
+    Renewing {
+        /// Failures in a row.
+        failures: u32,
+    },
+    /// Its time is over; it must not be used.
+    Expired,
+}
+
+/// The machine.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    current: Option<Validity>,
+    renew_at: OffsetDateTime,
+    failures: u32,
+    retry_at: Option<OffsetDateTime>,
+    rotations: u64,
+}
+
+impl Rotation {
+    /// A workload without a certificate: it asks at once.
+    pub fn new() -> Self {
+        Self {
+            current: None,
+            renew_at: OffsetDateTime::UNIX_EPOCH,
+            failures: 0,
+            retry_at: None,
+            rotations: 0,
+        }
+    }
+
+    /// What to do at `now`.
+    pub fn next(&self, now: OffsetDateTime) -> Action {
+        let due = match (self.current, self.retry_at) {
+            (_, Some(retry)) => retry,
+            (None, None) => return Action::Request,
+            (Some(_), None) => self.renew_at,
+        };
+        if now >= due { Action::Request } else { Action::WaitUntil(due) }
+    }
+
+    /// A certificate was issued and installed. `jitter` is a random number in -1..=1.
+    pub fn installed(&mut self, validity: Validity, jitter: f64) {
+        if self.current.is_some() {
+            self.rotations += 1;
+        }
+        let life = validity.expires - validity.issued;
+        let share = RENEW_AT + JITTER * jitter.clamp(-1.0, 1.0);
+        self.renew_at = validity.issued + life * share;
+        self.current = Some(validity);
+        self.failures = 0;
+        self.retry_at = None;
+    }
+
+    /// A request failed at `now`. `jitter` is a random number in 0..=1. The pause doubles each time, is never longer than
+    /// a tenth of what is left of the certificate's life, and never shorter than a tenth of the first pause.
+    pub fn failed(&mut self, now: OffsetDateTime, jitter: f64) {
+        self.failures = self.failures.saturating_add(1);
+        let doubled = FIRST_PAUSE.saturating_mul(1 << (self.failures - 1).min(16)).min(LONGEST_PAUSE);
+        let left =
+            self.current.map_or(Duration::MAX, |c| (c.expires - now).try_into().unwrap_or(Duration::ZERO));
+        let pause = if left.is_zero() { doubled } else { doubled.min(left / 10) };
+        // Half of the pause is random, so that a fleet that failed together does not come back together.
+        let pause = pause.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0)).max(FIRST_PAUSE / 10);
+        self.retry_at = Some(now + pause);
+    }
+
+    /// Whether the current certificate may be used at `now`.
+    pub fn standing(&self, now: OffsetDateTime) -> Standing {
+        match self.current {
+            None => Standing::None,
+            Some(c) if now >= c.expires => Standing::Expired,
+            Some(_) if self.failures > 0 => Standing::Renewing { failures: self.failures },
+            Some(_) => Standing::Valid,
+        }
+    }
+
+    /// How often a certificate was replaced.
+    pub fn rotations(&self) -> u64 {
+        self.rotations
+    }
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).unwrap()
+    }
+
+    fn day(from: i64) -> Validity {
+        Validity { issued: at(from), expires: at(from + 86_400) }
+    }
+
+    #[test]
+    fn it_asks_at_once_then_at_half_the_life_give_or_take_a_hundredth() {
+        let mut rotation = Rotation::new();
+        assert_eq!(rotation.next(at(0)), Action::Request);
+        rotation.installed(day(0), 0.0);
+        assert_eq!(rotation.next(at(0)), Action::WaitUntil(at(43_200)));
+        assert_eq!(rotation.next(at(43_200)), Action::Request);
+        for (jitter, expected) in [(-1.0, 42_336), (1.0, 44_064)] {
+            rotation.installed(day(0), jitter);
+            assert_eq!(rotation.next(at(0)), Action::WaitUntil(at(expected)));
+        }
+    }
+
+    #[test]
+    fn failures_back_off_until_expiry_and_beyond_and_the_old_one_serves_meanwhile() {
+        let mut rotation = Rotation::new();
+        rotation.installed(day(0), 0.0);
+        let mut now = at(43_200);
+        let mut attempts = 0;
+        while now < at(86_400) {
+            match rotation.next(now) {
+                Action::Request => {
+                    assert!(matches!(rotation.standing(now), Standing::Valid | Standing::Renewing { .. }));
+                    rotation.failed(now, 1.0);
+                    attempts += 1;
+                }
+                Action::WaitUntil(then) => {
+                    assert!(then - now <= LONGEST_PAUSE);
+                    now = then;
+                }
+            }
+        }
+        assert!(attempts > 700, "{attempts}");
+        assert_eq!(rotation.standing(at(86_400)), Standing::Expired);
+        // It goes on asking, and is well again with the first answer.
+        rotation.failed(at(86_400), 0.0);
+        assert!(matches!(rotation.next(at(86_500)), Action::Request));
+        rotation.installed(day(86_500), 0.0);
+        assert_eq!(rotation.standing(at(86_501)), Standing::Valid);
+        assert_eq!(rotation.rotations(), 1);
+    }
+
+    #[test]
+    fn a_life_of_seconds_leaves_time_for_several_attempts() {
+        let mut rotation = Rotation::new();
+        rotation.installed(Validity { issued: at(0), expires: at(8) }, 0.0);
+        assert_eq!(rotation.next(at(0)), Action::WaitUntil(at(4)));
+        let (mut now, mut attempts) = (at(4), 0);
+        while now < at(8) {
+            rotation.failed(now, 1.0);
+            attempts += 1;
+            let Action::WaitUntil(then) = rotation.next(now) else { panic!("no pause") };
+            now = then;
+        }
+        assert!(attempts >= 5, "{attempts}");
+    }
+}
