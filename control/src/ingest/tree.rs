@@ -44,9 +44,21 @@ pub(super) struct SyntaxError {
     pub(super) reason: String,
 }
 
+/// Deepest nesting of a document. Istio's objects stay below 16; each level costs the reading thread's stack.
+const MAX_DEPTH: usize = 32;
+
 /// Reads all documents of a text; empty documents are left out.
 pub(super) fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
-    let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+    let options = serde_saphyr::options! {
+        strict_booleans: true,
+        with_snippet: false,
+        budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH,
+            max_documents: 100_000,
+            max_nodes: 10_000_000,
+            max_events: 30_000_000,
+        },
+    };
     let documents: Vec<Spanned<Value>> =
         serde_saphyr::from_multiple_with_options(text, options).map_err(|error| SyntaxError {
             line: error.location().map_or(0, |location| line_number(location.line())),
@@ -276,6 +288,16 @@ mod tests {
         let error = parse("a: 1\na: 2\n").unwrap_err();
         assert_eq!(error.line, 2, "{error:?}");
         assert!(error.reason.to_lowercase().contains("duplicate"), "{error:?}");
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_before_it_costs_the_stack() {
+        for text in ["[".repeat(100_000), "{a: ".repeat(100_000), "- ".repeat(100_000)] {
+            assert!(parse(&text).is_err());
+        }
+        let nested = |depth: usize| "{a: ".repeat(depth) + "1" + &"}".repeat(depth);
+        assert!(parse(&nested(MAX_DEPTH - 1)).is_ok());
+        assert!(parse(&nested(MAX_DEPTH + 1)).is_err());
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Findings name the field; the line follows from it. Hosts are full names by now (see `normalize`).
 
 mod across;
+#[cfg(test)]
+mod cases;
 mod destination_rule;
 mod gateway;
 mod mesh_config;

@@ -5,6 +5,8 @@ mod gateways;
 mod peer;
 mod services;
 mod sidecars;
+#[cfg(test)]
+mod tests;
 mod virtual_services;
 
 pub(super) use destination_rules::merge;

@@ -1,0 +1,355 @@
+//! Each rule, by an object that breaks it: the field that is named and the words that say why.
+
+use super::super::load_str;
+use crate::model::{EffectivePeerMode, Labels};
+
+/// All findings of an object whose spec is `spec`, as `path: reason`, with warnings marked.
+fn findings(kind: &str, spec: &str) -> Vec<String> {
+    let group = if kind == "PeerAuthentication" { "security.istio.io/v1" } else { "networking.istio.io/v1" };
+    let api = if kind == "Service" { "v1" } else { group };
+    let text =
+        format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: x, namespace: n}}\nspec: {spec}\n");
+    let outcome = load_str("x.yaml", &text);
+    outcome
+        .diagnostics
+        .iter()
+        .map(|diagnostic| {
+            let mark = if diagnostic.is_error() { "" } else { "warning: " };
+            format!("{mark}{}: {}", diagnostic.path.as_deref().unwrap_or("-"), diagnostic.reason)
+        })
+        .collect()
+}
+
+fn check(kind: &str, cases: &[(&str, &str)]) {
+    for (spec, expected) in cases {
+        let found = findings(kind, spec);
+        if expected.is_empty() {
+            assert_eq!(found, [] as [&str; 0], "{spec}");
+        } else {
+            assert!(
+                found.iter().any(|text| text.starts_with(expected)),
+                "{spec}\nwanted {expected}\ngot {found:#?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn virtual_services() {
+    let route = "route: [{destination: {host: a}}]";
+    let with = |rule: &str| format!("{{hosts: [a], http: [{{{rule}}}]}}");
+    let routed = |more: &str| with(&format!("{route}, {more}"));
+    let cases = [
+        (with(route), ""),
+        (format!("{{http: [{{{route}}}]}}"), "spec.hosts: missing"),
+        (format!("{{hosts: [\"*\"], http: [{{{route}}}]}}"), "spec.hosts[0]: the host * is not allowed"),
+        (format!("{{hosts: [\"*\"], gateways: [g], http: [{{{route}}}]}}"), ""),
+        (
+            format!("{{hosts: [a, a.n.svc.cluster.local], http: [{{{route}}}]}}"),
+            "spec.hosts[1]: a.n.svc.cluster.local is given twice",
+        ),
+        ("{hosts: [a]}".to_owned(), "spec: no rules"),
+        (with("timeout: 1s"), "spec.http[0]: no action"),
+        (routed("redirect: {uri: /x}"), "spec.http[0]: more than one action"),
+        (
+            with("redirect: {uri: /x}, rewrite: {uri: /y}"),
+            "spec.http[0].rewrite: a redirect cannot be rewritten",
+        ),
+        (with("redirect: {uri: /x, redirectCode: 200}"), "spec.http[0].redirect.redirectCode: 200"),
+        (with("redirect: {scheme: ftp}"), "spec.http[0].redirect.scheme"),
+        (with("directResponse: {status: 199}"), "spec.http[0].directResponse.status: 199"),
+        (with("directResponse: {status: 503, body: {string: later}}"), ""),
+        (
+            with("directResponse: {status: 200, body: {bytes: '%%'}}"),
+            "spec.http[0].directResponse.body.bytes: not base64",
+        ),
+        (
+            with("route: [{destination: {host: a}}, {destination: {host: b}}]"),
+            "spec.http[0].route: the weights",
+        ),
+        (with("route: [{destination: {host: a}, weight: 90}, {destination: {host: b}, weight: 10}]"), ""),
+        (with("route: [{destination: {host: ''}}]"), "spec.http[0].route[0].destination.host: missing"),
+        (
+            with("route: [{destination: {host: a, port: {number: 0}}}]"),
+            "spec.http[0].route[0].destination.port.number",
+        ),
+        (
+            routed("retries: {attempts: 0, retryOn: 5xx}"),
+            "spec.http[0].retries.attempts: 0 turns retries off",
+        ),
+        (
+            routed("retries: {attempts: 2, retryOn: '5xx,503,gateway-errors'}"),
+            "spec.http[0].retries.retryOn: unknown condition \"gateway-errors\"",
+        ),
+        (routed("retries: {attempts: 2, perTryTimeout: 100us}"), "spec.http[0].retries.perTryTimeout"),
+        (routed("timeout: 0s"), ""),
+        (routed("match: [{uri: {regex: '(('}}]"), "spec.http[0].match[0].uri: not a regular expression"),
+        (routed("match: [{uri: {exact: ''}}]"), "spec.http[0].match[0].uri: an empty text"),
+        (routed("match: [{headers: {'a b': {exact: c}}}]"), "spec.http[0].match[0].headers.a b"),
+        (routed("match: [{headers: {x-user: {}}}]"), ""),
+        (
+            routed("headers: {request: {set: {x-a: b}, remove: ['a b']}}"),
+            "spec.http[0].headers.request.remove",
+        ),
+        (format!("{{hosts: [a], http: [{{{route}}}, {{{route}}}]}}"), "warning: spec.http[1]: never reached"),
+        (
+            format!("{{hosts: [a], tls: [{{match: [{{sniHosts: [b.com]}}], {route}}}]}}"),
+            "spec.tls[0].match[0].sniHosts[0]: b.com is not among",
+        ),
+        (
+            format!(
+                "{{hosts: [\"*.b.com\"], tls: [{{match: [{{sniHosts: [a.b.com], port: 443}}], {route}}}]}}"
+            ),
+            "",
+        ),
+        (
+            "{hosts: [a], tcp: [{match: [{destinationSubnets: [x]}]}]}".to_owned(),
+            "spec.tcp[0].route: missing",
+        ),
+        (
+            format!("{{hosts: [a], exportTo: [., .], http: [{{{route}}}]}}"),
+            "spec.exportTo[1]: \".\" is given twice",
+        ),
+    ];
+    let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, expected)| (spec.as_str(), *expected)).collect();
+    check("VirtualService", &cases);
+}
+
+#[test]
+fn destination_rules() {
+    check(
+        "DestinationRule",
+        &[
+            ("{host: a}", ""),
+            ("{}", "spec.host: missing"),
+            ("{host: a, trafficPolicy: {}}", "spec.trafficPolicy: empty"),
+            (
+                "{host: a, subsets: [{name: s, labels: {v: a}}, {name: s, labels: {v: b}}]}",
+                "spec.subsets[1].name",
+            ),
+            ("{host: a, subsets: [{name: s}]}", "warning: spec.subsets[0]: without labels"),
+            (
+                "{host: a, trafficPolicy: {outlierDetection: {interval: 0s}}}",
+                "spec.trafficPolicy.outlierDetection.interval",
+            ),
+            (
+                "{host: a, trafficPolicy: {outlierDetection: {maxEjectionPercent: 101}}}",
+                "spec.trafficPolicy.outlierDetection.maxEjectionPercent",
+            ),
+            (
+                "{host: a, trafficPolicy: {outlierDetection: {consecutiveErrors: 3}}}",
+                "warning: spec.trafficPolicy.outlierDetection.consecutiveErrors: deprecated",
+            ),
+            ("{host: a, trafficPolicy: {tls: {mode: MUTUAL}}}", "spec.trafficPolicy.tls.clientCertificate"),
+            (
+                "{host: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL, caCertificates: x}}}",
+                "spec.trafficPolicy.tls.caCertificates: not allowed",
+            ),
+            ("{host: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}", ""),
+            (
+                "{host: a, trafficPolicy: {connectionPool: {tcp: {tcpKeepalive: {time: 1500ms}}}}}",
+                "spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.time",
+            ),
+            (
+                "{host: a, trafficPolicy: {connectionPool: {http: {useClientProtocol: true, h2UpgradePolicy: UPGRADE}}}}",
+                "spec.trafficPolicy.connectionPool.http: the client",
+            ),
+            (
+                "{host: a, trafficPolicy: {portLevelSettings: [{loadBalancer: {simple: RANDOM}}]}}",
+                "spec.trafficPolicy.portLevelSettings[0].port.number",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}}",
+                "spec.trafficPolicy.loadBalancer.consistentHash: not supported by Weft yet",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {simple: LEAST_CONNS}}}",
+                "spec.trafficPolicy.loadBalancer.simple: unknown value",
+            ),
+            (
+                "{host: a, exportTo: ['*'], workloadSelector: {matchLabels: {a: b}}}",
+                "spec.exportTo: a rule with a workloadSelector",
+            ),
+            ("{host: a, workloadSelector: {labels: {a: b}}}", "spec.workloadSelector.labels: unknown field"),
+        ],
+    );
+}
+
+#[test]
+fn gateways() {
+    let http = "port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']";
+    let https = "port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*']";
+    let with = |servers: &str| format!("{{selector: {{istio: gw}}, servers: [{servers}]}}");
+    let cases = [
+        (with(&format!("{{{http}}}")), ""),
+        ("{selector: {a: b}}".to_owned(), "spec.servers: missing"),
+        (format!("{{servers: [{{{http}}}]}}"), "warning: spec.selector"),
+        (with(&format!("{{{http}}}, {{{http}}}")), "spec.servers[1].port.name: \"http\" is given twice"),
+        (
+            with("{port: {number: 80, name: http, protocol: HTPT}, hosts: ['*']}"),
+            "spec.servers[0].port.protocol: unknown",
+        ),
+        (with("{port: {number: 80, name: http, protocol: HTTP}}"), "spec.servers[0].hosts: missing"),
+        (
+            with("{port: {number: 80, name: http, protocol: HTTP}, hosts: ['/a.com']}"),
+            "spec.servers[0].hosts[0]",
+        ),
+        (with(&format!("{{{https}}}")), "spec.servers[0].tls: missing"),
+        (with(&format!("{{{http}, tls: {{httpsRedirect: true}}}}")), ""),
+        (
+            with(&format!("{{{http}, tls: {{mode: SIMPLE, credentialName: c}}}}")),
+            "spec.servers[0].tls: a HTTP server",
+        ),
+        (with(&format!("{{{https}, tls: {{mode: SIMPLE}}}}")), "spec.servers[0].tls.serverCertificate"),
+        (with(&format!("{{{https}, tls: {{mode: SIMPLE, credentialName: c}}}}")), ""),
+        (
+            with(&format!("{{{https}, tls: {{mode: MUTUAL, serverCertificate: a, privateKey: b}}}}")),
+            "spec.servers[0].tls.caCertificates",
+        ),
+        (
+            with(&format!("{{{https}, tls: {{mode: ISTIO_MUTUAL, credentialName: c}}}}")),
+            "spec.servers[0].tls.credentialName: not allowed",
+        ),
+        (
+            with(&format!("{{{https}, tls: {{mode: PASSTHROUGH, credentialName: c}}}}")),
+            "warning: spec.servers[0].tls.credentialName",
+        ),
+        (
+            with(&format!(
+                "{{{https}, tls: {{mode: SIMPLE, credentialName: c, minProtocolVersion: TLSV1_0}}}}"
+            )),
+            "spec.servers[0].tls.minProtocolVersion",
+        ),
+    ];
+    let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, expected)| (spec.as_str(), *expected)).collect();
+    check("Gateway", &cases);
+}
+
+#[test]
+fn service_entries_and_workloads() {
+    let ports = "ports: [{number: 443, name: https, protocol: HTTPS}]";
+    let with = |more: &str| format!("{{hosts: [a.com], {ports}, {more}}}");
+    let cases = [
+        (with("resolution: DNS"), ""),
+        (format!("{{{ports}}}"), "spec.hosts: missing"),
+        (format!("{{hosts: ['*'], {ports}}}"), "spec.hosts[0]: a bare *"),
+        (with("resolution: STATIC"), "spec.endpoints: missing for resolution STATIC"),
+        (with("resolution: STATIC, endpoints: [{address: 10.0.0.1}]"), ""),
+        (with("resolution: STATIC, endpoints: [{address: b.com}]"), "spec.endpoints[0].address: STATIC"),
+        (with("resolution: NONE, endpoints: [{address: 10.0.0.1}]"), "spec.endpoints: not allowed"),
+        (
+            with("resolution: DNS, endpoints: [{address: b.com, ports: {http: 1}}]"),
+            "spec.endpoints[0].ports.http",
+        ),
+        (with("resolution: DNS, addresses: [10.0.0.0/8]"), "spec.addresses[0]: ranges"),
+        (format!("{{hosts: ['*.a.com'], {ports}, resolution: DNS}}"), "spec.hosts: a wildcard"),
+        (
+            with("resolution: STATIC, endpoints: [{address: 10.0.0.1}], workloadSelector: {labels: {a: b}}"),
+            "spec.endpoints: given beside workloadSelector",
+        ),
+        (
+            "{hosts: [a.com], ports: [{number: 1, name: a}, {number: 1, name: b}]}".to_owned(),
+            "spec.ports[1].number: 1 is given twice",
+        ),
+        (
+            "{hosts: [a.com], ports: [{number: 5432, name: db, protocol: TCP}]}".to_owned(),
+            "warning: spec.ports[0].protocol: TCP without an address",
+        ),
+    ];
+    let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, expected)| (spec.as_str(), *expected)).collect();
+    check("ServiceEntry", &cases);
+    check(
+        "WorkloadEntry",
+        &[
+            ("{address: 127.0.0.1}", ""),
+            ("{}", "spec.address: missing"),
+            ("{address: '10.0.0.1:80'}", "spec.address: \"10.0.0.1:80\" is no address"),
+            ("{address: 0.0.0.0}", "spec.address: no workload"),
+            ("{address: 10.0.0.1, ports: {http: 0}}", "spec.ports.http"),
+            (
+                "{address: 10.0.0.1, ports: {http: 70000}}",
+                "spec.ports.http: expected a whole number from 0 to 65535",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn sidecars_and_peer_authentications() {
+    let ingress =
+        |more: &str| format!("{{ingress: [{{port: {{number: 8080, protocol: HTTP, name: http}}{more}}}]}}");
+    let cases = [
+        ("{}".to_owned(), "spec: empty"),
+        (ingress(""), ""),
+        (ingress(", defaultEndpoint: '0.0.0.0:18080'"), ""),
+        (ingress(", defaultEndpoint: '10.0.0.1:18080'"), "spec.ingress[0].defaultEndpoint"),
+        (ingress(", tls: {mode: PASSTHROUGH}"), "spec.ingress[0].tls.mode"),
+        ("{egress: [{hosts: [a]}]}".to_owned(), "spec.egress[0].hosts[0]: \"a\" lacks its namespace"),
+        ("{egress: [{hosts: ['./*', 'm/a.m.svc.cluster.local', '~/*']}]}".to_owned(), ""),
+        ("{egress: [{hosts: ['./*']}, {hosts: ['*/*']}]}".to_owned(), "spec.egress[0].port: only the last"),
+        (
+            "{workloadSelector: {matchLabels: {a: b}}, egress: [{hosts: ['./*']}]}".to_owned(),
+            "spec.workloadSelector.matchLabels: unknown field",
+        ),
+    ];
+    let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, expected)| (spec.as_str(), *expected)).collect();
+    check("Sidecar", &cases);
+    check(
+        "PeerAuthentication",
+        &[
+            ("{mtls: {mode: STRICT}}", ""),
+            ("{portLevelMtls: {8080: {mode: DISABLE}}}", "spec.portLevelMtls: ports belong to a workload"),
+            (
+                "{selector: {matchLabels: {a: b}}, portLevelMtls: {0: {mode: DISABLE}}}",
+                "spec.portLevelMtls.0",
+            ),
+            ("{selector: {labels: {a: b}}}", "spec.selector.labels: unknown field"),
+        ],
+    );
+}
+
+#[test]
+fn kubernetes_services() {
+    check(
+        "Service",
+        &[
+            ("{ports: [{port: 80}], ipFamilies: [IPv4], clusterIP: None}", ""),
+            ("{ports: []}", "spec.ports: missing"),
+            ("{ports: [{port: 80}, {port: 81, name: b}]}", "spec.ports[0].name: missing"),
+            ("{ports: [{port: 80, protocol: HTTP}]}", "spec.ports[0].protocol: unknown protocol"),
+            ("{ports: [{port: 80, appProtocol: quux}]}", "warning: spec.ports[0].appProtocol"),
+            (
+                "{type: ExternalName, externalName: a.com}",
+                "spec.type: ExternalName is not supported by Weft yet",
+            ),
+            ("{ports: [{port: 80, targetPort: http}], selectr: {a: b}}", "spec.selectr: unknown field"),
+        ],
+    );
+}
+
+#[test]
+fn a_destination_without_its_subset_is_a_warning() {
+    let text = "\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: v, namespace: n}
+spec:
+  hosts: [a]
+  http:
+  - route: [{destination: {host: a, subset: canary}}]
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: p, namespace: n}
+spec: {mtls: {mode: STRICT}}
+";
+    let outcome = load_str("x.yaml", text);
+    let texts: Vec<String> = outcome.diagnostics.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        ["x.yaml:1: warning: VirtualService n/v: no DestinationRule defines the subset \"canary\" of \
+          a.n.svc.cluster.local; requests to it will fail with 503; define it under spec.subsets"]
+    );
+    let world = outcome.world.expect("a warning refuses nothing");
+    assert_eq!(world.peer_mode("n", &Labels::new(), None), EffectivePeerMode::Strict);
+}
