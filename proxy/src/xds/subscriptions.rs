@@ -1,0 +1,80 @@
+//! What the proxy wants to know, by type and name.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use xds_protos::ResourceType;
+
+/// The names wanted of each type: set by the state engine at any time, also from within [`apply`](super::ResourceSink::apply),
+/// read by the client, which asks for what is new and gives up what is gone. Clones share.
+///
+/// Clusters and listeners are always wanted, all of them; names set for them are not used.
+#[derive(Clone, Debug, Default)]
+pub struct Subscriptions {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    names: Mutex<[Arc<BTreeSet<String>>; ResourceType::ALL.len()]>,
+    changed: Notify,
+}
+
+impl Subscriptions {
+    /// Nothing wanted by name.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Wants exactly these names of a type from now on.
+    pub fn set(&self, kind: ResourceType, names: impl IntoIterator<Item = String>) {
+        let wanted: BTreeSet<String> = names.into_iter().collect();
+        let mut all = self.shared.names.lock();
+        let names = &mut all[index(kind)];
+        if **names != wanted {
+            *names = Arc::new(wanted);
+            drop(all);
+            self.shared.changed.notify_one();
+        }
+    }
+
+    /// The names wanted of a type.
+    pub fn names(&self, kind: ResourceType) -> Arc<BTreeSet<String>> {
+        self.shared.names.lock()[index(kind)].clone()
+    }
+
+    /// Completes when something changed since the last completion.
+    pub async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+}
+
+pub(super) fn index(kind: ResourceType) -> usize {
+    kind as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_is_seen_once_and_setting_the_same_names_is_none() {
+        let s = Subscriptions::new();
+        s.clone().set(ResourceType::Endpoint, ["a".to_owned(), "b".to_owned()]);
+        s.changed().await;
+        s.set(ResourceType::Endpoint, ["b".to_owned(), "a".to_owned()]);
+        let again = tokio::time::timeout(std::time::Duration::from_millis(5), s.changed()).await;
+        assert!(again.is_err(), "the same names in another order are no change");
+        assert_eq!(s.names(ResourceType::Endpoint).len(), 2);
+        assert!(s.names(ResourceType::Route).is_empty());
+    }
+
+    #[test]
+    fn every_type_has_a_place() {
+        for (i, kind) in ResourceType::ALL.into_iter().enumerate() {
+            assert_eq!(index(kind), i);
+        }
+    }
+}
