@@ -1,0 +1,201 @@
+//! The tokens of the directory mode: JWTs that a small issuer of our own signs, in the shape of Kubernetes' bound tokens, so
+//! that everything downstream is the same as with a cluster's.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
+use serde::{Deserialize, Serialize};
+
+use super::store::{self, StoreError};
+
+/// The audience that a token for the certificate service must name (Istio's default).
+pub const AUDIENCE: &str = "istio-ca";
+const ISSUER: &str = "weft";
+
+/// A token that does not prove an identity.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Its time is over.
+    #[error("the token has expired; make a new one (weft token create), or let the platform renew its file")]
+    Expired,
+    /// It is for somebody else than us.
+    #[error("the token is for another audience; it must name {AUDIENCE:?}")]
+    Audience,
+    /// It is not signed by our issuer.
+    #[error(
+        "the token's signature is not by this control plane's key; was it made with another --state-dir?"
+    )]
+    Signature,
+    /// It is not one of ours.
+    #[error("the token cannot be used: {0}")]
+    Malformed(String),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    sub: String,
+    aud: Vec<String>,
+    iat: u64,
+    exp: u64,
+}
+
+/// Namespace and service account that a token proves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The namespace.
+    pub namespace: String,
+    /// The service account.
+    pub service_account: String,
+}
+
+/// Makes tokens.
+pub struct Issuer {
+    key: EncodingKey,
+}
+
+/// Checks tokens.
+pub struct Checker {
+    key: DecodingKey,
+}
+
+/// A new signing key (ECDSA P-256) as PEM.
+pub(super) fn new_key() -> Result<String, StoreError> {
+    let pair = rcgen::KeyPair::generate().map_err(weft_certs::authority::AuthorityError::from)?;
+    Ok(pair.serialize_pem())
+}
+
+/// Issuer and checker of the same key.
+pub fn from_key(pem: &str) -> Result<(Issuer, Checker), TokenError> {
+    let bad =
+        |e: &dyn std::fmt::Display| TokenError::Malformed(format!("the signing key cannot be used: {e}"));
+    let private = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| bad(&e))?;
+    let pair = rcgen::KeyPair::from_pem(pem).map_err(|e| bad(&e))?;
+    let public =
+        SubjectPublicKeyInfoDer::from_pem_slice(pair.public_key_pem().as_bytes()).map_err(|e| bad(&e))?;
+    // An uncompressed P-256 point is the last 65 bytes of its SubjectPublicKeyInfo.
+    let point =
+        public.len().checked_sub(65).and_then(|at| public.get(at..)).ok_or_else(|| bad(&"not P-256"))?;
+    Ok((
+        Issuer { key: EncodingKey::from_ec_der(private.secret_pkcs8_der()) },
+        Checker { key: DecodingKey::from_ec_der(point) },
+    ))
+}
+
+/// Makes a token with the key of a state directory, for a workload that runs elsewhere (`weft token create`).
+pub fn create(
+    directory: &Path,
+    namespace: &str,
+    service_account: &str,
+    lifetime: Duration,
+) -> anyhow::Result<String> {
+    let key = store::read(directory, store::TOKEN_KEY)?;
+    let (issuer, _) = from_key(&key)?;
+    // A name that cannot be part of a SPIFFE id would make a token that is of no use.
+    weft_certs::spiffe::TrustDomain::workload(&"cluster.local".parse()?, namespace, service_account)?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    Ok(issuer.issue(namespace, service_account, now, lifetime)?)
+}
+
+impl Issuer {
+    /// A token that is valid from `now` (since 1970) for `lifetime`.
+    pub fn issue(
+        &self,
+        namespace: &str,
+        service_account: &str,
+        now: Duration,
+        lifetime: Duration,
+    ) -> Result<String, TokenError> {
+        self.sign(namespace, service_account, AUDIENCE, now, lifetime)
+    }
+
+    fn sign(
+        &self,
+        namespace: &str,
+        service_account: &str,
+        audience: &str,
+        now: Duration,
+        lifetime: Duration,
+    ) -> Result<String, TokenError> {
+        let claims = Claims {
+            iss: ISSUER.to_owned(),
+            sub: format!("system:serviceaccount:{namespace}:{service_account}"),
+            aud: vec![audience.to_owned()],
+            iat: now.as_secs(),
+            exp: (now + lifetime).as_secs(),
+        };
+        jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.key)
+            .map_err(|e| TokenError::Malformed(e.to_string()))
+    }
+}
+
+impl Checker {
+    /// Who a token proves its holder to be, by the machine's clock.
+    pub fn check(&self, token: &str) -> Result<Subject, TokenError> {
+        let mut rules = Validation::new(Algorithm::ES256);
+        rules.set_audience(&[AUDIENCE]);
+        rules.set_issuer(&[ISSUER]);
+        rules.leeway = 0;
+        let claims =
+            jsonwebtoken::decode::<Claims>(token, &self.key, &rules).map_err(|e| match e.kind() {
+                ErrorKind::ExpiredSignature => TokenError::Expired,
+                ErrorKind::InvalidAudience => TokenError::Audience,
+                ErrorKind::InvalidSignature => TokenError::Signature,
+                _ => TokenError::Malformed(e.to_string()),
+            })?;
+        let subject = claims.claims.sub;
+        match subject.split(':').collect::<Vec<_>>().as_slice() {
+            ["system", "serviceaccount", namespace, account] => {
+                Ok(Subject { namespace: (*namespace).to_owned(), service_account: (*account).to_owned() })
+            }
+            _ => Err(TokenError::Malformed(format!("its subject {subject:?} is not a service account"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Duration {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap()
+    }
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_token_proves_its_service_account() {
+        let (issuer, checker) = from_key(&new_key().unwrap()).unwrap();
+        let token = issuer.issue("ecotrack", "user-service", now(), HOUR).unwrap();
+        let subject = checker.check(&token).unwrap();
+        assert_eq!(
+            (subject.namespace.as_str(), subject.service_account.as_str()),
+            ("ecotrack", "user-service")
+        );
+    }
+
+    #[test]
+    fn expired_foreign_and_misdirected_tokens_are_refused_each_for_its_reason() {
+        let (issuer, checker) = from_key(&new_key().unwrap()).unwrap();
+        let (stranger, _) = from_key(&new_key().unwrap()).unwrap();
+        let old = issuer.issue("a", "b", now() - 2 * HOUR, HOUR).unwrap();
+        assert_eq!(checker.check(&old), Err(TokenError::Expired));
+        let elsewhere = issuer.sign("a", "b", "kubernetes", now(), HOUR).unwrap();
+        assert_eq!(checker.check(&elsewhere), Err(TokenError::Audience));
+        let forged = stranger.issue("a", "b", now(), HOUR).unwrap();
+        assert_eq!(checker.check(&forged), Err(TokenError::Signature));
+        assert!(matches!(checker.check("not a token"), Err(TokenError::Malformed(_))));
+        // A token without a signature.
+        let unsigned = {
+            use base64::Engine;
+            let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+            let payload = old.split('.').nth(1).unwrap();
+            format!("{}.{payload}.", engine.encode(r#"{"alg":"none","typ":"JWT"}"#))
+        };
+        assert!(checker.check(&unsigned).is_err());
+    }
+}
