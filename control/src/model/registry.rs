@@ -1,6 +1,6 @@
 //! From objects to services: Kubernetes Services and ServiceEntries brought into one shape, endpoints attached.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::service::{
     TargetPort, Workload,
 };
 use super::service_entry::{EntryPort, ServiceEntry, WorkloadEntry};
-use super::values::{Locality, selects};
+use super::values::{Labels, Locality, selects};
 
 /// Annotation of a Kubernetes Service that says who sees it.
 const EXPORT_TO_ANNOTATION: &str = "networking.istio.io/exportTo";
@@ -20,6 +20,46 @@ const EXPORT_TO_ANNOTATION: &str = "networking.istio.io/exportTo";
 const TLS_MODE_LABEL: &str = "security.istio.io/tlsMode";
 /// Label that gives a workload's locality.
 const LOCALITY_LABEL: &str = "istio-locality";
+
+/// Finds the workloads that a selector selects without asking every one of them.
+pub(super) struct WorkloadIndex<'w> {
+    workloads: &'w [Arc<Workload>],
+    /// By namespace and one label.
+    by_label: HashMap<(&'w str, &'w str, &'w str), Vec<usize>>,
+}
+
+impl<'w> WorkloadIndex<'w> {
+    pub(super) fn new(workloads: &'w [Arc<Workload>]) -> Self {
+        let mut by_label: HashMap<(&str, &str, &str), Vec<usize>> = HashMap::new();
+        for (index, workload) in workloads.iter().enumerate() {
+            for (key, value) in workload.labels() {
+                by_label.entry((&workload.meta.namespace, key, value)).or_default().push(index);
+            }
+        }
+        Self { workloads, by_label }
+    }
+
+    /// The endpoints of `namespace` that `selector` selects, in order. An empty selector selects none.
+    fn select(&self, namespace: &str, selector: &Labels) -> Vec<Arc<Endpoint>> {
+        let candidates = selector
+            .iter()
+            .map(|(key, value)| self.by_label.get(&(namespace, key, value)).map_or(&[][..], Vec::as_slice))
+            .min_by_key(|found| found.len())
+            .unwrap_or_default();
+        candidates
+            .iter()
+            .map(|index| &self.workloads[*index])
+            .filter(|workload| selects(selector, workload.labels()))
+            .map(|workload| workload.endpoint.clone())
+            .collect()
+    }
+
+    /// The endpoints of every workload of `namespace`.
+    fn all_of(&self, namespace: &str) -> Vec<Arc<Endpoint>> {
+        let own = self.workloads.iter().filter(|workload| workload.meta.namespace == namespace);
+        own.map(|workload| workload.endpoint.clone()).collect()
+    }
+}
 
 /// The workloads that WorkloadEntries describe.
 pub(super) fn workloads(entries: &[Arc<Object<WorkloadEntry>>]) -> Vec<Arc<Workload>> {
@@ -36,7 +76,7 @@ pub(super) fn workloads(entries: &[Arc<Object<WorkloadEntry>>]) -> Vec<Arc<Workl
 pub(super) fn services(
     kubernetes: &[Arc<Object<KubernetesService>>],
     entries: &[Arc<Object<ServiceEntry>>],
-    workloads: &[Arc<Workload>],
+    workloads: &WorkloadIndex<'_>,
     mesh: &MeshConfig,
     domain: &str,
 ) -> Vec<Arc<Service>> {
@@ -57,7 +97,7 @@ pub(super) fn services(
 
 fn from_kubernetes(
     object: &Object<KubernetesService>,
-    workloads: &[Arc<Workload>],
+    workloads: &WorkloadIndex<'_>,
     mesh: &MeshConfig,
     domain: &str,
 ) -> Service {
@@ -76,17 +116,7 @@ fn from_kubernetes(
             list.split(',').map(|entry| entry.trim().to_owned()).filter(|entry| !entry.is_empty()).collect()
         })
         .unwrap_or_default();
-    let endpoints = if spec.selector.is_empty() {
-        Vec::new()
-    } else {
-        workloads
-            .iter()
-            .filter(|workload| {
-                workload.meta.namespace == meta.namespace && selects(&spec.selector, workload.labels())
-            })
-            .map(|workload| workload.endpoint.clone())
-            .collect()
-    };
+    let endpoints = workloads.select(&meta.namespace, &spec.selector);
     Service {
         hostname: format!("{}.{}.svc.{domain}", meta.name, meta.namespace).into(),
         meta: Arc::new(meta.clone()),
@@ -161,15 +191,10 @@ fn entry_port(port: &EntryPort) -> ServicePort {
     }
 }
 
-fn entry_endpoints(entry: &Object<ServiceEntry>, workloads: &[Arc<Workload>]) -> Vec<Arc<Endpoint>> {
+fn entry_endpoints(entry: &Object<ServiceEntry>, workloads: &WorkloadIndex<'_>) -> Vec<Arc<Endpoint>> {
     match &entry.spec.workload_selector {
-        Some(selector) => workloads
-            .iter()
-            .filter(|workload| {
-                workload.meta.namespace == entry.meta.namespace && selector.selects(workload.labels())
-            })
-            .map(|workload| workload.endpoint.clone())
-            .collect(),
+        Some(selector) if selector.labels.is_empty() => workloads.all_of(&entry.meta.namespace),
+        Some(selector) => workloads.select(&entry.meta.namespace, &selector.labels),
         None => {
             entry.spec.endpoints.iter().map(|inline| Arc::new(endpoint(inline, &entry.meta, false))).collect()
         }

@@ -13,8 +13,8 @@ use super::lookup::{self, MergedRule};
 use super::mesh_config::MeshConfig;
 use super::meta::Object;
 use super::peer_authentication::PeerAuthentication;
-use super::registry;
-use super::service::{Service, Workload};
+use super::registry::{self, WorkloadIndex};
+use super::service::{Endpoint, ExportTo, Service, Workload};
 use super::service_entry::{ServiceEntry, WorkloadEntry};
 use super::sidecar::Sidecar;
 use super::virtual_service::VirtualService;
@@ -60,14 +60,26 @@ struct Parts {
     domain: String,
     services: Vec<Arc<Service>>,
     by_host: HashMap<Arc<str>, Vec<usize>>,
+    by_address: HashMap<String, AtAddress>,
     workloads: Vec<Arc<Workload>>,
     virtual_services: Vec<Arc<Object<VirtualService>>>,
+    /// Who sees each VirtualService, in the same order.
+    routes_export: Vec<ExportTo>,
     destination_rules: Vec<Arc<Object<DestinationRule>>>,
     merged_rules: Vec<Arc<MergedRule>>,
+    rules_by_namespace: HashMap<String, Vec<usize>>,
     gateways: Vec<Arc<Object<Gateway>>>,
     sidecars: Vec<Arc<Object<Sidecar>>>,
     peer_authentications: Vec<Arc<Object<PeerAuthentication>>>,
     secrets: Vec<Arc<Object<TlsSecret>>>,
+}
+
+/// What is at one address.
+#[derive(Debug, Default)]
+struct AtAddress {
+    workload: Option<usize>,
+    /// Indexes of services, each with the index of its endpoint.
+    serves: Vec<(usize, usize)>,
 }
 
 impl Default for World {
@@ -92,11 +104,34 @@ impl World {
         let destination_rules = in_order(objects.destination_rules);
         let merged_rules = lookup::merge(&destination_rules, &mesh.default_destination_rule_export_to);
         let workloads = registry::workloads(&workload_entries);
-        let services = registry::services(&kubernetes, &entries, &workloads, &mesh, DEFAULT_DOMAIN);
+        let services =
+            registry::services(&kubernetes, &entries, &WorkloadIndex::new(&workloads), &mesh, DEFAULT_DOMAIN);
         let mut by_host: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
         for (index, service) in services.iter().enumerate() {
             by_host.entry(service.hostname.clone()).or_default().push(index);
         }
+        let mut by_address: HashMap<String, AtAddress> = HashMap::new();
+        for (index, workload) in workloads.iter().enumerate() {
+            let at = by_address.entry(workload.address().to_owned()).or_default();
+            at.workload.get_or_insert(index);
+        }
+        for (index, service) in services.iter().enumerate() {
+            for (place, endpoint) in service.endpoints.iter().enumerate() {
+                let at = by_address.entry(endpoint.address.clone()).or_default();
+                if at.serves.last().is_none_or(|(last, _)| *last != index) {
+                    at.serves.push((index, place));
+                }
+            }
+        }
+        let mut rules_by_namespace: HashMap<String, Vec<usize>> = HashMap::new();
+        for (index, rule) in merged_rules.iter().enumerate() {
+            rules_by_namespace.entry(rule.meta.namespace.clone()).or_default().push(index);
+        }
+        let default_export = &mesh.default_virtual_service_export_to;
+        let routes_export = virtual_services
+            .iter()
+            .map(|object| ExportTo::parse(&object.spec.export_to, default_export, &object.meta.namespace))
+            .collect();
         let mut hasher = DefaultHasher::new();
         mesh_version.hash(&mut hasher);
         hash_all(&kubernetes, &mut hasher);
@@ -116,10 +151,13 @@ impl World {
                 domain: DEFAULT_DOMAIN.to_owned(),
                 services,
                 by_host,
+                by_address,
                 workloads,
                 virtual_services,
+                routes_export,
                 destination_rules,
                 merged_rules,
+                rules_by_namespace,
                 gateways,
                 sidecars,
                 peer_authentications,
@@ -199,6 +237,31 @@ impl World {
             .secrets
             .iter()
             .find(|secret| secret.meta.namespace == namespace && secret.meta.name == name)
+    }
+
+    /// The workload with this address.
+    pub fn workload_at(&self, address: &str) -> Option<&Arc<Workload>> {
+        self.parts.by_address.get(address)?.workload.map(|index| &self.parts.workloads[index])
+    }
+
+    /// The services that the workload at `address` serves, each with the endpoint that it is there, oldest first.
+    pub fn served_at(&self, address: &str) -> impl Iterator<Item = (&Arc<Service>, &Arc<Endpoint>)> {
+        let serves = self.parts.by_address.get(address).map(|at| at.serves.as_slice()).unwrap_or_default();
+        serves.iter().map(|(service, endpoint)| {
+            let service = &self.parts.services[*service];
+            (service, &service.endpoints[*endpoint])
+        })
+    }
+
+    /// The merged DestinationRules of one namespace.
+    pub(super) fn rules_of(&self, namespace: &str) -> impl Iterator<Item = &Arc<MergedRule>> {
+        let indexes = self.parts.rules_by_namespace.get(namespace).map(Vec::as_slice).unwrap_or_default();
+        indexes.iter().map(|index| &self.parts.merged_rules[*index])
+    }
+
+    /// Every VirtualService, with who sees it.
+    pub(super) fn exported_routes(&self) -> impl Iterator<Item = (&Arc<Object<VirtualService>>, &ExportTo)> {
+        self.parts.virtual_services.iter().zip(&self.parts.routes_export)
     }
 
     /// The services with exactly this host name, oldest first.

@@ -1,5 +1,6 @@
 //! Which DestinationRule holds for a client and a service, and what it says for one subset and port.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::model::destination_rule::{
@@ -30,15 +31,16 @@ pub(in crate::model) fn merge(
     default_export: &[String],
 ) -> Vec<Arc<MergedRule>> {
     let mut merged: Vec<MergedRule> = Vec::with_capacity(rules.len());
+    let mut by_host: HashMap<(&str, &str), Vec<usize>> = HashMap::new();
     for rule in rules {
         let export_to = ExportTo::parse(&rule.spec.export_to, default_export, &rule.meta.namespace);
-        let same = merged.iter_mut().find(|other| {
-            other.meta.namespace == rule.meta.namespace
-                && other.spec.host == rule.spec.host
-                && other.spec.workload_selector == rule.spec.workload_selector
-                && other.export_to == export_to
+        let held = by_host.entry((&rule.meta.namespace, &rule.spec.host)).or_default();
+        let same = held.iter().copied().find(|index| {
+            merged[*index].spec.workload_selector == rule.spec.workload_selector
+                && merged[*index].export_to == export_to
         });
-        let Some(other) = same else {
+        let Some(other) = same.map(|index| &mut merged[index]) else {
+            held.push(merged.len());
             merged.push(MergedRule {
                 meta: Arc::new(rule.meta.clone()),
                 spec: rule.spec.clone(),
@@ -80,9 +82,8 @@ impl World {
             }
             tried.push(namespace);
             let candidates: Vec<&Arc<MergedRule>> = self
-                .merged_rules()
-                .iter()
-                .filter(|rule| rule.meta.namespace == namespace)
+                .rules_of(namespace)
+                .filter(|rule| host::covers(&rule.spec.host, &service.hostname))
                 .filter(|rule| rule.export_to.reaches(namespace, client_namespace))
                 .filter(|rule| match &rule.spec.workload_selector {
                     // A rule with a selector is private to its namespace.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::model::host;
-use crate::model::service::{Endpoint, Service, ServiceOrigin, Workload};
+use crate::model::service::{Service, ServiceOrigin};
 use crate::model::sidecar::EgressListener;
 use crate::model::world::World;
 
@@ -62,27 +62,12 @@ impl World {
         imported
     }
 
-    /// The workload with this address.
-    pub fn workload_at(&self, address: &str) -> Option<&Arc<Workload>> {
-        self.workloads().iter().find(|workload| workload.address() == address)
-    }
-
-    /// The services that the workload at `addresses` serves, each with the endpoint that it is there.
-    pub fn served_at<'w>(
-        &'w self,
-        addresses: &'w [String],
-    ) -> impl Iterator<Item = (&'w Arc<Service>, &'w Arc<Endpoint>)> + 'w {
-        self.services().iter().filter_map(move |service| {
-            let endpoint = service.endpoints.iter().find(|endpoint| addresses.contains(&endpoint.address))?;
-            Some((service, endpoint))
-        })
-    }
-
     /// The ports that stand for a gateway server's `port` at the workload with these `addresses`: the target ports of
     /// its services' port of that number, or the number itself where no service has it.
     pub fn gateway_ports(&self, addresses: &[String], port: u16) -> Vec<u16> {
-        let mut ports: Vec<u16> = self
-            .served_at(addresses)
+        let mut ports: Vec<u16> = addresses
+            .iter()
+            .flat_map(|address| self.served_at(address))
             .filter_map(|(service, endpoint)| service.endpoint_port(service.port(port)?, endpoint))
             .collect();
         ports.sort_unstable();

@@ -55,7 +55,7 @@ fn endpoints_serve_the_port_that_their_workload_maps() {
     let entry = world.service("e.com", "anywhere").unwrap();
     assert_eq!(entry.endpoint_port(&entry.ports[0], &entry.endpoints[0]), Some(8080));
     let served: Vec<_> =
-        world.served_at(&["10.0.0.1".to_owned()]).map(|(service, _)| service.hostname.to_string()).collect();
+        world.served_at("10.0.0.1").map(|(service, _)| service.hostname.to_string()).collect();
     assert_eq!(served, ["a.n.svc.cluster.local", "e.com"]);
 }
 

@@ -27,17 +27,11 @@ impl World {
     /// private ones of the namespace, then those exported to it by name, then public ones; oldest first within each.
     pub fn virtual_services_for(&self, namespace: &str, gateway: &str) -> Vec<&Arc<Object<VirtualService>>> {
         let mut found: Vec<(u8, &Arc<Object<VirtualService>>)> = self
-            .virtual_services()
-            .iter()
-            .filter(|object| object.spec.binds(gateway))
-            .filter_map(|object| {
+            .exported_routes()
+            .filter(|(object, _)| object.spec.binds(gateway))
+            .filter_map(|(object, export)| {
                 let own = &object.meta.namespace;
-                let export = ExportTo::parse(
-                    &object.spec.export_to,
-                    &self.mesh().default_virtual_service_export_to,
-                    own,
-                );
-                let rank = match &export {
+                let rank = match export {
                     ExportTo::Own => 0,
                     ExportTo::Namespaces(_) => 1,
                     ExportTo::All => 2,

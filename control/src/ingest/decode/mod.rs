@@ -3,14 +3,20 @@
 //! The types derive `Deserialize`; this deserializer knows, from the derive, which fields a type has. A field that it does
 //! not have is a finding of its own (all of them are reported, not just the first), never silently dropped.
 
+mod misfit;
+#[cfg(test)]
+mod tests;
+
 use std::cell::RefCell;
 use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 
+use misfit::Misfit;
+
 use super::diagnostic::{Finding, Findings, Severity};
+use super::suggest;
 use super::tree::{Entry, Node, Value};
-use super::{suggest, support};
 
 /// What is known about a field beyond the type that it is decoded into: given the dotted path of its parent, its name, and
 /// whether the type has it.
@@ -87,102 +93,6 @@ impl fmt::Display for Path<'_> {
                 write!(f, "{}{name}", if at_start { "" } else { "." })
             }
         }
-    }
-}
-
-/// Why a value does not fit, and where.
-#[derive(Debug, Default)]
-struct Misfit {
-    path: Option<String>,
-    line: Option<u32>,
-    reason: String,
-    help: Option<String>,
-}
-
-impl Misfit {
-    fn at(mut self, path: &Path<'_>, line: u32) -> Self {
-        self.path.get_or_insert_with(|| path.to_string());
-        self.line.get_or_insert(line);
-        self
-    }
-}
-
-impl fmt::Display for Misfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)
-    }
-}
-
-impl std::error::Error for Misfit {}
-
-impl de::Error for Misfit {
-    fn custom<T: fmt::Display>(message: T) -> Self {
-        Self { reason: message.to_string(), ..Self::default() }
-    }
-
-    fn invalid_type(unexpected: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        let expected = expected.to_string();
-        let help = match (&unexpected, expected.as_str()) {
-            (
-                de::Unexpected::Unsigned(_) | de::Unexpected::Signed(_) | de::Unexpected::Float(_),
-                "a string",
-            ) => Some("put it in quotes".to_owned()),
-            (de::Unexpected::Bool(_), "a string") => Some("put it in quotes".to_owned()),
-            _ => None,
-        };
-        let reason = format!("expected {}, found {}", friendly(&expected), found(unexpected));
-        Self { reason, help, ..Self::default() }
-    }
-
-    fn invalid_value(unexpected: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        let reason = format!("expected {}, found {}", friendly(&expected.to_string()), found(unexpected));
-        Self { reason, ..Self::default() }
-    }
-
-    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        if support::VALUES_NOT_YET.contains(&variant) {
-            return Self {
-                reason: format!("{variant} is not supported by Weft yet"),
-                help: Some(format!("it is one of {}", expected.join(", "))),
-                ..Self::default()
-            };
-        }
-        let help = match suggest::closest(variant, expected.iter().copied()) {
-            Some(meant) => format!("did you mean {meant}?"),
-            None => format!("it is one of {}", expected.join(", ")),
-        };
-        Self { reason: format!("unknown value {variant:?}"), help: Some(help), ..Self::default() }
-    }
-}
-
-fn found(unexpected: de::Unexpected<'_>) -> String {
-    match unexpected {
-        de::Unexpected::Unsigned(number) => format!("the number {number}"),
-        de::Unexpected::Signed(number) => format!("the number {number}"),
-        de::Unexpected::Float(number) => format!("the number {number}"),
-        de::Unexpected::Str(text) => format!("the text {text:?}"),
-        de::Unexpected::Bool(value) => format!("the boolean {value}"),
-        de::Unexpected::Seq => "a list".to_owned(),
-        de::Unexpected::Map => "an object".to_owned(),
-        de::Unexpected::Unit => "nothing".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// What serde calls by Rust's names, in words.
-fn friendly(expected: &str) -> &str {
-    match expected {
-        "u8" => "a whole number from 0 to 255",
-        "u16" => "a whole number from 0 to 65535",
-        "u32" => "a whole number from 0 to 4294967295",
-        "u64" => "a whole number from 0",
-        "i32" => "a whole number from -2147483648 to 2147483647",
-        "i64" => "a whole number",
-        "f64" | "f32" => "a number",
-        "a boolean" => "true or false",
-        "a sequence" => "a list",
-        "a map" => "an object",
-        other => other,
     }
 }
 
@@ -488,107 +398,5 @@ impl<'de> Deserializer<'de> for Key<'de> {
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
         newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tree;
-    use super::*;
-    use crate::model::{PeerAuthentication, VirtualService};
-
-    fn read<'de, T: de::Deserialize<'de>>(node: &'de Node) -> (Option<T>, Vec<String>) {
-        let mut findings = Findings::default();
-        let value = decode(node, "spec", &|_, _, _| None, &mut findings);
-        let texts = findings
-            .0
-            .iter()
-            .map(|f| {
-                format!(
-                    "{} {}: {}; {}",
-                    f.line.unwrap_or(0),
-                    f.path,
-                    f.reason,
-                    f.help.as_deref().unwrap_or("-")
-                )
-            })
-            .collect();
-        (value, texts)
-    }
-
-    fn one(text: &str) -> Node {
-        tree::parse(text).unwrap().remove(0)
-    }
-
-    #[test]
-    fn every_unknown_field_is_found_with_its_place() {
-        let node = one("http:\n- retries:\n    atempts: 3\n    retryOn: 5xx\n  timeuot: 1s\n- nonsense: 1\n");
-        let (value, texts) = read::<VirtualService>(&node);
-        assert!(value.is_some());
-        assert_eq!(texts.len(), 3, "{texts:?}");
-        assert_eq!(texts[0], "3 spec.http[0].retries.atempts: unknown field; did you mean \"attempts\"?");
-        assert_eq!(texts[1], "5 spec.http[0].timeuot: unknown field; did you mean \"timeout\"?");
-        assert!(
-            texts[2].starts_with("6 spec.http[1].nonsense: unknown field; the fields here are "),
-            "{texts:?}"
-        );
-    }
-
-    #[test]
-    fn a_value_of_the_wrong_type_says_what_is_expected() {
-        let cases = [
-            (
-                "http:\n- retries:\n    attempts: three\n",
-                "3 spec.http[0].retries.attempts: expected a number, found the text \"three\"; -",
-            ),
-            (
-                "http:\n- route:\n  - weight: -1\n",
-                "3 spec.http[0].route[0].weight: expected a whole number from 0 to 4294967295, found the number -1; -",
-            ),
-            (
-                "http:\n- timeout: 30\n",
-                "2 spec.http[0].timeout: the duration \"30\" lacks a unit; write \"30s\" for seconds; -",
-            ),
-            (
-                "http:\n- match:\n  - headers:\n      canary:\n        exact: true\n",
-                "5 spec.http[0].match[0].headers.canary.exact: expected a text, found the boolean true; put it in quotes",
-            ),
-            ("hosts: a\n", "1 spec.hosts: expected a list, found the text \"a\"; -"),
-            (
-                "http:\n  route: []\n",
-                "2 spec.http: expected a list, found an object; begin its entries with \"- \"",
-            ),
-        ];
-        for (text, expected) in cases {
-            let node = one(text);
-            let (value, texts) = read::<VirtualService>(&node);
-            assert!(value.is_none(), "{text}");
-            assert_eq!(texts, [expected], "{text}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_enum_value_is_answered_with_the_nearest() {
-        let node = one("mtls:\n  mode: STRICKT\n");
-        let (_, texts) = read::<PeerAuthentication>(&node);
-        assert_eq!(texts, ["2 spec.mtls.mode: unknown value \"STRICKT\"; did you mean STRICT?"]);
-    }
-
-    #[test]
-    fn ports_may_be_keys() {
-        let node = one("portLevelMtls:\n  8080:\n    mode: DISABLE\n");
-        let (value, texts) = read::<PeerAuthentication>(&node);
-        assert_eq!(texts, [] as [&str; 0]);
-        assert!(value.is_some_and(|policy| policy.port_level_mtls.contains_key(&8080)));
-        let node = one("portLevelMtls:\n  http:\n    mode: DISABLE\n");
-        let (_, texts) = read::<PeerAuthentication>(&node);
-        assert_eq!(texts, ["2 spec.portLevelMtls.http: \"http\" is no port; ports go from 1 to 65535; -"]);
-    }
-
-    #[test]
-    fn an_empty_field_is_an_absent_field() {
-        let node = one("mtls:\nselector:\n");
-        let (value, texts) = read::<PeerAuthentication>(&node);
-        assert_eq!((value, texts.len()), (Some(PeerAuthentication::default()), 0));
     }
 }
