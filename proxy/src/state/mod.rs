@@ -2,6 +2,7 @@
 
 pub mod context;
 pub mod error;
+pub mod fields;
 pub mod node;
 pub mod slot;
 
