@@ -15,6 +15,7 @@ pub mod duration;
 pub mod json;
 pub mod type_url;
 pub mod typed_struct;
+pub mod validate;
 pub mod walk;
 
 pub use any::{Any, UnpackError};

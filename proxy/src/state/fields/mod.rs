@@ -31,14 +31,21 @@ use xds_protos::walk::{Next, Raw, Visit, walk};
 use self::table::{Table, Treatment};
 use super::ConfigError;
 
-/// Everything in an encoded message that this proxy does not honour and may not ignore, each with its path.
+/// Everything in an encoded message that this proxy does not honour and may not ignore, and everything that breaks a rule of
+/// the schema (as Envoy enforces them), each with its path.
 ///
 /// `type_name` is the message's full name, such as `envoy.config.listener.v3.Listener`.
 pub fn check(type_name: &str, bytes: &[u8]) -> Vec<ConfigError> {
-    check_against(table::get(), type_name, bytes)
+    let mut errors = unsupported(table::get(), type_name, bytes);
+    // Load assignments change often and are large; their few rules are checked where they are compiled.
+    if errors.is_empty() && type_name != "envoy.config.endpoint.v3.ClusterLoadAssignment" {
+        let broken = xds_protos::validate::check(type_name, bytes);
+        errors.extend(broken.into_iter().map(|v| ConfigError::new(v.path, v.message)));
+    }
+    errors
 }
 
-fn check_against(table: &Table, type_name: &str, bytes: &[u8]) -> Vec<ConfigError> {
+fn unsupported(table: &Table, type_name: &str, bytes: &[u8]) -> Vec<ConfigError> {
     if !table.knows(type_name) {
         return vec![ConfigError::unsupported("", format_args!("the message type {type_name}"))];
     }

@@ -6,7 +6,7 @@ const LISTENER: &str = "envoy.config.listener.v3.Listener";
 
 fn problems(name: &str, value: &Value) -> Vec<String> {
     let bytes = xds_protos::json::encode(name, value).unwrap();
-    check(name, &bytes).iter().map(ToString::to_string).collect()
+    unsupported(table::get(), name, &bytes).iter().map(ToString::to_string).collect()
 }
 
 fn with_http_filter(filter: Value) -> Value {
@@ -86,4 +86,15 @@ fn messages_and_bytes_from_nowhere_are_refused() {
     assert_eq!(check(LISTENER, &[0x0a, 0x7f])[0].message, "a field is cut off");
     let newer = check(LISTENER, &[0xc8, 0x3e, 0x01]);
     assert!(newer[0].message.contains("field number 1001 that is newer"), "{newer:?}");
+}
+
+#[test]
+fn the_rules_of_the_schema_are_enforced_when_every_field_is_honoured() {
+    let cluster = |value: Value| {
+        let bytes = xds_protos::json::encode("envoy.config.cluster.v3.Cluster", &value).unwrap();
+        check("envoy.config.cluster.v3.Cluster", &bytes).iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(cluster(json!({"name": "c", "type": "EDS"})), [""; 0]);
+    assert_eq!(cluster(json!({"type": "EDS"})), ["name: must not be empty"]);
+    assert_eq!(cluster(json!({"preconnect_policy": {}})), ["preconnect_policy: is not supported"]);
 }
