@@ -127,3 +127,30 @@ pub trait HttpService: 'static {
     /// connection closes. `details` is Envoy's response code detail, such as `http1.codec_error`.
     fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply;
 }
+
+/// How far a request had come when its attempt failed: what the router needs to know about retrying it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Progress {
+    /// No byte of it was written: the upstream cannot have seen it.
+    Unsent,
+    /// Some of it was written; no byte of an answer came.
+    Sent,
+    /// Some of an answer came.
+    Answering,
+}
+
+/// An attempt that ended without a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("upstream: {reason:?} ({details})")]
+pub struct UpstreamError {
+    /// Why.
+    pub reason: ResetReason,
+    /// How far the request had come.
+    pub progress: Progress,
+    /// In Envoy's words, for `%RESPONSE_CODE_DETAILS%` and local replies.
+    pub details: &'static str,
+}
+
+/// Takes an upstream connection back when its exchange is over: with the connection if it can serve again, without it if it
+/// is gone. Called exactly once.
+pub type Release<C> = Box<dyn FnOnce(Option<C>)>;

@@ -6,12 +6,15 @@
 //! requests live on one worker thread, so a message needs no channel, no spawn and no lock.
 
 pub mod body;
+pub mod drain;
+pub mod h1;
 pub mod headers;
 pub mod message;
 
 pub use body::{Body, BodyError, BodyStream, Frame};
+pub use drain::{Drain, DrainPhase};
 pub use headers::Headers;
 pub use message::{
-    Downstream, HttpService, InformationalSink, Protocol, Reply, Request, RequestHead, ResetReason,
-    ResponseHead,
+    Downstream, HttpService, InformationalSink, Progress, Protocol, Release, Reply, Request, RequestHead,
+    ResetReason, ResponseHead, UpstreamError,
 };

@@ -1,0 +1,227 @@
+//! The upstream side of HTTP/1: one request at a time on a connection that comes back when it is clean.
+//!
+//! No task of its own: whoever waits for the reply drives the sending, and whoever pulls the reply's body drives what is left
+//! of the request's.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use http::{Method, StatusCode};
+
+use super::H1Options;
+use super::encode;
+use super::parse::{self, Framing, ParsedResponse};
+use super::transport::{Incoming, Outgoing, SendError, Transport};
+use crate::codec::body::{Body, BodyError, BodyStream, Frame};
+use crate::codec::message::{
+    InformationalSink, Progress, Release, Reply, Request, ResetReason, UpstreamError,
+};
+use crate::io::Io;
+
+/// An idle upstream connection.
+#[derive(Debug)]
+pub struct Connection {
+    transport: Transport,
+    options: H1Options,
+    requests: u64,
+}
+
+impl Connection {
+    /// A connection over a fresh stream.
+    pub fn new(io: Io, options: H1Options) -> Self {
+        Self { transport: Transport::new(io), options, requests: 0 }
+    }
+
+    /// How many requests it has served.
+    pub fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// The stream beneath, for its addresses.
+    pub fn io(&self) -> &Io {
+        &self.transport.io
+    }
+
+    /// Whether the peer has ended it, or sent what nobody asked for, while it was idle. Costs no system call while nothing
+    /// has come.
+    pub fn is_dead(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        !self.transport.read.is_empty() || self.transport.poll_closed(&mut cx).is_ready()
+    }
+
+    /// Ready when the peer ends it while it is idle.
+    pub fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.transport.read.is_empty() { self.transport.poll_closed(cx) } else { Poll::Ready(()) }
+    }
+
+    /// Sends a request and waits for the head of its reply, handing 1xx heads to `sink`. `release` gets the connection back
+    /// when the reply's body has been read (or at once, if there is none), or learns that it is gone.
+    pub async fn send(
+        self,
+        request: Request,
+        sink: Option<Rc<dyn InformationalSink>>,
+        release: Release<Connection>,
+    ) -> Result<Reply, UpstreamError> {
+        let Request { head, body } = request;
+        let mut exchange = Exchange {
+            connection: Some(self),
+            outgoing: Outgoing::new(Body::Empty, encode::Output::None, false),
+            sent: false,
+            write_failed: false,
+            incoming: Incoming::Done,
+            keep_alive: false,
+            tunnel: false,
+            release: Some(release),
+        };
+        let method = head.method.clone();
+        if let Some(connection) = &mut exchange.connection {
+            connection.requests += 1;
+            let output = encode::request(&head, body.is_empty(), &mut connection.transport.write);
+            exchange.outgoing = Outgoing::new(body, output, connection.options.enable_trailers);
+        }
+        let parsed = poll_fn(|cx| exchange.poll_head(&method, sink.as_deref(), cx)).await?;
+        let ParsedResponse { head, framing, keep_alive } = parsed;
+        exchange.keep_alive = keep_alive;
+        exchange.tunnel = framing == Framing::UntilClose
+            && (head.status == StatusCode::SWITCHING_PROTOCOLS || method == Method::CONNECT);
+        exchange.incoming = Incoming::new(framing, exchange.max_head());
+        let body = if framing == Framing::None {
+            exchange.finish();
+            Body::Empty
+        } else {
+            Body::stream(exchange)
+        };
+        Ok(Reply { head, body, close: false, reset: None })
+    }
+}
+
+/// A request and its reply under way. Dropped before its end, it takes the connection with it.
+struct Exchange {
+    connection: Option<Connection>,
+    outgoing: Outgoing,
+    sent: bool,
+    write_failed: bool,
+    incoming: Incoming,
+    keep_alive: bool,
+    tunnel: bool,
+    release: Option<Release<Connection>>,
+}
+
+impl Exchange {
+    fn max_head(&self) -> usize {
+        self.connection.as_ref().map_or(0, |c| c.options.max_head_bytes)
+    }
+
+    /// Sends what can be sent. An error is the request's own source breaking off.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        if self.sent {
+            return Ok(());
+        }
+        match self.outgoing.poll_send(&mut connection.transport, cx) {
+            Poll::Pending => {}
+            Poll::Ready(Ok(())) => self.sent = true,
+            Poll::Ready(Err(SendError::Source(error))) => return Err(error),
+            Poll::Ready(Err(SendError::Write)) => {
+                // The upstream may have answered before it stopped reading; the answer is read first.
+                self.sent = true;
+                self.write_failed = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_head(
+        &mut self,
+        method: &Method,
+        sink: Option<&dyn InformationalSink>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ParsedResponse, UpstreamError>> {
+        let fail = |reason, progress, details| Poll::Ready(Err(UpstreamError { reason, progress, details }));
+        if let Err(error) = self.poll_request(cx) {
+            return fail(error.reason, Progress::Sent, error.details);
+        }
+        let Some(connection) = &mut self.connection else {
+            return fail(ResetReason::Local, Progress::Unsent, "connection_released");
+        };
+        loop {
+            match parse::response(&mut connection.transport.read, &connection.options, method) {
+                Ok(Some(parsed))
+                    if parsed.head.status.is_informational()
+                        && parsed.head.status != StatusCode::SWITCHING_PROTOCOLS =>
+                {
+                    if let Some(sink) = sink {
+                        sink.send(parsed.head);
+                    }
+                }
+                Ok(Some(parsed)) => return Poll::Ready(Ok(parsed)),
+                Ok(None) => match connection.transport.poll_fill(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(n)) if n > 0 => {}
+                    Poll::Ready(_) => {
+                        let progress = match connection.transport.read.is_empty() {
+                            true => Progress::Sent,
+                            false => Progress::Answering,
+                        };
+                        return fail(ResetReason::ConnectionTermination, progress, "connection termination");
+                    }
+                },
+                Err(details) => return fail(ResetReason::ProtocolError, Progress::Answering, details),
+            }
+        }
+    }
+
+    /// Gives the connection back if both messages ended cleanly.
+    fn finish(&mut self) {
+        let Some(release) = self.release.take() else { return };
+        let clean = self.sent
+            && !self.write_failed
+            && self.keep_alive
+            && !self.tunnel
+            && self
+                .connection
+                .as_ref()
+                .is_some_and(|c| c.transport.read.is_empty() && !c.transport.read_closed);
+        let connection = self.connection.take();
+        release(connection.filter(|_| clean));
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.connection = None;
+        if let Some(release) = self.release.take() {
+            release(None);
+        }
+    }
+}
+
+impl BodyStream for Exchange {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        if let Err(error) = self.poll_request(cx) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        if self.tunnel && self.sent {
+            // Our side of the tunnel has ended; HTTP/1 upgrades have no half-close, as in Envoy.
+            self.finish();
+            return Poll::Ready(None);
+        }
+        let Some(connection) = &mut self.connection else { return Poll::Ready(None) };
+        let trailers = connection.options.enable_trailers;
+        let polled = connection.transport.poll_body(&mut self.incoming, trailers, cx);
+        // A body whose last byte has been given is over: the connection need not wait for somebody to ask for more.
+        if matches!(polled, Poll::Ready(None | Some(Ok(_)))) && matches!(self.incoming, Incoming::Done) {
+            self.finish();
+        }
+        polled
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        match self.incoming {
+            Incoming::Done => Some(0),
+            Incoming::Length(n) => Some(n),
+            _ => None,
+        }
+    }
+}

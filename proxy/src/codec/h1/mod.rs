@@ -1,0 +1,32 @@
+//! HTTP/1.0 and HTTP/1.1 (RFC 9112), both directions.
+//!
+//! Our own codec over httparse, for parity and for speed: malformed input is answered as Envoy answers it, informational heads
+//! and trailers pass, heads and bodies are slices of the read buffer, and a connection is one task without channels.
+
+mod chunked;
+pub mod client;
+mod encode;
+mod parse;
+pub mod server;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+/// Limits and manners of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct H1Options {
+    /// The most bytes a head (or trailers) may have: Envoy's max_request_headers_kb, 60 KiB.
+    pub max_head_bytes: usize,
+    /// The most fields a head may have: Envoy's max_headers_count, 100.
+    pub max_headers: usize,
+    /// Take HTTP/1.0 (`accept_http_10`); else it is answered with 426.
+    pub accept_http_10: bool,
+    /// Hand on trailers (`enable_trailers`); else they are read and dropped.
+    pub enable_trailers: bool,
+}
+
+impl Default for H1Options {
+    fn default() -> Self {
+        Self { max_head_bytes: 60 * 1024, max_headers: 100, accept_http_10: false, enable_trailers: false }
+    }
+}

@@ -1,0 +1,345 @@
+//! Heads out of bytes.
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, StatusCode};
+
+use super::H1Options;
+use crate::codec::headers::{HeaderName, HeaderValue, Headers};
+use crate::codec::message::{Protocol, RequestHead, ResponseHead};
+
+/// How a message's body is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// There is none.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// The chunked coding.
+    Chunked,
+    /// Until the connection ends (an answer; an upgraded or tunnelled stream).
+    UntilClose,
+}
+
+/// A head that is refused, with the answer it gets (Envoy's response code details).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) status: StatusCode,
+    pub(super) details: &'static str,
+}
+
+const fn bad(details: &'static str) -> Refused {
+    Refused { status: StatusCode::BAD_REQUEST, details }
+}
+
+/// A whole request head.
+#[derive(Debug)]
+pub(super) struct ParsedRequest {
+    pub(super) head: RequestHead,
+    pub(super) framing: Framing,
+    /// The connection may serve another request.
+    pub(super) keep_alive: bool,
+    pub(super) expects_continue: bool,
+}
+
+/// A whole response head.
+#[derive(Debug)]
+pub(super) struct ParsedResponse {
+    pub(super) head: ResponseHead,
+    pub(super) framing: Framing,
+    pub(super) keep_alive: bool,
+}
+
+/// The position after the empty line that ends a head.
+pub(super) fn end_of_head(buffer: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    while let Some(at) = buffer[from..].iter().position(|b| *b == b'\n') {
+        let at = from + at;
+        if buffer[..at].ends_with(b"\r\n\r") {
+            return Some(at + 1);
+        }
+        from = at + 1;
+    }
+    None
+}
+
+/// What the fields of a head say about its framing.
+#[derive(Default)]
+struct Facts {
+    length: Option<u64>,
+    chunked: bool,
+    other_coding: bool,
+    bad_length: bool,
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+}
+
+/// Fields as slices of `block`; `None` if a name or value may not be.
+fn collect(block: &Bytes, parsed: &[httparse::Header<'_>], extra: usize) -> Option<Headers> {
+    let mut headers = Headers::with_capacity(parsed.len() + extra);
+    for field in parsed {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        let value = HeaderValue::from_maybe_shared(block.slice_ref(field.value)).ok()?;
+        headers.append(name, value);
+    }
+    Some(headers)
+}
+
+/// Trailer fields; the block ends with an empty line.
+pub(super) fn fields(block: &Bytes) -> Option<Headers> {
+    let mut storage = [httparse::EMPTY_HEADER; 100];
+    match httparse::parse_headers(block, &mut storage) {
+        Ok(httparse::Status::Complete((_, parsed))) if strict(block) => collect(block, parsed, 0),
+        _ => None,
+    }
+}
+
+/// httparse takes a bare LF for a line end; two parsers that disagree on that can be played against each other.
+fn strict(block: &[u8]) -> bool {
+    let mut last = 0;
+    block.iter().all(|b| {
+        let good = *b != b'\n' || last == b'\r';
+        last = *b;
+        good
+    })
+}
+
+fn facts(headers: &Headers) -> Facts {
+    let mut facts = Facts::default();
+    for (name, value) in headers.iter() {
+        if *name == http::header::CONTENT_LENGTH {
+            let text = value.as_bytes();
+            let number = (!text.is_empty() && text.iter().all(u8::is_ascii_digit))
+                .then(|| std::str::from_utf8(text).ok()?.parse::<u64>().ok())
+                .flatten();
+            match (number, facts.length) {
+                (Some(n), None) => facts.length = Some(n),
+                // Repeating the same number is as bad as two different ones: somebody merged two messages.
+                _ => facts.bad_length = true,
+            }
+        } else if *name == http::header::TRANSFER_ENCODING {
+            if value.as_bytes().eq_ignore_ascii_case(b"chunked") && !facts.chunked {
+                facts.chunked = true;
+            } else {
+                facts.other_coding = true;
+            }
+        } else if *name == http::header::CONNECTION {
+            for token in value.as_bytes().split(|b| *b == b',') {
+                let token = token.trim_ascii();
+                facts.close |= token.eq_ignore_ascii_case(b"close");
+                facts.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                facts.upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+            }
+        }
+    }
+    facts
+}
+
+/// Takes a request head off the buffer, if it is whole.
+pub(super) fn request(
+    buffer: &mut BytesMut,
+    options: &H1Options,
+    tls: bool,
+) -> Result<Option<ParsedRequest>, Refused> {
+    // Empty lines before a request are a robust server's to skip (RFC 9112, section 2.2).
+    while buffer.starts_with(b"\r\n") {
+        let _ = buffer.split_to(2);
+    }
+    let Some(end) = end_of_head(buffer) else {
+        if buffer.len() > options.max_head_bytes {
+            return Err(too_large());
+        }
+        return early(buffer);
+    };
+    if end > options.max_head_bytes {
+        return Err(too_large());
+    }
+    let block = buffer.split_to(end).freeze();
+    let mut storage = [httparse::EMPTY_HEADER; 128];
+    let mut parsed = httparse::Request::new(&mut storage);
+    match parsed.parse(&block) {
+        Ok(httparse::Status::Complete(_)) if strict(&block) => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(too_many()),
+        _ => return Err(bad("http1.codec_error")),
+    }
+    if parsed.headers.len() > options.max_headers {
+        return Err(too_many());
+    }
+    let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
+        return Err(bad("http1.codec_error"));
+    };
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| bad("http1.codec_error"))?;
+    let protocol = if version == 0 { Protocol::Http10 } else { Protocol::Http11 };
+    let mut headers = collect(&block, parsed.headers, 8).ok_or(bad("http1.codec_error"))?;
+    let facts = facts(&headers);
+    let framing = request_framing(&facts, &method)?;
+    if protocol == Protocol::Http10 && !options.accept_http_10 {
+        return Err(Refused { status: StatusCode::UPGRADE_REQUIRED, details: "low_version" });
+    }
+    let host = host(&mut headers)?;
+    let target = block.slice_ref(target.as_bytes());
+    let (scheme, authority, path) = split_target(&method, target, host, tls)?;
+    if authority.is_empty() && protocol == Protocol::Http11 && !has_host(&block) {
+        return Err(bad("missing_host_header"));
+    }
+    headers.remove(&http::header::TRANSFER_ENCODING);
+    let expects_continue = headers
+        .get(&http::header::EXPECT)
+        .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let upgrade = match (facts.upgrade, headers.get(&http::header::UPGRADE)) {
+        (true, Some(value)) => Some(Bytes::copy_from_slice(value.as_bytes())),
+        _ => None,
+    };
+    let keep_alive =
+        if protocol == Protocol::Http10 { facts.keep_alive && !facts.close } else { !facts.close };
+    let head = RequestHead { method, scheme, authority, path, protocol, upgrade, headers };
+    Ok(Some(ParsedRequest { head, framing, keep_alive, expects_continue }))
+}
+
+fn too_large() -> Refused {
+    Refused { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, details: "http1.headers_too_large" }
+}
+
+fn too_many() -> Refused {
+    Refused { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, details: "http1.too_many_headers" }
+}
+
+/// A head that is not whole may already be hopeless; the sender may wait for an answer before it sends more.
+fn early(buffer: &[u8]) -> Result<Option<ParsedRequest>, Refused> {
+    let mut storage = [httparse::EMPTY_HEADER; 128];
+    match httparse::Request::new(&mut storage).parse(buffer) {
+        Err(httparse::Error::TooManyHeaders) => Err(too_many()),
+        Err(_) => Err(bad("http1.codec_error")),
+        // Whole for httparse, which takes a bare LF for a line end; see [`strict`].
+        Ok(httparse::Status::Complete(_)) => Err(bad("http1.codec_error")),
+        Ok(httparse::Status::Partial) => Ok(None),
+    }
+}
+
+fn request_framing(facts: &Facts, method: &Method) -> Result<Framing, Refused> {
+    if facts.bad_length {
+        return Err(bad("http1.unexpected_content_length"));
+    }
+    if facts.other_coding {
+        return Err(Refused {
+            status: StatusCode::NOT_IMPLEMENTED,
+            details: "http1.invalid_transfer_encoding",
+        });
+    }
+    if facts.chunked && facts.length.is_some() {
+        return Err(bad("http1.content_length_and_chunked_not_allowed"));
+    }
+    if *method == Method::CONNECT {
+        if facts.chunked || facts.length.is_some_and(|l| l > 0) {
+            return Err(bad("http1.body_disallowed"));
+        }
+        return Ok(Framing::UntilClose);
+    }
+    Ok(match (facts.chunked, facts.length) {
+        (true, _) => Framing::Chunked,
+        (false, Some(n)) if n > 0 => Framing::Length(n),
+        _ => Framing::None,
+    })
+}
+
+fn has_host(block: &[u8]) -> bool {
+    block.windows(6).any(|w| w[0] == b'\n' && w[1..5].eq_ignore_ascii_case(b"host") && w[5] == b':')
+}
+
+/// Takes the Host field out of the headers; more than one is a smuggler's.
+fn host(headers: &mut Headers) -> Result<Bytes, Refused> {
+    if headers.get_all(&http::header::HOST).nth(1).is_some() {
+        return Err(bad("http1.codec_error"));
+    }
+    let first = headers.get(&http::header::HOST).map(|v| Bytes::copy_from_slice(v.as_bytes()));
+    headers.remove(&http::header::HOST);
+    Ok(first.unwrap_or_default())
+}
+
+/// Scheme, authority and path of a request target (RFC 9112, section 3.2).
+fn split_target(
+    method: &Method,
+    target: Bytes,
+    host: Bytes,
+    tls: bool,
+) -> Result<(Bytes, Bytes, Bytes), Refused> {
+    let own = Bytes::from_static(if tls { b"https" } else { b"http" });
+    if *method == Method::CONNECT {
+        return Ok((own, target, Bytes::new()));
+    }
+    if target.starts_with(b"/") || (target.as_ref() == b"*" && *method == Method::OPTIONS) {
+        return Ok((own, host, target));
+    }
+    // Absolute form: its authority wins over the Host field.
+    let text = std::str::from_utf8(&target).map_err(|_| bad("http1.invalid_url"))?;
+    let (scheme, rest) = text.split_once("://").ok_or(bad("http1.invalid_url"))?;
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return Err(bad("http1.invalid_url"));
+    }
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    if authority.is_empty() || authority.contains('@') {
+        return Err(bad("http1.invalid_url"));
+    }
+    let path = match path.chars().next() {
+        None => Bytes::from_static(b"/"),
+        Some('/') => target.slice_ref(path.as_bytes()),
+        Some(_) => Bytes::from(format!("/{path}")),
+    };
+    let scheme = Bytes::from(scheme.to_ascii_lowercase());
+    Ok((scheme, target.slice_ref(authority.as_bytes()), path))
+}
+
+/// Takes a response head off the buffer, if it is whole. `request` is the method that it answers.
+pub(super) fn response(
+    buffer: &mut BytesMut,
+    options: &H1Options,
+    request: &Method,
+) -> Result<Option<ParsedResponse>, &'static str> {
+    let Some(end) = end_of_head(buffer) else {
+        if buffer.len() > options.max_head_bytes {
+            return Err("headers size exceeds limit");
+        }
+        let mut storage = [httparse::EMPTY_HEADER; 128];
+        return match httparse::Response::new(&mut storage).parse(buffer) {
+            Err(_) => Err("http/1.1 protocol error"),
+            Ok(_) => Ok(None),
+        };
+    };
+    let block = buffer.split_to(end).freeze();
+    let mut storage = [httparse::EMPTY_HEADER; 128];
+    let mut parsed = httparse::Response::new(&mut storage);
+    match parsed.parse(&block) {
+        Ok(httparse::Status::Complete(_)) if strict(&block) => {}
+        Err(httparse::Error::TooManyHeaders) => return Err("headers count exceeds limit"),
+        _ => return Err("http/1.1 protocol error"),
+    }
+    let (Some(code), Some(version)) = (parsed.code, parsed.version) else {
+        return Err("http/1.1 protocol error");
+    };
+    let status = StatusCode::from_u16(code).map_err(|_| "http/1.1 protocol error")?;
+    let mut headers = collect(&block, parsed.headers, 8).ok_or("http/1.1 protocol error")?;
+    let facts = facts(&headers);
+    if facts.bad_length || facts.other_coding || (facts.chunked && facts.length.is_some()) {
+        return Err("http/1.1 protocol error");
+    }
+    headers.remove(&http::header::TRANSFER_ENCODING);
+    let protocol = if version == 0 { Protocol::Http10 } else { Protocol::Http11 };
+    let bodiless = *request == Method::HEAD
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED
+        || (status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS);
+    let tunnel =
+        status == StatusCode::SWITCHING_PROTOCOLS || (*request == Method::CONNECT && status.is_success());
+    let framing = match (facts.chunked, facts.length) {
+        _ if bodiless => Framing::None,
+        _ if tunnel => Framing::UntilClose,
+        (true, _) => Framing::Chunked,
+        (false, Some(0)) => Framing::None,
+        (false, Some(n)) => Framing::Length(n),
+        (false, None) => Framing::UntilClose,
+    };
+    let keep_alive = framing != Framing::UntilClose
+        && if protocol == Protocol::Http10 { facts.keep_alive } else { !facts.close };
+    Ok(Some(ParsedResponse { head: ResponseHead { status, protocol, headers }, framing, keep_alive }))
+}

@@ -1,0 +1,330 @@
+//! The downstream side of HTTP/1: one task reads heads, calls the service, writes replies.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::{Method, StatusCode};
+use tokio::time::{Instant, timeout_at};
+
+use super::H1Options;
+use super::encode::{self, Answering};
+use super::parse::{self, Framing, ParsedRequest, Refused};
+use super::transport::{Incoming, Outgoing, Transport};
+use crate::codec::body::{Body, BodyError, BodyStream, Frame};
+use crate::codec::drain::{Drain, DrainPhase};
+use crate::codec::message::{
+    Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResponseHead,
+};
+use crate::io::Io;
+
+/// What a downstream connection goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerOptions {
+    /// Limits and manners.
+    pub h1: H1Options,
+    /// How long a connection may be without a request (`common_http_protocol_options.idle_timeout`).
+    pub idle_timeout: Option<Duration>,
+    /// How long a head may take from its first byte (`request_headers_timeout`).
+    pub head_timeout: Option<Duration>,
+    /// The connection is TLS: the scheme of its requests is https.
+    pub tls: bool,
+    /// How long to wait for the peer's end after ours (`delayed_close_timeout`).
+    pub delayed_close: Duration,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            h1: H1Options::default(),
+            idle_timeout: Some(Duration::from_secs(3600)),
+            head_timeout: None,
+            tls: false,
+            delayed_close: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What the connection's task and its request's body and 1xx sink share. Borrowed only within a poll.
+struct Shared {
+    transport: Transport,
+    incoming: Incoming,
+    trailers: bool,
+    /// An upgrade was asked for and not granted yet: bytes that come are not this body's.
+    held: bool,
+    /// The final head is out; later 1xx are dropped.
+    answered: bool,
+}
+
+enum Next {
+    Request(Box<ParsedRequest>),
+    Refused(Refused),
+    Closed,
+}
+
+/// Serves a connection until it ends.
+pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOptions, drain: Drain) {
+    let shared = Rc::new(RefCell::new(Shared {
+        transport: Transport::new(io),
+        incoming: Incoming::Done,
+        trailers: options.h1.enable_trailers,
+        held: false,
+        answered: false,
+    }));
+    let mut stream = 0;
+    loop {
+        let goes_on = match next(&shared, &options, drain.clone()).await {
+            Next::Request(parsed) => exchange(&shared, &service, *parsed, stream, &options, &drain).await,
+            Next::Refused(refused) => {
+                let reply = service.bad_request(refused.status, refused.details, Protocol::Http11);
+                answer(&shared, reply, &Method::GET, Protocol::Http11, false, &drain).await;
+                false
+            }
+            Next::Closed => return,
+        };
+        if !goes_on {
+            return linger(&shared, options.delayed_close).await;
+        }
+        stream += 1;
+    }
+}
+
+/// Waits for the next request's head.
+async fn next(shared: &RefCell<Shared>, options: &ServerOptions, mut drain: Drain) -> Next {
+    let mut began = None;
+    let mut closing = pin!(drain.reached(DrainPhase::Closing));
+    let idle_end = options.idle_timeout.map(|t| Instant::now() + t);
+    loop {
+        {
+            let transport = &mut shared.borrow_mut().transport;
+            match parse::request(&mut transport.read, &options.h1, options.tls) {
+                Ok(Some(parsed)) => return Next::Request(Box::new(parsed)),
+                Ok(None) => {}
+                Err(refused) => return Next::Refused(refused),
+            }
+            if !transport.read.is_empty() && began.is_none() {
+                began = Some(Instant::now());
+            }
+        }
+        let fill = poll_fn(|cx| {
+            if began.is_none() && closing.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(0));
+            }
+            shared.borrow_mut().transport.poll_fill(cx)
+        });
+        let head_end = began.and_then(|b| options.head_timeout.map(|t| b + t));
+        let filled = match if began.is_some() { head_end } else { idle_end } {
+            None => fill.await,
+            Some(end) => match timeout_at(end, fill).await {
+                Ok(filled) => filled,
+                Err(_) if began.is_some() => {
+                    return Next::Refused(Refused {
+                        status: StatusCode::REQUEST_TIMEOUT,
+                        details: "request_header_timeout",
+                    });
+                }
+                Err(_) => return Next::Closed,
+            },
+        };
+        match filled {
+            Ok(n) if n > 0 => {}
+            _ => return Next::Closed,
+        }
+    }
+}
+
+/// One request and its reply; true if the connection can take another.
+async fn exchange<S: HttpService>(
+    shared: &Rc<RefCell<Shared>>,
+    service: &Rc<S>,
+    parsed: ParsedRequest,
+    stream: u64,
+    options: &ServerOptions,
+    drain: &Drain,
+) -> bool {
+    let ParsedRequest { head, framing, keep_alive, .. } = parsed;
+    let tunnel = head.upgrade.is_some() || head.method == Method::CONNECT;
+    {
+        let mut shared = shared.borrow_mut();
+        // A tunnel's bytes begin when it is granted.
+        let framing = if tunnel && framing == Framing::None { Framing::UntilClose } else { framing };
+        shared.incoming = Incoming::new(framing, options.h1.max_head_bytes);
+        shared.held = tunnel;
+        shared.answered = false;
+    }
+    let body = match (tunnel, framing) {
+        (false, Framing::None) => Body::Empty,
+        _ => Body::stream(RequestBody(shared.clone())),
+    };
+    let (method, protocol) = (head.method.clone(), head.protocol);
+    let downstream = Downstream { informational: Rc::new(Informational(shared.clone())), stream };
+    let reply = {
+        let mut call = pin!(service.clone().call(Request { head, body }, downstream));
+        poll_fn(|cx| match call.as_mut().poll(cx) {
+            Poll::Ready(reply) => Poll::Ready(Some(reply)),
+            Poll::Pending => watch(&mut shared.borrow_mut(), cx).map(|()| None),
+        })
+        .await
+    };
+    // No reply: the downstream has gone, and with the future dropped everybody knows.
+    let Some(reply) = reply else { return false };
+    answer(shared, reply, &method, protocol, keep_alive, drain).await
+}
+
+/// While the service works: sends 1xx heads, and is ready when the downstream has gone.
+fn watch(shared: &mut Shared, cx: &mut Context<'_>) -> Poll<()> {
+    if shared.transport.has_output() && matches!(shared.transport.poll_flush(cx), Poll::Ready(Err(_))) {
+        return Poll::Ready(());
+    }
+    // Bytes of the next request in the buffer mean that the peer is there; more are not read before it is their turn.
+    let body_over = matches!(shared.incoming, Incoming::Done) || shared.held;
+    if body_over
+        && shared.transport.read.is_empty()
+        && shared.transport.poll_closed(cx).is_ready()
+        && shared.transport.read_closed
+    {
+        return Poll::Ready(());
+    }
+    Poll::Pending
+}
+
+/// Writes a reply; true if the connection can take another request.
+async fn answer(
+    shared: &Rc<RefCell<Shared>>,
+    reply: Reply,
+    method: &Method,
+    protocol: Protocol,
+    keep_alive: bool,
+    drain: &Drain,
+) -> bool {
+    if reply.reset.is_some() {
+        return false;
+    }
+    let mut to = Answering {
+        method,
+        protocol,
+        close: reply.close || !keep_alive || drain.phase() >= DrainPhase::Draining,
+        bodiless: reply.body.is_empty(),
+    };
+    let granted = reply.head.status == StatusCode::SWITCHING_PROTOCOLS
+        || (*method == Method::CONNECT && reply.head.status.is_success());
+    to.close |= !granted && !encode::self_delimiting(&reply.head, &to);
+    let mut outgoing = {
+        let mut shared = shared.borrow_mut();
+        shared.answered = true;
+        if granted {
+            shared.held = false;
+        } else if shared.held {
+            // A refused upgrade leaves an ordinary request without a body.
+            shared.incoming = Incoming::Done;
+        }
+        let trailers = shared.trailers;
+        let output = encode::response(&reply.head, &to, &mut shared.transport.write);
+        Outgoing::new(reply.body, output, trailers)
+    };
+    let sent = poll_fn(|cx| {
+        // The body's source may be the very connection that we write to (a tunnel's other direction reads from it), so it
+        // is polled with nothing borrowed.
+        send(shared, &mut outgoing, cx)
+    })
+    .await;
+    let shared = shared.borrow();
+    sent && !to.close && !granted && matches!(shared.incoming, Incoming::Done)
+}
+
+/// One step of sending; ready with whether the whole reply went out.
+fn send(shared: &Rc<RefCell<Shared>>, outgoing: &mut Outgoing, cx: &mut Context<'_>) -> Poll<bool> {
+    loop {
+        // What waits to be written comes before what the source gives next.
+        let mut wants_more = shared.borrow().transport.wants_more();
+        while wants_more && !outgoing.is_ended() {
+            let Some(mut body) = outgoing.take_source() else { break };
+            let polled = body.poll_frame(cx);
+            outgoing.put_source(body);
+            match polled {
+                Poll::Pending => {
+                    let flushed = shared.borrow_mut().transport.poll_flush(cx);
+                    return if matches!(flushed, Poll::Ready(Err(_))) {
+                        Poll::Ready(false)
+                    } else {
+                        Poll::Pending
+                    };
+                }
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
+                Poll::Ready(frame) => {
+                    let transport = &mut shared.borrow_mut().transport;
+                    outgoing.put(frame.and_then(Result::ok), transport);
+                    wants_more = transport.wants_more();
+                }
+            }
+        }
+        match shared.borrow_mut().transport.poll_flush(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Err(_)) => return Poll::Ready(false),
+            Poll::Ready(Ok(())) if outgoing.is_ended() => return Poll::Ready(true),
+            Poll::Ready(Ok(())) => {}
+        }
+    }
+}
+
+/// Ends our side, then waits a little for the peer's end: closing at once would reset the connection while the peer may not
+/// have read the last answer (RFC 9112, section 9.6).
+async fn linger(shared: &RefCell<Shared>, limit: Duration) {
+    let end = Instant::now() + limit;
+    let flush = poll_fn(|cx| shared.borrow_mut().transport.poll_flush(cx));
+    if !matches!(timeout_at(end, flush).await, Ok(Ok(()))) {
+        return;
+    }
+    let shutdown = poll_fn(|cx| {
+        let io = &mut shared.borrow_mut().transport.io;
+        tokio::io::AsyncWrite::poll_shutdown(std::pin::Pin::new(io), cx)
+    });
+    if !matches!(timeout_at(end, shutdown).await, Ok(Ok(()))) {
+        return;
+    }
+    let mut discarded = 0;
+    while discarded < 1024 * 1024 {
+        shared.borrow_mut().transport.read = BytesMut::new();
+        let fill = poll_fn(|cx| shared.borrow_mut().transport.poll_fill(cx));
+        match timeout_at(end, fill).await {
+            Ok(Ok(n)) if n > 0 => discarded += n,
+            _ => return,
+        }
+    }
+}
+
+struct RequestBody(Rc<RefCell<Shared>>);
+
+impl BodyStream for RequestBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let shared = &mut *self.0.borrow_mut();
+        if shared.held {
+            // Whoever grants the upgrade polls on: it is the same task.
+            return Poll::Pending;
+        }
+        shared.transport.poll_body(&mut shared.incoming, shared.trailers, cx)
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        match self.0.borrow().incoming {
+            Incoming::Done => Some(0),
+            Incoming::Length(n) => Some(n),
+            _ => None,
+        }
+    }
+}
+
+struct Informational(Rc<RefCell<Shared>>);
+
+impl InformationalSink for Informational {
+    fn send(&self, head: ResponseHead) {
+        let mut shared = self.0.borrow_mut();
+        if !shared.answered {
+            encode::informational(&head, &mut shared.transport.write);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Bytes both ways between two streams: what a TCP proxy does for a connection's whole life.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncWrite;
+use tokio::time::{Instant, Sleep};
+
+use super::Io;
+
+const BUFFER: usize = 16 * 1024;
+
+/// How a copy ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyEnd {
+    /// Both directions ended in order.
+    Finished,
+    /// Nothing moved for the idle timeout.
+    Idle,
+    /// The first stream broke.
+    DownstreamError,
+    /// The second stream broke.
+    UpstreamError,
+}
+
+/// Bytes copied, and how it ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Copied {
+    /// From the first stream to the second.
+    pub received: u64,
+    /// From the second stream to the first.
+    pub sent: u64,
+    /// How it ended.
+    pub end: CopyEnd,
+}
+
+/// Copies until both directions have ended; the end of one is handed on (half-close) while the other goes on. Buffers exist
+/// only while bytes are on their way: an idle connection holds none.
+pub async fn copy_bidirectional(downstream: &mut Io, upstream: &mut Io, idle: Option<Duration>) -> Copied {
+    let (received, sent) = (Cell::new(0), Cell::new(0));
+    let (mut up, mut down) = (Way::default(), Way::default());
+    let mut timer = Idle { limit: idle, sleep: None, last: Instant::now() };
+    let end = poll_fn(|cx| {
+        let moved = received.get() + sent.get();
+        let forth = up.poll(downstream, upstream, &received, cx);
+        let back = down.poll(upstream, downstream, &sent, cx);
+        for (way, first) in [(&forth, true), (&back, false)] {
+            if let Poll::Ready(Err(broken)) = way {
+                // The reading side of one direction is the writing side of the other.
+                let downstream_broke = (*broken == Side::Source) == first;
+                return Poll::Ready(if downstream_broke {
+                    CopyEnd::DownstreamError
+                } else {
+                    CopyEnd::UpstreamError
+                });
+            }
+        }
+        if forth.is_ready() && back.is_ready() {
+            return Poll::Ready(CopyEnd::Finished);
+        }
+        timer.poll(moved != received.get() + sent.get(), cx).map(|()| CopyEnd::Idle)
+    })
+    .await;
+    Copied { received: received.get(), sent: sent.get(), end }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Source,
+    Sink,
+}
+
+#[derive(Default)]
+struct Way {
+    buffer: BytesMut,
+    written: usize,
+    ended: bool,
+    flush: bool,
+    done: bool,
+}
+
+impl Way {
+    fn poll(
+        &mut self,
+        from: &mut Io,
+        to: &mut Io,
+        count: &Cell<u64>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Side>> {
+        loop {
+            if self.done {
+                return Poll::Ready(Ok(()));
+            }
+            while self.written < self.buffer.len() {
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.buffer[self.written..]));
+                let n = n.ok().filter(|n| *n > 0).ok_or(Side::Sink)?;
+                self.written += n;
+                self.flush = true;
+                count.set(count.get() + n as u64);
+            }
+            if self.ended {
+                // A peer that has gone needs no farewell.
+                let _: io::Result<()> = ready!(Pin::new(&mut *to).poll_shutdown(cx));
+                self.done = true;
+                continue;
+            }
+            self.buffer.clear();
+            self.written = 0;
+            self.buffer.reserve(BUFFER);
+            let read = self.fill(from, cx);
+            if read.is_pending() {
+                self.buffer = BytesMut::new();
+                if self.flush {
+                    ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Side::Sink)?;
+                    self.flush = false;
+                }
+                return Poll::Pending;
+            }
+            self.ended = ready!(read)? == 0;
+        }
+    }
+
+    fn fill(&mut self, from: &mut Io, cx: &mut Context<'_>) -> Poll<Result<usize, Side>> {
+        tokio_util::io::poll_read_buf(Pin::new(from), cx, &mut self.buffer).map_err(|_| Side::Source)
+    }
+}
+
+struct Idle {
+    limit: Option<Duration>,
+    sleep: Option<Pin<Box<Sleep>>>,
+    last: Instant,
+}
+
+impl Idle {
+    fn poll(&mut self, moved: bool, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(limit) = self.limit else { return Poll::Pending };
+        if moved {
+            self.last = Instant::now();
+        }
+        // The timer is not moved at each byte: when it rings, what is left is waited for.
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            if self.last.elapsed() >= limit {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(self.last + limit);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_go_both_ways_and_a_half_close_is_handed_on() {
+        let ((mut client, near), (far, mut server)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+        let (mut near, mut far) = (Io::memory(near), Io::memory(far));
+        let copy = copy_bidirectional(&mut near, &mut far, None);
+        let talk = async {
+            client.write_all(&[b'q'; 1000]).await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        let serve = async {
+            let mut question = Vec::new();
+            server.read_to_end(&mut question).await.unwrap();
+            // Our side may still speak after theirs has ended.
+            server.write_all(b"answer").await.unwrap();
+            server.shutdown().await.unwrap();
+            question.len()
+        };
+        let (copied, answer, question) = tokio::join!(copy, talk, serve);
+        assert_eq!((answer.as_slice(), question), (b"answer".as_slice(), 1000));
+        assert_eq!((copied.received, copied.sent, copied.end), (1000, 6, CopyEnd::Finished));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_it_after_the_idle_timeout_and_not_before() {
+        let ((mut client, near), (far, _server)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+        let (mut near, mut far) = (Io::memory(near), Io::memory(far));
+        let began = Instant::now();
+        let talk = async {
+            tokio::time::sleep(Duration::from_secs(40)).await;
+            client.write_all(b"x").await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let copied = tokio::select! {
+            copied = copy_bidirectional(&mut near, &mut far, Some(Duration::from_secs(60))) => copied,
+            () = talk => unreachable!(),
+        };
+        assert_eq!(copied.end, CopyEnd::Idle);
+        assert_eq!(began.elapsed().as_secs(), 100);
+    }
+}
