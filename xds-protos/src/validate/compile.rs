@@ -43,8 +43,10 @@ impl MessageRules {
                     message(&options, part).and_then(|m| get(&m, flag)).and_then(|v| v.as_bool())
                         == Some(true)
                 };
-                field.required =
-                    ["message", "duration", "timestamp", "any"].iter().any(|p| is_true(p, "required"));
+                // Of a oneof, it says that the member is not empty when it is the chosen one.
+                let of_oneof = field.descriptor.containing_oneof().is_some_and(|o| !o.is_synthetic());
+                field.required = !of_oneof
+                    && ["message", "duration", "timestamp", "any"].iter().any(|p| is_true(p, "required"));
                 field.skip = is_true("message", "skip");
                 match rule(&options) {
                     Ok(rule) => field.rule = rule.map(|r| r.of_enum(&field.descriptor)),

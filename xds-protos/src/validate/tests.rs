@@ -29,6 +29,7 @@ fn what_envoy_requires_is_required_also_inside_any() {
         ]
     );
     assert_eq!(problems("envoy.config.core.v3.Address", json!({})).len(), 1);
+    assert_eq!(problems("envoy.type.matcher.v3.StringMatcher", json!({"prefix": "a"})), [""; 0]);
 }
 
 #[test]

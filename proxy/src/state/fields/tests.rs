@@ -98,3 +98,17 @@ fn the_rules_of_the_schema_are_enforced_when_every_field_is_honoured() {
     assert_eq!(cluster(json!({"type": "EDS"})), ["name: must not be empty"]);
     assert_eq!(cluster(json!({"preconnect_policy": {}})), ["preconnect_policy: is not supported"]);
 }
+
+#[test]
+fn what_istiod_sends_to_an_ordinary_sidecar_is_accepted() {
+    for (name, text) in [
+        (LISTENER, include_str!("testdata/virtual_inbound.yaml")),
+        ("envoy.config.cluster.v3.Cluster", include_str!("testdata/outbound_cluster.yaml")),
+        ("envoy.config.route.v3.RouteConfiguration", include_str!("testdata/outbound_route.yaml")),
+        ("envoy.config.endpoint.v3.ClusterLoadAssignment", include_str!("testdata/load_assignment.yaml")),
+    ] {
+        let value = xds_protos::json::value_from_yaml_str(text).unwrap();
+        let bytes = xds_protos::json::encode(name, &value).unwrap();
+        assert_eq!(check(name, &bytes), [], "{name}");
+    }
+}
