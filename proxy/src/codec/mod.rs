@@ -8,6 +8,7 @@
 pub mod body;
 pub mod drain;
 pub mod h1;
+pub mod h2;
 pub mod headers;
 pub mod message;
 

@@ -1,0 +1,154 @@
+//! The downstream side of HTTP/2: a task for the connection and one for each stream, all on the worker's thread.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use tokio::time::Instant;
+
+use super::transfer::{Incoming, Outgoing};
+use super::{H2Options, convert};
+use crate::codec::body::Body;
+use crate::codec::drain::{Drain, DrainPhase};
+use crate::codec::message::{Downstream, HttpService, InformationalSink, Reply, Request, ResponseHead};
+use crate::io::Io;
+
+/// Serves a connection until it ends.
+pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: H2Options, mut drain: Drain) {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(options.stream_window)
+        .initial_connection_window_size(options.connection_window)
+        .max_concurrent_streams(options.max_concurrent_streams)
+        .max_header_list_size(options.max_head_bytes);
+    if options.allow_connect {
+        builder.enable_connect_protocol();
+    }
+    let Ok(mut connection) = builder.handshake::<Io, Bytes>(io).await else { return };
+    let active = Rc::new(Active { streams: Cell::new(0), since: Cell::new(Instant::now()) });
+    let mut number = 0;
+    let mut draining = false;
+    loop {
+        let idle = async {
+            match options.idle_timeout {
+                None => std::future::pending().await,
+                // Streams that end meanwhile move the moment; the loop comes back here and looks again.
+                Some(limit) => tokio::time::sleep_until(active.since.get() + limit).await,
+            }
+        };
+        let closing = async {
+            // One GOAWAY is enough; the streams under way then finish.
+            if draining { std::future::pending().await } else { drain.reached(DrainPhase::Draining).await }
+        };
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    let task = stream(request, respond, service.clone(), number, Busy::new(&active));
+                    tokio::task::spawn_local(task);
+                    number += 1;
+                }
+                // A connection error; the streams learn of it by themselves.
+                Some(Err(_)) | None => return,
+            },
+            () = closing => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = idle => {
+                let over = options.idle_timeout.is_some_and(|t| active.since.get().elapsed() >= t);
+                if over && active.streams.get() == 0 {
+                    draining = true;
+                    active.since.set(Instant::now());
+                    connection.graceful_shutdown();
+                } else if active.streams.get() > 0 {
+                    active.since.set(Instant::now());
+                }
+            }
+        }
+    }
+}
+
+struct Active {
+    streams: Cell<u64>,
+    since: Cell<Instant>,
+}
+
+/// Counts a stream while it lives.
+struct Busy(Rc<Active>);
+
+impl Busy {
+    fn new(active: &Rc<Active>) -> Self {
+        active.streams.set(active.streams.get() + 1);
+        Self(active.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.since.set(Instant::now());
+    }
+}
+
+async fn stream<S: HttpService>(
+    request: http::Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    service: Rc<S>,
+    number: u64,
+    _busy: Busy,
+) {
+    let (parts, body) = request.into_parts();
+    let head = match convert::request_head(parts) {
+        Ok(head) => head,
+        Err(reason) => return respond.send_reset(reason),
+    };
+    let body = if body.is_end_stream() { Body::Empty } else { Body::stream(Incoming::new(body)) };
+    let informational = Rc::new(Informational::default());
+    let downstream = Downstream { informational: informational.clone(), stream: number };
+    let reply = {
+        let mut call = pin!(service.call(Request { head, body }, downstream));
+        poll_fn(|cx| {
+            let polled = call.as_mut().poll(cx);
+            for head in informational.heads.take() {
+                // Fails only when the stream is gone, which shows next.
+                let _ = respond.send_informational(convert::response(head));
+            }
+            match polled {
+                Poll::Ready(reply) => Poll::Ready(Some(reply)),
+                Poll::Pending => respond.poll_reset(cx).map(|_| None),
+            }
+        })
+        .await
+    };
+    informational.closed.set(true);
+    let Some(Reply { head, body, reset, .. }) = reply else { return };
+    if let Some(reset) = reset {
+        return respond.send_reset(convert::reason(reset));
+    }
+    let ended = body.is_empty();
+    let Ok(send) = respond.send_response(convert::response(head), ended) else {
+        return respond.send_reset(Reason::INTERNAL_ERROR);
+    };
+    let mut outgoing = Outgoing::new(body, send, ended);
+    // Its errors are told by the stream itself: a source that broke off has reset it.
+    let _ = poll_fn(|cx| outgoing.poll_send(cx)).await;
+}
+
+#[derive(Default)]
+struct Informational {
+    heads: RefCell<Vec<ResponseHead>>,
+    closed: Cell<bool>,
+}
+
+impl InformationalSink for Informational {
+    fn send(&self, head: ResponseHead) {
+        if !self.closed.get() {
+            self.heads.borrow_mut().push(head);
+        }
+    }
+}

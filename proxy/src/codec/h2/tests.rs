@@ -1,0 +1,160 @@
+//! Client and server of the codec against each other, in memory.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use tokio::task::LocalSet;
+
+use super::client::Connection;
+use super::server::serve;
+use super::*;
+use crate::codec::headers::{HeaderName, HeaderValue};
+use crate::codec::{
+    Body, Downstream, Drain, DrainPhase, Frame, Headers, HttpService, InformationalSink, Protocol, Reply,
+    Request, RequestHead, ResetReason, ResponseHead,
+};
+use crate::io::Io;
+
+fn field(name: &'static str, value: &'static str) -> Headers {
+    [(HeaderName::from_static(name), HeaderValue::from_static(value))].into_iter().collect()
+}
+
+fn head(status: u16, headers: Headers) -> ResponseHead {
+    ResponseHead { status: StatusCode::from_u16(status).unwrap(), protocol: Protocol::Http2, headers }
+}
+
+struct Echo;
+
+impl HttpService for Echo {
+    async fn call(self: Rc<Self>, mut request: Request, downstream: Downstream) -> Reply {
+        let reset = (request.head.path == "/refuse").then_some(ResetReason::LocalRefused);
+        downstream.informational.send(head(103, field("link", "x")));
+        let mut frames = std::collections::VecDeque::new();
+        let (mut bytes, mut trailers) = (0, None);
+        while let Some(Ok(frame)) = request.body.frame().await {
+            match frame {
+                Frame::Data(data) => bytes += data.len(),
+                Frame::Trailers(fields) => trailers = Some(fields),
+            }
+        }
+        let text = format!(
+            "{} {} {} {} {bytes}",
+            request.head.method,
+            String::from_utf8_lossy(&request.head.scheme),
+            String::from_utf8_lossy(&request.head.authority),
+            String::from_utf8_lossy(&request.head.path)
+        );
+        frames.push_back(Frame::Data(text.into()));
+        frames.extend(trailers.map(Frame::Trailers));
+        Reply {
+            head: head(200, field("connection", "close")),
+            body: Body::Frames(frames),
+            close: false,
+            reset,
+        }
+    }
+
+    fn bad_request(&self, _: StatusCode, _: &'static str, _: Protocol) -> Reply {
+        unreachable!("the h2 crate answers protocol errors itself")
+    }
+}
+
+#[derive(Default)]
+struct Hints(RefCell<Vec<u16>>);
+
+impl InformationalSink for Hints {
+    fn send(&self, head: ResponseHead) {
+        self.0.borrow_mut().push(head.status.as_u16());
+    }
+}
+
+fn request(path: &'static str, body: Body) -> Request {
+    let head = RequestHead {
+        method: Method::POST,
+        scheme: Bytes::from_static(b"https"),
+        authority: Bytes::from_static(b"host:1"),
+        path: Bytes::from_static(path.as_bytes()),
+        protocol: Protocol::Http2,
+        upgrade: None,
+        headers: field("te", "trailers"),
+    };
+    Request { head, body }
+}
+
+async fn pair() -> (Connection, tokio::sync::watch::Sender<DrainPhase>) {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (sender, drain) = Drain::new();
+    tokio::task::spawn_local(serve(Io::memory(far), Rc::new(Echo), H2Options::default(), drain));
+    (Connection::new(Io::memory(near), H2Options::default()).await.unwrap(), sender)
+}
+
+async fn read(mut body: Body) -> (String, Option<Headers>) {
+    let (mut text, mut trailers) = (Vec::new(), None);
+    while let Some(frame) = body.frame().await {
+        match frame.unwrap() {
+            Frame::Data(data) => text.extend_from_slice(&data),
+            Frame::Trailers(fields) => trailers = Some(fields),
+        }
+    }
+    (String::from_utf8(text).unwrap(), trailers)
+}
+
+fn run<F: Future>(test: impl FnOnce() -> F) -> F::Output {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    LocalSet::new().block_on(&runtime, async { test().await })
+}
+
+#[test]
+fn heads_bodies_trailers_and_hints_pass_both_ways() {
+    run(|| async {
+        let (connection, _drain) = pair().await;
+        let large = vec![b'x'; 3_000_000];
+        let frames = [Frame::Data(large.into()), Frame::Trailers(field("x-t", "1"))];
+        let (hints, over) = (Rc::new(Hints::default()), Rc::new(RefCell::new(0)));
+        let count = over.clone();
+        let done = Box::new(move || *count.borrow_mut() += 1);
+        let sent = request("/a?b", Body::Frames(frames.into()));
+        let reply = connection.send(sent, Some(hints.clone()), done).await.unwrap();
+        assert_eq!(reply.head.status, StatusCode::OK);
+        assert!(!reply.head.headers.contains(&http::header::CONNECTION));
+        let (text, trailers) = read(reply.body).await;
+        assert_eq!(text, "POST https host:1 /a?b 3000000");
+        assert_eq!(trailers, Some(field("x-t", "1")));
+        assert_eq!(
+            (hints.0.borrow().as_slice(), *over.borrow(), connection.active()),
+            ([103].as_slice(), 1, 0)
+        );
+    });
+}
+
+#[test]
+fn a_refused_stream_is_known_to_be_unprocessed() {
+    run(|| async {
+        let (connection, _drain) = pair().await;
+        let error =
+            connection.send(request("/refuse", Body::Empty), None, Box::new(|| {})).await.unwrap_err();
+        assert_eq!(error.reason, ResetReason::RemoteRefused);
+        assert_eq!(error.progress, crate::codec::Progress::Unsent);
+        assert_eq!(connection.active(), 0);
+    });
+}
+
+#[test]
+fn a_draining_server_finishes_what_it_has_and_takes_no_more() {
+    run(|| async {
+        let (mut connection, drain) = pair().await;
+        let reply = connection.send(request("/1", Body::Empty), None, Box::new(|| {})).await.unwrap();
+        assert!(!connection.is_dead());
+        drain.send(DrainPhase::Draining).unwrap();
+        assert_eq!(read(reply.body).await.0, "POST https host:1 /1 0");
+        let end = tokio::time::Instant::now() + Duration::from_secs(5);
+        while !connection.is_dead() {
+            assert!(tokio::time::Instant::now() < end, "the connection goes on");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(connection.send(request("/2", Body::Empty), None, Box::new(|| {})).await.is_err());
+    });
+}
