@@ -71,8 +71,7 @@ fn reachable() -> Vec<(&'static str, Vec<Step>, MessageDescriptor)> {
             }
             let next = |step, kind| (root, steps.iter().cloned().chain([step]).collect::<Vec<_>>(), kind);
             if inner.full_name() == "google.protobuf.Any" {
-                // Configuration messages proper are never an extension's.
-                for name in table.messages().into_keys().filter(|n| !n.starts_with("envoy.config.")) {
+                for name in table.messages().into_keys().filter(|n| is_extension(n)) {
                     queue.push_back(next(Step::Any(field.clone(), message(name)), message(name)));
                 }
             } else if inner.package_name() != "google.protobuf" {
@@ -82,6 +81,11 @@ fn reachable() -> Vec<(&'static str, Vec<Step>, MessageDescriptor)> {
         found.push((root, steps, kind));
     }
     found
+}
+
+/// Whether an `Any` may hold the message: those of Envoy's own configuration are never an extension's, but for one.
+fn is_extension(name: &str) -> bool {
+    !name.starts_with("envoy.config.") || name == "envoy.config.route.v3.FilterConfig"
 }
 
 /// A message that holds `inner` at the end of `steps`, and the path to it.
