@@ -7,6 +7,7 @@
 
 pub mod authority;
 pub mod csr;
+pub mod digest;
 pub mod inspect;
 pub mod pem;
 pub mod rotation;

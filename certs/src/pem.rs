@@ -1,7 +1,7 @@
 //! PEM text to DER and back.
 
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// PEM text that does not hold what it should.
 #[derive(Debug, thiserror::Error)]
@@ -28,10 +28,24 @@ pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
 
 /// One certificate as PEM.
 pub fn encode(certificate: &CertificateDer<'_>) -> String {
+    block("CERTIFICATE", certificate)
+}
+
+/// Certificates as PEM, one after another.
+pub fn encode_all(certificates: &[CertificateDer<'_>]) -> String {
+    certificates.iter().map(encode).collect()
+}
+
+/// A PKCS#8 key as PEM.
+pub fn encode_key(key: &PrivatePkcs8KeyDer<'_>) -> String {
+    block("PRIVATE KEY", key.secret_pkcs8_der())
+}
+
+fn block(label: &str, der: &[u8]) -> String {
     use base64::Engine;
-    let body = base64::engine::general_purpose::STANDARD.encode(certificate);
-    let mut text = String::with_capacity(body.len() + 64);
-    text.push_str("-----BEGIN CERTIFICATE-----\n");
+    let body = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut text = String::with_capacity(body.len() + body.len() / 64 + 64);
+    text.push_str(&format!("-----BEGIN {label}-----\n"));
     let mut rest = body.as_str();
     while !rest.is_empty() {
         let (line, after) = rest.split_at(rest.len().min(64));
@@ -39,6 +53,6 @@ pub fn encode(certificate: &CertificateDer<'_>) -> String {
         text.push('\n');
         rest = after;
     }
-    text.push_str("-----END CERTIFICATE-----\n");
+    text.push_str(&format!("-----END {label}-----\n"));
     text
 }

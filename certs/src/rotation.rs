@@ -96,6 +96,18 @@ impl Rotation {
         self.retry_at = None;
     }
 
+    /// A certificate of an earlier life of this workload serves again. Its successor is asked for at once: only the
+    /// authority knows whether it still counts.
+    pub fn restored(&mut self, validity: Validity) {
+        self.current = Some(validity);
+        self.renew_at = OffsetDateTime::UNIX_EPOCH;
+    }
+
+    /// When the current certificate expires, if there is one.
+    pub fn expires(&self) -> Option<OffsetDateTime> {
+        self.current.map(|c| c.expires)
+    }
+
     /// A request failed at `now`. `jitter` is a random number in 0..=1. The pause doubles each time, is never longer than
     /// a tenth of what is left of the certificate's life, and never shorter than a tenth of the first pause.
     pub fn failed(&mut self, now: OffsetDateTime, jitter: f64) {
@@ -183,6 +195,16 @@ mod tests {
         rotation.installed(day(86_500), 0.0);
         assert_eq!(rotation.standing(at(86_501)), Standing::Valid);
         assert_eq!(rotation.rotations(), 1);
+    }
+
+    #[test]
+    fn a_restored_certificate_serves_while_its_successor_is_asked_for() {
+        let mut rotation = Rotation::new();
+        rotation.restored(day(-1000));
+        assert_eq!(rotation.next(at(0)), Action::Request);
+        rotation.failed(at(0), 1.0);
+        assert_eq!(rotation.standing(at(0)), Standing::Renewing { failures: 1 });
+        assert_eq!(rotation.standing(at(86_400 - 1000)), Standing::Expired);
     }
 
     #[test]

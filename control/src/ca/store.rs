@@ -185,17 +185,7 @@ fn write(directory: &Path, file: &str, text: &str) -> Result<(), StoreError> {
 }
 
 fn checksum(text: &str) -> String {
-    let digest = rustls::crypto::aws_lc_rs::default_provider();
-    // The hash of any TLS 1.3 cipher suite is SHA-256 or SHA-384; the first SHA-256 one serves.
-    let suite = digest.cipher_suites.iter().find_map(|s| match s {
-        rustls::SupportedCipherSuite::Tls13(s) if s.common.hash_provider.output_len() == 32 => {
-            Some(s.common.hash_provider)
-        }
-        _ => None,
-    });
-    suite.map_or_else(String::new, |hash| {
-        hash.hash(text.as_bytes()).as_ref().iter().map(|b| format!("{b:02x}")).collect()
-    })
+    weft_certs::digest::sha256_hex(text.as_bytes())
 }
 
 #[cfg(test)]

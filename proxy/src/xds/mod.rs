@@ -10,6 +10,7 @@
 mod backoff;
 mod channel;
 mod client;
+mod credentials;
 mod delta;
 mod detail;
 mod protocol;
@@ -23,7 +24,8 @@ use bytes::Bytes;
 use xds_protos::ResourceType;
 
 pub use channel::{Address, ChannelError, Endpoint, Tls};
-pub use client::{Client, ClientConfig, Credentials};
+pub use client::{Client, ClientConfig};
+pub use credentials::{Credentials, CredentialsError};
 pub use stats::{Stats, TypeStats};
 pub use subscriptions::Subscriptions;
 
@@ -61,4 +63,19 @@ pub trait ResourceSink {
         removed: Vec<String>,
         full_set: bool,
     ) -> Vec<Rejection>;
+}
+
+/// An error with its causes: tonic's own text says "transport error" and no more.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
 }

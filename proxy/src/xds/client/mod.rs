@@ -1,13 +1,10 @@
 //! The stream to the control plane, kept open.
 
 use std::convert::Infallible;
-use std::error::Error as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 use xds_protos::envoy::config::core::v3::Node;
@@ -17,22 +14,14 @@ use xds_protos::envoy::service::discovery::v3::{
 };
 
 use super::backoff::Backoff;
+use super::credentials::{Credentials, CredentialsError};
 use super::delta::Delta;
 use super::protocol::Protocol;
 use super::sotw::Sotw;
-use super::{ChannelError, Endpoint, ResourceSink, Stats, Subscriptions, Variant};
+use super::{ChannelError, Endpoint, ResourceSink, Stats, Subscriptions, Variant, causes};
 
 /// Large meshes send large responses; gRPC's usual limit of 4 MiB would end the stream for ever.
 const MAX_RESPONSE: usize = 512 * 1024 * 1024;
-
-/// What every stream says about who we are, beside the node.
-#[derive(Clone, Debug, Default)]
-pub struct Credentials {
-    /// A file with a bearer token, read anew for each stream because tokens expire and are replaced.
-    pub token: Option<PathBuf>,
-    /// Metadata sent as it is, such as `clusterid`.
-    pub headers: Vec<(String, String)>,
-}
 
 /// Everything about a control plane that does not change.
 #[derive(Clone, Debug)]
@@ -61,10 +50,8 @@ pub struct Client<S> {
 enum StreamError {
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    #[error("the token file {path}: {reason}")]
-    Token { path: String, reason: String },
-    #[error("metadata {0:?} is not valid")]
-    Metadata(String),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     #[error("{:?}: {}", .0.code(), .0.message())]
     Status(#[from] Box<Status>),
     #[error("the control plane ended the stream")]
@@ -121,7 +108,7 @@ impl<S: ResourceSink> Client<S> {
         protocol: &mut P,
         backoff: &mut Backoff,
     ) -> Result<Infallible, StreamError> {
-        let metadata = self.metadata()?;
+        let metadata = self.config.credentials.metadata()?;
         let channel = self.config.endpoint.connect().await?;
         let client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
 
@@ -147,24 +134,6 @@ impl<S: ResourceSink> Client<S> {
                 }
             }
         }
-    }
-
-    fn metadata(&self) -> Result<MetadataMap, StreamError> {
-        let mut metadata = MetadataMap::new();
-        if let Some(path) = &self.config.credentials.token {
-            let bad = |reason: String| StreamError::Token { path: path.display().to_string(), reason };
-            let token = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-            let value: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
-                .parse()
-                .map_err(|_| bad("holds characters that no token has".into()))?;
-            metadata.insert("authorization", value);
-        }
-        for (name, value) in &self.config.credentials.headers {
-            let bad = || StreamError::Metadata(name.clone());
-            let key: MetadataKey<Ascii> = name.to_ascii_lowercase().parse().map_err(|_| bad())?;
-            metadata.insert(key, value.parse().map_err(|_| bad())?);
-        }
-        Ok(metadata)
     }
 }
 
@@ -192,21 +161,6 @@ impl Ads for Sotw {
     ) -> Result<Response<Streaming<DiscoveryResponse>>, Status> {
         client.stream_aggregated_resources(requests).await
     }
-}
-
-/// An error with its causes: tonic's say "transport error" and no more.
-fn causes(error: &StreamError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,0 +1,204 @@
+//! Keeps a workload in certificates: asks, publishes, renews, withdraws.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use weft_certs::csr;
+use weft_certs::rotation::{Action, Rotation, Standing};
+use weft_certs::spiffe::SpiffeId;
+
+use super::store::Store;
+use super::{Current, GrpcSigner, IdentityError, Signer, WorkloadCertificate};
+use crate::xds::{Credentials, Endpoint};
+
+/// How long a signer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Sleeps are cut to this length, for a clock that is set, or a machine that was suspended, moves no timer.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// The wall clock, or a test's.
+pub type Clock = Arc<dyn Fn() -> OffsetDateTime + Send + Sync>;
+
+/// The machine's clock.
+pub fn wall_clock() -> Clock {
+    Arc::new(OffsetDateTime::now_utc)
+}
+
+/// What does not change about a workload's identity.
+#[derive(Clone, Debug)]
+pub struct IdentityConfig {
+    /// Who the workload is. The signer takes the name from the credentials; an answer for another service account is
+    /// refused here.
+    pub id: SpiffeId,
+    /// The life to ask for; none leaves it to the signer.
+    pub lifetime: Option<Duration>,
+    /// Where the last good certificate is kept for a restart; none keeps it in memory only.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// How renewing goes, for the admin interface and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Certificates received.
+    pub received: u64,
+    /// How often one replaced another.
+    pub rotations: u64,
+    /// Requests that failed.
+    pub failures: u64,
+    /// Why the last request failed; none after a success.
+    pub last_error: Option<String>,
+}
+
+/// The identity client: one per workload, on the control thread.
+pub struct IdentityClient<S = GrpcSigner> {
+    config: IdentityConfig,
+    signer: S,
+    clock: Clock,
+    rotation: Rotation,
+    store: Option<Store>,
+    published: watch::Sender<Option<Arc<WorkloadCertificate>>>,
+    status: watch::Sender<Status>,
+}
+
+impl IdentityClient {
+    /// A client of the control plane's certificate service at `endpoint`. It proves who it is by the token of `credentials`
+    /// and, once it has a certificate, also by that.
+    pub fn new(config: IdentityConfig, endpoint: Endpoint, credentials: Credentials) -> Self {
+        Self::with_signer(config, wall_clock(), |current| GrpcSigner::new(endpoint, credentials, current))
+    }
+}
+
+impl<S: Signer> IdentityClient<S> {
+    /// A client of any signer, by any clock.
+    pub fn with_signer(config: IdentityConfig, clock: Clock, signer: impl FnOnce(Current) -> S) -> Self {
+        let (published, current) = watch::channel(None);
+        let store = config.state_dir.as_deref().map(Store::new);
+        let signer = signer(current);
+        let status = watch::Sender::default();
+        Self { config, signer, clock, rotation: Rotation::new(), store, published, status }
+    }
+
+    /// The certificate in force, to be followed.
+    pub fn current(&self) -> Current {
+        self.published.subscribe()
+    }
+
+    /// How it goes, to be followed.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Works for ever; drop the future to stop.
+    pub async fn run(mut self) -> Infallible {
+        self.restore();
+        loop {
+            let now = (self.clock)();
+            self.withdraw_expired(now);
+            match self.rotation.next(now) {
+                Action::Request => self.renew().await,
+                Action::WaitUntil(then) => {
+                    let expiry = self.published_expiry().unwrap_or(then);
+                    let wait = Duration::try_from(then.min(expiry) - now).unwrap_or_default();
+                    tokio::time::sleep(wait.clamp(Duration::from_millis(1), LONGEST_SLEEP)).await;
+                }
+            }
+        }
+    }
+
+    /// Takes up the certificate of an earlier life, if it still counts.
+    fn restore(&mut self) {
+        let Some(store) = &self.store else { return };
+        match store.load((self.clock)()) {
+            Ok(Some(certificate)) if certificate.id() == &self.config.id => {
+                tracing::info!(id = %certificate.id(), expires = %certificate.validity().expires,
+                    "starting with the stored certificate");
+                self.rotation.restored(certificate.validity());
+                self.published.send_replace(Some(Arc::new(certificate)));
+            }
+            Ok(Some(certificate)) => tracing::warn!(stored = %certificate.id(), ours = %self.config.id,
+                "the stored certificate is of another workload and is not used"),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "the stored certificate is not used"),
+        }
+    }
+
+    fn published_expiry(&self) -> Option<OffsetDateTime> {
+        self.published.borrow().as_ref().map(|c| c.validity().expires)
+    }
+
+    /// An expired certificate serves nobody: peers would refuse it, and new connections should say why.
+    fn withdraw_expired(&self, now: OffsetDateTime) {
+        if self.rotation.standing(now) == Standing::Expired && self.published.borrow().is_some() {
+            tracing::error!(id = %self.config.id, last_error = self.status.borrow().last_error,
+                "the workload's certificate has expired and was not renewed");
+            self.published.send_replace(None);
+        }
+    }
+
+    async fn renew(&mut self) {
+        // A short-lived certificate must not expire while one request is waited for.
+        let left =
+            self.published_expiry().map(|e| Duration::try_from(e - (self.clock)()).unwrap_or_default());
+        let patience = left.map_or(PATIENCE, |l| (l / 2).clamp(Duration::from_millis(500), PATIENCE));
+        let answer = tokio::time::timeout(patience, request(&self.config, &self.signer, &self.clock)).await;
+        match answer.unwrap_or(Err(IdentityError::TimedOut(patience))) {
+            Ok(certificate) => self.install(certificate),
+            Err(error) => {
+                let error = error.to_string();
+                let now = (self.clock)();
+                self.rotation.failed(now, fastrand::f64());
+                let expires = self.published_expiry().map(|e| e.to_string());
+                tracing::warn!(id = %self.config.id, %error, next = ?self.rotation.next(now), expires,
+                    "no new certificate; the one in force stays until it expires");
+                self.status.send_modify(|s| {
+                    s.failures += 1;
+                    s.last_error = Some(error);
+                });
+            }
+        }
+    }
+
+    fn install(&mut self, certificate: WorkloadCertificate) {
+        if let Some(Err(error)) = self.store.as_ref().map(|s| s.save(&certificate)) {
+            tracing::warn!(%error, "the certificate is not stored; a restart without control plane will have none");
+        }
+        // Jitter in -1..=1.
+        self.rotation.installed(certificate.validity(), fastrand::f64() * 2.0 - 1.0);
+        tracing::info!(id = %certificate.id(), expires = %certificate.validity().expires, "certificate received");
+        self.published.send_replace(Some(Arc::new(certificate)));
+        let rotations = self.rotation.rotations();
+        self.status.send_modify(|s| {
+            s.received += 1;
+            s.rotations = rotations;
+            s.last_error = None;
+        });
+    }
+}
+
+/// One request: a fresh key, its signing request, the checked answer.
+async fn request<S: Signer>(
+    config: &IdentityConfig,
+    signer: &S,
+    clock: &Clock,
+) -> Result<WorkloadCertificate, IdentityError> {
+    let made = csr::make(&config.id)?;
+    let answer = signer.sign(made.csr, config.lifetime).await?;
+    let certificate = WorkloadCertificate::assemble(made.key, &answer, clock())?;
+    let (got, wanted) = (certificate.id(), &config.id);
+    if got.workload() != wanted.workload() {
+        return Err(IdentityError::Answer(format!(
+            "it is for {got}, and we are {wanted}; is the token that of another service account?"
+        )));
+    }
+    if got != wanted {
+        tracing::warn!(%got, %wanted, "the control plane's trust domain is not the configured one; its own counts");
+    }
+    Ok(certificate)
+}
+
+#[cfg(test)]
+mod tests;
