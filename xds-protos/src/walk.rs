@@ -355,5 +355,7 @@ mod tests {
             outer
         });
         paths("envoy.config.rbac.v3.Permission", &deep);
+        let deep = (0..10_000).fold(Any::default(), |inner, _| Any::pack(&inner));
+        assert!(paths("google.protobuf.Any", &deep.encode_to_vec()).iter().all(|p| !p.is_empty()));
     }
 }

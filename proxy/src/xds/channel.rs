@@ -152,8 +152,7 @@ impl Endpoint {
         if roots.is_empty() {
             return Err(bad("holds no certificate".into()));
         }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_provider(weft_certs::provider().clone())
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
         let mut config = match &tls.identity {
@@ -218,5 +217,55 @@ mod tests {
         let endpoint = Endpoint { address: Address::Tcp("127.0.0.1".into(), 1), tls: Some(tls) };
         let error = endpoint.connect().await.unwrap_err().to_string();
         assert!(error.contains("/nonexistent/root-cert.pem: No such file"), "{error}");
+    }
+
+    /// A TLS server on loopback, its address, the file with its root, and what the next handshake comes to: the protocol.
+    fn server(dir: &std::path::Path) -> (Address, PathBuf, tokio::task::JoinHandle<Option<Vec<u8>>>) {
+        use weft_certs::authority::{Authority, KeyKind};
+        let now = time::OffsetDateTime::now_utc();
+        let root = Authority::root(KeyKind::P256, now, time::Duration::hours(1)).unwrap();
+        let id = "spiffe://cluster.local/ns/istio-system/sa/istiod".parse().unwrap();
+        let names = ["istiod.istio-system.svc"];
+        let (certificate, key) = root.server(&id, &names, &[], now, time::Duration::hours(1)).unwrap();
+        let mut config = rustls::ServerConfig::builder_with_provider(weft_certs::provider().clone())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key.into())
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = Address::Tcp("127.0.0.1".into(), listener.local_addr().unwrap().port());
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let handshake = tokio::spawn(async move {
+            let (tcp, _) = listener.accept().await.ok()?;
+            let tls = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(tcp).await.ok()?;
+            tls.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)
+        });
+        let roots = dir.join("root-cert.pem");
+        std::fs::write(&roots, root.certificate_pem()).unwrap();
+        (address, roots, handshake)
+    }
+
+    #[tokio::test]
+    async fn tls_is_http2_to_a_server_of_the_right_root_and_name_and_to_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = || Some("istiod.istio-system.svc".to_owned());
+        let (address, roots, handshake) = server(dir.path());
+        let tls = Tls { roots: roots.clone(), server_name: name(), identity: None };
+        Endpoint { address, tls: Some(tls) }.connect().await.unwrap();
+        assert_eq!(handshake.await.unwrap().as_deref(), Some(b"h2".as_slice()));
+
+        // The certificate has no such address among its names.
+        let (address, roots, _) = server(dir.path());
+        let tls = Tls { roots, server_name: None, identity: None };
+        assert!(Endpoint { address, tls: Some(tls) }.connect().await.is_err());
+
+        // The file holds the root of another server by now.
+        let (address, _, _) = server(dir.path());
+        let (_, roots, _) = server(dir.path());
+        let tls = Tls { roots, server_name: name(), identity: None };
+        assert!(Endpoint { address, tls: Some(tls) }.connect().await.is_err());
     }
 }

@@ -2,7 +2,8 @@
 //! configuration files and `config_dump` are written.
 //!
 //! Reading takes names in either case (`typed_config`, `typedConfig`) and refuses what the message does not have, with the
-//! path. Writing uses the names in the .proto files, as Envoy's admin interface does. An `Any` of a type that is not in the
+//! path. Writing is for people and uses the names in the .proto files, as Envoy's admin interface does; private keys and
+//! passwords are written as `[redacted]`. An `Any` of a type that is not in the
 //! descriptors is written as its type and its bytes in base64, and read back from that.
 
 mod read;

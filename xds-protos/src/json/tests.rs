@@ -137,3 +137,27 @@ fn text_that_is_not_yaml_or_not_an_object_is_an_error_and_no_panic() {
         assert!(from_yaml_str::<Listener>(text).is_err(), "{text:?}");
     }
 }
+
+#[test]
+fn private_keys_are_not_written() {
+    use crate::envoy::extensions::transport_sockets::tls::v3::Secret;
+    let secret = json!({"name": "s", "tls_certificate": {
+        "certificate_chain": {"inline_string": "CHAIN"},
+        "private_key": {"inline_bytes": "S0VZ"},
+    }});
+    let written = to_value(&from_value::<Secret>(secret).unwrap());
+    assert_eq!(written["tls_certificate"]["certificate_chain"]["inline_string"], json!("CHAIN"));
+    assert_eq!(written["tls_certificate"]["private_key"], json!({"inline_bytes": "W3JlZGFjdGVkXQ=="}));
+}
+
+#[test]
+fn any_inside_any_without_end_is_written_as_bytes() {
+    let deep = (0..10_000).fold(Any::default(), |inner, _| Any::pack(&inner));
+    let mut value = &to_value(&deep);
+    let mut depth = 0;
+    while let Some(inner) = value.get("value").filter(|v| v.is_object()) {
+        value = inner;
+        depth += 1;
+    }
+    assert_eq!(depth, 16);
+}

@@ -11,11 +11,29 @@ pub(super) fn base64(bytes: &[u8]) -> Value {
     Value::String(STANDARD.encode(bytes))
 }
 
+/// `Any` inside `Any` beyond this depth is written as bytes: each starts a decoder with a depth limit of its own.
+const MAX_ANYS: usize = 16;
+
+/// Keys and passwords, which are never shown.
+const SENSITIVE: [&str; 6] = [
+    "envoy.extensions.transport_sockets.tls.v3.TlsCertificate.private_key",
+    "envoy.extensions.transport_sockets.tls.v3.TlsCertificate.password",
+    "envoy.extensions.transport_sockets.tls.v3.TlsCertificate.pkcs12",
+    "envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys.keys",
+    "envoy.extensions.transport_sockets.tls.v3.GenericSecret.secret",
+    "envoy.extensions.transport_sockets.tls.v3.GenericSecret.secrets",
+];
+
 /// Writes a message.
 pub(super) fn message(message: &DynamicMessage) -> Value {
+    nested(message, 0)
+}
+
+/// Writes a message that stands inside of so many `Any`s.
+fn nested(message: &DynamicMessage, anys: usize) -> Value {
     let kind = message.descriptor();
     if kind.full_name() == "google.protobuf.Any" {
-        return any(message);
+        return any(message, anys);
     }
     if has_own_form(kind.full_name())
         && let Ok(value) = serde_json::to_value(message)
@@ -23,14 +41,39 @@ pub(super) fn message(message: &DynamicMessage) -> Value {
         return value;
     }
     // Also a duration or timestamp out of range, which has no form of its own.
-    Value::Object(fields(message))
+    Value::Object(fields(message, anys))
 }
 
-fn fields(message: &DynamicMessage) -> Map<String, Value> {
-    message.fields().map(|(field, value)| (field.name().to_owned(), value_of(&field.kind(), value))).collect()
+fn fields(message: &DynamicMessage, anys: usize) -> Map<String, Value> {
+    let mut object = Map::new();
+    for (field, value) in message.fields() {
+        let mut written = value_of(&field.kind(), value, anys);
+        if SENSITIVE.contains(&field.full_name()) {
+            redact(&mut written);
+        }
+        object.insert(field.name().to_owned(), written);
+    }
+    object
 }
 
-fn value_of(kind: &Kind, value: &Proto) -> Value {
+/// Replaces what a data source holds; where it points to may be seen.
+fn redact(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(redact),
+        Value::Object(object) => {
+            for (key, value) in object {
+                match key.as_str() {
+                    "inline_bytes" => *value = base64(b"[redacted]"),
+                    "inline_string" => *value = "[redacted]".into(),
+                    _ => redact(value),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn value_of(kind: &Kind, value: &Proto, anys: usize) -> Value {
     match value {
         Proto::Bool(b) => Value::Bool(*b),
         Proto::I32(n) => (*n).into(),
@@ -46,12 +89,14 @@ fn value_of(kind: &Kind, value: &Proto) -> Value {
             Kind::Enum(e) => e.get_value(*n).map_or_else(|| (*n).into(), |v| v.name().to_owned().into()),
             _ => (*n).into(),
         },
-        Proto::Message(m) => message(m),
-        Proto::List(items) => items.iter().map(|item| value_of(kind, item)).collect(),
+        Proto::Message(m) => nested(m, anys),
+        Proto::List(items) => items.iter().map(|item| value_of(kind, item, anys)).collect(),
         Proto::Map(entries) => {
             let Kind::Message(entry) = kind else { return Value::Null };
             let kind = entry.map_entry_value_field().kind();
-            Value::Object(entries.iter().map(|(key, value)| (map_key(key), value_of(&kind, value))).collect())
+            Value::Object(
+                entries.iter().map(|(key, value)| (map_key(key), value_of(&kind, value, anys))).collect(),
+            )
         }
     }
 }
@@ -78,7 +123,7 @@ fn map_key(key: &MapKey) -> String {
     }
 }
 
-fn any(any: &DynamicMessage) -> Value {
+fn any(any: &DynamicMessage, anys: usize) -> Value {
     let mut object = Map::new();
     let type_url = any.get_field_by_name("type_url");
     let type_url = type_url.as_deref().and_then(Proto::as_str).unwrap_or_default();
@@ -89,15 +134,16 @@ fn any(any: &DynamicMessage) -> Value {
     }
     let inner = crate::pool()
         .get_message_by_name(crate::type_url::name(type_url))
+        .filter(|_| anys < MAX_ANYS)
         .and_then(|kind| DynamicMessage::decode(kind, bytes.clone()).ok());
     match inner {
         Some(inner) if inner.descriptor().full_name() == "google.protobuf.Any" => {
-            object.insert("value".into(), message(&inner));
+            object.insert("value".into(), nested(&inner, anys + 1));
         }
         Some(inner) if has_own_form(inner.descriptor().full_name()) => {
-            object.insert("value".into(), message(&inner));
+            object.insert("value".into(), nested(&inner, anys + 1));
         }
-        Some(inner) => object = fields(&inner),
+        Some(inner) => object = fields(&inner, anys + 1),
         None => {
             object.insert("value".into(), base64(&bytes));
         }

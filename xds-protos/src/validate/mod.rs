@@ -28,7 +28,7 @@ pub struct Violation {
 /// Everything in the message called `name` that breaks a rule. Bytes that do not decode are one violation; a message that
 /// the schema lacks has no rules.
 pub fn check(name: &str, bytes: &[u8]) -> Vec<Violation> {
-    let mut found = Check { path: String::new(), violations: Vec::new() };
+    let mut found = Check { path: String::new(), anys: 0, violations: Vec::new() };
     if let Some(kind) = crate::pool().get_message_by_name(name) {
         match DynamicMessage::decode(kind, bytes) {
             Ok(message) => found.message(&message),
@@ -38,8 +38,12 @@ pub fn check(name: &str, bytes: &[u8]) -> Vec<Violation> {
     found.violations
 }
 
+/// `Any` inside `Any` beyond this depth is a violation.
+const MAX_ANYS: usize = 16;
+
 struct Check {
     path: String,
+    anys: usize,
     violations: Vec<Violation>,
 }
 
@@ -136,7 +140,12 @@ impl Check {
         let Ok(any) = typed_struct::resolve(&any) else { return };
         let kind = crate::pool().get_message_by_name(type_url::name(&any.type_url));
         match kind.map(|kind| DynamicMessage::decode(kind, any.value.clone())) {
-            Some(Ok(message)) => self.message(&message),
+            Some(Ok(_)) if self.anys == MAX_ANYS => self.fail("is nested too deep"),
+            Some(Ok(message)) => {
+                self.anys += 1;
+                self.message(&message);
+                self.anys -= 1;
+            }
             Some(Err(error)) => self.fail(&error.to_string()),
             None => {}
         }

@@ -1,3 +1,4 @@
+use prost::Message;
 use serde_json::{Value as Json, json};
 
 use super::*;
@@ -61,4 +62,12 @@ fn numbers_durations_enums_and_texts_are_held_to_their_bounds() {
 fn bytes_that_are_no_message_are_one_violation() {
     assert_eq!(check("envoy.config.cluster.v3.Cluster", &[0x0a, 0x7f]).len(), 1);
     assert_eq!(check("nobody.Knows", &[1, 2, 3]), []);
+}
+
+#[test]
+fn any_inside_any_without_end_is_a_violation() {
+    let deep = (0..10_000).fold(Any::default(), |inner, _| Any::pack(&inner));
+    let found = check("google.protobuf.Any", &deep.encode_to_vec());
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].message, "is nested too deep");
 }
