@@ -50,6 +50,19 @@ impl<T> Refs<T> {
     }
 }
 
+/// Where a secret comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum SecretSource {
+    /// The bootstrap's `static_resources.secrets`.
+    Static,
+    /// The control plane's ADS stream (a gateway's `kubernetes://...`).
+    Ads,
+    /// The workload's own identity: `default`, `ROOTCA`, and Istio's `file-cert:`, `file-root:` names.
+    Identity,
+    /// A file that holds a discovery response, watched.
+    File(String),
+}
+
 /// The tables of a proxy; made once, shared by everything that resolves names.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
@@ -71,6 +84,7 @@ pub struct CompileContext {
     pub routes: Refs<RouteConfig>,
     /// Secrets by SDS name; TLS contexts take them.
     pub secrets: Refs<Secret>,
+    secret_sources: RefCell<Vec<(Arc<str>, SecretSource)>>,
     /// Who we are.
     pub node: Arc<NodeInfo>,
     /// The wall clock, an argument so that compilation is a pure function.
@@ -86,10 +100,23 @@ impl CompileContext {
             clusters: Refs::new(tables.clusters.clone()),
             routes: Refs::new(tables.routes.clone()),
             secrets: Refs::new(tables.secrets.clone()),
+            secret_sources: RefCell::default(),
             node,
             now,
             is_static: false,
         }
+    }
+
+    /// The slot of a secret, and a note to the engine where to get it.
+    pub fn secret(&self, name: &str, source: SecretSource) -> Arc<Slot<Secret>> {
+        let slot = self.secrets.slot(name);
+        self.secret_sources.borrow_mut().push((slot.name().clone(), source));
+        slot
+    }
+
+    /// The secrets taken so far and where they come from.
+    pub fn secret_sources(&self) -> Vec<(Arc<str>, SecretSource)> {
+        self.secret_sources.borrow().clone()
     }
 
     /// A context over empty tables, for tests of compile functions.

@@ -6,7 +6,7 @@ pub mod fields;
 pub mod node;
 pub mod slot;
 
-pub use context::{ClusterTable, CompileContext, RouteTable, SecretTable, Tables};
+pub use context::{ClusterTable, CompileContext, RouteTable, SecretSource, SecretTable, Tables};
 pub use error::ConfigError;
 pub use node::{NodeInfo, Role};
 pub use slot::{Slot, SlotState, SlotTable};

@@ -38,7 +38,6 @@ pub(super) struct ParsedRequest {
     pub(super) framing: Framing,
     /// The connection may serve another request.
     pub(super) keep_alive: bool,
-    pub(super) expects_continue: bool,
 }
 
 /// A whole response head.
@@ -193,7 +192,7 @@ pub(super) fn request(
     let keep_alive =
         if protocol == Protocol::Http10 { facts.keep_alive && !facts.close } else { !facts.close };
     let head = RequestHead { method, scheme, authority, path, protocol, upgrade, headers };
-    Ok(Some(ParsedRequest { head, framing, keep_alive, expects_continue }))
+    Ok(Some(ParsedRequest { head, framing, keep_alive }))
 }
 
 fn too_large() -> Refused {

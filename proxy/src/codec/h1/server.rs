@@ -146,7 +146,7 @@ async fn exchange<S: HttpService>(
     options: &ServerOptions,
     drain: &Drain,
 ) -> bool {
-    let ParsedRequest { head, framing, keep_alive, .. } = parsed;
+    let ParsedRequest { head, framing, keep_alive } = parsed;
     let tunnel = head.upgrade.is_some() || head.method == Method::CONNECT;
     {
         let mut shared = shared.borrow_mut();

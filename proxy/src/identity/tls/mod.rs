@@ -1,5 +1,24 @@
 //! TLS contexts: secrets and settings in, `accept` and `connect` out.
+//!
+//! A context is compiled once per configuration and lives as long; the rustls configurations inside it are made from the
+//! secrets of the moment and made anew by the first handshake after a secret changed. Connections that stand are not
+//! touched by that.
 
+mod common;
+pub mod data_source;
+mod downstream;
+mod error;
+pub mod params;
+pub mod peer;
+pub mod san;
 pub mod secret;
+mod upstream;
+pub mod validation;
+mod verifier;
 
+pub use common::compile_secret;
+pub use downstream::DownstreamContext;
+pub use error::{TlsError, TlsStats};
+pub use peer::Peer;
 pub use secret::Secret;
+pub use upstream::{ConnectOptions, UpstreamContext};

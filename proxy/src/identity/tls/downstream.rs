@@ -1,0 +1,213 @@
+//! TLS towards the downstream: `DownstreamTlsContext` compiled, and `accept`.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
+};
+use rustls::sign::CertifiedKey;
+use tokio_rustls::LazyConfigAcceptor;
+use xds_protos::envoy::extensions::transport_sockets::tls::v3 as pb;
+
+use super::common::{Common, Material, finish};
+use super::error::{TlsError, TlsStats};
+use super::validation::{PeerRole, Validation};
+use super::verifier::Verifier;
+use crate::io::{Io, TlsInfo};
+use crate::state::error::at;
+use crate::state::{CompileContext, ConfigError};
+
+/// The server side of TLS for one filter chain.
+#[derive(Debug)]
+pub struct DownstreamContext {
+    common: Common,
+    require_client_certificate: bool,
+    resumption: bool,
+    built: ArcSwapOption<Built>,
+    building: Mutex<()>,
+}
+
+/// rustls configurations made from the secrets of one moment.
+#[derive(Debug)]
+struct Built {
+    generation: u64,
+    rules_generation: u64,
+    /// Offers our ALPN list; for clients that share a protocol with it.
+    with_alpn: Arc<ServerConfig>,
+    /// Offers none: rustls ends a handshake without overlap, Envoy goes on without a protocol.
+    without_alpn: Arc<ServerConfig>,
+    ticketer: Option<Arc<dyn ProducesTickets>>,
+    rules: Option<Arc<Validation>>,
+    local_id: Option<Arc<str>>,
+}
+
+impl DownstreamContext {
+    /// Compiles the message; secrets it names become dependencies of `ctx`.
+    pub fn compile(proto: &pb::DownstreamTlsContext, ctx: &CompileContext) -> Result<Self, Vec<ConfigError>> {
+        use pb::downstream_tls_context::SessionTicketKeysType as Tickets;
+        let common_proto = proto.common_tls_context.clone().unwrap_or_default();
+        let mut errors = Vec::new();
+        let common = Common::compile(&common_proto, PeerRole::Client, ctx)
+            .map_err(at("common_tls_context"))
+            .map_err(|e| errors.extend(e))
+            .ok();
+        let require = proto.require_client_certificate.unwrap_or_default();
+        if let Some(common) = &common {
+            if !common.has_certificates() {
+                errors.push(ConfigError::new(
+                    "common_tls_context",
+                    "a server needs tls_certificates or tls_certificate_sds_secret_configs",
+                ));
+            }
+            if require && !common.has_rules() {
+                errors.push(ConfigError::new(
+                    "require_client_certificate",
+                    "needs a validation context to check the client's certificate against",
+                ));
+            }
+        }
+        let resumption = match &proto.session_ticket_keys_type {
+            None => true,
+            Some(Tickets::DisableStatelessSessionResumption(off)) => !off,
+            Some(Tickets::SessionTicketKeys(_)) => {
+                errors.push(ConfigError::unsupported("session_ticket_keys", "choosing ticket keys"));
+                true
+            }
+            Some(Tickets::SessionTicketKeysSdsSecretConfig(_)) => {
+                errors.push(ConfigError::unsupported(
+                    "session_ticket_keys_sds_secret_config",
+                    "choosing ticket keys",
+                ));
+                true
+            }
+        };
+        for (field, present) in [
+            ("require_sni", proto.require_sni.unwrap_or_default()),
+            (
+                "ocsp_staple_policy",
+                proto.ocsp_staple_policy() != pb::downstream_tls_context::OcspStaplePolicy::LenientStapling,
+            ),
+        ] {
+            if present {
+                errors.push(ConfigError::unsupported(field, "it"));
+            }
+        }
+        match common {
+            Some(common) if errors.is_empty() => Ok(Self {
+                common,
+                require_client_certificate: require,
+                resumption,
+                built: ArcSwapOption::empty(),
+                building: Mutex::new(()),
+            }),
+            _ => Err(errors),
+        }
+    }
+
+    /// The name of a secret that handshakes still wait for.
+    pub fn missing_secret(&self) -> Option<Arc<str>> {
+        self.common.missing()
+    }
+
+    /// Terminates TLS on `io`. The caller adds the deadline (`transport_socket_connect_timeout`).
+    pub async fn accept(&self, io: Io, stats: &TlsStats) -> Result<(Io, TlsInfo), TlsError> {
+        let result = self.handshake(io).await;
+        match &result {
+            Ok((_, info)) => stats.succeeded(info),
+            Err(e) => stats.failed(e),
+        }
+        result
+    }
+
+    async fn handshake(&self, io: Io) -> Result<(Io, TlsInfo), TlsError> {
+        let built = self.current()?;
+        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io)
+            .await
+            .map_err(TlsError::from_io)?;
+        let (overlap, sni) = {
+            let client = hello.client_hello();
+            let ours = &built.with_alpn.alpn_protocols;
+            let overlap = client.alpn().is_some_and(|mut theirs| theirs.any(|p| ours.iter().any(|o| o == p)));
+            (overlap, client.server_name().map(Arc::<str>::from))
+        };
+        let config = if overlap { &built.with_alpn } else { &built.without_alpn };
+        let stream = hello.into_stream(config.clone()).await.map_err(TlsError::from_io)?;
+        let mut info = finish(stream.get_ref().1, built.rules.as_ref(), built.local_id.clone())?;
+        info.sni = sni;
+        Ok((Io::tls_server(stream), info))
+    }
+
+    /// The configurations for the secrets of now; made anew when one changed.
+    fn current(&self) -> Result<Arc<Built>, TlsError> {
+        let generation = self.common.generation();
+        if let Some(built) = &*self.built.load()
+            && built.generation == generation
+        {
+            return Ok(built.clone());
+        }
+        let _one_at_a_time = self.building.lock();
+        let generation = self.common.generation();
+        let before = self.built.load_full();
+        if let Some(built) = before.as_ref().filter(|b| b.generation == generation) {
+            return Ok(built.clone());
+        }
+        let built = Arc::new(self.build(generation, before.as_deref())?);
+        self.built.store(Some(built.clone()));
+        Ok(built)
+    }
+
+    fn build(&self, generation: u64, before: Option<&Built>) -> Result<Built, TlsError> {
+        let rules_generation = self.common.rules_generation();
+        let Material { certificates, rules, local_id } = self.common.material()?;
+        let params = &self.common.params;
+        let bad = |e: rustls::Error| TlsError::BadSecret(e.to_string());
+        let builder = ServerConfig::builder_with_provider(params.provider.clone())
+            .with_protocol_versions(&params.versions)
+            .map_err(bad)?;
+        let builder = match &rules {
+            Some(rules) => builder
+                .with_client_cert_verifier(Verifier::new(rules.clone(), self.require_client_certificate)),
+            None => builder.with_client_cert_verifier(WebPkiClientVerifier::no_client_auth()),
+        };
+        let mut without_alpn = builder.with_cert_resolver(Arc::new(ByScheme(certificates)));
+        // Sessions live in tickets alone, and a ticket is worth nothing once the rules for peers changed: the key that
+        // seals it goes with them. A new certificate of our own leaves it.
+        without_alpn.session_storage = Arc::new(NoServerSessionStorage {});
+        without_alpn.send_tls13_tickets = usize::from(self.resumption);
+        let kept = before.filter(|b| b.rules_generation == rules_generation).and_then(|b| b.ticketer.clone());
+        let ticketer = match kept {
+            Some(ticketer) => Some(ticketer),
+            None if self.resumption => Some(Ticketer::new().map_err(bad)?),
+            None => None,
+        };
+        if let Some(ticketer) = &ticketer {
+            without_alpn.ticketer = ticketer.clone();
+        }
+        let mut with_alpn = without_alpn.clone();
+        with_alpn.alpn_protocols.clone_from(&self.common.alpn);
+        Ok(Built {
+            generation,
+            rules_generation,
+            with_alpn: Arc::new(with_alpn),
+            without_alpn: Arc::new(without_alpn),
+            ticketer,
+            rules,
+            local_id,
+        })
+    }
+}
+
+/// Picks the first certificate whose key the client can verify (an ECDSA and an RSA one side by side).
+#[derive(Debug)]
+struct ByScheme(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for ByScheme {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let fits = |c: &&Arc<CertifiedKey>| c.key.choose_scheme(hello.signature_schemes()).is_some();
+        self.0.iter().find(fits).cloned()
+    }
+}

@@ -1,0 +1,143 @@
+//! Handshakes that failed, and their counters.
+
+use std::sync::Arc;
+
+use rustls::CertificateError;
+
+use crate::telemetry::registry::{Counter, Group};
+
+/// Why there is no secured connection.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A secret has not come yet.
+    #[error("TLS is not ready: waiting for secret {0}")]
+    SecretMissing(Arc<str>),
+    /// A secret came and cannot be used.
+    #[error("TLS is not ready: {0}")]
+    BadSecret(String),
+    /// The peer's certificate was refused by us.
+    #[error("TLS: {text}")]
+    Refused {
+        /// The `reason` label of `certificate_validation_failures`.
+        reason: &'static str,
+        /// The reason in words.
+        text: String,
+    },
+    /// The handshake failed otherwise: not TLS, no common version, an alert from the peer, a broken transport.
+    #[error("TLS handshake failed: {0}")]
+    Handshake(std::io::Error),
+}
+
+impl TlsError {
+    /// Reads what rustls reports at the end of a failed handshake.
+    pub(super) fn from_io(error: std::io::Error) -> Self {
+        let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+        let reason = match inner {
+            Some(rustls::Error::NoCertificatesPresented) => "no_certificate",
+            Some(rustls::Error::InvalidCertificate(e)) => match e {
+                CertificateError::Expired => "expired",
+                CertificateError::NotValidYet => "not_valid_yet",
+                CertificateError::UnknownIssuer => "unknown_issuer",
+                CertificateError::ApplicationVerificationFailure => "san_mismatch",
+                CertificateError::BadEncoding => "unparsable",
+                _ => "bad_chain",
+            },
+            _ => return Self::Handshake(error),
+        };
+        let text = match reason {
+            "no_certificate" => "the peer showed no certificate, and one is required".to_owned(),
+            "san_mismatch" => "the peer's certificate carries none of the names wanted here".to_owned(),
+            _ => format!("the peer's certificate was refused: {error}"),
+        };
+        Self::Refused { reason, text }
+    }
+
+    /// Envoy's text for `%UPSTREAM_TRANSPORT_FAILURE_REASON%` and connection termination details.
+    pub fn transport_failure(&self) -> String {
+        format!("TLS_error:|{self}:TLS_error_end")
+    }
+}
+
+/// The `ssl.` counters of one listener or cluster; make them in its group.
+#[derive(Debug)]
+pub struct TlsStats {
+    /// Handshakes that ended well.
+    pub handshake: Counter,
+    /// Handshakes that did not, for any reason but the peer's certificate.
+    pub connection_error: Counter,
+    /// Of the good ones, those that resumed a session.
+    pub session_reused: Counter,
+    /// Good handshakes in which the peer showed no certificate.
+    pub no_certificate: Counter,
+    /// No certificate where one is required.
+    pub fail_verify_no_cert: Counter,
+    /// The chain did not verify.
+    pub fail_verify_error: Counter,
+    /// The chain verified, the names did not match.
+    pub fail_verify_san: Counter,
+    /// Good handshakes with TLS 1.2 and 1.3.
+    pub versions: [Counter; 2],
+    validation: Vec<(&'static str, Counter)>,
+}
+
+/// All reasons of [`TlsError::Refused`].
+const REASONS: [&str; 7] = [
+    "no_certificate",
+    "expired",
+    "not_valid_yet",
+    "unknown_issuer",
+    "bad_chain",
+    "san_mismatch",
+    "unparsable",
+];
+
+impl TlsStats {
+    /// Registers the counters in the listener's or cluster's group.
+    pub fn new(group: &Group) -> Self {
+        Self {
+            handshake: group.counter("ssl.handshake"),
+            connection_error: group.counter("ssl.connection_error"),
+            session_reused: group.counter("ssl.session_reused"),
+            no_certificate: group.counter("ssl.no_certificate"),
+            fail_verify_no_cert: group.counter("ssl.fail_verify_no_cert"),
+            fail_verify_error: group.counter("ssl.fail_verify_error"),
+            fail_verify_san: group.counter("ssl.fail_verify_san"),
+            versions: [group.counter("ssl.versions.TLSv1.2"), group.counter("ssl.versions.TLSv1.3")],
+            validation: REASONS
+                .iter()
+                .map(|r| {
+                    let labels = vec![("reason", (*r).to_owned())];
+                    (*r, group.counter_with("certificate_validation_failures", labels))
+                })
+                .collect(),
+        }
+    }
+
+    /// Counts a failed handshake.
+    pub(super) fn failed(&self, error: &TlsError) {
+        let TlsError::Refused { reason, .. } = error else {
+            self.connection_error.inc();
+            return;
+        };
+        match *reason {
+            "no_certificate" => self.fail_verify_no_cert.inc(),
+            "san_mismatch" => self.fail_verify_san.inc(),
+            _ => self.fail_verify_error.inc(),
+        }
+        if let Some((_, counter)) = self.validation.iter().find(|(r, _)| r == reason) {
+            counter.inc();
+        }
+    }
+
+    /// Counts a good one.
+    pub(super) fn succeeded(&self, info: &crate::io::TlsInfo) {
+        self.handshake.inc();
+        self.versions[usize::from(info.version == "TLSv1.3")].inc();
+        if info.resumed {
+            self.session_reused.inc();
+        }
+        if info.peer_chain.is_empty() {
+            self.no_certificate.inc();
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What a certificate says about its holder.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// The names in a certificate. Only as good as the chain: see [`super::validation::Validation::verify_peer`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// The SPIFFE id: the first URI SAN with that scheme.
+    pub id: Option<Arc<str>>,
+    /// All URI SANs.
+    pub uri_sans: Vec<String>,
+    /// All DNS SANs.
+    pub dns_sans: Vec<String>,
+    /// All IP SANs.
+    pub ip_sans: Vec<IpAddr>,
+    /// The subject, RFC 2253; empty where there is none.
+    pub subject: String,
+}
+
+impl Peer {
+    /// Reads a certificate; none if it is not X.509.
+    pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, cert) = X509Certificate::from_der(certificate).ok()?;
+        let mut peer = Self { subject: subject(&cert), ..Self::default() };
+        if let Ok(Some(sans)) = cert.subject_alternative_name() {
+            for name in &sans.value.general_names {
+                match name {
+                    GeneralName::URI(uri) => peer.uri_sans.push((*uri).to_owned()),
+                    GeneralName::DNSName(name) => peer.dns_sans.push((*name).to_owned()),
+                    GeneralName::IPAddress(bytes) => peer.ip_sans.extend(address(bytes)),
+                    _ => {}
+                }
+            }
+        }
+        peer.id = peer.uri_sans.iter().find(|u| u.starts_with("spiffe://")).map(|u| u.as_str().into());
+        Some(peer)
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// RFC 2253 order: the last relative name first, separated by commas without spaces.
+fn subject(cert: &X509Certificate<'_>) -> String {
+    let mut parts = Vec::new();
+    for rdn in cert.subject().iter() {
+        let attributes: Vec<_> = rdn
+            .iter()
+            .map(|a| {
+                let oid = a.attr_type();
+                let key = x509_parser::objects::oid2abbrev(oid, x509_parser::objects::oid_registry())
+                    .map_or_else(|_| oid.to_id_string(), str::to_owned);
+                format!("{key}={}", escape(a.as_str().unwrap_or_default()))
+            })
+            .collect();
+        parts.push(attributes.join("+"));
+    }
+    parts.reverse();
+    parts.join(",")
+}
+
+fn escape(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for (i, c) in value.char_indices() {
+        let edge = c == ' ' && (i == 0 || i + 1 == value.len()) || c == '#' && i == 0;
+        if edge || matches!(c, ',' | '+' | '"' | '\\' | '<' | '>' | ';') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
