@@ -18,8 +18,16 @@ pub struct Subscriptions {
 
 #[derive(Debug, Default)]
 struct Shared {
-    names: Mutex<[Arc<BTreeSet<String>>; ResourceType::ALL.len()]>,
+    types: Mutex<[Wanted; ResourceType::ALL.len()]>,
     changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Wanted {
+    names: Arc<BTreeSet<String>>,
+    /// Names that were given up since the client last looked, also those that are wanted again: whoever gave a name up
+    /// has dropped the resource.
+    given_up: BTreeSet<String>,
 }
 
 impl Subscriptions {
@@ -31,18 +39,24 @@ impl Subscriptions {
     /// Wants exactly these names of a type from now on.
     pub fn set(&self, kind: ResourceType, names: impl IntoIterator<Item = String>) {
         let wanted: BTreeSet<String> = names.into_iter().collect();
-        let mut all = self.shared.names.lock();
-        let names = &mut all[index(kind)];
+        let mut types = self.shared.types.lock();
+        let Wanted { names, given_up } = &mut types[index(kind)];
         if **names != wanted {
+            given_up.extend(names.difference(&wanted).cloned());
             *names = Arc::new(wanted);
-            drop(all);
+            drop(types);
             self.shared.changed.notify_one();
         }
     }
 
     /// The names wanted of a type.
     pub fn names(&self, kind: ResourceType) -> Arc<BTreeSet<String>> {
-        self.shared.names.lock()[index(kind)].clone()
+        self.shared.types.lock()[index(kind)].names.clone()
+    }
+
+    /// The names that were given up since the last call, though they may be wanted again by now.
+    pub(super) fn take_given_up(&self, kind: ResourceType) -> BTreeSet<String> {
+        std::mem::take(&mut self.shared.types.lock()[index(kind)].given_up)
     }
 
     /// Completes when something changed since the last completion.

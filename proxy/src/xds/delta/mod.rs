@@ -41,32 +41,46 @@ impl Delta {
     }
 
     /// Brings what one type has asked for up to what is wanted.
-    fn request(&mut self, kind: ResourceType, wanted: &Subscriptions) -> Option<DeltaDiscoveryRequest> {
+    fn requests(&mut self, kind: ResourceType, wanted: &Subscriptions) -> Vec<DeltaDiscoveryRequest> {
         let state = &mut self.types[index(kind)];
-        let mut request =
-            DeltaDiscoveryRequest { type_url: kind.type_url().to_owned(), ..Default::default() };
+        let request = || DeltaDiscoveryRequest { type_url: kind.type_url().to_owned(), ..Default::default() };
+        let mut requests = Vec::new();
         if kind.wildcard() {
-            if state.asked {
-                return None;
+            if !state.asked {
+                let initial_resource_versions = state.held.clone().into_iter().collect();
+                requests.push(DeltaDiscoveryRequest { initial_resource_versions, ..request() });
             }
-            request.initial_resource_versions = state.held.clone().into_iter().collect();
         } else {
             let names = wanted.names(kind);
-            // A first request without names would subscribe to everything.
-            if *names == *state.asked_names {
-                return None;
-            }
-            request.resource_names_subscribe = names.difference(&state.asked_names).cloned().collect();
-            request.resource_names_unsubscribe = state.asked_names.difference(&names).cloned().collect();
-            state.held.retain(|name, _| names.contains(name));
-            if !state.asked {
-                request.initial_resource_versions = state.held.clone().into_iter().collect();
+            let given_up = wanted.take_given_up(kind);
+            state.held.retain(|name, _| names.contains(name) && !given_up.contains(name));
+            let gone = |name: &&String| !names.contains(*name) || given_up.contains(*name);
+            let gone: Vec<String> = state.asked_names.iter().filter(gone).cloned().collect();
+            let added = |name: &&String| !state.asked_names.contains(*name) || given_up.contains(*name);
+            let added: Vec<String> = names.iter().filter(added).cloned().collect();
+            // A name that was given up and is wanted again is unsubscribed first: a server that believes that we hold its
+            // resource need not send it.
+            let again = gone.iter().any(|name| names.contains(name));
+            if again {
+                requests.push(DeltaDiscoveryRequest { resource_names_unsubscribe: gone, ..request() });
+                requests.push(DeltaDiscoveryRequest { resource_names_subscribe: added, ..request() });
+            } else if !gone.is_empty() || !added.is_empty() {
+                // A first request without names would subscribe to everything; this one has some.
+                let held = if state.asked { BTreeMap::new() } else { state.held.clone() };
+                requests.push(DeltaDiscoveryRequest {
+                    resource_names_subscribe: added,
+                    resource_names_unsubscribe: gone,
+                    initial_resource_versions: held.into_iter().collect(),
+                    ..request()
+                });
             }
             state.asked_names = names;
         }
-        state.asked = true;
-        request.node = self.node.take();
-        Some(request)
+        if let Some(first) = requests.first_mut() {
+            state.asked = true;
+            first.node = self.node.take();
+        }
+        requests
     }
 }
 
@@ -84,7 +98,7 @@ impl Protocol for Delta {
     }
 
     fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<DeltaDiscoveryRequest> {
-        ResourceType::ALL.into_iter().filter_map(|kind| self.request(kind, wanted)).collect()
+        ResourceType::ALL.into_iter().flat_map(|kind| self.requests(kind, wanted)).collect()
     }
 
     fn response(
@@ -162,5 +176,7 @@ fn content(kind: ResourceType, resource: Resource) -> Result<Option<Bytes>, Stri
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -174,3 +174,19 @@ fn a_type_that_was_not_asked_for_is_not_answered() {
     assert_eq!(b.respond(names), [""; 0]);
     assert!(b.sink.calls.is_empty());
 }
+
+#[test]
+fn a_name_given_up_and_wanted_again_is_sent_again() {
+    let mut b = bench();
+    b.open();
+    b.wanted.set(Route, ["80".to_owned(), "81".to_owned()]);
+    b.delta.resubscribe(&b.wanted);
+    b.respond(response(Route, "1", &[("80", "v1"), ("81", "v1")], &[]));
+    b.wanted.set(Route, ["81".to_owned()]);
+    b.wanted.set(Route, ["80".to_owned(), "81".to_owned()]);
+    assert_eq!(b.delta.resubscribe(&b.wanted).iter().map(show).collect::<Vec<_>>(), ["rds -80", "rds +80"]);
+    // Without a stream, too: what was dropped is not told to be held.
+    b.wanted.set(Route, ["80".to_owned()]);
+    b.wanted.set(Route, ["80".to_owned(), "81".to_owned()]);
+    assert_eq!(b.open(), ["cds node", "lds", "rds +80 +81"]);
+}

@@ -45,23 +45,38 @@ impl Sotw {
     }
 
     /// Brings what one type has asked for up to what is wanted.
-    fn request(&mut self, kind: ResourceType, wanted: &Subscriptions) -> Option<DiscoveryRequest> {
-        let state = &mut self.types[index(kind)];
-        let changed = if kind.wildcard() { !state.asked } else { *wanted.names(kind) != *state.asked_names };
-        changed.then(|| self.say(kind, wanted, &[]))
+    fn requests(&mut self, kind: ResourceType, wanted: &Subscriptions) -> Vec<DiscoveryRequest> {
+        let mut requests = Vec::new();
+        if kind.wildcard() {
+            if !self.types[index(kind)].asked {
+                requests.push(self.say(kind, Arc::default(), &[]));
+            }
+            return requests;
+        }
+        let names = wanted.names(kind);
+        let given_up = wanted.take_given_up(kind);
+        let asked = &self.types[index(kind)].asked_names;
+        // A name that was given up and is wanted again leaves the list once: a server that believes that we hold its
+        // resource need not send it.
+        if given_up.iter().any(|name| names.contains(name) && asked.contains(name)) {
+            let without = names.difference(&given_up).cloned().collect();
+            requests.push(self.say(kind, Arc::new(without), &[]));
+        }
+        if names != self.types[index(kind)].asked_names {
+            requests.push(self.say(kind, names, &[]));
+        }
+        requests
     }
 
     /// A request of one type with all that belongs into it: it acknowledges the last response, too.
     fn say(
         &mut self,
         kind: ResourceType,
-        wanted: &Subscriptions,
+        names: Arc<BTreeSet<String>>,
         rejections: &[Rejection],
     ) -> DiscoveryRequest {
         let state = &mut self.types[index(kind)];
-        if !kind.wildcard() {
-            state.asked_names = wanted.names(kind);
-        }
+        state.asked_names = names;
         state.asked = true;
         DiscoveryRequest {
             version_info: state.version.clone(),
@@ -90,7 +105,7 @@ impl Protocol for Sotw {
     }
 
     fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<DiscoveryRequest> {
-        ResourceType::ALL.into_iter().filter_map(|kind| self.request(kind, wanted)).collect()
+        ResourceType::ALL.into_iter().flat_map(|kind| self.requests(kind, wanted)).collect()
     }
 
     fn response(
@@ -136,7 +151,8 @@ impl Protocol for Sotw {
         if rejections.is_empty() {
             state.version = response.version_info;
         }
-        let mut requests = vec![self.say(kind, wanted, &rejections)];
+        let asked = state.asked_names.clone();
+        let mut requests = vec![self.say(kind, asked, &rejections)];
         requests.extend(self.resubscribe(wanted));
         requests
     }

@@ -135,3 +135,16 @@ fn wrapped_resources_are_unwrapped_and_strange_ones_refused() {
     assert!(nack.contains("has type type.googleapis.com/x.Y") && nack.contains("does not decode"), "{nack}");
     assert_eq!(b.sink.calls[0].1, ["+w@v1", "+b@v1", "+a@v1", "="]);
 }
+
+#[test]
+fn a_name_given_up_and_wanted_again_leaves_the_list_once() {
+    let mut b = bench();
+    b.open();
+    b.wanted.set(Route, ["80".to_owned(), "81".to_owned()]);
+    b.sotw.resubscribe(&b.wanted);
+    b.respond(response(Route, "v1", "1", &["80", "81"]));
+    b.wanted.set(Route, ["81".to_owned()]);
+    b.wanted.set(Route, ["80".to_owned(), "81".to_owned()]);
+    let sent: Vec<_> = b.sotw.resubscribe(&b.wanted).iter().map(show).collect();
+    assert_eq!(sent, ["rds v1 [81] nonce=1", "rds v1 [80 81] nonce=1"]);
+}
