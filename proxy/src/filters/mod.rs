@@ -1,1 +1,270 @@
-//! HTTP filters: the closed enum and the chain runner, one file per filter.
+//! HTTP filters: a closed list of kinds, run in the configuration's order over a request and in reverse over its response.
+//!
+//! The connection manager builds an [`Exchange`] (a request with its route), [`FilterList::admit`] runs the filters over it,
+//! and only what passed all of them becomes an [`Admitted`], which is what the router takes. A filter that need not wait
+//! costs no future: it gives a [`Verdict`] at once.
+
+pub mod alpn;
+pub mod config;
+pub mod cors;
+pub mod fault;
+pub mod peer_metadata;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+use self::alpn::AlpnOverride;
+use self::config::PerFilter;
+use self::cors::CorsPolicy;
+use self::fault::Fault;
+use self::peer_metadata::PeerMetadata;
+use crate::codec::{Body, Headers, InformationalSink, RequestHead};
+use crate::io::ConnectionInfo;
+use crate::route::{Matched, Target};
+use crate::router::{Flow, LocalReply, RouterConfig};
+use crate::telemetry::istio::{Far, Reporter, Service, Workload};
+use crate::telemetry::{Flag, StreamInfo};
+
+/// A filter.
+#[derive(Clone)]
+pub enum Filter {
+    /// Delays and aborts.
+    Fault(Arc<Fault>),
+    /// Cross-origin requests.
+    Cors,
+    /// Application protocols to offer upstream.
+    Alpn(Arc<AlpnOverride>),
+    /// Workload metadata in header fields.
+    PeerMetadata(Arc<PeerMetadata>),
+    /// Istio's metrics.
+    IstioStats(Arc<Reporter>),
+    /// gRPC message counts.
+    GrpcStats,
+}
+
+/// A filter in a chain.
+#[derive(Clone)]
+pub struct Named {
+    /// Its name, by which routes speak to it.
+    pub name: Box<str>,
+    /// Off unless a route turns it on.
+    pub disabled: bool,
+    /// What it does.
+    pub filter: Filter,
+}
+
+/// The filters of a connection manager, the router at the end apart.
+#[derive(Clone)]
+pub struct FilterList {
+    /// In the configuration's order.
+    pub filters: Arc<[Named]>,
+    /// The router's settings.
+    pub router: Arc<RouterConfig>,
+}
+
+/// A filter's wait, and the reply it may end with (and the flag for logs).
+pub type Waiting = Pin<Box<dyn Future<Output = Option<(Flag, LocalReply)>>>>;
+
+/// What a filter wants done with a request.
+pub enum Verdict {
+    /// Go on.
+    Continue,
+    /// Answer this; later filters and the router never see the request.
+    Reply(LocalReply),
+    /// The filter changed what routes match on: find the route again, then go on.
+    Reroute,
+    /// Go on when the future is done; it may give a reply after all.
+    Wait(Waiting),
+}
+
+/// What filters remember of a request until its end.
+#[derive(Default)]
+pub struct Scratch {
+    /// The origin of a cross-origin request.
+    pub cors_origin: Option<HeaderValue>,
+    /// The caller sent workload metadata.
+    pub caller_told: bool,
+    /// The caller's workload.
+    pub downstream_peer: Option<Arc<Workload>>,
+    /// The callee's workload, from its metadata or from its endpoint's.
+    pub upstream_peer: Option<Arc<Workload>>,
+    /// The service called.
+    pub service: Option<Arc<Service>>,
+    /// The callee's verified identity.
+    pub upstream_principal: Option<Arc<str>>,
+}
+
+/// A request on its way through the filters.
+pub struct Exchange {
+    /// The head; filters change it.
+    pub head: RequestHead,
+    /// The body.
+    pub body: Body,
+    /// The route; none where none matches.
+    pub matched: Option<Matched>,
+    /// The stream's record and clocks.
+    pub flow: Rc<Flow>,
+    /// The connection.
+    pub connection: Arc<ConnectionInfo>,
+    /// The number that decides fractions and weights for this request.
+    pub random: u64,
+    /// Filters' own.
+    pub scratch: Scratch,
+    /// Where 1xx heads go.
+    pub informational: Rc<dyn InformationalSink>,
+}
+
+impl Exchange {
+    /// The cluster that the route names, where it does so by itself.
+    pub fn cluster_name(&self) -> Option<Arc<str>> {
+        let matched = self.matched.as_ref()?;
+        match &matched.forward()?.target {
+            Target::Cluster(slot) => Some(slot.name().clone()),
+            Target::Weighted { .. } => matched.weighted().map(|w| w.cluster.name().clone()),
+            Target::Header(..) => None,
+        }
+    }
+
+    /// What the route says to a filter, the most specific first.
+    fn setting(&self, name: &str) -> Option<&PerFilter> {
+        self.matched.as_ref()?.per_filter().find_map(|p| p.get(name))
+    }
+}
+
+/// A request that every filter let pass. Only [`FilterList::admit`] makes one.
+pub struct Admitted {
+    exchange: Exchange,
+    wishes: ForRouter,
+}
+
+/// What the router goes by beside the request itself.
+pub struct ForRouter {
+    /// The router's own settings.
+    pub config: Arc<RouterConfig>,
+    /// Application protocols to offer.
+    pub alpn: Option<Arc<AlpnOverride>>,
+    /// Tells the upstream about our workload.
+    pub peer_metadata: Option<Arc<PeerMetadata>>,
+}
+
+impl Admitted {
+    /// The request.
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// The request, and what filters want of the router.
+    pub fn into_parts(self) -> (Exchange, ForRouter) {
+        (self.exchange, self.wishes)
+    }
+}
+
+impl FilterList {
+    /// Runs the filters over a request. `reroute` finds its route anew. A reply comes back with what the filters remember,
+    /// for their part in the response.
+    ///
+    /// # Errors
+    /// A filter answered in the upstream's place.
+    pub async fn admit(
+        &self,
+        mut exchange: Exchange,
+        reroute: impl Fn(&mut Exchange),
+    ) -> Result<Admitted, Box<(LocalReply, Exchange)>> {
+        let (mut alpn, mut peer_metadata) = (None, None);
+        for named in self.filters.iter() {
+            let setting = exchange.setting(&named.name);
+            if matches!(setting, Some(PerFilter::Disabled)) || (named.disabled && setting.is_none()) {
+                continue;
+            }
+            let verdict = match &named.filter {
+                Filter::Fault(own) => {
+                    let fault = match setting {
+                        Some(PerFilter::Fault(of_route)) => of_route.clone(),
+                        _ => own.clone(),
+                    };
+                    fault.request_head(&mut exchange)
+                }
+                Filter::Cors => match setting {
+                    Some(PerFilter::Cors(policy)) => policy.clone().request_head(&mut exchange),
+                    _ => Verdict::Continue,
+                },
+                Filter::Alpn(names) => {
+                    alpn = Some(names.clone());
+                    Verdict::Continue
+                }
+                Filter::PeerMetadata(filter) => {
+                    let (peer, told) = filter.read_request(&mut exchange.head.headers);
+                    exchange.scratch.downstream_peer = peer;
+                    exchange.scratch.caller_told = told;
+                    peer_metadata = Some(filter.clone());
+                    Verdict::Continue
+                }
+                Filter::IstioStats(_) | Filter::GrpcStats => Verdict::Continue,
+            };
+            match verdict {
+                Verdict::Continue => {}
+                Verdict::Reroute => reroute(&mut exchange),
+                Verdict::Reply(reply) => return Err(Box::new((reply, exchange))),
+                Verdict::Wait(future) => {
+                    if let Some((flag, reply)) = future.await {
+                        exchange.flow.flag(flag);
+                        return Err(Box::new((reply, exchange)));
+                    }
+                }
+            }
+        }
+        let wishes = ForRouter { config: self.router.clone(), alpn, peer_metadata };
+        Ok(Admitted { exchange, wishes })
+    }
+
+    /// Runs the filters in reverse over a response's head.
+    pub fn response_head(&self, headers: &mut Headers, scratch: &mut Scratch, matched: Option<&Matched>) {
+        for named in self.filters.iter().rev() {
+            match &named.filter {
+                Filter::Cors => {
+                    let setting = matched.and_then(|m| m.per_filter().find_map(|p| p.get(&named.name)));
+                    if let (Some(origin), Some(PerFilter::Cors(policy))) = (&scratch.cors_origin, setting) {
+                        CorsPolicy::response_head(policy, origin, headers);
+                    }
+                }
+                Filter::PeerMetadata(filter) => {
+                    if let Some(peer) = filter.read_response(headers) {
+                        scratch.upstream_peer = Some(peer);
+                    }
+                    filter.write_response(headers, scratch.caller_told);
+                }
+                Filter::Fault(_) | Filter::Alpn(_) | Filter::IstioStats(_) | Filter::GrpcStats => {}
+            }
+        }
+    }
+
+    /// Tells the filters that the stream ended.
+    pub fn done(&self, info: &StreamInfo, connection: &ConnectionInfo, scratch: &Scratch) {
+        for named in self.filters.iter() {
+            if let Filter::IstioStats(reporter) = &named.filter {
+                let far = match connection.direction {
+                    crate::io::Direction::Inbound => Far {
+                        workload: scratch.downstream_peer.as_ref(),
+                        service: scratch.service.as_ref(),
+                        source_principal: connection.peer_id(),
+                        destination_principal: connection.tls.as_ref().and_then(|t| t.local_id.as_ref()),
+                    },
+                    _ => Far {
+                        workload: scratch.upstream_peer.as_ref(),
+                        service: scratch.service.as_ref(),
+                        source_principal: None,
+                        destination_principal: scratch.upstream_principal.as_ref(),
+                    },
+                };
+                reporter.request(info, connection, far);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,24 @@
-//! The HTTP connection manager: what happens to each request around its filters.
+//! The HTTP connection manager: what happens to a request before and after it is routed.
+//!
+//! A codec calls a [`ConnectionManager`] with each request of a connection. [`exchange`] is the story of one request:
+//! check and normalise, find the route, run the filters, let the router get an answer, make the answer ours, and record
+//! how it ended.
+
+pub mod config;
+mod date;
+mod ending;
+pub mod exchange;
+mod manager;
+pub mod normalize;
+mod request;
+mod request_id;
+mod response;
+pub mod stats;
+mod xfcc;
+mod xff;
+
+pub use config::HcmConfig;
+pub use manager::ConnectionManager;
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,241 @@
-//! Routing: matching and rewriting, as pure functions.
+//! Match and rewrite: pure functions from a request's head to the route that decides its fate.
+//!
+//! A [`RouteConfig`] is compiled from `envoy.config.route.v3.RouteConfiguration`, lives in a slot, and is pinned by each
+//! request for the time that the request needs it. Nothing here does IO or changes a request; the router and the
+//! connection manager apply what they find here.
+
+pub mod action;
+pub mod config;
+pub mod hash;
+pub mod header_ops;
+pub mod hosts;
+pub mod matching;
+pub mod redirect;
+pub mod retry;
+pub mod rewrite;
+pub mod text;
+
+use std::sync::Arc;
+
+use http::HeaderName;
+
+pub use action::{Action, Forward, Target};
+pub use header_ops::HeaderOps;
+pub use matching::RouteMatch;
+
+use self::hosts::Hosts;
+use crate::codec::RequestHead;
+use crate::filters::config::PerRoute;
+
+/// When plaintext requests are redirected to https.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RequireTls {
+    /// Never.
+    #[default]
+    None,
+    /// Unless the request is internal.
+    ExternalOnly,
+    /// Always.
+    All,
+}
+
+/// A rule and what it does.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The name in logs; may be empty.
+    pub name: Arc<str>,
+    /// Which requests.
+    pub matching: RouteMatch,
+    /// What becomes of them.
+    pub action: Action,
+    /// Changes of the request on its way upstream.
+    pub request_headers: HeaderOps,
+    /// Changes of the response.
+    pub response_headers: HeaderOps,
+    /// Filters' settings.
+    pub per_filter: PerRoute,
+    /// The name of the operation in traces.
+    pub operation: Option<Arc<str>>,
+    /// The most of a request that is kept for retries, in bytes.
+    pub buffer_limit: Option<u64>,
+}
+
+/// A group of routes for some hosts.
+#[derive(Clone, Debug)]
+pub struct VirtualHost {
+    /// The name.
+    pub name: Arc<str>,
+    /// Routes; the first that matches counts.
+    pub routes: Vec<Route>,
+    /// Redirect plaintext.
+    pub require_tls: RequireTls,
+    /// Changes of requests.
+    pub request_headers: HeaderOps,
+    /// Changes of responses.
+    pub response_headers: HeaderOps,
+    /// Filters' settings.
+    pub per_filter: PerRoute,
+    /// Send `x-envoy-attempt-count` upstream.
+    pub attempt_count_in_request: bool,
+    /// Send it downstream.
+    pub attempt_count_in_response: bool,
+    /// The most of a request that is kept for retries, in bytes.
+    pub buffer_limit: Option<u64>,
+}
 
 /// A compiled route configuration.
-#[derive(Debug)]
-pub struct RouteConfig {}
+#[derive(Clone, Debug, Default)]
+pub struct RouteConfig {
+    /// The name, as in RDS.
+    pub name: Arc<str>,
+    /// Virtual hosts.
+    pub virtual_hosts: Vec<VirtualHost>,
+    /// Domains to virtual hosts.
+    pub hosts: Hosts,
+    /// Ports do not count in host matching.
+    pub ignore_port: bool,
+    /// Changes of requests.
+    pub request_headers: HeaderOps,
+    /// Changes of responses.
+    pub response_headers: HeaderOps,
+    /// The configuration's changes come first and the route's last, so that the route's win.
+    pub most_specific_wins: bool,
+    /// Fields that only internal requests may bring.
+    pub internal_only_headers: Vec<HeaderName>,
+    /// Filters' settings.
+    pub per_filter: PerRoute,
+}
+
+/// A route that was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    /// The virtual host.
+    pub virtual_host: &'a VirtualHost,
+    /// Its place in the configuration.
+    pub host_index: u32,
+    /// The route; none where the virtual host asks for TLS first.
+    pub route: Option<(&'a Route, u32)>,
+}
+
+impl RouteConfig {
+    /// The route of a request. `random` decides fractions; `secure` says that the client came by https.
+    pub fn find(&self, head: &RequestHead, random: u64, secure: bool, internal: bool) -> Option<Found<'_>> {
+        let host_index = self.hosts.find(&head.authority, self.ignore_port)?;
+        let virtual_host = self.virtual_hosts.get(host_index as usize)?;
+        let redirect = match virtual_host.require_tls {
+            RequireTls::None => false,
+            RequireTls::ExternalOnly => !secure && !internal,
+            RequireTls::All => !secure,
+        };
+        if redirect {
+            return Some(Found { virtual_host, host_index, route: None });
+        }
+        let (index, route) =
+            virtual_host.routes.iter().enumerate().find(|(_, r)| r.matching.matches(head, random))?;
+        Some(Found { virtual_host, host_index, route: Some((route, index as u32)) })
+    }
+}
+
+/// A route that a request keeps while it needs it: its configuration, pinned, and the place in it.
+#[derive(Clone, Debug)]
+pub struct Matched {
+    config: Arc<RouteConfig>,
+    host: u32,
+    route: u32,
+    /// The candidate that chance chose, for weighted clusters.
+    weighted: Option<u32>,
+}
+
+impl Matched {
+    /// Finds and pins. `Err(true)` where plaintext must be redirected to https, `Err(false)` where there is no route.
+    pub fn find(
+        config: &Arc<RouteConfig>,
+        head: &RequestHead,
+        random: u64,
+        secure: bool,
+        internal: bool,
+    ) -> Result<Self, bool> {
+        let found = config.find(head, random, secure, internal).ok_or(false)?;
+        let (route, index) = found.route.ok_or(true)?;
+        let weighted = match &route.action {
+            Action::Forward(forward) => match &forward.target {
+                Target::Weighted { clusters, total } => Some(choose(clusters, *total, random)),
+                _ => None,
+            },
+            _ => None,
+        };
+        Ok(Self { config: config.clone(), host: found.host_index, route: index, weighted })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &RouteConfig {
+        &self.config
+    }
+
+    /// The virtual host.
+    pub fn virtual_host(&self) -> &VirtualHost {
+        &self.config.virtual_hosts[self.host as usize]
+    }
+
+    /// The route.
+    pub fn route(&self) -> &Route {
+        &self.virtual_host().routes[self.route as usize]
+    }
+
+    /// The route's forwarding, if it forwards.
+    pub fn forward(&self) -> Option<&Forward> {
+        match &self.route().action {
+            Action::Forward(forward) => Some(forward),
+            _ => None,
+        }
+    }
+
+    /// The chosen candidate of a weighted choice.
+    pub fn weighted(&self) -> Option<&action::WeightedCluster> {
+        match (&self.forward()?.target, self.weighted) {
+            (Target::Weighted { clusters, .. }, Some(index)) => clusters.get(index as usize),
+            _ => None,
+        }
+    }
+
+    /// The changes of requests (or responses) in the order to apply them.
+    pub fn header_ops(&self, request: bool) -> impl Iterator<Item = &HeaderOps> {
+        let pick = |request_ops, response_ops| if request { request_ops } else { response_ops };
+        let (host, route) = (self.virtual_host(), self.route());
+        let weighted = self.weighted().map(|w| pick(&w.request_headers, &w.response_headers));
+        let mut all = [
+            weighted,
+            Some(pick(&route.request_headers, &route.response_headers)),
+            Some(pick(&host.request_headers, &host.response_headers)),
+            Some(pick(&self.config.request_headers, &self.config.response_headers)),
+        ];
+        if self.config.most_specific_wins {
+            all.reverse();
+        }
+        all.into_iter().flatten().filter(|ops| !ops.is_empty())
+    }
+
+    /// Filters' settings, the most specific first.
+    pub fn per_filter(&self) -> impl Iterator<Item = &PerRoute> {
+        let weighted = self.weighted().map(|w| &w.per_filter);
+        weighted.into_iter().chain([
+            &self.route().per_filter,
+            &self.virtual_host().per_filter,
+            &self.config.per_filter,
+        ])
+    }
+}
+
+fn choose(clusters: &[action::WeightedCluster], total: u64, random: u64) -> u32 {
+    let mut left = random % total.max(1);
+    for (index, cluster) in clusters.iter().enumerate() {
+        if left < u64::from(cluster.weight) {
+            return index as u32;
+        }
+        left -= u64::from(cluster.weight);
+    }
+    clusters.len().saturating_sub(1) as u32
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,174 @@
-//! The terminal filter: attempts, retries, timeouts, replay body.
+//! The terminal filter: from an admitted request to an answer, by as many tries as the route's policy allows.
+//!
+//! [`route`] reads top to bottom: which cluster, which limits, the head as it goes upstream, the retry loop, the answer's
+//! head. One try is made by an [`attempt::Upstreams`]; the loop in [`drive`] knows nothing of clusters and connections.
+
+pub mod attempt;
+mod config;
+pub mod drive;
+mod flow;
+mod head;
+pub mod replay;
+mod reply;
+pub mod retry;
+pub mod timeouts;
+mod upstream;
+
+pub use config::RouterConfig;
+pub use flow::{Expired, Flow, RequestBody, Watchdog};
+pub use reply::{LocalReply, grpc_status_of};
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderName, HeaderValue};
+
+use self::drive::{ATTEMPT_COUNT, Tries, drive};
+use self::retry::Retries;
+use self::upstream::ClusterUpstreams;
+use crate::cluster::Cluster;
+use crate::codec::{Reply, RequestHead};
+use crate::filters::{Admitted, Exchange, ForRouter};
+use crate::route::{Forward, Matched, Target};
+use crate::state::Slot;
+use crate::telemetry::Flag;
+use crate::telemetry::access_log::LogContext;
+
+/// `x-envoy-overloaded`.
+pub(crate) const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
+const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+
+/// The most of a request that is kept for retries where neither route nor listener say.
+pub const DEFAULT_BUFFER_LIMIT: u64 = 1 << 20;
+
+/// An answer to a request, and what is left of the exchange.
+pub struct Routed {
+    /// The upstream's answer or one of our own.
+    pub result: Result<Reply, LocalReply>,
+    /// The exchange; its head and body are gone.
+    pub exchange: Exchange,
+}
+
+/// Sends an admitted request to its cluster. Its route must be one that forwards.
+pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
+    let (mut exchange, ForRouter { config, alpn, peer_metadata }) = admitted.into_parts();
+    let envoy_headers = !config.suppress_envoy_headers;
+    let flow = exchange.flow.clone();
+    let Some(matched) = exchange.matched.clone() else {
+        flow.flag(Flag::NoRouteFound);
+        let reply = LocalReply::new(http::StatusCode::NOT_FOUND, "", "route_not_found");
+        return Routed { result: Err(reply), exchange };
+    };
+    let Some(forward) = matched.forward() else {
+        let reply = LocalReply::new(http::StatusCode::NOT_FOUND, "", "route_not_found");
+        return Routed { result: Err(reply), exchange };
+    };
+    let mut head = std::mem::replace(&mut exchange.head, drive::nothing());
+    let body = std::mem::take(&mut exchange.body);
+    let not_found = forward.cluster_not_found;
+    let Some(slot) = cluster_slot(&matched, forward, &head) else {
+        flow.flag(Flag::NoClusterFound);
+        let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
+        return Routed { result: Err(reply), exchange };
+    };
+    flow.info(|i| i.cluster = Some(slot.name().clone()));
+
+    let is_grpc = flow.info(|i| i.is_grpc);
+    let limits = timeouts::of(forward, &mut head, is_grpc, config.respect_expected_timeout);
+    flow.set_route_timeout(Some(limits.global));
+    limits.announce(&mut head.headers, is_grpc, envoy_headers);
+    let policy = forward.retry.as_deref();
+    let retries = Retries::of(policy, &mut head);
+    let connection = exchange.connection.clone();
+    head::prepare(&mut head, &matched, forward, &flow, &connection, envoy_headers);
+    if flow.keep_head.get() {
+        // Logs speak of the request as it went upstream.
+        *flow.kept_head.borrow_mut() = Some(head.clone());
+    }
+    let upstreams = ClusterUpstreams::new(
+        slot,
+        forward,
+        alpn,
+        peer_metadata,
+        &connection,
+        &flow,
+        exchange.informational.clone(),
+    );
+    let host = matched.virtual_host();
+    let tries = Tries {
+        flow: &flow,
+        policy,
+        retries,
+        head,
+        body,
+        buffer_limit: matched.route().buffer_limit.or(host.buffer_limit).unwrap_or(buffer_limit),
+        per_try: limits.per_try,
+        attempt_count: host.attempt_count_in_request,
+        random: || fastrand::u64(..),
+    };
+    let result = match drive(&upstreams, tries).await {
+        Err(failure) => {
+            let retried = flow.info(|i| i.attempts) > 1;
+            Err(failure.reply(retried, not_found, envoy_headers))
+        }
+        Ok(mut reply) => {
+            flow.set_try_idle(policy.map(|p| p.per_try_idle_timeout));
+            answer_head(&mut reply, &matched, &exchange, envoy_headers);
+            Ok(reply)
+        }
+    };
+    upstreams.leave(&mut exchange.scratch);
+    Routed { result, exchange }
+}
+
+/// The cluster that the route names for this request.
+fn cluster_slot(matched: &Matched, forward: &Forward, head: &RequestHead) -> Option<Arc<Slot<Cluster>>> {
+    match &forward.target {
+        Target::Cluster(slot) => Some(slot.clone()),
+        Target::Weighted { .. } => matched.weighted().map(|w| w.cluster.clone()),
+        Target::Header(name, clusters) => clusters.find(head.headers.get_str(name)?),
+    }
+}
+
+/// Makes an upstream's answer the route's.
+fn answer_head(reply: &mut Reply, matched: &Matched, exchange: &Exchange, envoy_headers: bool) {
+    let flow = &exchange.flow;
+    let now = Instant::now();
+    let headers = &mut reply.head.headers;
+    if envoy_headers && let Some(end) = flow.request_end() {
+        let millis = now.saturating_duration_since(end).as_millis() as u64;
+        headers.set(SERVICE_TIME, HeaderValue::from(millis));
+    }
+    if matched.virtual_host().attempt_count_in_response {
+        headers.set(ATTEMPT_COUNT, HeaderValue::from(flow.info(|i| i.attempts)));
+    }
+    flow.info(|i| {
+        i.upstream_first_byte = Some(now);
+        i.details = Some("via_upstream");
+    });
+    change_response(matched, exchange, &mut reply.head.headers);
+}
+
+/// Applies the route's changes to a response's head.
+pub fn change_response(matched: &Matched, exchange: &Exchange, headers: &mut crate::codec::Headers) {
+    if matched.header_ops(false).next().is_none() {
+        return;
+    }
+    let before = headers.clone();
+    let kept = exchange.flow.kept_head.borrow();
+    exchange.flow.info(|info| {
+        let context = LogContext {
+            stream: info,
+            connection: &exchange.connection,
+            request: kept.as_ref(),
+            response: Some(&before),
+            trailers: None,
+        };
+        for ops in matched.header_ops(false) {
+            ops.apply(headers, &context);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -27,10 +27,12 @@ impl ConfigError {
         Self::new(path, format!("{what} is not supported"))
     }
 
-    /// The same error seen from the message that holds the field: `prefix` goes before the path.
+    /// The same error seen from the message that holds the field: `prefix` (which may be empty) goes before the path.
     pub fn at(mut self, prefix: impl std::fmt::Display) -> Self {
+        let prefix = prefix.to_string();
         self.path = match self.path.chars().next() {
-            None => prefix.to_string(),
+            _ if prefix.is_empty() => return self,
+            None => prefix,
             Some('[') => format!("{prefix}{}", self.path),
             Some(_) => format!("{prefix}.{}", self.path),
         };

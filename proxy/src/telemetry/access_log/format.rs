@@ -59,14 +59,14 @@ impl Template {
         Ok(Self(pieces))
     }
 
-    fn write(&self, context: &LogContext<'_>, out: &mut Vec<u8>) {
+    fn write(&self, context: &LogContext<'_>, absent: &[u8], out: &mut Vec<u8>) {
         for piece in &self.0 {
             match piece {
                 Piece::Text(text) => out.extend_from_slice(text.as_bytes()),
                 Piece::Command(operator, length) => {
                     let start = out.len();
                     if !operator.write(context, out) {
-                        out.push(b'-');
+                        out.extend_from_slice(absent);
                     }
                     if let Some(length) = length {
                         out.truncate(start + (out.len() - start).min(*length));
@@ -156,7 +156,7 @@ impl JsonNode {
                 }
                 _ => {
                     let mut text = Vec::new();
-                    template.write(context, &mut text);
+                    template.write(context, b"-", &mut text);
                     String::from_utf8_lossy(&text).into_owned().into()
                 }
             },
@@ -205,10 +205,18 @@ impl Format {
         JsonNode::parse(object).map(|n| Self(Kind::Json(n)))
     }
 
+    /// Appends the text with nothing in the place of what is absent: the value of a header field.
+    pub fn write_or_empty(&self, context: &LogContext<'_>, out: &mut Vec<u8>) {
+        match &self.0 {
+            Kind::Text(template) => template.write(context, b"", out),
+            Kind::Json(_) => self.write(context, out),
+        }
+    }
+
     /// Appends the stream's line.
     pub fn write(&self, context: &LogContext<'_>, out: &mut Vec<u8>) {
         match &self.0 {
-            Kind::Text(template) => template.write(context, out),
+            Kind::Text(template) => template.write(context, b"-", out),
             Kind::Json(node) => {
                 // Writing a value to memory cannot fail.
                 let _ = serde_json::to_writer(&mut *out, &node.value(context));

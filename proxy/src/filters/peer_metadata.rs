@@ -1,0 +1,221 @@
+//! `istio.metadata_exchange` over HTTP: each proxy tells the other which workload it serves, in two header fields, which
+//! the other removes.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+use prost::Message;
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
+use xds_protos::io::istio::http::peer_metadata::Config;
+use xds_protos::io::istio::http::peer_metadata::config::{
+    DiscoveryMethod, PropagationMethod, discovery_method, propagation_method,
+};
+
+use crate::codec::Headers;
+use crate::state::NodeInfo;
+use crate::telemetry::istio::Workload;
+
+const METADATA: HeaderName = HeaderName::from_static("x-envoy-peer-metadata");
+const ID: HeaderName = HeaderName::from_static("x-envoy-peer-metadata-id");
+
+/// Peers whose metadata a worker keeps decoded.
+const REMEMBERED: usize = 500;
+
+/// Compiled settings.
+#[derive(Debug)]
+pub struct PeerMetadata {
+    read_request: bool,
+    write_request: bool,
+    skip_external: bool,
+    read_response: bool,
+    write_response: bool,
+    metadata: HeaderValue,
+    id: HeaderValue,
+}
+
+impl PeerMetadata {
+    /// Compiles the filter's settings for this node. Discovery by workload (`workload_discovery`) needs a service that
+    /// knows workloads by address; without one it finds nothing, as in Envoy.
+    pub fn compile(config: &Config, node: &NodeInfo) -> Self {
+        let reads = |list: &[DiscoveryMethod]| {
+            list.iter().any(|m| {
+                matches!(m.method_specifier, Some(discovery_method::MethodSpecifier::IstioHeaders(_)))
+            })
+        };
+        let writes = |list: &[PropagationMethod]| {
+            list.iter().find_map(|m| {
+                m.method_specifier
+                    .map(|propagation_method::MethodSpecifier::IstioHeaders(h)| h.skip_external_clusters)
+            })
+        };
+        let text = STANDARD.encode(own_metadata(node).encode_to_vec());
+        let value = |text: &str| HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+        Self {
+            read_request: reads(&config.downstream_discovery),
+            write_request: writes(&config.upstream_propagation).is_some(),
+            skip_external: writes(&config.upstream_propagation).unwrap_or(false),
+            read_response: reads(&config.upstream_discovery),
+            write_response: writes(&config.downstream_propagation).is_some(),
+            metadata: value(&text),
+            id: value(&node.id),
+        }
+    }
+
+    /// Takes the caller's metadata out of a request. The second value says that there was some.
+    pub(super) fn read_request(&self, headers: &mut Headers) -> (Option<Arc<Workload>>, bool) {
+        if self.read_request { read(headers) } else { (None, false) }
+    }
+
+    /// Tells the callee about us, unless it is outside of the mesh.
+    pub fn write_request(&self, headers: &mut Headers, external: bool) {
+        if self.write_request && !(external && self.skip_external) {
+            self.write(headers);
+        }
+    }
+
+    /// Takes the callee's metadata out of a response.
+    pub(super) fn read_response(&self, headers: &mut Headers) -> Option<Arc<Workload>> {
+        if self.read_response { read(headers).0 } else { None }
+    }
+
+    /// Tells a caller that told us about itself.
+    pub(super) fn write_response(&self, headers: &mut Headers, caller_told: bool) {
+        if self.write_response && caller_told {
+            self.write(headers);
+        }
+    }
+
+    fn write(&self, headers: &mut Headers) {
+        headers.set(METADATA, self.metadata.clone());
+        headers.set(ID, self.id.clone());
+    }
+}
+
+fn read(headers: &mut Headers) -> (Option<Arc<Workload>>, bool) {
+    let found = headers.get(&METADATA).cloned();
+    let id = headers.get(&ID).cloned();
+    if found.is_none() && id.is_none() {
+        return (None, false);
+    }
+    headers.remove(&METADATA);
+    headers.remove(&ID);
+    let workload = found.and_then(|metadata| remembered(id.as_ref(), &metadata));
+    (workload, true)
+}
+
+thread_local! {
+    static PEERS: RefCell<HashMap<Bytes, (HeaderValue, Arc<Workload>)>> = RefCell::default();
+}
+
+/// The workload of this metadata, decoded once per peer and worker.
+fn remembered(id: Option<&HeaderValue>, metadata: &HeaderValue) -> Option<Arc<Workload>> {
+    let key = id.map(|i| i.as_bytes()).unwrap_or_default();
+    PEERS.with_borrow_mut(|peers| {
+        if let Some((known, workload)) = peers.get(key)
+            && known == metadata
+        {
+            return Some(workload.clone());
+        }
+        let bytes = STANDARD.decode(metadata.as_bytes()).ok()?;
+        let workload = Arc::new(workload(&Struct::decode(bytes.as_slice()).ok()?));
+        if peers.len() >= REMEMBERED {
+            peers.clear();
+        }
+        peers.insert(Bytes::copy_from_slice(key), (metadata.clone(), workload.clone()));
+        Some(workload)
+    })
+}
+
+fn workload(metadata: &Struct) -> Workload {
+    let text =
+        |fields: &BTreeMap<String, Value>, key: &str| match fields.get(key).and_then(|v| v.kind.as_ref()) {
+            Some(Kind::StringValue(text)) => text.clone(),
+            _ => String::new(),
+        };
+    let none = BTreeMap::new();
+    let labels = match metadata.fields.get("LABELS").and_then(|v| v.kind.as_ref()) {
+        Some(Kind::StructValue(labels)) => &labels.fields,
+        _ => &none,
+    };
+    let name = text(&metadata.fields, "WORKLOAD_NAME");
+    let canonical = text(labels, "service.istio.io/canonical-name");
+    Workload {
+        canonical_service: if canonical.is_empty() { name.clone() } else { canonical },
+        name,
+        namespace: text(&metadata.fields, "NAMESPACE"),
+        app: text(labels, "app"),
+        version: text(labels, "version"),
+        cluster: text(&metadata.fields, "CLUSTER_ID"),
+        canonical_revision: text(labels, "service.istio.io/canonical-revision"),
+    }
+}
+
+fn own_metadata(node: &NodeInfo) -> Struct {
+    let text = |t: &str| Value { kind: Some(Kind::StringValue(t.to_owned())) };
+    let mut fields: BTreeMap<String, Value> = ["NAME", "NAMESPACE", "CLUSTER_ID", "OWNER", "WORKLOAD_NAME"]
+        .into_iter()
+        .filter(|key| !node.meta(key).is_empty())
+        .map(|key| (key.to_owned(), text(node.meta(key))))
+        .collect();
+    let told = ["app", "version", "service.istio.io/canonical-name", "service.istio.io/canonical-revision"];
+    let labels: BTreeMap<_, _> = node
+        .labels()
+        .into_iter()
+        .filter(|(key, _)| told.contains(&key.as_str()))
+        .map(|(key, value)| (key, text(&value)))
+        .collect();
+    fields.insert("LABELS".to_owned(), Value { kind: Some(Kind::StructValue(Struct { fields: labels })) });
+    Struct { fields }
+}
+
+/// The workload that this proxy serves, as its own metrics name it.
+pub fn local_workload(node: &NodeInfo) -> Workload {
+    workload(&own_metadata(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use xds_protos::io::istio::http::peer_metadata::config::IstioHeaders;
+
+    #[test]
+    fn what_one_proxy_writes_the_other_reads_and_removes() {
+        let serde_json::Value::Object(metadata) = json!({"NAMESPACE": "ecotrack", "WORKLOAD_NAME": "order",
+            "CLUSTER_ID": "c1", "LABELS": {"app": "order-service", "version": "v1", "other": "x"}})
+        else {
+            unreachable!()
+        };
+        let node = NodeInfo { id: "sidecar~1".to_owned(), metadata, ..NodeInfo::default() };
+        let read_method = DiscoveryMethod {
+            method_specifier: Some(discovery_method::MethodSpecifier::IstioHeaders(IstioHeaders::default())),
+        };
+        let write_method = PropagationMethod {
+            method_specifier: Some(
+                propagation_method::MethodSpecifier::IstioHeaders(IstioHeaders::default()),
+            ),
+        };
+        let outbound = PeerMetadata::compile(
+            &Config { upstream_propagation: vec![write_method], ..Config::default() },
+            &node,
+        );
+        let inbound = PeerMetadata::compile(
+            &Config { downstream_discovery: vec![read_method], ..Config::default() },
+            &NodeInfo::default(),
+        );
+        let mut headers = Headers::new();
+        outbound.write_request(&mut headers, false);
+        assert_eq!(headers.len(), 2);
+        let (workload, told) = inbound.read_request(&mut headers);
+        assert!(told && headers.is_empty());
+        let workload = workload.unwrap();
+        assert_eq!((workload.name.as_str(), workload.app.as_str()), ("order", "order-service"));
+        assert_eq!(*workload, local_workload(&node));
+    }
+}

@@ -1,0 +1,201 @@
+//! The one place where a stream ends.
+//!
+//! An [`Ending`] exists from the moment a request arrives. It is finished on every end that is known; if it is dropped
+//! unfinished, the downstream went away, and that is the only way for it to be dropped so. It writes the record to the
+//! access log, to Istio's metrics and to the connection manager's numbers, once.
+
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use http::{HeaderName, StatusCode};
+
+use super::manager::Shared;
+use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
+use crate::filters::Scratch;
+use crate::router::attempt::{reset_flag, reset_words};
+use crate::router::{Expired, Flow, Watchdog};
+use crate::telemetry::Flag;
+use crate::telemetry::access_log::LogContext;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// Guards a stream's end.
+pub struct Ending {
+    shared: Rc<Shared>,
+    flow: Rc<Flow>,
+    /// What filters remember.
+    pub scratch: Scratch,
+    /// The response's fields, kept where logs want them.
+    pub response: Option<Headers>,
+    trailers: Option<Headers>,
+    finished: bool,
+}
+
+impl Ending {
+    /// For a request that has just come.
+    pub fn new(shared: Rc<Shared>, flow: Rc<Flow>) -> Self {
+        let stats = &shared.config.stats;
+        stats.downstream_rq_total.inc();
+        stats.downstream_rq_active.add(1);
+        Self { shared, flow, scratch: Scratch::default(), response: None, trailers: None, finished: false }
+    }
+
+    /// The stream ended as it should, with an answer of this status.
+    pub fn finish(mut self) {
+        self.finished = true;
+        self.write();
+    }
+
+    fn write(&mut self) {
+        let config = &self.shared.config;
+        let stats = &config.stats;
+        stats.downstream_rq_active.add(-1);
+        stats.downstream_rq_completed.inc();
+        let kept = self.flow.kept_head.borrow();
+        self.flow.info(|info| {
+            info.bytes_received = self.flow.received();
+            if info.request_end.is_none() && self.finished {
+                stats.downstream_rq_response_before_rq_complete.inc();
+            }
+            stats.status(info.status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
+            stats.downstream_rq_time.record(info.start.elapsed().as_secs_f64() * 1000.0);
+            let context = LogContext {
+                stream: info,
+                connection: &self.shared.connection,
+                request: kept.as_ref(),
+                response: self.response.as_ref(),
+                trailers: self.trailers.as_ref(),
+            };
+            for log in config.logs() {
+                log.log(&context);
+            }
+            config.filters.done(info, &self.shared.connection, &self.scratch);
+        });
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        self.flow.info(|i| {
+            i.flags.set(Flag::DownstreamConnectionTermination);
+            if i.details.is_none() || i.details == Some("via_upstream") {
+                i.details = Some("downstream_remote_disconnect");
+            }
+        });
+        self.shared.config.stats.downstream_rq_rx_reset.inc();
+        self.write();
+    }
+}
+
+/// The response's body on its way to the downstream: counts, watches the clocks, and carries the guard.
+pub struct ResponseBody {
+    inner: Body,
+    flow: Rc<Flow>,
+    watchdog: Watchdog,
+    ending: Option<Ending>,
+}
+
+impl ResponseBody {
+    /// Guards a body. One that is at hand ends the stream here: what remains is the codec's to write.
+    pub fn guard(body: Body, flow: &Rc<Flow>, ending: Ending) -> Body {
+        match body {
+            Body::Empty => {
+                ending.finish();
+                Body::Empty
+            }
+            Body::Full(bytes) => {
+                flow.info(|i| i.bytes_sent = bytes.len() as u64);
+                ending.finish();
+                Body::Full(bytes)
+            }
+            inner => Body::stream(Self {
+                inner,
+                flow: flow.clone(),
+                watchdog: Watchdog::default(),
+                ending: Some(ending),
+            }),
+        }
+    }
+
+    fn end(&mut self, trailers: Option<&Headers>) {
+        let Some(mut ending) = self.ending.take() else { return };
+        if let Some(trailers) = trailers {
+            if let Some(status) = trailers.get_str(&GRPC_STATUS).and_then(|s| s.parse().ok()) {
+                self.flow.info(|i| i.grpc_status = Some(status));
+            }
+            if !ending.shared.config.logs().is_empty() {
+                ending.trailers = Some(trailers.clone());
+            }
+        }
+        ending.finish();
+    }
+
+    fn expire(&mut self, why: Expired) -> BodyError {
+        let stats = self.ending.as_ref().map(|e| e.shared.clone());
+        let (flag, details) = match why {
+            Expired::Idle => (Flag::StreamIdleTimeout, "stream_idle_timeout"),
+            Expired::MaxDuration => (Flag::DurationTimeout, "max_duration_timeout"),
+            Expired::Request => (Flag::StreamIdleTimeout, "request_overall_timeout"),
+            Expired::Route => (Flag::UpstreamRequestTimeout, "response_timeout"),
+            Expired::TryIdle => (Flag::UpstreamRequestTimeout, "upstream_per_try_idle_timeout"),
+        };
+        self.flow.set_expired(why);
+        self.flow.flag(flag);
+        self.flow.details(details);
+        if let Some(shared) = stats {
+            let stats = &shared.config.stats;
+            stats.downstream_rq_tx_reset.inc();
+            stats.rq_reset_after_downstream_response_started.inc();
+            match why {
+                Expired::Idle => stats.downstream_rq_idle_timeout.inc(),
+                Expired::MaxDuration => stats.downstream_rq_max_duration_reached.inc(),
+                Expired::Request => stats.downstream_rq_timeout.inc(),
+                Expired::Route | Expired::TryIdle => {}
+            }
+        }
+        self.inner = Body::Empty;
+        self.end(None);
+        BodyError { reason: ResetReason::Local, details }
+    }
+}
+
+impl BodyStream for ResponseBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let polled = self.inner.poll_frame(cx);
+        match &polled {
+            Poll::Pending => {
+                if let Poll::Ready(why) = self.watchdog.poll(&self.flow, cx) {
+                    let error = self.expire(why);
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+            Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                self.flow.touch();
+                self.flow.info(|i| i.bytes_sent += data.len() as u64);
+                if self.inner.remaining() == Some(0) {
+                    self.end(None);
+                }
+            }
+            Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => self.end(Some(trailers)),
+            Poll::Ready(None) => self.end(None),
+            Poll::Ready(Some(Err(error))) => {
+                self.flow.flag(reset_flag(error.reason));
+                self.flow.details(reset_words(error.reason).2);
+                if let Some(ending) = &self.ending {
+                    let stats = &ending.shared.config.stats;
+                    stats.downstream_rq_tx_reset.inc();
+                    stats.rq_reset_after_downstream_response_started.inc();
+                }
+                self.end(None);
+            }
+        }
+        polled
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        self.inner.remaining()
+    }
+}

@@ -1,0 +1,338 @@
+//! One request from its head to its answer, on one screen: shape, route, filters, router, filters in reverse, guard.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+
+use super::config::HcmConfig;
+use super::ending::{Ending, ResponseBody};
+use super::manager::Shared;
+use super::request::FORWARDED_PROTO;
+use super::request_id::REQUEST_ID;
+use super::{request, response};
+use crate::codec::{Body, Downstream, Reply, Request, RequestHead, ResponseHead};
+use crate::filters::{Exchange, Scratch};
+use crate::route::action::Action;
+use crate::route::matching::is_grpc;
+use crate::route::redirect::Redirect;
+use crate::route::{Matched, RouteConfig};
+use crate::router::{self, Expired, Flow, LocalReply, RequestBody, Routed, Watchdog};
+use crate::telemetry::{Flag, StreamInfo};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// What is remembered of a request for its response.
+struct Before {
+    head: RequestHead,
+    request_id: Option<HeaderValue>,
+}
+
+/// Handles one request of a connection.
+pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream) -> Reply {
+    let flow = Rc::new(Flow::new(record(&request.head)));
+    flow.keep_head.set(!shared.config.logs().is_empty());
+    let mut ending = Ending::new(shared.clone(), flow.clone());
+    shared.count_request(request.head.protocol);
+    let before = Before { head: outline(&request.head), request_id: None };
+
+    let (mut reply, before, matched) = {
+        let work = pin!(answer(&shared, &flow, request, downstream, before, &mut ending.scratch));
+        watched(&shared, &flow, work).await
+    };
+
+    shared.config.filters.response_head(&mut reply.head.headers, &mut ending.scratch, matched.as_ref());
+    response::shape(&mut reply.head, &shared.config, before.request_id.as_ref());
+    if before.head.method == Method::HEAD {
+        reply.body = Body::Empty;
+    }
+    flow.info(|info| {
+        info.status = Some(reply.head.status);
+        if info.is_grpc {
+            info.grpc_status = reply.head.headers.get_str(&GRPC_STATUS).and_then(|s| s.parse().ok());
+        }
+    });
+    if !shared.config.logs().is_empty() {
+        ending.response = Some(reply.head.headers.clone());
+    }
+    reply.body = ResponseBody::guard(reply.body, &flow, ending);
+    reply
+}
+
+/// The answer: shape, route, filters, router.
+async fn answer(
+    shared: &Rc<Shared>,
+    flow: &Rc<Flow>,
+    request: Request,
+    downstream: Downstream,
+    mut before: Before,
+    scratch: &mut Scratch,
+) -> (Reply, Before, Option<Matched>) {
+    let config = &shared.config;
+    let Request { mut head, body } = request;
+    let body = RequestBody::wrap(body, flow);
+    let local = |reply: LocalReply, before: &Before| {
+        flow.details(reply.details);
+        reply.into_reply(&before.head)
+    };
+
+    let origin = match request::shape(&mut head, config, &shared.connection) {
+        Ok(origin) => origin,
+        Err(reply) => return (local(reply, &before), before, None),
+    };
+    answer_expectation(&mut head, config, &downstream);
+    shared.client_cert(&mut head.headers);
+    before.request_id = head.headers.get(&REQUEST_ID).cloned();
+    flow.info(|i| {
+        i.path = head.path.clone();
+        i.authority = head.authority.clone();
+    });
+    keep(flow, &head);
+
+    let routes = config.route_config();
+    let random = fastrand::u64(..);
+    let find = |head: &RequestHead| match &routes {
+        Some(routes) => Matched::find(routes, head, random, origin.secure, origin.internal),
+        None => Err(false),
+    };
+    if let (Some(routes), false) = (&routes, origin.internal) {
+        remove_internal_only(routes, &mut head);
+    }
+    let matched = match find(&head) {
+        Ok(matched) => Some(matched),
+        Err(true) => {
+            let reply = redirect(&Redirect::to_https(), &head, &crate::route::RouteMatch::any().path);
+            return (local(reply, &before), before, None);
+        }
+        Err(false) => None,
+    };
+    set_clocks(shared, flow, &head, matched.as_ref());
+    let exchange = Exchange {
+        head,
+        body,
+        matched,
+        flow: flow.clone(),
+        connection: shared.connection.clone(),
+        random,
+        scratch: Scratch::default(),
+        informational: downstream.informational,
+    };
+
+    let reroute = |exchange: &mut Exchange| exchange.matched = find(&exchange.head).ok();
+    let admitted = match config.filters.admit(exchange, reroute).await {
+        Ok(admitted) => admitted,
+        Err(answered) => {
+            let (reply, exchange) = *answered;
+            *scratch = exchange.scratch;
+            return (local(reply, &before), before, exchange.matched);
+        }
+    };
+    let Routed { result, exchange } = match terminal(shared, admitted.exchange()) {
+        Some(reply) => {
+            let (exchange, _) = admitted.into_parts();
+            Routed { result: Err(reply), exchange }
+        }
+        None => {
+            config.stats.rq_total.inc();
+            router::route(admitted, config.buffer_limit).await
+        }
+    };
+    let reply = match result {
+        Ok(reply) => reply,
+        Err(reply) => {
+            if flow.info(|i| i.flags.has(Flag::NoClusterFound)) {
+                config.stats.no_cluster.inc();
+            }
+            let direct = reply.details == "direct_response";
+            let mut reply = local(reply, &before);
+            if let (true, Some(matched)) = (direct, &exchange.matched) {
+                router::change_response(matched, &exchange, &mut reply.head.headers);
+            }
+            reply
+        }
+    };
+    *scratch = exchange.scratch;
+    (reply, before, exchange.matched)
+}
+
+/// The reply to a request whose route does not forward, or may not forward it.
+fn terminal(shared: &Shared, exchange: &Exchange) -> Option<LocalReply> {
+    let config = &shared.config;
+    let flow = &exchange.flow;
+    let Some(matched) = &exchange.matched else {
+        config.stats.no_route.inc();
+        flow.flag(Flag::NoRouteFound);
+        return Some(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found"));
+    };
+    let route = matched.route();
+    if !route.name.is_empty() {
+        flow.info(|i| i.route = Some(route.name.clone()));
+    }
+    match &route.action {
+        Action::Redirect(to) => {
+            config.stats.rq_redirect.inc();
+            Some(redirect(to, &exchange.head, &route.matching.path))
+        }
+        Action::Direct(direct) => {
+            config.stats.rq_direct_response.inc();
+            Some(LocalReply::new(direct.status, direct.body.clone(), "direct_response"))
+        }
+        Action::Forward(forward) => {
+            let token: &[u8] = match (&exchange.head.upgrade, exchange.head.method == Method::CONNECT) {
+                (Some(token), _) => token,
+                (None, true) => b"connect",
+                (None, false) => return None,
+            };
+            let own = |list: &[(Box<[u8]>, bool)]| {
+                list.iter().find(|(name, _)| name.eq_ignore_ascii_case(token)).map(|(_, on)| *on)
+            };
+            let on = own(&forward.upgrades).or_else(|| own(&config.upgrades)).unwrap_or(false);
+            (!on).then(|| {
+                config.stats.downstream_rq_ws_on_non_ws_route.inc();
+                LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed")
+            })
+        }
+    }
+}
+
+fn redirect(to: &Redirect, head: &RequestHead, matched: &crate::route::matching::PathMatch) -> LocalReply {
+    let forwarded = head.headers.get(&FORWARDED_PROTO).map(|v| v.as_bytes()).unwrap_or_default();
+    let reply = LocalReply::new(to.status, "", "direct_response");
+    match HeaderValue::from_maybe_shared(to.location(head, matched, forwarded)) {
+        Ok(location) => reply.header(header::LOCATION, location),
+        Err(_) => LocalReply::new(StatusCode::BAD_REQUEST, "", "direct_response"),
+    }
+}
+
+/// Runs the work until it is done or a clock of the stream runs out before there is an answer.
+async fn watched(
+    shared: &Shared,
+    flow: &Rc<Flow>,
+    mut work: std::pin::Pin<&mut impl Future<Output = (Reply, Before, Option<Matched>)>>,
+) -> (Reply, Before, Option<Matched>) {
+    let mut watchdog = Watchdog::default();
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(done);
+        }
+        watchdog.poll(flow, cx).map(|why| expired(shared, flow, why))
+    })
+    .await
+}
+
+/// The answer to a request that took too long, in Envoy's words.
+fn expired(shared: &Shared, flow: &Flow, why: Expired) -> (Reply, Before, Option<Matched>) {
+    let stats = &shared.config.stats;
+    flow.set_expired(why);
+    let complete = flow.request_end().is_some();
+    let late = if complete { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
+    let reply = match why {
+        Expired::Idle => {
+            stats.downstream_rq_idle_timeout.inc();
+            flow.flag(Flag::StreamIdleTimeout);
+            LocalReply::new(late, "stream timeout", "stream_idle_timeout")
+        }
+        Expired::MaxDuration => {
+            stats.downstream_rq_max_duration_reached.inc();
+            flow.flag(Flag::DurationTimeout);
+            LocalReply::new(late, "downstream duration timeout", "max_duration_timeout").grpc(4)
+        }
+        Expired::Request => {
+            stats.downstream_rq_timeout.inc();
+            LocalReply::new(StatusCode::REQUEST_TIMEOUT, "request timeout", "request_overall_timeout")
+        }
+        Expired::Route | Expired::TryIdle => {
+            flow.flag(Flag::UpstreamRequestTimeout);
+            router::attempt::timeout_reply("response_timeout")
+        }
+    };
+    flow.details(reply.details);
+    flow.set_route_timeout(None);
+    let head = outline_of(flow);
+    let before = Before { request_id: None, head };
+    (reply.into_reply(&before.head), before, None)
+}
+
+/// Limits that hold from here on: the route's where it has some, else the connection manager's.
+fn set_clocks(shared: &Shared, flow: &Flow, head: &RequestHead, matched: Option<&Matched>) {
+    let config = &shared.config;
+    let forward = matched.and_then(Matched::forward);
+    flow.set_idle(forward.and_then(|f| f.idle_timeout).or(Some(config.stream_idle_timeout)));
+    flow.set_request_timeout(Some(config.request_timeout));
+    let longest = router::timeouts::max_duration(forward, &head.headers, config.max_stream_duration);
+    flow.set_max_duration(Some(longest));
+}
+
+/// Tells a client that waits for leave to send its body to go on, unless that is the upstream's to say.
+fn answer_expectation(head: &mut RequestHead, config: &HcmConfig, downstream: &Downstream) {
+    let expects =
+        head.headers.get(&header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if expects && !config.proxy_100_continue {
+        head.headers.remove(&header::EXPECT);
+        config.stats.downstream_rq_1xx.inc();
+        downstream.informational.send(ResponseHead {
+            status: StatusCode::CONTINUE,
+            protocol: head.protocol,
+            headers: crate::codec::Headers::new(),
+        });
+    }
+}
+
+fn remove_internal_only(routes: &RouteConfig, head: &mut RequestHead) {
+    for name in &routes.internal_only_headers {
+        head.headers.remove(name);
+    }
+}
+
+/// The record of a request that has just come.
+fn record(head: &RequestHead) -> StreamInfo {
+    let mut info = StreamInfo::new(Some(head.protocol));
+    info.method = Some(head.method.clone());
+    info.path = head.path.clone();
+    info.authority = head.authority.clone();
+    info.is_grpc = is_grpc(head);
+    info
+}
+
+/// Keeps the head for logs.
+fn keep(flow: &Flow, head: &RequestHead) {
+    if flow.keep_head.get() {
+        *flow.kept_head.borrow_mut() = Some(head.clone());
+    }
+}
+
+/// As much of a head as a local reply depends on.
+fn outline(head: &RequestHead) -> RequestHead {
+    let mut headers = crate::codec::Headers::new();
+    if let Some(value) = head.headers.get(&header::CONTENT_TYPE).filter(|_| is_grpc(head)) {
+        headers.append(header::CONTENT_TYPE, value.clone());
+    }
+    RequestHead {
+        method: head.method.clone(),
+        scheme: bytes::Bytes::new(),
+        authority: bytes::Bytes::new(),
+        path: bytes::Bytes::new(),
+        protocol: head.protocol,
+        upgrade: None,
+        headers,
+    }
+}
+
+fn outline_of(flow: &Flow) -> RequestHead {
+    let mut headers = crate::codec::Headers::new();
+    let (method, grpc, protocol) = flow.info(|i| (i.method.clone(), i.is_grpc, i.protocol));
+    if grpc {
+        headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    }
+    RequestHead {
+        method: method.unwrap_or(Method::GET),
+        scheme: bytes::Bytes::new(),
+        authority: bytes::Bytes::new(),
+        path: bytes::Bytes::new(),
+        protocol: protocol.unwrap_or(crate::codec::Protocol::Http11),
+        upgrade: None,
+        headers,
+    }
+}

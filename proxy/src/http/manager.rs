@@ -1,0 +1,143 @@
+//! The connection manager of one downstream connection.
+
+use std::cell::OnceCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderValue, StatusCode};
+
+use super::config::{ClientCert, HcmConfig};
+use super::{exchange, response, xfcc};
+use crate::codec::{Body, Downstream, Headers, HttpService, Protocol, Reply, Request, ResponseHead};
+use crate::io::ConnectionInfo;
+
+/// What the requests of a connection share.
+pub struct Shared {
+    /// The configuration that the connection was accepted with.
+    pub config: Arc<HcmConfig>,
+    /// The connection.
+    pub connection: Arc<ConnectionInfo>,
+    opened: Instant,
+    /// The codec's version, known from the first request on.
+    protocol: OnceCell<Protocol>,
+    client_cert: OnceCell<Option<HeaderValue>>,
+}
+
+/// Handles the requests of one downstream connection.
+pub struct ConnectionManager {
+    shared: Rc<Shared>,
+}
+
+impl ConnectionManager {
+    /// For a connection that has just been accepted.
+    pub fn new(config: Arc<HcmConfig>, connection: Arc<ConnectionInfo>) -> Rc<Self> {
+        let stats = &config.stats;
+        stats.downstream_cx_total.inc();
+        stats.downstream_cx_active.add(1);
+        if connection.tls.is_some() {
+            stats.downstream_cx_ssl_total.inc();
+            stats.downstream_cx_ssl_active.add(1);
+        }
+        let shared = Shared {
+            config,
+            connection,
+            opened: Instant::now(),
+            protocol: OnceCell::new(),
+            client_cert: OnceCell::new(),
+        };
+        Rc::new(Self { shared: Rc::new(shared) })
+    }
+}
+
+impl HttpService for ConnectionManager {
+    async fn call(self: Rc<Self>, request: Request, downstream: Downstream) -> Reply {
+        exchange::handle(self.shared.clone(), request, downstream).await
+    }
+
+    fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply {
+        self.shared.bad_request(status, details, protocol)
+    }
+}
+
+impl Shared {
+    /// Counts a request by version.
+    pub fn count_request(&self, protocol: Protocol) {
+        let stats = &self.config.stats;
+        let first = self.protocol.set(protocol).is_ok();
+        match (protocol, first) {
+            (Protocol::Http2, first) => {
+                stats.downstream_rq_http2_total.inc();
+                if first {
+                    stats.downstream_cx_http2_total.inc();
+                    stats.downstream_cx_http2_active.add(1);
+                }
+            }
+            (_, first) => {
+                stats.downstream_rq_http1_total.inc();
+                if first {
+                    stats.downstream_cx_http1_total.inc();
+                    stats.downstream_cx_http1_active.add(1);
+                }
+            }
+        }
+    }
+
+    /// Treats `x-forwarded-client-cert`.
+    pub fn client_cert(&self, headers: &mut Headers) {
+        if self.config.client_cert == ClientCert::Sanitize && !headers.contains(&xfcc::CLIENT_CERT) {
+            return;
+        }
+        let tls = self.connection.tls.as_deref();
+        let has_cert = tls.is_some_and(|t| !t.peer_chain.is_empty());
+        xfcc::apply(headers, self.config.client_cert, has_cert, || {
+            // The certificate is the connection's, so its text is made once.
+            self.client_cert
+                .get_or_init(|| tls.and_then(|t| xfcc::element(t, self.config.client_cert_fields)))
+                .clone()
+        });
+    }
+
+    fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply {
+        use crate::telemetry::access_log::LogContext;
+        use crate::telemetry::{Flag, StreamInfo};
+        let stats = &self.config.stats;
+        stats.downstream_cx_protocol_error.inc();
+        stats.downstream_rq_total.inc();
+        stats.downstream_rq_completed.inc();
+        stats.status(status);
+        let mut head = ResponseHead { status, protocol: Protocol::Http11, headers: Headers::new() };
+        response::shape(&mut head, &self.config, None);
+        let mut info = StreamInfo::new(Some(protocol));
+        info.status = Some(status);
+        info.details = Some(details);
+        info.flags.set(Flag::DownstreamProtocolError);
+        let context = LogContext {
+            stream: &info,
+            connection: &self.connection,
+            request: None,
+            response: Some(&head.headers),
+            trailers: None,
+        };
+        for log in self.config.logs() {
+            log.log(&context);
+        }
+        Reply { head, body: Body::Empty, close: true, reset: None }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let stats = &self.config.stats;
+        stats.downstream_cx_active.add(-1);
+        if self.connection.tls.is_some() {
+            stats.downstream_cx_ssl_active.add(-1);
+        }
+        match self.protocol.get() {
+            Some(Protocol::Http2) => stats.downstream_cx_http2_active.add(-1),
+            Some(_) => stats.downstream_cx_http1_active.add(-1),
+            None => {}
+        }
+        stats.downstream_cx_length_ms.record(self.opened.elapsed().as_secs_f64() * 1000.0);
+    }
+}

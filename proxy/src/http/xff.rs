@@ -1,0 +1,37 @@
+//! `x-forwarded-for`: who the client is when proxies stand between.
+
+use std::net::IpAddr;
+
+use http::{HeaderName, HeaderValue};
+
+use crate::codec::Headers;
+
+/// The field.
+pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The address that stands `skip` places before the last, and whether it is the only one.
+pub fn address(headers: &Headers, skip: u32) -> Option<(IpAddr, bool)> {
+    // Several fields are one list; the last field has the last hops.
+    let name = FORWARDED_FOR;
+    let last = headers.get_all(&name).last()?;
+    let list = last.to_str().ok()?;
+    let text = list.rsplit(',').nth(skip as usize)?.trim();
+    let single = !list.contains(',') && headers.get_all(&name).count() == 1;
+    Some((parse(text)?, single))
+}
+
+/// An address, possibly in brackets; ports are not expected here, as in Envoy.
+fn parse(text: &str) -> Option<IpAddr> {
+    text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text).parse().ok()
+}
+
+/// Appends an address.
+pub fn append(headers: &mut Headers, address: IpAddr) {
+    let text = match headers.get(&FORWARDED_FOR) {
+        None => address.to_string().into_bytes(),
+        Some(before) => [before.as_bytes(), b",", address.to_string().as_bytes()].concat(),
+    };
+    if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)) {
+        headers.set(FORWARDED_FOR, value);
+    }
+}

@@ -1,0 +1,299 @@
+//! `envoy.config.route.v3.RouteConfiguration` to a [`RouteConfig`].
+
+mod action;
+mod matching;
+mod retry;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+use xds_protos::envoy::config::core::v3 as core;
+use xds_protos::envoy::config::route::v3 as proto;
+use xds_protos::envoy::config::route::v3::virtual_host::TlsRequirementType;
+use xds_protos::envoy::r#type::v3 as r#type;
+
+use super::header_ops::{Addition, AppendAction, HeaderOps, Value};
+use super::hosts::{DomainError, Hosts};
+use super::matching::Chance;
+use super::retry::RetryPolicy;
+use super::{RequireTls, Route, RouteConfig, VirtualHost};
+use crate::filters::config::PerRoute;
+use crate::state::error::collect;
+use crate::state::{CompileContext, ConfigError};
+use crate::telemetry::access_log::Format;
+
+pub use action::{optional_chance, substitution};
+pub use matching::{header_match, string_match};
+
+/// What the routes of a configuration share while they are compiled.
+struct Shared<'a> {
+    context: &'a CompileContext,
+    max_direct_body: usize,
+}
+
+impl RouteConfig {
+    /// Compiles a route configuration; the clusters that it names become slots.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn compile(
+        config: &proto::RouteConfiguration,
+        context: &CompileContext,
+    ) -> Result<Self, Vec<ConfigError>> {
+        let mut errors = Vec::new();
+        let shared = Shared {
+            context,
+            max_direct_body: config.max_direct_response_body_size_bytes.unwrap_or(4096) as usize,
+        };
+        if config.vhds.is_some() {
+            errors.push(ConfigError::unsupported("vhds", "virtual host discovery"));
+        }
+        let mut hosts = Hosts::default();
+        let mut virtual_hosts = Vec::with_capacity(config.virtual_hosts.len());
+        for (index, host) in config.virtual_hosts.iter().enumerate() {
+            for (at, domain) in host.domains.iter().enumerate() {
+                let message = match hosts.add(domain, index as u32) {
+                    Ok(()) => continue,
+                    Err(DomainError::Duplicate) => format!(
+                        "the domain {domain:?} is in another virtual host as well; a host may have one virtual host"
+                    ),
+                    Err(DomainError::Malformed) => {
+                        format!("{domain:?} is no domain; * may stand alone, first, or last")
+                    }
+                };
+                errors.push(ConfigError::new(format!("virtual_hosts[{index}].domains[{at}]"), message));
+            }
+            if host.domains.is_empty() {
+                errors.push(ConfigError::missing(format!("virtual_hosts[{index}].domains")));
+            }
+            let compiled = virtual_host(host, &shared);
+            virtual_hosts.extend(collect(compiled, format!("virtual_hosts[{index}]"), &mut errors));
+        }
+        let (request_headers, response_headers) = (
+            header_ops(
+                &config.request_headers_to_add,
+                &config.request_headers_to_remove,
+                "request",
+                &mut errors,
+            ),
+            header_ops(
+                &config.response_headers_to_add,
+                &config.response_headers_to_remove,
+                "response",
+                &mut errors,
+            ),
+        );
+        let internal_only_headers =
+            names(&config.internal_only_headers, "internal_only_headers", &mut errors);
+        let per_filter = collect(PerRoute::compile(&config.typed_per_filter_config), "", &mut errors);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        Ok(Self {
+            name: config.name.as_str().into(),
+            virtual_hosts,
+            hosts,
+            ignore_port: config.ignore_port_in_host_matching,
+            request_headers,
+            response_headers,
+            most_specific_wins: config.most_specific_header_mutations_wins,
+            internal_only_headers,
+            per_filter: per_filter.unwrap_or_default(),
+        })
+    }
+}
+
+fn virtual_host(host: &proto::VirtualHost, shared: &Shared<'_>) -> Result<VirtualHost, Vec<ConfigError>> {
+    let mut errors = Vec::new();
+    if host.name.is_empty() {
+        errors.push(ConfigError::missing("name"));
+    }
+    if host.matcher.is_some() {
+        errors.push(ConfigError::unsupported("matcher", "a match tree"));
+    }
+    let retry = host
+        .retry_policy
+        .as_ref()
+        .and_then(|policy| collect(RetryPolicy::compile(policy), "retry_policy", &mut errors).map(Arc::new));
+    let mut routes = Vec::with_capacity(host.routes.len());
+    for (index, route) in host.routes.iter().enumerate() {
+        let compiled = self::route(route, retry.as_ref(), shared);
+        routes.extend(collect(compiled, format!("routes[{index}]"), &mut errors));
+    }
+    let require_tls = match TlsRequirementType::try_from(host.require_tls) {
+        Ok(TlsRequirementType::None) => RequireTls::None,
+        Ok(TlsRequirementType::ExternalOnly) => RequireTls::ExternalOnly,
+        Ok(TlsRequirementType::All) => RequireTls::All,
+        Err(_) => {
+            errors.push(ConfigError::unsupported("require_tls", host.require_tls));
+            RequireTls::None
+        }
+    };
+    let compiled = VirtualHost {
+        name: host.name.as_str().into(),
+        routes,
+        require_tls,
+        request_headers: header_ops(
+            &host.request_headers_to_add,
+            &host.request_headers_to_remove,
+            "request",
+            &mut errors,
+        ),
+        response_headers: header_ops(
+            &host.response_headers_to_add,
+            &host.response_headers_to_remove,
+            "response",
+            &mut errors,
+        ),
+        per_filter: collect(PerRoute::compile(&host.typed_per_filter_config), "", &mut errors)
+            .unwrap_or_default(),
+        attempt_count_in_request: host.include_request_attempt_count,
+        attempt_count_in_response: host.include_attempt_count_in_response,
+        buffer_limit: host.request_body_buffer_limit.or(host.per_request_buffer_limit_bytes.map(u64::from)),
+    };
+    if errors.is_empty() { Ok(compiled) } else { Err(errors) }
+}
+
+fn route(
+    route: &proto::Route,
+    host_retry: Option<&Arc<RetryPolicy>>,
+    shared: &Shared<'_>,
+) -> Result<Route, Vec<ConfigError>> {
+    let mut errors = Vec::new();
+    let matching = match &route.r#match {
+        Some(m) => collect(matching::route_match(m), "match", &mut errors),
+        None => {
+            errors.push(ConfigError::missing("match"));
+            None
+        }
+    };
+    let action = match &route.action {
+        Some(action) => collect(action::action(action, host_retry, shared), "", &mut errors),
+        None => {
+            errors.push(ConfigError::missing("action"));
+            None
+        }
+    };
+    let request_headers =
+        header_ops(&route.request_headers_to_add, &route.request_headers_to_remove, "request", &mut errors);
+    let response_headers = header_ops(
+        &route.response_headers_to_add,
+        &route.response_headers_to_remove,
+        "response",
+        &mut errors,
+    );
+    let per_filter = collect(PerRoute::compile(&route.typed_per_filter_config), "", &mut errors);
+    match (matching, action) {
+        (Some(matching), Some(action)) if errors.is_empty() => Ok(Route {
+            name: route.name.as_str().into(),
+            matching,
+            action,
+            request_headers,
+            response_headers,
+            per_filter: per_filter.unwrap_or_default(),
+            operation: route.decorator.as_ref().map(|d| d.operation.as_str().into()),
+            buffer_limit: route
+                .request_body_buffer_limit
+                .or(route.per_request_buffer_limit_bytes.map(u64::from)),
+        }),
+        _ => Err(errors),
+    }
+}
+
+/// Additions and removals. `of` is `request` or `response`, for the fields' paths.
+fn header_ops(
+    add: &[core::HeaderValueOption],
+    remove: &[String],
+    of: &str,
+    errors: &mut Vec<ConfigError>,
+) -> HeaderOps {
+    let mut additions = Vec::with_capacity(add.len());
+    for (index, option) in add.iter().enumerate() {
+        let path = format!("{of}_headers_to_add[{index}]");
+        additions.extend(collect(addition(option), path, errors));
+    }
+    HeaderOps { add: additions, remove: names(remove, &format!("{of}_headers_to_remove"), errors) }
+}
+
+fn addition(option: &core::HeaderValueOption) -> Result<Addition, Vec<ConfigError>> {
+    use core::header_value_option::HeaderAppendAction as Proto;
+    let header = option.header.as_ref().ok_or_else(|| ConfigError::missing("header"))?;
+    let name = name(&header.key).map_err(|e| e.at("header.key"))?;
+    let source = if header.raw_value.is_empty() {
+        header.value.clone()
+    } else {
+        String::from_utf8(header.raw_value.to_vec())
+            .map_err(|_| ConfigError::unsupported("header.raw_value", "a value that is not UTF-8"))?
+    };
+    let value = if source.contains('%') {
+        let format = Format::text(&source).map_err(|e| ConfigError::new("header.value", e.to_string()))?;
+        Value::Format(Arc::new(format))
+    } else {
+        let value = HeaderValue::from_maybe_shared(Bytes::from(source)).map_err(|_| {
+            ConfigError::new("header.value", "holds a character that no header value may hold")
+        })?;
+        Value::Static(value)
+    };
+    let action = match (option.append, Proto::try_from(option.append_action)) {
+        (Some(true), _) | (None, Ok(Proto::AppendIfExistsOrAdd)) => AppendAction::AppendOrAdd,
+        (Some(false), _) | (None, Ok(Proto::OverwriteIfExistsOrAdd)) => AppendAction::OverwriteOrAdd,
+        (None, Ok(Proto::AddIfAbsent)) => AppendAction::AddIfAbsent,
+        (None, Ok(Proto::OverwriteIfExists)) => AppendAction::OverwriteIfExists,
+        (None, Err(_)) => return Err(ConfigError::unsupported("append_action", option.append_action).into()),
+    };
+    Ok(Addition { name, value, action, keep_empty: option.keep_empty_value })
+}
+
+/// A header name that may be changed: not a pseudo-header, not the host.
+fn name(text: &str) -> Result<HeaderName, ConfigError> {
+    if text.starts_with(':') || text.eq_ignore_ascii_case("host") {
+        return Err(ConfigError::new("", format!("{text:?} cannot be changed here; use a rewrite")));
+    }
+    HeaderName::from_bytes(text.as_bytes())
+        .map_err(|_| ConfigError::new("", format!("{text:?} is not a header name")))
+}
+
+fn names(texts: &[String], path: &str, errors: &mut Vec<ConfigError>) -> Vec<HeaderName> {
+    let mut names = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter().enumerate() {
+        match name(text) {
+            Ok(name) => names.push(name),
+            Err(e) => errors.push(e.at(format!("{path}[{index}]"))),
+        }
+    }
+    names
+}
+
+/// `envoy.type.v3.FractionalPercent`.
+pub fn chance(percent: &r#type::FractionalPercent) -> Result<Chance, ConfigError> {
+    use r#type::fractional_percent::DenominatorType;
+    let denominator = match DenominatorType::try_from(percent.denominator) {
+        Ok(DenominatorType::Hundred) => 100,
+        Ok(DenominatorType::TenThousand) => 10_000,
+        Ok(DenominatorType::Million) => 1_000_000,
+        Err(_) => return Err(ConfigError::unsupported("denominator", percent.denominator)),
+    };
+    Ok(Chance { numerator: percent.numerator, denominator })
+}
+
+/// A fraction that runtime could change; there is no runtime, so its default holds.
+pub fn runtime_chance(fraction: &core::RuntimeFractionalPercent) -> Result<Chance, ConfigError> {
+    fraction
+        .default_value
+        .as_ref()
+        .map_or(Ok(Chance::ALWAYS), |p| chance(p).map_err(|e| e.at("default_value")))
+}
+
+/// A duration, which must not be negative.
+pub fn duration(
+    value: Option<&prost_types::Duration>,
+    path: &str,
+) -> Result<Option<std::time::Duration>, ConfigError> {
+    value
+        .map(|d| {
+            xds_protos::duration::to_std(d)
+                .ok_or_else(|| ConfigError::new(path, "is not a duration of zero or more"))
+        })
+        .transpose()
+}

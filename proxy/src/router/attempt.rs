@@ -1,0 +1,255 @@
+//! One try at the upstream, as the retry loop sees it: what goes in, what comes out, and who makes it.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use http::{HeaderValue, StatusCode};
+
+use super::flow::Flow;
+use super::reply::LocalReply;
+use crate::codec::{Reply, Request, ResetReason};
+use crate::telemetry::{Flag, Flags};
+
+/// A try.
+pub struct Attempt<'a> {
+    /// What to send.
+    pub request: Request,
+    /// Hosts that earlier tries used, to be avoided.
+    pub tried: &'a [u64],
+    /// How often to choose again when a tried host came up.
+    pub repicks: u32,
+    /// The limit from having a connection and the whole request to the answer's head; zero for none.
+    pub timeout: Duration,
+}
+
+/// The host that a try went to.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The host's number in its cluster.
+    pub host: u64,
+    /// Its address.
+    pub address: Option<SocketAddr>,
+    /// Our address on the connection.
+    pub local: Option<SocketAddr>,
+}
+
+/// How a try ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The host, if one was chosen.
+    pub seen: Option<Seen>,
+    /// The answer, or why there is none.
+    pub result: Result<Reply, Failure>,
+}
+
+/// Why a try has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The cluster is not there.
+    NoCluster,
+    /// The cluster has no host to use.
+    NoHost,
+    /// A circuit breaker is open.
+    Overflow,
+    /// No connection. The text says why, where the transport said it.
+    Connect {
+        /// It took too long.
+        timeout: bool,
+        /// The transport's words.
+        reason: Arc<str>,
+    },
+    /// The stream ended before the answer's head.
+    Reset {
+        /// Why.
+        reason: ResetReason,
+        /// The request's head, or a part of it, was sent.
+        head_sent: bool,
+        /// The transport's words.
+        text: Option<Arc<str>>,
+    },
+    /// The try's time was over.
+    PerTryTimeout,
+    /// Nothing came for the try's idle timeout.
+    PerTryIdle,
+}
+
+/// What the retry loop tells of, for the cluster's counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A retry begins.
+    Retry,
+    /// A retry brought an answer that needs no other.
+    RetrySuccess,
+    /// No retries are left.
+    RetryLimitExceeded,
+    /// The circuit breaker for retries is open.
+    RetryOverflow,
+}
+
+/// Makes tries: the cluster in production, a script in tests.
+pub trait Upstreams {
+    /// Held while a retry is under way.
+    type Permit;
+    /// Makes one try.
+    fn attempt(&self, attempt: Attempt<'_>) -> impl Future<Output = Outcome>;
+    /// Allows a retry, unless too many are under way.
+    fn retry_permit(&self) -> Option<Self::Permit>;
+    /// Counts.
+    fn count(&self, event: Event);
+}
+
+impl Failure {
+    /// The flag for logs.
+    pub fn flag(&self) -> Flag {
+        match self {
+            Self::NoCluster => Flag::NoClusterFound,
+            Self::NoHost => Flag::NoHealthyUpstream,
+            Self::Overflow => Flag::UpstreamOverflow,
+            Self::Connect { .. } => Flag::UpstreamConnectionFailure,
+            Self::PerTryTimeout | Self::PerTryIdle => Flag::UpstreamRequestTimeout,
+            Self::Reset { reason, .. } => reset_flag(*reason),
+        }
+    }
+
+    /// What the transport said.
+    pub fn words(&self) -> Option<&str> {
+        match self {
+            Self::Connect { reason, .. } if !reason.is_empty() => Some(reason),
+            Self::Reset { text, .. } => text.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The answer for the downstream, in Envoy's words. `retried`: it was not the first try.
+    pub fn reply(&self, retried: bool, cluster_not_found: StatusCode, envoy_headers: bool) -> LocalReply {
+        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+        match self {
+            Self::NoCluster => LocalReply::new(cluster_not_found, "", "cluster_not_found"),
+            Self::NoHost => LocalReply::new(unavailable, "no healthy upstream", "no_healthy_upstream"),
+            Self::PerTryTimeout => timeout_reply("upstream_per_try_timeout"),
+            Self::PerTryIdle => timeout_reply("upstream_per_try_idle_timeout"),
+            Self::Overflow => {
+                let details = "upstream_reset_before_response_started{overflow}";
+                let reply = LocalReply::new(unavailable, reset_text("overflow", None, retried), details);
+                if envoy_headers {
+                    reply.header(super::OVERLOADED, HeaderValue::from_static("true"))
+                } else {
+                    reply
+                }
+            }
+            Self::Connect { timeout, reason } => {
+                let (name, details) = if *timeout {
+                    ("connection timeout", "upstream_reset_before_response_started{connection_timeout}")
+                } else {
+                    (
+                        "remote connection failure",
+                        "upstream_reset_before_response_started{remote_connection_failure}",
+                    )
+                };
+                let text = (!reason.is_empty()).then_some(&**reason);
+                LocalReply::new(unavailable, reset_text(name, text, retried), details)
+            }
+            Self::Reset { reason, text, .. } => {
+                let (name, early, _) = reset_words(*reason);
+                let status = match reason {
+                    ResetReason::ProtocolError => StatusCode::BAD_GATEWAY,
+                    _ => unavailable,
+                };
+                LocalReply::new(status, reset_text(name, text.as_deref(), retried), early)
+            }
+        }
+    }
+}
+
+/// The answer when an upstream took too long.
+pub fn timeout_reply(details: &'static str) -> LocalReply {
+    LocalReply::new(StatusCode::GATEWAY_TIMEOUT, "upstream request timeout", details)
+}
+
+fn reset_text(name: &str, transport: Option<&str>, retried: bool) -> String {
+    let again = if retried { "retried and the latest " } else { "" };
+    let transport = transport.map(|t| format!(", transport failure reason: {t}")).unwrap_or_default();
+    format!(
+        "upstream connect error or disconnect/reset before headers. {again}reset reason: {name}{transport}"
+    )
+}
+
+/// The flag of a reset.
+pub fn reset_flag(reason: ResetReason) -> Flag {
+    match reason {
+        ResetReason::Local | ResetReason::LocalRefused => Flag::LocalReset,
+        ResetReason::Remote | ResetReason::RemoteRefused => Flag::UpstreamRemoteReset,
+        ResetReason::ConnectionTermination => Flag::UpstreamConnectionTermination,
+        ResetReason::ProtocolError => Flag::UpstreamProtocolError,
+        ResetReason::Overflow => Flag::UpstreamOverflow,
+    }
+}
+
+/// A reset in Envoy's words: its name, and the response code details before and after the response started.
+pub fn reset_words(reason: ResetReason) -> (&'static str, &'static str, &'static str) {
+    macro_rules! words {
+        ($name:literal, $detail:literal) => {
+            (
+                $name,
+                concat!("upstream_reset_before_response_started{", $detail, "}"),
+                concat!("upstream_reset_after_response_started{", $detail, "}"),
+            )
+        };
+    }
+    match reason {
+        ResetReason::Local => words!("local reset", "local_reset"),
+        ResetReason::LocalRefused => words!("local refused stream reset", "local_refused_stream_reset"),
+        ResetReason::Remote => words!("remote reset", "remote_reset"),
+        ResetReason::RemoteRefused => words!("remote refused stream reset", "remote_refused_stream_reset"),
+        ResetReason::ConnectionTermination => words!("connection termination", "connection_termination"),
+        ResetReason::ProtocolError => words!("protocol error", "protocol_error"),
+        ResetReason::Overflow => words!("overflow", "overflow"),
+    }
+}
+
+/// Flags that stand for a try that failed; they go when a later one succeeds.
+pub fn forget_failures(flags: Flags) -> Flags {
+    let mut kept = Flags::default();
+    for flag in [Flag::DelayInjected, Flag::FaultInjected, Flag::RateLimited] {
+        if flags.has(flag) {
+            kept.set(flag);
+        }
+    }
+    kept
+}
+
+/// Runs `work` for at most `timeout`, counted from when the request is complete and not before now; zero for no limit.
+///
+/// # Errors
+/// The time was over.
+pub async fn within<T>(flow: &Flow, timeout: Duration, work: impl Future<Output = T>) -> Result<T, Failure> {
+    if timeout.is_zero() {
+        return Ok(work.await);
+    }
+    let ready = Instant::now();
+    let mut work = pin!(work);
+    let mut timer: Option<std::pin::Pin<Box<tokio::time::Sleep>>> = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        if timer.is_none()
+            && let Some(end) = flow.request_end()
+        {
+            let at = end.max(ready) + timeout;
+            timer = Some(Box::pin(tokio::time::sleep_until(at.into())));
+        }
+        match &mut timer {
+            Some(timer) => timer.as_mut().poll(cx).map(|()| Err(Failure::PerTryTimeout)),
+            None => {
+                flow.wake_on_end(cx.waker());
+                Poll::Pending
+            }
+        }
+    })
+    .await
+}

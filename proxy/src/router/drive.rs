@@ -1,0 +1,152 @@
+//! The retry loop: tries one after the other until one brings an answer to keep, or none may follow.
+
+use std::mem;
+
+use http::{HeaderName, HeaderValue};
+
+use super::attempt::{Attempt, Event, Failure, Upstreams, forget_failures};
+use super::flow::Flow;
+use super::replay::Replay;
+use super::retry::Retries;
+use crate::codec::{Body, Headers, Protocol, Reply, Request, RequestHead};
+use crate::route::retry::RetryPolicy;
+use crate::telemetry::Flag;
+
+/// `x-envoy-attempt-count`.
+pub const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+
+/// What the loop works on.
+pub struct Tries<'a> {
+    /// The stream's record.
+    pub flow: &'a Flow,
+    /// The route's policy, if it has one.
+    pub policy: Option<&'a RetryPolicy>,
+    /// Whether and when to retry.
+    pub retries: Option<Retries>,
+    /// The request's head, ready to be sent.
+    pub head: RequestHead,
+    /// The request's body.
+    pub body: Body,
+    /// The most of the body that is kept for retries, in bytes.
+    pub buffer_limit: u64,
+    /// The limit for one try; zero for none.
+    pub per_try: std::time::Duration,
+    /// Tell the upstream the number of the try.
+    pub attempt_count: bool,
+    /// Random numbers for the pauses.
+    pub random: fn() -> u64,
+}
+
+enum Source {
+    Once(Body),
+    Again(Replay),
+}
+
+/// Drives tries to their end. The failure is that of the last one; the record has the flags.
+///
+/// # Errors
+/// No try brought an answer.
+pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Reply, Failure> {
+    let Tries { flow, policy, mut retries, mut head, body, buffer_limit, per_try, attempt_count, random } =
+        tries;
+    let mut source = match (&retries, body) {
+        (Some(_), body) if !body.is_empty() => Source::Again(Replay::new(body, buffer_limit)),
+        (_, body) => Source::Once(body),
+    };
+    let (avoid, repicks) = policy.map_or((false, 0), |p| (p.avoid_tried_hosts, p.host_attempts));
+    let mut tried: Vec<u64> = Vec::new();
+    let mut permit = None;
+    for number in 1u32.. {
+        flow.info(|i| i.attempts = number);
+        if attempt_count {
+            head.headers.set(ATTEMPT_COUNT, HeaderValue::from(number));
+        }
+        let last = retries.as_ref().is_none_or(|r| !r.any_left());
+        let body = match &mut source {
+            Source::Once(body) => mem::take(body),
+            Source::Again(replay) => replay.body(),
+        };
+        let request =
+            Request { head: if last { mem::replace(&mut head, nothing()) } else { head.clone() }, body };
+        let hosts: &[u64] = if avoid { &tried } else { &[] };
+        let outcome = upstreams.attempt(Attempt { request, tried: hosts, repicks, timeout: per_try }).await;
+        if let Some(seen) = &outcome.seen {
+            flow.info(|i| {
+                i.upstream_host = seen.address;
+                i.upstream_local = seen.local;
+            });
+            tried.push(seen.host);
+        }
+        drop(permit.take());
+        if let Err(failure) = &outcome.result {
+            flow.info(|i| {
+                i.flags.set(failure.flag());
+                i.upstream_failure = failure.words().map(Into::into);
+            });
+        }
+        let wanted = retries.as_ref().is_some_and(|r| match &outcome.result {
+            Ok(reply) => r.wants_after_response(policy, &reply.head),
+            Err(failure) => r.wants_after_failure(failure),
+        });
+        let again = wanted && {
+            let replayable = match &source {
+                Source::Once(_) => true,
+                Source::Again(replay) => replay.can_replay(),
+            };
+            replayable && {
+                permit = allowed(upstreams, flow, retries.as_mut());
+                permit.is_some()
+            }
+        };
+        if !again {
+            if let Source::Again(replay) = &source {
+                replay.abandon();
+            }
+            if outcome.result.is_ok() && !wanted {
+                if number > 1 {
+                    upstreams.count(Event::RetrySuccess);
+                }
+                // The tries before it are forgotten: the log speaks of the answer that was sent.
+                flow.info(|i| {
+                    i.flags = forget_failures(i.flags);
+                    i.upstream_failure = None;
+                });
+            }
+            return outcome.result;
+        }
+        upstreams.count(Event::Retry);
+        // The unwanted answer's stream ends before the pause, not after it.
+        drop(outcome);
+        if let Some(retries) = &mut retries {
+            tokio::time::sleep(retries.pause(policy, random())).await;
+        }
+    }
+    Err(Failure::NoHost)
+}
+
+fn allowed<U: Upstreams>(upstreams: &U, flow: &Flow, retries: Option<&mut Retries>) -> Option<U::Permit> {
+    if !retries.is_some_and(Retries::take) {
+        upstreams.count(Event::RetryLimitExceeded);
+        flow.flag(Flag::UpstreamRetryLimitExceeded);
+        return None;
+    }
+    let permit = upstreams.retry_permit();
+    if permit.is_none() {
+        upstreams.count(Event::RetryOverflow);
+        flow.flag(Flag::UpstreamOverflow);
+    }
+    permit
+}
+
+/// What is left where the head was.
+pub(super) fn nothing() -> RequestHead {
+    RequestHead {
+        method: http::Method::GET,
+        scheme: bytes::Bytes::new(),
+        authority: bytes::Bytes::new(),
+        path: bytes::Bytes::new(),
+        protocol: Protocol::Http11,
+        upgrade: None,
+        headers: Headers::new(),
+    }
+}

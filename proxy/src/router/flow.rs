@@ -1,0 +1,258 @@
+//! The record and the clocks of one stream, shared by its request body, its response body and whoever handles it.
+//!
+//! All of them run on one task of one thread, so cells suffice. The record is read once, when the stream ends.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::codec::{Body, BodyError, BodyStream, Frame, RequestHead};
+use crate::telemetry::{Flag, StreamInfo};
+
+/// A stream's record and clocks.
+pub struct Flow {
+    info: RefCell<StreamInfo>,
+    /// When the request's last byte came.
+    request_end: Cell<Option<Instant>>,
+    received: Cell<u64>,
+    /// When anything last moved; kept only where an idle timeout is set.
+    active: Cell<Option<Instant>>,
+    idle: Cell<Option<Duration>>,
+    max_duration: Cell<Option<Duration>>,
+    request_timeout: Cell<Option<Duration>>,
+    route_timeout: Cell<Option<Duration>>,
+    try_idle: Cell<Option<Duration>>,
+    waker: RefCell<Option<Waker>>,
+    expired: Cell<Option<Expired>>,
+    /// The request's head as it went upstream, where logs want it.
+    pub kept_head: RefCell<Option<RequestHead>>,
+    /// Whether logs want it.
+    pub keep_head: Cell<bool>,
+}
+
+/// Why a stream took too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expired {
+    /// Nothing moved for the stream idle timeout.
+    Idle,
+    /// The stream's longest duration is over.
+    MaxDuration,
+    /// The request was not complete in time.
+    Request,
+    /// The route's timeout for the whole answer.
+    Route,
+    /// The upstream's answer paused for longer than the retry policy's idle timeout for a try.
+    TryIdle,
+}
+
+impl Flow {
+    /// A stream that starts now.
+    pub fn new(info: StreamInfo) -> Self {
+        Self {
+            info: RefCell::new(info),
+            request_end: Cell::new(None),
+            received: Cell::new(0),
+            active: Cell::new(None),
+            idle: Cell::new(None),
+            max_duration: Cell::new(None),
+            request_timeout: Cell::new(None),
+            route_timeout: Cell::new(None),
+            try_idle: Cell::new(None),
+            waker: RefCell::new(None),
+            expired: Cell::new(None),
+            kept_head: RefCell::new(None),
+            keep_head: Cell::new(false),
+        }
+    }
+
+    /// Reads or changes the record. Must not be called from within itself.
+    pub fn info<R>(&self, f: impl FnOnce(&mut StreamInfo) -> R) -> R {
+        f(&mut self.info.borrow_mut())
+    }
+
+    /// Sets a flag.
+    pub fn flag(&self, flag: Flag) {
+        self.info(|i| i.flags.set(flag));
+    }
+
+    /// Sets the response code detail.
+    pub fn details(&self, details: &'static str) {
+        self.info(|i| i.details = Some(details));
+    }
+
+    /// The request's last byte came.
+    pub fn end_request(&self) {
+        if self.request_end.get().is_none() {
+            let now = Instant::now();
+            self.request_end.set(Some(now));
+            self.info(|i| {
+                i.request_end = Some(now);
+                i.bytes_received = self.received.get();
+            });
+            if let Some(waker) = self.waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// When the request's last byte came.
+    pub fn request_end(&self) -> Option<Instant> {
+        self.request_end.get()
+    }
+
+    /// Wakes this task when the request's last byte came.
+    pub fn wake_on_end(&self, waker: &Waker) {
+        *self.waker.borrow_mut() = Some(waker.clone());
+    }
+
+    /// Why the stream is being given up, for those who are dropped for it.
+    pub fn expired(&self) -> Option<Expired> {
+        self.expired.get()
+    }
+
+    /// Says why the stream is being given up.
+    pub fn set_expired(&self, why: Expired) {
+        self.expired.set(Some(why));
+    }
+
+    /// Body bytes that came from the downstream.
+    pub fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    /// Something moved.
+    pub fn touch(&self) {
+        if self.idle.get().is_some() || self.try_idle.get().is_some() {
+            self.active.set(Some(Instant::now()));
+        }
+    }
+
+    /// Sets the idle timeout; zero or none for no limit.
+    pub fn set_idle(&self, timeout: Option<Duration>) {
+        self.idle.set(timeout.filter(|t| !t.is_zero()));
+    }
+
+    /// Sets the longest duration from the stream's start.
+    pub fn set_max_duration(&self, limit: Option<Duration>) {
+        self.max_duration.set(limit.filter(|t| !t.is_zero()));
+    }
+
+    /// Sets the time for the request to be complete.
+    pub fn set_request_timeout(&self, limit: Option<Duration>) {
+        self.request_timeout.set(limit.filter(|t| !t.is_zero()));
+    }
+
+    /// Sets the time for the whole answer, from the request's end.
+    pub fn set_route_timeout(&self, limit: Option<Duration>) {
+        self.route_timeout.set(limit.filter(|t| !t.is_zero()));
+    }
+
+    /// Sets the longest pause in the upstream's answer once it has begun.
+    pub fn set_try_idle(&self, limit: Option<Duration>) {
+        self.try_idle.set(limit.filter(|t| !t.is_zero()));
+        self.touch();
+    }
+
+    /// The first limit to be reached and when, if nothing moves.
+    fn next(&self) -> Option<(Instant, Expired)> {
+        let start = self.info.borrow().start;
+        let active = self.active.get().unwrap_or(start);
+        let end = self.request_end.get();
+        [
+            self.idle.get().map(|d| (active + d, Expired::Idle)),
+            self.max_duration.get().map(|d| (start + d, Expired::MaxDuration)),
+            self.request_timeout.get().filter(|_| end.is_none()).map(|d| (start + d, Expired::Request)),
+            self.route_timeout.get().and_then(|d| Some((end? + d, Expired::Route))),
+            self.try_idle.get().map(|d| (active + d, Expired::TryIdle)),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(at, _)| *at)
+    }
+}
+
+/// The one timer of a stream: armed for the next limit, moved when limits move.
+#[derive(Default)]
+pub struct Watchdog {
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Watchdog {
+    /// Ready when a limit of the flow is reached.
+    pub fn poll(&mut self, flow: &Flow, cx: &mut Context<'_>) -> Poll<Expired> {
+        loop {
+            let Some((at, why)) = flow.next() else {
+                self.timer = None;
+                if flow.request_end().is_none() {
+                    *flow.waker.borrow_mut() = Some(cx.waker().clone());
+                }
+                return Poll::Pending;
+            };
+            let at = tokio::time::Instant::from_std(at);
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            // A timer that fires early costs one look; moving it on every byte would cost more.
+            if timer.deadline() > at {
+                timer.as_mut().reset(at);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                if flow.request_end().is_none() {
+                    *flow.waker.borrow_mut() = Some(cx.waker().clone());
+                }
+                return Poll::Pending;
+            }
+            if tokio::time::Instant::now() >= at {
+                return Poll::Ready(why);
+            }
+            timer.as_mut().reset(at);
+        }
+    }
+}
+
+/// A request's body that keeps the flow informed.
+pub struct RequestBody {
+    inner: Body,
+    flow: Rc<Flow>,
+}
+
+impl RequestBody {
+    /// Wraps a body; an empty one ends the request at once and stays empty.
+    pub fn wrap(body: Body, flow: &Rc<Flow>) -> Body {
+        match body {
+            Body::Empty => {
+                flow.end_request();
+                Body::Empty
+            }
+            Body::Full(bytes) => {
+                flow.received.set(bytes.len() as u64);
+                flow.end_request();
+                Body::Full(bytes)
+            }
+            other => Body::stream(Self { inner: other, flow: flow.clone() }),
+        }
+    }
+}
+
+impl BodyStream for RequestBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let polled = self.inner.poll_frame(cx);
+        match &polled {
+            Poll::Pending | Poll::Ready(Some(Err(_))) => {}
+            Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                self.flow.received.set(self.flow.received.get() + data.len() as u64);
+                self.flow.touch();
+                if self.inner.remaining() == Some(0) {
+                    self.flow.end_request();
+                }
+            }
+            Poll::Ready(None | Some(Ok(Frame::Trailers(_)))) => self.flow.end_request(),
+        }
+        polled
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        self.inner.remaining()
+    }
+}

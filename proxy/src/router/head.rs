@@ -1,0 +1,81 @@
+//! The request's head as it goes upstream: the route's header changes, the new path and authority.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+
+use super::flow::Flow;
+use crate::codec::RequestHead;
+use crate::io::ConnectionInfo;
+use crate::route::action::HostRewrite;
+use crate::route::header_ops::Value;
+use crate::route::matching::split_query;
+use crate::route::rewrite::rewrite_path;
+use crate::route::{Forward, Matched};
+use crate::telemetry::access_log::LogContext;
+
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Applies what the route asks for, in Envoy's order: header changes, then authority, then path.
+pub fn prepare(
+    head: &mut RequestHead,
+    matched: &Matched,
+    forward: &Forward,
+    flow: &Flow,
+    connection: &ConnectionInfo,
+    envoy_headers: bool,
+) {
+    let formats = |ops: &crate::route::HeaderOps| ops.add.iter().any(|a| matches!(a.value, Value::Format(_)));
+    if matched.header_ops(true).next().is_some() {
+        // Formats read the head while its fields change; they see it as it was.
+        let before = matched.header_ops(true).any(formats).then(|| head.clone());
+        flow.info(|info| {
+            let context = LogContext {
+                stream: info,
+                connection,
+                request: before.as_ref(),
+                response: None,
+                trailers: None,
+            };
+            for ops in matched.header_ops(true) {
+                ops.apply(&mut head.headers, &context);
+            }
+        });
+    }
+    let of_weighted = matched.weighted().and_then(|w| w.host_rewrite.clone());
+    let authority = of_weighted.or_else(|| match &forward.host_rewrite {
+        HostRewrite::None | HostRewrite::Auto => None,
+        HostRewrite::Literal(text) => Some(text.clone()),
+        HostRewrite::Header(name) => {
+            head.headers.get(name).filter(|v| !v.is_empty()).map(|v| Bytes::copy_from_slice(v.as_bytes()))
+        }
+        HostRewrite::Path(substitution) => Some(substitution.apply(split_query(&head.path).0)),
+    });
+    if let Some(authority) = authority {
+        set_authority(head, authority, forward.append_x_forwarded_host);
+    }
+    if let Some(path) = rewrite_path(&forward.path_rewrite, &matched.route().matching.path, &head.path) {
+        let original = std::mem::replace(&mut head.path, path);
+        if envoy_headers && let Ok(value) = HeaderValue::from_maybe_shared(original.clone()) {
+            head.headers.set(ORIGINAL_PATH, value);
+        }
+        flow.info(|i| {
+            i.original_path = Some(original);
+            i.path = head.path.clone();
+        });
+    }
+}
+
+/// Sets the authority; the old one goes to `x-forwarded-host` where that is asked for.
+pub fn set_authority(head: &mut RequestHead, authority: Bytes, append_forwarded_host: bool) {
+    let old = std::mem::replace(&mut head.authority, authority);
+    if append_forwarded_host && !old.is_empty() {
+        let text = match head.headers.get(&FORWARDED_HOST) {
+            Some(before) => [before.as_bytes(), b",", &old].concat().into(),
+            None => old,
+        };
+        if let Ok(value) = HeaderValue::from_maybe_shared(text) {
+            head.headers.set(FORWARDED_HOST, value);
+        }
+    }
+}

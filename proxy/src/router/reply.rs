@@ -1,0 +1,107 @@
+//! Answers that the proxy gives itself, in the words and with the codes that Envoy uses.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+
+use crate::codec::{Body, Headers, Protocol, Reply, RequestHead, ResponseHead};
+use crate::route::matching::is_grpc;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// An answer of the proxy's own.
+#[derive(Clone, Debug)]
+pub struct LocalReply {
+    /// The status.
+    pub status: StatusCode,
+    /// The text; may be empty.
+    pub body: Bytes,
+    /// Further fields.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Envoy's response code detail.
+    pub details: &'static str,
+    /// The gRPC status for gRPC requests, where it does not follow from the HTTP status.
+    pub grpc_status: Option<u32>,
+    /// Close the connection afterwards.
+    pub close: bool,
+}
+
+impl LocalReply {
+    /// An answer.
+    pub fn new(status: StatusCode, body: impl Into<Bytes>, details: &'static str) -> Self {
+        Self { status, body: body.into(), headers: Vec::new(), details, grpc_status: None, close: false }
+    }
+
+    /// With this gRPC status.
+    #[must_use]
+    pub fn grpc(mut self, status: u32) -> Self {
+        self.grpc_status = Some(status);
+        self
+    }
+
+    /// With one more field.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// The reply to `request`: for gRPC the error is in the header fields and the HTTP status is 200.
+    pub fn into_reply(self, request: &RequestHead) -> Reply {
+        let grpc = is_grpc(request);
+        let mut headers = Headers::with_capacity(self.headers.len() + 4);
+        let (status, body) = if grpc {
+            let code = self.grpc_status.unwrap_or_else(|| grpc_status_of(self.status));
+            headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.append(GRPC_STATUS, HeaderValue::from(code));
+            if !self.body.is_empty()
+                && let Ok(message) = HeaderValue::try_from(percent_encoded(&self.body))
+            {
+                headers.append(GRPC_MESSAGE, message);
+            }
+            (StatusCode::OK, Bytes::new())
+        } else {
+            if !self.body.is_empty() {
+                headers.append(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+                headers.append(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            }
+            (self.status, self.body)
+        };
+        for (name, value) in self.headers {
+            headers.set(name, value);
+        }
+        let body = if request.method == Method::HEAD { Body::Empty } else { Body::full(body) };
+        Reply {
+            head: ResponseHead { status, protocol: Protocol::Http11, headers },
+            body,
+            close: self.close,
+            reset: None,
+        }
+    }
+}
+
+/// The gRPC status that stands for an HTTP status (gRPC's HTTP mapping document).
+pub fn grpc_status_of(status: StatusCode) -> u32 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+/// gRPC's percent-encoding of messages: what is not printable ASCII, and `%`.
+fn percent_encoded(text: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut out = String::with_capacity(text.len());
+    for byte in text {
+        match byte {
+            b' '..=b'~' if *byte != b'%' => out.push(char::from(*byte)),
+            // Writing to a string cannot fail.
+            _ => _ = write!(out, "%{byte:02X}"),
+        }
+    }
+    out
+}

@@ -1,0 +1,143 @@
+//! Whether a try that failed is followed by another: Envoy's conditions, counts and pauses.
+
+use std::time::Duration;
+
+use http::{HeaderName, StatusCode};
+
+use super::attempt::Failure;
+use crate::codec::{RequestHead, ResetReason, ResponseHead};
+use crate::route::retry::{RetryOn, RetryPolicy};
+
+const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const RETRY_ON: HeaderName = HeaderName::from_static("x-envoy-retry-on");
+const RETRY_GRPC_ON: HeaderName = HeaderName::from_static("x-envoy-retry-grpc-on");
+const MAX_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
+const STATUS_CODES: HeaderName = HeaderName::from_static("x-envoy-retriable-status-codes");
+
+/// What a request's retries go by: the route's policy and what a trusted caller asked for in header fields (the
+/// connection manager has removed those of others).
+#[derive(Clone, Debug)]
+pub struct Retries {
+    on: RetryOn,
+    left: u32,
+    status_codes: Vec<u16>,
+    /// The range of the next pause.
+    range: Duration,
+}
+
+impl Retries {
+    /// The retries of a request; none where nothing asks for any.
+    pub fn of(policy: Option<&RetryPolicy>, head: &mut RequestHead) -> Option<Self> {
+        let asked = |name: &HeaderName, head: &RequestHead| {
+            head.headers.get_str(name).map(|list| RetryOn::parse(list).0).unwrap_or_default()
+        };
+        let from_headers = asked(&RETRY_ON, head).and(asked(&RETRY_GRPC_ON, head));
+        let count = head.headers.get_str(&MAX_RETRIES).and_then(|v| v.parse().ok());
+        let codes = head
+            .headers
+            .get_str(&STATUS_CODES)
+            .map(|list| list.split(',').filter_map(|c| c.trim().parse().ok()).collect::<Vec<u16>>());
+        for name in [&RETRY_ON, &RETRY_GRPC_ON, &MAX_RETRIES, &STATUS_CODES] {
+            head.headers.remove(name);
+        }
+        let allowed = policy.is_none_or(|p| {
+            p.request_headers.is_empty() || p.request_headers.iter().any(|h| h.matches(head))
+        });
+        let on = policy.map(|p| p.on).unwrap_or_default().and(from_headers);
+        if on.is_empty() || !allowed {
+            return None;
+        }
+        let mut status_codes = policy.map(|p| p.status_codes.clone()).unwrap_or_default();
+        status_codes.extend(codes.into_iter().flatten());
+        Some(Self {
+            on,
+            left: count.or(policy.map(|p| p.retries)).unwrap_or(1),
+            status_codes,
+            range: policy.map_or(Duration::from_millis(25), |p| p.base_interval),
+        })
+    }
+
+    /// Whether this answer asks for another try.
+    pub fn wants_after_response(&self, policy: Option<&RetryPolicy>, head: &ResponseHead) -> bool {
+        let on = self.on;
+        if head.headers.contains(&RATE_LIMITED) {
+            return on.has(RetryOn::ENVOY_RATE_LIMITED);
+        }
+        let status = head.status;
+        (on.has(RetryOn::SERVER_ERROR) && status.is_server_error())
+            || (on.has(RetryOn::GATEWAY_ERROR) && matches!(status.as_u16(), 502..=504))
+            || (on.has(RetryOn::RETRIABLE_4XX) && status == StatusCode::CONFLICT)
+            || (on.has(RetryOn::RETRIABLE_STATUS_CODES) && self.status_codes.contains(&status.as_u16()))
+            || (on.has(RetryOn::RETRIABLE_HEADERS) && policy.is_some_and(|p| matches_any(p, head)))
+            || head
+                .headers
+                .get_str(&GRPC_STATUS)
+                .and_then(|s| s.parse().ok())
+                .is_some_and(|code: u32| on.has(grpc_condition(code)))
+    }
+
+    /// Whether a try that ended without an answer asks for another.
+    pub fn wants_after_failure(&self, failure: &Failure) -> bool {
+        let on = self.on;
+        let no_answer = on.has(RetryOn::RESET.and(RetryOn::SERVER_ERROR).and(RetryOn::GATEWAY_ERROR));
+        match failure {
+            Failure::NoCluster | Failure::NoHost | Failure::Overflow => false,
+            Failure::Connect { .. } => {
+                no_answer || on.has(RetryOn::CONNECT_FAILURE.and(RetryOn::RESET_BEFORE_REQUEST))
+            }
+            Failure::Reset { reason: ResetReason::Overflow, .. } => false,
+            Failure::Reset { reason, head_sent, .. } => {
+                no_answer
+                    || (!head_sent && on.has(RetryOn::RESET_BEFORE_REQUEST))
+                    || (*reason == ResetReason::RemoteRefused && on.has(RetryOn::REFUSED_STREAM))
+            }
+            Failure::PerTryTimeout | Failure::PerTryIdle => no_answer,
+        }
+    }
+
+    /// Whether another try may follow.
+    pub fn any_left(&self) -> bool {
+        self.left > 0
+    }
+
+    /// Takes one retry from those that are left; false when there is none.
+    pub fn take(&mut self) -> bool {
+        let some = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        some
+    }
+
+    /// The pause before the next try: a random part of a range that doubles each time.
+    pub fn pause(&mut self, policy: Option<&RetryPolicy>, random: u64) -> Duration {
+        let max = policy.map_or(Duration::from_millis(250), |p| p.max_interval);
+        let range = self.range.min(max);
+        self.range = (self.range * 2).min(max);
+        Duration::from_millis(random % u64::try_from(range.as_millis()).unwrap_or(u64::MAX).max(1))
+    }
+}
+
+fn matches_any(policy: &RetryPolicy, response: &ResponseHead) -> bool {
+    // Header rules look at a request's head; a response has no pseudo-header that they could name.
+    let head = RequestHead {
+        method: http::Method::GET,
+        scheme: bytes::Bytes::new(),
+        authority: bytes::Bytes::new(),
+        path: bytes::Bytes::new(),
+        protocol: response.protocol,
+        upgrade: None,
+        headers: response.headers.clone(),
+    };
+    policy.headers.iter().any(|h| h.matches(&head))
+}
+
+fn grpc_condition(code: u32) -> RetryOn {
+    match code {
+        1 => RetryOn::GRPC_CANCELLED,
+        4 => RetryOn::GRPC_DEADLINE_EXCEEDED,
+        8 => RetryOn::GRPC_RESOURCE_EXHAUSTED,
+        13 => RetryOn::GRPC_INTERNAL,
+        14 => RetryOn::GRPC_UNAVAILABLE,
+        _ => RetryOn::default(),
+    }
+}

@@ -1,0 +1,119 @@
+//! How long a request may take: the route's timeout, the gRPC timeout header, and what trusted callers ask for.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+
+use crate::codec::{Headers, RequestHead};
+use crate::route::Forward;
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const EXPECTED: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+const REQUEST: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+const PER_TRY: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms");
+
+/// A request's limits; zero for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For the whole answer, retries included.
+    pub global: Duration,
+    /// For one try.
+    pub per_try: Duration,
+}
+
+/// The limits of a request. Fields that asked for others are taken out of it.
+pub fn of(route: &Forward, head: &mut RequestHead, is_grpc: bool, respect_expected: bool) -> Timeouts {
+    let mut global = match (route.durations, route.max_grpc_timeout) {
+        // `max_stream_duration` replaces the route's timeout; the connection manager watches it.
+        (Some(_), _) => Duration::ZERO,
+        (None, Some(max)) if is_grpc => {
+            let asked = grpc_timeout(&head.headers).unwrap_or_default();
+            let offset = route.grpc_timeout_offset.unwrap_or_default();
+            let asked = if offset < asked { asked - offset } else { asked };
+            if !max.is_zero() && (asked.is_zero() || asked > max) { max } else { asked }
+        }
+        _ => route.timeout,
+    };
+    let mut per_try = route.retry.as_ref().map_or(Duration::ZERO, |r| r.per_try_timeout);
+    let expected = take_millis(&mut head.headers, &EXPECTED);
+    match expected.filter(|_| respect_expected) {
+        Some(expected) => global = expected,
+        None => {
+            if let Some(asked) = take_millis(&mut head.headers, &REQUEST) {
+                global = asked;
+            }
+        }
+    }
+    if let Some(asked) = take_millis(&mut head.headers, &PER_TRY) {
+        per_try = asked;
+    }
+    if !global.is_zero() && per_try >= global {
+        per_try = Duration::ZERO;
+    }
+    Timeouts { global, per_try }
+}
+
+impl Timeouts {
+    /// Tells the upstream how long we will wait for a try.
+    pub fn announce(self, headers: &mut Headers, is_grpc: bool, envoy_headers: bool) {
+        let wait = if self.per_try.is_zero() { self.global } else { self.per_try };
+        if wait.is_zero() {
+            return;
+        }
+        let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        if envoy_headers {
+            headers.set(EXPECTED, HeaderValue::from(millis));
+        }
+        if is_grpc && let Ok(value) = HeaderValue::try_from(grpc_text(millis)) {
+            headers.set(GRPC_TIMEOUT, value);
+        }
+    }
+}
+
+/// The longest duration of a stream: the gRPC timeout header within its limits, the route's, or the connection manager's.
+/// Zero for none.
+pub fn max_duration(route: Option<&Forward>, headers: &Headers, of_manager: Option<Duration>) -> Duration {
+    let Some(durations) = route.and_then(|r| r.durations) else { return of_manager.unwrap_or_default() };
+    let Some((asked, max)) = grpc_timeout(headers).zip(durations.grpc_max) else {
+        return durations.max.or(of_manager).unwrap_or_default();
+    };
+    let asked = if !max.is_zero() && asked > max { max } else { asked };
+    asked.saturating_sub(durations.grpc_offset.unwrap_or_default())
+}
+
+fn take_millis(headers: &mut Headers, name: &HeaderName) -> Option<Duration> {
+    let millis = headers.get_str(name).and_then(|v| v.parse().ok());
+    headers.remove(name);
+    millis.map(Duration::from_millis)
+}
+
+/// The value of `grpc-timeout`: up to eight digits and a unit.
+pub fn grpc_timeout(headers: &Headers) -> Option<Duration> {
+    let text = headers.get_str(&GRPC_TIMEOUT)?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(n * 3600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        // Envoy counts in milliseconds, rounding up.
+        "u" => Duration::from_millis(n.div_ceil(1000)),
+        "n" => Duration::from_millis(n.div_ceil(1_000_000)),
+        _ => return None,
+    })
+}
+
+/// `grpc-timeout`'s text for so many milliseconds: the finest unit whose digits fit.
+fn grpc_text(millis: u64) -> String {
+    const MOST: u64 = 99_999_999;
+    for (unit, per) in [("m", 1), ("S", 1000), ("M", 60_000), ("H", 3_600_000)] {
+        if millis / per <= MOST {
+            return format!("{}{unit}", millis / per);
+        }
+    }
+    format!("{MOST}H")
+}
