@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use prost::Message;
+use prost::{Message, Name};
 use serde_json::Value;
 
 use crate::{Any, json, json::JsonError, udpa, xds};
@@ -41,6 +41,37 @@ pub fn contents(any: &Any) -> Result<Option<(String, Value)>, JsonError> {
     Ok(Some((type_url, json::bytes_to_value("google.protobuf.Struct", &value))))
 }
 
+/// A message as a `TypedStruct` of `udpa.type.v1`, the form in which istiod sends Istio's own configurations: a proxy that
+/// does not have the type can still tell what it is.
+pub fn wrap<T: Message + Name>(message: &T) -> Any {
+    let value = match json::to_value(message) {
+        Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, to_proto(value))).collect(),
+        // A message with a form of its own is not an extension's configuration.
+        _ => Default::default(),
+    };
+    let value = Some(prost_types::Struct { fields: value });
+    Any::pack(&udpa::r#type::v1::TypedStruct { type_url: crate::type_url::of::<T>(), value })
+}
+
+/// JSON as `google.protobuf.Value`.
+pub fn to_proto(value: Value) -> prost_types::Value {
+    use prost_types::value::Kind;
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(b) => Kind::BoolValue(b),
+        // Protobuf's numbers are doubles.
+        Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
+        Value::String(s) => Kind::StringValue(s),
+        Value::Array(items) => {
+            Kind::ListValue(prost_types::ListValue { values: items.into_iter().map(to_proto).collect() })
+        }
+        Value::Object(fields) => Kind::StructValue(prost_types::Struct {
+            fields: fields.into_iter().map(|(key, value)| (key, to_proto(value))).collect(),
+        }),
+    };
+    prost_types::Value { kind: Some(kind) }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -62,6 +93,22 @@ mod tests {
         assert!(any.is::<TypedStruct>());
         let message: MetadataExchange = resolve(&any).unwrap().unpack().unwrap();
         assert_eq!((message.protocol.as_str(), message.enable_discovery), ("istio-peer-exchange", true));
+    }
+
+    #[test]
+    fn what_is_wrapped_resolves_to_itself() {
+        use crate::io::istio::http::peer_metadata::{Config, config};
+        let headers = config::IstioHeaders { skip_external_clusters: true };
+        let config = Config {
+            upstream_propagation: vec![config::PropagationMethod {
+                method_specifier: Some(config::propagation_method::MethodSpecifier::IstioHeaders(headers)),
+            }],
+            additional_labels: vec!["role".into()],
+            ..Default::default()
+        };
+        let wrapped = wrap(&config);
+        assert!(wrapped.is::<TypedStruct>());
+        assert_eq!(resolve(&wrapped).unwrap().unpack::<Config>().unwrap(), config);
     }
 
     #[test]

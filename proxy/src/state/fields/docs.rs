@@ -36,6 +36,9 @@ fn render() -> String {
                     Some(Treatment::Only(values)) => {
                         honoured.push(format!("`{}` ({})", field.name(), values.join(", ")));
                     }
+                    Some(Treatment::Types(types)) => {
+                        honoured.push(format!("`{}` (of {})", field.name(), types.join(", ")));
+                    }
                     Some(Treatment::Ignored(why)) => {
                         let _ = writeln!(lines, "- Ignored: `{}`: {why}.", field.name());
                     }

@@ -10,6 +10,7 @@
 //! envoy.config.listener.v3.Listener
 //!   + name address                         honoured: compile code reads it
 //!   + drain_type = DEFAULT MODIFY_ONLY     honoured, these values of it
+//!   + typed_config -> a.v3.B a.v3.C        honoured, with one of these types inside
 //!   ~ traffic_direction: why               ignored, safely: the reason follows the colon
 //! ```
 //!
@@ -50,13 +51,22 @@ fn unsupported(table: &Table, type_name: &str, bytes: &[u8]) -> Vec<ConfigError>
         return vec![ConfigError::unsupported("", format_args!("the message type {type_name}"))];
     }
     let mut errors = Vec::new();
+    // The types that the field just visited takes; the walk visits its contents next.
+    let mut types: Option<&[String]> = None;
     walk(type_name, bytes, &mut |path, visit| {
+        let allowed = types.take();
         let message = match visit {
             Visit::Field { field, value } => match judge(table, field, value) {
-                Ok(next) => return next,
+                Ok((next, inside)) => {
+                    types = inside;
+                    return next;
+                }
                 Err(message) => message,
             },
-            Visit::Contents(kind) if table.knows(kind.full_name()) => return Next::Into,
+            Visit::Contents(kind) if takes(table, allowed, kind.full_name()) => return Next::Into,
+            Visit::Contents(kind) if table.knows(kind.full_name()) => {
+                format!("the type {} is not supported in this place", kind.full_name())
+            }
             Visit::Contents(kind) => format!("the type {} is not supported", kind.full_name()),
             Visit::UnknownType(url) => {
                 format!("the type {} is not supported", xds_protos::type_url::name(url))
@@ -72,13 +82,22 @@ fn unsupported(table: &Table, type_name: &str, bytes: &[u8]) -> Vec<ConfigError>
     errors
 }
 
-fn judge(table: &Table, field: &FieldDescriptor, value: Raw<'_>) -> Result<Next, String> {
+/// Whether a field that takes these types (none: any that the table has) takes this one.
+fn takes(table: &Table, types: Option<&[String]>, name: &str) -> bool {
+    table.knows(name) && types.is_none_or(|types| types.iter().any(|t| t == name))
+}
+
+/// Whether to go into a field, and the types it takes; or why it is refused.
+type Judgement<'t> = Result<(Next, Option<&'t [String]>), String>;
+
+fn judge<'t>(table: &'t Table, field: &FieldDescriptor, value: Raw<'_>) -> Judgement<'t> {
     match table.treatment(field.parent_message().full_name(), field.name()) {
-        Some(Treatment::Honoured) if is_optional_and_unknown(table, field, value) => Ok(Next::Over),
-        Some(Treatment::Honoured) => Ok(Next::Into),
-        Some(Treatment::Ignored(_)) => Ok(Next::Over),
+        Some(Treatment::Honoured) if is_optional_and_unknown(table, field, value) => Ok((Next::Over, None)),
+        Some(Treatment::Honoured) => Ok((Next::Into, None)),
+        Some(Treatment::Types(types)) => Ok((Next::Into, Some(types))),
+        Some(Treatment::Ignored(_)) => Ok((Next::Over, None)),
         Some(Treatment::Only(values)) => match shown(field, value) {
-            Some(shown) if values.contains(&shown) => Ok(Next::Into),
+            Some(shown) if values.contains(&shown) => Ok((Next::Into, None)),
             Some(shown) => Err(format!("{shown} is not supported, only {}", values.join(", "))),
             None => Err(format!("only {} is supported", values.join(", "))),
         },
@@ -118,7 +137,11 @@ fn is_optional_and_unknown(table: &Table, field: &FieldDescriptor, value: Raw<'_
     else {
         return false;
     };
-    let inner = xds_protos::typed_struct::resolve(&any).map(|any| table.knows(any.type_name()));
+    let types = match table.treatment(kind.full_name(), "typed_config") {
+        Some(Treatment::Types(types)) => Some(types.as_slice()),
+        _ => None,
+    };
+    let inner = xds_protos::typed_struct::resolve(&any).map(|any| takes(table, types, any.type_name()));
     !inner.unwrap_or(true)
 }
 

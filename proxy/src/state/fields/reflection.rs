@@ -42,6 +42,23 @@ fn the_table_names_only_what_the_schema_has() {
     }
 }
 
+#[test]
+fn every_any_that_is_accepted_says_which_types_it_takes() {
+    for (name, fields) in table::get().messages() {
+        for field in message(name).fields() {
+            let holds_any = match field.kind() {
+                Kind::Message(m) if field.is_map() => {
+                    matches!(m.map_entry_value_field().kind(), Kind::Message(v) if v.full_name() == "google.protobuf.Any")
+                }
+                Kind::Message(m) => m.full_name() == "google.protobuf.Any",
+                _ => false,
+            };
+            let bare = fields.get(field.name()) == Some(&Treatment::Honoured);
+            assert!(!(holds_any && bare), "{} needs `-> types`", field.full_name());
+        }
+    }
+}
+
 /// One step from a message to one inside it.
 #[derive(Clone)]
 enum Step {
@@ -61,9 +78,11 @@ fn reachable() -> Vec<(&'static str, Vec<Step>, MessageDescriptor)> {
             continue;
         }
         for field in kind.fields() {
-            if table.treatment(kind.full_name(), field.name()) != Some(&Treatment::Honoured) {
-                continue;
-            }
+            let types = match table.treatment(kind.full_name(), field.name()) {
+                Some(Treatment::Honoured) => None,
+                Some(Treatment::Types(types)) => Some(types),
+                _ => continue,
+            };
             let Kind::Message(mut inner) = field.kind() else { continue };
             if field.is_map() {
                 let Kind::Message(value) = inner.map_entry_value_field().kind() else { continue };
@@ -71,7 +90,7 @@ fn reachable() -> Vec<(&'static str, Vec<Step>, MessageDescriptor)> {
             }
             let next = |step, kind| (root, steps.iter().cloned().chain([step]).collect::<Vec<_>>(), kind);
             if inner.full_name() == "google.protobuf.Any" {
-                for name in table.messages().into_keys().filter(|n| is_extension(n)) {
+                for name in types.into_iter().flatten() {
                     queue.push_back(next(Step::Any(field.clone(), message(name)), message(name)));
                 }
             } else if inner.package_name() != "google.protobuf" {
@@ -81,11 +100,6 @@ fn reachable() -> Vec<(&'static str, Vec<Step>, MessageDescriptor)> {
         found.push((root, steps, kind));
     }
     found
-}
-
-/// Whether an `Any` may hold the message: those of Envoy's own configuration are never an extension's, but for one.
-fn is_extension(name: &str) -> bool {
-    !name.starts_with("envoy.config.") || name == "envoy.config.route.v3.FilterConfig"
 }
 
 /// A message that holds `inner` at the end of `steps`, and the path to it.

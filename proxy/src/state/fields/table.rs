@@ -25,6 +25,8 @@ pub(super) enum Treatment {
     Honoured,
     /// So, if it has one of these values; any other is refused.
     Only(Vec<String>),
+    /// So, if its `Any` has one of these types inside; any other is refused.
+    Types(Vec<String>),
     /// Nothing, and that is safe for this reason.
     Ignored(String),
 }

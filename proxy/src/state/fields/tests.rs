@@ -55,6 +55,16 @@ fn an_extension_that_is_not_here_is_refused_unless_it_says_that_it_is_optional()
 }
 
 #[test]
+fn a_type_in_the_wrong_place_is_refused() {
+    let tls =
+        json!({"@type": "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"});
+    let wrong = problems(LISTENER, &with_http_filter(json!({"name": "f", "typed_config": tls})));
+    assert!(wrong[0].ends_with(
+        "the type envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer is not supported in this place"
+    ));
+}
+
+#[test]
 fn a_typed_struct_is_judged_as_the_message_that_it_holds() {
     let config = |value: Value| {
         json!({"name": "istio.stats", "typed_config": {"@type": "type.googleapis.com/udpa.type.v1.TypedStruct",

@@ -33,11 +33,21 @@ impl AggregatedDiscoveryService for Server {
     type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
     type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
 
+    /// Answers every request that is not an acknowledgement with a set of no resources.
     async fn stream_aggregated_resources(
         &self,
-        _: Request<Streaming<DiscoveryRequest>>,
+        request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("state of the world"))
+        let answers = request.into_inner().filter_map(|request| match request {
+            Ok(r) if r.response_nonce.is_empty() => Some(Ok(DiscoveryResponse {
+                version_info: "v1".into(),
+                nonce: "1".into(),
+                type_url: r.type_url,
+                ..Default::default()
+            })),
+            _ => None,
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn delta_aggregated_resources(
@@ -176,4 +186,36 @@ async fn while_the_control_plane_is_away_the_sink_hears_nothing() {
     let stats = client.stats();
     let ran = tokio::time::timeout(Duration::from_millis(50), client.run()).await;
     assert!(ran.is_err() && !stats.connected());
+}
+
+#[tokio::test]
+async fn a_stream_of_the_state_of_the_world_is_taken_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("xds");
+    let listener = UnixListener::bind(&socket).unwrap();
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(AggregatedDiscoveryServiceServer::new(Server(unbounded_channel().0)))
+            .serve_with_incoming(UnixListenerStream::new(listener)),
+    );
+    let config = ClientConfig {
+        endpoint: Endpoint { address: Address::Unix(socket), tls: None },
+        credentials: Credentials::default(),
+        node: node(),
+        variant: Variant::StateOfTheWorld,
+    };
+    let client = Client::new(config, Subscriptions::new(), Recorder::default());
+    let stats = client.stats();
+    let local = tokio::task::LocalSet::new();
+    local.spawn_local(async move { match client.run().await {} });
+    let both = async {
+        while [ResourceType::Cluster, ResourceType::Listener]
+            .iter()
+            .any(|kind| stats.of(*kind).success() == 0)
+        {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    local.run_until(soon(both)).await;
+    assert_eq!(stats.of(ResourceType::Cluster).version(), "v1");
 }
