@@ -182,9 +182,6 @@ pub(super) fn request(
         return Err(bad("missing_host_header"));
     }
     headers.remove(&http::header::TRANSFER_ENCODING);
-    let expects_continue = headers
-        .get(&http::header::EXPECT)
-        .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let upgrade = match (facts.upgrade, headers.get(&http::header::UPGRADE)) {
         (true, Some(value)) => Some(Bytes::copy_from_slice(value.as_bytes())),
         _ => None,

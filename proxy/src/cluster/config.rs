@@ -1,0 +1,637 @@
+//! `envoy.config.cluster.v3.Cluster` and `ClusterLoadAssignment` -> compiled data.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use xds_protos::envoy::config::cluster::v3 as pb;
+use xds_protos::envoy::config::cluster::v3::cluster as cl;
+use xds_protos::envoy::config::core::v3 as core;
+use xds_protos::envoy::config::endpoint::v3 as ep;
+use xds_protos::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+use xds_protos::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
+use xds_protos::envoy::extensions::upstreams::http::v3 as up;
+
+use super::balance::{LeastRequest, Maglev, Policy, RingHash};
+use super::endpoint::{
+    Endpoint, EndpointHealth, HostAddress, LoadAssignment, Locality, LocalityEndpoints, Metadata,
+};
+use super::limits::{RetryBudget, Thresholds};
+use super::outlier::OutlierConfig;
+use crate::codec::h1::H1Options;
+use crate::codec::h2::H2Options;
+use crate::identity::tls::UpstreamContext;
+use crate::state::error::{at, collect};
+use crate::state::{CompileContext, ConfigError};
+
+/// Where a cluster's hosts come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Discovery {
+    /// The configuration.
+    Static(LoadAssignment),
+    /// EDS, under this name.
+    Eds(Arc<str>),
+    /// DNS: every address of these names.
+    Dns {
+        /// Names and ports, each with its weight.
+        names: Vec<DnsName>,
+        /// LOGICAL_DNS: only one address at a time.
+        logical: bool,
+        /// The longest time between two look-ups.
+        refresh: Duration,
+        /// Ask again when the answer's own time is over, if that is sooner.
+        respect_ttl: bool,
+        /// Which families to use.
+        family: cl::DnsLookupFamily,
+    },
+    /// Where the downstream wanted to go.
+    OriginalDst,
+}
+
+/// One name to resolve.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DnsName {
+    /// The name.
+    pub host: String,
+    /// The port at its addresses.
+    pub port: u16,
+    /// Its endpoint: weight, metadata.
+    pub endpoint: Endpoint,
+}
+
+/// The protocol of HTTP requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpMode {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// What the downstream speaks.
+    Downstream,
+    /// What ALPN decides.
+    Auto,
+}
+
+/// How hosts are connected to, chosen for each by its metadata.
+#[derive(Clone, Debug)]
+pub struct Transport {
+    /// Its name, for people.
+    pub name: Arc<str>,
+    /// Host metadata (`envoy.transport_socket_match`) that selects it; an empty one selects any.
+    pub matches: Vec<(String, String)>,
+    /// TLS, or plain bytes.
+    pub tls: Option<Arc<UpstreamContext>>,
+}
+
+/// A compiled cluster.
+#[derive(Debug)]
+pub struct ClusterConfig {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its name in statistics.
+    pub stat_name: String,
+    /// Where its hosts come from.
+    pub discovery: Discovery,
+    /// How a connection's making is bounded.
+    pub connect_timeout: Duration,
+    /// How a host is chosen.
+    pub policy: Policy,
+    /// Below this percentage of healthy hosts, health is ignored.
+    pub panic_threshold: u32,
+    /// Localities have weights.
+    pub locality_weighted: bool,
+    /// Circuit breakers: default and high priority.
+    pub thresholds: [Thresholds; 2],
+    /// Ejection.
+    pub outlier: Option<OutlierConfig>,
+    /// Transports in order; the last one matches anything.
+    pub transports: Vec<Transport>,
+    /// The protocol of requests.
+    pub http: HttpMode,
+    /// HTTP/1 towards it.
+    pub h1: H1Options,
+    /// HTTP/2 towards it.
+    pub h2: H2Options,
+    /// How long a connection may be idle.
+    pub idle_timeout: Option<Duration>,
+    /// How many requests a connection may serve.
+    pub max_requests: Option<u64>,
+    /// How long a connection may be used.
+    pub max_duration: Option<Duration>,
+    /// Ask for the request's authority by SNI; and demand it in the certificate.
+    pub auto_sni: bool,
+    /// Demand the request's authority in the certificate.
+    pub auto_san: bool,
+    /// Our address towards it.
+    pub bind: Option<IpAddr>,
+    /// TCP keepalive.
+    pub keepalive: Option<Keepalive>,
+    /// Its metadata.
+    pub metadata: Option<Arc<Metadata>>,
+    /// The service it stands for, from Istio's metadata.
+    pub service: Option<Arc<crate::telemetry::istio::Service>>,
+    /// The most of a body that is kept for a connection.
+    pub buffer_limit: Option<u32>,
+}
+
+/// TCP keepalive as it was asked for; what is not, the system decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Idle time before the first probe.
+    pub time: Option<Duration>,
+    /// Time between probes.
+    pub interval: Option<Duration>,
+    /// Probes without an answer that end it.
+    pub probes: Option<u32>,
+}
+
+fn duration(proto: Option<&prost_types::Duration>, field: &str) -> Result<Option<Duration>, ConfigError> {
+    proto
+        .map(|d| {
+            xds_protos::duration::to_std(d)
+                .ok_or_else(|| ConfigError::new(field, "is not a duration of zero or more"))
+        })
+        .transpose()
+}
+
+/// A timeout where zero means that there is none.
+fn timeout(proto: Option<&prost_types::Duration>, default: Option<Duration>) -> Option<Duration> {
+    match proto {
+        None => default,
+        Some(d) => xds_protos::duration::to_std(d).filter(|d| !d.is_zero()),
+    }
+}
+
+impl ClusterConfig {
+    /// Compiles the message. Secrets it names become dependencies of `ctx`.
+    pub fn compile(proto: &pb::Cluster, ctx: &CompileContext) -> Result<Self, Vec<ConfigError>> {
+        let mut errors = Vec::new();
+        if proto.name.is_empty() {
+            errors.push(ConfigError::missing("name"));
+        }
+        let discovery = collect(discovery(proto), "", &mut errors).map(|d| fix_dns(d, proto));
+        let connect_timeout = duration(proto.connect_timeout.as_ref(), "connect_timeout");
+        let connect_timeout = connect_timeout.map_err(|e| errors.push(e)).ok().flatten();
+        if connect_timeout.is_some_and(|t| t.is_zero()) {
+            errors.push(ConfigError::new("connect_timeout", "must be more than zero"));
+        }
+        let policy = collect(policy(proto, discovery.as_ref()), "", &mut errors);
+        let transports = collect(transports(proto, ctx), "", &mut errors);
+        let outlier = proto.outlier_detection.as_ref().map(outlier);
+        let http = collect(http_options(proto), "typed_extension_protocol_options", &mut errors);
+        let bind = collect(bind(proto), "upstream_bind_config", &mut errors).flatten();
+        let common = proto.common_lb_config.as_ref();
+        let (Some(discovery), Some(policy), Some(transports), Some(http), true) =
+            (discovery, policy, transports, http, errors.is_empty())
+        else {
+            return Err(errors);
+        };
+        let options = http.common.unwrap_or_default();
+        let max_requests =
+            options.max_requests_per_connection.or(legacy_max_requests(proto)).filter(|n| *n > 0);
+        let metadata = proto.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata));
+        Ok(Self {
+            name: proto.name.as_str().into(),
+            stat_name: if proto.alt_stat_name.is_empty() {
+                proto.name.clone()
+            } else {
+                proto.alt_stat_name.clone()
+            },
+            discovery,
+            connect_timeout: connect_timeout.unwrap_or(Duration::from_secs(5)),
+            policy,
+            panic_threshold: common
+                .and_then(|c| c.healthy_panic_threshold.as_ref())
+                .map_or(50, |p| p.value.clamp(0.0, 100.0) as u32),
+            locality_weighted: matches!(
+                common.and_then(|c| c.locality_config_specifier.as_ref()),
+                Some(cl::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
+            ),
+            thresholds: thresholds(proto),
+            outlier,
+            transports,
+            http: http.mode,
+            h1: H1Options { enable_trailers: http.trailers, ..H1Options::default() },
+            h2: http.h2,
+            idle_timeout: timeout(options.idle_timeout.as_ref(), Some(Duration::from_secs(3600))),
+            max_requests: max_requests.map(u64::from),
+            max_duration: timeout(options.max_connection_duration.as_ref(), None),
+            auto_sni: http.auto_sni,
+            auto_san: http.auto_san,
+            bind,
+            keepalive: proto.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref()).map(
+                |k| {
+                    let seconds = |n: Option<u32>| n.map(|n| Duration::from_secs(u64::from(n)));
+                    Keepalive {
+                        time: seconds(k.keepalive_time),
+                        interval: seconds(k.keepalive_interval),
+                        probes: k.keepalive_probes,
+                    }
+                },
+            ),
+            service: metadata.as_deref().and_then(istio_service).map(Arc::new),
+            metadata,
+            buffer_limit: proto.per_connection_buffer_limit_bytes,
+        })
+    }
+
+    /// The transport for a host of this metadata.
+    pub fn transport_for(&self, metadata: Option<&Metadata>) -> usize {
+        let fits = |t: &Transport| {
+            t.matches.iter().all(|(key, value)| {
+                metadata.and_then(|m| m.get_str("envoy.transport_socket_match", key)) == Some(value.as_str())
+            })
+        };
+        self.transports.iter().position(fits).unwrap_or(self.transports.len().saturating_sub(1))
+    }
+}
+
+#[allow(deprecated, reason = "control planes still send it")]
+fn legacy_max_requests(proto: &pb::Cluster) -> Option<u32> {
+    proto.max_requests_per_connection
+}
+
+/// `metadata.filter_metadata.istio.services[0]`, which is what Istio's metrics are labelled with.
+fn istio_service(metadata: &Metadata) -> Option<crate::telemetry::istio::Service> {
+    use prost_types::value::Kind;
+    let services = metadata.namespace("istio")?.fields.get("services")?;
+    let Some(Kind::ListValue(list)) = &services.kind else { return None };
+    let Some(Kind::StructValue(first)) = &list.values.first()?.kind else { return None };
+    let text = |key: &str| match &first.fields.get(key)?.kind {
+        Some(Kind::StringValue(s)) => Some(s.clone()),
+        _ => None,
+    };
+    Some(crate::telemetry::istio::Service {
+        host: text("host").unwrap_or_default(),
+        name: text("name").unwrap_or_default(),
+        namespace: text("namespace").unwrap_or_default(),
+    })
+}
+
+fn discovery(proto: &pb::Cluster) -> Result<Discovery, Vec<ConfigError>> {
+    let kind = match &proto.cluster_discovery_type {
+        None => cl::DiscoveryType::Static,
+        Some(cl::ClusterDiscoveryType::Type(kind)) => cl::DiscoveryType::try_from(*kind)
+            .map_err(|_| ConfigError::new("type", format!("there is no discovery type {kind}")))?,
+        Some(cl::ClusterDiscoveryType::ClusterType(t)) => {
+            return Err(
+                ConfigError::unsupported("cluster_type", format!("the cluster type {}", t.name)).into()
+            );
+        }
+    };
+    let assignment = || proto.load_assignment.clone().unwrap_or_default();
+    match kind {
+        cl::DiscoveryType::Static => {
+            load_assignment(&assignment()).map(Discovery::Static).map_err(at("load_assignment"))
+        }
+        cl::DiscoveryType::Eds => {
+            let name = proto.eds_cluster_config.as_ref().map(|e| e.service_name.as_str());
+            let name = name.filter(|n| !n.is_empty()).unwrap_or(&proto.name);
+            Ok(Discovery::Eds(name.into()))
+        }
+        cl::DiscoveryType::OriginalDst => Ok(Discovery::OriginalDst),
+        cl::DiscoveryType::StrictDns | cl::DiscoveryType::LogicalDns => {
+            let mut names = Vec::new();
+            for (i, locality) in assignment().endpoints.iter().enumerate() {
+                for (j, endpoint) in locality.lb_endpoints.iter().enumerate() {
+                    let path = format!("load_assignment.endpoints[{i}].lb_endpoints[{j}]");
+                    names.push(dns_name(endpoint).map_err(|e| e.at(path))?);
+                }
+            }
+            if names.is_empty() {
+                return Err(
+                    ConfigError::new("load_assignment", "a DNS cluster needs a name to resolve").into()
+                );
+            }
+            Ok(Discovery::Dns {
+                names,
+                logical: kind == cl::DiscoveryType::LogicalDns,
+                refresh: Duration::from_secs(5),
+                respect_ttl: proto.respect_dns_ttl,
+                family: proto.dns_lookup_family(),
+            })
+        }
+    }
+}
+
+fn fix_dns(mut discovery: Discovery, proto: &pb::Cluster) -> Discovery {
+    if let Discovery::Dns { refresh, .. } = &mut discovery
+        && let Some(wanted) = timeout(proto.dns_refresh_rate.as_ref(), None)
+    {
+        *refresh = wanted;
+    }
+    discovery
+}
+
+fn policy(proto: &pb::Cluster, discovery: Option<&Discovery>) -> Result<Policy, Vec<ConfigError>> {
+    let original = matches!(discovery, Some(Discovery::OriginalDst));
+    let kind = cl::LbPolicy::try_from(proto.lb_policy)
+        .map_err(|_| ConfigError::new("lb_policy", format!("there is no policy {}", proto.lb_policy)))?;
+    if original != (kind == cl::LbPolicy::ClusterProvided) {
+        return Err(ConfigError::new(
+            "lb_policy",
+            "CLUSTER_PROVIDED goes with the type ORIGINAL_DST, and only with it",
+        )
+        .into());
+    }
+    Ok(match kind {
+        cl::LbPolicy::RoundRobin => Policy::RoundRobin,
+        cl::LbPolicy::Random => Policy::Random,
+        cl::LbPolicy::LeastRequest => {
+            let mut parameters = LeastRequest::default();
+            if let Some(cl::LbConfig::LeastRequestLbConfig(c)) = &proto.lb_config {
+                parameters.choices = c.choice_count.unwrap_or(2).max(2);
+                parameters.bias = c.active_request_bias.as_ref().map_or(1.0, |b| b.default_value);
+            }
+            Policy::LeastRequest(parameters)
+        }
+        cl::LbPolicy::RingHash => {
+            let mut parameters =
+                RingHash { minimum_size: 1024, maximum_size: 8 * 1024 * 1024, use_hostname: false };
+            if let Some(cl::LbConfig::RingHashLbConfig(c)) = &proto.lb_config {
+                parameters.minimum_size = c.minimum_ring_size.unwrap_or(parameters.minimum_size);
+                parameters.maximum_size = c.maximum_ring_size.unwrap_or(parameters.maximum_size);
+            }
+            if parameters.minimum_size > parameters.maximum_size {
+                let message = "minimum_ring_size is more than maximum_ring_size";
+                return Err(ConfigError::new("ring_hash_lb_config", message).into());
+            }
+            Policy::RingHash(parameters)
+        }
+        cl::LbPolicy::Maglev => {
+            let mut table_size = 65_537;
+            if let Some(cl::LbConfig::MaglevLbConfig(c)) = &proto.lb_config {
+                table_size = c.table_size.unwrap_or(table_size);
+            }
+            Policy::Maglev(Maglev { table_size, use_hostname: false })
+        }
+        cl::LbPolicy::ClusterProvided => Policy::OriginalDst,
+        cl::LbPolicy::LoadBalancingPolicyConfig => {
+            return Err(ConfigError::unsupported("lb_policy", "LOAD_BALANCING_POLICY_CONFIG").into());
+        }
+    })
+}
+
+fn thresholds(proto: &pb::Cluster) -> [Thresholds; 2] {
+    let mut found = [Thresholds::default(), Thresholds::default()];
+    for t in proto.circuit_breakers.iter().flat_map(|c| &c.thresholds) {
+        let high = t.priority == core::RoutingPriority::High as i32;
+        let mut made = Thresholds { track_remaining: t.track_remaining, ..Thresholds::default() };
+        for (to, from) in [
+            (&mut made.max_connections, t.max_connections),
+            (&mut made.max_pending_requests, t.max_pending_requests),
+            (&mut made.max_requests, t.max_requests),
+            (&mut made.max_retries, t.max_retries),
+        ] {
+            if let Some(n) = from {
+                *to = u64::from(n);
+            }
+        }
+        made.retry_budget = t.retry_budget.as_ref().map(|b| {
+            let default = RetryBudget::default();
+            RetryBudget {
+                percent: b.budget_percent.as_ref().map_or(default.percent, |p| p.value),
+                min_concurrency: b.min_retry_concurrency.map_or(default.min_concurrency, u64::from),
+            }
+        });
+        found[usize::from(high)] = made;
+    }
+    found
+}
+
+fn outlier(proto: &pb::OutlierDetection) -> OutlierConfig {
+    let default = OutlierConfig::default();
+    let time = |d: Option<&prost_types::Duration>, default| timeout(d, Some(default)).unwrap_or(default);
+    OutlierConfig {
+        consecutive_5xx: proto.consecutive_5xx.unwrap_or(default.consecutive_5xx),
+        enforcing_5xx: proto.enforcing_consecutive_5xx.unwrap_or(default.enforcing_5xx),
+        consecutive_gateway: proto.consecutive_gateway_failure.unwrap_or(default.consecutive_gateway),
+        enforcing_gateway: proto.enforcing_consecutive_gateway_failure.unwrap_or(default.enforcing_gateway),
+        consecutive_local: proto.consecutive_local_origin_failure.unwrap_or(default.consecutive_local),
+        enforcing_local: proto.enforcing_consecutive_local_origin_failure.unwrap_or(default.enforcing_local),
+        split: proto.split_external_local_origin_errors,
+        interval: time(proto.interval.as_ref(), default.interval),
+        base_ejection: time(proto.base_ejection_time.as_ref(), default.base_ejection),
+        max_ejection: time(proto.max_ejection_time.as_ref(), default.max_ejection),
+        max_percent: proto.max_ejection_percent.unwrap_or(default.max_percent),
+        always_one: proto.always_eject_one_host.unwrap_or(default.always_one),
+    }
+}
+
+fn transports(proto: &pb::Cluster, ctx: &CompileContext) -> Result<Vec<Transport>, Vec<ConfigError>> {
+    let mut found = Vec::new();
+    let mut errors = Vec::new();
+    for (i, t) in proto.transport_socket_matches.iter().enumerate() {
+        let path = format!("transport_socket_matches[{i}]");
+        let mut matches = Vec::new();
+        for (key, value) in t.r#match.iter().flat_map(|m| &m.fields) {
+            match &value.kind {
+                Some(prost_types::value::Kind::StringValue(text)) => {
+                    matches.push((key.clone(), text.clone()))
+                }
+                _ => errors.push(ConfigError::new(format!("{path}.match"), format!("{key} is not text"))),
+            }
+        }
+        match transport_tls(t.transport_socket.as_ref(), ctx) {
+            Ok(tls) => found.push(Transport { name: t.name.as_str().into(), matches, tls }),
+            Err(e) => errors.extend(e.into_iter().map(|e| e.at(format!("{path}.transport_socket")))),
+        }
+    }
+    match transport_tls(proto.transport_socket.as_ref(), ctx) {
+        Ok(tls) => found.push(Transport { name: "default".into(), matches: Vec::new(), tls }),
+        Err(e) => errors.extend(e.into_iter().map(|e| e.at("transport_socket"))),
+    }
+    if errors.is_empty() { Ok(found) } else { Err(errors) }
+}
+
+fn transport_tls(
+    socket: Option<&core::TransportSocket>,
+    ctx: &CompileContext,
+) -> Result<Option<Arc<UpstreamContext>>, Vec<ConfigError>> {
+    let Some(socket) = socket else { return Ok(None) };
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
+        // A plain socket may go by its name alone.
+        return match socket.name.as_str() {
+            "envoy.transport_sockets.raw_buffer" | "raw_buffer" => Ok(None),
+            _ => Err(ConfigError::missing("typed_config").into()),
+        };
+    };
+    if any.is::<RawBuffer>() {
+        return Ok(None);
+    }
+    let context: UpstreamTlsContext =
+        any.unpack().map_err(|e| ConfigError::new("typed_config", e.to_string()))?;
+    UpstreamContext::compile(&context, ctx).map(|c| Some(Arc::new(c))).map_err(at("typed_config"))
+}
+
+struct HttpSettings {
+    mode: HttpMode,
+    common: Option<core::HttpProtocolOptions>,
+    auto_sni: bool,
+    auto_san: bool,
+    trailers: bool,
+    h2: H2Options,
+}
+
+/// What an HTTP/2 client of ours is told: windows, and how many streams it may open.
+fn h2_options(proto: Option<&core::Http2ProtocolOptions>) -> H2Options {
+    let default = H2Options::default();
+    H2Options {
+        max_concurrent_streams: proto
+            .and_then(|p| p.max_concurrent_streams)
+            .unwrap_or(default.max_concurrent_streams),
+        stream_window: proto.and_then(|p| p.initial_stream_window_size).unwrap_or(default.stream_window),
+        connection_window: proto
+            .and_then(|p| p.initial_connection_window_size)
+            .unwrap_or(default.connection_window),
+        ..default
+    }
+}
+
+#[allow(deprecated, reason = "control planes still send http2_protocol_options")]
+fn http_options(proto: &pb::Cluster) -> Result<HttpSettings, Vec<ConfigError>> {
+    use up::http_protocol_options::UpstreamProtocolOptions as U;
+    use up::http_protocol_options::explicit_http_config::ProtocolConfig as P;
+    const KEY: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let mode = if proto.http2_protocol_options.is_some() { HttpMode::Http2 } else { HttpMode::Http1 };
+    let h2 = h2_options(proto.http2_protocol_options.as_ref());
+    let mut settings =
+        HttpSettings { mode, common: None, auto_sni: false, auto_san: false, trailers: false, h2 };
+    for (key, any) in &proto.typed_extension_protocol_options {
+        if key != KEY {
+            return Err(ConfigError::unsupported(format!("[{key}]"), "this extension").into());
+        }
+        let options: up::HttpProtocolOptions =
+            any.unpack().map_err(|e| ConfigError::new(format!("[{key}]"), e.to_string()))?;
+        let trailers = |h1: Option<&core::Http1ProtocolOptions>| h1.is_some_and(|o| o.enable_trailers);
+        settings.mode = match &options.upstream_protocol_options {
+            None => return Err(ConfigError::missing(format!("[{key}].upstream_protocol_options")).into()),
+            Some(U::ExplicitHttpConfig(c)) => match &c.protocol_config {
+                Some(P::Http2ProtocolOptions(h2)) => {
+                    settings.h2 = h2_options(Some(h2));
+                    HttpMode::Http2
+                }
+                Some(P::HttpProtocolOptions(h1)) => {
+                    settings.trailers = trailers(Some(h1));
+                    HttpMode::Http1
+                }
+                _ => HttpMode::Http1,
+            },
+            Some(U::UseDownstreamProtocolConfig(c)) => {
+                settings.trailers = trailers(c.http_protocol_options.as_ref());
+                settings.h2 = h2_options(c.http2_protocol_options.as_ref());
+                HttpMode::Downstream
+            }
+            Some(U::AutoConfig(c)) => {
+                settings.trailers = trailers(c.http_protocol_options.as_ref());
+                settings.h2 = h2_options(c.http2_protocol_options.as_ref());
+                HttpMode::Auto
+            }
+        };
+        if let Some(upstream) = &options.upstream_http_protocol_options {
+            settings.auto_sni = upstream.auto_sni;
+            settings.auto_san = upstream.auto_san_validation;
+        }
+        settings.common = options.common_http_protocol_options;
+    }
+    Ok(settings)
+}
+
+fn bind(proto: &pb::Cluster) -> Result<Option<IpAddr>, Vec<ConfigError>> {
+    let Some(source) = proto.upstream_bind_config.as_ref().and_then(|b| b.source_address.as_ref()) else {
+        return Ok(None);
+    };
+    source
+        .address
+        .parse()
+        .map(Some)
+        .map_err(|_| ConfigError::new("source_address.address", "is not an IP address").into())
+}
+
+/// Compiles a load assignment.
+pub fn load_assignment(proto: &ep::ClusterLoadAssignment) -> Result<LoadAssignment, Vec<ConfigError>> {
+    let mut errors = Vec::new();
+    let mut localities = Vec::with_capacity(proto.endpoints.len());
+    for (i, locality) in proto.endpoints.iter().enumerate() {
+        let mut endpoints = Vec::with_capacity(locality.lb_endpoints.len());
+        for (j, e) in locality.lb_endpoints.iter().enumerate() {
+            match endpoint(e) {
+                Ok(endpoint) => endpoints.push(endpoint),
+                Err(error) => errors.push(error.at(format!("endpoints[{i}].lb_endpoints[{j}]"))),
+            }
+        }
+        let at = locality.locality.clone().unwrap_or_default();
+        let locality_name =
+            Locality { region: at.region.into(), zone: at.zone.into(), sub_zone: at.sub_zone.into() };
+        localities.push(LocalityEndpoints {
+            locality: Arc::new(locality_name),
+            weight: locality.load_balancing_weight,
+            priority: locality.priority,
+            endpoints,
+        });
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let factor = proto.policy.as_ref().and_then(|p| p.overprovisioning_factor);
+    Ok(LoadAssignment { localities, overprovisioning_factor: factor.unwrap_or(140) })
+}
+
+fn endpoint(proto: &ep::LbEndpoint) -> Result<Endpoint, ConfigError> {
+    let (inner, socket) = address_of(proto)?;
+    let address = match socket {
+        core::address::Address::SocketAddress(socket) => {
+            let ip: IpAddr = socket.address.parse().map_err(|_| {
+                let message =
+                    format!("{:?} is not an IP address; only DNS clusters take names", socket.address);
+                ConfigError::new("endpoint.address.socket_address.address", message)
+            })?;
+            HostAddress::Ip(SocketAddr::new(ip, port(&socket)?))
+        }
+        _ => return Err(ConfigError::unsupported("endpoint.address", "this kind of address")),
+    };
+    Ok(finish(proto, &inner, address))
+}
+
+fn finish(proto: &ep::LbEndpoint, inner: &ep::Endpoint, address: HostAddress) -> Endpoint {
+    let health = match core::HealthStatus::try_from(proto.health_status) {
+        Ok(core::HealthStatus::Unhealthy | core::HealthStatus::Timeout) => EndpointHealth::Unhealthy,
+        Ok(core::HealthStatus::Draining) => EndpointHealth::Draining,
+        Ok(core::HealthStatus::Degraded) => EndpointHealth::Degraded,
+        _ => EndpointHealth::Healthy,
+    };
+    Endpoint {
+        address,
+        hostname: inner.hostname.as_str().into(),
+        weight: proto.load_balancing_weight.unwrap_or(1),
+        health,
+        metadata: proto.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata)),
+    }
+}
+
+fn address_of(proto: &ep::LbEndpoint) -> Result<(ep::Endpoint, core::address::Address), ConfigError> {
+    let Some(ep::lb_endpoint::HostIdentifier::Endpoint(endpoint)) = &proto.host_identifier else {
+        return Err(ConfigError::missing("endpoint"));
+    };
+    let address = endpoint.address.as_ref().and_then(|a| a.address.clone());
+    address.map(|a| (endpoint.clone(), a)).ok_or_else(|| ConfigError::missing("endpoint.address"))
+}
+
+fn port(socket: &core::SocketAddress) -> Result<u16, ConfigError> {
+    match &socket.port_specifier {
+        Some(core::socket_address::PortSpecifier::PortValue(port)) => u16::try_from(*port).map_err(|_| {
+            ConfigError::new("endpoint.address.socket_address.port_value", format!("{port} is not a port"))
+        }),
+        _ => Err(ConfigError::missing("endpoint.address.socket_address.port_value")),
+    }
+}
+
+fn dns_name(proto: &ep::LbEndpoint) -> Result<DnsName, ConfigError> {
+    let (inner, address) = address_of(proto)?;
+    let core::address::Address::SocketAddress(socket) = address else {
+        return Err(ConfigError::new("endpoint.address", "a DNS cluster needs a name and a port"));
+    };
+    let port = port(&socket)?;
+    let nowhere = SocketAddr::from(([0, 0, 0, 0], port));
+    Ok(DnsName { host: socket.address.clone(), port, endpoint: finish(proto, &inner, nowhere.into()) })
+}

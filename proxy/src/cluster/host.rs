@@ -1,0 +1,294 @@
+//! A host: one upstream endpoint with the identity that it keeps over assignment updates, its health, its counters.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use arc_swap::{ArcSwap, Guard};
+
+use super::endpoint::{Endpoint, EndpointHealth, HostAddress, Locality, Metadata};
+
+/// A host's number, unique in this process; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostId(pub u64);
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// What an assignment update may change of a host without making it another one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// Where it is.
+    pub locality: Arc<Locality>,
+    /// Its metadata.
+    pub metadata: Option<Arc<Metadata>>,
+    /// Which of the cluster's transport sockets it is reached by.
+    pub transport: usize,
+}
+
+/// Reasons not to use a host; each has one writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum HealthFlag {
+    /// The assignment says UNHEALTHY, TIMEOUT or DRAINING.
+    FailedEds = 1,
+    /// The assignment says DEGRADED.
+    DegradedEds = 2,
+    /// The assignment says DRAINING.
+    DrainingEds = 4,
+    /// Ejected as an outlier.
+    FailedOutlier = 8,
+    /// No longer in the cluster: its idle connections close, its streams finish.
+    Removed = 16,
+}
+
+/// Whether new requests go to a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Yes.
+    Healthy,
+    /// When the healthy ones do not suffice.
+    Degraded,
+    /// Only in panic.
+    Unhealthy,
+}
+
+/// The counters that every request touches, on a cache line of their own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Hot {
+    active_requests: AtomicU32,
+    active_connections: AtomicU32,
+    requests: AtomicU64,
+    successes: AtomicU64,
+    errors: AtomicU64,
+    timeouts: AtomicU64,
+    connections: AtomicU64,
+    connect_failures: AtomicU64,
+}
+
+/// A host's totals as `/clusters` shows them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // The names are Envoy's.
+pub struct HostTotals {
+    pub cx_active: u32,
+    pub cx_connect_fail: u64,
+    pub cx_total: u64,
+    pub rq_active: u32,
+    pub rq_error: u64,
+    pub rq_success: u64,
+    pub rq_timeout: u64,
+    pub rq_total: u64,
+}
+
+/// What outlier detection counts per host; see [`super::outlier`].
+#[derive(Debug, Default)]
+pub(super) struct Streaks {
+    pub(super) consecutive_5xx: AtomicU32,
+    pub(super) gateway_failures: AtomicU32,
+    pub(super) local_failures: AtomicU32,
+}
+
+/// An upstream endpoint. Shared by all workers; everything that changes is atomic.
+pub struct Host {
+    hot: Hot,
+    id: HostId,
+    address: HostAddress,
+    hostname: Arc<str>,
+    weight: AtomicU32,
+    priority: AtomicU32,
+    flags: AtomicU32,
+    facts: ArcSwap<Facts>,
+    pub(super) streaks: Streaks,
+}
+
+impl Host {
+    /// A host for this endpoint.
+    pub fn new(endpoint: &Endpoint, priority: u32, facts: Facts) -> Arc<Self> {
+        let host = Self {
+            hot: Hot::default(),
+            id: HostId(NEXT.fetch_add(1, Relaxed)),
+            address: endpoint.address.clone(),
+            hostname: endpoint.hostname.clone(),
+            weight: AtomicU32::new(endpoint.weight.max(1)),
+            priority: AtomicU32::new(priority),
+            flags: AtomicU32::new(0),
+            facts: ArcSwap::from_pointee(facts),
+            streaks: Streaks::default(),
+        };
+        host.set_eds_health(endpoint.health);
+        Arc::new(host)
+    }
+
+    /// Takes over what a newer assignment says of the same address.
+    pub(super) fn update(&self, endpoint: &Endpoint, priority: u32, facts: Facts) {
+        self.weight.store(endpoint.weight.max(1), Relaxed);
+        self.priority.store(priority, Relaxed);
+        self.set_eds_health(endpoint.health);
+        if **self.facts.load() != facts {
+            self.facts.store(Arc::new(facts));
+        }
+    }
+
+    fn set_eds_health(&self, health: EndpointHealth) {
+        use HealthFlag::{DegradedEds, DrainingEds, FailedEds};
+        self.set_flag(FailedEds, matches!(health, EndpointHealth::Unhealthy | EndpointHealth::Draining));
+        self.set_flag(DrainingEds, health == EndpointHealth::Draining);
+        self.set_flag(DegradedEds, health == EndpointHealth::Degraded);
+    }
+
+    /// Its number.
+    #[inline]
+    pub fn id(&self) -> HostId {
+        self.id
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> &HostAddress {
+        &self.address
+    }
+
+    /// Its host name; may be empty.
+    pub fn hostname(&self) -> &Arc<str> {
+        &self.hostname
+    }
+
+    /// Its weight, at least 1.
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Relaxed)
+    }
+
+    /// Its priority; 0 is used first.
+    pub fn priority(&self) -> u32 {
+        self.priority.load(Relaxed)
+    }
+
+    /// Locality, metadata, transport socket; for a moment, not to be held over an await.
+    pub fn facts(&self) -> Guard<Arc<Facts>> {
+        self.facts.load()
+    }
+
+    /// Whether a flag is set.
+    pub fn has_flag(&self, flag: HealthFlag) -> bool {
+        self.flags.load(Acquire) & flag as u32 != 0
+    }
+
+    /// Sets or clears a flag; says whether that changed it.
+    pub(super) fn set_flag(&self, flag: HealthFlag, on: bool) -> bool {
+        let bit = flag as u32;
+        let before = if on { self.flags.fetch_or(bit, AcqRel) } else { self.flags.fetch_and(!bit, AcqRel) };
+        (before & bit != 0) != on
+    }
+
+    /// Whether new requests go to it.
+    pub fn health(&self) -> Health {
+        let flags = self.flags.load(Acquire);
+        if flags & (HealthFlag::FailedEds as u32 | HealthFlag::FailedOutlier as u32) != 0 {
+            Health::Unhealthy
+        } else if flags & HealthFlag::DegradedEds as u32 != 0 {
+            Health::Degraded
+        } else {
+            Health::Healthy
+        }
+    }
+
+    /// The flags as `/clusters` prints them: `healthy`, or `/failed_eds_health/failed_outlier_check`.
+    pub fn health_text(&self) -> String {
+        const NAMES: [(HealthFlag, &str); 4] = [
+            (HealthFlag::FailedOutlier, "/failed_outlier_check"),
+            (HealthFlag::FailedEds, "/failed_eds_health"),
+            (HealthFlag::DegradedEds, "/degraded_eds_health"),
+            (HealthFlag::DrainingEds, "/eds_status_draining"),
+        ];
+        let set: String =
+            NAMES.iter().filter(|(flag, _)| self.has_flag(*flag)).map(|(_, name)| *name).collect();
+        if set.is_empty() { "healthy".to_owned() } else { set }
+    }
+
+    /// Requests (or TCP connections) that are on this host now, over all workers.
+    #[inline]
+    pub fn active_requests(&self) -> u32 {
+        self.hot.active_requests.load(Relaxed)
+    }
+
+    /// The totals.
+    pub fn totals(&self) -> HostTotals {
+        HostTotals {
+            cx_active: self.hot.active_connections.load(Relaxed),
+            cx_connect_fail: self.hot.connect_failures.load(Relaxed),
+            cx_total: self.hot.connections.load(Relaxed),
+            rq_active: self.hot.active_requests.load(Relaxed),
+            rq_error: self.hot.errors.load(Relaxed),
+            rq_success: self.hot.successes.load(Relaxed),
+            rq_timeout: self.hot.timeouts.load(Relaxed),
+            rq_total: self.hot.requests.load(Relaxed),
+        }
+    }
+
+    /// Counts one request as active until the guard is dropped.
+    #[inline]
+    pub fn start_request(self: &Arc<Self>) -> ActiveRequest {
+        self.hot.active_requests.fetch_add(1, Relaxed);
+        ActiveRequest(self.clone())
+    }
+
+    /// Counts one open connection until the guard is dropped.
+    pub(super) fn start_connection(self: &Arc<Self>) -> OpenConnection {
+        self.hot.active_connections.fetch_add(1, Relaxed);
+        self.hot.connections.fetch_add(1, Relaxed);
+        OpenConnection(self.clone())
+    }
+
+    pub(super) fn count_request(&self) {
+        self.hot.requests.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn count_success(&self) {
+        self.hot.successes.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn count_error(&self) {
+        self.hot.errors.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn count_timeout(&self) {
+        self.hot.timeouts.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn count_connect_failure(&self) {
+        self.hot.connect_failures.fetch_add(1, Relaxed);
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Host({} {} {})", self.id.0, self.address, self.health_text())
+    }
+}
+
+/// One active request on a host; dropping it ends the count.
+#[derive(Debug)]
+pub struct ActiveRequest(Arc<Host>);
+
+impl ActiveRequest {
+    /// The host.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.0
+    }
+}
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        self.0.hot.active_requests.fetch_sub(1, Relaxed);
+    }
+}
+
+/// One open connection to a host; dropping it ends the count.
+#[derive(Debug)]
+pub struct OpenConnection(Arc<Host>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.hot.active_connections.fetch_sub(1, Relaxed);
+    }
+}

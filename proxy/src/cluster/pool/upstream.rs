@@ -1,0 +1,115 @@
+//! A connection held for one request.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Found, Idle, Line, Shared, with};
+use crate::cluster::host::Host;
+use crate::cluster::limits::Permit;
+use crate::cluster::{Cluster, Picked};
+use crate::codec::{InformationalSink, Protocol, Reply, Request, UpstreamError};
+use crate::io::TlsInfo;
+
+/// What is held while a request is under way: its place in the breaker and in the host's count of active requests.
+struct Held {
+    _permit: Permit,
+    picked: Picked,
+    cluster: Arc<Cluster>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.cluster.stats().upstream_rq_active.add(-1);
+    }
+}
+
+/// A connection for one request.
+pub struct Upstream {
+    found: Found,
+    held: Held,
+}
+
+impl Upstream {
+    pub(super) fn new(found: Found, picked: Picked, permit: Permit, cluster: Arc<Cluster>) -> Self {
+        cluster.stats().upstream_rq_total.inc();
+        cluster.stats().upstream_rq_active.add(1);
+        Self { found, held: Held { _permit: permit, picked, cluster } }
+    }
+
+    fn line(&self) -> &Line {
+        match &self.found {
+            Found::One(idle) => &idle.line,
+            Found::Share(shared) => &shared.line,
+        }
+    }
+
+    /// The host.
+    pub fn host(&self) -> &Arc<Host> {
+        self.held.picked.host()
+    }
+
+    /// Our address on the connection.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.line().local
+    }
+
+    /// What TLS established.
+    pub fn tls(&self) -> Option<&Arc<TlsInfo>> {
+        self.line().tls.as_ref()
+    }
+
+    /// The protocol that the request will go by.
+    pub fn protocol(&self) -> Protocol {
+        match &self.found {
+            Found::One(_) => Protocol::Http11,
+            Found::Share(_) => Protocol::Http2,
+        }
+    }
+
+    /// Sends a request. The connection goes back to the pool, and the request's places are given back, when the reply's
+    /// body has been read or dropped.
+    pub async fn send(
+        self,
+        request: Request,
+        sink: Option<Rc<dyn InformationalSink>>,
+    ) -> Result<Reply, UpstreamError> {
+        let held = self.held;
+        match self.found {
+            Found::One(Idle { connection, line, .. }) => {
+                let release = Box::new(move |back: Option<crate::codec::h1::client::Connection>| {
+                    drop(held);
+                    let Some(connection) = back else { return };
+                    let now = Instant::now();
+                    if !line.is_fresh(connection.requests(), now) {
+                        if let Some(cluster) = line.cluster.upgrade() {
+                            cluster.stats().upstream_cx_max_requests.inc();
+                        }
+                        return;
+                    }
+                    let key = line.key.clone();
+                    with(&key, |p| {
+                        p.idle.push(Idle { connection, line, since: now });
+                        p.wake();
+                    });
+                });
+                connection.send(request, sink, release).await
+            }
+            Found::Share(shared) => {
+                let handle = shared.connection.borrow().clone();
+                let done = Box::new(move || {
+                    drop(held);
+                    finished(&shared);
+                });
+                handle.send(request, sink, done).await
+            }
+        }
+    }
+}
+
+fn finished(shared: &Rc<Shared>) {
+    shared.used.set(Instant::now());
+    with(&shared.line.key, super::Pool::wake);
+}

@@ -1,0 +1,176 @@
+//! What a cluster counts, under Envoy's names (`cluster.<name>.`); made at its first use, so that a thousand clusters that
+//! nobody calls cost nothing.
+
+use std::sync::{Arc, OnceLock};
+
+use super::limits::{Resource, RoutingPriority, Thresholds};
+use crate::identity::tls::TlsStats;
+use crate::telemetry::registry::{Counter, Gauge, Group, Histogram};
+
+/// A cluster's statistics, made when first asked for.
+#[derive(Debug)]
+pub struct LazyStats {
+    prefix: String,
+    thresholds: [Thresholds; 2],
+    made: OnceLock<ClusterStats>,
+}
+
+impl LazyStats {
+    /// For a cluster of this name in statistics, with these limits (default and high priority).
+    pub fn new(name: &str, thresholds: [Thresholds; 2]) -> Arc<Self> {
+        // Istio ends alternative names with a semicolon, its delimiter; it is no part of the name.
+        let name = name.strip_suffix(';').unwrap_or(name);
+        Arc::new(Self { prefix: format!("cluster.{name}"), thresholds, made: OnceLock::new() })
+    }
+
+    /// The statistics.
+    #[inline]
+    pub fn get(&self) -> &ClusterStats {
+        self.made.get_or_init(|| ClusterStats::new(&self.prefix, &self.thresholds))
+    }
+}
+
+/// Gauges of one circuit breaker.
+#[derive(Clone, Copy, Debug)]
+pub struct LimitCells {
+    /// 1 while it is full.
+    pub open: Gauge,
+    /// What is left of it.
+    pub remaining: Gauge,
+}
+
+macro_rules! stats {
+    ($($field:ident: $kind:ident $name:literal,)*) => {
+        /// The cells; the field names are Envoy's.
+        #[derive(Debug)]
+        #[allow(missing_docs)]
+        pub struct ClusterStats {
+            _group: Arc<Group>,
+            $(pub $field: stats!(@type $kind),)*
+            /// `upstream_rq_1xx` to `upstream_rq_5xx`.
+            pub classes: [Counter; 5],
+            /// `ssl.*`.
+            pub tls: TlsStats,
+            limits: [[LimitCells; 4]; 2],
+        }
+
+        impl ClusterStats {
+            fn new(prefix: &str, thresholds: &[Thresholds; 2]) -> Self {
+                let group = Group::new(prefix, Vec::new());
+                Self {
+                    $($field: group.$kind($name),)*
+                    classes: ["upstream_rq_1xx", "upstream_rq_2xx", "upstream_rq_3xx", "upstream_rq_4xx", "upstream_rq_5xx"]
+                        .map(|n| group.counter(n)),
+                    tls: TlsStats::new(&group),
+                    limits: limit_cells(&group, thresholds),
+                    _group: group,
+                }
+            }
+        }
+    };
+    (@type counter) => { Counter };
+    (@type gauge) => { Gauge };
+    (@type histogram) => { Histogram };
+}
+
+stats! {
+    upstream_cx_total: counter "upstream_cx_total",
+    upstream_cx_active: gauge "upstream_cx_active",
+    upstream_cx_http1_total: counter "upstream_cx_http1_total",
+    upstream_cx_http2_total: counter "upstream_cx_http2_total",
+    upstream_cx_connect_fail: counter "upstream_cx_connect_fail",
+    upstream_cx_connect_timeout: counter "upstream_cx_connect_timeout",
+    upstream_cx_connect_ms: histogram "upstream_cx_connect_ms",
+    upstream_cx_destroy: counter "upstream_cx_destroy",
+    upstream_cx_idle_timeout: counter "upstream_cx_idle_timeout",
+    upstream_cx_max_requests: counter "upstream_cx_max_requests",
+    upstream_cx_none_healthy: counter "upstream_cx_none_healthy",
+    upstream_cx_overflow: counter "upstream_cx_overflow",
+    upstream_cx_pool_overflow: counter "upstream_cx_pool_overflow",
+    upstream_rq_total: counter "upstream_rq_total",
+    upstream_rq_active: gauge "upstream_rq_active",
+    upstream_rq_completed: counter "upstream_rq_completed",
+    upstream_rq_pending_total: counter "upstream_rq_pending_total",
+    upstream_rq_pending_active: gauge "upstream_rq_pending_active",
+    upstream_rq_pending_overflow: counter "upstream_rq_pending_overflow",
+    upstream_rq_timeout: counter "upstream_rq_timeout",
+    upstream_rq_per_try_timeout: counter "upstream_rq_per_try_timeout",
+    upstream_rq_retry: counter "upstream_rq_retry",
+    upstream_rq_retry_success: counter "upstream_rq_retry_success",
+    upstream_rq_retry_overflow: counter "upstream_rq_retry_overflow",
+    upstream_rq_retry_limit_exceeded: counter "upstream_rq_retry_limit_exceeded",
+    upstream_rq_rx_reset: counter "upstream_rq_rx_reset",
+    upstream_rq_tx_reset: counter "upstream_rq_tx_reset",
+    upstream_rq_time: histogram "upstream_rq_time",
+    membership_total: gauge "membership_total",
+    membership_healthy: gauge "membership_healthy",
+    membership_degraded: gauge "membership_degraded",
+    membership_change: counter "membership_change",
+    update_success: counter "update_success",
+    update_no_rebuild: counter "update_no_rebuild",
+    lb_healthy_panic: counter "lb_healthy_panic",
+    ejections_active: gauge "outlier_detection.ejections_active",
+    ejections_enforced_total: counter "outlier_detection.ejections_enforced_total",
+    ejections_overflow: counter "outlier_detection.ejections_overflow",
+    ejections_detected_5xx: counter "outlier_detection.ejections_detected_consecutive_5xx",
+    ejections_enforced_5xx: counter "outlier_detection.ejections_enforced_consecutive_5xx",
+    ejections_detected_gateway: counter "outlier_detection.ejections_detected_consecutive_gateway_failure",
+    ejections_enforced_gateway: counter "outlier_detection.ejections_enforced_consecutive_gateway_failure",
+    ejections_detected_local: counter "outlier_detection.ejections_detected_consecutive_local_origin_failure",
+    ejections_enforced_local: counter "outlier_detection.ejections_enforced_consecutive_local_origin_failure",
+}
+
+impl ClusterStats {
+    /// The gauges of a breaker.
+    pub fn limit(&self, resource: Resource, priority: RoutingPriority) -> &LimitCells {
+        &self.limits[priority as usize][resource as usize]
+    }
+
+    /// What counts that a breaker was full.
+    pub fn overflow(&self, resource: Resource) -> Counter {
+        match resource {
+            Resource::Connections => self.upstream_cx_overflow,
+            Resource::Pending | Resource::Requests => self.upstream_rq_pending_overflow,
+            Resource::Retries => self.upstream_rq_retry_overflow,
+        }
+    }
+
+    /// Counts an answer by its class.
+    pub fn answered(&self, status: http::StatusCode) {
+        self.upstream_rq_completed.inc();
+        if let Some(class) = self.classes.get(usize::from(status.as_u16() / 100).wrapping_sub(1)) {
+            class.inc();
+        }
+    }
+}
+
+fn limit_cells(group: &Group, thresholds: &[Thresholds; 2]) -> [[LimitCells; 4]; 2] {
+    const NAMES: [[[&str; 2]; 4]; 2] = [
+        [
+            ["circuit_breakers.default.cx_open", "circuit_breakers.default.remaining_cx"],
+            ["circuit_breakers.default.rq_pending_open", "circuit_breakers.default.remaining_pending"],
+            ["circuit_breakers.default.rq_open", "circuit_breakers.default.remaining_rq"],
+            ["circuit_breakers.default.rq_retry_open", "circuit_breakers.default.remaining_retries"],
+        ],
+        [
+            ["circuit_breakers.high.cx_open", "circuit_breakers.high.remaining_cx"],
+            ["circuit_breakers.high.rq_pending_open", "circuit_breakers.high.remaining_pending"],
+            ["circuit_breakers.high.rq_open", "circuit_breakers.high.remaining_rq"],
+            ["circuit_breakers.high.rq_retry_open", "circuit_breakers.high.remaining_retries"],
+        ],
+    ];
+    std::array::from_fn(|priority| {
+        let t = &thresholds[priority];
+        let maxima = [t.max_connections, t.max_pending_requests, t.max_requests, t.max_retries];
+        std::array::from_fn(|i| {
+            let cells = LimitCells {
+                open: group.gauge(NAMES[priority][i][0]),
+                remaining: group.gauge(NAMES[priority][i][1]),
+            };
+            if t.track_remaining {
+                cells.remaining.add(i64::try_from(maxima[i]).unwrap_or(i64::MAX));
+            }
+            cells
+        })
+    })
+}
