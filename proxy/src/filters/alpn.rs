@@ -1,6 +1,8 @@
 //! `istio.alpn`: which application protocols to offer an upstream, by the HTTP version that will be spoken with it, so that
 //! Istio's inbound chains recognise mesh traffic.
 
+use std::sync::Arc;
+
 use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig;
 use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::filter_config::Protocol as Proto;
 
@@ -9,9 +11,9 @@ use crate::codec::Protocol;
 /// Protocol names by upstream version; empty where the cluster's own stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AlpnOverride {
-    http10: Vec<Vec<u8>>,
-    http11: Vec<Vec<u8>>,
-    http2: Vec<Vec<u8>>,
+    http10: Arc<Vec<Vec<u8>>>,
+    http11: Arc<Vec<Vec<u8>>>,
+    http2: Arc<Vec<Vec<u8>>>,
 }
 
 impl AlpnOverride {
@@ -19,7 +21,7 @@ impl AlpnOverride {
     pub fn compile(config: &FilterConfig) -> Self {
         let mut compiled = Self::default();
         for entry in &config.alpn_override {
-            let names = entry.alpn_override.iter().map(|n| n.clone().into_bytes()).collect();
+            let names = entry.alpn_override.iter().map(|n| n.clone().into_bytes()).collect::<Vec<_>>().into();
             match entry.upstream_protocol() {
                 Proto::Http10 => compiled.http10 = names,
                 Proto::Http11 => compiled.http11 = names,
@@ -30,7 +32,7 @@ impl AlpnOverride {
     }
 
     /// The names to offer for a version.
-    pub fn names(&self, upstream: Protocol) -> Option<&[Vec<u8>]> {
+    pub fn names(&self, upstream: Protocol) -> Option<&Arc<Vec<Vec<u8>>>> {
         let names = match upstream {
             Protocol::Http10 => &self.http10,
             Protocol::Http11 => &self.http11,

@@ -142,6 +142,7 @@ pub struct Admitted {
 }
 
 /// What the router goes by beside the request itself.
+#[derive(Clone)]
 pub struct ForRouter {
     /// The router's own settings.
     pub config: Arc<RouterConfig>,

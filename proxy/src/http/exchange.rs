@@ -33,6 +33,7 @@ struct Before {
 /// Handles one request of a connection.
 pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream) -> Reply {
     let flow = Rc::new(Flow::new(record(&request.head)));
+    let stream = downstream.stream;
     flow.keep_head.set(!shared.config.logs().is_empty());
     let mut ending = Ending::new(shared.clone(), flow.clone());
     shared.count_request(request.head.protocol);
@@ -43,6 +44,9 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
         watched(&shared, &flow, work).await
     };
 
+    if let Some(token) = &before.head.upgrade {
+        response::translate_upgrade(&mut reply.head, token, before.head.protocol);
+    }
     shared.config.filters.response_head(&mut reply.head.headers, &mut ending.scratch, matched.as_ref());
     response::shape(&mut reply.head, &shared.config, before.request_id.as_ref());
     if before.head.method == Method::HEAD {
@@ -57,6 +61,7 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
     if !shared.config.logs().is_empty() {
         ending.response = Some(reply.head.headers.clone());
     }
+    reply.close |= shared.is_spent(stream);
     reply.body = ResponseBody::guard(reply.body, &flow, ending);
     reply
 }
@@ -315,7 +320,7 @@ fn outline(head: &RequestHead) -> RequestHead {
         authority: bytes::Bytes::new(),
         path: bytes::Bytes::new(),
         protocol: head.protocol,
-        upgrade: None,
+        upgrade: head.upgrade.clone(),
         headers,
     }
 }

@@ -83,6 +83,14 @@ impl Shared {
         }
     }
 
+    /// Whether the connection should end after the request of this number.
+    pub fn is_spent(&self, stream: u64) -> bool {
+        let config = &self.config;
+        let most = u64::from(config.max_requests_per_connection);
+        let longest = config.max_connection_duration;
+        (most > 0 && stream + 1 >= most) || (!longest.is_zero() && self.opened.elapsed() >= longest)
+    }
+
     /// Treats `x-forwarded-client-cert`.
     pub fn client_cert(&self, headers: &mut Headers) {
         if self.config.client_cert == ClientCert::Sanitize && !headers.contains(&xfcc::CLIENT_CERT) {

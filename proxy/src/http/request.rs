@@ -157,6 +157,16 @@ fn remove_hop_by_hop(head: &mut RequestHead) {
     {
         headers.remove(&name);
     }
+    if let Some(token) = &head.upgrade
+        && let Ok(token) = HeaderValue::from_maybe_shared(token.clone())
+    {
+        // Within the proxy an upgrade has HTTP/1's form, whichever version asked for it; the upstream codec writes its own.
+        headers.set(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.set(header::UPGRADE, token);
+        if head.method == Method::CONNECT {
+            head.method = Method::GET;
+        }
+    }
     if let Some(te) = headers.get(&header::TE) {
         let trailers = te
             .as_bytes()

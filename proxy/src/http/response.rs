@@ -6,12 +6,27 @@ use super::config::{HcmConfig, ServerHeader};
 use super::date;
 use super::request::append_via;
 use super::request_id::REQUEST_ID;
-use crate::codec::ResponseHead;
+use crate::codec::{Protocol, ResponseHead};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Shapes a response's head. `upgraded`: it accepts an upgrade, whose fields stay.
+/// Gives the answer to an upgrade the form of the downstream's version: 101 with its fields in HTTP/1, 200 in HTTP/2.
+pub fn translate_upgrade(head: &mut ResponseHead, token: &[u8], downstream: Protocol) {
+    match (downstream, head.status) {
+        (Protocol::Http2, StatusCode::SWITCHING_PROTOCOLS) => head.status = StatusCode::OK,
+        (Protocol::Http10 | Protocol::Http11, StatusCode::OK) if head.protocol == Protocol::Http2 => {
+            head.status = StatusCode::SWITCHING_PROTOCOLS;
+            head.headers.set(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            if let Ok(token) = HeaderValue::from_bytes(token) {
+                head.headers.set(header::UPGRADE, token);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Shapes a response's head. The fields of an accepted upgrade stay.
 pub fn shape(head: &mut ResponseHead, config: &HcmConfig, request_id: Option<&HeaderValue>) {
     let headers = &mut head.headers;
     if !headers.contains(&header::DATE) {

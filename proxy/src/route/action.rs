@@ -115,6 +115,8 @@ pub struct Mirror {
     pub cluster: Arc<Slot<Cluster>>,
     /// Which share.
     pub chance: Chance,
+    /// Mark the copy's authority with `-shadow`.
+    pub suffix: bool,
 }
 
 /// The circuit breaker thresholds that count for a request (`RoutingPriority`).

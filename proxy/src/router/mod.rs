@@ -8,6 +8,7 @@ mod config;
 pub mod drive;
 mod flow;
 mod head;
+mod mirror;
 pub mod replay;
 mod reply;
 pub mod retry;
@@ -18,18 +19,21 @@ pub use config::RouterConfig;
 pub use flow::{Expired, Flow, RequestBody, Watchdog};
 pub use reply::{LocalReply, grpc_status_of};
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderName, HeaderValue};
 
+use self::attempt::{Attempt, Upstreams};
 use self::drive::{ATTEMPT_COUNT, Tries, drive};
 use self::retry::Retries;
 use self::upstream::ClusterUpstreams;
 use crate::cluster::Cluster;
-use crate::codec::{Reply, RequestHead};
+use crate::cluster::balance::xxhash::xxh64;
+use crate::codec::{Body, Reply, Request, RequestHead};
 use crate::filters::{Admitted, Exchange, ForRouter};
-use crate::route::{Forward, Matched, Target};
+use crate::route::{Forward, Matched, Target, hash};
 use crate::state::Slot;
 use crate::telemetry::Flag;
 use crate::telemetry::access_log::LogContext;
@@ -51,7 +55,8 @@ pub struct Routed {
 
 /// Sends an admitted request to its cluster. Its route must be one that forwards.
 pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
-    let (mut exchange, ForRouter { config, alpn, peer_metadata }) = admitted.into_parts();
+    let (mut exchange, wishes) = admitted.into_parts();
+    let config = wishes.config.clone();
     let envoy_headers = !config.suppress_envoy_headers;
     let flow = exchange.flow.clone();
     let Some(matched) = exchange.matched.clone() else {
@@ -85,23 +90,22 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         // Logs speak of the request as it went upstream.
         *flow.kept_head.borrow_mut() = Some(head.clone());
     }
-    let upstreams = ClusterUpstreams::new(
-        slot,
-        forward,
-        alpn,
-        peer_metadata,
-        &connection,
-        &flow,
-        exchange.informational.clone(),
-    );
     let host = matched.virtual_host();
+    let buffer_limit = matched.route().buffer_limit.or(host.buffer_limit).unwrap_or(buffer_limit);
+    let addresses = || format!("{}{}", connection.remote, connection.local);
+    let client = connection.remote.ip();
+    let (hash, cookie) = hash::hash(&forward.hash, &head, client, addresses, |b| xxh64(b, 0));
+    let body = mirror(forward, &wishes, &exchange, &head, body, buffer_limit);
+    let mut upstreams = ClusterUpstreams::new(slot, forward, wishes, connection.clone(), flow.clone());
+    upstreams.hash = hash;
+    upstreams.informational = Some(exchange.informational.clone());
     let tries = Tries {
         flow: &flow,
         policy,
         retries,
         head,
         body,
-        buffer_limit: matched.route().buffer_limit.or(host.buffer_limit).unwrap_or(buffer_limit),
+        buffer_limit,
         per_try: limits.per_try,
         attempt_count: host.attempt_count_in_request,
         random: || fastrand::u64(..),
@@ -113,12 +117,48 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         }
         Ok(mut reply) => {
             flow.set_try_idle(policy.map(|p| p.per_try_idle_timeout));
-            answer_head(&mut reply, &matched, &exchange, envoy_headers);
+            answer_head(&mut reply, &matched, &exchange, envoy_headers, cookie);
             Ok(reply)
         }
     };
     upstreams.leave(&mut exchange.scratch);
     Routed { result, exchange }
+}
+
+/// Sends the copies that the route asks for, each on a task of its own, and returns the request's own body.
+fn mirror(
+    forward: &Forward,
+    wishes: &ForRouter,
+    exchange: &Exchange,
+    head: &RequestHead,
+    body: Body,
+    limit: u64,
+) -> Body {
+    let chosen: Vec<_> = forward.mirrors.iter().filter(|m| m.chance.hits(fastrand::u64(..))).collect();
+    if chosen.is_empty() || head.upgrade.is_some() || head.method == http::Method::CONNECT {
+        return body;
+    }
+    let (own, copies) = mirror::tee(body, chosen.len(), limit);
+    for (mirror, body) in chosen.into_iter().zip(copies) {
+        let flow = Rc::new(Flow::new(exchange.flow.info(|i| i.clone())));
+        let body = RequestBody::wrap(body, &flow);
+        let request = Request { head: mirror::head(head, mirror.suffix), body };
+        let timeout = forward.timeout;
+        let upstreams = ClusterUpstreams::new(
+            mirror.cluster.clone(),
+            forward,
+            wishes.clone(),
+            exchange.connection.clone(),
+            flow,
+        );
+        tokio::task::spawn_local(async move {
+            let attempt = Attempt { request, tried: &[], repicks: 0, timeout };
+            if let Ok(mut reply) = upstreams.attempt(attempt).await.result {
+                while let Some(Ok(_)) = reply.body.frame().await {}
+            }
+        });
+    }
+    own
 }
 
 /// The cluster that the route names for this request.
@@ -131,7 +171,13 @@ fn cluster_slot(matched: &Matched, forward: &Forward, head: &RequestHead) -> Opt
 }
 
 /// Makes an upstream's answer the route's.
-fn answer_head(reply: &mut Reply, matched: &Matched, exchange: &Exchange, envoy_headers: bool) {
+fn answer_head(
+    reply: &mut Reply,
+    matched: &Matched,
+    exchange: &Exchange,
+    envoy_headers: bool,
+    cookie: Option<HeaderValue>,
+) {
     let flow = &exchange.flow;
     let now = Instant::now();
     let headers = &mut reply.head.headers;
@@ -141,6 +187,9 @@ fn answer_head(reply: &mut Reply, matched: &Matched, exchange: &Exchange, envoy_
     }
     if matched.virtual_host().attempt_count_in_response {
         headers.set(ATTEMPT_COUNT, HeaderValue::from(flow.info(|i| i.attempts)));
+    }
+    if let Some(cookie) = cookie {
+        headers.append(http::header::SET_COOKIE, cookie);
     }
     flow.info(|i| {
         i.upstream_first_byte = Some(now);

@@ -1,55 +1,295 @@
 //! Tries over a cluster: choose a host, get a connection, send.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::attempt::{Attempt, Event, Failure, Outcome, Upstreams};
-use super::flow::Flow;
-use crate::cluster::Cluster;
-use crate::codec::InformationalSink;
-use crate::filters::Scratch;
-use crate::filters::alpn::AlpnOverride;
-use crate::filters::peer_metadata::PeerMetadata;
+use http::{HeaderName, StatusCode};
+use prost_types::value::Kind;
+
+use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
+use super::flow::{Expired, Flow};
+use super::head::set_authority;
+use crate::cluster::limits::Permit;
+use crate::cluster::{
+    self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority, Want,
+};
+use crate::codec::{InformationalSink, Progress, Protocol, Reply, RequestHead, UpstreamError};
+use crate::filters::{ForRouter, Scratch};
 use crate::io::ConnectionInfo;
 use crate::route::Forward;
+use crate::route::action::{HostRewrite, Priority};
 use crate::state::Slot;
+use crate::telemetry::istio::{Service, Workload};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// What is known of the callee.
+#[derive(Default)]
+struct Callee {
+    host: Option<Arc<Host>>,
+    service: Option<Arc<Service>>,
+    principal: Option<Arc<str>>,
+}
 
 /// Makes tries at one cluster for one request.
-pub struct ClusterUpstreams<'a> {
+pub struct ClusterUpstreams {
     slot: Arc<Slot<Cluster>>,
-    _forward: &'a Forward,
+    priority: RoutingPriority,
+    /// The authority becomes the chosen host's name.
+    auto_host: bool,
+    append_forwarded_host: bool,
+    /// The request's hash.
+    pub hash: Option<u64>,
+    wishes: ForRouter,
+    connection: Arc<ConnectionInfo>,
+    flow: Rc<Flow>,
+    /// Where 1xx heads go; nowhere for mirrors.
+    pub informational: Option<Rc<dyn InformationalSink>>,
+    callee: RefCell<Callee>,
 }
 
-impl<'a> ClusterUpstreams<'a> {
-    /// For one request.
-    #[allow(clippy::too_many_arguments)]
+impl ClusterUpstreams {
+    /// For one request of a route.
     pub fn new(
         slot: Arc<Slot<Cluster>>,
-        forward: &'a Forward,
-        _alpn: Option<Arc<AlpnOverride>>,
-        _peer_metadata: Option<Arc<PeerMetadata>>,
-        _connection: &'a ConnectionInfo,
-        _flow: &'a Rc<Flow>,
-        _informational: Rc<dyn InformationalSink>,
+        forward: &Forward,
+        wishes: ForRouter,
+        connection: Arc<ConnectionInfo>,
+        flow: Rc<Flow>,
     ) -> Self {
-        Self { slot, _forward: forward }
+        Self {
+            slot,
+            priority: match forward.priority {
+                Priority::Default => RoutingPriority::Default,
+                Priority::High => RoutingPriority::High,
+            },
+            auto_host: matches!(forward.host_rewrite, HostRewrite::Auto),
+            append_forwarded_host: forward.append_x_forwarded_host,
+            hash: None,
+            wishes,
+            connection,
+            flow,
+            informational: None,
+            callee: RefCell::default(),
+        }
     }
 
-    /// Leaves what is known of the callee.
-    pub fn leave(self, _scratch: &mut Scratch) {}
+    /// Leaves what is known of the callee for those who report on the request.
+    pub fn leave(self, scratch: &mut Scratch) {
+        let callee = self.callee.into_inner();
+        scratch.service = callee.service;
+        scratch.upstream_principal = callee.principal;
+        if scratch.upstream_peer.is_none() {
+            scratch.upstream_peer = callee.host.as_deref().and_then(workload_of);
+        }
+    }
+
+    async fn send(&self, attempt: Attempt<'_>, seen: &mut Option<Seen>) -> Result<Reply, Failure> {
+        let Attempt { mut request, tried, repicks, timeout } = attempt;
+        let cluster = self.slot.get().ok_or(Failure::NoCluster)?;
+        self.callee.borrow_mut().service = cluster.config().service.clone();
+        let tried: Vec<HostId> = tried.iter().map(|id| HostId(*id)).collect();
+        let local = &self.connection;
+        let context = PickContext {
+            hash: self.hash,
+            tried: &tried,
+            repicks,
+            original_dst: local.local_restored.then_some(local.local),
+        };
+        let picked = cluster.pick(&context).map_err(|e| match e {
+            NoHost::NoHealthyUpstream | NoHost::NoOriginalDestination => Failure::NoHost,
+        })?;
+        let host = picked.host().clone();
+        *seen = Some(Seen { host: host.id().0, address: host.address().ip(), local: None });
+        self.callee.borrow_mut().host = Some(host.clone());
+        let want = self.shape(&mut request.head, &cluster, &picked);
+
+        let under_way = UnderWay::new(&cluster, &host, &self.flow);
+        let upstream = match cluster::acquire(&cluster, picked, &want).await {
+            Ok(upstream) => upstream,
+            Err(AcquireError::Overflow) => {
+                under_way.end(None);
+                return Err(Failure::Overflow);
+            }
+            Err(AcquireError::Connect(failure)) => {
+                under_way.end(Some(cluster::Outcome::ConnectFailed));
+                return Err(Failure::Connect { timeout: failure.timeout, reason: (&*failure.reason).into() });
+            }
+        };
+        if let Some(seen) = seen {
+            seen.local = upstream.local();
+        }
+        self.callee.borrow_mut().principal = upstream.tls().and_then(|t| t.peer_id.clone());
+        match within(&self.flow, timeout, upstream.send(request, self.informational.clone())).await {
+            Ok(Ok(reply)) => {
+                under_way.end(Some(cluster::Outcome::Answered(status_of(&reply))));
+                Ok(reply)
+            }
+            Ok(Err(error)) => {
+                under_way.end(Some(cluster::Outcome::Reset));
+                Err(reset(error))
+            }
+            Err(failure) => {
+                cluster.stats().upstream_rq_per_try_timeout.inc();
+                under_way.end(Some(cluster::Outcome::TimedOut));
+                Err(failure)
+            }
+        }
+    }
+
+    /// What depends on the cluster and the host: authority, our metadata, the protocols to offer.
+    fn shape(&self, head: &mut RequestHead, cluster: &Cluster, picked: &Picked) -> Want {
+        let config = cluster.config();
+        let name = picked.host().hostname();
+        if self.auto_host && !name.is_empty() {
+            set_authority(head, name.to_string().into(), self.append_forwarded_host);
+        }
+        let metadata = config.metadata.as_deref();
+        if let Some(filter) = &self.wishes.peer_metadata {
+            let external = metadata
+                .and_then(|m| m.namespace("istio")?.fields.get("external")?.kind.as_ref())
+                .is_some_and(|kind| matches!(kind, Kind::BoolValue(true)));
+            filter.write_request(&mut head.headers, external);
+        }
+        let protocol = match config.http {
+            HttpMode::Http1 => Protocol::Http11,
+            HttpMode::Http2 => Protocol::Http2,
+            HttpMode::Downstream | HttpMode::Auto => head.protocol,
+        };
+        let overridable = metadata.and_then(|m| m.get_str("istio", "alpn_override")) != Some("false");
+        let alpn = self.wishes.alpn.as_ref().filter(|_| overridable).and_then(|a| a.names(protocol));
+        let named = config.auto_sni || config.auto_san;
+        Want {
+            protocol: head.protocol,
+            alpn: alpn.cloned(),
+            authority: named.then(|| String::from_utf8_lossy(&head.authority).into()),
+            priority: self.priority,
+            tunnel: head.upgrade.is_some() || head.method == http::Method::CONNECT,
+        }
+    }
 }
 
-impl Upstreams for ClusterUpstreams<'_> {
-    type Permit = ();
+/// Reports how a try ended. Dropped in the middle of one, it reports a timeout if that is why the request is given up, and
+/// nothing if the downstream went away.
+struct UnderWay<'a> {
+    cluster: &'a Arc<Cluster>,
+    host: &'a Arc<Host>,
+    flow: &'a Flow,
+    ended: Cell<bool>,
+}
 
-    async fn attempt(&self, _attempt: Attempt<'_>) -> Outcome {
-        let failure = if self.slot.get().is_some() { Failure::NoHost } else { Failure::NoCluster };
-        Outcome { seen: None, result: Err(failure) }
+impl<'a> UnderWay<'a> {
+    fn new(cluster: &'a Arc<Cluster>, host: &'a Arc<Host>, flow: &'a Flow) -> Self {
+        Self { cluster, host, flow, ended: Cell::new(false) }
     }
 
-    fn retry_permit(&self) -> Option<()> {
-        Some(())
+    fn end(self, outcome: Option<cluster::Outcome>) {
+        self.ended.set(true);
+        if let Some(outcome) = outcome {
+            self.cluster.report(self.host, outcome);
+        }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if !self.ended.get() && matches!(self.flow.expired(), Some(Expired::Route | Expired::TryIdle)) {
+            self.cluster.report(self.host, cluster::Outcome::TimedOut);
+        }
+    }
+}
+
+impl Upstreams for ClusterUpstreams {
+    type Permit = Option<Permit>;
+
+    async fn attempt(&self, attempt: Attempt<'_>) -> Outcome {
+        let mut seen = None;
+        let result = self.send(attempt, &mut seen).await;
+        Outcome { seen, result }
     }
 
-    fn count(&self, _event: Event) {}
+    fn retry_permit(&self) -> Option<Self::Permit> {
+        match self.slot.get() {
+            Some(cluster) => cluster.limits(self.priority).retries.try_acquire().map(Some),
+            // The next try will say that the cluster is gone.
+            None => Some(None),
+        }
+    }
+
+    fn count(&self, event: Event) {
+        let Some(cluster) = self.slot.get() else { return };
+        let stats = cluster.stats();
+        match event {
+            Event::Retry => stats.upstream_rq_retry.inc(),
+            Event::RetrySuccess => stats.upstream_rq_retry_success.inc(),
+            Event::RetryLimitExceeded => stats.upstream_rq_retry_limit_exceeded.inc(),
+            // Counted where the permit was refused.
+            Event::RetryOverflow => {}
+        }
+    }
+}
+
+fn reset(error: UpstreamError) -> Failure {
+    Failure::Reset { reason: error.reason, head_sent: error.progress > Progress::Unsent, text: None }
+}
+
+/// The status by which a host is judged: a gRPC answer's own, in HTTP's terms.
+fn status_of(reply: &Reply) -> StatusCode {
+    let grpc = reply.head.headers.get_str(&GRPC_STATUS).and_then(|s| s.parse::<u32>().ok());
+    let code = match grpc {
+        None | Some(0) => return reply.head.status,
+        Some(1) => 499,
+        Some(3 | 9 | 11) => 400,
+        Some(4) => 504,
+        Some(5) => 404,
+        Some(6 | 10) => 409,
+        Some(7) => 403,
+        Some(8) => 429,
+        Some(12) => 501,
+        Some(14) => 503,
+        Some(16) => 401,
+        Some(_) => 500,
+    };
+    StatusCode::from_u16(code).unwrap_or(reply.head.status)
+}
+
+/// Workloads by host that a worker remembers; more than a mesh's endpoints that one worker calls.
+const REMEMBERED: usize = 10_000;
+
+/// By host: the text and what it says.
+type Workloads = HashMap<u64, (Box<str>, Arc<Workload>)>;
+
+thread_local! {
+    static WORKLOADS: RefCell<Workloads> = RefCell::default();
+}
+
+/// The workload behind a host, as the control plane describes it in the endpoint's metadata:
+/// `name;namespace;canonical name;canonical revision;cluster`.
+fn workload_of(host: &Host) -> Option<Arc<Workload>> {
+    let facts = host.facts();
+    let text = facts.metadata.as_deref()?.get_str("istio", "workload")?;
+    WORKLOADS.with_borrow_mut(|known| {
+        if let Some((of, workload)) = known.get(&host.id().0)
+            && **of == *text
+        {
+            return Some(workload.clone());
+        }
+        let mut parts = text.split(';').map(str::to_owned);
+        let mut next = || parts.next().unwrap_or_default();
+        let workload = Arc::new(Workload {
+            name: next(),
+            namespace: next(),
+            canonical_service: next(),
+            canonical_revision: next(),
+            cluster: next(),
+            ..Workload::default()
+        });
+        if known.len() >= REMEMBERED {
+            known.clear();
+        }
+        known.insert(host.id().0, (text.into(), workload.clone()));
+        Some(workload)
+    })
 }

@@ -328,7 +328,8 @@ fn mirror(
         Some(fraction) => runtime_chance(fraction).map_err(|e| e.at("runtime_fraction"))?,
         None => Chance::ALWAYS,
     };
-    Ok(Mirror { cluster: shared.context.clusters.slot(&policy.cluster), chance })
+    let cluster = shared.context.clusters.slot(&policy.cluster);
+    Ok(Mirror { cluster, chance, suffix: !policy.disable_shadow_host_suffix_append })
 }
 
 fn hash_policy(policy: &proto::route_action::HashPolicy) -> Result<HashPolicy, ConfigError> {

@@ -1,5 +1,7 @@
 //! A connection manager without a codec: requests in, replies out.
 
+mod upstream;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -41,6 +43,15 @@ fn connection() -> ConnectionInfo {
 }
 
 fn compile(settings: Value, routes: Value, filters: Value) -> Result<HcmConfig, String> {
+    compile_with(&CompileContext::for_tests(), settings, routes, filters)
+}
+
+fn compile_with(
+    context: &CompileContext,
+    settings: Value,
+    routes: Value,
+    filters: Value,
+) -> Result<HcmConfig, String> {
     let mut filters = filters.as_array().unwrap().clone();
     filters.push(json!({"name": "envoy.filters.http.router", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}));
@@ -49,8 +60,7 @@ fn compile(settings: Value, routes: Value, filters: Value) -> Result<HcmConfig, 
     config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
     let config: xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager =
         xds_protos::json::from_value(config).unwrap();
-    HcmConfig::compile(&config, Direction::Inbound, &CompileContext::for_tests())
-        .map_err(|e| crate::state::error::join(&e))
+    HcmConfig::compile(&config, Direction::Inbound, context).map_err(|e| crate::state::error::join(&e))
 }
 
 fn request(method: &str, path: &str, fields: &[(&str, &str)]) -> Request {

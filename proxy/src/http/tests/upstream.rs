@@ -1,0 +1,310 @@
+//! Requests to upstreams that speak HTTP/1 on loopback sockets.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::cluster::{Cluster, ClusterConfig};
+use crate::codec::Drain;
+use crate::codec::h1::server::{ServerOptions, serve};
+use crate::io::Io;
+use crate::state::{NodeInfo, Tables};
+
+/// What an upstream does with a request.
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    /// Answers with this status, and with what it saw.
+    Answer(u16),
+    /// Answers never.
+    Silence,
+    /// Resets before it answers.
+    Reset,
+    /// Answers the head, part of the body, and breaks off.
+    Torn,
+}
+
+struct Fake {
+    manner: Manner,
+    seen: Rc<RefCell<Vec<(RequestHead, String)>>>,
+}
+
+impl HttpService for Fake {
+    async fn call(self: Rc<Self>, request: Request, _: Downstream) -> Reply {
+        let Request { head, body } = request;
+        let protocol = head.protocol;
+        let body = text(body).await;
+        self.seen.borrow_mut().push((head, body));
+        let reply = |status: u16, body: Body, reset| Reply {
+            head: ResponseHead {
+                status: http::StatusCode::from_u16(status).unwrap(),
+                protocol,
+                headers: Headers::new(),
+            },
+            body,
+            close: false,
+            reset,
+        };
+        match self.manner {
+            Manner::Answer(status) => reply(status, Body::full("hello"), None),
+            Manner::Silence => std::future::pending().await,
+            Manner::Reset => reply(200, Body::Empty, Some(crate::codec::ResetReason::Local)),
+            Manner::Torn => reply(200, Body::stream(Torn(false)), None),
+        }
+    }
+
+    fn bad_request(&self, _: http::StatusCode, details: &'static str, _: Protocol) -> Reply {
+        panic!("the proxy sent a bad request: {details}")
+    }
+}
+
+struct Torn(bool);
+
+impl crate::codec::BodyStream for Torn {
+    fn poll_frame(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame, crate::codec::BodyError>>> {
+        let first = !std::mem::replace(&mut self.0, true);
+        std::task::Poll::Ready(Some(if first {
+            Ok(Frame::Data(Bytes::from_static(b"half")))
+        } else {
+            Err(crate::codec::BodyError { reason: crate::codec::ResetReason::Local, details: "torn" })
+        }))
+    }
+}
+
+/// An upstream, and the requests it saw.
+async fn upstream(manner: Manner) -> (u16, Rc<RefCell<Vec<(RequestHead, String)>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let service = Rc::new(Fake { manner, seen: seen.clone() });
+    tokio::task::spawn_local(async move {
+        let (_signal, drain) = Drain::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::task::spawn_local(serve(
+                Io::tcp(socket),
+                service.clone(),
+                ServerOptions::default(),
+                drain.clone(),
+            ));
+        }
+    });
+    (port, seen)
+}
+
+/// A port that nobody listens on.
+async fn closed_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+}
+
+struct Mesh {
+    tables: Tables,
+}
+
+impl Mesh {
+    fn new() -> Self {
+        Self { tables: Tables::default() }
+    }
+
+    fn context(&self) -> CompileContext {
+        CompileContext::new(&self.tables, Arc::new(NodeInfo::default()), std::time::SystemTime::now())
+    }
+
+    fn cluster(&self, name: &str, ports: &[u16]) -> Arc<Cluster> {
+        self.cluster_with(name, ports, json!({}))
+    }
+
+    fn cluster_with(&self, name: &str, ports: &[u16], more: Value) -> Arc<Cluster> {
+        let endpoints: Vec<_> = ports
+            .iter()
+            .map(|port| {
+                json!({"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}})
+            })
+            .collect();
+        let mut config = json!({"name": name, "type": "STATIC", "connect_timeout": "5s",
+            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let proto = xds_protos::json::from_value(config).unwrap();
+        let cluster = Cluster::new(ClusterConfig::compile(&proto, &self.context()).unwrap());
+        self.tables.clusters.slot(name).publish(cluster.clone());
+        cluster
+    }
+
+    fn manager(&self, route: Value) -> (Rc<ConnectionManager>, Arc<HcmConfig>) {
+        let routes = json!([{"name": "route", "match": {"prefix": "/"}, "route": route}]);
+        let config = Arc::new(compile_with(&self.context(), json!({}), routes, json!([])).unwrap());
+        (ConnectionManager::new(config.clone(), Arc::new(connection())), config)
+    }
+}
+
+fn downstream() -> Downstream {
+    Downstream { informational: Rc::new(Sink::default()), stream: 0 }
+}
+
+async fn local(work: impl Future<Output = ()>) {
+    tokio::task::LocalSet::new()
+        .run_until(async { tokio::time::timeout(Duration::from_secs(20), work).await.unwrap() })
+        .await;
+}
+
+#[tokio::test]
+async fn a_request_reaches_the_upstream_and_its_answer_the_client() {
+    local(async {
+        let mesh = Mesh::new();
+        let (port, seen) = upstream(Manner::Answer(200)).await;
+        let cluster = mesh.cluster("c", &[port]);
+        let (manager, config) = mesh.manager(json!({"cluster": "c", "prefix_rewrite": "/new/",
+            "host_rewrite_literal": "other"}));
+        let mut sent = request("POST", "/path?q", &[]);
+        sent.body = Body::full("ping");
+        let reply = manager.clone().call(sent, downstream()).await;
+        assert_eq!(reply.head.status, 200);
+        assert!(reply.head.headers.contains(&HeaderName::from_static("x-envoy-upstream-service-time")));
+        assert_eq!(reply.head.headers.get(&http::header::SERVER).unwrap(), "envoy");
+        assert_eq!(config.stats.downstream_rq_active.value(), 1, "the body is still to come");
+        assert_eq!(text(reply.body).await, "hello");
+        assert_eq!(config.stats.downstream_rq_active.value(), 0);
+        let (head, body) = seen.borrow().first().cloned().unwrap();
+        assert_eq!(
+            (&head.path[..], &head.authority[..], body.as_str()),
+            (&b"/new/path?q"[..], &b"other"[..], "ping")
+        );
+        let field = |name: &'static str| head.headers.get_str(&HeaderName::from_static(name)).unwrap_or("-");
+        assert_eq!(field("x-envoy-original-path"), "/path?q");
+        assert_eq!(field("x-forwarded-proto"), "http");
+        assert_eq!(field("x-envoy-expected-rq-timeout-ms"), "15000");
+        assert_eq!(field("x-request-id").len(), 36);
+        assert_eq!(cluster.hosts().hosts().next().unwrap().active_requests(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dead_host_costs_a_retry_and_no_error() {
+    local(async {
+        let mesh = Mesh::new();
+        let (port, _) = upstream(Manner::Answer(200)).await;
+        mesh.cluster("c", &[port, closed_port().await]);
+        let (manager, _) = mesh.manager(json!({"cluster": "c", "retry_policy": {"retry_on": "connect-failure",
+            "retry_back_off": {"base_interval": "0.001s"}, "host_selection_retry_max_attempts": 5,
+            "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"}}]}}));
+        for _ in 0..20 {
+            let mut sent = request("POST", "/", &[]);
+            sent.body = Body::full("ping");
+            let reply = manager.clone().call(sent, downstream()).await;
+            assert_eq!(reply.head.status, 200);
+            assert_eq!(text(reply.body).await, "hello");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_goes_wrong_upstream_is_told_in_envoys_words() {
+    local(async {
+        let mesh = Mesh::new();
+        let (silent, _) = upstream(Manner::Silence).await;
+        let (resetting, _) = upstream(Manner::Reset).await;
+        mesh.cluster("silent", &[silent]);
+        mesh.cluster("resetting", &[resetting]);
+        mesh.cluster("dead", &[closed_port().await]);
+        mesh.cluster("empty", &[]);
+        let cases = [
+            ("silent", 504, "upstream request timeout"),
+            (
+                "resetting",
+                503,
+                "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
+            ),
+            (
+                "dead",
+                503,
+                "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, \
+                 transport failure reason: delayed connect error: Connection refused",
+            ),
+            ("empty", 503, "no healthy upstream"),
+            ("gone", 503, ""),
+        ];
+        for (cluster, status, body) in cases {
+            let (manager, config) = mesh.manager(json!({"cluster": cluster, "timeout": "0.1s"}));
+            let reply = manager.call(request("GET", "/", &[]), downstream()).await;
+            assert_eq!(reply.head.status, status, "{cluster}");
+            assert_eq!(text(reply.body).await, body, "{cluster}");
+            assert_eq!(config.stats.downstream_rq_5xx.value(), 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_upstream_breaks_off_downstream() {
+    local(async {
+        let mesh = Mesh::new();
+        let (port, _) = upstream(Manner::Torn).await;
+        mesh.cluster("c", &[port]);
+        let (manager, config) = mesh.manager(json!({"cluster": "c"}));
+        let mut reply = manager.call(request("GET", "/", &[]), downstream()).await;
+        assert_eq!(reply.head.status, 200);
+        let mut broken = false;
+        while let Some(frame) = reply.body.frame().await {
+            broken |= frame.is_err();
+        }
+        assert!(broken);
+        assert_eq!(config.stats.rq_reset_after_downstream_response_started.value(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_ends_the_stream_once_and_frees_what_it_held() {
+    local(async {
+        let mesh = Mesh::new();
+        let (port, seen) = upstream(Manner::Silence).await;
+        let cluster = mesh.cluster("c", &[port]);
+        let (manager, config) = mesh.manager(json!({"cluster": "c"}));
+        let went = Cell::new(false);
+        {
+            let call = manager.call(request("GET", "/", &[]), downstream());
+            let arrived = async {
+                while seen.borrow().is_empty() {
+                    tokio::task::yield_now().await;
+                }
+                went.set(true);
+            };
+            tokio::select! { _ = call => panic!("nobody answers"), () = arrived => {} }
+        }
+        assert!(went.get());
+        assert_eq!(config.stats.downstream_rq_rx_reset.value(), 1);
+        assert_eq!(config.stats.downstream_rq_active.value(), 0);
+        assert_eq!(cluster.hosts().hosts().next().unwrap().active_requests(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_mirror_sees_a_copy_and_its_answer_does_not_matter() {
+    local(async {
+        let mesh = Mesh::new();
+        let (port, _) = upstream(Manner::Answer(200)).await;
+        let (shadow, seen) = upstream(Manner::Answer(500)).await;
+        mesh.cluster("c", &[port]);
+        mesh.cluster("shadow", &[shadow]);
+        let (manager, _) =
+            mesh.manager(json!({"cluster": "c", "request_mirror_policies": [{"cluster": "shadow"}]}));
+        let mut sent = request("POST", "/x", &[]);
+        sent.body = Body::Frames([Frame::Data("pi".into()), Frame::Data("ng".into())].into());
+        let reply = manager.call(sent, downstream()).await;
+        assert_eq!((reply.head.status.as_u16(), text(reply.body).await.as_str()), (200, "hello"));
+        while seen.borrow().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let (head, body) = seen.borrow()[0].clone();
+        assert_eq!((&head.authority[..], body.as_str()), (&b"a.com-shadow"[..], "ping"));
+    })
+    .await;
+}
