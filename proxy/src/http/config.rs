@@ -106,8 +106,6 @@ pub struct Http1Options {
     pub default_host_for_http_10: Bytes,
     /// Pass trailers.
     pub enable_trailers: bool,
-    /// Keep the case of header names.
-    pub preserve_case: bool,
 }
 
 /// HTTP/2 settings; `None` where the codec's default holds.
@@ -117,8 +115,6 @@ pub struct Http2Options {
     pub max_concurrent_streams: Option<u32>,
     pub initial_stream_window_size: Option<u32>,
     pub initial_connection_window_size: Option<u32>,
-    /// Interval and timeout of PINGs.
-    pub keepalive: Option<(Duration, Duration)>,
 }
 
 /// Where routes come from.
@@ -264,6 +260,7 @@ impl HcmConfig {
         let drain_timeout = time(&config.drain_timeout, "drain_timeout", 5);
         let stream_idle_timeout = time(&config.stream_idle_timeout, "stream_idle_timeout", 300);
         let request_timeout = time(&config.request_timeout, "request_timeout", 0);
+        let http1 = http1(config.http_protocol_options.as_ref(), &mut errors);
         let http2 = http2(config.http2_protocol_options.as_ref(), &mut errors);
         let via = value(&config.via, "via", &mut errors).filter(|v| !v.is_empty());
         let server_name = match config.server_name.as_str() {
@@ -291,7 +288,7 @@ impl HcmConfig {
         };
         Ok(Self {
             codec,
-            http1: http1(config.http_protocol_options.as_ref()),
+            http1,
             http2,
             max_request_headers: config.max_request_headers_kb.unwrap_or(60) as usize * 1024,
             max_headers_count: common.max_headers_count.unwrap_or(100) as usize,
@@ -423,30 +420,29 @@ fn path_rules(config: &proto::HttpConnectionManager) -> PathRules {
     }
 }
 
-fn http1(options: Option<&core::Http1ProtocolOptions>) -> Http1Options {
+fn http1(options: Option<&core::Http1ProtocolOptions>, errors: &mut Vec<ConfigError>) -> Http1Options {
     let Some(options) = options else { return Http1Options::default() };
+    if options.header_key_format.is_some() {
+        let path = "http_protocol_options.header_key_format";
+        errors.push(ConfigError::unsupported(path, "keeping the case of header names"));
+    }
     Http1Options {
         accept_http_10: options.accept_http_10,
         default_host_for_http_10: options.default_host_for_http_10.clone().into(),
         enable_trailers: options.enable_trailers,
-        preserve_case: options.header_key_format.is_some(),
     }
 }
 
 fn http2(options: Option<&core::Http2ProtocolOptions>, errors: &mut Vec<ConfigError>) -> Http2Options {
     let Some(options) = options else { return Http2Options::default() };
-    let keepalive = options.connection_keepalive.as_ref().and_then(|k| {
-        let mut time = |value: &Option<prost_types::Duration>, name: &str| {
-            let path = format!("http2_protocol_options.connection_keepalive.{name}");
-            duration(value.as_ref(), &path).map_err(|e| errors.push(e)).ok().flatten()
-        };
-        Some((time(&k.interval, "interval")?, time(&k.timeout, "timeout")?))
-    });
+    if options.connection_keepalive.is_some() {
+        let path = "http2_protocol_options.connection_keepalive";
+        errors.push(ConfigError::unsupported(path, "keeping connections alive by PING"));
+    }
     Http2Options {
         max_concurrent_streams: options.max_concurrent_streams,
         initial_stream_window_size: options.initial_stream_window_size,
         initial_connection_window_size: options.initial_connection_window_size,
-        keepalive,
     }
 }
 

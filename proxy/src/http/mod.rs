@@ -13,12 +13,14 @@ pub mod normalize;
 mod request;
 mod request_id;
 mod response;
+mod serve;
 pub mod stats;
 mod xfcc;
 mod xff;
 
 pub use config::HcmConfig;
 pub use manager::ConnectionManager;
+pub use serve::serve;
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
-use super::config::{HcmConfig, StripPort};
+use super::config::{HcmConfig, StripPort, Underscores};
 use super::normalize::{self, PathVerdict};
 use super::{request_id, xff};
 use crate::codec::{Headers, Protocol, RequestHead};
@@ -82,6 +82,14 @@ fn check(head: &mut RequestHead, config: &HcmConfig) -> Result<(), LocalReply> {
             return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "missing_host_header"));
         }
         head.authority = config.http1.default_host_for_http_10.clone();
+    }
+    match config.underscores {
+        Underscores::Allow => {}
+        Underscores::Drop => head.headers.retain(|name, _| !name.as_str().contains('_')),
+        Underscores::Reject if head.headers.iter().any(|(name, _)| name.as_str().contains('_')) => {
+            return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "unexpected_underscore"));
+        }
+        Underscores::Reject => {}
     }
     let connect = head.method == Method::CONNECT && head.upgrade.is_none();
     match head.path.first() {

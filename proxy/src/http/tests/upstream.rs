@@ -308,3 +308,53 @@ async fn a_mirror_sees_a_copy_and_its_answer_does_not_matter() {
     })
     .await;
 }
+
+/// Sends raw bytes over a connection of the real codec and reads until the proxy ends it.
+async fn raw(config: Arc<HcmConfig>, bytes: &[u8]) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut near, far) = tokio::io::duplex(1 << 16);
+    let (_signal, drain) = Drain::new();
+    let served = crate::http::serve(Io::memory(far), config, Arc::new(connection()), drain);
+    let talk = async {
+        near.write_all(bytes).await.unwrap();
+        let mut all = Vec::new();
+        near.read_to_end(&mut all).await.unwrap();
+        String::from_utf8(all).unwrap()
+    };
+    tokio::join!(served, talk).1
+}
+
+#[tokio::test]
+async fn bytes_in_and_bytes_out_through_both_codecs() {
+    local(async {
+        let mesh = Mesh::new();
+        let (port, seen) = upstream(Manner::Answer(200)).await;
+        mesh.cluster("c", &[port]);
+        let (_, config) = mesh.manager(json!({"cluster": "c"}));
+        let request =
+            b"POST /a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n\
+            GET /b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let answer = raw(config.clone(), request).await;
+        assert_eq!(answer.matches("HTTP/1.1 200 OK\r\n").count(), 2, "{answer}");
+        assert_eq!(answer.matches("hello").count(), 2, "{answer}");
+        assert_eq!(answer.matches("connection: close\r\n").count(), 1, "{answer}");
+        assert_eq!(seen.borrow()[0].1, "abc");
+        let answer = raw(config.clone(), b"GET / HTTP/1.1\r\nbad header\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
+
+        // HTTP/2 by its preface.
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (_signal, drain) = Drain::new();
+        let serving = crate::http::serve(Io::memory(far), config, Arc::new(connection()), drain);
+        tokio::task::spawn_local(serving);
+        let client =
+            crate::codec::h2::client::Connection::new(Io::memory(near), Default::default()).await.unwrap();
+        let mut sent = super::request("POST", "/c", &[]);
+        sent.head.protocol = Protocol::Http2;
+        sent.body = Body::full("over h2");
+        let reply = client.send(sent, None, Box::new(|| {})).await.unwrap();
+        assert_eq!((reply.head.status.as_u16(), text(reply.body).await.as_str()), (200, "hello"));
+        assert_eq!(seen.borrow().last().unwrap().1, "over h2");
+    })
+    .await;
+}
