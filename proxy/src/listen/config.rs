@@ -1,0 +1,379 @@
+//! `envoy.config.listener.v3.Listener` -> compiled policy.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use prost::Message;
+use tokio::sync::watch;
+use xds_protos::envoy::config::core::v3 as core;
+use xds_protos::envoy::config::listener::v3 as pb;
+use xds_protos::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use xds_protos::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use xds_protos::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use xds_protos::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+use xds_protos::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+
+use super::chain::{ChainMatch, FilterChain, SourceType, TransportProtocol};
+use super::listener::drain;
+use crate::codec::DrainPhase;
+use crate::identity::tls::DownstreamContext;
+use crate::io::Direction;
+use crate::network::NetworkChain;
+use crate::state::error::{at, collect};
+use crate::state::{CompileContext, ConfigError};
+use crate::telemetry::access_log::{AccessLog, AccessLogConfig};
+
+/// A compiled listener.
+pub struct ListenerConfig {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The addresses to listen on; none if it is only reached from another listener.
+    pub addresses: Vec<SocketAddr>,
+    /// Which way its traffic goes.
+    pub direction: Direction,
+    /// Look for a TLS ClientHello, except on ports for which this is true.
+    pub tls_inspector: Option<PortRule>,
+    /// Look for HTTP.
+    pub http_inspector: Option<PortRule>,
+    /// How long looking may take; none: as long as it takes.
+    pub inspect_timeout: Option<Duration>,
+    /// After that time, go on with what was seen.
+    pub continue_on_timeout: bool,
+    /// Restore the destination that was redirected from.
+    pub original_dst: bool,
+    /// The chains in order.
+    pub chains: Vec<Arc<FilterChain>>,
+    /// For connections that match none.
+    pub default_chain: Option<Arc<FilterChain>>,
+    /// Logs of connections that found no chain.
+    pub logs: Vec<AccessLog>,
+    /// TCP keepalive of accepted connections.
+    pub keepalive: Option<core::TcpKeepalive>,
+}
+
+impl std::fmt::Debug for ListenerConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ListenerConfig")
+            .field("name", &self.name)
+            .field("chains", &self.chains)
+            .finish_non_exhaustive()
+    }
+}
+
+/// On which destination ports a listener filter is switched off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortRule {
+    /// On none.
+    Never,
+    /// On all.
+    Always,
+    /// From the first to before the last.
+    Range(u32, u32),
+    /// On the others.
+    Not(Box<PortRule>),
+    /// Where one of them says so.
+    Any(Vec<PortRule>),
+    /// Where all of them say so.
+    All(Vec<PortRule>),
+}
+
+impl PortRule {
+    /// Whether the filter is off for this destination port.
+    pub fn is_off(&self, port: u16) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Always => true,
+            Self::Range(start, end) => (*start..*end).contains(&u32::from(port)),
+            Self::Not(rule) => !rule.is_off(port),
+            Self::Any(rules) => rules.iter().any(|r| r.is_off(port)),
+            Self::All(rules) => rules.iter().all(|r| r.is_off(port)),
+        }
+    }
+
+    fn compile(proto: &pb::ListenerFilterChainMatchPredicate) -> Result<Self, ConfigError> {
+        use pb::listener_filter_chain_match_predicate::Rule;
+        let all = |set: &pb::listener_filter_chain_match_predicate::MatchSet| {
+            set.rules.iter().map(Self::compile).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(match &proto.rule {
+            None => return Err(ConfigError::missing("rule")),
+            Some(Rule::AnyMatch(any)) => {
+                if *any {
+                    Self::Always
+                } else {
+                    Self::Never
+                }
+            }
+            Some(Rule::OrMatch(set)) => Self::Any(all(set).map_err(|e| e.at("or_match"))?),
+            Some(Rule::AndMatch(set)) => Self::All(all(set).map_err(|e| e.at("and_match"))?),
+            Some(Rule::NotMatch(rule)) => {
+                Self::Not(Box::new(Self::compile(rule).map_err(|e| e.at("not_match"))?))
+            }
+            Some(Rule::DestinationPortRange(range)) => {
+                Self::Range(range.start.max(0) as u32, range.end.max(0) as u32)
+            }
+        })
+    }
+}
+
+/// An address of a listener.
+fn address(proto: Option<&core::Address>) -> Result<SocketAddr, ConfigError> {
+    let socket = match proto.and_then(|a| a.address.as_ref()) {
+        Some(core::address::Address::SocketAddress(socket)) => socket,
+        Some(_) => return Err(ConfigError::unsupported("", "this kind of address")),
+        None => return Err(ConfigError::missing("")),
+    };
+    if socket.protocol != core::socket_address::Protocol::Tcp as i32 {
+        return Err(ConfigError::unsupported("socket_address.protocol", "UDP"));
+    }
+    let ip: IpAddr = socket.address.parse().map_err(|_| {
+        ConfigError::new("socket_address.address", format!("{:?} is not an IP address", socket.address))
+    })?;
+    let port = match &socket.port_specifier {
+        Some(core::socket_address::PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),
+        _ => None,
+    };
+    let port =
+        port.ok_or_else(|| ConfigError::new("socket_address.port_value", "must be a port from 0 to 65535"))?;
+    Ok(SocketAddr::new(ip, port))
+}
+
+impl ListenerConfig {
+    /// Compiles the message. Route configurations and secrets that it names become dependencies of `ctx`.
+    #[allow(deprecated, reason = "Envoy still takes the old fields, so configurations still have them")]
+    pub fn compile(proto: &pb::Listener, ctx: &CompileContext) -> Result<Self, Vec<ConfigError>> {
+        let mut errors = Vec::new();
+        if proto.name.is_empty() {
+            errors.push(ConfigError::missing("name"));
+        }
+        let mut addresses = Vec::new();
+        if proto.bind_to_port.unwrap_or(true) {
+            match address(proto.address.as_ref()) {
+                Ok(a) => addresses.push(a),
+                Err(e) => errors.push(e.at("address")),
+            }
+            for (i, additional) in proto.additional_addresses.iter().enumerate() {
+                match address(additional.address.as_ref()) {
+                    Ok(a) => addresses.push(a),
+                    Err(e) => errors.push(e.at(format!("additional_addresses[{i}].address"))),
+                }
+            }
+        }
+        for (field, present) in [
+            ("use_original_dst", proto.use_original_dst.unwrap_or_default()),
+            ("transparent", proto.transparent.unwrap_or_default()),
+            ("freebind", proto.freebind.unwrap_or_default()),
+        ] {
+            if present {
+                errors.push(ConfigError::unsupported(field, "redirected traffic"));
+            }
+        }
+        let direction = match core::TrafficDirection::try_from(proto.traffic_direction) {
+            Ok(core::TrafficDirection::Inbound) => Direction::Inbound,
+            Ok(core::TrafficDirection::Outbound) => Direction::Outbound,
+            _ => Direction::Unspecified,
+        };
+        let filters = collect(listener_filters(proto), "", &mut errors);
+        let mut chains = Vec::new();
+        for (i, chain) in proto.filter_chains.iter().enumerate() {
+            let compiled = filter_chain(chain, direction, ctx);
+            if let Some(chain) = collect(compiled, format!("filter_chains[{i}]"), &mut errors) {
+                if chains.iter().any(|c: &Arc<FilterChain>| c.matches == chain.matches) {
+                    let message = "matches the same connections as a chain before it";
+                    errors.push(ConfigError::new(format!("filter_chains[{i}].filter_chain_match"), message));
+                }
+                chains.push(Arc::new(chain));
+            }
+        }
+        let default_chain = proto.default_filter_chain.as_ref().and_then(|c| {
+            collect(filter_chain(c, direction, ctx), "default_filter_chain", &mut errors).map(Arc::new)
+        });
+        if proto.filter_chains.is_empty() && proto.default_filter_chain.is_none() {
+            errors.push(ConfigError::new("filter_chains", "a listener needs at least one filter chain"));
+        }
+        let mut logs = Vec::new();
+        for (i, log) in proto.access_log.iter().enumerate() {
+            let path = format!("access_log[{i}]");
+            if let Some(log) = collect(AccessLogConfig::compile(log), &path, &mut errors) {
+                match log.open() {
+                    Ok(log) => logs.push(log),
+                    Err(e) => errors.push(ConfigError::new(path, format!("the log cannot be opened: {e}"))),
+                }
+            }
+        }
+        let Some(filters) = filters.filter(|_| errors.is_empty()) else { return Err(errors) };
+        let timeout = match &proto.listener_filters_timeout {
+            None => Some(Duration::from_secs(15)),
+            Some(d) => xds_protos::duration::to_std(d).filter(|d| !d.is_zero()),
+        };
+        Ok(Self {
+            name: proto.name.as_str().into(),
+            addresses,
+            direction,
+            tls_inspector: filters.tls,
+            http_inspector: filters.http,
+            inspect_timeout: timeout,
+            continue_on_timeout: proto.continue_on_listener_filters_timeout,
+            original_dst: filters.original_dst,
+            chains,
+            default_chain,
+            logs,
+            keepalive: proto.tcp_keepalive.clone(),
+        })
+    }
+
+    /// All chains, the default one last.
+    pub fn all_chains(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
+        self.chains.iter().chain(&self.default_chain)
+    }
+
+    /// Tells the connections of all chains how far draining has come.
+    pub fn drain(&self, phase: DrainPhase) {
+        self.all_chains().for_each(|c| drain(c, phase));
+    }
+}
+
+#[derive(Default)]
+struct Filters {
+    tls: Option<PortRule>,
+    http: Option<PortRule>,
+    original_dst: bool,
+}
+
+fn listener_filters(proto: &pb::Listener) -> Result<Filters, Vec<ConfigError>> {
+    let mut filters = Filters::default();
+    for (i, filter) in proto.listener_filters.iter().enumerate() {
+        let path = format!("listener_filters[{i}]");
+        let off = match &filter.filter_disabled {
+            None => PortRule::Never,
+            Some(rule) => PortRule::compile(rule).map_err(|e| e.at("filter_disabled").at(&path))?,
+        };
+        let Some(pb::listener_filter::ConfigType::TypedConfig(any)) = &filter.config_type else {
+            return Err(ConfigError::missing("typed_config").at(path).into());
+        };
+        if any.is::<TlsInspector>() {
+            filters.tls = Some(off);
+        } else if any.is::<HttpInspector>() {
+            filters.http = Some(off);
+        } else if any.is::<OriginalDst>() {
+            filters.original_dst = true;
+        } else {
+            let what = format!("the listener filter {}", any.type_name());
+            return Err(ConfigError::unsupported("typed_config", what).at(path).into());
+        }
+    }
+    Ok(filters)
+}
+
+fn filter_chain(
+    proto: &pb::FilterChain,
+    direction: Direction,
+    ctx: &CompileContext,
+) -> Result<FilterChain, Vec<ConfigError>> {
+    let mut errors = Vec::new();
+    let default = pb::FilterChainMatch::default();
+    let matches = proto.filter_chain_match.as_ref().unwrap_or(&default);
+    let matches = collect(chain_match(matches), "filter_chain_match", &mut errors);
+    let tls = collect(transport(proto, ctx), "transport_socket", &mut errors);
+    let network = collect(NetworkChain::compile(&proto.filters, direction, ctx), "", &mut errors);
+    let (Some(matches), Some(tls), Some(network), true) = (matches, tls, network, errors.is_empty()) else {
+        return Err(errors);
+    };
+    let timeout = proto.transport_socket_connect_timeout.as_ref().and_then(xds_protos::duration::to_std);
+    Ok(FilterChain {
+        name: proto.name.as_str().into(),
+        content: proto.encode_to_vec(),
+        matches,
+        tls,
+        handshake_timeout: timeout.filter(|t| !t.is_zero()),
+        network,
+        drain: watch::Sender::new(DrainPhase::Serving),
+    })
+}
+
+fn transport(
+    proto: &pb::FilterChain,
+    ctx: &CompileContext,
+) -> Result<Option<Arc<DownstreamContext>>, Vec<ConfigError>> {
+    let Some(socket) = &proto.transport_socket else { return Ok(None) };
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
+        return match socket.name.as_str() {
+            "envoy.transport_sockets.raw_buffer" | "raw_buffer" => Ok(None),
+            _ => Err(ConfigError::missing("typed_config").into()),
+        };
+    };
+    if any.is::<RawBuffer>() {
+        return Ok(None);
+    }
+    let context: DownstreamTlsContext =
+        any.unpack().map_err(|e| ConfigError::new("typed_config", e.to_string()))?;
+    DownstreamContext::compile(&context, ctx).map(|c| Some(Arc::new(c))).map_err(at("typed_config"))
+}
+
+fn networks(ranges: &[core::CidrRange], field: &str) -> Result<Vec<IpNet>, ConfigError> {
+    ranges
+        .iter()
+        .enumerate()
+        .map(|(i, range)| {
+            let bad = |what: String| ConfigError::new(format!("{field}[{i}]"), what);
+            let ip: IpAddr = range
+                .address_prefix
+                .parse()
+                .map_err(|_| bad(format!("{:?} is not an IP address", range.address_prefix)))?;
+            let length = range.prefix_len.unwrap_or_default();
+            let length = u8::try_from(length).map_err(|_| bad(format!("{length} is not a prefix length")))?;
+            IpNet::new(ip, length).map(|n| n.trunc()).map_err(|e| bad(e.to_string()))
+        })
+        .collect()
+}
+
+fn chain_match(proto: &pb::FilterChainMatch) -> Result<ChainMatch, Vec<ConfigError>> {
+    use pb::filter_chain_match::ConnectionSourceType;
+    let port = |port: u32, field: &str| {
+        u16::try_from(port).map_err(|_| ConfigError::new(field, format!("{port} is not a port")))
+    };
+    let transport_protocol = match proto.transport_protocol.as_str() {
+        "" => None,
+        "tls" => Some(TransportProtocol::Tls),
+        "raw_buffer" => Some(TransportProtocol::RawBuffer),
+        other => return Err(ConfigError::unsupported("transport_protocol", other).into()),
+    };
+    let mut server_names = Vec::new();
+    for (i, name) in proto.server_names.iter().enumerate() {
+        // A star stands for whole labels at the front, and for nothing else.
+        if name.rfind('*').is_some_and(|at| at != 0)
+            || (name.starts_with('*') && !name.starts_with("*.") && name != "*")
+        {
+            let message = format!("{name:?}: a wildcard is \"*.\" and a name, or \"*\"");
+            return Err(ConfigError::new(format!("server_names[{i}]"), message).into());
+        }
+        server_names.push(name.to_ascii_lowercase());
+    }
+    if server_names.iter().any(|n| n == "*") {
+        server_names.clear();
+    }
+    Ok(ChainMatch {
+        destination_port: proto.destination_port.map(|p| port(p, "destination_port")).transpose()?,
+        prefix_ranges: networks(&proto.prefix_ranges, "prefix_ranges")?,
+        server_names,
+        transport_protocol,
+        application_protocols: proto.application_protocols.iter().map(|p| p.as_bytes().to_vec()).collect(),
+        direct_source_prefix_ranges: networks(
+            &proto.direct_source_prefix_ranges,
+            "direct_source_prefix_ranges",
+        )?,
+        source_type: match ConnectionSourceType::try_from(proto.source_type) {
+            Ok(ConnectionSourceType::SameIpOrLoopback) => SourceType::SameIpOrLoopback,
+            Ok(ConnectionSourceType::External) => SourceType::External,
+            _ => SourceType::Any,
+        },
+        source_prefix_ranges: networks(&proto.source_prefix_ranges, "source_prefix_ranges")?,
+        source_ports: proto
+            .source_ports
+            .iter()
+            .map(|p| port(*p, "source_ports"))
+            .collect::<Result<_, _>>()?,
+    })
+}

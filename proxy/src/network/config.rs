@@ -1,0 +1,94 @@
+//! A chain's network filters, compiled.
+
+use std::sync::Arc;
+
+use xds_protos::envoy::config::listener::v3 as pb;
+use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use xds_protos::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use xds_protos::envoy::tcp::metadataexchange::config::MetadataExchange;
+use xds_protos::stats::PluginConfig;
+use xds_protos::{Any, typed_struct};
+
+use super::Terminal;
+use super::tcp_proxy::TcpProxyConfig;
+use crate::http::HcmConfig;
+use crate::io::Direction;
+use crate::state::error::at;
+use crate::state::{CompileContext, ConfigError};
+
+/// What a connection of a filter chain goes through.
+pub struct NetworkChain {
+    /// What it ends in.
+    pub terminal: Terminal,
+}
+
+impl NetworkChain {
+    /// Compiles the filters of a chain, in order; the last one, and only it, is terminal.
+    pub fn compile(
+        filters: &[pb::Filter],
+        direction: Direction,
+        ctx: &CompileContext,
+    ) -> Result<Self, Vec<ConfigError>> {
+        let mut terminal = None;
+        let mut reports = false;
+        for (i, filter) in filters.iter().enumerate() {
+            let path = format!("filters[{i}]");
+            if terminal.is_some() {
+                let message = "stands behind a terminal filter, so it would never run";
+                return Err(ConfigError::new(path, message).into());
+            }
+            let Some(pb::filter::ConfigType::TypedConfig(any)) = &filter.config_type else {
+                return Err(ConfigError::missing("typed_config").at(path).into());
+            };
+            let any = typed_struct::resolve(any)
+                .map_err(|e| ConfigError::new("typed_config", e.to_string()).at(&path))?;
+            match one(&any, direction, reports, ctx).map_err(at("typed_config")).map_err(at(path))? {
+                Filter::Terminal(t) => terminal = Some(t),
+                Filter::Stats => reports = true,
+                Filter::Nothing => {}
+            }
+        }
+        let terminal = terminal.ok_or_else(|| {
+            ConfigError::new(
+                "filters",
+                "a chain ends in http_connection_manager or tcp_proxy; this one in neither",
+            )
+        })?;
+        Ok(Self { terminal })
+    }
+}
+
+enum Filter {
+    Terminal(Terminal),
+    /// Istio's metrics are wanted of what follows.
+    Stats,
+    /// Accepted for what others do with it.
+    Nothing,
+}
+
+fn one(
+    any: &Any,
+    direction: Direction,
+    reports: bool,
+    ctx: &CompileContext,
+) -> Result<Filter, Vec<ConfigError>> {
+    let bad = |e: xds_protos::UnpackError| ConfigError::new("", e.to_string());
+    if any.is::<HttpConnectionManager>() {
+        let config = HcmConfig::compile(&any.unpack().map_err(bad)?, direction, ctx)?;
+        config
+            .open_logs()
+            .map_err(|e| ConfigError::new("access_log", format!("the log cannot be opened: {e}")))?;
+        return Ok(Filter::Terminal(Terminal::Http(Arc::new(config))));
+    }
+    if any.is::<TcpProxy>() {
+        let config = TcpProxyConfig::compile(&any.unpack().map_err(bad)?, direction, reports, ctx)?;
+        return Ok(Filter::Terminal(Terminal::Tcp(Arc::new(config))));
+    }
+    if any.is::<PluginConfig>() {
+        return Ok(Filter::Stats);
+    }
+    if any.is::<MetadataExchange>() {
+        return Ok(Filter::Nothing);
+    }
+    Err(ConfigError::unsupported("", format!("the network filter {}", any.type_name())).into())
+}

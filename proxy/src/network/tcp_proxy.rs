@@ -1,0 +1,261 @@
+//! The terminal filter for bytes: picks a cluster and a host, connects, and copies both ways.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use xds_protos::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
+
+use crate::cluster::connect::{Connected, connect};
+use crate::cluster::{Cluster, ConnectFailure, Outcome, PickContext, RoutingPriority};
+use crate::codec::{Drain, DrainPhase};
+use crate::identity::tls::ConnectOptions;
+use crate::io::{ConnectionInfo, CopyEnd, Direction, Io, TlsInfo, copy_bidirectional};
+use crate::state::error::collect;
+use crate::state::{CompileContext, ConfigError, Slot};
+use crate::telemetry::access_log::{AccessLog, AccessLogConfig, LogContext};
+use crate::telemetry::istio::{Far, Reporter, Side};
+use crate::telemetry::registry::{Counter, Gauge, Group};
+use crate::telemetry::{Flag, StreamInfo};
+
+/// Envoy's default for how long a connection may be silent.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// A compiled TCP proxy.
+pub struct TcpProxyConfig {
+    /// Clusters and their weights.
+    clusters: Vec<(Arc<Slot<Cluster>>, u32)>,
+    idle_timeout: Option<Duration>,
+    max_duration: Option<Duration>,
+    max_attempts: u32,
+    logs: Vec<AccessLog>,
+    stats: Stats,
+    reporter: Option<Reporter>,
+}
+
+struct Stats {
+    _group: Arc<Group>,
+    total: Counter,
+    no_route: Counter,
+    rx_bytes: Counter,
+    tx_bytes: Counter,
+    idle_timeout: Counter,
+    max_duration: Counter,
+    active: Gauge,
+}
+
+impl TcpProxyConfig {
+    /// Compiles the message. `reports`: Istio's metrics are wanted.
+    pub fn compile(
+        proto: &pb::TcpProxy,
+        direction: Direction,
+        reports: bool,
+        ctx: &CompileContext,
+    ) -> Result<Self, Vec<ConfigError>> {
+        use pb::tcp_proxy::ClusterSpecifier;
+        let mut errors = Vec::new();
+        let clusters = match &proto.cluster_specifier {
+            Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => vec![(ctx.clusters.slot(name), 1)],
+            Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+                weighted.clusters.iter().map(|c| (ctx.clusters.slot(&c.name), c.weight)).collect()
+            }
+            _ => Vec::new(),
+        };
+        if clusters.iter().map(|(_, w)| u64::from(*w)).sum::<u64>() == 0 {
+            errors.push(ConfigError::new(
+                "cluster",
+                "names no cluster, or clusters whose weights are all zero",
+            ));
+        }
+        let mut logs = Vec::new();
+        for (i, log) in proto.access_log.iter().enumerate() {
+            let path = format!("access_log[{i}]");
+            if let Some(log) = collect(AccessLogConfig::compile(log), &path, &mut errors) {
+                match log.open() {
+                    Ok(log) => logs.push(log),
+                    Err(e) => errors.push(ConfigError::new(path, format!("the log cannot be opened: {e}"))),
+                }
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let time = |d: Option<&prost_types::Duration>, default| match d {
+            None => default,
+            Some(d) => xds_protos::duration::to_std(d).filter(|d| !d.is_zero()),
+        };
+        let group = Group::new(format!("tcp.{}", proto.stat_prefix), Vec::new());
+        let side = if direction == Direction::Inbound { Side::Destination } else { Side::Source };
+        Ok(Self {
+            clusters,
+            idle_timeout: time(proto.idle_timeout.as_ref(), Some(IDLE)),
+            max_duration: time(proto.max_downstream_connection_duration.as_ref(), None),
+            max_attempts: proto.max_connect_attempts.unwrap_or(1).max(1),
+            logs,
+            stats: Stats {
+                total: group.counter("downstream_cx_total"),
+                no_route: group.counter("downstream_cx_no_route"),
+                rx_bytes: group.counter("downstream_cx_rx_bytes_total"),
+                tx_bytes: group.counter("downstream_cx_tx_bytes_total"),
+                idle_timeout: group.counter("idle_timeout"),
+                max_duration: group.counter("max_downstream_connection_duration"),
+                active: group.gauge("downstream_cx_active"),
+                _group: group,
+            },
+            reporter: reports.then(|| Reporter::new(side, ctx.node.workload.clone())),
+        })
+    }
+
+    /// One of the clusters, by weight.
+    fn choose(&self) -> &Arc<Slot<Cluster>> {
+        let total: u64 = self.clusters.iter().map(|(_, w)| u64::from(*w)).sum();
+        let mut point = if self.clusters.len() > 1 { fastrand::u64(..total.max(1)) } else { 0 };
+        for (slot, weight) in &self.clusters {
+            if point < u64::from(*weight) {
+                return slot;
+            }
+            point -= u64::from(*weight);
+        }
+        &self.clusters[self.clusters.len() - 1].0
+    }
+}
+
+/// Serves a connection until it ends.
+pub async fn serve(downstream: Io, info: &Rc<ConnectionInfo>, config: &TcpProxyConfig, drain: Drain) {
+    let mut stream = StreamInfo::new(None);
+    config.stats.total.inc();
+    config.stats.active.add(1);
+    let slot = config.choose();
+    stream.cluster = Some(slot.name().clone());
+    let mut callee = Callee::default();
+    relay(downstream, info, config, slot, &mut stream, &mut callee, drain).await;
+    config.stats.active.add(-1);
+    config.stats.rx_bytes.add(stream.bytes_received);
+    config.stats.tx_bytes.add(stream.bytes_sent);
+    if let Some(reporter) = &config.reporter {
+        reporter.tcp_closed(&stream, info, callee.far(info));
+    }
+    let context =
+        LogContext { stream: &stream, connection: info, request: None, response: None, trailers: None };
+    config.logs.iter().for_each(|log| log.log(&context));
+}
+
+#[derive(Default)]
+struct Callee {
+    cluster: Option<Arc<Cluster>>,
+    tls: Option<Arc<TlsInfo>>,
+}
+
+impl Callee {
+    fn far<'a>(&'a self, info: &'a ConnectionInfo) -> Far<'a> {
+        let inbound = info.direction == Direction::Inbound;
+        let upstream = self.tls.as_deref();
+        Far {
+            workload: None,
+            service: self.cluster.as_ref().and_then(|c| c.config().service.as_ref()),
+            source_principal: match inbound {
+                true => info.peer_id(),
+                false => upstream.and_then(|t| t.local_id.as_ref()),
+            },
+            destination_principal: match inbound {
+                true => info.tls.as_ref().and_then(|t| t.local_id.as_ref()),
+                false => upstream.and_then(|t| t.peer_id.as_ref()),
+            },
+        }
+    }
+}
+
+async fn relay(
+    mut downstream: Io,
+    info: &ConnectionInfo,
+    config: &TcpProxyConfig,
+    slot: &Slot<Cluster>,
+    stream: &mut StreamInfo,
+    callee: &mut Callee,
+    mut drain: Drain,
+) {
+    let Some(cluster) = slot.get() else {
+        config.stats.no_route.inc();
+        stream.flags.set(Flag::NoClusterFound);
+        return;
+    };
+    callee.cluster = Some(cluster.clone());
+    let Some((connected, active)) = open(&cluster, info, config, stream).await else { return };
+    let Connected { io: mut upstream, tls, local, guard } = connected;
+    callee.tls = tls;
+    stream.upstream_local = local;
+    if let Some(reporter) = &config.reporter {
+        reporter.tcp_opened(info, callee.far(info));
+    }
+    let too_long = async {
+        match config.max_duration {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    // A cluster that is replaced lets go of its connections only when they end: the tunnel keeps the small guard alone.
+    drop(cluster);
+    let copied = tokio::select! {
+        copied = copy_bidirectional(&mut downstream, &mut upstream, config.idle_timeout) => copied,
+        () = too_long => {
+            config.stats.max_duration.inc();
+            stream.flags.set(Flag::DurationTimeout);
+            return;
+        }
+        () = drain.reached(DrainPhase::Closing) => return,
+    };
+    drop((guard, active));
+    stream.bytes_received = copied.received;
+    stream.bytes_sent = copied.sent;
+    match copied.end {
+        CopyEnd::Finished => {}
+        CopyEnd::Idle => {
+            config.stats.idle_timeout.inc();
+            stream.flags.set(Flag::StreamIdleTimeout);
+        }
+        CopyEnd::DownstreamError => stream.flags.set(Flag::DownstreamConnectionTermination),
+        CopyEnd::UpstreamError => stream.flags.set(Flag::UpstreamConnectionTermination),
+    }
+}
+
+/// Connects to one host after the other.
+async fn open(
+    cluster: &Arc<Cluster>,
+    info: &ConnectionInfo,
+    config: &TcpProxyConfig,
+    stream: &mut StreamInfo,
+) -> Option<(Connected, crate::cluster::Picked)> {
+    let mut tried = Vec::new();
+    let limits = cluster.limits(RoutingPriority::Default);
+    while stream.attempts < config.max_attempts {
+        let original_dst = info.local_restored.then_some(info.local);
+        let context = PickContext { hash: None, tried: &tried, repicks: 5, original_dst };
+        let Ok(picked) = cluster.pick(&context) else {
+            stream.flags.set(Flag::NoHealthyUpstream);
+            return None;
+        };
+        let host = picked.host().clone();
+        stream.attempts += 1;
+        stream.upstream_host = host.address().ip();
+        let Some(permit) = limits.connections.try_acquire() else {
+            stream.flags.set(Flag::UpstreamOverflow);
+            return None;
+        };
+        match connect(cluster, &host, permit, ConnectOptions::default()).await {
+            Ok(connected) => {
+                cluster.report(&host, Outcome::Answered(http::StatusCode::OK));
+                return Some((connected, picked));
+            }
+            Err(ConnectFailure { reason, .. }) => {
+                cluster.report(&host, Outcome::ConnectFailed);
+                stream.upstream_failure = Some((*reason).into());
+                tried.push(host.id());
+            }
+        }
+    }
+    stream.flags.set(Flag::UpstreamConnectionFailure);
+    if config.max_attempts > 1 {
+        stream.flags.set(Flag::UpstreamRetryLimitExceeded);
+    }
+    None
+}
