@@ -11,7 +11,6 @@ pub mod h1;
 pub mod h2;
 pub mod headers;
 pub mod message;
-mod preface;
 
 pub use body::{Body, BodyError, BodyStream, Frame};
 pub use drain::{Drain, DrainPhase};
@@ -20,4 +19,3 @@ pub use message::{
     Downstream, HttpService, InformationalSink, Progress, Protocol, Release, Reply, Request, RequestHead,
     ResetReason, ResponseHead, UpstreamError,
 };
-pub use preface::{PREFACE, is_http2};

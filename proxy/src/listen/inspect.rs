@@ -9,7 +9,6 @@ use rustls::server::Acceptor;
 use tokio::io::AsyncReadExt;
 
 use super::chain::TransportProtocol;
-use crate::codec::PREFACE;
 use crate::io::Io;
 
 /// The most that is read ahead; a ClientHello with a post-quantum key share and a long ALPN list fits many times.
@@ -100,6 +99,8 @@ fn client_hello(bytes: &[u8]) -> Hello {
     }
     Hello::Incomplete
 }
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What a request's start says: `None` while it is too short, `Some(None)` if it is not HTTP.
 fn http_protocol(bytes: &[u8]) -> Option<Option<&'static [u8]>> {

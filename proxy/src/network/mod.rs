@@ -5,7 +5,6 @@
 //! proxy reports connections itself.
 
 pub mod config;
-pub mod http;
 pub mod tcp_proxy;
 
 use std::rc::Rc;
@@ -30,8 +29,7 @@ pub enum Terminal {
 pub async fn serve(io: Io, info: Rc<ConnectionInfo>, chain: &NetworkChain, drain: Drain) {
     match &chain.terminal {
         Terminal::Http(config) => {
-            let config = config.clone();
-            http::serve(io, Arc::new((*info).clone()), config, drain).await;
+            crate::http::serve(io, config.clone(), Arc::new((*info).clone()), drain).await;
         }
         Terminal::Tcp(config) => tcp_proxy::serve(io, &info, config, drain).await,
     }

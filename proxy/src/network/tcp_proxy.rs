@@ -9,6 +9,7 @@ use xds_protos::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 use crate::cluster::connect::{Connected, connect};
 use crate::cluster::{Cluster, ConnectFailure, Outcome, PickContext, RoutingPriority};
 use crate::codec::{Drain, DrainPhase};
+use crate::filters::peer_metadata::local_workload;
 use crate::identity::tls::ConnectOptions;
 use crate::io::{ConnectionInfo, CopyEnd, Direction, Io, TlsInfo, copy_bidirectional};
 use crate::state::error::collect;
@@ -102,7 +103,7 @@ impl TcpProxyConfig {
                 active: group.gauge("downstream_cx_active"),
                 _group: group,
             },
-            reporter: reports.then(|| Reporter::new(side, ctx.node.workload.clone())),
+            reporter: reports.then(|| Reporter::new(side, Arc::new(local_workload(&ctx.node)))),
         })
     }
 
