@@ -13,7 +13,7 @@ use super::manager::Shared;
 use super::request::FORWARDED_PROTO;
 use super::request_id::REQUEST_ID;
 use super::{request, response};
-use crate::codec::{Body, Downstream, Reply, Request, RequestHead, ResponseHead};
+use crate::codec::{Body, Downstream, Protocol, Reply, Request, RequestHead, ResponseHead};
 use crate::filters::{Exchange, Scratch};
 use crate::route::action::Action;
 use crate::route::matching::is_grpc;
@@ -196,7 +196,8 @@ fn terminal(shared: &Shared, exchange: &Exchange) -> Option<LocalReply> {
             let on = own(&forward.upgrades).or_else(|| own(&config.upgrades)).unwrap_or(false);
             (!on).then(|| {
                 config.stats.downstream_rq_ws_on_non_ws_route.inc();
-                LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed")
+                // What follows the head is not the next request.
+                LocalReply { close: true, ..LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed") }
             })
         }
     }
@@ -310,34 +311,34 @@ fn keep(flow: &Flow, head: &RequestHead) {
 
 /// As much of a head as a local reply depends on.
 fn outline(head: &RequestHead) -> RequestHead {
-    let mut headers = crate::codec::Headers::new();
+    let mut outline = no_head(head.protocol);
+    outline.method = head.method.clone();
+    outline.upgrade = head.upgrade.clone();
     if let Some(value) = head.headers.get(&header::CONTENT_TYPE).filter(|_| is_grpc(head)) {
-        headers.append(header::CONTENT_TYPE, value.clone());
+        outline.headers.append(header::CONTENT_TYPE, value.clone());
     }
-    RequestHead {
-        method: head.method.clone(),
-        scheme: bytes::Bytes::new(),
-        authority: bytes::Bytes::new(),
-        path: bytes::Bytes::new(),
-        protocol: head.protocol,
-        upgrade: head.upgrade.clone(),
-        headers,
-    }
+    outline
 }
 
 fn outline_of(flow: &Flow) -> RequestHead {
-    let mut headers = crate::codec::Headers::new();
     let (method, grpc, protocol) = flow.info(|i| (i.method.clone(), i.is_grpc, i.protocol));
+    let mut head = no_head(protocol.unwrap_or(Protocol::Http11));
+    head.method = method.unwrap_or(Method::GET);
     if grpc {
-        headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        head.headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     }
+    head
+}
+
+/// What a reply depends on where there is no request.
+pub fn no_head(protocol: Protocol) -> RequestHead {
     RequestHead {
-        method: method.unwrap_or(Method::GET),
+        method: Method::GET,
         scheme: bytes::Bytes::new(),
         authority: bytes::Bytes::new(),
         path: bytes::Bytes::new(),
-        protocol: protocol.unwrap_or(crate::codec::Protocol::Http11),
+        protocol,
         upgrade: None,
-        headers,
+        headers: crate::codec::Headers::new(),
     }
 }

@@ -9,8 +9,9 @@ use http::{HeaderValue, StatusCode};
 
 use super::config::{ClientCert, HcmConfig};
 use super::{exchange, response, xfcc};
-use crate::codec::{Body, Downstream, Headers, HttpService, Protocol, Reply, Request, ResponseHead};
+use crate::codec::{Downstream, Headers, HttpService, Protocol, Reply, Request};
 use crate::io::ConnectionInfo;
+use crate::router::LocalReply;
 
 /// What the requests of a connection share.
 pub struct Shared {
@@ -114,8 +115,10 @@ impl Shared {
         stats.downstream_rq_total.inc();
         stats.downstream_rq_completed.inc();
         stats.status(status);
-        let mut head = ResponseHead { status, protocol: Protocol::Http11, headers: Headers::new() };
-        response::shape(&mut head, &self.config, None);
+        let text = status.canonical_reason().unwrap_or_default();
+        let mut reply = LocalReply::new(status, text, details).into_reply(&exchange::no_head(protocol));
+        reply.close = true;
+        response::shape(&mut reply.head, &self.config, None);
         let mut info = StreamInfo::new(Some(protocol));
         info.status = Some(status);
         info.details = Some(details);
@@ -124,13 +127,13 @@ impl Shared {
             stream: &info,
             connection: &self.connection,
             request: None,
-            response: Some(&head.headers),
+            response: Some(&reply.head.headers),
             trailers: None,
         };
         for log in self.config.logs() {
             log.log(&context);
         }
-        Reply { head, body: Body::Empty, close: true, reset: None }
+        reply
     }
 }
 

@@ -106,21 +106,23 @@ fn unescape_slashes(path: &[u8]) -> Option<Vec<u8>> {
     found.then_some(out)
 }
 
-fn needs_canonical(path: &[u8]) -> bool {
-    // One look at the common case: no dot after a slash, nothing escaped, no backslash.
-    path.contains(&b'\\') || path.contains(&b'%') || path.windows(2).any(|w| w == b"/.")
+/// What Envoy's URL library writes percent-encoded in a path.
+fn is_escaped(byte: u8) -> bool {
+    matches!(byte, b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}') || byte <= b' ' || byte >= 0x7f
 }
 
-/// Resolves dot segments, escaped ones included, and turns backslashes into slashes. None for a NUL, plain or escaped.
+fn needs_canonical(path: &[u8]) -> bool {
+    // One look at the common case: no dot after a slash, nothing escaped or to be escaped, no backslash.
+    path.iter().any(|b| matches!(b, b'\\' | b'%') || is_escaped(*b)) || path.windows(2).any(|w| w == b"/.")
+}
+
+/// Resolves dot segments, escaped ones included, turns backslashes into slashes, and gives every other byte one spelling. None
+/// for a NUL, plain or escaped.
 fn canonical(path: &[u8]) -> Option<Vec<u8>> {
     let mut out: Vec<u8> = Vec::with_capacity(path.len());
-    // Both slashes divide; `%2e` is a dot where a segment consists of dots.
     let mut segments = path.split(|b| *b == b'/' || *b == b'\\').peekable();
     segments.next();
     while let Some(segment) = segments.next() {
-        if segment.contains(&0) || segment.windows(3).any(|w| w == b"%00") {
-            return None;
-        }
         let last = segments.peek().is_none();
         match dots(segment) {
             Some(1) => {
@@ -137,7 +139,7 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
             }
             _ => {
                 out.push(b'/');
-                out.extend_from_slice(segment);
+                spell(segment, &mut out)?;
             }
         }
     }
@@ -147,8 +149,46 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// How many dots a segment consists of, if of nothing else.
+/// Appends a segment: unreserved characters plain (RFC 3986, section 2.3), others as they are or percent-encoded.
+fn spell(mut segment: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    while let Some((first, rest)) = segment.split_first() {
+        segment = rest;
+        if let (b'%', [high, low, after @ ..]) = (first, rest)
+            && let (Some(high), Some(low)) = (char::from(*high).to_digit(16), char::from(*low).to_digit(16))
+        {
+            match (high * 16 + low) as u8 {
+                0 => return None,
+                byte if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
+                    out.push(byte);
+                    segment = after;
+                    continue;
+                }
+                _ => {}
+            }
+        }
+        match *first {
+            0 => return None,
+            byte if is_escaped(byte) => {
+                out.extend_from_slice(&[
+                    b'%',
+                    DIGITS[usize::from(byte >> 4)],
+                    DIGITS[usize::from(byte & 15)],
+                ]);
+            }
+            byte => out.push(byte),
+        }
+    }
+    Some(())
+}
+
+/// How many dots a segment consists of, if of nothing else. Plain dots may have path parameters behind them.
 fn dots(mut segment: &[u8]) -> Option<usize> {
+    match segment {
+        [b'.', b';', ..] => return Some(1),
+        [b'.', b'.', b';', ..] => return Some(2),
+        _ => {}
+    }
     let mut count = 0;
     loop {
         segment = match segment {
@@ -181,6 +221,19 @@ mod tests {
             ("/a/.%2e/b", plain, changed("/b")),
             ("/a\\..\\b", plain, changed("/b")),
             ("/a/..b/...", plain, Unchanged),
+            // What Envoy 1.40 makes of these was seen on the wire.
+            ("/a%2Db%41%7E", plain, changed("/a-bA~")),
+            ("/a%2e%2e/b", plain, changed("/a../b")),
+            ("/a\"b<>", plain, changed("/a%22b%3C%3E")),
+            ("/!$&'()*+,:=@[]^`{}~_-", plain, changed("/!$&'()*+,:=@[]%5E%60%7B%7D~_-")),
+            ("/a/%5c../b", plain, Unchanged),
+            ("/a%zz%2", plain, Unchanged),
+            ("/a/.;x/b", plain, changed("/a/b")),
+            ("/a/..;x=1/b", plain, changed("/b")),
+            ("/a/%2e%2e;/b", plain, changed("/a/..;/b")),
+            ("/a/;../b", plain, Unchanged),
+            ("/a/b/..;?q", plain, changed("/a/?q")),
+            ("//../a", plain, changed("/a")),
             ("/a%20b", plain, Unchanged),
             ("/a%00b", plain, Reject),
             ("/a#b", plain, Reject),

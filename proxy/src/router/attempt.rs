@@ -134,14 +134,14 @@ impl Failure {
             Self::PerTryIdle => timeout_reply("upstream_per_try_idle_timeout"),
             Self::Overflow => {
                 let details = "upstream_reset_before_response_started{overflow}";
-                let reply = LocalReply::new(unavailable, reset_text("overflow", None, retried), details);
+                let reply = LocalReply::new(unavailable, reset_text("overflow", retried), details);
                 if envoy_headers {
                     reply.header(super::OVERLOADED, HeaderValue::from_static("true"))
                 } else {
                     reply
                 }
             }
-            Self::Connect { timeout, reason } => {
+            Self::Connect { timeout, .. } => {
                 let (name, details) = if *timeout {
                     ("connection timeout", "upstream_reset_before_response_started{connection_timeout}")
                 } else {
@@ -150,16 +150,15 @@ impl Failure {
                         "upstream_reset_before_response_started{remote_connection_failure}",
                     )
                 };
-                let text = (!reason.is_empty()).then_some(&**reason);
-                LocalReply::new(unavailable, reset_text(name, text, retried), details)
+                LocalReply::new(unavailable, reset_text(name, retried), details)
             }
-            Self::Reset { reason, text, .. } => {
+            Self::Reset { reason, .. } => {
                 let (name, early, _) = reset_words(*reason);
                 let status = match reason {
                     ResetReason::ProtocolError => StatusCode::BAD_GATEWAY,
                     _ => unavailable,
                 };
-                LocalReply::new(status, reset_text(name, text.as_deref(), retried), early)
+                LocalReply::new(status, reset_text(name, retried), early)
             }
         }
     }
@@ -170,12 +169,10 @@ pub fn timeout_reply(details: &'static str) -> LocalReply {
     LocalReply::new(StatusCode::GATEWAY_TIMEOUT, "upstream request timeout", details)
 }
 
-fn reset_text(name: &str, transport: Option<&str>, retried: bool) -> String {
+/// Envoy's text. The transport's own words are for the log alone: they may say more than a client should know.
+fn reset_text(name: &str, retried: bool) -> String {
     let again = if retried { "retried and the latest " } else { "" };
-    let transport = transport.map(|t| format!(", transport failure reason: {t}")).unwrap_or_default();
-    format!(
-        "upstream connect error or disconnect/reset before headers. {again}reset reason: {name}{transport}"
-    )
+    format!("upstream connect error or disconnect/reset before headers. {again}reset reason: {name}")
 }
 
 /// The flag of a reset.

@@ -81,7 +81,7 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Repl
         if let Err(failure) = &outcome.result {
             flow.info(|i| {
                 i.flags.set(failure.flag());
-                i.upstream_failure = failure.words().map(Into::into);
+                i.upstream_failure = failure.words().map(|w| w.replace(' ', "_").into());
             });
         }
         let wanted = retries.as_ref().is_some_and(|r| match &outcome.result {

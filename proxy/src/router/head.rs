@@ -14,6 +14,7 @@ use crate::route::{Forward, Matched};
 use crate::telemetry::access_log::LogContext;
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Applies what the route asks for, in Envoy's order: header changes, then authority, then path.
@@ -52,7 +53,7 @@ pub fn prepare(
         HostRewrite::Path(substitution) => Some(substitution.apply(split_query(&head.path).0)),
     });
     if let Some(authority) = authority {
-        set_authority(head, authority, forward.append_x_forwarded_host);
+        set_authority(head, authority, forward.append_x_forwarded_host, envoy_headers);
     }
     if let Some(path) = rewrite_path(&forward.path_rewrite, &matched.route().matching.path, &head.path) {
         let original = std::mem::replace(&mut head.path, path);
@@ -67,8 +68,16 @@ pub fn prepare(
 }
 
 /// Sets the authority; the old one goes to `x-forwarded-host` where that is asked for.
-pub fn set_authority(head: &mut RequestHead, authority: Bytes, append_forwarded_host: bool) {
+pub fn set_authority(
+    head: &mut RequestHead,
+    authority: Bytes,
+    append_forwarded_host: bool,
+    envoy_headers: bool,
+) {
     let old = std::mem::replace(&mut head.authority, authority);
+    if envoy_headers && let Ok(value) = HeaderValue::from_maybe_shared(old.clone()) {
+        head.headers.set(ORIGINAL_HOST, value);
+    }
     if append_forwarded_host && !old.is_empty() {
         let text = match head.headers.get(&FORWARDED_HOST) {
             Some(before) => [before.as_bytes(), b",", &old].concat().into(),

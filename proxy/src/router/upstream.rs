@@ -144,7 +144,8 @@ impl ClusterUpstreams {
         let config = cluster.config();
         let name = picked.host().hostname();
         if self.auto_host && !name.is_empty() {
-            set_authority(head, name.to_string().into(), self.append_forwarded_host);
+            let envoy_headers = !self.wishes.config.suppress_envoy_headers;
+            set_authority(head, name.to_string().into(), self.append_forwarded_host, envoy_headers);
         }
         let metadata = config.metadata.as_deref();
         if let Some(filter) = &self.wishes.peer_metadata {

@@ -95,7 +95,7 @@ const ALL: [(Flag, &str); 28] = [
     (Flag::UnconditionalDropOverload, "UDO"),
 ];
 
-/// A set of flags. Displays as Envoy writes them: `UF,URX`, or `-` when there is none.
+/// A set of flags. Displays as Envoy writes them: `URX,UF`, or `-` when there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Flags(u32);
 
@@ -131,9 +131,14 @@ impl fmt::Display for Flags {
         if self.is_empty() {
             return f.write_str("-");
         }
+        // Envoy prints flags in the order they were set; these are set before the failure that ends the stream.
+        const FIRST: [Flag; 3] =
+            [Flag::DelayInjected, Flag::UpstreamRetryLimitExceeded, Flag::UpstreamOverflow];
+        let first = ALL.iter().filter(|(flag, _)| FIRST.contains(flag));
+        let others = ALL.iter().filter(|(flag, _)| !FIRST.contains(flag));
         let mut separator = "";
-        for (flag, letters) in ALL {
-            if self.has(flag) {
+        for (flag, letters) in first.chain(others) {
+            if self.has(*flag) {
                 write!(f, "{separator}{letters}")?;
                 separator = ",";
             }
@@ -152,7 +157,7 @@ mod tests {
         assert_eq!(flags.to_string(), "-");
         flags.set(Flag::UpstreamRetryLimitExceeded);
         flags.set(Flag::UpstreamConnectionFailure);
-        assert_eq!(flags.to_string(), "UF,URX");
+        assert_eq!(flags.to_string(), "URX,UF");
         assert!(ALL.iter().enumerate().all(|(i, (flag, _))| *flag as usize == i));
     }
 }
