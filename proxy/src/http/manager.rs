@@ -49,11 +49,20 @@ impl ConnectionManager {
         };
         Rc::new(Self { shared: Rc::new(shared) })
     }
+
+    pub(super) fn handling(
+        &self,
+        request: Request,
+        downstream: Downstream,
+    ) -> impl Future<Output = Reply> + use<> {
+        exchange::handle(self.shared.clone(), request, downstream)
+    }
 }
 
 impl HttpService for ConnectionManager {
     async fn call(self: Rc<Self>, request: Request, downstream: Downstream) -> Reply {
-        exchange::handle(self.shared.clone(), request, downstream).await
+        // Boxed, so that a connection without a request does not carry the room for one.
+        Box::pin(self.handling(request, downstream)).await
     }
 
     fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply {

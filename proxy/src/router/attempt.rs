@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -223,13 +223,17 @@ pub fn forget_failures(flags: Flags) -> Flags {
 ///
 /// # Errors
 /// The time was over.
-pub async fn within<T>(flow: &Flow, timeout: Duration, work: impl Future<Output = T>) -> Result<T, Failure> {
+pub async fn within<T>(
+    flow: &Flow,
+    timeout: Duration,
+    // Pinned by the caller: taken by value it would be kept twice, and it is the largest part of a request.
+    mut work: Pin<&mut impl Future<Output = T>>,
+) -> Result<T, Failure> {
     if timeout.is_zero() {
         return Ok(work.await);
     }
     let ready = Instant::now();
-    let mut work = pin!(work);
-    let mut timer: Option<std::pin::Pin<Box<tokio::time::Sleep>>> = None;
+    let mut timer: Option<Pin<Box<tokio::time::Sleep>>> = None;
     poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));

@@ -1,5 +1,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -238,11 +239,13 @@ fn callers_may_ask_for_retries_by_header_fields_which_do_not_go_upstream() {
 #[tokio::test(start_paused = true)]
 async fn a_trys_time_starts_when_the_request_is_complete() {
     let flow = Flow::new(StreamInfo::new(None));
-    let waiting = within(&flow, Duration::from_secs(1), std::future::pending::<()>());
+    let work = pin!(std::future::pending::<()>());
+    let waiting = within(&flow, Duration::from_secs(1), work);
     let early = tokio::time::timeout(Duration::from_secs(60), waiting).await;
     assert!(early.is_err(), "the request is not complete, so the clock stands");
     flow.end_request();
-    let over = within(&flow, Duration::from_secs(1), std::future::pending::<()>()).await;
+    let work = pin!(std::future::pending::<()>());
+    let over = within(&flow, Duration::from_secs(1), work).await;
     assert_eq!(over, Err(Failure::PerTryTimeout));
 }
 

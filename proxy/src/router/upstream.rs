@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -122,7 +123,8 @@ impl ClusterUpstreams {
             seen.local = upstream.local();
         }
         self.callee.borrow_mut().principal = upstream.tls().and_then(|t| t.peer_id.clone());
-        match within(&self.flow, timeout, upstream.send(request, self.informational.clone())).await {
+        let sending = pin!(upstream.send(request, self.informational.clone()));
+        match within(&self.flow, timeout, sending).await {
             Ok(Ok(reply)) => {
                 under_way.end(Some(cluster::Outcome::Answered(status_of(&reply))));
                 Ok(reply)

@@ -189,7 +189,8 @@ pub async fn acquire(cluster: &Arc<Cluster>, picked: Picked, want: &Want) -> Res
                 continue;
             }
         };
-        open(cluster, &key, picked.host(), permit, want).await?;
+        // Boxed, for a request that finds a connection should not carry the room for making one.
+        Box::pin(open(cluster, &key, picked.host(), permit, want)).await?;
     }
 }
 

@@ -304,3 +304,15 @@ mod shape {
         assert_eq!(with(json!({"strip_trailing_host_dot": true}), "a.com.:81"), "a.com:81");
     }
 }
+
+#[test]
+fn a_request_under_way_is_small() {
+    let config = Arc::new(compile(json!({}), hello(), json!([])).unwrap());
+    let manager = ConnectionManager::new(config, Arc::new(connection()));
+    let downstream = || Downstream { informational: Rc::new(Sink::default()), stream: 0 };
+    // What every connection carries, and what a request does.
+    let idle = size_of_val(&manager.clone().call(request("GET", "/hello", &[]), downstream()));
+    assert!(idle <= 1024, "{idle} bytes");
+    let busy = size_of_val(&manager.handling(request("GET", "/hello", &[]), downstream()));
+    assert!(busy <= 9 * 1024, "{busy} bytes");
+}

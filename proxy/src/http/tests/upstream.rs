@@ -359,3 +359,187 @@ async fn bytes_in_and_bytes_out_through_both_codecs() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_websocket_is_a_pipe_once_the_upstream_accepts_it() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    local(async {
+        let mesh = Mesh::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        mesh.cluster("c", &[listener.local_addr().unwrap().port()]);
+        let upstream = tokio::task::spawn_local(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(socket.read_u8().await.unwrap());
+            }
+            let answer =
+                b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+            socket.write_all(answer).await.unwrap();
+            let mut word = [0; 4];
+            socket.read_exact(&mut word).await.unwrap();
+            socket.write_all(&word).await.unwrap();
+            String::from_utf8(head).unwrap()
+        });
+        let routes = json!([{"match": {"prefix": "/"}, "route": {"cluster": "c", "timeout": "0s"}}]);
+        let settings = json!({"upgrade_configs": [{"upgrade_type": "websocket"}]});
+        let config = Arc::new(compile_with(&mesh.context(), settings, routes, json!([])).unwrap());
+        let (mut near, far) = tokio::io::duplex(1 << 16);
+        let (_signal, drain) = Drain::new();
+        tokio::task::spawn_local(crate::http::serve(
+            Io::memory(far),
+            config.clone(),
+            Arc::new(connection()),
+            drain,
+        ));
+        near.write_all(
+            b"GET /ws HTTP/1.1\r\nhost: x\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\n\r\n",
+        )
+        .await
+        .unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(near.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 101 switching protocols\r\n"), "{head}");
+        assert!(
+            head.contains("upgrade: websocket\r\n") && head.contains("connection: upgrade\r\n"),
+            "{head}"
+        );
+        near.write_all(b"ping").await.unwrap();
+        let mut word = [0; 4];
+        near.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"ping");
+        let sent = upstream.await.unwrap();
+        assert!(
+            sent.contains("upgrade: websocket\r\n") && sent.contains("connection: Upgrade\r\n"),
+            "{sent}"
+        );
+        drop(near);
+        while config.stats.downstream_rq_active.value() != 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn grpc_passes_over_http2_with_its_trailers_and_is_retried_by_its_status() {
+    local(async {
+        struct Grpc(Cell<u32>);
+        impl HttpService for Grpc {
+            async fn call(self: Rc<Self>, mut request: Request, _: Downstream) -> Reply {
+                while let Some(Ok(_)) = request.body.frame().await {}
+                self.0.set(self.0.get() + 1);
+                let status = |code| -> Headers {
+                    [(HeaderName::from_static("grpc-status"), HeaderValue::from_static(code))]
+                        .into_iter()
+                        .collect()
+                };
+                let mut head = ResponseHead {
+                    status: http::StatusCode::OK,
+                    protocol: Protocol::Http2,
+                    headers: Headers::new(),
+                };
+                let body = if self.0.get() == 1 {
+                    head.headers = status("14");
+                    Body::Empty
+                } else {
+                    Body::Frames([Frame::Data("answer".into()), Frame::Trailers(status("0"))].into())
+                };
+                Reply { head, body, close: false, reset: None }
+            }
+
+            fn bad_request(&self, _: http::StatusCode, details: &'static str, _: Protocol) -> Reply {
+                panic!("{details}")
+            }
+        }
+        let mesh = Mesh::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (_signal, drain) = Drain::new();
+        tokio::task::spawn_local(async move {
+            let service = Rc::new(Grpc(Cell::new(0)));
+            while let Ok((socket, _)) = listener.accept().await {
+                let served = crate::codec::h2::server::serve(
+                    Io::tcp(socket),
+                    service.clone(),
+                    Default::default(),
+                    drain.clone(),
+                );
+                tokio::task::spawn_local(served);
+            }
+        });
+        mesh.cluster_with(
+            "c",
+            &[port],
+            json!({"typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}}}}}),
+        );
+        let (manager, _) = mesh.manager(json!({"cluster": "c", "max_grpc_timeout": "0s", "timeout": "0s",
+            "retry_policy": {"retry_on": "unavailable", "retry_back_off": {"base_interval": "0.001s"}}}));
+        let mut sent = request(
+            "POST",
+            "/pkg.Service/Method",
+            &[("content-type", "application/grpc"), ("te", "trailers")],
+        );
+        sent.body = Body::full("question");
+        let mut reply = manager.call(sent, downstream()).await;
+        assert_eq!(reply.head.status, 200);
+        let mut seen = Vec::new();
+        while let Some(frame) = reply.body.frame().await {
+            seen.push(match frame.unwrap() {
+                Frame::Data(data) => String::from_utf8(data.to_vec()).unwrap(),
+                Frame::Trailers(trailers) => format!("{trailers:?}"),
+            });
+        }
+        assert_eq!(seen[0], "answer");
+        assert!(seen[1].contains("grpc-status") && seen[1].contains('0'), "{seen:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_stream_writes_one_line_of_access_log() {
+    local(async {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("log");
+        let mesh = Mesh::new();
+        let (port, _) = upstream(Manner::Answer(200)).await;
+        mesh.cluster("c", &[port]);
+        mesh.cluster("dead", &[closed_port().await]);
+        let format = "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %REQ(:PATH)% %RESPONSE_CODE% %RESPONSE_FLAGS% \
+            %RESPONSE_CODE_DETAILS% %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER% %ROUTE_NAME% \
+            %UPSTREAM_TRANSPORT_FAILURE_REASON% %RESP(SERVER)%\n";
+        let settings = json!({"access_log": [{"name": "f", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": file.to_str().unwrap(), "log_format": {"text_format_source": {"inline_string": format}}}}]});
+        let routes = json!([
+            {"name": "a", "match": {"prefix": "/a"}, "route": {"cluster": "c", "prefix_rewrite": "/b"}},
+            {"name": "d", "match": {"prefix": "/d"}, "route": {"cluster": "dead", "retry_policy": {
+                "retry_on": "connect-failure", "retry_back_off": {"base_interval": "0.001s"}}}}]);
+        let config = Arc::new(compile_with(&mesh.context(), settings, routes, json!([])).unwrap());
+        config.open_logs().unwrap();
+        let manager = ConnectionManager::new(config, Arc::new(connection()));
+        let mut sent = request("POST", "/a", &[]);
+        sent.body = Body::full("ping");
+        for sent in [sent, request("GET", "/d", &[]), request("GET", "/none", &[])] {
+            let reply = manager.clone().call(sent, downstream()).await;
+            text(reply.body).await;
+        }
+        let expected = "/a /b 200 - via_upstream 4 5 c a - envoy\n\
+            /d /d 503 URX,UF upstream_reset_before_response_started{remote_connection_failure} 0 121 dead d \
+            delayed_connect_error:_Connection_refused envoy\n\
+            /none /none 404 NR route_not_found 0 0 - - - envoy\n";
+        let mut seen = String::new();
+        while seen.len() < expected.len() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            seen = std::fs::read_to_string(&file).unwrap_or_default();
+        }
+        assert_eq!(seen, expected);
+    })
+    .await;
+}
