@@ -1,12 +1,14 @@
 //! Applies resources: walk, check, compile, warm, publish.
 
 pub mod context;
+pub mod engine;
 pub mod error;
 pub mod fields;
 pub mod node;
 pub mod slot;
 
 pub use context::{ClusterTable, CompileContext, RouteTable, SecretSource, SecretTable, Tables};
+pub use engine::{Dumped, Engine};
 pub use error::ConfigError;
 pub use node::{NodeInfo, Role};
 pub use slot::{Slot, SlotState, SlotTable};

@@ -1,0 +1,156 @@
+//! Listeners: compiled policy, warmed until its route configurations and secrets are there, put under sockets.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use xds_protos::envoy::config::listener::v3::Listener as ListenerProto;
+
+use super::Stored;
+use crate::codec::DrainPhase;
+use crate::listen::listener::drain;
+use crate::listen::{BindError, Listener, ListenerConfig, SocketTable};
+use crate::route::RouteConfig;
+use crate::state::{CompileContext, ConfigError, Slot};
+
+/// Connections of a chain that was dropped get this long to end.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(45);
+
+struct Warming {
+    config: ListenerConfig,
+    routes: Vec<Arc<Slot<RouteConfig>>>,
+}
+
+struct Entry {
+    stored: Stored,
+    listener: Arc<Listener>,
+    warming: Option<Warming>,
+    /// Route configurations of the version that serves.
+    routes: Vec<Arc<Slot<RouteConfig>>>,
+    addresses: Vec<SocketAddr>,
+}
+
+pub(super) struct Listeners {
+    sockets: SocketTable,
+    entries: BTreeMap<String, Entry>,
+    draining: bool,
+}
+
+impl Listeners {
+    pub(super) fn new(sockets: SocketTable) -> Self {
+        Self { sockets, entries: BTreeMap::new(), draining: false }
+    }
+
+    pub(super) fn upsert(
+        &mut self,
+        name: &str,
+        message: &ListenerProto,
+        stored: Stored,
+        context: &CompileContext,
+    ) -> Result<(), Vec<ConfigError>> {
+        if let Some(entry) = self.entries.get_mut(name)
+            && entry.stored.bytes == stored.bytes
+        {
+            entry.stored = stored;
+            return Ok(());
+        }
+        let config = ListenerConfig::compile(message, context)?;
+        let warming = Some(Warming { config, routes: context.routes.used() });
+        match self.entries.get_mut(name) {
+            Some(entry) => {
+                entry.stored = stored;
+                entry.warming = warming;
+            }
+            None => {
+                let address = warming.as_ref().and_then(|w| w.config.addresses.first().copied());
+                let listener = Listener::new(name.into(), address);
+                let entry = Entry { stored, listener, warming, routes: Vec::new(), addresses: Vec::new() };
+                self.entries.insert(name.to_owned(), entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts listeners that have become warm to work; gives those that cannot listen.
+    pub(super) fn publish_warm(&mut self) -> Vec<(String, BindError)> {
+        let mut failed = Vec::new();
+        for (name, entry) in &mut self.entries {
+            let ready = |w: &Warming| w.routes.iter().all(|r| r.get().is_some());
+            let Some(warming) = entry.warming.take_if(|w| ready(w)) else { continue };
+            if self.draining {
+                continue;
+            }
+            let addresses = warming.config.addresses.clone();
+            // Sockets first: a listener that cannot have them all changes nothing.
+            let bound = addresses.iter().try_for_each(|a| self.sockets.bind(*a, &entry.listener));
+            if let Err(error) = bound {
+                self.sockets.release(&entry.listener, &entry.addresses);
+                failed.push((name.clone(), error));
+                continue;
+            }
+            let dropped = entry.listener.update(warming.config);
+            self.sockets.release(&entry.listener, &addresses);
+            entry.addresses = addresses;
+            entry.routes = warming.routes;
+            end(dropped);
+        }
+        // A new listener without sockets is not there; the next version of it gets another chance.
+        for (name, _) in &failed {
+            if self.entries.get(name).is_some_and(|e| e.addresses.is_empty()) {
+                self.entries.remove(name);
+            }
+        }
+        failed
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        if let Some(entry) = self.entries.remove(name) {
+            self.sockets.release(&entry.listener, &[]);
+            end(entry.listener.remove());
+        }
+    }
+
+    /// The route configurations to ask for.
+    pub(super) fn routes_wanted(&self) -> Vec<String> {
+        let routes = self.entries.values().flat_map(|e| e.routes.iter().chain(e.warming.iter().flat_map(|w| &w.routes)));
+        routes.map(|r| r.name().to_string()).collect()
+    }
+
+    pub(super) fn drain(&mut self, phase: DrainPhase) {
+        self.draining = true;
+        self.sockets.close_all();
+        for entry in self.entries.values() {
+            if let Some(policy) = entry.listener.policy() {
+                policy.drain(phase);
+            }
+        }
+    }
+
+    pub(super) fn active_connections(&self) -> i64 {
+        self.entries.values().map(|e| e.listener.stats.active.value()).sum()
+    }
+
+    pub(super) fn stored(&mut self, name: &str) -> Option<&mut Stored> {
+        self.entries.get_mut(name).map(|e| &mut e.stored)
+    }
+
+    pub(super) fn addresses(&self) -> Vec<(String, Vec<SocketAddr>)> {
+        self.entries.iter().map(|(n, e)| (n.clone(), e.addresses.clone())).collect()
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Stored, bool)> {
+        self.entries.iter().map(|(n, e)| (n.as_str(), &e.stored, e.warming.is_some()))
+    }
+}
+
+/// Ends the connections of chains that are no more: with their next answer, and after a while anyhow.
+fn end(chains: Vec<Arc<crate::listen::FilterChain>>) {
+    if chains.is_empty() {
+        return;
+    }
+    chains.iter().for_each(|c| drain(c, DrainPhase::Draining));
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(DRAIN).await;
+        chains.iter().for_each(|c| drain(c, DrainPhase::Closing));
+    });
+}
