@@ -34,3 +34,7 @@ pub mod telemetry;
 pub mod admin;
 
 pub mod agent;
+
+pub mod bootstrap;
+
+pub mod app;

@@ -128,7 +128,8 @@ impl Clusters {
 
     /// The load assignments to ask for.
     pub(super) fn assignments_wanted(&self) -> Vec<String> {
-        let clusters = self.entries.values().flat_map(|e| e.serving.iter().chain(e.warming.as_ref().map(|(c, _)| c)));
+        let clusters =
+            self.entries.values().flat_map(|e| e.serving.iter().chain(e.warming.as_ref().map(|(c, _)| c)));
         clusters.filter_map(|c| eds_name(c)).map(|n| n.to_string()).collect()
     }
 

@@ -112,7 +112,10 @@ impl Listeners {
 
     /// The route configurations to ask for.
     pub(super) fn routes_wanted(&self) -> Vec<String> {
-        let routes = self.entries.values().flat_map(|e| e.routes.iter().chain(e.warming.iter().flat_map(|w| &w.routes)));
+        let routes = self
+            .entries
+            .values()
+            .flat_map(|e| e.routes.iter().chain(e.warming.iter().flat_map(|w| &w.routes)));
         routes.map(|r| r.name().to_string()).collect()
     }
 

@@ -131,6 +131,11 @@ impl Engine {
         self.0.lock().listeners.active_connections()
     }
 
+    /// Whether a listener waits for what it refers to.
+    pub fn is_warming(&self) -> bool {
+        self.0.lock().listeners.all().any(|(_, _, warming)| warming)
+    }
+
     /// The tables of compiled resources.
     pub fn tables(&self) -> Tables {
         self.0.lock().tables.clone()

@@ -74,7 +74,9 @@ impl Secrets {
                     self.table.slot(&name).publish(Arc::new(secret));
                     changed = true;
                 }
-                Err(error) => tracing::error!(name, path, %error, "secret not taken; the last good one stays"),
+                Err(error) => {
+                    tracing::error!(name, path, %error, "secret not taken; the last good one stays")
+                }
             }
         }
         changed
@@ -83,7 +85,8 @@ impl Secrets {
     /// The workload's certificate and the roots that it trusts.
     pub(super) fn set_identity(&mut self, certificate: &WorkloadCertificate) {
         let roots = Secret::roots(certificate.bundle().to_vec());
-        let own = Secret::certificate_pem(certificate.chain_pem().as_bytes(), certificate.key_pem().as_bytes());
+        let own =
+            Secret::certificate_pem(certificate.chain_pem().as_bytes(), certificate.key_pem().as_bytes());
         for (name, secret) in IDENTITY.into_iter().zip([own, roots]) {
             match secret {
                 Ok(secret) => {

@@ -1,0 +1,201 @@
+//! Which path answers what.
+
+use std::collections::BTreeMap;
+
+use http::StatusCode;
+use regex::Regex;
+use serde_json::json;
+
+use super::serve::Page;
+use super::stats::Filter;
+use super::{AdminState, certs, clusters, config_dump, prometheus, snapshot, stats};
+use crate::codec::DrainPhase;
+
+/// Paths, whether they change something (and so want POST), and what they do.
+const INDEX: [(&str, bool, &str); 17] = [
+    ("/", false, "this list"),
+    ("/help", false, "this list"),
+    ("/ready", false, "LIVE with 200 when the proxy serves, else why not with 503"),
+    ("/healthz/ready", false, "the same, as Istio's agent answers it"),
+    ("/stats", false, "all statistics (?filter=REGEX, ?usedonly, ?type=, ?format=json|prometheus)"),
+    ("/stats/prometheus", false, "all statistics for Prometheus"),
+    ("/clusters", false, "clusters and their hosts (?format=json)"),
+    ("/listeners", false, "listeners and their addresses (?format=json)"),
+    ("/config_dump", false, "all resources as they came (?resource=FIELD, ?name_regex=REGEX)"),
+    ("/certs", false, "certificates in use"),
+    ("/server_info", false, "version, state, uptime, node"),
+    ("/memory", false, "memory of the process"),
+    ("/logging", true, "what is logged (?level=RULES changes it)"),
+    ("/healthcheck/fail", true, "be not ready"),
+    ("/healthcheck/ok", true, "be ready again"),
+    ("/drain_listeners", true, "stop accepting, end connections with their next answer"),
+    ("/quitquitquit", true, "drain and end the process"),
+];
+
+fn parameters(query: &str) -> BTreeMap<String, String> {
+    query
+        .split('&')
+        .filter(|p| !p.is_empty())
+        .map(|p| {
+            let (key, value) = p.split_once('=').unwrap_or((p, ""));
+            (key.to_owned(), unescape(value))
+        })
+        .collect()
+}
+
+fn unescape(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = bytes.get(at + 1..at + 3).and_then(|h| std::str::from_utf8(h).ok());
+        match (bytes[at], hex.and_then(|h| u8::from_str_radix(h, 16).ok())) {
+            (b'%', Some(value)) => {
+                out.push(value);
+                at += 2;
+            }
+            (b'+', _) => out.push(b' '),
+            (other, _) => out.push(other),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> Page {
+    let parameters = parameters(query);
+    let json_wanted = parameters.get("format").is_some_and(|f| f == "json");
+    let changes = INDEX.iter().any(|(p, changes, _)| *p == path && *changes);
+    // Reading the level changes nothing.
+    if changes && !post && !(path == "/logging" && parameters.is_empty()) {
+        return Page::error(StatusCode::METHOD_NOT_ALLOWED, format!("{path} changes something: use POST"));
+    }
+    match path {
+        "/" | "/help" => Page::text(index()),
+        "/ready" | "/healthz/ready" => match state.unready() {
+            None => Page::text("LIVE\n"),
+            Some(reason) => Page::error(StatusCode::SERVICE_UNAVAILABLE, reason),
+        },
+        "/stats" | "/stats/prometheus" => statistics(path, &parameters),
+        "/clusters" if json_wanted => Page::json(&clusters::json(&state.engine)),
+        "/clusters" => Page::text(clusters::text(&state.engine)),
+        "/listeners" => listeners(state, json_wanted),
+        "/config_dump" => match config_dump::dump(&state.engine, &state.node, &parameters) {
+            Ok(value) => Page::json(&value),
+            Err(message) => Page::error(StatusCode::BAD_REQUEST, message),
+        },
+        "/certs" => Page::json(&certs::json(state)),
+        "/server_info" => server_info(state),
+        "/memory" => memory(),
+        "/logging" => match (state.level)(parameters.get("level").map(String::as_str)) {
+            Ok(now) => Page::text(format!("active rules: {now}\n")),
+            Err(message) => Page::error(StatusCode::BAD_REQUEST, message),
+        },
+        "/healthcheck/fail" | "/healthcheck/ok" => {
+            state.readiness.fail(path.ends_with("fail"));
+            Page::text("OK\n")
+        }
+        "/drain_listeners" => {
+            state.readiness.drain();
+            state.engine.drain(DrainPhase::Draining);
+            Page::text("OK\n")
+        }
+        "/quitquitquit" => {
+            state.quit.notify_one();
+            Page::text("OK\n")
+        }
+        _ => Page::error(StatusCode::NOT_FOUND, format!("there is no {path}; there are:\n{}", index())),
+    }
+}
+
+fn index() -> String {
+    INDEX
+        .iter()
+        .map(|(path, changes, what)| format!("  {path}{}: {what}\n", if *changes { " (POST)" } else { "" }))
+        .collect()
+}
+
+fn statistics(path: &str, parameters: &BTreeMap<String, String>) -> Page {
+    let regex = match parameters.get("filter").map(|f| Regex::new(f)).transpose() {
+        Ok(regex) => regex,
+        Err(error) => return Page::error(StatusCode::BAD_REQUEST, format!("filter: {error}")),
+    };
+    let used_only = parameters.contains_key("usedonly");
+    let filter = Filter { regex, used_only, kind: parameters.get("type").cloned() };
+    let samples = snapshot::read();
+    let format = parameters.get("format").map(String::as_str);
+    match (path, format) {
+        ("/stats/prometheus", _) | (_, Some("prometheus")) => Page {
+            kind: "text/plain; version=0.0.4; charset=UTF-8",
+            ..Page::text(prometheus::render(&samples, &filter))
+        },
+        (_, Some("json")) => Page::json(&stats::json(&samples, &filter)),
+        (_, None | Some("text")) => Page::text(stats::text(&samples, &filter)),
+        (_, Some(other)) => Page::error(
+            StatusCode::BAD_REQUEST,
+            format!("format {other:?}: there are text, json and prometheus"),
+        ),
+    }
+}
+
+fn listeners(state: &AdminState, json_wanted: bool) -> Page {
+    let all = state.engine.listeners();
+    if json_wanted {
+        let statuses: Vec<_> = all
+            .iter()
+            .map(|(name, addresses)| {
+                let address = |a: &std::net::SocketAddr| {
+                    json!({"socket_address": {"address": a.ip().to_string(), "port_value": a.port()}})
+                };
+                let additional: Vec<_> = addresses.iter().skip(1).map(address).collect();
+                json!({"name": name, "local_address": addresses.first().map(address),
+                       "additional_local_addresses": additional})
+            })
+            .collect();
+        return Page::json(&json!({"listener_statuses": statuses}));
+    }
+    Page::text(
+        all.iter()
+            .flat_map(|(name, addresses)| addresses.iter().map(move |a| format!("{name}::{a}\n")))
+            .collect::<String>(),
+    )
+}
+
+fn server_info(state: &AdminState) -> Page {
+    let mut node = xds_protos::json::to_value(&state.node);
+    if node.is_null() {
+        node = json!({});
+    }
+    Page::json(&json!({
+        "version": concat!("weft/", env!("CARGO_PKG_VERSION")),
+        "state": state.unready().unwrap_or("LIVE"),
+        "uptime_current_epoch": format!("{}s", state.started.elapsed().as_secs()),
+        "uptime_all_epochs": format!("{}s", state.started.elapsed().as_secs()),
+        "command_line_options": {"concurrency": state.concurrency},
+        "control_plane": state.ads.as_ref().map(|a| json!({"connected": a.connected(), "streams": a.streams()})),
+        "node": node,
+    }))
+}
+
+fn memory() -> Page {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = |key: &str| -> Option<u64> {
+        status.lines().find(|l| l.starts_with(key))?.split_whitespace().nth(1)?.parse().ok()
+    };
+    let bytes = |key| kib(key).map(|k| (k * 1024).to_string());
+    Page::json(
+        &json!({"resident": bytes("VmRSS:"), "peak_resident": bytes("VmHWM:"), "virtual": bytes("VmSize:")}),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_unescaped() {
+        let p = parameters("filter=a%7C%2Bb&usedonly&x=1+2&bad=%zz");
+        assert_eq!((p["filter"].as_str(), p["x"].as_str(), p["bad"].as_str()), ("a|+b", "1 2", "%zz"));
+        assert!(p.contains_key("usedonly"));
+    }
+}

@@ -1,0 +1,105 @@
+//! The HTTP servers of the admin interface.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+use super::{AdminState, pages};
+
+/// What a port answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// Everything.
+    Admin,
+    /// `/healthz/ready` only.
+    Status,
+    /// `/stats/prometheus` only.
+    Prometheus,
+}
+
+/// An answer of a page.
+pub(super) struct Page {
+    pub(super) status: StatusCode,
+    pub(super) kind: &'static str,
+    pub(super) body: String,
+}
+
+impl Page {
+    pub(super) fn text(body: impl Into<String>) -> Self {
+        Self { status: StatusCode::OK, kind: "text/plain; charset=UTF-8", body: body.into() }
+    }
+
+    pub(super) fn json(value: &serde_json::Value) -> Self {
+        let body = serde_json::to_string_pretty(value).unwrap_or_default() + "\n";
+        Self { status: StatusCode::OK, kind: "application/json", body }
+    }
+
+    pub(super) fn error(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, ..Self::text(message.into() + "\n") }
+    }
+}
+
+/// Listens and answers for ever; an error says why it cannot listen.
+pub async fn serve(address: SocketAddr, surface: Surface, state: Arc<AdminState>) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        let what = match surface {
+            Surface::Admin => "admin interface (--admin-address)",
+            Surface::Status => "readiness (--status-port)",
+            Surface::Prometheus => "metrics (--prometheus-port)",
+        };
+        anyhow::anyhow!(
+            "cannot listen on {address} for {what}: {error}; is another proxy running? (ss -ltnp shows)"
+        )
+    })?;
+    tokio::task::spawn_local(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                continue;
+            };
+            let state = state.clone();
+            tokio::task::spawn_local(async move {
+                let service = service_fn(move |request| {
+                    let page = answer(&request, surface, &state);
+                    async move { Ok::<_, Infallible>(response(page)) }
+                });
+                // A client that goes away ends only its own connection.
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    });
+    Ok(())
+}
+
+fn answer(request: &Request<Incoming>, surface: Surface, state: &AdminState) -> Page {
+    let path = request.uri().path();
+    let allowed = match surface {
+        Surface::Admin => true,
+        Surface::Status => path == "/healthz/ready",
+        Surface::Prometheus => path == "/stats/prometheus",
+    };
+    if !allowed {
+        return Page::error(StatusCode::NOT_FOUND, "this port answers one path only");
+    }
+    pages::page(path, request.uri().query().unwrap_or_default(), request.method() == Method::POST, state)
+}
+
+fn response(page: Page) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(page.body));
+    *response.status_mut() = page.status;
+    let headers = response.headers_mut();
+    headers.insert("content-type", hyper::header::HeaderValue::from_static(page.kind));
+    headers.insert("cache-control", hyper::header::HeaderValue::from_static("no-cache, max-age=0"));
+    response
+}

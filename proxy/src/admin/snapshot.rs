@@ -1,0 +1,95 @@
+//! One reading of the metrics registry, with full names: what `/stats` in all its formats prints.
+
+use crate::telemetry::registry::{self, BUCKETS, Metric};
+
+/// A metric's reading.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Only grows.
+    Counter(u64),
+    /// Goes up and down.
+    Gauge(i64),
+    /// Counts per bucket of [`BUCKETS`] and above, and the sum.
+    Histogram(Box<[u64; BUCKETS.len() + 1]>, f64),
+}
+
+/// A named reading.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The group's dotted prefix; empty for metrics whose name is whole (Istio's).
+    pub prefix: String,
+    /// The name within the prefix.
+    pub name: &'static str,
+    /// Labels.
+    pub labels: Vec<(&'static str, String)>,
+    /// The reading.
+    pub value: Value,
+}
+
+impl Sample {
+    /// The dotted name that `/stats` prints; labels follow the name, as Istio's metrics have them and Envoy's do not.
+    pub fn full_name(&self) -> String {
+        let mut name = if self.prefix.is_empty() {
+            self.name.to_owned()
+        } else {
+            format!("{}.{}", self.prefix, self.name)
+        };
+        for (i, (key, value)) in self.labels.iter().enumerate() {
+            name.push_str(if i == 0 { "{" } else { "," });
+            name.push_str(&format!("{key}={value:?}"));
+        }
+        if !self.labels.is_empty() {
+            name.push('}');
+        }
+        name
+    }
+
+    /// Whether anything was ever counted (`?usedonly`).
+    pub fn used(&self) -> bool {
+        match &self.value {
+            Value::Counter(n) => *n != 0,
+            Value::Gauge(n) => *n != 0,
+            Value::Histogram(buckets, _) => buckets.iter().any(|n| *n != 0),
+        }
+    }
+}
+
+/// Reads all live groups.
+pub fn read() -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for group in registry::groups() {
+        for entry in group.entries() {
+            let value = match entry.metric {
+                Metric::Counter(c) => Value::Counter(c.value()),
+                Metric::Gauge(g) => Value::Gauge(g.value()),
+                Metric::Histogram(h) => {
+                    let (buckets, sum) = h.value();
+                    Value::Histogram(Box::new(buckets), sum)
+                }
+            };
+            let labels = group.labels.iter().cloned().chain(entry.labels).collect();
+            samples.push(Sample { prefix: group.prefix.clone(), name: entry.name, labels, value });
+        }
+    }
+    samples
+}
+
+/// The value below which a share `q` of what was recorded lies, interpolated within its bucket; none if nothing was.
+pub fn quantile(buckets: &[u64], q: f64) -> Option<f64> {
+    let total: u64 = buckets.iter().sum();
+    if total == 0 {
+        return None;
+    }
+    let target = q * total as f64;
+    let mut seen = 0.0;
+    for (i, count) in buckets.iter().enumerate() {
+        let count = *count as f64;
+        if count > 0.0 && seen + count >= target {
+            let low = if i == 0 { 0.0 } else { BUCKETS[i - 1] };
+            let high = BUCKETS.get(i).copied().unwrap_or(low);
+            return Some(low + (high - low) * ((target - seen) / count).clamp(0.0, 1.0));
+        }
+        seen += count;
+    }
+    BUCKETS.last().copied()
+}

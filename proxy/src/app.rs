@@ -1,0 +1,219 @@
+//! A proxy from start to drain.
+//!
+//! The main thread is the control thread: xDS, certificates, DNS, ejection, admin. Each worker is a thread with a runtime of
+//! its own, where everything of a connection lives and nothing is shared but what is counted exactly.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tracing_subscriber::{EnvFilter, reload};
+
+use crate::admin::{AdminState, Readiness, SetLevel, Surface, serve};
+use crate::bootstrap::{Ads, Identity, Start, node_info};
+use crate::codec::DrainPhase;
+use crate::identity::workload::{ClientCertificate, Current, IdentityClient, IdentityConfig};
+use crate::listen::{SocketTable, WorkerCommand, accept};
+use crate::state::{Engine, Tables};
+use crate::telemetry::access_log::Sink;
+use crate::xds::{Client, ClientConfig, Credentials, Endpoint, Subscriptions, Tls};
+
+pub use crate::bootstrap::ProxyArgs;
+
+/// How often the control thread looks at ejected hosts and files.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Runs a proxy until it is told to end.
+pub fn main(args: ProxyArgs) -> anyhow::Result<()> {
+    let level = log(&args.log_level)?;
+    let start = args.start()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, run(start, level))
+}
+
+/// Logs to standard error (standard output is the access log's); the closure changes the rules.
+fn log(rules: &str) -> anyhow::Result<SetLevel> {
+    let filter = EnvFilter::try_new(rules).with_context(|| format!("--log-level {rules}"))?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).finish();
+    use tracing_subscriber::layer::SubscriberExt;
+    // A second proxy in one process (tests) keeps the first one's log.
+    let _ = tracing::subscriber::set_global_default(subscriber.with(filter));
+    Ok(Box::new(move |rules| {
+        if let Some(rules) = rules {
+            let filter = EnvFilter::try_new(rules).map_err(|e| format!("level {rules:?}: {e}"))?;
+            handle.reload(filter).map_err(|e| e.to_string())?;
+        }
+        handle.with_current(ToString::to_string).map_err(|e| e.to_string())
+    }))
+}
+
+async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {
+    let workers = (0..start.concurrency).map(worker).collect::<std::io::Result<Vec<_>>>()?;
+    let wanted = Subscriptions::new();
+    let node = Arc::new(node_info(&start.node));
+    let engine = Engine::new(Tables::default(), node, SocketTable::new(workers), wanted.clone());
+    for (kind, name, bytes) in &start.resources {
+        engine.add_static(*kind, name, bytes).map_err(|errors| {
+            anyhow::anyhow!("static {} {name}: {}", short(*kind), crate::state::error::join(&errors))
+        })?;
+    }
+    let identity = start.identity.as_ref().map(|i| identify(i, &engine)).transpose()?;
+    let ads = match &start.ads {
+        Some(ads) => Some(connect(ads, &start, identity.as_ref(), wanted, &engine)?),
+        None => None,
+    };
+    let state = Arc::new(AdminState {
+        engine: engine.clone(),
+        node: start.node.clone(),
+        concurrency: start.concurrency,
+        started: Instant::now(),
+        ads,
+        identity,
+        level,
+        quit: tokio::sync::Notify::new(),
+        readiness: Readiness::default(),
+    });
+    for (address, surface) in [
+        (start.admin, Surface::Admin),
+        (start.status, Surface::Status),
+        (start.prometheus, Surface::Prometheus),
+    ] {
+        if let Some(address) = address {
+            serve(address, surface, state.clone()).await?;
+        }
+    }
+    let ticking = engine.clone();
+    tokio::task::spawn_local(async move {
+        let mut interval = tokio::time::interval(TICK);
+        loop {
+            interval.tick().await;
+            ticking.tick(Instant::now());
+        }
+    });
+    told_to_end(&state).await?;
+    drain(&state, start.drain).await;
+    Ok(())
+}
+
+fn short(kind: xds_protos::ResourceType) -> &'static str {
+    kind.type_url().rsplit('.').next().unwrap_or_default()
+}
+
+/// Starts a worker's thread.
+fn worker(number: usize) -> std::io::Result<mpsc::UnboundedSender<WorkerCommand>> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+        let runtime = match tokio::runtime::LocalRuntime::new() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!(%error, "a worker cannot start");
+                std::process::exit(1);
+            }
+        };
+        runtime.block_on(async {
+            tokio::task::spawn_local(async {
+                loop {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    crate::cluster::pool::sweep();
+                }
+            });
+            accept::run(receiver).await;
+        });
+    })?;
+    Ok(sender)
+}
+
+fn endpoint(
+    address: &str,
+    roots: Option<&std::path::PathBuf>,
+    identity: Option<&Current>,
+) -> anyhow::Result<Endpoint> {
+    let tls = roots.map(|roots| Tls {
+        roots: roots.clone(),
+        server_name: None,
+        identity: identity.map(|i| ClientCertificate::new(i.clone()) as _),
+    });
+    Ok(Endpoint { address: address.parse()?, tls })
+}
+
+/// Gets the workload's certificate and keeps it fresh.
+fn identify(identity: &Identity, engine: &Engine) -> anyhow::Result<Current> {
+    let domain: weft_certs::spiffe::TrustDomain = identity.trust_domain.parse()?;
+    let id = domain.workload(&identity.namespace, &identity.service_account)?;
+    let config = IdentityConfig { id, lifetime: identity.lifetime, state_dir: identity.state_dir.clone() };
+    let endpoint = endpoint(&identity.address, identity.roots.as_ref(), None)?;
+    let credentials = Credentials { token: identity.token.clone(), headers: Vec::new() };
+    let client = IdentityClient::new(config, endpoint, credentials);
+    let current = client.current();
+    let (mut changes, engine) = (current.clone(), engine.clone());
+    tokio::task::spawn_local(client.run());
+    tokio::task::spawn_local(async move {
+        loop {
+            let certificate = changes.borrow_and_update().clone();
+            if let Some(certificate) = certificate {
+                engine.set_identity(&certificate);
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(current)
+}
+
+/// Opens the stream to the control plane.
+fn connect(
+    ads: &Ads,
+    start: &Start,
+    identity: Option<&Current>,
+    wanted: Subscriptions,
+    engine: &Engine,
+) -> anyhow::Result<Arc<crate::xds::Stats>> {
+    let config = ClientConfig {
+        endpoint: endpoint(&ads.address, ads.roots.as_ref(), identity)?,
+        credentials: Credentials { token: ads.token.clone(), headers: Vec::new() },
+        node: start.node.clone(),
+        variant: ads.variant,
+    };
+    let client = Client::new(config, wanted, engine.clone());
+    let stats = client.stats();
+    tokio::task::spawn_local(client.run());
+    Ok(stats)
+}
+
+async fn told_to_end(state: &AdminState) -> anyhow::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+        () = state.quit.notified() => {}
+    }
+    Ok(())
+}
+
+/// Ends in order: no new connections; answers say that theirs ends; idle connections, which may have a request on its way,
+/// get half of the time before they are closed; what is still open at the deadline is cut. A second signal ends at once.
+async fn drain(state: &AdminState, limit: Duration) {
+    tracing::info!(?limit, "draining");
+    state.readiness.drain();
+    state.engine.drain(DrainPhase::Draining);
+    let began = Instant::now();
+    let mut closing = false;
+    let again = told_to_end(state);
+    tokio::pin!(again);
+    while state.engine.active_connections() > 0 && began.elapsed() < limit {
+        if !closing && began.elapsed() >= limit / 2 {
+            closing = true;
+            state.engine.drain(DrainPhase::Closing);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            _ = &mut again => break,
+        }
+    }
+    tracing::info!(left = state.engine.active_connections(), "ending");
+    Sink::flush_all(Duration::from_secs(1));
+}

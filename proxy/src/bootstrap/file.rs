@@ -1,0 +1,136 @@
+//! An Envoy bootstrap file: node, admin, static resources, ADS.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use xds_protos::ResourceType;
+use xds_protos::envoy::config::bootstrap::v3::Bootstrap;
+use xds_protos::envoy::config::core::v3 as core;
+use xds_protos::envoy::config::core::v3::api_config_source::ApiType;
+use xds_protos::prost::{Message, Name};
+
+use super::args::ProxyArgs;
+use super::{Ads, Start};
+use crate::state::error::join;
+use crate::state::fields;
+use crate::xds::Variant;
+
+pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow::Result<Start> {
+    let text = std::fs::read_to_string(path)?;
+    let bootstrap: Bootstrap = xds_protos::json::from_yaml_str(&text)?;
+    let errors = fields::check(&Bootstrap::full_name(), &bootstrap.encode_to_vec());
+    if !errors.is_empty() {
+        bail!("{}", join(&errors));
+    }
+    let mut resources = Vec::new();
+    let statics = bootstrap.static_resources.clone().unwrap_or_default();
+    for (i, secret) in statics.secrets.iter().enumerate() {
+        named(&secret.name, &format!("static_resources.secrets[{i}]"))?;
+        resources.push((ResourceType::Secret, secret.name.clone(), secret.encode_to_vec().into()));
+    }
+    for (i, cluster) in statics.clusters.iter().enumerate() {
+        named(&cluster.name, &format!("static_resources.clusters[{i}]"))?;
+        resources.push((ResourceType::Cluster, cluster.name.clone(), cluster.encode_to_vec().into()));
+    }
+    for (i, listener) in statics.listeners.iter().enumerate() {
+        // Envoy makes up a name for a static listener without one.
+        let mut listener = listener.clone();
+        if listener.name.is_empty() {
+            listener.name = format!("static-listener-{i}");
+        }
+        resources.push((ResourceType::Listener, listener.name.clone(), listener.encode_to_vec().into()));
+    }
+    let admin = match bootstrap.admin.as_ref().and_then(|a| a.address.as_ref()) {
+        Some(address) => Some(socket(address).context("admin.address")?),
+        None => None,
+    };
+    let node = match &bootstrap.node {
+        Some(node) => core::Node {
+            user_agent_name: if node.user_agent_name.is_empty() {
+                "weft".to_owned()
+            } else {
+                node.user_agent_name.clone()
+            },
+            ..node.clone()
+        },
+        None => args.node()?,
+    };
+    Ok(Start {
+        node,
+        concurrency,
+        admin,
+        status: None,
+        prometheus: None,
+        resources,
+        ads: ads(&bootstrap)?,
+        identity: None,
+        drain: args.drain_time,
+    })
+}
+
+fn named(name: &str, path: &str) -> anyhow::Result<()> {
+    if name.is_empty() {
+        bail!("{path}.name: is required");
+    }
+    Ok(())
+}
+
+fn socket(address: &core::Address) -> anyhow::Result<SocketAddr> {
+    let Some(core::address::Address::SocketAddress(socket)) = &address.address else {
+        bail!("only socket addresses are supported");
+    };
+    let Some(core::socket_address::PortSpecifier::PortValue(port)) = &socket.port_specifier else {
+        bail!("socket_address.port_value: is required");
+    };
+    let ip =
+        socket.address.parse().with_context(|| format!("socket_address.address: {:?}", socket.address))?;
+    Ok(SocketAddr::new(ip, u16::try_from(*port).context("socket_address.port_value")?))
+}
+
+/// The control plane: a static cluster that dynamic_resources.ads_config names.
+fn ads(bootstrap: &Bootstrap) -> anyhow::Result<Option<Ads>> {
+    let Some(config) = bootstrap.dynamic_resources.as_ref().and_then(|d| d.ads_config.as_ref()) else {
+        return Ok(None);
+    };
+    let variant = match ApiType::try_from(config.api_type) {
+        Ok(ApiType::Grpc) => Variant::StateOfTheWorld,
+        Ok(ApiType::DeltaGrpc) => Variant::Delta,
+        _ => bail!("dynamic_resources.ads_config.api_type: must be GRPC or DELTA_GRPC"),
+    };
+    let name = match config.grpc_services.first().and_then(|s| s.target_specifier.as_ref()) {
+        Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(envoy)) => &envoy.cluster_name,
+        _ => bail!("dynamic_resources.ads_config.grpc_services[0].envoy_grpc: is required"),
+    };
+    let clusters = bootstrap.static_resources.iter().flat_map(|s| &s.clusters);
+    let cluster = clusters.into_iter().find(|c| c.name == *name).with_context(|| {
+        format!(
+            "dynamic_resources.ads_config names the cluster {name:?}, which static_resources does not have"
+        )
+    })?;
+    if cluster.transport_socket.is_some() {
+        bail!(
+            "cluster {name}: TLS to the control plane by a cluster's transport socket is not supported; leave -c out and use \
+             --xds-address, --root-cert and --token-file"
+        );
+    }
+    let endpoints = cluster.load_assignment.iter().flat_map(|a| &a.endpoints).flat_map(|l| &l.lb_endpoints);
+    let address = endpoints.into_iter().find_map(|e| match &e.host_identifier {
+        Some(xds_protos::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier::Endpoint(e)) => {
+            e.address.as_ref()
+        }
+        _ => None,
+    });
+    let address = address.with_context(|| format!("cluster {name} has no endpoint"))?;
+    let address = match &address.address {
+        Some(core::address::Address::SocketAddress(socket)) => match &socket.port_specifier {
+            Some(core::socket_address::PortSpecifier::PortValue(port)) => {
+                format!("{}:{port}", socket.address)
+            }
+            _ => bail!("cluster {name}: the endpoint has no port"),
+        },
+        Some(core::address::Address::Pipe(pipe)) => format!("unix:{}", pipe.path),
+        _ => bail!("cluster {name}: this kind of address is not supported"),
+    };
+    Ok(Some(Ads { address, variant, roots: None, token: None }))
+}

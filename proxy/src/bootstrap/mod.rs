@@ -1,0 +1,75 @@
+//! What a proxy starts from: flags and environment, or an Envoy bootstrap file.
+
+mod args;
+mod file;
+mod node;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use xds_protos::ResourceType;
+use xds_protos::envoy::config::core::v3::Node;
+
+pub use args::{Interception, ProxyArgs, RoleArg, XdsMode};
+pub use node::node_info;
+
+use crate::xds::Variant;
+
+/// Everything that is decided before the first resource.
+#[derive(Debug)]
+pub struct Start {
+    /// Who we are.
+    pub node: Node,
+    /// Worker threads.
+    pub concurrency: usize,
+    /// Where the admin interface listens.
+    pub admin: Option<SocketAddr>,
+    /// Where `/healthz/ready` is answered.
+    pub status: Option<SocketAddr>,
+    /// Where `/stats/prometheus` is answered.
+    pub prometheus: Option<SocketAddr>,
+    /// Resources that are there from the start: kind, name, encoded message. Secrets first, then clusters, then listeners.
+    pub resources: Vec<(ResourceType, String, Bytes)>,
+    /// The control plane, if there is one.
+    pub ads: Option<Ads>,
+    /// How the workload gets its certificate, if it does.
+    pub identity: Option<Identity>,
+    /// How long draining may take.
+    pub drain: Duration,
+}
+
+/// The control plane's stream.
+#[derive(Debug)]
+pub struct Ads {
+    /// Host and port.
+    pub address: String,
+    /// Delta or state of the world.
+    pub variant: Variant,
+    /// TLS, with the roots of this file.
+    pub roots: Option<PathBuf>,
+    /// The file of the bearer token.
+    pub token: Option<PathBuf>,
+}
+
+/// The certificate service.
+#[derive(Debug)]
+pub struct Identity {
+    /// Host and port.
+    pub address: String,
+    /// TLS, with the roots of this file; plaintext if there is none.
+    pub roots: Option<PathBuf>,
+    /// The file of the bearer token.
+    pub token: Option<PathBuf>,
+    /// Our SPIFFE id's parts.
+    pub trust_domain: String,
+    /// The namespace.
+    pub namespace: String,
+    /// The service account.
+    pub service_account: String,
+    /// The lifetime to ask for.
+    pub lifetime: Option<Duration>,
+    /// Where the last good certificate is kept.
+    pub state_dir: Option<PathBuf>,
+}

@@ -1,0 +1,122 @@
+//! The xDS node: Istio's id and metadata from flags and environment.
+
+use anyhow::Context;
+use serde_json::{Map, Value, json};
+use xds_protos::envoy::config::core::v3::Node;
+use xds_protos::prost_types::{self, value::Kind};
+
+use super::args::{ProxyArgs, RoleArg};
+use crate::state::{NodeInfo, Role};
+
+/// The version of Istio whose configuration we understand; istiod decides by it what to send.
+const ISTIO_VERSION: &str = "1.32.0";
+
+impl ProxyArgs {
+    /// The node that these flags describe. `ISTIO_META_X=v` in the environment sets metadata X, `ISTIO_METAJSON_*` merges an
+    /// object.
+    pub fn node(&self) -> anyhow::Result<Node> {
+        let app = self.labels.iter().find(|(k, _)| k == "app").map(|(_, v)| v.as_str());
+        let workload = self.workload_name.as_deref().or(app).unwrap_or(&self.name);
+        let mut labels: Map<String, Value> =
+            self.labels.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
+        for (key, source) in [
+            ("service.istio.io/canonical-name", app.unwrap_or(workload)),
+            (
+                "service.istio.io/canonical-revision",
+                labels.get("version").and_then(Value::as_str).unwrap_or("latest"),
+            ),
+        ]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        {
+            labels.entry(key).or_insert(source.into());
+        }
+        let mut metadata = Map::new();
+        for (key, value) in [
+            ("NAME", self.name.as_str()),
+            ("NAMESPACE", &self.namespace),
+            ("SERVICE_ACCOUNT", &self.service_account),
+            ("INSTANCE_IPS", &self.ip.to_string()),
+            ("WORKLOAD_NAME", workload),
+            ("CLUSTER_ID", &self.cluster_id),
+            ("MESH_ID", &self.mesh_id),
+            ("NETWORK", &self.network),
+            ("INTERCEPTION_MODE", self.interception_mode.as_str()),
+            ("ISTIO_VERSION", ISTIO_VERSION),
+            // We know Istio's own filters, which a plain Envoy does not: a control plane of ours may send them.
+            ("WEFT_EXTENSIONS", "true"),
+        ] {
+            if !value.is_empty() {
+                metadata.insert(key.to_owned(), value.into());
+            }
+        }
+        metadata.insert("LABELS".to_owned(), labels.into());
+        for (name, value) in std::env::vars() {
+            if let Some(key) = name.strip_prefix("ISTIO_META_") {
+                metadata.insert(key.to_owned(), value.into());
+            } else if name.starts_with("ISTIO_METAJSON_") {
+                let object: Map<String, Value> = serde_json::from_str(&value)
+                    .with_context(|| format!("environment variable {name} is not a JSON object"))?;
+                metadata.extend(object);
+            }
+        }
+        let kind = match self.role {
+            RoleArg::Sidecar => "sidecar",
+            RoleArg::Gateway => "router",
+        };
+        let (name, namespace) = (&self.name, &self.namespace);
+        Ok(Node {
+            id: format!("{kind}~{}~{name}.{namespace}~{namespace}.svc.cluster.local", self.ip),
+            cluster: format!("{}.{namespace}", app.unwrap_or(workload)),
+            metadata: Some(to_struct(metadata)),
+            user_agent_name: "weft".to_owned(),
+            ..Node::default()
+        })
+    }
+}
+
+fn to_struct(object: Map<String, Value>) -> prost_types::Struct {
+    prost_types::Struct { fields: object.into_iter().map(|(k, v)| (k, to_value(v))).collect() }
+}
+
+fn to_value(value: Value) -> prost_types::Value {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(b) => Kind::BoolValue(b),
+        Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
+        Value::String(s) => Kind::StringValue(s),
+        Value::Array(values) => {
+            Kind::ListValue(prost_types::ListValue { values: values.into_iter().map(to_value).collect() })
+        }
+        Value::Object(object) => Kind::StructValue(to_struct(object)),
+    };
+    prost_types::Value { kind: Some(kind) }
+}
+
+fn from_value(value: &prost_types::Value) -> Value {
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(b)) => json!(b),
+        Some(Kind::NumberValue(n)) => json!(n),
+        Some(Kind::StringValue(s)) => json!(s),
+        Some(Kind::ListValue(l)) => l.values.iter().map(from_value).collect(),
+        Some(Kind::StructValue(s)) => {
+            Value::Object(s.fields.iter().map(|(k, v)| (k.clone(), from_value(v))).collect())
+        }
+    }
+}
+
+/// The node as compile functions need it.
+pub fn node_info(node: &Node) -> NodeInfo {
+    let metadata =
+        node.metadata.iter().flat_map(|m| &m.fields).map(|(k, v)| (k.clone(), from_value(v))).collect();
+    let locality = node.locality.clone().unwrap_or_default();
+    NodeInfo {
+        id: node.id.clone(),
+        cluster: node.cluster.clone(),
+        role: if node.id.starts_with("router~") { Role::Gateway } else { Role::Sidecar },
+        metadata,
+        region: locality.region,
+        zone: locality.zone,
+        sub_zone: locality.sub_zone,
+    }
+}
