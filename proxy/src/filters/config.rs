@@ -11,13 +11,13 @@ use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3
 use xds_protos::io::istio::http::peer_metadata::Config as PeerMetadataConfig;
 use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig as AlpnConfig;
 
-use super::alpn::AlpnOverride;
 use super::cors::CorsPolicy;
 use super::fault::Fault;
 use super::peer_metadata::{self, PeerMetadata};
 use super::{Filter, FilterList, Named};
 use crate::io::Direction;
 use crate::router::RouterConfig;
+use crate::router::alpn::AlpnOverride;
 use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Role};
 use crate::telemetry::istio::{Reporter, Side};

@@ -3,12 +3,12 @@
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use xds_protos::envoy::extensions::filters::http::cors::v3 as proto;
 
-use super::{Exchange, Verdict};
+use super::Verdict;
 use crate::codec::Headers;
 use crate::route::config::{runtime_chance, string_match};
 use crate::route::matching::Chance;
 use crate::route::text::StringMatch;
-use crate::router::LocalReply;
+use crate::router::{Exchange, LocalReply};
 use crate::state::ConfigError;
 
 const PRIVATE_REQUEST: HeaderName = HeaderName::from_static("access-control-request-private-network");

@@ -9,11 +9,11 @@ use http::{HeaderName, StatusCode};
 use xds_protos::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use xds_protos::envoy::extensions::filters::http::fault::v3 as proto;
 
-use super::{Exchange, Verdict};
+use super::Verdict;
 use crate::codec::RequestHead;
 use crate::route::config::{header_match, optional_chance};
 use crate::route::matching::{Chance, HeaderMatch};
-use crate::router::LocalReply;
+use crate::router::{Exchange, LocalReply};
 use crate::state::ConfigError;
 use crate::state::error::collect;
 use crate::telemetry::Flag;

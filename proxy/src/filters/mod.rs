@@ -4,7 +4,6 @@
 //! and only what passed all of them becomes an [`Admitted`], which is what the router takes. A filter that need not wait
 //! costs no future: it gives a [`Verdict`] at once.
 
-pub mod alpn;
 pub mod config;
 pub mod cors;
 pub mod fault;
@@ -12,21 +11,18 @@ pub mod peer_metadata;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
 
-use http::HeaderValue;
-
-use self::alpn::AlpnOverride;
 use self::config::PerFilter;
 use self::cors::CorsPolicy;
 use self::fault::Fault;
 use self::peer_metadata::PeerMetadata;
-use crate::codec::{Body, Headers, InformationalSink, RequestHead};
+use crate::codec::Headers;
 use crate::io::ConnectionInfo;
-use crate::route::{Matched, Target};
-use crate::router::{Flow, LocalReply, RouterConfig};
-use crate::telemetry::istio::{Far, Reporter, Service, Workload};
+use crate::route::Matched;
+use crate::router::alpn::AlpnOverride;
+use crate::router::{Admitted, Exchange, ForRouter, LocalReply, RouterConfig, Scratch};
+use crate::telemetry::istio::{Far, Reporter};
 use crate::telemetry::{Flag, StreamInfo};
 
 /// A filter.
@@ -81,87 +77,9 @@ pub enum Verdict {
     Wait(Waiting),
 }
 
-/// What filters remember of a request until its end.
-#[derive(Default)]
-pub struct Scratch {
-    /// The origin of a cross-origin request.
-    pub cors_origin: Option<HeaderValue>,
-    /// The caller sent workload metadata.
-    pub caller_told: bool,
-    /// The caller's workload.
-    pub downstream_peer: Option<Arc<Workload>>,
-    /// The callee's workload, from its metadata or from its endpoint's.
-    pub upstream_peer: Option<Arc<Workload>>,
-    /// The service called.
-    pub service: Option<Arc<Service>>,
-    /// The callee's verified identity.
-    pub upstream_principal: Option<Arc<str>>,
-}
-
-/// A request on its way through the filters.
-pub struct Exchange {
-    /// The head; filters change it.
-    pub head: RequestHead,
-    /// The body.
-    pub body: Body,
-    /// The route; none where none matches.
-    pub matched: Option<Matched>,
-    /// The stream's record and clocks.
-    pub flow: Rc<Flow>,
-    /// The connection.
-    pub connection: Arc<ConnectionInfo>,
-    /// The number that decides fractions and weights for this request.
-    pub random: u64,
-    /// Filters' own.
-    pub scratch: Scratch,
-    /// Where 1xx heads go.
-    pub informational: Rc<dyn InformationalSink>,
-}
-
-impl Exchange {
-    /// The cluster that the route names, where it does so by itself.
-    pub fn cluster_name(&self) -> Option<Arc<str>> {
-        let matched = self.matched.as_ref()?;
-        match &matched.forward()?.target {
-            Target::Cluster(slot) => Some(slot.name().clone()),
-            Target::Weighted { .. } => matched.weighted().map(|w| w.cluster.name().clone()),
-            Target::Header(..) => None,
-        }
-    }
-
-    /// What the route says to a filter, the most specific first.
-    fn setting(&self, name: &str) -> Option<&PerFilter> {
-        self.matched.as_ref()?.per_filter().find_map(|p| p.get(name))
-    }
-}
-
-/// A request that every filter let pass. Only [`FilterList::admit`] makes one.
-pub struct Admitted {
-    exchange: Exchange,
-    wishes: ForRouter,
-}
-
-/// What the router goes by beside the request itself.
-#[derive(Clone)]
-pub struct ForRouter {
-    /// The router's own settings.
-    pub config: Arc<RouterConfig>,
-    /// Application protocols to offer.
-    pub alpn: Option<Arc<AlpnOverride>>,
-    /// Tells the upstream about our workload.
-    pub peer_metadata: Option<Arc<PeerMetadata>>,
-}
-
-impl Admitted {
-    /// The request.
-    pub fn exchange(&self) -> &Exchange {
-        &self.exchange
-    }
-
-    /// The request, and what filters want of the router.
-    pub fn into_parts(self) -> (Exchange, ForRouter) {
-        (self.exchange, self.wishes)
-    }
+/// What the route says to a filter, the most specific first.
+fn setting<'a>(exchange: &'a Exchange, name: &str) -> Option<&'a PerFilter> {
+    exchange.matched.as_ref()?.per_filter().find_map(|p| p.get(name))
 }
 
 impl FilterList {
@@ -175,9 +93,9 @@ impl FilterList {
         mut exchange: Exchange,
         reroute: impl Fn(&mut Exchange),
     ) -> Result<Admitted, Box<(LocalReply, Exchange)>> {
-        let (mut alpn, mut peer_metadata) = (None, None);
+        let (mut alpn, mut own_metadata) = (None, None);
         for named in self.filters.iter() {
-            let setting = exchange.setting(&named.name);
+            let setting = self::setting(&exchange, &named.name);
             if matches!(setting, Some(PerFilter::Disabled)) || (named.disabled && setting.is_none()) {
                 continue;
             }
@@ -201,7 +119,7 @@ impl FilterList {
                     let (peer, told) = filter.read_request(&mut exchange.head.headers);
                     exchange.scratch.downstream_peer = peer;
                     exchange.scratch.caller_told = told;
-                    peer_metadata = Some(filter.clone());
+                    own_metadata = filter.for_requests().cloned();
                     Verdict::Continue
                 }
                 Filter::IstioStats(_) | Filter::GrpcStats => Verdict::Continue,
@@ -218,8 +136,8 @@ impl FilterList {
                 }
             }
         }
-        let wishes = ForRouter { config: self.router.clone(), alpn, peer_metadata };
-        Ok(Admitted { exchange, wishes })
+        let wishes = ForRouter { config: self.router.clone(), alpn, own_metadata };
+        Ok(Admitted::new(exchange, wishes))
     }
 
     /// Runs the filters in reverse over a response's head.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
@@ -18,11 +18,9 @@ use xds_protos::io::istio::http::peer_metadata::config::{
 };
 
 use crate::codec::Headers;
+use crate::router::{OwnMetadata, PEER_METADATA, PEER_METADATA_ID};
 use crate::state::NodeInfo;
 use crate::telemetry::istio::Workload;
-
-const METADATA: HeaderName = HeaderName::from_static("x-envoy-peer-metadata");
-const ID: HeaderName = HeaderName::from_static("x-envoy-peer-metadata-id");
 
 /// Peers whose metadata a worker keeps decoded.
 const REMEMBERED: usize = 500;
@@ -32,11 +30,9 @@ const REMEMBERED: usize = 500;
 pub struct PeerMetadata {
     read_request: bool,
     write_request: bool,
-    skip_external: bool,
     read_response: bool,
     write_response: bool,
-    metadata: HeaderValue,
-    id: HeaderValue,
+    own: Arc<OwnMetadata>,
 }
 
 impl PeerMetadata {
@@ -59,11 +55,13 @@ impl PeerMetadata {
         Self {
             read_request: reads(&config.downstream_discovery),
             write_request: writes(&config.upstream_propagation).is_some(),
-            skip_external: writes(&config.upstream_propagation).unwrap_or(false),
             read_response: reads(&config.upstream_discovery),
             write_response: writes(&config.downstream_propagation).is_some(),
-            metadata: value(&text),
-            id: value(&node.id),
+            own: Arc::new(OwnMetadata {
+                metadata: value(&text),
+                id: value(&node.id),
+                skip_external: writes(&config.upstream_propagation).unwrap_or(false),
+            }),
         }
     }
 
@@ -72,11 +70,9 @@ impl PeerMetadata {
         if self.read_request { read(headers) } else { (None, false) }
     }
 
-    /// Tells the callee about us, unless it is outside of the mesh.
-    pub fn write_request(&self, headers: &mut Headers, external: bool) {
-        if self.write_request && !(external && self.skip_external) {
-            self.write(headers);
-        }
+    /// What the router tells the callee about us, if it is to do so.
+    pub fn for_requests(&self) -> Option<&Arc<OwnMetadata>> {
+        self.write_request.then_some(&self.own)
     }
 
     /// Takes the callee's metadata out of a response.
@@ -87,24 +83,19 @@ impl PeerMetadata {
     /// Tells a caller that told us about itself.
     pub(super) fn write_response(&self, headers: &mut Headers, caller_told: bool) {
         if self.write_response && caller_told {
-            self.write(headers);
+            self.own.write(headers);
         }
-    }
-
-    fn write(&self, headers: &mut Headers) {
-        headers.set(METADATA, self.metadata.clone());
-        headers.set(ID, self.id.clone());
     }
 }
 
 fn read(headers: &mut Headers) -> (Option<Arc<Workload>>, bool) {
-    let found = headers.get(&METADATA).cloned();
-    let id = headers.get(&ID).cloned();
+    let found = headers.get(&PEER_METADATA).cloned();
+    let id = headers.get(&PEER_METADATA_ID).cloned();
     if found.is_none() && id.is_none() {
         return (None, false);
     }
-    headers.remove(&METADATA);
-    headers.remove(&ID);
+    headers.remove(&PEER_METADATA);
+    headers.remove(&PEER_METADATA_ID);
     let workload = found.and_then(|metadata| remembered(id.as_ref(), &metadata));
     (workload, true)
 }
@@ -210,7 +201,7 @@ mod tests {
             &NodeInfo::default(),
         );
         let mut headers = Headers::new();
-        outbound.write_request(&mut headers, false);
+        outbound.for_requests().unwrap().write(&mut headers);
         assert_eq!(headers.len(), 2);
         let (workload, told) = inbound.read_request(&mut headers);
         assert!(told && headers.is_empty());

@@ -11,9 +11,8 @@ use http::{HeaderName, StatusCode};
 
 use super::manager::Shared;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
-use crate::filters::Scratch;
 use crate::router::attempt::{reset_flag, reset_words};
-use crate::router::{Expired, Flow, Watchdog};
+use crate::router::{Expired, Flow, Scratch, Watchdog};
 use crate::telemetry::Flag;
 use crate::telemetry::access_log::LogContext;
 

@@ -14,12 +14,11 @@ use super::request::FORWARDED_PROTO;
 use super::request_id::REQUEST_ID;
 use super::{request, response};
 use crate::codec::{Body, Downstream, Protocol, Reply, Request, RequestHead, ResponseHead};
-use crate::filters::{Exchange, Scratch};
 use crate::route::action::Action;
 use crate::route::matching::is_grpc;
 use crate::route::redirect::Redirect;
 use crate::route::{Matched, RouteConfig};
-use crate::router::{self, Expired, Flow, LocalReply, RequestBody, Routed, Watchdog};
+use crate::router::{self, Exchange, Expired, Flow, LocalReply, RequestBody, Routed, Scratch, Watchdog};
 use crate::telemetry::{Flag, StreamInfo};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -3,9 +3,11 @@
 //! [`route`] reads top to bottom: which cluster, which limits, the head as it goes upstream, the retry loop, the answer's
 //! head. One try is made by an [`attempt::Upstreams`]; the loop in [`drive`] knows nothing of clusters and connections.
 
+pub mod alpn;
 pub mod attempt;
 mod config;
 pub mod drive;
+mod exchange;
 mod flow;
 mod head;
 mod mirror;
@@ -16,6 +18,7 @@ pub mod timeouts;
 mod upstream;
 
 pub use config::RouterConfig;
+pub use exchange::{Admitted, Exchange, ForRouter, OwnMetadata, PEER_METADATA, PEER_METADATA_ID, Scratch};
 pub use flow::{Expired, Flow, RequestBody, Watchdog};
 pub use reply::{LocalReply, grpc_status_of};
 
@@ -32,7 +35,6 @@ use self::upstream::ClusterUpstreams;
 use crate::cluster::Cluster;
 use crate::cluster::balance::xxhash::xxh64;
 use crate::codec::{Body, Reply, Request, RequestHead};
-use crate::filters::{Admitted, Exchange, ForRouter};
 use crate::route::{Forward, Matched, Target, hash};
 use crate::state::Slot;
 use crate::telemetry::Flag;

@@ -12,12 +12,12 @@ use prost_types::value::Kind;
 use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
 use super::flow::{Expired, Flow};
 use super::head::set_authority;
+use super::{ForRouter, Scratch};
 use crate::cluster::limits::Permit;
 use crate::cluster::{
     self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority, Want,
 };
 use crate::codec::{InformationalSink, Progress, Protocol, Reply, RequestHead, UpstreamError};
-use crate::filters::{ForRouter, Scratch};
 use crate::io::ConnectionInfo;
 use crate::route::Forward;
 use crate::route::action::{HostRewrite, Priority};
@@ -150,11 +150,13 @@ impl ClusterUpstreams {
             set_authority(head, name.to_string().into(), self.append_forwarded_host, envoy_headers);
         }
         let metadata = config.metadata.as_deref();
-        if let Some(filter) = &self.wishes.peer_metadata {
+        if let Some(own) = &self.wishes.own_metadata {
             let external = metadata
                 .and_then(|m| m.namespace("istio")?.fields.get("external")?.kind.as_ref())
                 .is_some_and(|kind| matches!(kind, Kind::BoolValue(true)));
-            filter.write_request(&mut head.headers, external);
+            if !(external && own.skip_external) {
+                own.write(&mut head.headers);
+            }
         }
         let protocol = match config.http {
             HttpMode::Http1 => Protocol::Http11,

@@ -1,0 +1,120 @@
+//! A request between the filters and the router: what filters see and change, and what only their runner may hand on.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
+
+use super::alpn::AlpnOverride;
+use super::{Flow, RouterConfig};
+use crate::codec::{Body, Headers, InformationalSink, RequestHead};
+use crate::io::ConnectionInfo;
+use crate::route::{Matched, Target};
+use crate::telemetry::istio::{Service, Workload};
+
+/// The field that describes a workload: a protobuf `Struct` in base64.
+pub const PEER_METADATA: HeaderName = HeaderName::from_static("x-envoy-peer-metadata");
+/// The field that names its proxy.
+pub const PEER_METADATA_ID: HeaderName = HeaderName::from_static("x-envoy-peer-metadata-id");
+
+/// How this proxy describes its workload to the next one.
+#[derive(Clone, Debug)]
+pub struct OwnMetadata {
+    /// The description.
+    pub metadata: HeaderValue,
+    /// The proxy's id.
+    pub id: HeaderValue,
+    /// Not to upstreams outside of the mesh.
+    pub skip_external: bool,
+}
+
+impl OwnMetadata {
+    /// Adds both fields.
+    pub fn write(&self, headers: &mut Headers) {
+        headers.set(PEER_METADATA, self.metadata.clone());
+        headers.set(PEER_METADATA_ID, self.id.clone());
+    }
+}
+
+/// What filters remember of a request until its end.
+#[derive(Default)]
+pub struct Scratch {
+    /// The origin of a cross-origin request.
+    pub cors_origin: Option<HeaderValue>,
+    /// The caller sent workload metadata.
+    pub caller_told: bool,
+    /// The caller's workload.
+    pub downstream_peer: Option<Arc<Workload>>,
+    /// The callee's workload, from its metadata or from its endpoint's.
+    pub upstream_peer: Option<Arc<Workload>>,
+    /// The service called.
+    pub service: Option<Arc<Service>>,
+    /// The callee's verified identity.
+    pub upstream_principal: Option<Arc<str>>,
+}
+
+/// A request on its way through the filters.
+pub struct Exchange {
+    /// The head; filters change it.
+    pub head: RequestHead,
+    /// The body.
+    pub body: Body,
+    /// The route; none where none matches.
+    pub matched: Option<Matched>,
+    /// The stream's record and clocks.
+    pub flow: Rc<Flow>,
+    /// The connection.
+    pub connection: Arc<ConnectionInfo>,
+    /// The number that decides fractions and weights for this request.
+    pub random: u64,
+    /// Filters' own.
+    pub scratch: Scratch,
+    /// Where 1xx heads go.
+    pub informational: Rc<dyn InformationalSink>,
+}
+
+impl Exchange {
+    /// The cluster that the route names, where it does so by itself.
+    pub fn cluster_name(&self) -> Option<Arc<str>> {
+        let matched = self.matched.as_ref()?;
+        match &matched.forward()?.target {
+            Target::Cluster(slot) => Some(slot.name().clone()),
+            Target::Weighted { .. } => matched.weighted().map(|w| w.cluster.name().clone()),
+            Target::Header(..) => None,
+        }
+    }
+}
+
+/// A request that every filter let pass. Only the filter runner makes one.
+pub struct Admitted {
+    exchange: Exchange,
+    wishes: ForRouter,
+}
+
+/// What the router goes by beside the request itself.
+#[derive(Clone)]
+pub struct ForRouter {
+    /// The router's own settings.
+    pub config: Arc<RouterConfig>,
+    /// Application protocols to offer.
+    pub alpn: Option<Arc<AlpnOverride>>,
+    /// Tells the upstream about our workload.
+    pub own_metadata: Option<Arc<OwnMetadata>>,
+}
+
+impl Admitted {
+    /// The request.
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// Only the filter runner makes one.
+    pub(crate) fn new(exchange: Exchange, wishes: ForRouter) -> Self {
+        Self { exchange, wishes }
+    }
+
+    /// The request, and what filters want of the router.
+    pub fn into_parts(self) -> (Exchange, ForRouter) {
+        (self.exchange, self.wishes)
+    }
+}
