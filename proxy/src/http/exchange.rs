@@ -84,7 +84,10 @@ async fn answer(
 
     let origin = match request::shape(&mut head, config, &shared.connection) {
         Ok(origin) => origin,
-        Err(reply) => return (local(reply, &before), before, None),
+        Err(reply) => {
+            keep(flow, &head);
+            return (local(reply, &before), before, None);
+        }
     };
     answer_expectation(&mut head, config, &downstream);
     shared.client_cert(&mut head.headers);

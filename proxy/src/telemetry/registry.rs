@@ -63,16 +63,21 @@ thread_local! {
     static SLAB: OnceCell<Arc<Slab>> = const { OnceCell::new() };
 }
 
+/// Counts of threads that are ending: what their connections still count when they are dropped with the thread.
+static LAST: LazyLock<Mutex<Arc<Slab>>> = LazyLock::new(|| Mutex::new(register()));
+
+fn register() -> Arc<Slab> {
+    let slab = Arc::new(Slab::new());
+    CELLS.lock().slabs.push(slab.clone());
+    slab
+}
+
 /// Runs `f` on this thread's slab. A thread that ends leaves its slab, and so its counts, in the registry.
 #[inline]
-fn with_slab<R>(f: impl FnOnce(&Slab) -> R) -> R {
-    SLAB.with(|slab| {
-        f(slab.get_or_init(|| {
-            let slab = Arc::new(Slab::new());
-            CELLS.lock().slabs.push(slab.clone());
-            slab
-        }))
-    })
+fn with_slab(f: impl Fn(&Slab)) {
+    if SLAB.try_with(|slab| f(slab.get_or_init(register))).is_err() {
+        f(&LAST.lock());
+    }
 }
 
 #[inline]
@@ -295,6 +300,30 @@ mod tests {
         .unwrap();
         assert_eq!(counter.value(), 42);
         assert_eq!(gauge.value(), 2);
+    }
+
+    #[test]
+    fn what_is_dropped_with_its_thread_may_still_count() {
+        struct Late(Counter);
+        impl Drop for Late {
+            fn drop(&mut self) {
+                self.0.inc();
+            }
+        }
+        thread_local! {
+            static BEFORE: std::cell::RefCell<Option<Late>> = const { std::cell::RefCell::new(None) };
+            static AFTER: std::cell::RefCell<Option<Late>> = const { std::cell::RefCell::new(None) };
+        }
+        let group = Group::new("t5", vec![]);
+        let counter = group.counter("c");
+        std::thread::spawn(move || {
+            BEFORE.set(Some(Late(counter)));
+            counter.inc();
+            AFTER.set(Some(Late(counter)));
+        })
+        .join()
+        .unwrap();
+        assert_eq!(counter.value(), 3);
     }
 
     #[test]

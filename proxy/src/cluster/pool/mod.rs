@@ -157,6 +157,11 @@ fn with<R>(key: &Key, f: impl FnOnce(&mut Pool) -> R) -> R {
     })
 }
 
+/// Lets one waiting request look again. When the thread ends, the pools may be gone before the streams on them.
+fn wake(key: &Key) {
+    let _ = POOLS.try_with(|pools| pools.borrow_mut().get_mut(key).map(Pool::wake));
+}
+
 /// Gets a connection for one request to the picked host: an idle one, a share of an HTTP/2 one, or a new one.
 pub async fn acquire(cluster: &Arc<Cluster>, picked: Picked, want: &Want) -> Result<Upstream, AcquireError> {
     picked.host().count_request();

@@ -111,5 +111,5 @@ impl Upstream {
 
 fn finished(shared: &Rc<Shared>) {
     shared.used.set(Instant::now());
-    with(&shared.line.key, super::Pool::wake);
+    super::wake(&shared.line.key);
 }
