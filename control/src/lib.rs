@@ -6,3 +6,4 @@
 pub mod ca;
 pub mod ingest;
 pub mod model;
+pub mod render;

@@ -1,0 +1,420 @@
+//! Clusters: one for each port and subset of each service that the node may call, the fixed ones, and its own inbound ones.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{ProxyKind, ProxyNode, seconds, tls};
+use crate::model::destination_rule::{ClientTlsMode, H2UpgradePolicy, OutlierDetection, SimpleBalancer};
+use crate::model::lookup::{MergedRule, PortPolicy, effective_policy};
+use crate::model::service::{Resolution, ServiceLocation};
+use crate::model::{EffectivePeerMode, Service, ServicePort, World};
+
+/// What istiod writes for "no limit".
+const UNLIMITED: u32 = u32::MAX;
+
+/// The services that a node's clusters are for.
+pub(super) fn services<'a>(world: &'a World, node: &ProxyNode) -> Vec<&'a Arc<Service>> {
+    if node.kind == ProxyKind::Router {
+        return world.visible_services(&node.namespace);
+    }
+    let sidecar = world.sidecar_for(&node.namespace, node.selected_by(world));
+    match sidecar {
+        Some(sidecar) if !sidecar.spec.egress.is_empty() => {
+            let mut all: Vec<&Arc<Service>> = Vec::new();
+            for listener in &sidecar.spec.egress {
+                for service in world.imported_services(&node.namespace, Some(listener)) {
+                    if !all.iter().any(|s| Arc::ptr_eq(s, service)) {
+                        all.push(service);
+                    }
+                }
+            }
+            all
+        }
+        _ => world.imported_services(&node.namespace, None),
+    }
+}
+
+/// `outbound|PORT|SUBSET|HOST`.
+pub(super) fn outbound_name(port: u16, subset: &str, host: &str) -> String {
+    format!("outbound|{port}|{subset}|{host}")
+}
+
+pub(super) fn render(world: &World, node: &ProxyNode) -> BTreeMap<String, Value> {
+    let mut clusters = BTreeMap::new();
+    for service in services(world, node) {
+        let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);
+        for port in &service.ports {
+            let subsets = rule.iter().flat_map(|r| &r.spec.subsets).map(|s| Some(s.name.as_str()));
+            for subset in std::iter::once(None).chain(subsets) {
+                let name = outbound_name(port.number, subset.unwrap_or_default(), &service.hostname);
+                if let Some(cluster) = outbound(world, node, service, port, rule, subset, &name) {
+                    clusters.insert(name, cluster);
+                }
+            }
+        }
+    }
+    let black_hole = json!({"name": "BlackHoleCluster", "type": "STATIC", "connect_timeout": seconds(world.mesh().connect_timeout.get())});
+    clusters.insert("BlackHoleCluster".to_owned(), black_hole);
+    if node.kind == ProxyKind::Sidecar {
+        let passthrough = json!({
+            "name": "PassthroughCluster",
+            "type": "ORIGINAL_DST",
+            "lb_policy": "CLUSTER_PROVIDED",
+            "connect_timeout": seconds(world.mesh().connect_timeout.get()),
+            "circuit_breakers": unlimited(),
+        });
+        clusters.insert("PassthroughCluster".to_owned(), passthrough);
+        for inbound in inbound_ports(world, node) {
+            clusters.insert(inbound.cluster(), inbound_cluster(world, &inbound));
+        }
+    }
+    clusters
+}
+
+fn unlimited() -> Value {
+    json!({"thresholds": [{
+        "max_connections": UNLIMITED, "max_pending_requests": UNLIMITED, "max_requests": UNLIMITED,
+        "max_retries": UNLIMITED, "track_remaining": true,
+    }]})
+}
+
+/// A port that the node serves: where it listens, and where its application is.
+pub(super) struct Inbound {
+    pub(super) port: u16,
+    pub(super) bind: String,
+    pub(super) protocol: crate::model::Protocol,
+    /// Application host and port.
+    pub(super) to: (String, u16),
+    /// The service and its port, for names and metrics.
+    pub(super) service: Option<(Arc<Service>, u16)>,
+}
+
+impl Inbound {
+    pub(super) fn cluster(&self) -> String {
+        format!("inbound|{}||", self.port)
+    }
+}
+
+/// The ports that a sidecar serves: those of its Sidecar's ingress, else those of its services.
+pub(super) fn inbound_ports(world: &World, node: &ProxyNode) -> Vec<Inbound> {
+    let mut found: Vec<Inbound> = Vec::new();
+    let mut served: Vec<(Arc<Service>, u16, u16, crate::model::Protocol)> = Vec::new();
+    for (service, endpoint) in node.addresses.iter().flat_map(|a| world.served_at(a)) {
+        for port in &service.ports {
+            if let Some(target) = service.endpoint_port(port, endpoint) {
+                served.push((service.clone(), port.number, target, port.protocol));
+            }
+        }
+    }
+    let of = |target: u16| served.iter().find(|s| s.2 == target).map(|s| (s.0.clone(), s.1));
+    let sidecar = world.sidecar_for(&node.namespace, node.selected_by(world));
+    if let Some(sidecar) = sidecar.filter(|s| !s.spec.ingress.is_empty()) {
+        for ingress in &sidecar.spec.ingress {
+            let number = ingress.port.number;
+            let bind = if ingress.bind.is_empty() { node.address().to_owned() } else { ingress.bind.clone() };
+            let (host, port) = ingress.default_endpoint.rsplit_once(':').unwrap_or(("127.0.0.1", ""));
+            let host = match host {
+                // Istio's word for the instance's own address.
+                "" | "0.0.0.0" | "[::]" => node.address(),
+                host => host,
+            };
+            let protocol =
+                crate::model::Protocol::parse(&ingress.port.protocol).unwrap_or(crate::model::Protocol::Tcp);
+            let to = (host.to_owned(), port.parse().unwrap_or(number));
+            found.push(Inbound { port: number, bind, protocol, to, service: of(number) });
+        }
+        return found;
+    }
+    for (service, number, target, protocol) in &served {
+        if !found.iter().any(|f| f.port == *target) {
+            found.push(Inbound {
+                port: *target,
+                bind: node.address().to_owned(),
+                protocol: *protocol,
+                to: ("127.0.0.1".to_owned(), *target),
+                service: Some((service.clone(), *number)),
+            });
+        }
+    }
+    found
+}
+
+fn inbound_cluster(world: &World, inbound: &Inbound) -> Value {
+    let name = inbound.cluster();
+    let mut cluster = json!({
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": seconds(world.mesh().connect_timeout.get()),
+        "circuit_breakers": unlimited(),
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
+            {"socket_address": {"address": inbound.to.0, "port_value": inbound.to.1}}}}]}]},
+        "common_lb_config": {},
+    });
+    if inbound.protocol.is_http2() {
+        cluster["typed_extension_protocol_options"] = http2_options(&json!({}));
+    } else if inbound.protocol.is_http() || inbound.protocol.is_auto() {
+        cluster["typed_extension_protocol_options"] =
+            protocol_options(json!({"use_downstream_protocol_config": {
+            "http_protocol_options": {}, "http2_protocol_options": {}}}));
+    }
+    if let Some((service, _)) = &inbound.service {
+        cluster["metadata"] = service_metadata(service, None);
+    }
+    cluster
+}
+
+fn service_metadata(service: &Service, subset: Option<&str>) -> Value {
+    let name = service.hostname.split('.').next().unwrap_or_default();
+    let mut istio = json!({"services": [
+        {"host": &*service.hostname, "name": name, "namespace": service.namespace()}
+    ]});
+    if let Some(subset) = subset {
+        istio["subset"] = subset.into();
+    }
+    if service.location == ServiceLocation::MeshExternal {
+        istio["external"] = true.into();
+    }
+    json!({"filter_metadata": {"istio": istio}})
+}
+
+fn protocol_options(mut options: Value) -> Value {
+    options["@type"] = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into();
+    json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options})
+}
+
+fn http2_options(common: &Value) -> Value {
+    let mut options = json!({"explicit_http_config": {"http2_protocol_options": {}}});
+    if common.as_object().is_some_and(|c| !c.is_empty()) {
+        options["common_http_protocol_options"] = common.clone();
+    }
+    protocol_options(options)
+}
+
+fn outbound(
+    world: &World,
+    node: &ProxyNode,
+    service: &Arc<Service>,
+    port: &ServicePort,
+    rule: Option<&Arc<MergedRule>>,
+    subset: Option<&str>,
+    name: &str,
+) -> Option<Value> {
+    let mesh = world.mesh();
+    let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
+    let pool = policy.connection_pool.clone().unwrap_or_default();
+    let (tcp, http) = (pool.tcp.unwrap_or_default(), pool.http.unwrap_or_default());
+    let connect = tcp.connect_timeout.unwrap_or(mesh.connect_timeout);
+    let mut cluster = json!({
+        "name": name,
+        "alt_stat_name": format!("{name};"),
+        "connect_timeout": seconds(connect.get()),
+        "metadata": service_metadata(service, subset),
+    });
+    let passthrough =
+        matches!(policy.load_balancer.as_ref().and_then(|l| l.simple), Some(SimpleBalancer::Passthrough));
+    match service.resolution {
+        Resolution::None => {
+            cluster["type"] = "ORIGINAL_DST".into();
+        }
+        _ if passthrough => {
+            cluster["type"] = "ORIGINAL_DST".into();
+        }
+        Resolution::Static => {
+            cluster["type"] = "EDS".into();
+            cluster["eds_cluster_config"] = json!({"service_name": name, "eds_config": {
+                "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}});
+        }
+        Resolution::Dns | Resolution::DnsRoundRobin => {
+            let logical = matches!(service.resolution, Resolution::DnsRoundRobin);
+            cluster["type"] = if logical { "LOGICAL_DNS" } else { "STRICT_DNS" }.into();
+            cluster["dns_refresh_rate"] = seconds(mesh.dns_refresh_rate.get());
+            cluster["respect_dns_ttl"] = true.into();
+            cluster["dns_lookup_family"] = "V4_ONLY".into();
+            let assignment = super::endpoint::assignment(world, node, service, port, None, name);
+            let empty = assignment["endpoints"].as_array().is_none_or(Vec::is_empty);
+            cluster["load_assignment"] = if empty {
+                json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
+                    {"socket_address": {"address": &*service.hostname, "port_value": port.number}}}}]}]})
+            } else {
+                assignment
+            };
+        }
+    }
+    let original = cluster["type"] == "ORIGINAL_DST";
+    cluster["lb_policy"] = match policy.load_balancer.as_ref().and_then(|l| l.simple) {
+        _ if original => "CLUSTER_PROVIDED",
+        Some(SimpleBalancer::RoundRobin) => "ROUND_ROBIN",
+        Some(SimpleBalancer::Random) => "RANDOM",
+        _ => "LEAST_REQUEST",
+    }
+    .into();
+    cluster["circuit_breakers"] = breakers(&policy, tcp.max_connections, &http);
+    let panic = policy.outlier_detection.as_ref().and_then(|o| o.min_health_percent).unwrap_or_default();
+    cluster["common_lb_config"] = json!({"healthy_panic_threshold": {"value": panic}});
+    if let Some(outlier) = &policy.outlier_detection {
+        cluster["outlier_detection"] = outlier_detection(outlier);
+    }
+    let keepalive = tcp.tcp_keepalive.as_ref().or(mesh.tcp_keepalive.as_ref());
+    if let Some(keepalive) = keepalive {
+        let mut fields = json!({});
+        for (key, value) in [
+            ("keepalive_probes", keepalive.probes),
+            ("keepalive_time", keepalive.time.map(|t| t.get().as_secs() as u32)),
+            ("keepalive_interval", keepalive.interval.map(|t| t.get().as_secs() as u32)),
+        ] {
+            if let Some(value) = value {
+                fields[key] = value.into();
+            }
+        }
+        cluster["upstream_connection_options"] = json!({"tcp_keepalive": fields});
+    }
+    let mut common = json!({});
+    if let Some(idle) = http.idle_timeout.or(tcp.idle_timeout) {
+        common["idle_timeout"] = seconds(idle.get());
+    }
+    if let Some(most) = http.max_requests_per_connection.filter(|n| *n > 0) {
+        common["max_requests_per_connection"] = most.into();
+    }
+    if let Some(longest) = tcp.max_connection_duration {
+        common["max_connection_duration"] = seconds(longest.get());
+    }
+    let http2 = port.protocol.is_http2() || http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade);
+    if http2 {
+        cluster["typed_extension_protocol_options"] = http2_options(&common);
+    } else if port.protocol.is_auto() || http.use_client_protocol {
+        let mut options = json!({"use_downstream_protocol_config": {
+            "http_protocol_options": {}, "http2_protocol_options": {}}});
+        options["common_http_protocol_options"] = common;
+        cluster["typed_extension_protocol_options"] = protocol_options(options);
+    } else if port.protocol.is_http() && common.as_object().is_some_and(|c| !c.is_empty()) {
+        cluster["typed_extension_protocol_options"] = protocol_options(json!({
+            "explicit_http_config": {"http_protocol_options": {}}, "common_http_protocol_options": common}));
+    }
+    secure(world, service, port, subset, &policy, http2, &mut cluster);
+    Some(cluster)
+}
+
+fn breakers(
+    policy: &PortPolicy,
+    connections: Option<u32>,
+    http: &crate::model::destination_rule::HttpPool,
+) -> Value {
+    let or = |n: Option<u32>| n.filter(|n| *n > 0).unwrap_or(UNLIMITED);
+    let mut threshold = json!({
+        "max_connections": or(connections),
+        "max_pending_requests": or(http.http1_max_pending_requests),
+        "max_requests": or(http.http2_max_requests),
+        "max_retries": or(http.max_retries),
+        "track_remaining": true,
+    });
+    if let Some(budget) = &policy.retry_budget {
+        threshold["retry_budget"] = json!({
+            "budget_percent": {"value": budget.percent.as_ref().map_or(20.0, |p| p.value)},
+            "min_retry_concurrency": budget.min_retry_concurrency.unwrap_or(3),
+        });
+    }
+    json!({"thresholds": [threshold]})
+}
+
+fn outlier_detection(outlier: &OutlierDetection) -> Value {
+    let mut rendered = json!({
+        "enforcing_success_rate": 0,
+        "split_external_local_origin_errors": outlier.split_external_local_origin_errors,
+    });
+    if let Some(n) = outlier.consecutive_5xx_errors {
+        rendered["consecutive_5xx"] = n.into();
+        rendered["enforcing_consecutive_5xx"] = if n > 0 { 100 } else { 0 }.into();
+    }
+    if let Some(n) = outlier.consecutive_gateway_errors.or(outlier.consecutive_errors) {
+        rendered["consecutive_gateway_failure"] = n.into();
+        rendered["enforcing_consecutive_gateway_failure"] = if n > 0 { 100 } else { 0 }.into();
+    }
+    if let Some(n) = outlier.consecutive_local_origin_failures {
+        rendered["consecutive_local_origin_failure"] = n.into();
+        rendered["enforcing_consecutive_local_origin_failure"] = if n > 0 { 100 } else { 0 }.into();
+    }
+    if let Some(interval) = outlier.interval {
+        rendered["interval"] = seconds(interval.get());
+    }
+    if let Some(base) = outlier.base_ejection_time {
+        rendered["base_ejection_time"] = seconds(base.get());
+    }
+    if let Some(percent) = outlier.max_ejection_percent {
+        rendered["max_ejection_percent"] = percent.into();
+    }
+    rendered
+}
+
+/// How connections to the cluster are secured: by its DestinationRule, else automatically by what its endpoints can.
+fn secure(
+    world: &World,
+    service: &Service,
+    port: &ServicePort,
+    subset: Option<&str>,
+    policy: &PortPolicy,
+    http2: bool,
+    cluster: &mut Value,
+) {
+    let sni = format!("outbound_.{}_.{}_.{}", port.number, subset.unwrap_or_default(), service.hostname);
+    let Some(settings) = &policy.tls else {
+        let inside = service.location == ServiceLocation::MeshInternal;
+        let wanted = world.mesh().enable_auto_mtls
+            && inside
+            && world.namespace_peer_mode(service.namespace()) != EffectivePeerMode::Disable;
+        // Where the endpoints are the client's own choice, nobody can say what they speak.
+        if wanted && cluster["type"] != "ORIGINAL_DST" {
+            cluster["transport_socket_matches"] = json!([
+                {"name": "tlsMode-istio", "match": {"tlsMode": "istio"},
+                 "transport_socket": tls::mutual(world, service, &sni, http2)},
+                {"name": "tlsMode-disabled", "match": {}, "transport_socket": {
+                    "name": "envoy.transport_sockets.raw_buffer",
+                    "typed_config": {"@type":
+                        "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"}}},
+            ]);
+        }
+        return;
+    };
+    match settings.mode {
+        ClientTlsMode::Disable => {}
+        ClientTlsMode::IstioMutual => {
+            let sni = if settings.sni.is_empty() { sni } else { settings.sni.clone() };
+            cluster["transport_socket"] = tls::mutual(world, service, &sni, http2);
+        }
+        ClientTlsMode::Simple | ClientTlsMode::Mutual => {
+            let mut common = json!({});
+            if http2 {
+                common["alpn_protocols"] = json!(["h2"]);
+            }
+            if settings.mode == ClientTlsMode::Mutual {
+                common["tls_certificates"] = json!([{
+                    "certificate_chain": {"filename": settings.client_certificate},
+                    "private_key": {"filename": settings.private_key},
+                }]);
+            }
+            let roots = match settings.ca_certificates.as_str() {
+                "" => "/etc/ssl/certs/ca-certificates.crt",
+                given => given,
+            };
+            if settings.insecure_skip_verify != Some(true) {
+                let names: Vec<_> = settings
+                    .subject_alt_names
+                    .iter()
+                    .map(|n| json!({"san_type": if n.contains("://") { "URI" } else { "DNS" }, "matcher": {"exact": n}}))
+                    .collect();
+                common["validation_context"] =
+                    json!({"trusted_ca": {"filename": roots}, "match_typed_subject_alt_names": names});
+            }
+            cluster["transport_socket"] = json!({
+                "name": "envoy.transport_sockets.tls",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                    "sni": settings.sni,
+                    "common_tls_context": common,
+                },
+            });
+            cluster["metadata"]["filter_metadata"]["istio"]["alpn_override"] = "false".into();
+        }
+    }
+}

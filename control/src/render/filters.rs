@@ -1,0 +1,215 @@
+//! The HTTP connection manager, its filters, and the TCP proxy, as istiod writes them.
+
+use serde_json::{Value, json};
+
+use super::ProxyNode;
+use crate::model::World;
+use crate::model::mesh_config::AccessLogEncoding;
+
+/// Which way a listener's traffic goes, as far as filters differ by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Inbound,
+    Outbound,
+    Gateway,
+}
+
+/// Istio's default text format.
+const LOG_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
+%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \
+\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
+%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \
+\"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% \
+%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
+
+/// The keys of Istio's default JSON log, and what they show.
+const LOG_JSON: [(&str, &str); 23] = [
+    ("start_time", "%START_TIME%"),
+    ("route_name", "%ROUTE_NAME%"),
+    ("method", "%REQ(:METHOD)%"),
+    ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
+    ("protocol", "%PROTOCOL%"),
+    ("response_code", "%RESPONSE_CODE%"),
+    ("response_flags", "%RESPONSE_FLAGS%"),
+    ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
+    ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
+    ("bytes_received", "%BYTES_RECEIVED%"),
+    ("bytes_sent", "%BYTES_SENT%"),
+    ("duration", "%DURATION%"),
+    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
+    ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
+    ("user_agent", "%REQ(USER-AGENT)%"),
+    ("request_id", "%REQ(X-REQUEST-ID)%"),
+    ("authority", "%REQ(:AUTHORITY)%"),
+    ("upstream_host", "%UPSTREAM_HOST%"),
+    ("upstream_cluster", "%UPSTREAM_CLUSTER_RAW%"),
+    ("upstream_local_address", "%UPSTREAM_LOCAL_ADDRESS%"),
+    ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
+    ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
+    ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
+];
+
+/// Access logs by MeshConfig.
+pub(super) fn access_log(world: &World) -> Value {
+    let mesh = world.mesh();
+    if mesh.access_log_file.is_empty() {
+        return json!([]);
+    }
+    let format = match mesh.access_log_encoding {
+        AccessLogEncoding::Json => {
+            let given = serde_json::from_str(&mesh.access_log_format).unwrap_or_else(|_| {
+                LOG_JSON
+                    .iter()
+                    .map(|(k, v)| ((*k).to_owned(), (*v).into()))
+                    .collect::<serde_json::Map<_, _>>()
+            });
+            json!({"json_format": given})
+        }
+        AccessLogEncoding::Text => {
+            let text = match mesh.access_log_format.as_str() {
+                "" => LOG_FORMAT,
+                given => given,
+            };
+            json!({"text_format_source": {"inline_string": text}})
+        }
+    };
+    json!([{
+        "name": "envoy.access_loggers.file",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": mesh.access_log_file,
+            "log_format": format,
+        },
+    }])
+}
+
+fn typed_struct(url: &str, value: Value) -> Value {
+    json!({"@type": "type.googleapis.com/udpa.type.v1.TypedStruct", "type_url": url, "value": value})
+}
+
+fn http_filters(node: &ProxyNode, way: Way) -> Vec<Value> {
+    let mut filters = Vec::new();
+    if node.extensions {
+        let config = match way {
+            Way::Inbound => json!({
+                "downstream_discovery": [{"istio_headers": {}}],
+                "downstream_propagation": [{"istio_headers": {}}],
+            }),
+            Way::Outbound | Way::Gateway => json!({
+                "upstream_discovery": [{"istio_headers": {}}],
+                "upstream_propagation": [{"istio_headers": {"skip_external_clusters": true}}],
+            }),
+        };
+        let url = "type.googleapis.com/io.istio.http.peer_metadata.Config";
+        filters.push(json!({"name": "istio.metadata_exchange", "typed_config": typed_struct(url, config)}));
+        if way != Way::Inbound {
+            let url = "type.googleapis.com/istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig";
+            let config = json!({"alpn_override": [
+                {"upstream_protocol": "HTTP10", "alpn_override": ["istio-http/1.0", "istio", "http/1.0"]},
+                {"upstream_protocol": "HTTP11", "alpn_override": ["istio-http/1.1", "istio", "http/1.1"]},
+                {"upstream_protocol": "HTTP2", "alpn_override": ["istio-h2", "istio", "h2"]},
+            ]});
+            filters.push(json!({"name": "istio.alpn", "typed_config": typed_struct(url, config)}));
+        }
+    }
+    for (name, kind) in [("fault", "fault.v3.HTTPFault"), ("cors", "cors.v3.Cors")] {
+        filters.push(json!({"name": format!("envoy.filters.http.{name}"), "typed_config":
+            {"@type": format!("type.googleapis.com/envoy.extensions.filters.http.{kind}")}}));
+    }
+    if node.extensions {
+        let config =
+            if way == Way::Outbound { json!({}) } else { json!({"disable_host_header_fallback": true}) };
+        let config = typed_struct("type.googleapis.com/stats.PluginConfig", config);
+        filters.push(json!({"name": "istio.stats", "typed_config": config}));
+    }
+    filters.push(json!({"name": "envoy.filters.http.router", "typed_config":
+        {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}));
+    filters
+}
+
+/// Routes in the message, or by RDS.
+pub(super) enum Routes {
+    Inline(Value),
+    Rds(String),
+}
+
+/// A connection manager as a network filter.
+pub(super) fn http_connection_manager(
+    world: &World,
+    node: &ProxyNode,
+    way: Way,
+    prefix: &str,
+    routes: Routes,
+) -> Value {
+    use crate::model::mesh_config::Normalization;
+    let normalization = world.mesh().path_normalization.normalization;
+    let mut hcm = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": prefix,
+        "normalize_path": !matches!(normalization, Normalization::None),
+        "use_remote_address": way == Way::Gateway,
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
+        "stream_idle_timeout": "0s",
+        "http_filters": http_filters(node, way),
+        "access_log": access_log(world),
+    });
+    if matches!(normalization, Normalization::MergeSlashes | Normalization::DecodeAndMergeSlashes) {
+        hcm["merge_slashes"] = true.into();
+    }
+    if matches!(normalization, Normalization::DecodeAndMergeSlashes) {
+        hcm["path_with_escaped_slashes_action"] = "UNESCAPE_AND_FORWARD".into();
+    }
+    match way {
+        Way::Inbound => {
+            hcm["server_name"] = "istio-envoy".into();
+            hcm["forward_client_cert_details"] = "APPEND_FORWARD".into();
+            hcm["set_current_client_cert_details"] = json!({"subject": true, "uri": true, "dns": true});
+        }
+        Way::Gateway => {
+            hcm["server_name"] = "istio-envoy".into();
+            hcm["forward_client_cert_details"] = "SANITIZE_SET".into();
+            hcm["set_current_client_cert_details"] =
+                json!({"subject": true, "cert": true, "uri": true, "dns": true});
+        }
+        Way::Outbound => {}
+    }
+    match routes {
+        Routes::Inline(config) => hcm["route_config"] = config,
+        Routes::Rds(name) => {
+            hcm["rds"] = json!({"route_config_name": name, "config_source": {
+                "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}});
+        }
+    }
+    json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": hcm})
+}
+
+/// The filters of a TCP chain.
+pub(super) fn tcp_chain(world: &World, node: &ProxyNode, way: Way, cluster: &Value) -> Vec<Value> {
+    let mut filters = Vec::new();
+    if node.extensions {
+        if way == Way::Inbound {
+            let url = "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange";
+            let config =
+                typed_struct(url, json!({"protocol": "istio-peer-exchange", "enable_discovery": true}));
+            filters.push(json!({"name": "istio.metadata_exchange", "typed_config": config}));
+        }
+        let config = typed_struct("type.googleapis.com/stats.PluginConfig", json!({}));
+        filters.push(json!({"name": "istio.stats", "typed_config": config}));
+    }
+    let mut proxy = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        "access_log": access_log(world),
+    });
+    match cluster {
+        Value::String(name) => {
+            proxy["stat_prefix"] = name.as_str().into();
+            proxy["cluster"] = name.as_str().into();
+        }
+        weighted => {
+            proxy["stat_prefix"] = "weighted".into();
+            proxy["weighted_clusters"] = weighted.clone();
+        }
+    }
+    filters.push(json!({"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}));
+    filters
+}

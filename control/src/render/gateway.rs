@@ -1,0 +1,230 @@
+//! A gateway's listeners and routes: the servers of the Gateways that select it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::cluster::outbound_name;
+use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
+use super::{ProxyNode, route, tls};
+use crate::model::gateway::{Gateway, Server, ServerTlsMode};
+use crate::model::lookup::served_hosts;
+use crate::model::{Object, VirtualService, World};
+
+type Rendered = BTreeMap<String, Value>;
+
+/// One server at one port of the workload.
+struct Place<'a> {
+    gateway: &'a Object<Gateway>,
+    server: &'a Server,
+}
+
+impl Place<'_> {
+    fn https_routes(&self, port: u16) -> String {
+        let meta = &self.gateway.meta;
+        format!("https.{port}.{}.{}.{}", self.server.port.name, meta.name, meta.namespace)
+    }
+
+    fn redirects(&self) -> bool {
+        self.server.tls.as_ref().is_some_and(|t| t.https_redirect)
+    }
+
+    fn server_names(&self) -> Vec<String> {
+        let bare = |h: &String| h.rsplit_once('/').map_or(h.as_str(), |(_, host)| host).to_owned();
+        self.server.hosts.iter().map(bare).filter(|h| h != "*").collect()
+    }
+}
+
+pub(super) fn render(world: &World, node: &ProxyNode) -> (Rendered, Rendered) {
+    let gateways = world.gateways_for(node.selected_by(world));
+    let mut ports: BTreeMap<u16, Vec<Place<'_>>> = BTreeMap::new();
+    for gateway in &gateways {
+        for server in &gateway.spec.servers {
+            for port in world.gateway_ports(&node.addresses, server.port.number) {
+                ports.entry(port).or_default().push(Place { gateway, server });
+            }
+        }
+    }
+    let (mut listeners, mut routes) = (Rendered::new(), Rendered::new());
+    for (port, places) in ports {
+        let bind = node.wildcard();
+        let name = format!("{bind}_{port}");
+        let (mut chains, mut plain, mut sni) = (Vec::new(), Vec::new(), false);
+        for place in &places {
+            let protocol = place.server.port.protocol.to_ascii_uppercase();
+            let terminates = place.server.tls.as_ref().filter(|t| {
+                matches!(t.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::IstioMutual)
+                    && !t.https_redirect
+            });
+            match (protocol.as_str(), terminates) {
+                ("HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB", _) => plain.push(place),
+                ("HTTPS", Some(settings)) => {
+                    sni = true;
+                    let name = place.https_routes(port);
+                    let context = match settings.mode {
+                        ServerTlsMode::IstioMutual => Some(tls::inbound(world, true)),
+                        _ => tls::server(place.server),
+                    };
+                    let hcm = http_connection_manager(
+                        world,
+                        node,
+                        Way::Gateway,
+                        &place.server.port.name,
+                        Routes::Rds(name.clone()),
+                    );
+                    chains.push(json!({
+                        "filter_chain_match": {"server_names": place.server_names()},
+                        "filters": [hcm],
+                        "transport_socket": context,
+                    }));
+                    routes.insert(name.clone(), routes_of(world, node, &name, port, &[place]));
+                }
+                ("TLS" | "HTTPS", _) => {
+                    sni = true;
+                    chains.extend(passthrough(world, node, place));
+                }
+                _ => chains.extend(tcp(world, node, place)),
+            }
+        }
+        if !plain.is_empty() {
+            let name = format!("http.{port}");
+            let prefix = format!("outbound_{bind}_{port};");
+            let hcm = http_connection_manager(world, node, Way::Gateway, &prefix, Routes::Rds(name.clone()));
+            chains.push(json!({"filters": [hcm]}));
+            routes.insert(name.clone(), routes_of(world, node, &name, port, &plain));
+        }
+        if chains.is_empty() {
+            continue;
+        }
+        let inspectors = if sni {
+            json!([{"name": "envoy.filters.listener.tls_inspector", "typed_config": {"@type":
+                "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"}}])
+        } else {
+            json!([])
+        };
+        let listener = json!({
+            "name": name,
+            "address": {"socket_address": {"address": bind, "port_value": port}},
+            "traffic_direction": "OUTBOUND",
+            "listener_filters": inspectors,
+            "filter_chains": chains,
+        });
+        listeners.insert(name, listener);
+    }
+    (listeners, routes)
+}
+
+/// The VirtualServices of a server, with the hosts that they have in common.
+fn bound<'a>(
+    world: &'a World,
+    place: &Place<'_>,
+) -> Vec<(&'a Arc<Object<VirtualService>>, Vec<String>, String)> {
+    let meta = &place.gateway.meta;
+    let gateway = format!("{}/{}", meta.namespace, meta.name);
+    world
+        .virtual_services_for(&meta.namespace, &gateway)
+        .into_iter()
+        .map(|rules| (rules, served_hosts(place.server, &meta.namespace, rules), gateway.clone()))
+        .filter(|(_, hosts, _)| !hosts.is_empty())
+        .collect()
+}
+
+fn routes_of(world: &World, node: &ProxyNode, name: &str, port: u16, places: &[&Place<'_>]) -> Value {
+    let mut hosts: BTreeMap<String, (Vec<Value>, bool)> = BTreeMap::new();
+    for place in places {
+        for (rules, names, gateway) in bound(world, place) {
+            // What a VirtualService says of a port is of the port that clients see, the server's.
+            let made = route::http_routes(world, node, rules, &gateway, place.server.port.number);
+            for host in names {
+                let entry = hosts.entry(host).or_default();
+                entry.0.extend(made.iter().cloned());
+                entry.1 |= place.redirects();
+            }
+        }
+        if place.redirects() {
+            for host in place.server_names() {
+                hosts.entry(host).or_default().1 = true;
+            }
+        }
+    }
+    let mut virtual_hosts: Vec<Value> = hosts
+        .into_iter()
+        .map(|(host, (mut routes, redirect))| {
+            // Several VirtualServices may speak for a host: what matches everything goes last.
+            routes.sort_by_key(|r| r["match"] == json!({"prefix": "/"}));
+            let mut rendered = json!({
+                "name": format!("{host}:{port}"),
+                "domains": [host],
+                "routes": routes,
+                "include_request_attempt_count": true,
+            });
+            if redirect {
+                rendered["require_tls"] = "ALL".into();
+                rendered["routes"] = json!([]);
+            }
+            rendered
+        })
+        .collect();
+    if virtual_hosts.is_empty() {
+        virtual_hosts.push(json!({"name": format!("blackhole:{port}"), "domains": ["*"]}));
+    }
+    json!({
+        "name": name,
+        "virtual_hosts": virtual_hosts,
+        "validate_clusters": false,
+        "ignore_port_in_host_matching": true,
+        "max_direct_response_body_size_bytes": 1_048_576,
+    })
+}
+
+fn destination(world: &World, route: &crate::model::virtual_service::RouteDestination) -> (String, u32) {
+    let destination = &route.destination;
+    let port = destination.port.as_ref().map(|p| p.number).or_else(|| {
+        world.services_with_host(&destination.host).next().and_then(|s| s.ports.first()).map(|p| p.number)
+    });
+    (outbound_name(port.unwrap_or_default(), &destination.subset, &destination.host), route.weight)
+}
+
+fn clusters(world: &World, routes: &[crate::model::virtual_service::RouteDestination]) -> Value {
+    match routes {
+        [only] => destination(world, only).0.into(),
+        several => {
+            let entries: Vec<_> = several
+                .iter()
+                .map(|r| destination(world, r))
+                .filter(|(_, weight)| *weight > 0)
+                .map(|(name, weight)| json!({"name": name, "weight": weight}))
+                .collect();
+            json!({"clusters": entries})
+        }
+    }
+}
+
+/// TLS that goes through untouched, by its server name.
+fn passthrough(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value> {
+    let mut chains = Vec::new();
+    for (rules, _, gateway) in bound(world, place) {
+        for tls in &rules.spec.tls {
+            for wanted in &tls.matches {
+                if !wanted.gateways.is_empty() && !wanted.gateways.contains(&gateway) {
+                    continue;
+                }
+                chains.push(json!({
+                    "filter_chain_match": {"server_names": wanted.sni_hosts},
+                    "filters": tcp_chain(world, node, Way::Gateway, &clusters(world, &tls.route)),
+                }));
+            }
+        }
+    }
+    chains
+}
+
+fn tcp(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value> {
+    bound(world, place)
+        .into_iter()
+        .flat_map(|(rules, _, _)| &rules.spec.tcp)
+        .take(1)
+        .map(|tcp| json!({"filters": tcp_chain(world, node, Way::Gateway, &clusters(world, &tcp.route))}))
+        .collect()
+}

@@ -1,0 +1,111 @@
+//! What each proxy must know: pure functions of the world and the node, with istiod's names and shapes.
+//!
+//! Resources are written as proto JSON, the form of Envoy's own documentation, and encoded once by their schema; an unknown
+//! field or a wrong value is an error there, not a surprise in the proxy.
+
+mod cluster;
+mod endpoint;
+mod filters;
+mod gateway;
+mod listener;
+mod node;
+mod route;
+mod secret;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde_json::Value;
+use xds_protos::ResourceType;
+
+pub use node::{NodeError, ProxyKind, ProxyNode};
+
+use crate::model::World;
+
+/// A rendered resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// The encoded message, shared by whoever sends it.
+    pub bytes: Bytes,
+    /// A hash of it: equal content, equal version.
+    pub version: String,
+}
+
+/// All resources of a proxy by kind and name.
+pub type Resources = BTreeMap<ResourceType, BTreeMap<String, Resource>>;
+
+/// Renders everything for a node. `secrets`: the connection may carry them.
+pub fn render(world: &World, node: &ProxyNode, secrets: bool) -> Resources {
+    let mut all = Resources::new();
+    let (listeners, routes) = match node.kind {
+        ProxyKind::Sidecar => (listener::sidecar(world, node), route::sidecar(world, node)),
+        ProxyKind::Router => gateway::render(world, node),
+    };
+    let clusters = cluster::render(world, node);
+    let assignments = endpoint::render(world, node);
+    let named = [
+        (ResourceType::Cluster, "envoy.config.cluster.v3.Cluster", clusters),
+        (ResourceType::Endpoint, "envoy.config.endpoint.v3.ClusterLoadAssignment", assignments),
+        (ResourceType::Listener, "envoy.config.listener.v3.Listener", listeners),
+        (ResourceType::Route, "envoy.config.route.v3.RouteConfiguration", routes),
+    ];
+    for (kind, message, resources) in named {
+        let encoded =
+            resources.into_iter().filter_map(|(name, value)| Some((name, encode(message, &value)?)));
+        all.insert(kind, encoded.collect());
+    }
+    let found = if secrets { secret::render(world, node) } else { BTreeMap::new() };
+    let message = "envoy.extensions.transport_sockets.tls.v3.Secret";
+    let encoded = found.into_iter().filter_map(|(name, value)| Some((name, encode(message, &value)?)));
+    all.insert(ResourceType::Secret, encoded.collect());
+    all
+}
+
+/// What is answered for a name that is asked for and not there, so that the asker stops waiting: an empty route
+/// configuration, an empty load assignment.
+pub fn empty(kind: ResourceType, name: &str) -> Option<Resource> {
+    match kind {
+        ResourceType::Route => {
+            encode("envoy.config.route.v3.RouteConfiguration", &serde_json::json!({"name": name}))
+        }
+        ResourceType::Endpoint => encode(
+            "envoy.config.endpoint.v3.ClusterLoadAssignment",
+            &serde_json::json!({"cluster_name": name}),
+        ),
+        _ => None,
+    }
+}
+
+fn encode(message: &str, value: &Value) -> Option<Resource> {
+    match xds_protos::json::encode(message, value) {
+        Ok(bytes) => {
+            let bytes = Bytes::from(bytes);
+            let version = version(&bytes);
+            Some(Resource { bytes, version })
+        }
+        Err(error) => {
+            // A bug of ours: the resource is left out, and the proxy keeps its last good one.
+            tracing::error!(message, %error, resource = %value, "a rendered resource does not fit its schema");
+            metrics::counter!("pilot_total_xds_internal_errors").increment(1);
+            None
+        }
+    }
+}
+
+/// FNV-1a over the content, 128 bits: it need not withstand an attacker, only tell versions apart.
+fn version(bytes: &[u8]) -> String {
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    let hash = bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |h, b| {
+        (h ^ u128::from(*b)).wrapping_mul(PRIME)
+    });
+    format!("{hash:032x}")
+}
+
+/// A duration as proto JSON.
+fn seconds(duration: std::time::Duration) -> Value {
+    let (whole, nanos) = (duration.as_secs(), duration.subsec_nanos());
+    if nanos == 0 { format!("{whole}s").into() } else { format!("{whole}.{nanos:09}s").into() }
+}

@@ -1,0 +1,133 @@
+//! A proxy as its node message describes it.
+
+use xds_protos::envoy::config::core::v3::Node;
+use xds_protos::prost_types::{self, value::Kind};
+
+use crate::model::{Labels, World};
+
+/// Sidecar or gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProxyKind {
+    /// Beside a workload.
+    Sidecar,
+    /// At the edge.
+    Router,
+}
+
+/// What rendering depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ProxyNode {
+    /// The whole id.
+    pub id: String,
+    /// What it is.
+    pub kind: ProxyKind,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its service account; empty when it does not say.
+    pub service_account: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// Its HTTP proxy port, when its metadata names one.
+    pub http_proxy_port: Option<u16>,
+    /// INTERCEPTION_MODE is NONE.
+    pub uncaptured: bool,
+    /// It knows Istio's and our own filters (metadata `WEFT_EXTENSIONS`), which a plain Envoy does not.
+    pub extensions: bool,
+}
+
+/// A node that cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// No node id in the first request.
+    #[error("the first request has no node.id")]
+    Missing,
+    /// The id is not Istio's.
+    #[error("node.id {0:?} is not TYPE~IP~NAME~DOMAIN with four parts")]
+    Parts(String),
+    /// The type is not one that is served.
+    #[error("node.id: the proxy type {0:?} is not served; there are sidecar and router")]
+    Kind(String),
+    /// It has no address.
+    #[error("node {0}: neither metadata INSTANCE_IPS nor the id has an IP address")]
+    Address(String),
+}
+
+fn text<'a>(metadata: Option<&'a prost_types::Struct>, key: &str) -> &'a str {
+    match metadata.and_then(|m| m.fields.get(key)).and_then(|v| v.kind.as_ref()) {
+        Some(Kind::StringValue(text)) => text,
+        _ => "",
+    }
+}
+
+impl ProxyNode {
+    /// Reads the message; labels of a workload that the world knows win over those it sends.
+    pub fn parse(node: &Node) -> Result<Self, NodeError> {
+        if node.id.is_empty() {
+            return Err(NodeError::Missing);
+        }
+        let parts: Vec<_> = node.id.split('~').collect();
+        let [kind, ip, _, domain] = parts.as_slice() else { return Err(NodeError::Parts(node.id.clone())) };
+        let kind = match *kind {
+            "sidecar" => ProxyKind::Sidecar,
+            "router" => ProxyKind::Router,
+            other => return Err(NodeError::Kind(other.to_owned())),
+        };
+        let metadata = node.metadata.as_ref();
+        let listed = text(metadata, "INSTANCE_IPS");
+        let candidates = if listed.is_empty() { *ip } else { listed };
+        let addresses: Vec<String> = candidates
+            .split(',')
+            .map(str::trim)
+            .filter(|a| a.parse::<std::net::IpAddr>().is_ok())
+            .map(str::to_owned)
+            .collect();
+        if addresses.is_empty() {
+            return Err(NodeError::Address(node.id.clone()));
+        }
+        let namespace = match text(metadata, "NAMESPACE") {
+            "" => domain.split('.').next().unwrap_or_default(),
+            given => given,
+        };
+        let labels = match metadata.and_then(|m| m.fields.get("LABELS")).and_then(|v| v.kind.as_ref()) {
+            Some(Kind::StructValue(labels)) => labels
+                .fields
+                .iter()
+                .filter_map(|(k, v)| match &v.kind {
+                    Some(Kind::StringValue(v)) => Some((k.clone(), v.clone())),
+                    _ => None,
+                })
+                .collect(),
+            _ => Labels::new(),
+        };
+        Ok(Self {
+            id: node.id.clone(),
+            kind,
+            addresses,
+            namespace: namespace.to_owned(),
+            service_account: text(metadata, "SERVICE_ACCOUNT").to_owned(),
+            labels,
+            http_proxy_port: text(metadata, "HTTP_PROXY_PORT").parse().ok(),
+            uncaptured: text(metadata, "INTERCEPTION_MODE") == "NONE",
+            extensions: text(metadata, "WEFT_EXTENSIONS") == "true",
+        })
+    }
+
+    /// Its first address.
+    pub fn address(&self) -> &str {
+        &self.addresses[0]
+    }
+
+    /// Where its listeners bind that in a pod would bind every address: a workload on a loopback address of its own shares
+    /// the machine with others, and takes that address only.
+    pub fn wildcard(&self) -> &str {
+        let loopback = self.address().parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback());
+        if loopback { self.address() } else { "0.0.0.0" }
+    }
+
+    /// The labels that policies select it by.
+    pub fn selected_by<'a>(&'a self, world: &'a World) -> &'a Labels {
+        world.workload_at(self.address()).map_or(&self.labels, |w| w.labels())
+    }
+}

@@ -1,0 +1,469 @@
+//! Route configurations.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::cluster::{Inbound, outbound_name, services};
+use super::{ProxyNode, seconds};
+use crate::model::sidecar::OutboundMode;
+use crate::model::values::{StringMatch, selects};
+use crate::model::virtual_service::{
+    Destination, HeaderOperations, HttpMatch, HttpRetry, HttpRoute, HttpRouteDestination, VirtualService,
+};
+use crate::model::{Object, Service, World};
+
+/// What istiod retries where nobody says anything.
+const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
+
+/// The port at which a sidecar takes its application's requests as an HTTP proxy.
+pub(super) fn http_proxy_port(world: &World, node: &ProxyNode) -> Option<u16> {
+    node.http_proxy_port.or(Some(world.mesh().proxy_http_port)).filter(|p| *p > 0)
+}
+
+/// The one route of an inbound port: to the application.
+pub(super) fn inbound(inbound: &Inbound) -> Value {
+    let (host, port) = match &inbound.service {
+        Some((service, port)) => (service.hostname.to_string(), *port),
+        None => ("localhost".to_owned(), inbound.port),
+    };
+    json!({
+        "name": inbound.cluster(),
+        "validate_clusters": false,
+        "virtual_hosts": [{
+            "name": format!("inbound|http|{port}"),
+            "domains": ["*"],
+            "routes": [{
+                "name": "default",
+                "match": {"prefix": "/"},
+                "decorator": {"operation": format!("{host}:{port}/*")},
+                "route": {
+                    "cluster": inbound.cluster(),
+                    "timeout": "0s",
+                    "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
+                    "retry_policy": {"retry_on": "reset-before-request", "num_retries": 2},
+                },
+            }],
+        }],
+    })
+}
+
+pub(super) fn sidecar(world: &World, node: &ProxyNode) -> BTreeMap<String, Value> {
+    let mut routes = BTreeMap::new();
+    let all = services(world, node);
+    if http_proxy_port(world, node).is_some() {
+        let wanted: Vec<_> = all
+            .iter()
+            .flat_map(|s| {
+                s.ports
+                    .iter()
+                    .filter(|p| p.protocol.is_http() || p.protocol.is_auto())
+                    .map(|p| (*s, p.number))
+            })
+            .collect();
+        routes.insert("http_proxy".to_owned(), outbound(world, node, "http_proxy", &wanted));
+    }
+    let sidecar = world.sidecar_for(&node.namespace, node.selected_by(world));
+    for listener in sidecar.iter().flat_map(|s| &s.spec.egress) {
+        let Some(port) = listener.port.as_ref().map(|p| p.number) else { continue };
+        let wanted: Vec<_> = world
+            .imported_services(&node.namespace, Some(listener))
+            .into_iter()
+            .filter(|s| s.port(port).is_some())
+            .map(|s| (s, port))
+            .collect();
+        let name = port.to_string();
+        routes.insert(name.clone(), outbound(world, node, &name, &wanted));
+    }
+    routes
+}
+
+fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service>, u16)]) -> Value {
+    let mut taken = std::collections::BTreeSet::new();
+    let mut hosts = Vec::new();
+    for (service, port) in wanted {
+        // A port that the address must carry, as at a proxy port, where every port of every service meets.
+        let mut domains: Vec<String> = Vec::new();
+        for domain in domains_of(world, service, &node.namespace) {
+            if name != "http_proxy" || *port == 80 {
+                domains.push(domain.clone());
+            }
+            if name == "http_proxy" {
+                domains.push(format!("{domain}:{port}"));
+            }
+        }
+        domains.retain(|d| taken.insert(d.to_ascii_lowercase()));
+        if domains.is_empty() {
+            continue;
+        }
+        let rules = world.virtual_service_for_host(&node.namespace, "mesh", &service.hostname);
+        let routes = match rules {
+            Some(rules) => http_routes(world, node, rules, "mesh", *port),
+            None => vec![default_route(world, service, *port)],
+        };
+        hosts.push(json!({
+            "name": format!("{}:{port}", service.hostname),
+            "domains": domains,
+            "routes": routes,
+            "include_request_attempt_count": true,
+        }));
+    }
+    hosts.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
+    let policy = world
+        .sidecar_for(&node.namespace, node.selected_by(world))
+        .and_then(|s| s.spec.outbound_traffic_policy)
+        .unwrap_or(world.mesh().outbound_traffic_policy);
+    hosts.push(match policy.mode {
+        OutboundMode::RegistryOnly => json!({"name": "block_all", "domains": ["*"], "routes": [{
+            "name": "block_all", "match": {"prefix": "/"}, "direct_response": {"status": 502}}]}),
+        OutboundMode::AllowAny => json!({"name": "allow_any", "domains": ["*"], "routes": [{
+            "name": "allow_any", "match": {"prefix": "/"}, "route": {
+                "cluster": "PassthroughCluster", "timeout": "0s", "max_grpc_timeout": "0s"}}],
+            "include_request_attempt_count": true}),
+    });
+    json!({
+        "name": name,
+        "virtual_hosts": hosts,
+        "validate_clusters": false,
+        "max_direct_response_body_size_bytes": 1_048_576,
+        "ignore_port_in_host_matching": name != "http_proxy",
+    })
+}
+
+/// The names by which a service is called from a namespace.
+fn domains_of(world: &World, service: &Service, namespace: &str) -> Vec<String> {
+    let full = service.hostname.to_string();
+    let suffix = format!(".{}.svc.{}", service.namespace(), world.domain());
+    let mut names = vec![full.clone()];
+    if let Some(short) = full.strip_suffix(&suffix) {
+        let own = service.namespace();
+        if own == namespace {
+            names.push(short.to_owned());
+        }
+        names.push(format!("{short}.{own}"));
+        names.push(format!("{short}.{own}.svc"));
+    }
+    names.extend(service.addresses.iter().filter(|a| *a != "0.0.0.0" && !a.contains('/')).cloned());
+    names
+}
+
+fn default_route(world: &World, service: &Service, port: u16) -> Value {
+    let mut route = json!({
+        "cluster": outbound_name(port, "", &service.hostname),
+        "timeout": "0s",
+        "max_grpc_timeout": "0s",
+    });
+    if let Some(policy) = retry_policy(world.mesh().default_http_retry_policy.as_ref()) {
+        route["retry_policy"] = policy;
+    }
+    json!({
+        "name": "default",
+        "match": {"prefix": "/"},
+        "route": route,
+        "decorator": {"operation": format!("{}:{port}/*", service.hostname)},
+    })
+}
+
+fn retry_policy(retries: Option<&HttpRetry>) -> Option<Value> {
+    let previous = json!([{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type":
+        "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"}}]);
+    let Some(retries) = retries else {
+        return Some(json!({
+            "retry_on": DEFAULT_RETRY_ON,
+            "num_retries": 2,
+            "host_selection_retry_max_attempts": 5,
+            "retry_host_predicate": previous,
+        }));
+    };
+    if retries.attempts == 0 {
+        return None;
+    }
+    let mut policy = json!({"num_retries": retries.attempts, "host_selection_retry_max_attempts": 5});
+    let mut tokens = Vec::new();
+    let mut codes = Vec::new();
+    for token in retries.retry_on.split(',').map(str::trim).filter(|t| !t.is_empty()) {
+        match token.parse::<u32>() {
+            Ok(code) => codes.push(code),
+            Err(_) => tokens.push(token),
+        }
+    }
+    if !codes.is_empty() {
+        policy["retriable_status_codes"] = codes.into();
+        if !tokens.contains(&"retriable-status-codes") {
+            tokens.push("retriable-status-codes");
+        }
+    }
+    policy["retry_on"] =
+        if tokens.is_empty() { DEFAULT_RETRY_ON.to_owned() } else { tokens.join(",") }.into();
+    if retries.retry_ignore_previous_hosts != Some(false) {
+        policy["retry_host_predicate"] = previous;
+    }
+    if let Some(timeout) = retries.per_try_timeout {
+        policy["per_try_timeout"] = seconds(timeout.get());
+    }
+    if let Some(backoff) = retries.backoff {
+        policy["retry_back_off"] = json!({"base_interval": seconds(backoff.get())});
+    }
+    if retries.retry_remote_localities == Some(true) {
+        policy["retry_priority"] = json!({"name": "envoy.retry_priorities.previous_priorities", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+            "update_frequency": 2}});
+    }
+    Some(policy)
+}
+
+/// The routes that a VirtualService makes for a port, in order; nothing after one that matches everything.
+pub(super) fn http_routes(
+    world: &World,
+    node: &ProxyNode,
+    rules: &Object<VirtualService>,
+    gateway: &str,
+    port: u16,
+) -> Vec<Value> {
+    let mut routes = Vec::new();
+    'rules: for http in &rules.spec.http {
+        let everything = [HttpMatch::default()];
+        let matches = if http.matches.is_empty() { &everything[..] } else { &http.matches };
+        for wanted in matches {
+            if !applies(world, node, wanted, gateway, port) {
+                continue;
+            }
+            let rendered = match_of(wanted);
+            let all = rendered == json!({"prefix": "/"});
+            if let Some(route) = route(world, rules, http, wanted, rendered, port) {
+                routes.push(route);
+            }
+            if all {
+                break 'rules;
+            }
+        }
+    }
+    routes
+}
+
+/// Whether a match can hold at this node, gateway and port: what is known when rendering.
+fn applies(world: &World, node: &ProxyNode, wanted: &HttpMatch, gateway: &str, port: u16) -> bool {
+    let gateways = wanted.gateways.is_empty() || wanted.gateways.iter().any(|g| g == gateway);
+    let source = selects(&wanted.source_labels, node.selected_by(world))
+        && (wanted.source_namespace.is_empty() || wanted.source_namespace == node.namespace);
+    gateways && (source || gateway != "mesh") && wanted.port.is_none_or(|p| p == port)
+}
+
+fn string_match(wanted: &StringMatch) -> Value {
+    match wanted {
+        StringMatch::Exact(text) => json!({"exact": text}),
+        StringMatch::Prefix(text) => json!({"prefix": text}),
+        StringMatch::Regex(text) => json!({"safe_regex": {"regex": text}}),
+        StringMatch::Present => json!({"safe_regex": {"regex": ".*"}}),
+    }
+}
+
+fn header(name: &str, wanted: &StringMatch, invert: bool) -> Value {
+    let present = match wanted {
+        StringMatch::Present => true,
+        StringMatch::Regex(text) => text == "*",
+        StringMatch::Exact(text) => text.is_empty(),
+        StringMatch::Prefix(_) => false,
+    };
+    let mut matcher = if present {
+        json!({"name": name, "present_match": true})
+    } else {
+        json!({"name": name, "string_match": string_match(wanted)})
+    };
+    if invert {
+        matcher["invert_match"] = true.into();
+        if !present {
+            matcher["treat_missing_header_as_empty"] = true.into();
+        }
+    }
+    matcher
+}
+
+fn match_of(wanted: &HttpMatch) -> Value {
+    let mut rendered = match &wanted.uri {
+        None | Some(StringMatch::Present) => json!({"prefix": "/"}),
+        Some(StringMatch::Exact(path)) => json!({"path": path}),
+        Some(StringMatch::Prefix(prefix)) => json!({"prefix": prefix}),
+        Some(StringMatch::Regex(regex)) => json!({"safe_regex": {"regex": regex}}),
+    };
+    if wanted.ignore_uri_case {
+        rendered["case_sensitive"] = false.into();
+    }
+    let mut headers: Vec<Value> = wanted.headers.iter().map(|(n, m)| header(n, m, false)).collect();
+    headers.extend(wanted.without_headers.iter().map(|(n, m)| header(n, m, true)));
+    for (name, part) in
+        [(":method", &wanted.method), (":authority", &wanted.authority), (":scheme", &wanted.scheme)]
+    {
+        headers.extend(part.as_ref().map(|m| header(name, m, false)));
+    }
+    if !headers.is_empty() {
+        rendered["headers"] = headers.into();
+    }
+    let parameters: Vec<Value> = wanted
+        .query_params
+        .iter()
+        .map(|(name, m)| match m {
+            StringMatch::Present => json!({"name": name, "present_match": true}),
+            m => json!({"name": name, "string_match": string_match(m)}),
+        })
+        .collect();
+    if !parameters.is_empty() {
+        rendered["query_parameters"] = parameters.into();
+    }
+    rendered
+}
+
+fn route(
+    world: &World,
+    rules: &Object<VirtualService>,
+    http: &HttpRoute,
+    wanted: &HttpMatch,
+    rendered: Value,
+    port: u16,
+) -> Option<Value> {
+    let mut name = http.name.clone();
+    if !wanted.name.is_empty() {
+        name = if name.is_empty() { wanted.name.clone() } else { format!("{name}.{}", wanted.name) };
+    }
+    let mut route = json!({"match": rendered});
+    if !name.is_empty() {
+        route["name"] = name.into();
+    }
+    let (meta, kind) = (&rules.meta, "virtual-service");
+    let config = format!("/apis/networking.istio.io/v1/namespaces/{}/{kind}/{}", meta.namespace, meta.name);
+    route["metadata"] = json!({"filter_metadata": {"istio": {"config": config}}});
+    if let Some(headers) = &http.headers {
+        operations(&mut route, "request", headers.request.as_ref());
+        operations(&mut route, "response", headers.response.as_ref());
+    }
+    if let Some(redirect) = &http.redirect {
+        route["redirect"] = redirect_of(redirect);
+        return Some(route);
+    }
+    if let Some(direct) = &http.direct_response {
+        let mut answer = json!({"status": direct.status});
+        if let Some(body) = &direct.body {
+            answer["body"] = match (&body.string, &body.bytes) {
+                (Some(text), _) => json!({"inline_string": text}),
+                (_, Some(bytes)) => json!({"inline_bytes": bytes}),
+                _ => json!({"inline_string": ""}),
+            };
+        }
+        route["direct_response"] = answer;
+        return Some(route);
+    }
+    route["route"] = action(world, http, port)?;
+    route["decorator"] = json!({"operation": format!("{}:{port}/*", http.route.first()?.destination.host)});
+    Some(route)
+}
+
+fn redirect_of(redirect: &crate::model::virtual_service::HttpRedirect) -> Value {
+    use crate::model::virtual_service::DerivePort;
+    let mut rendered = json!({});
+    if !redirect.uri.is_empty() {
+        rendered["path_redirect"] = redirect.uri.as_str().into();
+    }
+    if !redirect.authority.is_empty() {
+        rendered["host_redirect"] = redirect.authority.as_str().into();
+    }
+    if !redirect.scheme.is_empty() {
+        rendered["scheme_redirect"] = redirect.scheme.as_str().into();
+    }
+    match (redirect.port, redirect.derive_port) {
+        (Some(port), _) => rendered["port_redirect"] = port.into(),
+        (None, Some(DerivePort::FromProtocolDefault)) => {
+            rendered["port_redirect"] = if redirect.scheme == "https" { 443 } else { 80 }.into();
+        }
+        _ => {}
+    }
+    rendered["response_code"] = match redirect.redirect_code {
+        Some(302) => "FOUND",
+        Some(303) => "SEE_OTHER",
+        Some(307) => "TEMPORARY_REDIRECT",
+        Some(308) => "PERMANENT_REDIRECT",
+        _ => "MOVED_PERMANENTLY",
+    }
+    .into();
+    rendered
+}
+
+fn action(world: &World, http: &HttpRoute, port: u16) -> Option<Value> {
+    let timeout = http.timeout.map_or_else(|| json!("0s"), |t| seconds(t.get()));
+    let mut action = json!({"timeout": timeout, "max_grpc_timeout": timeout});
+    let retries = http.retries.as_ref().or(world.mesh().default_http_retry_policy.as_ref());
+    if let Some(policy) = retry_policy(retries) {
+        action["retry_policy"] = policy;
+    }
+    if let Some(rewrite) = &http.rewrite {
+        if let Some(regex) = &rewrite.uri_regex_rewrite {
+            action["regex_rewrite"] =
+                json!({"pattern": {"regex": regex.pattern}, "substitution": regex.rewrite});
+        } else if !rewrite.uri.is_empty() {
+            action["prefix_rewrite"] = rewrite.uri.as_str().into();
+        }
+        if !rewrite.authority.is_empty() {
+            action["host_rewrite_literal"] = rewrite.authority.as_str().into();
+        }
+    }
+    let weighted: Vec<&HttpRouteDestination> = match http.route.as_slice() {
+        [only] => vec![only],
+        several => several.iter().filter(|d| d.weight > 0).collect(),
+    };
+    match weighted.as_slice() {
+        [] => return None,
+        [only] if only.headers.is_none() => {
+            action["cluster"] = cluster_of(world, &only.destination, port).into();
+        }
+        several => {
+            let clusters: Vec<_> = several
+                .iter()
+                .map(|d| {
+                    let mut entry =
+                        json!({"name": cluster_of(world, &d.destination, port), "weight": d.weight.max(1)});
+                    if let Some(headers) = &d.headers {
+                        operations(&mut entry, "request", headers.request.as_ref());
+                        operations(&mut entry, "response", headers.response.as_ref());
+                    }
+                    entry
+                })
+                .collect();
+            action["weighted_clusters"] = json!({"clusters": clusters});
+        }
+    }
+    Some(action)
+}
+
+/// The cluster of a destination: by its port, else the service's only one, else the port of the request.
+fn cluster_of(world: &World, destination: &Destination, port: u16) -> String {
+    let only = || {
+        let mut services = world.services_with_host(&destination.host);
+        match services.next().map(|s| s.ports.as_slice()) {
+            Some([only]) => Some(only.number),
+            _ => None,
+        }
+    };
+    let port = destination.port.as_ref().map(|p| p.number).or_else(only).unwrap_or(port);
+    outbound_name(port, &destination.subset, &destination.host)
+}
+
+fn operations(target: &mut Value, side: &str, operations: Option<&HeaderOperations>) {
+    let Some(operations) = operations else { return };
+    let mut add = Vec::new();
+    for (list, action) in
+        [(&operations.set, "OVERWRITE_IF_EXISTS_OR_ADD"), (&operations.add, "APPEND_IF_EXISTS_OR_ADD")]
+    {
+        for (key, value) in list {
+            // The authority is rewritten by the route itself.
+            if !key.starts_with(':') && !key.eq_ignore_ascii_case("host") {
+                add.push(json!({"header": {"key": key, "value": value}, "append_action": action}));
+            }
+        }
+    }
+    if !add.is_empty() {
+        target[format!("{side}_headers_to_add")] = add.into();
+    }
+    if !operations.remove.is_empty() {
+        target[format!("{side}_headers_to_remove")] = operations.remove.clone().into();
+    }
+}

@@ -1,0 +1,40 @@
+//! Gateway credentials as secrets. A gateway gets those of its own namespace, and only those that it uses.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::{ProxyKind, ProxyNode};
+use crate::model::World;
+
+pub(super) fn render(world: &World, node: &ProxyNode) -> BTreeMap<String, Value> {
+    let mut secrets = BTreeMap::new();
+    if node.kind != ProxyKind::Router {
+        return secrets;
+    }
+    for gateway in world.gateways_for(node.selected_by(world)) {
+        for credential in
+            gateway.spec.servers.iter().filter_map(|s| s.tls.as_ref()).map(|t| &t.credential_name)
+        {
+            let Some(secret) = world.secret(&node.namespace, credential) else { continue };
+            let inline = |bytes: &[u8]| json!({"inline_bytes": STANDARD.encode(bytes)});
+            let name = format!("kubernetes://{credential}");
+            let pair = json!({
+                "certificate_chain": inline(&secret.spec.certificate_chain),
+                "private_key": inline(&secret.spec.private_key),
+            });
+            secrets.insert(name.clone(), json!({"name": name, "tls_certificate": pair}));
+            let roots = &secret.spec.ca_certificates;
+            if !roots.is_empty() {
+                let name = format!("{name}-cacert");
+                secrets.insert(
+                    name.clone(),
+                    json!({"name": name, "validation_context": {"trusted_ca": inline(roots)}}),
+                );
+            }
+        }
+    }
+    secrets
+}

@@ -1,0 +1,148 @@
+//! Names and key fields for the EcoTrack mesh.
+
+use std::path::Path;
+
+use xds_protos::envoy::config::core::v3::Node;
+
+use super::*;
+
+fn world() -> World {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/ecotrack");
+    crate::ingest::load_dir(&directory).world.expect("the mesh loads")
+}
+
+fn node(kind: &str, ip: &str, namespace: &str) -> ProxyNode {
+    let id = format!("{kind}~{ip}~x.{namespace}~{namespace}.svc.cluster.local");
+    let mut node = ProxyNode::parse(&Node { id, ..Node::default() }).unwrap();
+    node.extensions = true;
+    node.uncaptured = true;
+    node
+}
+
+fn value(resources: &Resources, kind: ResourceType, name: &str) -> Value {
+    let resource = resources[&kind]
+        .get(name)
+        .unwrap_or_else(|| panic!("{name} is not among {:?}", resources[&kind].keys().collect::<Vec<_>>()));
+    xds_protos::json::bytes_to_value(kind.type_url().rsplit('/').next().unwrap(), &resource.bytes)
+}
+
+#[test]
+fn a_sidecar_gets_istiods_names() {
+    let world = world();
+    let resources = render(&world, &node("sidecar", "127.0.12.1", "ecotrack"), true);
+    let clusters: Vec<_> = resources[&ResourceType::Cluster].keys().map(String::as_str).collect();
+    for name in [
+        "BlackHoleCluster",
+        "PassthroughCluster",
+        "inbound|8080||",
+        "outbound|8080||payment-service.ecotrack.svc.cluster.local",
+        "outbound|8080|canary|user-service.ecotrack.svc.cluster.local",
+        "outbound|8080|stable|user-service.ecotrack.svc.cluster.local",
+    ] {
+        assert!(clusters.contains(&name), "{name} is not in {clusters:?}");
+    }
+    let listeners: Vec<_> = resources[&ResourceType::Listener].keys().map(String::as_str).collect();
+    assert_eq!(listeners, ["127.0.12.1_15080", "127.0.12.1_8080"]);
+    assert_eq!(resources[&ResourceType::Route].keys().collect::<Vec<_>>(), ["http_proxy"]);
+}
+
+#[test]
+fn the_designs_limits_are_on_the_cluster() {
+    let resources = render(&world(), &node("sidecar", "127.0.12.1", "ecotrack"), true);
+    let cluster = value(
+        &resources,
+        ResourceType::Cluster,
+        "outbound|8080|stable|user-service.ecotrack.svc.cluster.local",
+    );
+    let threshold = &cluster["circuit_breakers"]["thresholds"][0];
+    assert_eq!(
+        (
+            &threshold["max_connections"],
+            &threshold["max_pending_requests"],
+            &threshold["max_requests"],
+            &threshold["max_retries"]
+        ),
+        (&100.into(), &50.into(), &100.into(), &3.into())
+    );
+    let outlier = &cluster["outlier_detection"];
+    assert_eq!((&outlier["consecutive_5xx"], &outlier["max_ejection_percent"]), (&5.into(), &50.into()));
+    assert_eq!(cluster["common_lb_config"]["healthy_panic_threshold"]["value"], 30.0);
+    assert_eq!(cluster["upstream_connection_options"]["tcp_keepalive"]["keepalive_time"], 7200);
+    assert_eq!(cluster["lb_policy"], "LEAST_REQUEST");
+    let tls = &cluster["transport_socket_matches"][0]["transport_socket"]["typed_config"];
+    let validation = &tls["common_tls_context"]["combined_validation_context"]["default_validation_context"];
+    assert_eq!(
+        validation["match_typed_subject_alt_names"][0]["matcher"]["exact"],
+        "spiffe://cluster.local/ns/ecotrack/sa/user-service"
+    );
+}
+
+#[test]
+fn a_subset_has_only_its_endpoints() {
+    let resources = render(&world(), &node("sidecar", "127.0.12.1", "ecotrack"), true);
+    let addresses = |subset: &str| -> Vec<String> {
+        let name = format!("outbound|8080|{subset}|user-service.ecotrack.svc.cluster.local");
+        let assignment = value(&resources, ResourceType::Endpoint, &name);
+        assignment["endpoints"][0]["lb_endpoints"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| e["endpoint"]["address"]["socket_address"]["address"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(addresses("canary"), ["127.0.10.11"]);
+    assert_eq!(addresses("stable"), ["127.0.10.1", "127.0.10.2", "127.0.10.3"]);
+}
+
+#[test]
+fn the_canary_header_goes_first_and_retries_are_the_designs() {
+    let resources = render(&world(), &node("sidecar", "127.0.12.1", "ecotrack"), true);
+    let routes = value(&resources, ResourceType::Route, "http_proxy");
+    let hosts = routes["virtual_hosts"].as_array().unwrap();
+    let users = hosts.iter().find(|h| h["name"] == "user-service.ecotrack.svc.cluster.local:8080").unwrap();
+    assert!(users["domains"].as_array().unwrap().contains(&"user-service:8080".into()));
+    let [canary, stable] = users["routes"].as_array().unwrap().as_slice() else { panic!("{users}") };
+    assert_eq!(canary["match"]["headers"][0]["string_match"]["exact"], "true");
+    assert_eq!(canary["route"]["cluster"], "outbound|8080|canary|user-service.ecotrack.svc.cluster.local");
+    assert_eq!(stable["route"]["timeout"], "30s");
+    let policy = &stable["route"]["retry_policy"];
+    assert_eq!((&policy["num_retries"], &policy["per_try_timeout"]), (&3.into(), &"10s".into()));
+    assert_eq!(policy["retry_host_predicate"][0]["name"], "envoy.retry_host_predicates.previous_hosts");
+    assert_eq!(hosts.last().unwrap()["name"], "block_all");
+}
+
+#[test]
+fn a_strict_port_has_only_a_mutual_tls_chain() {
+    let resources = render(&world(), &node("sidecar", "127.0.10.1", "ecotrack"), true);
+    let listener = value(&resources, ResourceType::Listener, "127.0.10.1_8080");
+    let chains = listener["filter_chains"].as_array().unwrap();
+    assert_eq!(chains.len(), 1);
+    assert_eq!(chains[0]["filter_chain_match"]["transport_protocol"], "tls");
+    assert_eq!(chains[0]["transport_socket"]["typed_config"]["require_client_certificate"], true);
+    let inbound = value(&resources, ResourceType::Cluster, "inbound|8080||");
+    let address = &inbound["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"];
+    assert_eq!(address["socket_address"], serde_json::json!({"address": "127.0.10.1", "port_value": 18080}));
+}
+
+#[test]
+fn a_gateway_listens_at_its_services_target_port() {
+    let resources = render(&world(), &node("router", "127.0.2.1", "istio-system"), true);
+    let listeners: Vec<_> = resources[&ResourceType::Listener].keys().map(String::as_str).collect();
+    assert_eq!(listeners, ["127.0.2.1_8080"]);
+    let routes = value(&resources, ResourceType::Route, "http.8080");
+    let host = &routes["virtual_hosts"][0];
+    assert_eq!(host["domains"][0], "api.ecotrack.platform.dev");
+    assert_eq!(host["routes"].as_array().unwrap().len(), 3);
+    assert_eq!(
+        host["routes"][2]["route"]["cluster"],
+        "outbound|8080||order-service.ecotrack.svc.cluster.local"
+    );
+}
+
+#[test]
+fn a_node_id_that_is_not_istios_is_refused() {
+    for (id, words) in [("", "no node.id"), ("a~b", "four parts"), ("ztunnel~1.2.3.4~a~b", "not served")] {
+        let error = ProxyNode::parse(&Node { id: id.to_owned(), ..Node::default() }).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
