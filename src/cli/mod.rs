@@ -1,0 +1,50 @@
+//! What can be said on the command line. Each command's own flags live with what it does.
+
+mod duration;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use duration::{parse as parse_duration, short as short_duration};
+
+/// Weft, a service mesh: proxies beside every workload, and the control plane that directs them
+#[derive(Parser, Debug)]
+#[command(name = "weft", version, max_term_width = 110)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Runs the mesh that a directory of YAML describes: control plane, a proxy for each workload, applications
+    Up(crate::up::UpArgs),
+    /// Runs a proxy: a sidecar or a gateway (as the slim binary weft-proxy does)
+    Proxy(Box<weft_proxy::app::ProxyArgs>),
+    /// Makes tokens, by which workloads prove who they are
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+}
+
+/// Reads the command line and does what it says; an error is one line on standard error.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weft: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Up(args) => crate::up::main(args),
+        Command::Proxy(args) => weft_proxy::app::main(*args),
+        Command::Token(command) => token::main(command),
+    }
+}

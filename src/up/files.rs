@@ -1,0 +1,72 @@
+//! The directory of one run: logs, tokens, the private copy of the configuration.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::process::Part;
+
+/// A run's directory. One that we made ourselves is removed at a clean end.
+#[derive(Debug)]
+pub(super) struct RunDir {
+    path: PathBuf,
+    ours: bool,
+    ended: bool,
+}
+
+impl RunDir {
+    /// Uses `given`, or makes a new one among the machine's temporary files. Only this user can look into it: tokens and keys
+    /// are there.
+    pub(super) fn make(given: Option<&Path>) -> anyhow::Result<Self> {
+        let path = match given {
+            Some(path) => path.to_owned(),
+            None => std::env::temp_dir().join(format!(
+                "weft-{}-{:06x}",
+                std::process::id(),
+                fastrand::u32(..0x100_0000)
+            )),
+        };
+        let make = |p: &Path| {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(p)
+                .with_context(|| format!("cannot make {}", p.display()))
+        };
+        make(&path.join("logs"))?;
+        make(&path.join("tokens"))?;
+        // Children have their own ideas of where they are.
+        let path = path.canonicalize()?;
+        Ok(Self { path, ours: given.is_none(), ended: false })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
+    pub(super) fn log(&self, part: &Part) -> PathBuf {
+        self.logs().join(part.log_name())
+    }
+
+    pub(super) fn token(&self, workload: &str) -> PathBuf {
+        self.path.join("tokens").join(workload)
+    }
+
+    /// Removes the directory if it is ours and nobody will want to look into it.
+    pub(super) fn end(mut self, clean: bool) {
+        self.ended = clean;
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if self.ours && self.ended {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}

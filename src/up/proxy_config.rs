@@ -1,0 +1,56 @@
+//! Annotation `proxy.istio.io/config`: Istio's ProxyConfig of one workload, as far as the supervisor honours it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Deserialize;
+
+/// What the annotation says.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct ProxyConfig {
+    pub(super) environment: BTreeMap<String, String>,
+    pub(super) concurrency: Option<u32>,
+    pub(super) drain: Option<Duration>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Text {
+    #[serde(default)]
+    proxy_metadata: BTreeMap<String, String>,
+    concurrency: Option<u32>,
+    termination_drain_duration: Option<String>,
+}
+
+impl ProxyConfig {
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
+        let text: Text = serde_saphyr::from_str(text).context(
+            "there may be proxyMetadata (the proxy's environment), concurrency and terminationDrainDuration",
+        )?;
+        let drain = text.termination_drain_duration.as_deref().map(crate::cli::parse_duration).transpose();
+        Ok(Self {
+            environment: text.proxy_metadata,
+            concurrency: text.concurrency,
+            drain: drain.map_err(|e| anyhow::anyhow!("terminationDrainDuration: {e}"))?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_becomes_environment_and_the_unknown_is_refused() {
+        let text = "proxyMetadata:\n  SECRET_TTL: 8s\nconcurrency: 1\nterminationDrainDuration: 2s\n";
+        let config = ProxyConfig::parse(text).unwrap();
+        assert_eq!(config.environment["SECRET_TTL"], "8s");
+        assert_eq!((config.concurrency, config.drain), (Some(1), Some(Duration::from_secs(2))));
+        let error = format!("{:#}", ProxyConfig::parse("holdApplicationUntilProxyStarts: true").unwrap_err());
+        assert!(
+            error.contains("holdApplicationUntilProxyStarts") && error.contains("proxyMetadata"),
+            "{error}"
+        );
+    }
+}

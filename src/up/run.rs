@@ -1,0 +1,130 @@
+//! The command: start, say what is where, watch, end in order.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::mesh::{Mesh, Options};
+use super::report;
+use crate::cli::parse_duration;
+
+/// Runs the mesh that a directory of YAML describes
+#[derive(Args, Debug)]
+pub struct UpArgs {
+    /// The directory of YAML: each WorkloadEntry with a serviceAccount gets a proxy on its address (annotation weft.dev/role:
+    /// gateway makes it a gateway), and annotation weft.dev/command starts its application
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Keep logs, tokens and the certificate authority here; without it, in a new directory that goes at a clean end
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// The certificate authority's state; `state` in the run directory without it
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Move the configuration's addresses 127.0.X.Y to 127.N.X.Y (in a private copy), to run several meshes at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    loopback: Option<u8>,
+    /// The control plane's address; 127.0.1.1 by default (127.N.1.1 with --loopback)
+    #[arg(long, value_name = "IP")]
+    control_address: Option<IpAddr>,
+    /// Worker threads of each proxy whose configuration does not say
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    concurrency: u32,
+    /// How long connections get to end, where the configuration does not say
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    drain_time: Duration,
+    /// How long everything may take to become ready
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    ready_timeout: Duration,
+}
+
+/// Runs the command until it is told to end.
+pub fn main(args: UpArgs) -> anyhow::Result<()> {
+    let options = Options {
+        run_dir: args.run_dir,
+        state_dir: args.state_dir,
+        loopback: args.loopback,
+        control_address: args.control_address,
+        concurrency: args.concurrency,
+        drain: args.drain_time,
+        ..Options::new(args.dir)?
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run(options, args.ready_timeout))
+}
+
+async fn run(options: Options, limit: Duration) -> anyhow::Result<()> {
+    let mut end = Ending::new()?;
+    let starting = async {
+        eprintln!("starting the control plane ({})", options.dir.display());
+        let mesh = Mesh::start(options).await?;
+        eprintln!("starting {} workloads; logs are in {}", mesh.workloads().len(), mesh.logs().display());
+        anyhow::Ok(mesh)
+    };
+    let mut mesh = tokio::select! {
+        mesh = starting => mesh?,
+        () = end.told() => return Ok(()),
+    };
+    let result = tokio::select! {
+        result = watch(&mut mesh, limit) => result,
+        () = end.told() => Ok(()),
+    };
+    finish(mesh, &mut end).await?;
+    result
+}
+
+async fn watch(mesh: &mut Mesh, limit: Duration) -> anyhow::Result<()> {
+    let deaths = mesh.deaths();
+    mesh.wait_ready(limit).await?;
+    print!("{}", report::addresses(mesh));
+    println!("\nready; try");
+    for line in report::curl_lines(mesh) {
+        println!("  {line}");
+    }
+    println!("\nedit {} to change it; Ctrl-C ends it", mesh.config_dir().display());
+    if let Some(mut deaths) = deaths {
+        while let Some(death) = deaths.recv().await {
+            eprintln!("weft: {death}\n  it is started again");
+        }
+    }
+    Ok(())
+}
+
+/// Ends a mesh in order; being told again kills what is left.
+pub(crate) async fn finish(mesh: Mesh, end: &mut Ending) -> anyhow::Result<()> {
+    eprintln!("ending: proxies drain, then applications and the control plane end (again Ctrl-C: at once)");
+    let run_dir = mesh.run_dir().to_owned();
+    let result = tokio::select! {
+        result = mesh.shutdown() => result,
+        () = end.told() => Ok(()),
+    };
+    if run_dir.exists() {
+        eprintln!("logs are in {}", run_dir.join("logs").display());
+    }
+    result
+}
+
+/// Hears that the program should end: Ctrl-C, or SIGTERM, or the terminal going away.
+pub(crate) struct Ending([tokio::signal::unix::Signal; 3]);
+
+impl Ending {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    pub(crate) async fn told(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
