@@ -1,9 +1,13 @@
 //! Weft's control plane: it takes the place of istiod.
 //!
 //! A change of configuration goes through the modules in this order: `ingest` reads it, `model` holds what the mesh is
-//! now, and later stages decide who needs what, render it and serve it. No stage imports a later one.
+//! now, `queue` says when a change goes out, `render` makes resources of it and `serve` brings them to proxies. No stage
+//! imports a later one. `ca` stands beside them: it signs, and says who calls.
 
+pub mod app;
 pub mod ca;
 pub mod ingest;
 pub mod model;
+pub mod queue;
 pub mod render;
+pub mod serve;

@@ -9,7 +9,7 @@ use super::mesh_config::MeshConfig;
 use super::meta::{Meta, Object};
 use super::service::{
     Endpoint, ExportTo, Protocol, Resolution, Service, ServiceLocation, ServiceOrigin, ServicePort,
-    TargetPort, Workload,
+    ServiceVersions, TargetPort, Workload,
 };
 use super::service_entry::{EntryPort, ServiceEntry, WorkloadEntry};
 use super::values::{Labels, Locality, selects};
@@ -147,7 +147,9 @@ fn from_kubernetes(
         export_to: ExportTo::parse(&export, &mesh.default_service_export_to, &meta.namespace),
         subject_alt_names: Vec::new(),
         endpoints,
+        versions: ServiceVersions::default(),
     }
+    .versioned()
 }
 
 fn from_entry(
@@ -178,7 +180,9 @@ fn from_entry(
         export_to: ExportTo::parse(&spec.export_to, &mesh.default_service_export_to, &meta.namespace),
         subject_alt_names: spec.subject_alt_names.clone(),
         endpoints,
+        versions: ServiceVersions::default(),
     }
+    .versioned()
 }
 
 fn entry_port(port: &EntryPort) -> ServicePort {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -34,9 +35,41 @@ pub struct Service {
     pub subject_alt_names: Vec<String>,
     /// Its endpoints, in the order of the files.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Hashes of the above: what was rendered from equal parts need not be rendered again.
+    pub versions: ServiceVersions,
+}
+
+/// Hashes of a service's parts, which change at different rates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceVersions {
+    /// Everything but the endpoints.
+    pub shape: u64,
+    /// The endpoints.
+    pub endpoints: u64,
+    /// Who the endpoints are: namespaces and service accounts.
+    pub identities: u64,
 }
 
 impl Service {
+    /// The same with its [`ServiceVersions`] set; to be called once all else is.
+    pub(super) fn versioned(mut self) -> Self {
+        let hash = |part: &dyn Fn(&mut DefaultHasher)| {
+            let mut hasher = DefaultHasher::new();
+            part(&mut hasher);
+            hasher.finish()
+        };
+        self.versions = ServiceVersions {
+            shape: hash(&|hasher| {
+                (&self.hostname, &self.meta.namespace, &self.meta.name, self.origin).hash(hasher);
+                (&self.addresses, self.headless, &self.ports, self.resolution).hash(hasher);
+                (self.location, &self.export_to, &self.subject_alt_names).hash(hasher);
+            }),
+            endpoints: hash(&|hasher| self.endpoints.hash(hasher)),
+            identities: hash(&|hasher| super::registry::service_accounts(&self).hash(hasher)),
+        };
+        self
+    }
+
     /// Namespace of the object it comes from.
     pub fn namespace(&self) -> &str {
         &self.meta.namespace
@@ -291,7 +324,7 @@ impl ExportTo {
 }
 
 /// One place that serves a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// IP address, host name, or `unix:///path`.
     pub address: String,

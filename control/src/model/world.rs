@@ -55,6 +55,8 @@ pub struct World {
 #[derive(Debug)]
 struct Parts {
     version: u64,
+    shape_version: u64,
+    peer_version: u64,
     mesh: Arc<MeshConfig>,
     mesh_version: u64,
     domain: String,
@@ -143,9 +145,26 @@ impl World {
         hash_all(&sidecars, &mut hasher);
         hash_all(&peer_authentications, &mut hasher);
         hash_all(&secrets, &mut hasher);
+        let version = hasher.finish();
+        // The same without the workloads: their comings and goings leave routes and listeners as they are.
+        let mut hasher = DefaultHasher::new();
+        mesh_version.hash(&mut hasher);
+        services.iter().for_each(|service| service.versions.shape.hash(&mut hasher));
+        hash_all(&virtual_services, &mut hasher);
+        hash_all(&destination_rules, &mut hasher);
+        hash_all(&gateways, &mut hasher);
+        hash_all(&sidecars, &mut hasher);
+        hash_all(&peer_authentications, &mut hasher);
+        let shape_version = hasher.finish();
+        let mut hasher = DefaultHasher::new();
+        hash_all(&peer_authentications, &mut hasher);
+        mesh_version.hash(&mut hasher);
+        let peer_version = hasher.finish();
         Self {
             parts: Arc::new(Parts {
-                version: hasher.finish(),
+                version,
+                shape_version,
+                peer_version,
                 mesh: Arc::new(mesh),
                 mesh_version,
                 domain: DEFAULT_DOMAIN.to_owned(),
@@ -169,6 +188,16 @@ impl World {
     /// Hash of everything in it: two Worlds of equal version say the same.
     pub fn version(&self) -> u64 {
         self.parts.version
+    }
+
+    /// Hash of everything but endpoints and secrets.
+    pub fn shape_version(&self) -> u64 {
+        self.parts.shape_version
+    }
+
+    /// Hash of what says which workloads take mutual TLS.
+    pub fn peer_version(&self) -> u64 {
+        self.parts.peer_version
     }
 
     /// Version of the mesh-wide settings; 0 when they are the defaults.

@@ -1,10 +1,10 @@
 //! Clusters: one for each port and subset of each service that the node may call, the fixed ones, and its own inbound ones.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::memo::Output;
 use super::{ProxyKind, ProxyNode, seconds, tls};
 use crate::model::destination_rule::{ClientTlsMode, H2UpgradePolicy, OutlierDetection, SimpleBalancer};
 use crate::model::lookup::{MergedRule, PortPolicy, effective_policy};
@@ -41,36 +41,44 @@ pub(super) fn outbound_name(port: u16, subset: &str, host: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")
 }
 
-pub(super) fn render(world: &World, node: &ProxyNode) -> BTreeMap<String, Value> {
-    let mut clusters = BTreeMap::new();
+pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     for service in services(world, node) {
         let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);
+        // By DNS, endpoints are part of the cluster itself.
+        let endpoints = if service.resolution == Resolution::Static { 0 } else { service.versions.endpoints };
+        let versions = (service.versions.shape, service.versions.identities, endpoints);
+        let peer = world.namespace_peer_mode(service.namespace()) == EffectivePeerMode::Disable;
         for port in &service.ports {
             let subsets = rule.iter().flat_map(|r| &r.spec.subsets).map(|s| Some(s.name.as_str()));
             for subset in std::iter::once(None).chain(subsets) {
                 let name = outbound_name(port.number, subset.unwrap_or_default(), &service.hostname);
-                if let Some(cluster) = outbound(world, node, service, port, rule, subset, &name) {
-                    clusters.insert(name, cluster);
-                }
+                let inputs = (versions, rule.map(|r| r.version), world.mesh_version(), peer);
+                out.put(&name, inputs, || outbound(world, service, port, rule, subset, &name));
             }
         }
     }
-    let black_hole = json!({"name": "BlackHoleCluster", "type": "STATIC", "connect_timeout": seconds(world.mesh().connect_timeout.get())});
-    clusters.insert("BlackHoleCluster".to_owned(), black_hole);
+    let connect = seconds(world.mesh().connect_timeout.get());
+    out.put(
+        "BlackHoleCluster",
+        world.mesh_version(),
+        || json!({"name": "BlackHoleCluster", "type": "STATIC", "connect_timeout": connect}),
+    );
     if node.kind == ProxyKind::Sidecar {
-        let passthrough = json!({
-            "name": "PassthroughCluster",
-            "type": "ORIGINAL_DST",
-            "lb_policy": "CLUSTER_PROVIDED",
-            "connect_timeout": seconds(world.mesh().connect_timeout.get()),
-            "circuit_breakers": unlimited(),
+        out.put("PassthroughCluster", world.mesh_version(), || {
+            json!({
+                "name": "PassthroughCluster",
+                "type": "ORIGINAL_DST",
+                "lb_policy": "CLUSTER_PROVIDED",
+                "connect_timeout": connect,
+                "circuit_breakers": unlimited(),
+            })
         });
-        clusters.insert("PassthroughCluster".to_owned(), passthrough);
         for inbound in inbound_ports(world, node) {
-            clusters.insert(inbound.cluster(), inbound_cluster(world, &inbound));
+            let served = inbound.service.as_ref().map(|(service, port)| (service.versions.shape, *port));
+            let inputs = (world.mesh_version(), inbound.port, inbound.protocol, &inbound.to, served);
+            out.put(&inbound.cluster(), inputs, || inbound_cluster(world, &inbound));
         }
     }
-    clusters
 }
 
 fn unlimited() -> Value {
@@ -194,13 +202,12 @@ fn http2_options(common: &Value) -> Value {
 
 fn outbound(
     world: &World,
-    node: &ProxyNode,
-    service: &Arc<Service>,
+    service: &Service,
     port: &ServicePort,
     rule: Option<&Arc<MergedRule>>,
     subset: Option<&str>,
     name: &str,
-) -> Option<Value> {
+) -> Value {
     let mesh = world.mesh();
     let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
     let pool = policy.connection_pool.clone().unwrap_or_default();
@@ -232,7 +239,7 @@ fn outbound(
             cluster["dns_refresh_rate"] = seconds(mesh.dns_refresh_rate.get());
             cluster["respect_dns_ttl"] = true.into();
             cluster["dns_lookup_family"] = "V4_ONLY".into();
-            let assignment = super::endpoint::assignment(world, node, service, port, None, name);
+            let assignment = super::endpoint::assignment(world, service, port, None, name);
             let empty = assignment["endpoints"].as_array().is_none_or(Vec::is_empty);
             cluster["load_assignment"] = if empty {
                 json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
@@ -293,7 +300,7 @@ fn outbound(
             "explicit_http_config": {"http_protocol_options": {}}, "common_http_protocol_options": common}));
     }
     secure(world, service, port, subset, &policy, http2, &mut cluster);
-    Some(cluster)
+    cluster
 }
 
 fn breakers(

@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::ProxyNode;
 use super::cluster::{outbound_name, services};
+use super::memo::Output;
 use crate::model::service::Resolution;
 use crate::model::values::{Labels, selects};
 use crate::model::{EffectivePeerMode, Endpoint, Service, ServicePort, World};
 
-pub(super) fn render(world: &World, node: &ProxyNode) -> BTreeMap<String, Value> {
-    let mut assignments = BTreeMap::new();
+pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     for service in services(world, node) {
         if !matches!(service.resolution, Resolution::Static) {
             continue;
@@ -23,18 +23,17 @@ pub(super) fn render(world: &World, node: &ProxyNode) -> BTreeMap<String, Value>
                 rule.iter().flat_map(|r| &r.spec.subsets).map(|s| (s.name.as_str(), Some(&s.labels)));
             for (subset, labels) in whole.chain(subsets) {
                 let name = outbound_name(port.number, subset, &service.hostname);
-                let value = assignment(world, node, service, port, labels, &name);
-                assignments.insert(name, value);
+                let versions = service.versions;
+                let inputs = (versions.shape, versions.endpoints, labels, world.peer_version());
+                out.put(&name, inputs, || assignment(world, service, port, labels, &name));
             }
         }
     }
-    assignments
 }
 
 /// The endpoints of a service's port, grouped by locality; `labels` selects a subset.
 pub(super) fn assignment(
     world: &World,
-    _node: &ProxyNode,
     service: &Service,
     port: &ServicePort,
     labels: Option<&Labels>,

@@ -7,12 +7,11 @@ use serde_json::{Value, json};
 
 use super::cluster::outbound_name;
 use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
+use super::memo::Output;
 use super::{ProxyNode, route, tls};
 use crate::model::gateway::{Gateway, Server, ServerTlsMode};
 use crate::model::lookup::served_hosts;
 use crate::model::{Object, VirtualService, World};
-
-type Rendered = BTreeMap<String, Value>;
 
 /// One server at one port of the workload.
 struct Place<'a> {
@@ -36,7 +35,8 @@ impl Place<'_> {
     }
 }
 
-pub(super) fn render(world: &World, node: &ProxyNode) -> (Rendered, Rendered) {
+pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>, routes: &mut Output<'_>) {
+    let inputs = (world.shape_version(), node.inputs(world));
     let gateways = world.gateways_for(node.selected_by(world));
     let mut ports: BTreeMap<u16, Vec<Place<'_>>> = BTreeMap::new();
     for gateway in &gateways {
@@ -46,7 +46,6 @@ pub(super) fn render(world: &World, node: &ProxyNode) -> (Rendered, Rendered) {
             }
         }
     }
-    let (mut listeners, mut routes) = (Rendered::new(), Rendered::new());
     for (port, places) in ports {
         let bind = node.wildcard();
         let name = format!("{bind}_{port}");
@@ -78,7 +77,7 @@ pub(super) fn render(world: &World, node: &ProxyNode) -> (Rendered, Rendered) {
                         "filters": [hcm],
                         "transport_socket": context,
                     }));
-                    routes.insert(name.clone(), routes_of(world, node, &name, port, &[place]));
+                    routes.put(&name, inputs, || routes_of(world, node, &name, port, &[place]));
                 }
                 ("TLS" | "HTTPS", _) => {
                     sni = true;
@@ -92,7 +91,7 @@ pub(super) fn render(world: &World, node: &ProxyNode) -> (Rendered, Rendered) {
             let prefix = format!("outbound_{bind}_{port};");
             let hcm = http_connection_manager(world, node, Way::Gateway, &prefix, Routes::Rds(name.clone()));
             chains.push(json!({"filters": [hcm]}));
-            routes.insert(name.clone(), routes_of(world, node, &name, port, &plain));
+            routes.put(&name, inputs, || routes_of(world, node, &name, port, &plain));
         }
         if chains.is_empty() {
             continue;
@@ -110,16 +109,15 @@ pub(super) fn render(world: &World, node: &ProxyNode) -> (Rendered, Rendered) {
             "listener_filters": inspectors,
             "filter_chains": chains,
         });
-        listeners.insert(name, listener);
+        listeners.put(&name, inputs, || listener);
     }
-    (listeners, routes)
 }
 
-/// The VirtualServices of a server, with the hosts that they have in common.
-fn bound<'a>(
-    world: &'a World,
-    place: &Place<'_>,
-) -> Vec<(&'a Arc<Object<VirtualService>>, Vec<String>, String)> {
+/// A VirtualService at a server: the hosts that they have in common, and the gateway's full name.
+type Bound<'a> = (&'a Arc<Object<VirtualService>>, Vec<String>, String);
+
+/// The VirtualServices of a server.
+fn bound<'a>(world: &'a World, place: &Place<'_>) -> Vec<Bound<'a>> {
     let meta = &place.gateway.meta;
     let gateway = format!("{}/{}", meta.namespace, meta.name);
     world

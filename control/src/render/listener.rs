@@ -1,12 +1,11 @@
 //! A sidecar's listeners. Traffic that is not captured comes to explicit ones: inbound ports on the workload's address, the
 //! HTTP proxy port, and the egress ports that a Sidecar resource names.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
 use super::cluster::{Inbound, inbound_ports, outbound_name};
 use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
+use super::memo::Output;
 use super::{ProxyNode, route, tls};
 use crate::model::{EffectivePeerMode, Protocol, World};
 
@@ -21,34 +20,34 @@ fn inspector(name: &str) -> Value {
     }}})
 }
 
-pub(super) fn sidecar(world: &World, node: &ProxyNode) -> BTreeMap<String, Value> {
-    let mut listeners = BTreeMap::new();
+pub(super) fn sidecar(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
+    let inputs = (world.shape_version(), node.inputs(world));
     for inbound in inbound_ports(world, node) {
         let name = format!("{}_{}", inbound.bind, inbound.port);
-        listeners.insert(name.clone(), inbound_listener(world, node, &inbound, &name));
+        out.put(&name, inputs, || inbound_listener(world, node, &inbound, &name));
     }
     if let Some(port) = route::http_proxy_port(world, node) {
         let bind = if node.wildcard() == node.address() { node.address() } else { "127.0.0.1" };
         let name = format!("{bind}_{port}");
-        let hcm = http_connection_manager(
-            world,
-            node,
-            Way::Outbound,
-            &format!("outbound_{name};"),
-            Routes::Rds("http_proxy".to_owned()),
-        );
-        let listener = json!({
-            "name": name,
-            "address": address(bind, port),
-            "traffic_direction": "OUTBOUND",
-            "filter_chains": [{"filters": [hcm]}],
+        out.put(&name, inputs, || {
+            let hcm = http_connection_manager(
+                world,
+                node,
+                Way::Outbound,
+                &format!("outbound_{name};"),
+                Routes::Rds("http_proxy".to_owned()),
+            );
+            json!({
+                "name": name,
+                "address": address(bind, port),
+                "traffic_direction": "OUTBOUND",
+                "filter_chains": [{"filters": [hcm]}],
+            })
         });
-        listeners.insert(name, listener);
     }
     for (name, listener) in egress(world, node) {
-        listeners.insert(name, listener);
+        out.put(&name, inputs, || listener);
     }
-    listeners
 }
 
 /// The chains of an inbound port by its peer mode and protocol (istiod's matrix).

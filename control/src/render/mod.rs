@@ -8,6 +8,7 @@ mod endpoint;
 mod filters;
 mod gateway;
 mod listener;
+mod memo;
 mod node;
 mod route;
 mod secret;
@@ -16,14 +17,17 @@ mod tests;
 mod tls;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::Value;
 use xds_protos::ResourceType;
 
+pub use memo::Memo;
 pub use node::{NodeError, ProxyKind, ProxyNode};
 
 use crate::model::World;
+use memo::Output;
 
 /// A rendered resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,58 +35,48 @@ pub struct Resource {
     /// The encoded message, shared by whoever sends it.
     pub bytes: Bytes,
     /// A hash of it: equal content, equal version.
-    pub version: String,
+    pub version: Arc<str>,
 }
 
 /// All resources of a proxy by kind and name.
-pub type Resources = BTreeMap<ResourceType, BTreeMap<String, Resource>>;
+pub type Resources = BTreeMap<ResourceType, BTreeMap<Arc<str>, Resource>>;
 
-/// Renders everything for a node. `secrets`: the connection may carry them.
-pub fn render(world: &World, node: &ProxyNode, secrets: bool) -> Resources {
-    let mut all = Resources::new();
-    let (listeners, routes) = match node.kind {
-        ProxyKind::Sidecar => (listener::sidecar(world, node), route::sidecar(world, node)),
-        ProxyKind::Router => gateway::render(world, node),
-    };
-    let clusters = cluster::render(world, node);
-    let assignments = endpoint::render(world, node);
-    let named = [
-        (ResourceType::Cluster, "envoy.config.cluster.v3.Cluster", clusters),
-        (ResourceType::Endpoint, "envoy.config.endpoint.v3.ClusterLoadAssignment", assignments),
-        (ResourceType::Listener, "envoy.config.listener.v3.Listener", listeners),
-        (ResourceType::Route, "envoy.config.route.v3.RouteConfiguration", routes),
-    ];
-    for (kind, message, resources) in named {
-        let encoded =
-            resources.into_iter().filter_map(|(name, value)| Some((name, encode(message, &value)?)));
-        all.insert(kind, encoded.collect());
+/// Renders everything for a node, as far as `memo` has not. `secrets`: the connection may carry them.
+pub fn render(world: &World, node: &ProxyNode, secrets: bool, memo: &Memo) -> Resources {
+    let mut clusters = Output::new(memo, ResourceType::Cluster);
+    let mut endpoints = Output::new(memo, ResourceType::Endpoint);
+    let mut listeners = Output::new(memo, ResourceType::Listener);
+    let mut routes = Output::new(memo, ResourceType::Route);
+    let mut found = Output::new(memo, ResourceType::Secret);
+    cluster::render(world, node, &mut clusters);
+    endpoint::render(world, node, &mut endpoints);
+    match node.kind {
+        ProxyKind::Sidecar => {
+            listener::sidecar(world, node, &mut listeners);
+            route::sidecar(world, node, &mut routes);
+        }
+        ProxyKind::Router => gateway::render(world, node, &mut listeners, &mut routes),
     }
-    let found = if secrets { secret::render(world, node) } else { BTreeMap::new() };
-    let message = "envoy.extensions.transport_sockets.tls.v3.Secret";
-    let encoded = found.into_iter().filter_map(|(name, value)| Some((name, encode(message, &value)?)));
-    all.insert(ResourceType::Secret, encoded.collect());
-    all
+    if secrets {
+        secret::render(world, node, &mut found);
+    }
+    [clusters, endpoints, listeners, routes, found].into_iter().map(Output::into_all).collect()
 }
 
 /// What is answered for a name that is asked for and not there, so that the asker stops waiting: an empty route
 /// configuration, an empty load assignment.
 pub fn empty(kind: ResourceType, name: &str) -> Option<Resource> {
     match kind {
-        ResourceType::Route => {
-            encode("envoy.config.route.v3.RouteConfiguration", &serde_json::json!({"name": name}))
-        }
-        ResourceType::Endpoint => encode(
-            "envoy.config.endpoint.v3.ClusterLoadAssignment",
-            &serde_json::json!({"cluster_name": name}),
-        ),
+        ResourceType::Route => encode(kind, &serde_json::json!({"name": name})),
+        ResourceType::Endpoint => encode(kind, &serde_json::json!({"cluster_name": name})),
         _ => None,
     }
 }
 
-fn encode(message: &str, value: &Value) -> Option<Resource> {
+fn encode(kind: ResourceType, value: &Value) -> Option<Resource> {
+    let message = xds_protos::type_url::name(kind.type_url());
     match xds_protos::json::encode(message, value) {
         Ok(bytes) => {
-            let bytes = Bytes::from(bytes);
             let version = version(&bytes);
             Some(Resource { bytes, version })
         }
@@ -96,12 +90,12 @@ fn encode(message: &str, value: &Value) -> Option<Resource> {
 }
 
 /// FNV-1a over the content, 128 bits: it need not withstand an attacker, only tell versions apart.
-fn version(bytes: &[u8]) -> String {
+fn version(bytes: &[u8]) -> Arc<str> {
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     let hash = bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |h, b| {
         (h ^ u128::from(*b)).wrapping_mul(PRIME)
     });
-    format!("{hash:032x}")
+    format!("{hash:032x}").into()
 }
 
 /// A duration as proto JSON.

@@ -1,5 +1,7 @@
 //! A proxy as its node message describes it.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::prost_types::{self, value::Kind};
 
@@ -124,6 +126,17 @@ impl ProxyNode {
     pub fn wildcard(&self) -> &str {
         let loopback = self.address().parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback());
         if loopback { self.address() } else { "0.0.0.0" }
+    }
+
+    /// Hash of what listeners and routes of this very node are made from, beside the world's shape.
+    pub(super) fn inputs(&self, world: &World) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.kind, &self.addresses, &self.namespace, &self.service_account).hash(&mut hasher);
+        (self.selected_by(world), self.http_proxy_port, self.uncaptured, self.extensions).hash(&mut hasher);
+        for (service, endpoint) in self.addresses.iter().flat_map(|a| world.served_at(a)) {
+            (&service.hostname, endpoint).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// The labels that policies select it by.

@@ -1,18 +1,18 @@
 //! Route configurations.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::cluster::{Inbound, outbound_name, services};
+use super::memo::Output;
 use super::{ProxyNode, seconds};
 use crate::model::sidecar::OutboundMode;
 use crate::model::values::{StringMatch, selects};
 use crate::model::virtual_service::{
     Destination, HeaderOperations, HttpMatch, HttpRetry, HttpRoute, HttpRouteDestination, VirtualService,
 };
-use crate::model::{Object, Service, World};
+use crate::model::{Object, Service, ServicePort, World};
 
 /// What istiod retries where nobody says anything.
 const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
@@ -49,34 +49,36 @@ pub(super) fn inbound(inbound: &Inbound) -> Value {
     })
 }
 
-pub(super) fn sidecar(world: &World, node: &ProxyNode) -> BTreeMap<String, Value> {
-    let mut routes = BTreeMap::new();
+pub(super) fn sidecar(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
+    // Proxies of one namespace with the same labels get the same routes.
+    let inputs = (world.shape_version(), &node.namespace, node.selected_by(world));
     let all = services(world, node);
     if http_proxy_port(world, node).is_some() {
-        let wanted: Vec<_> = all
-            .iter()
-            .flat_map(|s| {
-                s.ports
-                    .iter()
-                    .filter(|p| p.protocol.is_http() || p.protocol.is_auto())
-                    .map(|p| (*s, p.number))
-            })
-            .collect();
-        routes.insert("http_proxy".to_owned(), outbound(world, node, "http_proxy", &wanted));
+        out.put("http_proxy", inputs, || {
+            let wanted: Vec<_> = all
+                .iter()
+                .flat_map(|s| {
+                    let spoken = |p: &&ServicePort| p.protocol.is_http() || p.protocol.is_auto();
+                    s.ports.iter().filter(spoken).map(|p| (*s, p.number))
+                })
+                .collect();
+            outbound(world, node, "http_proxy", &wanted)
+        });
     }
     let sidecar = world.sidecar_for(&node.namespace, node.selected_by(world));
     for listener in sidecar.iter().flat_map(|s| &s.spec.egress) {
         let Some(port) = listener.port.as_ref().map(|p| p.number) else { continue };
-        let wanted: Vec<_> = world
-            .imported_services(&node.namespace, Some(listener))
-            .into_iter()
-            .filter(|s| s.port(port).is_some())
-            .map(|s| (s, port))
-            .collect();
         let name = port.to_string();
-        routes.insert(name.clone(), outbound(world, node, &name, &wanted));
+        out.put(&name, inputs, || {
+            let wanted: Vec<_> = world
+                .imported_services(&node.namespace, Some(listener))
+                .into_iter()
+                .filter(|s| s.port(port).is_some())
+                .map(|s| (s, port))
+                .collect();
+            outbound(world, node, &name, &wanted)
+        });
     }
-    routes
 }
 
 fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service>, u16)]) -> Value {

@@ -29,8 +29,8 @@ fn value(resources: &Resources, kind: ResourceType, name: &str) -> Value {
 #[test]
 fn a_sidecar_gets_istiods_names() {
     let world = world();
-    let resources = render(&world, &node("sidecar", "127.0.12.1", "ecotrack"), true);
-    let clusters: Vec<_> = resources[&ResourceType::Cluster].keys().map(String::as_str).collect();
+    let resources = render(&world, &node("sidecar", "127.0.12.1", "ecotrack"), true, &Memo::default());
+    let clusters: Vec<_> = resources[&ResourceType::Cluster].keys().map(|n| &**n).collect();
     for name in [
         "BlackHoleCluster",
         "PassthroughCluster",
@@ -41,14 +41,14 @@ fn a_sidecar_gets_istiods_names() {
     ] {
         assert!(clusters.contains(&name), "{name} is not in {clusters:?}");
     }
-    let listeners: Vec<_> = resources[&ResourceType::Listener].keys().map(String::as_str).collect();
+    let listeners: Vec<_> = resources[&ResourceType::Listener].keys().map(|n| &**n).collect();
     assert_eq!(listeners, ["127.0.12.1_15080", "127.0.12.1_8080"]);
-    assert_eq!(resources[&ResourceType::Route].keys().collect::<Vec<_>>(), ["http_proxy"]);
+    assert_eq!(resources[&ResourceType::Route].keys().map(|n| &**n).collect::<Vec<_>>(), ["http_proxy"]);
 }
 
 #[test]
 fn the_designs_limits_are_on_the_cluster() {
-    let resources = render(&world(), &node("sidecar", "127.0.12.1", "ecotrack"), true);
+    let resources = render(&world(), &node("sidecar", "127.0.12.1", "ecotrack"), true, &Memo::default());
     let cluster = value(
         &resources,
         ResourceType::Cluster,
@@ -79,7 +79,7 @@ fn the_designs_limits_are_on_the_cluster() {
 
 #[test]
 fn a_subset_has_only_its_endpoints() {
-    let resources = render(&world(), &node("sidecar", "127.0.12.1", "ecotrack"), true);
+    let resources = render(&world(), &node("sidecar", "127.0.12.1", "ecotrack"), true, &Memo::default());
     let addresses = |subset: &str| -> Vec<String> {
         let name = format!("outbound|8080|{subset}|user-service.ecotrack.svc.cluster.local");
         let assignment = value(&resources, ResourceType::Endpoint, &name);
@@ -96,7 +96,7 @@ fn a_subset_has_only_its_endpoints() {
 
 #[test]
 fn the_canary_header_goes_first_and_retries_are_the_designs() {
-    let resources = render(&world(), &node("sidecar", "127.0.12.1", "ecotrack"), true);
+    let resources = render(&world(), &node("sidecar", "127.0.12.1", "ecotrack"), true, &Memo::default());
     let routes = value(&resources, ResourceType::Route, "http_proxy");
     let hosts = routes["virtual_hosts"].as_array().unwrap();
     let users = hosts.iter().find(|h| h["name"] == "user-service.ecotrack.svc.cluster.local:8080").unwrap();
@@ -113,7 +113,7 @@ fn the_canary_header_goes_first_and_retries_are_the_designs() {
 
 #[test]
 fn a_strict_port_has_only_a_mutual_tls_chain() {
-    let resources = render(&world(), &node("sidecar", "127.0.10.1", "ecotrack"), true);
+    let resources = render(&world(), &node("sidecar", "127.0.10.1", "ecotrack"), true, &Memo::default());
     let listener = value(&resources, ResourceType::Listener, "127.0.10.1_8080");
     let chains = listener["filter_chains"].as_array().unwrap();
     assert_eq!(chains.len(), 1);
@@ -126,8 +126,8 @@ fn a_strict_port_has_only_a_mutual_tls_chain() {
 
 #[test]
 fn a_gateway_listens_at_its_services_target_port() {
-    let resources = render(&world(), &node("router", "127.0.2.1", "istio-system"), true);
-    let listeners: Vec<_> = resources[&ResourceType::Listener].keys().map(String::as_str).collect();
+    let resources = render(&world(), &node("router", "127.0.2.1", "istio-system"), true, &Memo::default());
+    let listeners: Vec<_> = resources[&ResourceType::Listener].keys().map(|n| &**n).collect();
     assert_eq!(listeners, ["127.0.2.1_8080"]);
     let routes = value(&resources, ResourceType::Route, "http.8080");
     let host = &routes["virtual_hosts"][0];

@@ -1,0 +1,236 @@
+//! A control plane from start to end.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tracing_subscriber::EnvFilter;
+use xds_protos::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use xds_protos::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
+
+use crate::ca::store::Shape;
+use crate::ca::{Authenticators, CertificateAuthority, CertificateService, Limits, State, serving, token};
+use crate::ingest::Watcher;
+use crate::queue::Queue;
+use crate::serve::http::{Pages, Port};
+use crate::serve::{AdsService, Proxies, RenderCache};
+
+/// Runs the control plane on a directory of YAML
+#[derive(Args, Debug)]
+pub struct ControlArgs {
+    /// The directory of YAML that describes the mesh; followed while running
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: PathBuf,
+    /// Where the certificate authority keeps its keys, and where proxies find root-cert.pem. Without it the authority lives
+    /// in memory: every start has a new root, and nobody can be given a token
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The address to listen on
+    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    pub address: IpAddr,
+    /// xDS in plain text, without identities and secrets; only for loopback
+    #[arg(long, value_name = "PORT", default_value_t = 15010)]
+    pub xds_port: u16,
+    /// xDS and the certificate service over TLS, for workloads with a token or a certificate
+    #[arg(long, value_name = "PORT", default_value_t = 15012)]
+    pub secure_port: u16,
+    /// Numbers for Prometheus
+    #[arg(long, value_name = "PORT", default_value_t = 15014)]
+    pub metrics_port: u16,
+    /// Readiness and debugging pages
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    pub debug_port: u16,
+    /// The lifetime of a workload's certificate when its request names none
+    #[arg(long, value_name = "DURATION", env = "DEFAULT_WORKLOAD_CERT_TTL", default_value = "24h", value_parser = duration)]
+    pub workload_cert_ttl: Duration,
+    /// The longest lifetime that a request may ask for
+    #[arg(long, value_name = "DURATION", env = "MAX_WORKLOAD_CERT_TTL", default_value = "90d", value_parser = duration)]
+    pub max_workload_cert_ttl: Duration,
+    /// How many proxies are brought to a new state at the same time
+    #[arg(long, value_name = "N", env = "PILOT_PUSH_THROTTLE", default_value_t = 100)]
+    pub push_throttle: usize,
+    /// What is logged: error, warn, info, debug, trace, or rules such as info,weft_control::serve=debug
+    #[arg(long, env = "WEFT_LOG", default_value = "info")]
+    pub log_level: String,
+}
+
+/// A whole number with s, m, h or d.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 =
+        digits.parse().map_err(|_| format!("{text:?} is not a duration such as 90s, 10m, 24h or 90d"))?;
+    let unit = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        other => return Err(format!("{other:?} is not a unit of time; there are s, m, h and d")),
+    };
+    match number.checked_mul(unit) {
+        None | Some(0) => Err(format!("{text:?} is not a usable length of time")),
+        Some(seconds) => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+/// Runs a control plane until it is told to end.
+pub fn main(args: ControlArgs) -> anyhow::Result<()> {
+    let filter =
+        EnvFilter::try_new(&args.log_level).with_context(|| format!("--log-level {}", args.log_level))?;
+    // A second control plane in one process (tests) keeps the first one's log and numbers.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .try_init();
+    let metrics = metrics()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(args, metrics))
+}
+
+/// Takes the process's numbers; times are histograms with buckets that dashboards of istiod know.
+fn metrics() -> anyhow::Result<PrometheusHandle> {
+    let buckets = [0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
+    let recorder = PrometheusBuilder::new().set_buckets(&buckets)?.build_recorder();
+    let handle = recorder.handle();
+    let _ = metrics::set_global_recorder(recorder);
+    Ok(handle)
+}
+
+async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()> {
+    let watcher = match Watcher::start(&args.config_dir).await {
+        Ok(watcher) => watcher,
+        Err(outcome) => {
+            for diagnostic in &outcome.diagnostics {
+                eprintln!("{diagnostic}");
+            }
+            let errors = outcome.errors().count();
+            bail!(
+                "{}: the configuration has {errors} errors; nothing was started",
+                args.config_dir.display()
+            );
+        }
+    };
+    for skipped in watcher.snapshot().skipped.iter() {
+        tracing::info!("{skipped}");
+    }
+    let domain: weft_certs::spiffe::TrustDomain =
+        watcher.snapshot().world.mesh().trust_domain.parse().context("trustDomain of the mesh's settings")?;
+    if !args.address.is_loopback() {
+        tracing::warn!(
+            port = args.xds_port,
+            "the plaintext xDS port can be reached from outside this machine"
+        );
+    }
+
+    // The ports first: another control plane that has them is found out before anything is written.
+    let plaintext = listen(&args, args.xds_port, "--xds-port").await?;
+    let secure = listen(&args, args.secure_port, "--secure-port").await?;
+    let numbers = listen(&args, args.metrics_port, "--metrics-port").await?;
+    let debug = listen(&args, args.debug_port, "--debug-port").await?;
+
+    let state = open_authority(args.state_dir.clone()).await?;
+    let root: Arc<str> = state.root.certificate_pem().into();
+    let (_, checker) = token::from_key(&state.token_key)?;
+    let seconds = |d: Duration| time::Duration::seconds(i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    let limits =
+        Limits { default: seconds(args.workload_cert_ttl), maximum: seconds(args.max_workload_cert_ttl) };
+    if limits.default > limits.maximum {
+        bail!("--workload-cert-ttl is longer than --max-workload-cert-ttl; no certificate could be issued");
+    }
+    let authority = CertificateAuthority::new(state, limits, domain.clone());
+    let authenticators = Authenticators::new(checker, domain);
+    let serving = serving::Serving::new(authority.clone(), vec![args.address])?;
+    tokio::spawn(serving.clone().rotate());
+
+    let queue = Queue::follow(&watcher, args.push_throttle);
+    let (cache, proxies) = (RenderCache::new(), Proxies::default());
+    let ads = |authenticators| {
+        AggregatedDiscoveryServiceServer::new(AdsService::new(
+            queue.clone(),
+            cache.clone(),
+            proxies.clone(),
+            authenticators,
+        ))
+    };
+    let certificates = CertificateService::new(authority, authenticators.clone());
+    let pages = Pages {
+        snapshots: watcher.subscribe(),
+        proxies: proxies.clone(),
+        cache: cache.clone(),
+        metrics,
+        root,
+    };
+    tokio::spawn(pages.clone().serve(numbers, Port::Metrics));
+    tokio::spawn(pages.serve(debug, Port::Debug));
+
+    tracing::info!(
+        config = %args.config_dir.display(), address = %args.address,
+        xds = args.xds_port, secure = args.secure_port, metrics = args.metrics_port, debug = args.debug_port,
+        "control plane serves"
+    );
+    let plain = server()
+        .add_service(ads(None))
+        .serve_with_incoming(TcpIncoming::from(plaintext).with_nodelay(Some(true)));
+    let tls = server()
+        .add_service(ads(Some(authenticators)))
+        .add_service(IstioCertificateServiceServer::new(certificates))
+        .serve_with_incoming(serving.accept(secure));
+    // Streams last as long as their proxies: they are not waited for. Proxies keep what they have and come back.
+    tokio::select! {
+        ended = plain => ended.context("the plaintext port ended")?,
+        ended = tls => ended.context("the secure port ended")?,
+        told = told_to_end() => told?,
+    }
+    tracing::info!("control plane ends");
+    Ok(())
+}
+
+/// Keepalives find a proxy that is gone without a word; a proxy's first request may name many resources.
+fn server() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .initial_stream_window_size(1024 * 1024)
+        .initial_connection_window_size(2 * 1024 * 1024)
+}
+
+async fn listen(args: &ControlArgs, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(args.address, port);
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: is another control plane running there? Stop it, or choose another port ({flag}) or address (--address)")
+    })
+}
+
+/// Making RSA keys takes seconds of a core; it must not stop the runtime.
+async fn open_authority(directory: Option<PathBuf>) -> anyhow::Result<State> {
+    let made = tokio::task::spawn_blocking(move || {
+        let now = OffsetDateTime::now_utc();
+        match directory {
+            Some(directory) => State::open(&directory, Shape::default(), now),
+            None => {
+                tracing::warn!(
+                    "the certificate authority lives in memory: its root ends with this process (--state-dir)"
+                );
+                State::create(Shape::default(), now)
+            }
+        }
+    });
+    Ok(made.await??)
+}
+
+async fn told_to_end() -> anyhow::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    Ok(())
+}

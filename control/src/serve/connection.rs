@@ -1,0 +1,245 @@
+//! One stream from its first request to its end: who it is, then requests, new states and deadlines, in whatever order they
+//! come.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+use weft_certs::spiffe::SpiffeId;
+use xds_protos::ResourceType;
+use xds_protos::envoy::config::core::v3::Node;
+use xds_protos::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+
+use super::ads::AdsService;
+use super::proxies::{Entry, Proxy};
+use super::session::{Heard, Push, Session, Variant};
+use crate::queue::Revision;
+use crate::render::ProxyNode;
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) address: String,
+    pub(super) identity: Option<SpiffeId>,
+}
+
+/// A variant's messages.
+pub(super) trait Wire: Send + 'static {
+    type Response: Send + 'static;
+    const VARIANT: Variant;
+    fn node(&self) -> Option<&Node>;
+    fn type_url(&self) -> &str;
+    fn hear(&self, session: &mut Session) -> Heard;
+    fn response(push: Push) -> Self::Response;
+}
+
+impl Wire for DeltaDiscoveryRequest {
+    type Response = DeltaDiscoveryResponse;
+    const VARIANT: Variant = Variant::Delta;
+    fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+    fn hear(&self, session: &mut Session) -> Heard {
+        session.delta(self)
+    }
+    fn response(push: Push) -> DeltaDiscoveryResponse {
+        push.into_delta()
+    }
+}
+
+impl Wire for DiscoveryRequest {
+    type Response = DiscoveryResponse;
+    const VARIANT: Variant = Variant::StateOfTheWorld;
+    fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+    fn hear(&self, session: &mut Session) -> Heard {
+        session.sotw(self)
+    }
+    fn response(push: Push) -> DiscoveryResponse {
+        push.into_sotw()
+    }
+}
+
+/// Istio's agents report a workload's health ahead of the first request; that names no proxy yet.
+const HEALTH: &str = "type.googleapis.com/istio.v1.HealthInformation";
+
+/// Serves a stream until it ends.
+pub(super) async fn run<W: Wire>(
+    service: AdsService,
+    caller: Caller,
+    mut requests: Streaming<W>,
+    responses: mpsc::Sender<Result<W::Response, Status>>,
+) {
+    let first = loop {
+        match requests.message().await {
+            Ok(Some(request)) if request.node().is_none() && request.type_url() == HEALTH => {}
+            Ok(Some(request)) => break request,
+            Ok(None) | Err(_) => return,
+        }
+    };
+    match Connection::open(service, &caller, &first) {
+        Ok(mut connection) => {
+            tracing::info!(proxy = %connection.node.id, from = %caller.address, "proxy connected");
+            connection.serve(first, requests, &responses).await;
+            tracing::info!(proxy = %connection.node.id, "proxy disconnected");
+        }
+        Err(status) => {
+            tracing::warn!(from = %caller.address, reason = status.message(), "stream refused");
+            metrics::counter!("pilot_xds_stream_refusals").increment(1);
+            drop(responses.send(Err(status)).await);
+        }
+    }
+}
+
+struct Connection {
+    service: AdsService,
+    node: ProxyNode,
+    secrets: bool,
+    session: Session,
+    revision: Arc<Revision>,
+    /// The present revision has been measured as delivered.
+    converged: bool,
+    entry: Entry,
+}
+
+/// The identity must be the one that the node claims; on the plaintext port there is none to compare.
+fn check(node: &ProxyNode, identity: Option<&SpiffeId>) -> Result<(), Status> {
+    let Some(identity) = identity else { return Ok(()) };
+    let fits = identity.workload().is_some_and(|(namespace, account)| {
+        namespace == node.namespace && (node.service_account.is_empty() || node.service_account == account)
+    });
+    if fits {
+        return Ok(());
+    }
+    let (namespace, account) = (&node.namespace, &node.service_account);
+    Err(Status::permission_denied(format!(
+        "{identity} may not connect as a proxy of namespace {namespace:?}, service account {account:?}: the node's NAMESPACE \
+         and SERVICE_ACCOUNT must be those of its certificate or token"
+    )))
+}
+
+impl Connection {
+    fn open<W: Wire>(mut service: AdsService, caller: &Caller, first: &W) -> Result<Self, Status> {
+        let message = first.node().cloned().unwrap_or_default();
+        let node = ProxyNode::parse(&message).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        check(&node, caller.identity.as_ref())?;
+        let secrets = caller.identity.is_some();
+        let revision = service.queue.latest();
+        let resources = service.cache.resources(&revision, &node, secrets);
+        let stream = stream_number();
+        let session = Session::new(W::VARIANT, stream, resources, revision.version.clone(), Instant::now());
+        let entry = service.proxies.enter(Proxy {
+            node: node.clone(),
+            agent: message.user_agent_name,
+            variant: W::VARIANT,
+            address: caller.address.clone(),
+            identity: caller.identity.as_ref().map(ToString::to_string),
+            connected: time::OffsetDateTime::now_utc(),
+            revision: revision.number,
+            types: Vec::new(),
+        });
+        Ok(Self { service, node, secrets, session, revision, converged: true, entry })
+    }
+
+    async fn serve<W: Wire>(
+        &mut self,
+        first: W,
+        mut requests: Streaming<W>,
+        responses: &mpsc::Sender<Result<W::Response, Status>>,
+    ) {
+        self.hear(&first);
+        loop {
+            if self.send::<W>(responses).await.is_err() {
+                return;
+            }
+            self.settle();
+            let deadline = self.session.deadline(Instant::now());
+            let deadline = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                request = requests.message() => match request {
+                    Ok(Some(request)) => self.hear(&request),
+                    Ok(None) | Err(_) => return,
+                },
+                () = self.service.queue.changed() => self.update().await,
+                () = deadline => {}
+            }
+        }
+    }
+
+    fn hear<W: Wire>(&mut self, request: &W) {
+        match request.hear(&mut self.session) {
+            Heard::Refused(kind, reason) => {
+                metrics::counter!("pilot_total_xds_rejects", "type" => kind.short()).increment(1);
+                tracing::warn!(
+                    proxy = %self.node.id, %kind, reason,
+                    "proxy refused a push; it goes on with what it had"
+                );
+            }
+            Heard::Subscribed(kind) => tracing::debug!(proxy = %self.node.id, %kind, "subscribed"),
+            Heard::Acknowledged(_) => {}
+            Heard::Nothing if ResourceType::from_type_url(request.type_url()).is_none() => {
+                tracing::debug!(proxy = %self.node.id, type_url = request.type_url(), "a type that is not served");
+            }
+            Heard::Nothing => {}
+        }
+    }
+
+    /// Notes how far the client is.
+    fn settle(&mut self) {
+        if !self.converged && self.session.settled(Instant::now()) {
+            self.converged = true;
+            metrics::histogram!("pilot_proxy_convergence_time")
+                .record(self.revision.read.elapsed().as_secs_f64());
+        }
+        let types = self.session.status();
+        self.entry.update(|proxy| proxy.types = types);
+    }
+
+    /// Takes the latest state.
+    async fn update(&mut self) {
+        let _permit = self.service.queue.permit().await;
+        let revision = self.service.queue.latest();
+        let resources = self.service.cache.resources(&revision, &self.node, self.secrets);
+        self.session.set(resources, revision.version.clone(), Instant::now());
+        let number = revision.number;
+        self.revision = revision;
+        self.converged = false;
+        self.entry.update(|proxy| proxy.revision = number);
+    }
+
+    async fn send<W: Wire>(
+        &mut self,
+        responses: &mpsc::Sender<Result<W::Response, Status>>,
+    ) -> Result<(), mpsc::error::SendError<Result<W::Response, Status>>> {
+        while let Some(push) = self.session.next(Instant::now()) {
+            metrics::counter!("pilot_xds_pushes", "type" => push.kind.short()).increment(1);
+            tracing::debug!(
+                proxy = %self.node.id, kind = %push.kind, resources = push.upserts.len(),
+                removed = push.removed.len(), "push"
+            );
+            responses.send(Ok(W::response(push))).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A number that no other stream has, for nonces.
+fn stream_number() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}

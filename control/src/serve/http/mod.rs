@@ -1,0 +1,123 @@
+//! The control plane's plain HTTP ports: metrics (15014) and debugging (8080), with istiod's paths.
+
+mod debug;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+
+use super::{Proxies, RenderCache};
+use crate::ingest::Snapshot;
+
+/// What the pages show.
+#[derive(Clone)]
+pub struct Pages {
+    /// The directory's latest state.
+    pub snapshots: tokio::sync::watch::Receiver<Arc<Snapshot>>,
+    /// Who is connected.
+    pub proxies: Proxies,
+    /// What they get.
+    pub cache: Arc<RenderCache>,
+    /// The numbers.
+    pub metrics: PrometheusHandle,
+    /// The root certificate, PEM.
+    pub root: Arc<str>,
+}
+
+/// Which of the two ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// `/metrics` and `/version`.
+    Metrics,
+    /// `/ready`, `/debug/...`, and what the metrics port has.
+    Debug,
+}
+
+/// An answer: status, content type, text.
+type Answer = (StatusCode, &'static str, String);
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+fn json(value: &serde_json::Value) -> Answer {
+    (StatusCode::OK, JSON, format!("{value:#}\n"))
+}
+
+impl Pages {
+    /// Answers on `listener` until the process ends.
+    pub async fn serve(self, listener: TcpListener, port: Port) {
+        loop {
+            let (stream, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, most likely: it passes.
+                    tracing::warn!(%error, ?port, "cannot accept a connection");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let pages = self.clone();
+            tokio::spawn(async move {
+                let service = service_fn(|request| {
+                    let answer = pages.answer(&request, port, from);
+                    async move { Ok::<_, Infallible>(response(&request, answer)) }
+                });
+                let builder = auto::Builder::new(TokioExecutor::new());
+                if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+                    tracing::debug!(%error, %from, "connection of a page ended");
+                }
+            });
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>, port: Port, from: SocketAddr) -> Answer {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return (StatusCode::METHOD_NOT_ALLOWED, TEXT, "these pages are read by GET\n".to_owned());
+        }
+        tracing::debug!(path = request.uri().path(), %from, "page");
+        let path = request.uri().path();
+        match (path, port) {
+            ("/metrics", _) => {
+                self.gauges();
+                self.metrics.run_upkeep();
+                (StatusCode::OK, "text/plain; version=0.0.4", self.metrics.render())
+            }
+            ("/version", _) => {
+                (StatusCode::OK, TEXT, concat!("weft-", env!("CARGO_PKG_VERSION"), "\n").to_owned())
+            }
+            // The ports are opened once the first state is read: whoever gets an answer gets it from a ready one.
+            ("/ready", Port::Debug) => (StatusCode::OK, TEXT, "ready\n".to_owned()),
+            (_, Port::Debug) => debug::page(self, path, request.uri().query().unwrap_or_default())
+                .unwrap_or_else(|| (StatusCode::NOT_FOUND, TEXT, debug::INDEX.to_owned())),
+            _ => (StatusCode::NOT_FOUND, TEXT, "there are /metrics and /version\n".to_owned()),
+        }
+    }
+
+    /// What the mesh is now, as numbers with istiod's names.
+    fn gauges(&self) {
+        let snapshot = self.snapshots.borrow().clone();
+        let world = &snapshot.world;
+        metrics::gauge!("pilot_services").set(world.services().len() as f64);
+        metrics::gauge!("pilot_virt_services").set(world.virtual_services().len() as f64);
+        metrics::gauge!("weft_config_refused").set(f64::from(u8::from(snapshot.refused)));
+        metrics::gauge!("weft_config_generation").set(snapshot.generation as f64);
+    }
+}
+
+fn response(request: &Request<Incoming>, (status, kind, text): Answer) -> Response<Full<Bytes>> {
+    let body = if request.method() == Method::HEAD { Bytes::new() } else { text.into() };
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}

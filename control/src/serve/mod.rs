@@ -1,0 +1,15 @@
+//! What proxies and operators are served.
+//!
+//! [`ads`] answers xDS on the plaintext and the secure port; each stream is a `connection`, whose protocol is in [`session`];
+//! [`cache`] renders for all of them, and [`proxies`] knows who is there. [`http`] has the metrics and debug ports.
+
+pub mod ads;
+pub mod cache;
+mod connection;
+pub mod http;
+pub mod proxies;
+pub mod session;
+
+pub use ads::AdsService;
+pub use cache::RenderCache;
+pub use proxies::Proxies;

@@ -1,0 +1,76 @@
+//! The connected proxies, for syncz and the metrics.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::session::{TypeStatus, Variant};
+use crate::render::ProxyNode;
+
+/// One connection, as it was last seen.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    /// Its node.
+    pub node: ProxyNode,
+    /// What it says it is: `user_agent_name` and version of the node.
+    pub agent: String,
+    /// Delta or state of the world.
+    pub variant: Variant,
+    /// Where it connects from.
+    pub address: String,
+    /// Its verified identity; none on the plaintext port.
+    pub identity: Option<String>,
+    /// Since when.
+    pub connected: time::OffsetDateTime,
+    /// The revision that it was brought to.
+    pub revision: u64,
+    /// Its types.
+    pub types: Vec<TypeStatus>,
+}
+
+/// The list. Cloning it shares it.
+#[derive(Clone, Debug, Default)]
+pub struct Proxies {
+    next: Arc<AtomicU64>,
+    all: Arc<Mutex<BTreeMap<u64, Proxy>>>,
+}
+
+/// A place in the list; dropping it takes the proxy out.
+#[derive(Debug)]
+pub struct Entry {
+    number: u64,
+    proxies: Proxies,
+}
+
+impl Proxies {
+    /// Puts a proxy on the list.
+    pub fn enter(&self, proxy: Proxy) -> Entry {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.all.lock().insert(number, proxy);
+        metrics::gauge!("pilot_xds", "version" => env!("CARGO_PKG_VERSION")).increment(1.0);
+        Entry { number, proxies: self.clone() }
+    }
+
+    /// Everyone who is connected now, in the order in which they came.
+    pub fn list(&self) -> Vec<Proxy> {
+        self.all.lock().values().cloned().collect()
+    }
+}
+
+impl Entry {
+    /// Changes what is known.
+    pub fn update(&self, change: impl FnOnce(&mut Proxy)) {
+        if let Some(proxy) = self.proxies.all.lock().get_mut(&self.number) {
+            change(proxy);
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.proxies.all.lock().remove(&self.number);
+        metrics::gauge!("pilot_xds", "version" => env!("CARGO_PKG_VERSION")).decrement(1.0);
+    }
+}

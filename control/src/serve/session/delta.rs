@@ -1,0 +1,88 @@
+//! Delta xDS: requests say what changed in the subscription, responses what changed in the resources.
+
+use std::sync::Arc;
+
+use xds_protos::envoy::service::discovery::v3::Resource as Wrapper;
+use xds_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use xds_protos::{Any, ResourceType};
+
+use super::{Heard, Push, Session, named, unknown};
+use crate::render::Resource;
+
+impl Session {
+    /// Takes a delta request.
+    pub fn delta(&mut self, request: &DeltaDiscoveryRequest) -> Heard {
+        let Some(kind) = ResourceType::from_type_url(&request.type_url) else { return Heard::Nothing };
+        let first = !self.watches.contains_key(&kind);
+        let watch = self.watches.entry(kind).or_default();
+        let mut heard = Heard::Nothing;
+        if !request.response_nonce.is_empty() {
+            let refused = request.error_detail.as_ref().map(|e| e.message.clone());
+            if watch.answered(&request.response_nonce, refused.clone()) {
+                heard = match refused {
+                    Some(reason) => Heard::Refused(kind, reason),
+                    None => Heard::Acknowledged(kind),
+                };
+            }
+        }
+        // What the subscription says holds whatever the nonce: a change of it is said once.
+        if first {
+            for (name, version) in &request.initial_resource_versions {
+                let held = Resource { version: version.as_str().into(), ..unknown() };
+                watch.held.insert(name.as_str().into(), held);
+                if !kind.wildcard() {
+                    watch.names.insert(name.as_str().into());
+                }
+            }
+            watch.wildcard = kind.wildcard() && request.resource_names_subscribe.is_empty();
+            watch.owed = true;
+            heard = Heard::Subscribed(kind);
+        }
+        for name in named(&request.resource_names_subscribe) {
+            if &*name == "*" {
+                watch.wildcard = true;
+                watch.owed = true;
+                continue;
+            }
+            // Of what it says that it holds, a client that connects again needs only what changed.
+            if !first {
+                watch.forced.insert(name.clone());
+            }
+            watch.names.insert(name);
+            heard = Heard::Subscribed(kind);
+        }
+        for name in named(&request.resource_names_unsubscribe) {
+            if &*name == "*" {
+                watch.wildcard = false;
+            }
+            watch.names.remove(&name);
+            watch.forced.remove(&name);
+            if !watch.wildcard {
+                // It forgot the resource; there is nothing to tell it.
+                watch.held.remove(&name);
+            }
+        }
+        heard
+    }
+}
+
+impl Push {
+    /// As a delta response.
+    pub fn into_delta(self) -> DeltaDiscoveryResponse {
+        let url = self.kind.type_url();
+        let wrap = |(name, resource): (Arc<str>, Resource)| Wrapper {
+            name: name.to_string(),
+            version: resource.version.to_string(),
+            resource: Some(Any { type_url: url.into(), value: resource.bytes }),
+            ..Wrapper::default()
+        };
+        DeltaDiscoveryResponse {
+            system_version_info: self.version.to_string(),
+            resources: self.upserts.into_iter().map(wrap).collect(),
+            type_url: url.to_owned(),
+            removed_resources: self.removed.iter().map(ToString::to_string).collect(),
+            nonce: self.nonce,
+            ..DeltaDiscoveryResponse::default()
+        }
+    }
+}

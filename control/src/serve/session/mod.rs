@@ -1,0 +1,254 @@
+//! One client's stream, free of IO: what it asked for, what it holds, what is to be sent next. Both variants of xDS share
+//! it; [`delta`](mod@delta) and [`sotw`](mod@sotw) read their requests and write their responses.
+//!
+//! The order of what is sent makes before it breaks: clusters and their endpoints first; listeners and routes once the
+//! client has taken those; clusters that went away last. One response of a type is on its way at a time, so a slow client
+//! skips states instead of queueing them.
+
+mod delta;
+mod sotw;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use xds_protos::ResourceType;
+
+use crate::render::{Resource, Resources};
+use watch::{Difference, Watch};
+
+/// Listeners and routes wait this long at most for a client to take the clusters and endpoints that they refer to.
+const ORDER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Delta, or state of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// Only what changed.
+    Delta,
+    /// For clusters and listeners always the whole set.
+    StateOfTheWorld,
+}
+
+/// What is to be sent.
+#[derive(Debug)]
+pub struct Push {
+    /// Its type.
+    pub kind: ResourceType,
+    /// New and changed resources; in the state of the world's full sets, all.
+    pub upserts: Vec<(Arc<str>, Resource)>,
+    /// Names of those that are no more (delta only).
+    pub removed: Vec<Arc<str>>,
+    /// The response's nonce.
+    pub nonce: String,
+    /// The version of the whole state.
+    pub version: Arc<str>,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A subscription, new or changed.
+    Subscribed(ResourceType),
+    /// The last response was taken.
+    Acknowledged(ResourceType),
+    /// It was not, and why.
+    Refused(ResourceType, String),
+    /// It says nothing new: an answer to an older response, or a type that is not served.
+    Nothing,
+}
+
+/// A stream's state.
+#[derive(Debug)]
+pub struct Session {
+    variant: Variant,
+    watches: BTreeMap<ResourceType, Watch>,
+    resources: Arc<Resources>,
+    version: Arc<str>,
+    /// Tells this stream's nonces from those of another.
+    stream: u64,
+    sent: u64,
+    /// Since when the present state is being sent.
+    began: Instant,
+}
+
+impl Session {
+    /// A stream that has asked for nothing yet. `stream` is a number of its own.
+    pub fn new(
+        variant: Variant,
+        stream: u64,
+        resources: Arc<Resources>,
+        version: Arc<str>,
+        now: Instant,
+    ) -> Self {
+        Self { variant, watches: BTreeMap::new(), resources, version, stream, sent: 0, began: now }
+    }
+
+    /// A new state of the mesh.
+    pub fn set(&mut self, resources: Arc<Resources>, version: Arc<str>, now: Instant) {
+        self.resources = resources;
+        self.version = version;
+        self.began = now;
+    }
+
+    /// The next response, if there is one to send now. Ask until there is none.
+    pub fn next(&mut self, now: Instant) -> Option<Push> {
+        // A client that refused listeners or routes goes on with its old ones, and needs what those refer to.
+        let removals_later = [ResourceType::Listener, ResourceType::Route].into_iter().any(|kind| {
+            self.unsettled(kind, now) || self.watches.get(&kind).is_some_and(|w| w.refused.is_some())
+        });
+        for kind in ResourceType::ALL {
+            if matches!(kind, ResourceType::Listener | ResourceType::Route) && self.must_wait(now) {
+                continue;
+            }
+            let keep = removals_later && matches!(kind, ResourceType::Cluster | ResourceType::Endpoint);
+            if let Some(push) = self.push(kind, keep, now) {
+                return Some(push);
+            }
+        }
+        None
+    }
+
+    /// When [`Self::next`] may give something without a request or a new state; none if it will not.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        let answers = self.watches.iter().filter_map(|(kind, watch)| {
+            let since = watch.unanswered?;
+            let behind = watch.owed || !watch.difference(*kind, &self.resources).is_empty();
+            behind.then_some(since + watch::ANSWER_LIMIT)
+        });
+        let order = self.must_wait(now).then_some(self.began + ORDER_LIMIT);
+        answers.chain(order).filter(|at| *at > now).min()
+    }
+
+    /// What there is to see of each type: sent, acknowledged and refused.
+    pub fn status(&self) -> Vec<TypeStatus> {
+        let status = |(kind, watch): (&ResourceType, &Watch)| TypeStatus {
+            kind: *kind,
+            sent: watch.nonce.clone(),
+            acknowledged: watch.acked.clone(),
+            refused: watch.refused.clone(),
+            resources: watch.held.len(),
+            synced: watch.unanswered.is_none() && watch.difference(*kind, &self.resources).is_empty(),
+        };
+        self.watches.iter().map(status).collect()
+    }
+
+    /// Whether every subscribed type is as it should be, and acknowledged.
+    pub fn settled(&self, now: Instant) -> bool {
+        self.watches.keys().all(|kind| !self.unsettled(*kind, now))
+    }
+
+    /// Whether a type has something on its way, or yet to be sent.
+    fn unsettled(&self, kind: ResourceType, now: Instant) -> bool {
+        self.watches.get(&kind).is_some_and(|w| {
+            w.waiting(now) || w.owed || !w.difference(kind, &self.resources).upserts.is_empty()
+        })
+    }
+
+    /// Whether listeners and routes would refer to clusters that the client does not have yet.
+    fn must_wait(&self, now: Instant) -> bool {
+        if now >= self.began + ORDER_LIMIT {
+            return false;
+        }
+        let Some(clusters) = self.watches.get(&ResourceType::Cluster) else { return false };
+        if self.unsettled(ResourceType::Cluster, now) || self.unsettled(ResourceType::Endpoint, now) {
+            return true;
+        }
+        // Those whose endpoints come by EDS, and have not been asked for: the client asks once it took the clusters.
+        let (Some(assignments), None) = (self.resources.get(&ResourceType::Endpoint), &clusters.refused)
+        else {
+            return false;
+        };
+        let endpoints = self.watches.get(&ResourceType::Endpoint);
+        assignments
+            .keys()
+            .any(|name| clusters.held.contains_key(name) && endpoints.is_none_or(|w| !w.names.contains(name)))
+    }
+
+    fn push(&mut self, kind: ResourceType, keep_removed: bool, now: Instant) -> Option<Push> {
+        let watch = self.watches.get_mut(&kind)?;
+        if watch.waiting(now) {
+            return None;
+        }
+        let mut difference = watch.difference(kind, &self.resources);
+        if keep_removed {
+            difference.removed.clear();
+        }
+        // The state of the world has no word for a removal of what is not sent as a full set.
+        let full_set = self.variant == Variant::StateOfTheWorld && kind.wildcard();
+        if self.variant == Variant::StateOfTheWorld && !full_set {
+            for name in std::mem::take(&mut difference.removed) {
+                watch.held.remove(&name);
+            }
+        }
+        if difference.is_empty() && !watch.owed {
+            return None;
+        }
+        let changed: Vec<Arc<str>> = difference.upserts.iter().map(|(name, _)| name.clone()).collect();
+        let push = watch.send(difference, full_set);
+        self.sent += 1;
+        let nonce = format!("{}/{:x}-{}", self.version, self.stream, self.sent);
+        watch.nonce = Some(nonce.clone());
+        watch.unanswered = Some(now);
+        if kind == ResourceType::Cluster {
+            // A replaced cluster waits for its endpoints anew; a client that has them already would not ask.
+            if let Some(endpoints) = self.watches.get_mut(&ResourceType::Endpoint) {
+                let again = changed.into_iter().filter(|name| endpoints.names.contains(name));
+                endpoints.forced.extend(again);
+            }
+        }
+        Some(Push {
+            kind,
+            upserts: push.upserts,
+            removed: push.removed,
+            nonce,
+            version: self.version.clone(),
+        })
+    }
+}
+
+impl Watch {
+    /// Marks the difference as sent; a full set holds everything that the client is to keep.
+    fn send(&mut self, mut difference: Difference, full_set: bool) -> Difference {
+        for (name, resource) in &difference.upserts {
+            self.held.insert(name.clone(), resource.clone());
+        }
+        for name in &difference.removed {
+            self.held.remove(name);
+        }
+        self.forced.clear();
+        self.owed = false;
+        if full_set {
+            difference.removed.clear();
+            difference.upserts = self.held.iter().map(|(n, r)| (n.clone(), r.clone())).collect();
+        }
+        difference
+    }
+}
+
+/// One type of one client, for syncz.
+#[derive(Clone, Debug)]
+pub struct TypeStatus {
+    /// The type.
+    pub kind: ResourceType,
+    /// The nonce of the last response.
+    pub sent: Option<String>,
+    /// Of the last that was taken.
+    pub acknowledged: Option<String>,
+    /// Why the last was not.
+    pub refused: Option<String>,
+    /// How many the client holds.
+    pub resources: usize,
+    /// Nothing is on its way or yet to be sent.
+    pub synced: bool,
+}
+
+fn named(names: &[String]) -> impl Iterator<Item = Arc<str>> {
+    names.iter().map(|name| Arc::from(name.as_str()))
+}
+
+fn unknown() -> Resource {
+    Resource { bytes: bytes::Bytes::new(), version: "".into() }
+}

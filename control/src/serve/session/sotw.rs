@@ -1,0 +1,77 @@
+//! State-of-the-world xDS: each request names everything wanted of its type.
+//!
+//! istiod's rules: a refusal is never answered; an empty list of names ends the subscription of a type that is asked for by
+//! name; a request without a nonce, or for a type not seen on this stream, subscribes anew and gets everything; a nonce
+//! that is not the last one says nothing; with the last one, added names get an answer and nothing else does.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use xds_protos::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use xds_protos::{Any, ResourceType};
+
+use super::{Heard, Push, Session, named};
+
+impl Session {
+    /// Takes a state-of-the-world request.
+    pub fn sotw(&mut self, request: &DiscoveryRequest) -> Heard {
+        let Some(kind) = ResourceType::from_type_url(&request.type_url) else { return Heard::Nothing };
+        let known = self.watches.contains_key(&kind);
+        if let Some(error) = &request.error_detail {
+            let Some(watch) = self.watches.get_mut(&kind) else { return Heard::Nothing };
+            let reason = error.message.clone();
+            return match watch.answered(&request.response_nonce, Some(reason.clone())) {
+                true => Heard::Refused(kind, reason),
+                false => Heard::Nothing,
+            };
+        }
+        if !kind.wildcard() && request.resource_names.is_empty() {
+            self.watches.remove(&kind);
+            return Heard::Nothing;
+        }
+        let watch = self.watches.entry(kind).or_default();
+        let names: BTreeSet<Arc<str>> = named(&request.resource_names).filter(|n| &**n != "*").collect();
+        if request.response_nonce.is_empty() || !known {
+            watch.wildcard = kind.wildcard() && names.is_empty();
+            watch.names = names;
+            watch.held.clear();
+            watch.unanswered = None;
+            watch.owed = true;
+            return Heard::Subscribed(kind);
+        }
+        if !watch.answered(&request.response_nonce, None) {
+            return Heard::Nothing;
+        }
+        let added: Vec<_> = names.difference(&watch.names).cloned().collect();
+        let gone: Vec<_> = watch.names.difference(&names).cloned().collect();
+        if !kind.wildcard() {
+            gone.iter().for_each(|name| {
+                watch.held.remove(name);
+            });
+        }
+        watch.names = names;
+        if added.is_empty() {
+            return Heard::Acknowledged(kind);
+        }
+        watch.forced.extend(added);
+        Heard::Subscribed(kind)
+    }
+}
+
+impl Push {
+    /// As a state-of-the-world response.
+    pub fn into_sotw(self) -> DiscoveryResponse {
+        let url = self.kind.type_url();
+        DiscoveryResponse {
+            version_info: self.version.to_string(),
+            resources: self
+                .upserts
+                .into_iter()
+                .map(|(_, resource)| Any { type_url: url.into(), value: resource.bytes })
+                .collect(),
+            type_url: url.to_owned(),
+            nonce: self.nonce,
+            ..DiscoveryResponse::default()
+        }
+    }
+}
