@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use weft_control::model::{self, World};
-use weft_control::render::{ProxyKind, ProxyNode, render};
+use weft_control::render::{Memo, ProxyKind, ProxyNode, render};
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::cluster::v3::Cluster;
 use xds_protos::envoy::config::core::v3::{Address, address, socket_address};
@@ -123,7 +123,7 @@ fn workload(world: &World, entry: &model::Workload, id: String) -> anyhow::Resul
         uncaptured: true,
         extensions: true,
     };
-    let resources = render(world, &node, false);
+    let resources = render(world, &node, false, &Memo::default());
     let of = |kind| resources.get(&kind).into_iter().flatten().map(|(_, r)| r.bytes.clone());
     let listeners = of(ResourceType::Listener).map(Listener::decode).collect::<Result<Vec<_>, _>>()?;
     let all: Vec<SocketAddr> = listeners.iter().filter_map(|l| socket(l.address.as_ref())).collect();
