@@ -1,6 +1,7 @@
 //! The operator's side of Weft: the command line, the supervisor that runs a whole mesh on one machine, the example service
 //! and the demonstration. The only place that sees both the proxy and the control plane.
 
+pub mod app;
 pub mod cli;
 pub mod client;
 pub mod up;

@@ -25,6 +25,8 @@ pub enum Command {
     Up(crate::up::UpArgs),
     /// Runs a proxy: a sidecar or a gateway (as the slim binary weft-proxy does)
     Proxy(Box<weft_proxy::app::ProxyArgs>),
+    /// Runs the example mesh's service: it calls others through its sidecar and says who called it
+    App(crate::app::AppArgs),
     /// Makes tokens, by which workloads prove who they are
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -45,6 +47,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Up(args) => crate::up::main(args),
         Command::Proxy(args) => weft_proxy::app::main(*args),
+        Command::App(args) => crate::app::main(args),
         Command::Token(command) => token::main(command),
     }
 }

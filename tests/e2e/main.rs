@@ -1,1 +1,5 @@
 //! End-to-end tests of the whole mesh, one binary, modules by tier.
+
+mod app;
+mod cli;
+mod support;
