@@ -23,6 +23,8 @@ pub struct Cli {
 pub enum Command {
     /// Runs the mesh that a directory of YAML describes: control plane, a proxy for each workload, applications
     Up(crate::up::UpArgs),
+    /// Runs the control plane on a directory of YAML (as the slim binary weft-control does)
+    Control(Box<weft_control::app::ControlArgs>),
     /// Runs a proxy: a sidecar or a gateway (as the slim binary weft-proxy does)
     Proxy(Box<weft_proxy::app::ProxyArgs>),
     /// Runs the example mesh's service: it calls others through its sidecar and says who called it
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Up(args) => crate::up::main(args),
+        Command::Control(args) => weft_control::app::main(*args),
         Command::Proxy(args) => weft_proxy::app::main(*args),
         Command::App(args) => crate::app::main(args),
         Command::Token(command) => token::main(command),
