@@ -9,6 +9,8 @@ mod connection;
 pub mod http;
 pub mod proxies;
 pub mod session;
+#[cfg(test)]
+mod tests;
 
 pub use ads::AdsService;
 pub use cache::RenderCache;
