@@ -12,13 +12,13 @@ use tokio::task::LocalSet;
 use tracing_subscriber::{EnvFilter, reload};
 
 use crate::admin::{AdminState, Readiness, SetLevel, Surface, serve};
-use crate::bootstrap::{Ads, Identity, Start, node_info};
+use crate::bootstrap::{Ads, Identity, Start, endpoint, node_info};
 use crate::codec::DrainPhase;
-use crate::identity::workload::{ClientCertificate, Current, IdentityClient, IdentityConfig};
+use crate::identity::workload::Current;
 use crate::listen::{SocketTable, WorkerCommand, accept};
 use crate::state::{Engine, Tables};
 use crate::telemetry::access_log::Sink;
-use crate::xds::{Client, ClientConfig, Credentials, Endpoint, Subscriptions, Tls};
+use crate::xds::{Client, ClientConfig, Credentials, Subscriptions};
 
 pub use crate::bootstrap::ProxyArgs;
 
@@ -34,7 +34,7 @@ pub fn main(args: ProxyArgs) -> anyhow::Result<()> {
 }
 
 /// Logs to standard error (standard output is the access log's); the closure changes the rules.
-fn log(rules: &str) -> anyhow::Result<SetLevel> {
+pub(crate) fn log(rules: &str) -> anyhow::Result<SetLevel> {
     let filter = EnvFilter::try_new(rules).with_context(|| format!("--log-level {rules}"))?;
     let (filter, handle) = reload::Layer::new(filter);
     let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).finish();
@@ -126,27 +126,9 @@ fn worker(number: usize) -> std::io::Result<mpsc::UnboundedSender<WorkerCommand>
     Ok(sender)
 }
 
-fn endpoint(
-    address: &str,
-    roots: Option<&std::path::PathBuf>,
-    identity: Option<&Current>,
-) -> anyhow::Result<Endpoint> {
-    let tls = roots.map(|roots| Tls {
-        roots: roots.clone(),
-        server_name: None,
-        identity: identity.map(|i| ClientCertificate::new(i.clone()) as _),
-    });
-    Ok(Endpoint { address: address.parse()?, tls })
-}
-
 /// Gets the workload's certificate and keeps it fresh.
 fn identify(identity: &Identity, engine: &Engine) -> anyhow::Result<Current> {
-    let domain: weft_certs::spiffe::TrustDomain = identity.trust_domain.parse()?;
-    let id = domain.workload(&identity.namespace, &identity.service_account)?;
-    let config = IdentityConfig { id, lifetime: identity.lifetime, state_dir: identity.state_dir.clone() };
-    let endpoint = endpoint(&identity.address, identity.roots.as_ref(), None)?;
-    let credentials = Credentials { token: identity.token.clone(), headers: Vec::new() };
-    let client = IdentityClient::new(config, endpoint, credentials);
+    let client = identity.client(Vec::new())?;
     let current = client.current();
     let (mut changes, engine) = (current.clone(), engine.clone());
     tokio::task::spawn_local(client.run());

@@ -1,1 +1,18 @@
-//! Identity and xDS for a foreign proxy on Istio's UNIX sockets.
+//! `weft agent`: identity and xDS for a foreign proxy such as Envoy, on Istio's UNIX sockets.
+//!
+//! What [`app`](crate::app) does inside our own proxy, this does beside another: it makes the key, has it certified and keeps
+//! the certificate fresh ([`IdentityClient`](crate::identity::workload::IdentityClient), so that the key never leaves the
+//! machine), hands both out by SDS ([`sds`]), and relays the proxy's ADS stream to the control plane with the credentials
+//! that the proxy does not have ([`relay`]). [`bootstrap`] writes the configuration with which Envoy finds all this.
+
+mod args;
+mod bootstrap;
+mod relay;
+mod run;
+mod sds;
+mod socket;
+mod stats;
+mod status;
+
+pub use args::AgentArgs;
+pub use run::main;

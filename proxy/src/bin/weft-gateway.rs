@@ -19,7 +19,7 @@ struct Cli {
 
 fn main() -> ExitCode {
     let mut proxy = Cli::parse().proxy;
-    proxy.role = RoleArg::Gateway;
+    proxy.node.role = RoleArg::Gateway;
     match run(proxy) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

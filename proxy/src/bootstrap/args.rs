@@ -1,125 +1,34 @@
 //! The flags of `weft proxy`, and the start that they describe.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::{Ads, Identity, Start};
-use crate::xds::Variant;
-
-/// What a proxy is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum RoleArg {
-    /// Beside one workload.
-    Sidecar,
-    /// A proxy of its own, at the mesh's edge.
-    Gateway,
-}
-
-/// How xDS is spoken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum XdsMode {
-    /// Only what changed.
-    Delta,
-    /// State of the world.
-    Sotw,
-}
-
-/// How the workload's traffic comes to the proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[clap(rename_all = "UPPER")]
-pub enum Interception {
-    /// Redirected by the kernel.
-    Redirect,
-    /// Redirected with its source address kept.
-    Tproxy,
-    /// Not at all: the application dials the proxy.
-    None,
-}
-
-impl Interception {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Redirect => "REDIRECT",
-            Self::Tproxy => "TPROXY",
-            Self::None => "NONE",
-        }
-    }
-}
+use super::shared::{ControlPlaneArgs, NodeArgs, duration};
+use super::{Ads, Start};
 
 /// Runs a proxy: a sidecar or a gateway
 #[derive(Args, Debug)]
 pub struct ProxyArgs {
-    /// What the proxy is for
-    #[arg(long, value_enum, default_value_t = RoleArg::Sidecar)]
-    pub role: RoleArg,
     /// An Envoy bootstrap in JSON or YAML (node, admin, static listeners, clusters and secrets, ADS); without it, the flags
     /// below describe the proxy
     #[arg(short = 'c', long, value_name = "FILE")]
     pub config_path: Option<PathBuf>,
+    /// Who the workload is
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// The control plane
+    #[command(flatten)]
+    pub control: ControlPlaneArgs,
     /// Worker threads; one for each CPU by default
     #[arg(long)]
     pub concurrency: Option<usize>,
-    /// The control plane's host and port
-    #[arg(long, value_name = "HOST:PORT")]
-    pub xds_address: Option<String>,
     /// Speak to the control plane without TLS (its port 15010); no certificate can be had then
     #[arg(long)]
     pub xds_plaintext: bool,
-    /// How xDS is spoken
-    #[arg(long, value_enum, default_value_t = XdsMode::Delta)]
-    pub xds_mode: XdsMode,
-    /// The control plane's root certificates
-    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/istio/root-cert.pem")]
-    pub root_cert: PathBuf,
-    /// The token that proves who the workload is; read anew for each use
-    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/tokens/istio-token")]
-    pub token_file: PathBuf,
-    /// The certificate service, where it is not the control plane itself
-    #[arg(long, value_name = "HOST:PORT", env = "CA_ADDR")]
-    pub ca_address: Option<String>,
-    /// The lifetime of the workload's certificate to ask for, such as 24h or 90s; the certificate service decides without it
-    #[arg(long, value_name = "DURATION", env = "SECRET_TTL", value_parser = duration)]
-    pub cert_ttl: Option<Duration>,
-    /// Keep the last good certificate here, to start from it while the certificate service is away
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// The trust domain
-    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
-    pub trust_domain: String,
-    /// The workload's (pod's) name
-    #[arg(long, env = "POD_NAME", default_value = "proxy")]
-    pub name: String,
-    /// Its namespace
-    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
-    pub namespace: String,
-    /// Its service account
-    #[arg(long, env = "SERVICE_ACCOUNT", default_value = "default")]
-    pub service_account: String,
-    /// Its address
-    #[arg(long, env = "INSTANCE_IP", default_value = "127.0.0.1")]
-    pub ip: IpAddr,
-    /// The name of the workload that it is an instance of; the app label or the name by default
-    #[arg(long)]
-    pub workload_name: Option<String>,
-    /// A label, KEY=VALUE; may be given several times
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
-    pub labels: Vec<(String, String)>,
-    /// The cluster it runs in
-    #[arg(long, default_value = "Kubernetes")]
-    pub cluster_id: String,
-    /// The mesh it belongs to
-    #[arg(long, default_value = "cluster.local")]
-    pub mesh_id: String,
-    /// Its network
-    #[arg(long, default_value = "")]
-    pub network: String,
-    /// How the workload's traffic comes to the proxy
-    #[arg(long, value_enum, default_value_t = Interception::Redirect)]
-    pub interception_mode: Interception,
     /// Where the admin interface listens
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15000")]
     pub admin_address: SocketAddr,
@@ -137,26 +46,6 @@ pub struct ProxyArgs {
     pub log_level: String,
 }
 
-/// A number with ms, s, m or h.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 =
-        digits.parse().map_err(|_| format!("{text:?} is not a duration such as 90s, 10m or 24h"))?;
-    let unit = match &text[digits.len()..] {
-        "ms" => 0.001,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        other => return Err(format!("{other:?} is not a unit of time; there are ms, s, m and h")),
-    };
-    Duration::try_from_secs_f64(number * unit).map_err(|e| e.to_string())
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
-}
-
 impl ProxyArgs {
     /// The start that flags and environment, or the file, describe.
     pub fn start(&self) -> anyhow::Result<Start> {
@@ -169,34 +58,22 @@ impl ProxyArgs {
             let start = super::file::read(path, self, concurrency);
             return start.with_context(|| format!("bootstrap {}", path.display()));
         }
-        let Some(address) = &self.xds_address else {
+        let Some(address) = &self.control.xds_address else {
             bail!("say where the control plane is (--xds-address HOST:PORT), or give a bootstrap (-c FILE)");
         };
-        let roots = (!self.xds_plaintext).then(|| self.root_cert.clone());
-        let variant = match self.xds_mode {
-            XdsMode::Delta => Variant::Delta,
-            XdsMode::Sotw => Variant::StateOfTheWorld,
-        };
-        let token = (!self.xds_plaintext).then(|| self.token_file.clone());
+        let roots = (!self.xds_plaintext).then(|| self.control.root_cert.clone());
+        let token = (!self.xds_plaintext).then(|| self.control.token_file.clone());
         let at = |port| SocketAddr::new(self.admin_address.ip(), port);
-        let identity = (!self.xds_plaintext || self.ca_address.is_some()).then(|| Identity {
-            address: self.ca_address.clone().unwrap_or_else(|| address.clone()),
-            roots: Some(self.root_cert.clone()),
-            token: Some(self.token_file.clone()),
-            trust_domain: self.trust_domain.clone(),
-            namespace: self.namespace.clone(),
-            service_account: self.service_account.clone(),
-            lifetime: self.cert_ttl,
-            state_dir: self.state_dir.clone(),
-        });
+        let identity = (!self.xds_plaintext || self.control.ca_address.is_some())
+            .then(|| self.control.identity(&self.node, address));
         Ok(Start {
-            node: self.node()?,
+            node: self.node.node()?,
             concurrency,
             admin: Some(self.admin_address),
             status: Some(at(self.status_port)),
             prometheus: Some(at(self.prometheus_port)),
             resources: Vec::new(),
-            ads: Some(Ads { address: address.clone(), variant, roots, token }),
+            ads: Some(Ads { address: address.clone(), variant: self.control.variant(), roots, token }),
             identity,
             drain: self.drain_time,
         })

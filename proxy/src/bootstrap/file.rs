@@ -54,7 +54,7 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
             },
             ..node.clone()
         },
-        None => args.node()?,
+        None => args.node.node()?,
     };
     Ok(Start {
         node,

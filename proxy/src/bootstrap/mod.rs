@@ -3,6 +3,7 @@
 mod args;
 mod file;
 mod node;
+mod shared;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,10 +13,12 @@ use bytes::Bytes;
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
 
-pub use args::{Interception, ProxyArgs, RoleArg, XdsMode};
+pub use args::ProxyArgs;
 pub use node::node_info;
+pub use shared::{ControlPlaneArgs, Interception, NodeArgs, RoleArg, XdsMode};
 
-use crate::xds::Variant;
+use crate::identity::workload::{ClientCertificate, Current, IdentityClient, IdentityConfig};
+use crate::xds::{Credentials, Endpoint, Tls, Variant};
 
 /// Everything that is decided before the first resource.
 #[derive(Debug)]
@@ -72,4 +75,30 @@ pub struct Identity {
     pub lifetime: Option<Duration>,
     /// Where the last good certificate is kept.
     pub state_dir: Option<PathBuf>,
+}
+
+impl Identity {
+    /// The client that gets the certificate; `headers` go with each request.
+    pub(crate) fn client(&self, headers: Vec<(String, String)>) -> anyhow::Result<IdentityClient> {
+        let domain: weft_certs::spiffe::TrustDomain = self.trust_domain.parse()?;
+        let id = domain.workload(&self.namespace, &self.service_account)?;
+        let config = IdentityConfig { id, lifetime: self.lifetime, state_dir: self.state_dir.clone() };
+        let endpoint = endpoint(&self.address, self.roots.as_ref(), None)?;
+        let credentials = Credentials { token: self.token.clone(), headers };
+        Ok(IdentityClient::new(config, endpoint, credentials))
+    }
+}
+
+/// The control plane at `address`: with TLS if there are roots, and our certificate if we have one.
+pub(crate) fn endpoint(
+    address: &str,
+    roots: Option<&PathBuf>,
+    identity: Option<&Current>,
+) -> anyhow::Result<Endpoint> {
+    let tls = roots.map(|roots| Tls {
+        roots: roots.clone(),
+        server_name: None,
+        identity: identity.map(|i| ClientCertificate::new(i.clone()) as _),
+    });
+    Ok(Endpoint { address: address.parse()?, tls })
 }

@@ -5,16 +5,24 @@ use serde_json::{Map, Value, json};
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::prost_types::{self, value::Kind};
 
-use super::args::{ProxyArgs, RoleArg};
+use super::shared::{NodeArgs, RoleArg};
 use crate::state::{NodeInfo, Role};
 
 /// The version of Istio whose configuration we understand; istiod decides by it what to send.
 const ISTIO_VERSION: &str = "1.32.0";
 
-impl ProxyArgs {
-    /// The node that these flags describe. `ISTIO_META_X=v` in the environment sets metadata X, `ISTIO_METAJSON_*` merges an
-    /// object.
+impl NodeArgs {
+    /// The node of our own proxy that these flags describe. `ISTIO_META_X=v` in the environment sets metadata X,
+    /// `ISTIO_METAJSON_*` merges an object.
     pub fn node(&self) -> anyhow::Result<Node> {
+        // We know Istio's own filters, which a plain Envoy does not: a control plane of ours may send them.
+        let mut node = self.foreign_node(&[("WEFT_EXTENSIONS", "true")])?;
+        node.user_agent_name = "weft".to_owned();
+        Ok(node)
+    }
+
+    /// The node of another proxy, which says itself what it is called; `more` goes into its metadata.
+    pub fn foreign_node(&self, more: &[(&str, &str)]) -> anyhow::Result<Node> {
         let app = self.labels.iter().find(|(k, _)| k == "app").map(|(_, v)| v.as_str());
         let workload = self.workload_name.as_deref().or(app).unwrap_or(&self.name);
         let mut labels: Map<String, Value> =
@@ -42,11 +50,12 @@ impl ProxyArgs {
             ("NETWORK", &self.network),
             ("INTERCEPTION_MODE", self.interception_mode.as_str()),
             ("ISTIO_VERSION", ISTIO_VERSION),
-            // We know Istio's own filters, which a plain Envoy does not: a control plane of ours may send them.
-            ("WEFT_EXTENSIONS", "true"),
-        ] {
+        ]
+        .iter()
+        .chain(more)
+        {
             if !value.is_empty() {
-                metadata.insert(key.to_owned(), value.into());
+                metadata.insert((*key).to_owned(), (*value).into());
             }
         }
         metadata.insert("LABELS".to_owned(), labels.into());
@@ -68,7 +77,6 @@ impl ProxyArgs {
             id: format!("{kind}~{}~{name}.{namespace}~{namespace}.svc.cluster.local", self.ip),
             cluster: format!("{}.{namespace}", app.unwrap_or(workload)),
             metadata: Some(to_struct(metadata)),
-            user_agent_name: "weft".to_owned(),
             ..Node::default()
         })
     }

@@ -1,0 +1,229 @@
+//! Relays the proxy's ADS streams to the control plane, with TLS and the workload's credentials.
+//!
+//! Messages pass as the bytes that they are, so that types and fields which this build does not know pass, too. Each stream of
+//! the proxy is one stream on a connection of its own to the control plane. When that ends, the proxy's ends with the same
+//! status: it keeps what it has, and asks again by its own back-off, which opens the next one.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, BufMut, Bytes};
+use tokio_stream::{Stream, StreamExt};
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::codegen::{Body, BoxFuture, Service, StdError, http};
+use tonic::server::NamedService;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::stats::{Counter, Stats};
+use crate::identity::workload::Current;
+use crate::xds::{Credentials, Endpoint, causes};
+
+/// Large meshes send large responses; gRPC's usual limit of 4 MiB would end the stream for ever.
+const MAX_MESSAGE: usize = 512 * 1024 * 1024;
+
+/// The aggregated discovery service, relayed.
+#[derive(Clone, Debug)]
+pub(super) struct Relay {
+    endpoint: Endpoint,
+    credentials: Credentials,
+    current: Current,
+    stats: Stats,
+}
+
+impl Relay {
+    /// Relays to `endpoint`; proves who we are by the token of `credentials` and, once there is one, by the certificate that
+    /// the endpoint shows.
+    pub(super) fn new(endpoint: Endpoint, credentials: Credentials, current: Current, stats: Stats) -> Self {
+        Self { endpoint, credentials, current, stats }
+    }
+
+    async fn open(
+        self,
+        path: &'static str,
+        requests: Streaming<Bytes>,
+    ) -> Result<Response<Relayed<Streaming<Bytes>>>, Status> {
+        self.stats.add(Counter::RelayStreams);
+        match self.connect(path, requests).await {
+            Ok(responses) => {
+                tracing::info!(address = %self.endpoint.address, "the proxy's ADS stream is relayed");
+                self.stats.set_relay_error(None);
+                self.stats.add(Counter::RelayActive);
+                Ok(Response::new(Relayed { responses, stats: self.stats }))
+            }
+            Err(status) => {
+                failed(&self.stats, &status);
+                Err(status)
+            }
+        }
+    }
+
+    async fn connect(
+        &self,
+        path: &'static str,
+        requests: Streaming<Bytes>,
+    ) -> Result<Streaming<Bytes>, Status> {
+        let certified = self.endpoint.tls.is_some() && self.current.borrow().is_some();
+        let metadata = match certified {
+            true => self.credentials.metadata_beside_certificate(),
+            false => self.credentials.metadata(),
+        };
+        let metadata = metadata.map_err(|e| {
+            Status::unavailable(format!(
+                "the agent cannot prove who the workload is: {e}; mount the workload's token there, or make one with weft \
+                 token create"
+            ))
+        })?;
+        let channel = self.endpoint.connect().await.map_err(|e| {
+            Status::unavailable(format!(
+                "{}; is the control plane running there, and is the trust bundle its own?",
+                causes(&e)
+            ))
+        })?;
+        let stats = self.stats.clone();
+        // A proxy that goes away half-closes the stream; dropping the response cancels the rest.
+        let requests = requests.map_while(Result::ok).map(move |message| {
+            stats.add(Counter::RelayRequests);
+            message
+        });
+        let mut request = Request::new(requests);
+        *request.metadata_mut() = metadata;
+        let mut client = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        client.ready().await.map_err(|e| Status::unavailable(causes(&e)))?;
+        let answer = client.streaming(request, PathAndQuery::from_static(path), Raw).await?;
+        Ok(answer.into_inner())
+    }
+}
+
+fn failed(stats: &Stats, status: &Status) {
+    tracing::warn!(code = ?status.code(), reason = status.message(),
+        "the proxy's ADS stream is not relayed; it keeps what it has and asks again");
+    stats.add(Counter::RelayFailures);
+    stats.set_relay_error(Some(status.message().to_owned()));
+}
+
+/// The control plane's side of a stream. Its end is counted, whoever ended it.
+pub(super) struct Relayed<S> {
+    responses: S,
+    stats: Stats,
+}
+
+impl<S: Stream<Item = Result<Bytes, Status>> + Unpin> Stream for Relayed<S> {
+    type Item = Result<Bytes, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = std::task::ready!(Pin::new(&mut self.responses).poll_next(cx));
+        match &next {
+            Some(Ok(_)) => self.stats.add(Counter::RelayResponses),
+            Some(Err(status)) => failed(&self.stats, status),
+            None => tracing::info!("the control plane ended the ADS stream; the proxy asks again"),
+        }
+        Poll::Ready(next)
+    }
+}
+
+impl<S> Drop for Relayed<S> {
+    fn drop(&mut self) {
+        self.stats.subtract(Counter::RelayActive);
+    }
+}
+
+impl NamedService for Relay {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
+
+impl<B> Service<http::Request<B>> for Relay
+where
+    B: Body + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let path = match request.uri().path() {
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources" => {
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+            }
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources" => {
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+            }
+            other => {
+                let status = Status::unimplemented(format!("the agent does not relay {other}"));
+                return Box::pin(async move { Ok(status.into_http()) });
+            }
+        };
+        let relay = self.clone();
+        Box::pin(async move {
+            let mut server = tonic::server::Grpc::new(Raw).max_decoding_message_size(MAX_MESSAGE);
+            Ok(server.streaming(Open { relay, path }, request).await)
+        })
+    }
+}
+
+/// One call of one method.
+struct Open {
+    relay: Relay,
+    path: &'static str,
+}
+
+impl Service<Request<Streaming<Bytes>>> for Open {
+    type Response = Response<Relayed<Streaming<Bytes>>>;
+    type Error = Status;
+    type Future = BoxFuture<Self::Response, Status>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
+        Box::pin(self.relay.clone().open(self.path, request.into_inner()))
+    }
+}
+
+/// Messages as they are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put(message);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
+}
+
+#[cfg(test)]
+mod tests;

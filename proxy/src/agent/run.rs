@@ -1,0 +1,66 @@
+//! An agent from start to end.
+
+use std::convert::Infallible;
+
+use anyhow::bail;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use xds_protos::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
+
+use super::relay::Relay;
+use super::sds::SecretService;
+use super::stats::Stats;
+use super::status::{self, StatusPages};
+use super::{AgentArgs, bootstrap, socket};
+use crate::bootstrap::endpoint;
+use crate::xds::Credentials;
+
+/// Runs an agent until it is told to end.
+pub fn main(args: AgentArgs) -> anyhow::Result<()> {
+    let _level = crate::app::log(&args.log_level)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, run(&args))
+}
+
+async fn run(args: &AgentArgs) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let Some(address) = &args.control.xds_address else {
+        bail!("say where the control plane is (--xds-address HOST:PORT)");
+    };
+    let node = args.node.foreign_node(&[])?;
+    let headers = vec![("clusterid".to_owned(), args.node.cluster_id.clone())];
+    let identity = args.control.identity(&args.node, address).client(headers.clone())?;
+    let (current, certificate) = (identity.current(), identity.status());
+    let stats = Stats::default();
+    let endpoint = endpoint(address, Some(&args.control.root_cert), Some(&current))?;
+    let credentials = Credentials { token: Some(args.control.token_file.clone()), headers };
+    let relay = Relay::new(endpoint, credentials, current.clone(), stats.clone());
+    let secrets = SecretService::new(current.clone(), stats.clone());
+
+    let (sds, _sds_file) = socket::listen(&args.sds_socket, "--sds-socket")?;
+    let (xds, _xds_file) = socket::listen(&args.xds_socket, "--xds-socket")?;
+    let pages = StatusPages { current, certificate, stats, admin: args.admin_address };
+    let status = status::listen(args.status_address, pages).await?;
+    // Last, so that whoever waits for the file finds the sockets.
+    if let Some(path) = &args.bootstrap {
+        bootstrap::write(path, &bootstrap::json(args, &node)?)?;
+    }
+    tracing::info!(node = node.id, control_plane = address, sds = %args.sds_socket.display(),
+        xds = %args.xds_socket.display(), "serving identity and xDS");
+
+    let sds = Server::builder()
+        .add_service(SecretDiscoveryServiceServer::new(secrets))
+        .serve_with_incoming(UnixListenerStream::new(sds));
+    let xds = Server::builder().add_service(relay).serve_with_incoming(UnixListenerStream::new(xds));
+    let never: Infallible = tokio::select! {
+        never = identity.run() => never,
+        never = status => never,
+        ended = sds => bail!("the SDS socket is no longer served: {ended:?}"),
+        ended = xds => bail!("the xDS socket is no longer served: {ended:?}"),
+        _ = terminate.recv() => return Ok(()),
+        _ = tokio::signal::ctrl_c() => return Ok(()),
+    };
+    match never {}
+}

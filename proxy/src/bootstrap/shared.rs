@@ -1,0 +1,161 @@
+//! The flags that `weft proxy` and `weft agent` share: who the workload is, and where its control plane is.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::Identity;
+use crate::xds::Variant;
+
+/// What a proxy is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoleArg {
+    /// Beside one workload.
+    Sidecar,
+    /// A proxy of its own, at the mesh's edge.
+    Gateway,
+}
+
+/// How xDS is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum XdsMode {
+    /// Only what changed.
+    Delta,
+    /// State of the world.
+    Sotw,
+}
+
+/// How the workload's traffic comes to the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[clap(rename_all = "UPPER")]
+pub enum Interception {
+    /// Redirected by the kernel.
+    Redirect,
+    /// Redirected with its source address kept.
+    Tproxy,
+    /// Not at all: the application dials the proxy.
+    None,
+}
+
+impl Interception {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Redirect => "REDIRECT",
+            Self::Tproxy => "TPROXY",
+            Self::None => "NONE",
+        }
+    }
+}
+
+/// The workload that a proxy stands beside, as its control plane is to know it.
+#[derive(Args, Debug)]
+pub struct NodeArgs {
+    /// What the proxy is for
+    #[arg(long, value_enum, default_value_t = RoleArg::Sidecar)]
+    pub role: RoleArg,
+    /// The workload's (pod's) name
+    #[arg(long, env = "POD_NAME", default_value = "proxy")]
+    pub name: String,
+    /// Its namespace
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// Its service account
+    #[arg(long, env = "SERVICE_ACCOUNT", default_value = "default")]
+    pub service_account: String,
+    /// Its address
+    #[arg(long, env = "INSTANCE_IP", default_value = "127.0.0.1")]
+    pub ip: IpAddr,
+    /// The name of the workload that it is an instance of; the app label or the name by default
+    #[arg(long)]
+    pub workload_name: Option<String>,
+    /// A label, KEY=VALUE; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// The cluster it runs in
+    #[arg(long, default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// The mesh it belongs to
+    #[arg(long, default_value = "cluster.local")]
+    pub mesh_id: String,
+    /// Its network
+    #[arg(long, default_value = "")]
+    pub network: String,
+    /// How the workload's traffic comes to the proxy
+    #[arg(long, value_enum, default_value_t = Interception::Redirect)]
+    pub interception_mode: Interception,
+}
+
+/// The control plane and how the workload proves who it is.
+#[derive(Args, Debug)]
+pub struct ControlPlaneArgs {
+    /// The control plane's host and port
+    #[arg(long, value_name = "HOST:PORT")]
+    pub xds_address: Option<String>,
+    /// How xDS is spoken
+    #[arg(long, value_enum, default_value_t = XdsMode::Delta)]
+    pub xds_mode: XdsMode,
+    /// The control plane's root certificates
+    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/istio/root-cert.pem")]
+    pub root_cert: PathBuf,
+    /// The token that proves who the workload is; read anew for each use
+    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/tokens/istio-token")]
+    pub token_file: PathBuf,
+    /// The certificate service, where it is not the control plane itself
+    #[arg(long, value_name = "HOST:PORT", env = "CA_ADDR")]
+    pub ca_address: Option<String>,
+    /// The lifetime of the workload's certificate to ask for, such as 24h or 90s; the certificate service decides without it
+    #[arg(long, value_name = "DURATION", env = "SECRET_TTL", value_parser = duration)]
+    pub cert_ttl: Option<Duration>,
+    /// Keep the last good certificate here, to start from it while the certificate service is away
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The trust domain
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+}
+
+impl ControlPlaneArgs {
+    /// How xDS is spoken.
+    pub(crate) fn variant(&self) -> Variant {
+        match self.xds_mode {
+            XdsMode::Delta => Variant::Delta,
+            XdsMode::Sotw => Variant::StateOfTheWorld,
+        }
+    }
+
+    /// How the workload gets its certificate: from the control plane at `address`, unless the service is elsewhere.
+    pub(crate) fn identity(&self, node: &NodeArgs, address: &str) -> Identity {
+        Identity {
+            address: self.ca_address.clone().unwrap_or_else(|| address.to_owned()),
+            roots: Some(self.root_cert.clone()),
+            token: Some(self.token_file.clone()),
+            trust_domain: self.trust_domain.clone(),
+            namespace: node.namespace.clone(),
+            service_account: node.service_account.clone(),
+            lifetime: self.cert_ttl,
+            state_dir: self.state_dir.clone(),
+        }
+    }
+}
+
+/// A number with ms, s, m or h.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f64 =
+        digits.parse().map_err(|_| format!("{text:?} is not a duration such as 90s, 10m or 24h"))?;
+    let unit = match &text[digits.len()..] {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        other => return Err(format!("{other:?} is not a unit of time; there are ms, s, m and h")),
+    };
+    Duration::try_from_secs_f64(number * unit).map_err(|e| e.to_string())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
