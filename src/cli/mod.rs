@@ -29,6 +29,8 @@ pub enum Command {
     Proxy(Box<weft_proxy::app::ProxyArgs>),
     /// Runs the example mesh's service: it calls others through its sidecar and says who called it
     App(crate::app::AppArgs),
+    /// Serves identity and xDS to a foreign proxy such as Envoy, on Istio's UNIX sockets
+    Agent(Box<weft_proxy::agent::AgentArgs>),
     /// Makes tokens, by which workloads prove who they are
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -51,6 +53,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Control(args) => weft_control::app::main(*args),
         Command::Proxy(args) => weft_proxy::app::main(*args),
         Command::App(args) => crate::app::main(args),
+        Command::Agent(args) => weft_proxy::agent::main(*args),
         Command::Token(command) => token::main(command),
     }
 }
