@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::stats::{Counter, Stats};
 use crate::identity::workload::Current;
-use crate::xds::{Credentials, Endpoint, causes};
+use crate::xds::{Address, Credentials, Endpoint, causes};
 
 /// Large meshes send large responses; gRPC's usual limit of 4 MiB would end the stream for ever.
 const MAX_MESSAGE: usize = 512 * 1024 * 1024;
@@ -50,7 +50,7 @@ impl Relay {
                 tracing::info!(address = %self.endpoint.address, "the proxy's ADS stream is relayed");
                 self.stats.set_relay_error(None);
                 self.stats.add(Counter::RelayActive);
-                Ok(Response::new(Relayed { responses, stats: self.stats }))
+                Ok(Response::new(Relayed { responses, address: self.endpoint.address, stats: self.stats }))
             }
             Err(status) => {
                 failed(&self.stats, &status);
@@ -106,6 +106,7 @@ fn failed(stats: &Stats, status: &Status) {
 /// The control plane's side of a stream. Its end is counted, whoever ended it.
 pub(super) struct Relayed<S> {
     responses: S,
+    address: Address,
     stats: Stats,
 }
 
@@ -114,12 +115,29 @@ impl<S: Stream<Item = Result<Bytes, Status>> + Unpin> Stream for Relayed<S> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let next = std::task::ready!(Pin::new(&mut self.responses).poll_next(cx));
-        match &next {
-            Some(Ok(_)) => self.stats.add(Counter::RelayResponses),
-            Some(Err(status)) => failed(&self.stats, status),
-            None => tracing::info!("the control plane ended the ADS stream; the proxy asks again"),
-        }
-        Poll::Ready(next)
+        Poll::Ready(match next {
+            Some(Ok(message)) => {
+                self.stats.add(Counter::RelayResponses);
+                Some(Ok(message))
+            }
+            Some(Err(status)) => {
+                // One with a cause was made on this side of the connection, which has broken.
+                let status = match std::error::Error::source(&status) {
+                    Some(cause) => Status::unavailable(format!(
+                        "the connection to the control plane at {} was lost: {}",
+                        self.address,
+                        causes(cause)
+                    )),
+                    None => status,
+                };
+                failed(&self.stats, &status);
+                Some(Err(status))
+            }
+            None => {
+                tracing::info!("the control plane ended the ADS stream; the proxy asks again");
+                None
+            }
+        })
     }
 }
 

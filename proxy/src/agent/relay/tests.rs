@@ -11,7 +11,6 @@ use tonic::{Code, metadata::MetadataMap};
 
 use super::*;
 use crate::agent::socket;
-use crate::xds::Address;
 
 const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 const STREAM: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
