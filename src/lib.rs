@@ -4,4 +4,5 @@
 pub mod app;
 pub mod cli;
 pub mod client;
+pub mod demo;
 pub mod up;

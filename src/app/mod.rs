@@ -31,7 +31,7 @@ use serve::Service;
 
 /// A small HTTP service that stands behind a sidecar, calls others through it, and says who called it
 ///
-/// Every path answers with JSON, but: /stream?chunks=N&interval=100ms&size=BYTES sends one chunk after the other; /echo sends
+/// Every path answers with JSON, /whoami without calling anybody, but: /stream?chunks=N&interval=100ms&size=BYTES sends one chunk after the other; /echo sends
 /// back what it gets; /ws upgrades to any protocol and echoes bytes. GET /__recorded?last=N tells what was received, DELETE
 /// forgets it. PUT /__behaviour {"delayMs": 0, "failStatus": 503, "failEvery": 2} changes how it answers, DELETE undoes that,
 /// GET shows it.

@@ -62,6 +62,7 @@ impl Service {
                 Ok(shape) => Response::new(bodies::stream(shape)),
                 Err(wrong) => text(StatusCode::BAD_REQUEST, format!("{wrong}\n")),
             },
+            "/whoami" => page(StatusCode::OK, &self.says(&head, json!({}))),
             "/echo" => bodies::echo(Request::from_parts(head, body)),
             "/ws" => bodies::upgrade(Request::from_parts(head, body)),
             _ => self.usual(head, body).await?,

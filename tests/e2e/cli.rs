@@ -37,7 +37,11 @@ fn every_help_is_complete() {
         }
         for below in command.get_subcommands() {
             let about = below.get_about().unwrap_or_else(|| panic!("{words:?} {}", below.get_name()));
-            assert!(squeezed.contains(&about.to_string()), "{words:?}: {} is not in the list", below.get_name());
+            assert!(
+                squeezed.contains(&about.to_string()),
+                "{words:?}: {} is not in the list",
+                below.get_name()
+            );
         }
     }
 }

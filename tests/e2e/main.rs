@@ -1,5 +1,8 @@
 //! End-to-end tests of the whole mesh, one binary, modules by tier.
+// A test that cannot go on panics.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod app;
 mod cli;
+mod journey;
 mod support;

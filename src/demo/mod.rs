@@ -1,0 +1,3 @@
+//! `weft demo`: the example mesh, shown and checked.
+
+pub mod check;
