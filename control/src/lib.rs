@@ -2,7 +2,8 @@
 //!
 //! A change of configuration goes through the modules in this order: `ingest` reads it, `model` holds what the mesh is
 //! now, `queue` says when a change goes out, `render` makes resources of it and `serve` brings them to proxies. No stage
-//! imports a later one. `ca` stands beside them: it signs, and says who calls.
+//! imports a later one (a test in the root package holds that), but all speak of `model`, which imports none. `ca` stands
+//! beside them: it signs, and says who calls.
 
 pub mod app;
 pub mod ca;

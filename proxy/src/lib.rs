@@ -1,8 +1,10 @@
 //! Weft's data plane: the proxy that takes the place of Envoy.
 //!
 //! The modules stand in the order of a request's path. A stage calls the stages after it and never imports the runtime of
-//! one before it (a test in the root package holds that); `io`, `codec`, `identity`, `telemetry` and every `config` module
-//! are vocabulary that any stage may use.
+//! one before it (a test in the root package holds that). `io`, `codec`, `identity`, `telemetry`, `route` (pure functions)
+//! and every `config` module are vocabulary that any stage may use. `xds`, `state`, `admin`, `agent`, `bootstrap` and `app`
+//! run on the control thread; of them the path knows only how configuration is compiled and found: `state`'s errors,
+//! context, slots and tables.
 #![deny(unsafe_code)]
 
 pub mod io;

@@ -5,4 +5,5 @@
 mod app;
 mod cli;
 mod journey;
+mod layering;
 mod support;

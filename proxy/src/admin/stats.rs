@@ -24,13 +24,13 @@ pub struct Filter {
 impl Filter {
     /// Whether a metric of this full name is asked for.
     pub fn admits(&self, name: &str, sample: &Sample) -> bool {
-        let kind = match (self.kind.as_deref(), &sample.value) {
+        let kind = matches!(
+            (self.kind.as_deref(), &sample.value),
             (None | Some("All"), _)
-            | (Some("Counters"), Value::Counter(_))
-            | (Some("Gauges"), Value::Gauge(_))
-            | (Some("Histograms"), Value::Histogram(..)) => true,
-            _ => false,
-        };
+                | (Some("Counters"), Value::Counter(_))
+                | (Some("Gauges"), Value::Gauge(_))
+                | (Some("Histograms"), Value::Histogram(..))
+        );
         kind && (!self.used_only || sample.used()) && self.regex.as_ref().is_none_or(|r| r.is_match(name))
     }
 }

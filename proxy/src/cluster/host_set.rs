@@ -315,18 +315,19 @@ fn spread_load(priorities: &mut [PrioritySet], policy: HostSetPolicy) {
     let degraded: Vec<u32> =
         priorities.iter().map(|p| health_of(p.degraded.hosts.len(), p.all.hosts.len())).collect();
     let total = healthy.iter().chain(&degraded).sum::<u32>().min(100);
+    let share = |part: u32| (part * 100).checked_div(total).unwrap_or_default();
     if total == 0 {
         priorities[0].healthy_load = 100;
     } else {
         let mut left = 100;
         let mut first = None;
         for (at, set) in priorities.iter_mut().enumerate() {
-            set.healthy_load = left.min(healthy[at] * 100 / total);
+            set.healthy_load = left.min(share(healthy[at]));
             left -= set.healthy_load;
             first = first.or((healthy[at] > 0).then_some((at, true)));
         }
         for (at, set) in priorities.iter_mut().enumerate() {
-            set.degraded_load = left.min(degraded[at] * 100 / total);
+            set.degraded_load = left.min(share(degraded[at]));
             left -= set.degraded_load;
             first = first.or((degraded[at] > 0).then_some((at, false)));
         }

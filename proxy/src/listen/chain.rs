@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    fn pick<'a>(chains: &'a [(&'static str, ChainMatch)], seen: &Seen<'_>) -> Option<&'static str> {
+    fn pick(chains: &[(&'static str, ChainMatch)], seen: &Seen<'_>) -> Option<&'static str> {
         choose_by(chains, |c| &c.1, seen).map(|c| c.0)
     }
 

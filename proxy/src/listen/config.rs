@@ -220,7 +220,7 @@ impl ListenerConfig {
             chains,
             default_chain,
             logs,
-            keepalive: proto.tcp_keepalive.clone(),
+            keepalive: proto.tcp_keepalive,
         })
     }
 

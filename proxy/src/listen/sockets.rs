@@ -71,7 +71,7 @@ impl SocketTable {
                 return Ok(());
             }
             let error = format!("the listener {} has it", bound.listener.name());
-            return Err(BindError { address, source: std::io::Error::new(std::io::ErrorKind::Other, error) });
+            return Err(BindError { address, source: std::io::Error::other(error) });
         }
         // All sockets are made before one is used: an address works on every worker or on none.
         let first = open(address, true)?;

@@ -1,7 +1,7 @@
 //! The terminal filter: from an admitted request to an answer, by as many tries as the route's policy allows.
 //!
 //! [`route`] reads top to bottom: which cluster, which limits, the head as it goes upstream, the retry loop, the answer's
-//! head. One try is made by an [`attempt::Upstreams`]; the loop in [`drive`] knows nothing of clusters and connections.
+//! head. One try is made by an [`attempt::Upstreams`]; the loop in [`mod@drive`] knows nothing of clusters and connections.
 
 pub mod alpn;
 pub mod attempt;
