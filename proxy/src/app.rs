@@ -55,6 +55,7 @@ async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {
     let wanted = Subscriptions::new();
     let node = Arc::new(node_info(&start.node));
     let engine = Engine::new(Tables::default(), node, SocketTable::new(workers), wanted.clone());
+    engine.set_listener_drain_time(start.listener_drain);
     for (kind, name, bytes) in &start.resources {
         engine.add_static(*kind, name, bytes).map_err(|errors| {
             anyhow::anyhow!("static {} {name}: {}", short(*kind), crate::state::error::join(&errors))

@@ -70,6 +70,9 @@ pub(super) fn proxy(
         ("--drain-time", format!("{}ms", drain.as_millis())),
     ];
     let mut arguments = vec!["proxy".to_owned()];
+    if let Some(drain) = workload.proxy.listener_drain {
+        arguments.extend(["--listener-drain-time".to_owned(), format!("{}ms", drain.as_millis())]);
+    }
     arguments.extend(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
     for (key, value) in &workload.labels {
         arguments.extend(["--label".to_owned(), format!("{key}={value}")]);

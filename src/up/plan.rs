@@ -67,6 +67,8 @@ pub struct ProxySettings {
     pub concurrency: Option<u32>,
     /// Time for connections to drain when the proxy ends.
     pub drain: Option<Duration>,
+    /// Time for connections to end when their listener is removed or changed.
+    pub listener_drain: Option<Duration>,
 }
 
 impl Workload {
@@ -170,6 +172,7 @@ fn workload(world: &World, entry: &model::Workload, id: String) -> anyhow::Resul
         proxy: ProxySettings {
             environment: config.environment,
             concurrency: config.concurrency.or(defaults.concurrency),
+            listener_drain: config.listener_drain.or(defaults.drain_duration.map(|d| d.get())),
             drain: config.drain.or(defaults.termination_drain_duration.map(|d| d.get())),
         },
     })

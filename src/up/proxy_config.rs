@@ -12,6 +12,7 @@ pub(super) struct ProxyConfig {
     pub(super) environment: BTreeMap<String, String>,
     pub(super) concurrency: Option<u32>,
     pub(super) drain: Option<Duration>,
+    pub(super) listener_drain: Option<Duration>,
 }
 
 #[derive(Deserialize)]
@@ -20,19 +21,25 @@ struct Text {
     #[serde(default)]
     proxy_metadata: BTreeMap<String, String>,
     concurrency: Option<u32>,
+    drain_duration: Option<String>,
     termination_drain_duration: Option<String>,
 }
 
 impl ProxyConfig {
     pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let text: Text = serde_saphyr::from_str(text).context(
-            "there may be proxyMetadata (the proxy's environment), concurrency and terminationDrainDuration",
+            "there may be proxyMetadata (the proxy's environment), concurrency, drainDuration and \
+             terminationDrainDuration",
         )?;
-        let drain = text.termination_drain_duration.as_deref().map(crate::cli::parse_duration).transpose();
+        let time = |name: &str, text: &Option<String>| {
+            let parsed = text.as_deref().map(crate::cli::parse_duration).transpose();
+            parsed.map_err(|e| anyhow::anyhow!("{name}: {e}"))
+        };
         Ok(Self {
-            environment: text.proxy_metadata,
             concurrency: text.concurrency,
-            drain: drain.map_err(|e| anyhow::anyhow!("terminationDrainDuration: {e}"))?,
+            drain: time("terminationDrainDuration", &text.termination_drain_duration)?,
+            listener_drain: time("drainDuration", &text.drain_duration)?,
+            environment: text.proxy_metadata,
         })
     }
 }

@@ -8,7 +8,7 @@ use super::suggest;
 use crate::model::Kind;
 
 /// Values of known enumerations that are not honoured yet.
-pub(super) const VALUES_NOT_YET: &[&str] = &["DYNAMIC_DNS", "ALLOW_ANY_DYNAMIC_DNS"];
+pub(super) const VALUES_NOT_YET: &[&str] = &["DYNAMIC_DNS", "ALLOW_ANY_DYNAMIC_DNS", "AUTO_PASSTHROUGH"];
 
 /// What an object is, by its apiVersion and kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +120,8 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
         ],
     ),
     (Kind::VirtualService, "http.match", &["statPrefix"]),
+    (Kind::VirtualService, "tls.match", &["destinationSubnets"]),
+    (Kind::VirtualService, "tcp.match", &["destinationSubnets"]),
     (
         Kind::DestinationRule,
         "loadBalancer",
@@ -127,7 +129,7 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     ),
     (Kind::DestinationRule, "connectionPool.http", &["http2KeepAlive", "http2Keepalive"]),
     (Kind::DestinationRule, "trafficPolicy", &["tunnel", "proxyProtocol"]),
-    (Kind::DestinationRule, "tls", &["caCrl"]),
+    (Kind::DestinationRule, "tls", &["caCrl", "credentialName"]),
     (Kind::Gateway, "servers", &["defaultEndpoint"]),
     (
         Kind::Gateway,
@@ -141,15 +143,13 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
             "caCrl",
         ],
     ),
-    (
-        Kind::Sidecar,
-        "ingress.tls",
-        &["verifyCertificateSpki", "verifyCertificateHash", "tlsCertificates", "caCrl"],
-    ),
+    (Kind::Sidecar, "spec", &["inboundConnectionPool"]),
+    (Kind::Sidecar, "ingress", &["tls", "connectionPool"]),
     (Kind::Sidecar, "outboundTrafficPolicy", &["egressProxy"]),
-    (Kind::Sidecar, "connectionPool.http", &["http2KeepAlive"]),
-    (Kind::Sidecar, "inboundConnectionPool.http", &["http2KeepAlive"]),
     (Kind::PeerAuthentication, "spec", &["targetRef", "targetRefs"]),
+    // Endpoints behind another network's gateway; one network is all there is yet.
+    (Kind::WorkloadEntry, "spec", &["network"]),
+    (Kind::ServiceEntry, "endpoints", &["network"]),
     (
         Kind::MeshConfig,
         "",
@@ -170,8 +170,11 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
             "ingressClass",
             "ingressControllerMode",
             "ingressSelector",
+            "inboundTrafficPolicy",
             "ingressService",
             "localityLbSetting",
+            "proxyInboundListenPort",
+            "proxyListenPort",
             "serviceScopeConfigs",
             "serviceSettings",
             "tlsDefaults",
@@ -190,6 +193,7 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
             "configPath",
             "controlPlaneAuthPolicy",
             "customConfigFile",
+            "discoveryAddress",
             "envoyAccessLogService",
             "envoyMetricsService",
             "envoyMetricsServiceAddress",

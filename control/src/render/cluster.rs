@@ -93,7 +93,7 @@ pub(super) struct Inbound {
     pub(super) port: u16,
     pub(super) bind: String,
     pub(super) protocol: crate::model::Protocol,
-    /// Application host and port.
+    /// Application host and port; `unix:///path` and no port for a socket.
     pub(super) to: (String, u16),
     /// The service and its port, for names and metrics.
     pub(super) service: Option<(Arc<Service>, u16)>,
@@ -130,7 +130,10 @@ pub(super) fn inbound_ports(world: &World, node: &ProxyNode) -> Vec<Inbound> {
             };
             let protocol =
                 crate::model::Protocol::parse(&ingress.port.protocol).unwrap_or(crate::model::Protocol::Tcp);
-            let to = (host.to_owned(), port.parse().unwrap_or(number));
+            let to = match ingress.default_endpoint.as_str() {
+                socket if socket.starts_with("unix://") => (socket.to_owned(), 0),
+                _ => (host.to_owned(), port.parse().unwrap_or(number)),
+            };
             found.push(Inbound { port: number, bind, protocol, to, service: of(number) });
         }
         return found;
@@ -151,17 +154,22 @@ pub(super) fn inbound_ports(world: &World, node: &ProxyNode) -> Vec<Inbound> {
 
 fn inbound_cluster(world: &World, inbound: &Inbound) -> Value {
     let name = inbound.cluster();
+    let (host, port) = &inbound.to;
+    let address = match host.strip_prefix("unix://") {
+        Some(path) => json!({"pipe": {"path": path}}),
+        None => json!({"socket_address": {"address": host, "port_value": port}}),
+    };
     let mut cluster = json!({
         "name": name,
         "type": "STATIC",
         "connect_timeout": seconds(world.mesh().connect_timeout.get()),
         "circuit_breakers": unlimited(),
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
-            {"socket_address": {"address": inbound.to.0, "port_value": inbound.to.1}}}}]}]},
+        "load_assignment": {"cluster_name": name, "endpoints": [
+            {"lb_endpoints": [{"endpoint": {"address": address}}]}]},
         "common_lb_config": {},
     });
     if inbound.protocol.is_http2() {
-        cluster["typed_extension_protocol_options"] = http2_options(&json!({}));
+        cluster["typed_extension_protocol_options"] = http2_options(&json!({}), None);
     } else if inbound.protocol.is_http() || inbound.protocol.is_auto() {
         cluster["typed_extension_protocol_options"] =
             protocol_options(json!({"use_downstream_protocol_config": {
@@ -192,8 +200,12 @@ fn protocol_options(mut options: Value) -> Value {
     json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options})
 }
 
-fn http2_options(common: &Value) -> Value {
-    let mut options = json!({"explicit_http_config": {"http2_protocol_options": {}}});
+fn http2_limits(streams: Option<u32>) -> Value {
+    streams.filter(|n| *n > 0).map_or_else(|| json!({}), |n| json!({"max_concurrent_streams": n}))
+}
+
+fn http2_options(common: &Value, streams: Option<u32>) -> Value {
+    let mut options = json!({"explicit_http_config": {"http2_protocol_options": http2_limits(streams)}});
     if common.as_object().is_some_and(|c| !c.is_empty()) {
         options["common_http_protocol_options"] = common.clone();
     }
@@ -289,10 +301,10 @@ fn outbound(
     }
     let http2 = port.protocol.is_http2() || http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade);
     if http2 {
-        cluster["typed_extension_protocol_options"] = http2_options(&common);
+        cluster["typed_extension_protocol_options"] = http2_options(&common, http.max_concurrent_streams);
     } else if port.protocol.is_auto() || http.use_client_protocol {
         let mut options = json!({"use_downstream_protocol_config": {
-            "http_protocol_options": {}, "http2_protocol_options": {}}});
+            "http_protocol_options": {}, "http2_protocol_options": http2_limits(http.max_concurrent_streams)}});
         options["common_http_protocol_options"] = common;
         cluster["typed_extension_protocol_options"] = protocol_options(options);
     } else if port.protocol.is_http() && common.as_object().is_some_and(|c| !c.is_empty()) {

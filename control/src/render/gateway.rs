@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::cluster::outbound_name;
 use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
 use super::memo::Output;
-use super::{ProxyNode, route, tls};
+use super::{ProxyNode, layer4, route, tls};
 use crate::model::gateway::{Gateway, Server, ServerTlsMode};
 use crate::model::lookup::served_hosts;
 use crate::model::{Object, VirtualService, World};
@@ -53,8 +52,8 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
         for place in &places {
             let protocol = place.server.port.protocol.to_ascii_uppercase();
             let terminates = place.server.tls.as_ref().filter(|t| {
-                matches!(t.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::IstioMutual)
-                    && !t.https_redirect
+                use ServerTlsMode::{IstioMutual, Mutual, OptionalMutual, Simple};
+                matches!(t.mode, Simple | Mutual | OptionalMutual | IstioMutual) && !t.https_redirect
             });
             match (protocol.as_str(), terminates) {
                 ("HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB", _) => plain.push(place),
@@ -176,29 +175,6 @@ fn routes_of(world: &World, node: &ProxyNode, name: &str, port: u16, places: &[&
     })
 }
 
-fn destination(world: &World, route: &crate::model::virtual_service::RouteDestination) -> (String, u32) {
-    let destination = &route.destination;
-    let port = destination.port.as_ref().map(|p| p.number).or_else(|| {
-        world.services_with_host(&destination.host).next().and_then(|s| s.ports.first()).map(|p| p.number)
-    });
-    (outbound_name(port.unwrap_or_default(), &destination.subset, &destination.host), route.weight)
-}
-
-fn clusters(world: &World, routes: &[crate::model::virtual_service::RouteDestination]) -> Value {
-    match routes {
-        [only] => destination(world, only).0.into(),
-        several => {
-            let entries: Vec<_> = several
-                .iter()
-                .map(|r| destination(world, r))
-                .filter(|(_, weight)| *weight > 0)
-                .map(|(name, weight)| json!({"name": name, "weight": weight}))
-                .collect();
-            json!({"clusters": entries})
-        }
-    }
-}
-
 /// TLS that goes through untouched, by its server name.
 fn passthrough(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value> {
     let mut chains = Vec::new();
@@ -210,7 +186,7 @@ fn passthrough(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value>
                 }
                 chains.push(json!({
                     "filter_chain_match": {"server_names": wanted.sni_hosts},
-                    "filters": tcp_chain(world, node, Way::Gateway, &clusters(world, &tls.route)),
+                    "filters": tcp_chain(world, node, Way::Gateway, &layer4::clusters(world, &tls.route)),
                 }));
             }
         }
@@ -219,10 +195,14 @@ fn passthrough(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value>
 }
 
 fn tcp(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value> {
+    let server = place.server.port.number;
     bound(world, place)
         .into_iter()
-        .flat_map(|(rules, _, _)| &rules.spec.tcp)
-        .take(1)
-        .map(|tcp| json!({"filters": tcp_chain(world, node, Way::Gateway, &clusters(world, &tcp.route))}))
+        .find_map(|(rules, _, gateway)| {
+            let mut routes = rules.spec.tcp.iter();
+            routes.find(|tcp| layer4::takes(world, node, &tcp.matches, &gateway, server))
+        })
+        .map(|tcp| json!({"filters": tcp_chain(world, node, Way::Gateway, &layer4::clusters(world, &tcp.route))}))
+        .into_iter()
         .collect()
 }

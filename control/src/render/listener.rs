@@ -3,10 +3,10 @@
 
 use serde_json::{Value, json};
 
-use super::cluster::{Inbound, inbound_ports, outbound_name};
+use super::cluster::{Inbound, inbound_ports};
 use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
 use super::memo::Output;
-use super::{ProxyNode, route, tls};
+use super::{ProxyNode, layer4, route, seconds, tls};
 use crate::model::{EffectivePeerMode, Protocol, World};
 
 fn address(bind: &str, port: u16) -> Value {
@@ -131,6 +131,7 @@ fn inbound_listener(world: &World, node: &ProxyNode, inbound: &Inbound, name: &s
         "address": address(&inbound.bind, inbound.port),
         "traffic_direction": "INBOUND",
         "listener_filters": inspectors,
+        "listener_filters_timeout": seconds(world.mesh().protocol_detection_timeout.get()),
         "continue_on_listener_filters_timeout": true,
         "filter_chains": chains,
     })
@@ -149,25 +150,33 @@ fn egress(world: &World, node: &ProxyNode) -> Vec<(String, Value)> {
         };
         let name = format!("{bind}_{}", port.number);
         let protocol = Protocol::parse(&port.protocol).unwrap_or(Protocol::Tcp);
-        let filters = if protocol.is_http() {
-            let routes = Routes::Rds(port.number.to_string());
-            vec![http_connection_manager(world, node, Way::Outbound, &format!("outbound_{name};"), routes)]
-        } else {
-            let services = world.imported_services(&node.namespace, Some(listener));
-            let service = services.iter().find(|s| s.port(port.number).is_some());
-            let cluster = service.map_or_else(
-                || "BlackHoleCluster".to_owned(),
-                |s| outbound_name(port.number, "", &s.hostname),
-            );
-            tcp_chain(world, node, Way::Outbound, &cluster.into())
-        };
-        let listener = json!({
+        let mut rendered = json!({
             "name": name,
             "address": address(bind, port.number),
             "traffic_direction": "OUTBOUND",
-            "filter_chains": [{"filters": filters}],
         });
-        found.push((name, listener));
+        let services: Vec<_> = world
+            .imported_services(&node.namespace, Some(listener))
+            .into_iter()
+            .filter(|s| s.port(port.number).is_some())
+            .collect();
+        rendered["filter_chains"] = if protocol.is_http() {
+            let routes = Routes::Rds(port.number.to_string());
+            let prefix = format!("outbound_{name};");
+            json!([{"filters": [http_connection_manager(world, node, Way::Outbound, &prefix, routes)]}])
+        } else if protocol.is_tls() {
+            rendered["listener_filters"] = json!([inspector("tls_inspector")]);
+            let chains = services.iter().flat_map(|s| layer4::by_server_name(world, node, s, port.number));
+            chains.collect()
+        } else {
+            // Without a look inside there is one destination: that of the first service.
+            let to = services.first().map_or_else(
+                || "BlackHoleCluster".into(),
+                |s| layer4::destination(world, node, s, port.number),
+            );
+            json!([{"filters": tcp_chain(world, node, Way::Outbound, &to)}])
+        };
+        found.push((name, rendered));
     }
     found
 }

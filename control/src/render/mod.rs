@@ -7,6 +7,7 @@ mod cluster;
 mod endpoint;
 mod filters;
 mod gateway;
+mod layer4;
 mod listener;
 mod memo;
 mod node;

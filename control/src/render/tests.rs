@@ -146,3 +146,97 @@ fn a_node_id_that_is_not_istios_is_refused() {
         assert!(error.to_string().contains(words), "{error}");
     }
 }
+
+fn mesh(text: &str) -> World {
+    crate::ingest::load_str("mesh.yaml", text).into_result().unwrap_or_else(|d| panic!("{d:#?}"))
+}
+
+const DATABASE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: data}
+spec: {selector: {app: db}, ports: [{name: tcp, port: 5432}, {name: tls, port: 5433}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: default, namespace: data}
+spec:
+  egress:
+    - {port: {number: 5432, protocol: TCP, name: tcp}, captureMode: NONE, hosts: ['./*']}
+    - {port: {number: 5433, protocol: TLS, name: tls}, captureMode: NONE, hosts: ['./*']}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: db, namespace: data}
+spec:
+  hosts: [db]
+  tcp:
+    - match: [{port: 9}]
+      route: [{destination: {host: db, subset: never}}]
+    - route:
+        - {destination: {host: db, subset: a, port: {number: 5432}}, weight: 90}
+        - {destination: {host: db, subset: b, port: {number: 5432}}, weight: 10}
+  tls:
+    - match: [{port: 5433, sniHosts: [db.data.svc.cluster.local]}]
+      route: [{destination: {host: db, subset: b, port: {number: 5433}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: db, namespace: data}
+spec:
+  host: db
+  subsets: [{name: a, labels: {v: a}}, {name: b, labels: {v: b}}, {name: never, labels: {v: c}}]
+";
+
+#[test]
+fn connections_follow_the_tcp_and_tls_rules() {
+    let world = mesh(DATABASE);
+    let resources = render(&world, &node("sidecar", "127.0.9.1", "data"), false, &Memo::default());
+    let tcp = value(&resources, ResourceType::Listener, "127.0.9.1_5432");
+    let filters = tcp["filter_chains"][0]["filters"].as_array().unwrap();
+    let clusters = &filters.last().unwrap()["typed_config"]["weighted_clusters"]["clusters"];
+    assert_eq!(clusters[0]["name"], "outbound|5432|a|db.data.svc.cluster.local");
+    assert_eq!((&clusters[0]["weight"], &clusters[1]["weight"]), (&90.into(), &10.into()));
+    let tls = value(&resources, ResourceType::Listener, "127.0.9.1_5433");
+    assert_eq!(tls["listener_filters"][0]["name"], "envoy.filters.listener.tls_inspector");
+    let chain = &tls["filter_chains"][0];
+    assert_eq!(chain["filter_chain_match"]["server_names"][0], "db.data.svc.cluster.local");
+    let filters = chain["filters"].as_array().unwrap();
+    let cluster = &filters.last().unwrap()["typed_config"]["cluster"];
+    assert_eq!(cluster, "outbound|5433|b|db.data.svc.cluster.local");
+}
+
+#[test]
+fn a_gateways_tls_settings_are_on_its_context() {
+    let world = mesh(
+        "
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: g, namespace: edge}
+spec:
+  selector: {istio: ingress}
+  servers:
+    - port: {number: 8443, protocol: HTTPS, name: https}
+      hosts: ['*']
+      tls:
+        mode: OPTIONAL_MUTUAL
+        serverCertificate: /certs/cert.pem
+        privateKey: /certs/key.pem
+        caCertificates: /certs/ca.pem
+        minProtocolVersion: TLSV1_3
+        subjectAltNames: ['spiffe://partner/client']
+",
+    );
+    let mut gateway = node("router", "127.0.9.2", "edge");
+    gateway.labels = [("istio".to_owned(), "ingress".to_owned())].into();
+    let resources = render(&world, &gateway, true, &Memo::default());
+    let listener = value(&resources, ResourceType::Listener, "127.0.9.2_8443");
+    let context = &listener["filter_chains"][0]["transport_socket"]["typed_config"];
+    assert_ne!(context["require_client_certificate"], true);
+    let common = &context["common_tls_context"];
+    assert_eq!(common["tls_params"]["tls_minimum_protocol_version"], "TLSv1_3");
+    assert_eq!(common["tls_certificates"][0]["private_key"]["filename"], "/certs/key.pem");
+    assert_eq!(common["validation_context"]["trusted_ca"]["filename"], "/certs/ca.pem");
+    let names = &common["validation_context"]["match_typed_subject_alt_names"];
+    assert_eq!(names[0]["matcher"]["exact"], "spiffe://partner/client");
+}

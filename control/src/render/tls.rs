@@ -2,8 +2,17 @@
 
 use serde_json::{Value, json};
 
-use crate::model::gateway::{Server, ServerTlsMode};
+use crate::model::gateway::{Server, ServerTls, ServerTlsMode, TlsVersion};
 use crate::model::{Service, World};
+
+/// A version as Envoy writes it. Older ones than 1.2 are refused where they are read.
+fn version(version: TlsVersion, default: &'static str) -> &'static str {
+    match version {
+        TlsVersion::V1_3 => "TLSv1_3",
+        TlsVersion::V1_2 => "TLSv1_2",
+        TlsVersion::Auto | TlsVersion::V1_0 | TlsVersion::V1_1 => default,
+    }
+}
 
 fn sds(name: &str) -> Value {
     json!({"name": name, "sds_config": {
@@ -40,7 +49,7 @@ pub(super) fn inbound(world: &World, http: bool) -> Value {
             "common_tls_context": {
                 "alpn_protocols": alpn,
                 "tls_params": {
-                    "tls_minimum_protocol_version": "TLSv1_2",
+                    "tls_minimum_protocol_version": version(world.mesh().mesh_mtls.min_protocol_version, "TLSv1_2"),
                     "tls_maximum_protocol_version": "TLSv1_3",
                     "cipher_suites": [
                         "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SHA384",
@@ -95,35 +104,53 @@ pub(super) fn mutual(world: &World, service: &Service, sni: &str, http2: bool) -
     })
 }
 
-/// The TLS of a gateway's server; its certificate comes by SDS over the same stream.
+/// The TLS of a gateway's server. Its certificate comes by SDS over the same stream, or from files where the gateway runs.
 pub(super) fn server(server: &Server) -> Option<Value> {
     let tls = server.tls.as_ref()?;
+    let mut parameters = json!({
+        "tls_minimum_protocol_version": version(tls.min_protocol_version, "TLSv1_2"),
+        "tls_maximum_protocol_version": version(tls.max_protocol_version, "TLSv1_3"),
+    });
+    if !tls.cipher_suites.is_empty() {
+        parameters["cipher_suites"] = tls.cipher_suites.clone().into();
+    }
+    let mut common = json!({"alpn_protocols": ["h2", "http/1.1"], "tls_params": parameters});
     let over_ads =
         |name: String| json!({"name": name, "sds_config": {"ads": {}, "resource_api_version": "V3"}});
-    let name = format!("kubernetes://{}", tls.credential_name);
-    let mut common = json!({
-        "alpn_protocols": ["h2", "http/1.1"],
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-        "tls_certificate_sds_secret_configs": [over_ads(name.clone())],
-    });
-    let mutual = matches!(tls.mode, ServerTlsMode::Mutual);
-    if mutual {
-        let names: Vec<_> = tls
-            .subject_alt_names
-            .iter()
-            .map(|n| json!({"san_type": if n.contains("://") { "URI" } else { "DNS" }, "matcher": {"exact": n}}))
-            .collect();
-        common["combined_validation_context"] = json!({
-            "default_validation_context": {"match_typed_subject_alt_names": names},
-            "validation_context_sds_secret_config": over_ads(format!("{name}-cacert")),
-        });
+    let secret = format!("kubernetes://{}", tls.credential_name);
+    if tls.credential_name.is_empty() {
+        common["tls_certificates"] = json!([{
+            "certificate_chain": {"filename": tls.server_certificate},
+            "private_key": {"filename": tls.private_key},
+        }]);
+    } else {
+        common["tls_certificate_sds_secret_configs"] = json!([over_ads(secret.clone())]);
+    }
+    if matches!(tls.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual) {
+        let names = client_names(tls);
+        if tls.credential_name.is_empty() {
+            common["validation_context"] = json!({
+                "trusted_ca": {"filename": tls.ca_certificates}, "match_typed_subject_alt_names": names});
+        } else {
+            common["combined_validation_context"] = json!({
+                "default_validation_context": {"match_typed_subject_alt_names": names},
+                "validation_context_sds_secret_config": over_ads(format!("{secret}-cacert")),
+            });
+        }
     }
     Some(json!({
         "name": "envoy.transport_sockets.tls",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-            "require_client_certificate": mutual,
+            "require_client_certificate": tls.mode == ServerTlsMode::Mutual,
             "common_tls_context": common,
         },
     }))
+}
+
+fn client_names(tls: &ServerTls) -> Vec<Value> {
+    let names = tls.subject_alt_names.iter();
+    names
+        .map(|n| json!({"san_type": if n.contains("://") { "URI" } else { "DNS" }, "matcher": {"exact": n}}))
+        .collect()
 }

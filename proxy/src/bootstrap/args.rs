@@ -41,6 +41,9 @@ pub struct ProxyArgs {
     /// How long connections get to end when the proxy is told to
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub drain_time: Duration,
+    /// How long connections get to end when their listener is removed or changed
+    #[arg(long, value_name = "DURATION", default_value = "45s", value_parser = duration)]
+    pub listener_drain_time: Duration,
     /// What is logged: error, warn, info, debug, trace, or rules such as info,weft_proxy::xds=debug
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log_level: String,
@@ -76,6 +79,7 @@ impl ProxyArgs {
             ads: Some(Ads { address: address.clone(), variant: self.control.variant(), roots, token }),
             identity,
             drain: self.drain_time,
+            listener_drain: self.listener_drain_time,
         })
     }
 }

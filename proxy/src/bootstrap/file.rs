@@ -66,6 +66,7 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
         ads: ads(&bootstrap)?,
         identity: None,
         drain: args.drain_time,
+        listener_drain: args.listener_drain_time,
     })
 }
 

@@ -39,8 +39,10 @@ pub struct Start {
     pub ads: Option<Ads>,
     /// How the workload gets its certificate, if it does.
     pub identity: Option<Identity>,
-    /// How long draining may take.
+    /// How long draining may take when the proxy ends.
     pub drain: Duration,
+    /// How long connections get to end whose listener, or filter chain, was removed or changed.
+    pub listener_drain: Duration,
 }
 
 /// The control plane's stream.

@@ -283,7 +283,7 @@ fn sidecars_and_peer_authentications() {
         (ingress(""), ""),
         (ingress(", defaultEndpoint: '0.0.0.0:18080'"), ""),
         (ingress(", defaultEndpoint: '10.0.0.1:18080'"), "spec.ingress[0].defaultEndpoint"),
-        (ingress(", tls: {mode: PASSTHROUGH}"), "spec.ingress[0].tls.mode"),
+        (ingress(", tls: {mode: PASSTHROUGH}"), "spec.ingress[0].tls"),
         ("{egress: [{hosts: [a]}]}".to_owned(), "spec.egress[0].hosts[0]: \"a\" lacks its namespace"),
         ("{egress: [{hosts: ['./*', 'm/a.m.svc.cluster.local', '~/*']}]}".to_owned(), ""),
         ("{egress: [{hosts: ['./*']}, {hosts: ['*/*']}]}".to_owned(), "spec.egress[0].port: only the last"),

@@ -12,3 +12,4 @@ mod virtual_services;
 pub(super) use destination_rules::merge;
 pub use destination_rules::{MergedRule, PortPolicy, effective_policy};
 pub use gateways::served_hosts;
+pub use virtual_services::MESH_GATEWAY;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use xds_protos::envoy::config::listener::v3::Listener as ListenerProto;
 
@@ -12,9 +13,6 @@ use crate::listen::listener::drain;
 use crate::listen::{BindError, Listener, ListenerConfig, SocketTable};
 use crate::route::RouteConfig;
 use crate::state::{CompileContext, ConfigError, Slot};
-
-/// Connections of a chain that was dropped get this long to end.
-const DRAIN: std::time::Duration = std::time::Duration::from_secs(45);
 
 struct Warming {
     config: ListenerConfig,
@@ -34,11 +32,17 @@ pub(super) struct Listeners {
     sockets: SocketTable,
     entries: BTreeMap<String, Entry>,
     draining: bool,
+    /// Connections of a chain that was dropped get this long to end.
+    drain_time: Duration,
 }
 
 impl Listeners {
     pub(super) fn new(sockets: SocketTable) -> Self {
-        Self { sockets, entries: BTreeMap::new(), draining: false }
+        Self { sockets, entries: BTreeMap::new(), draining: false, drain_time: Duration::from_secs(45) }
+    }
+
+    pub(super) fn set_drain_time(&mut self, time: Duration) {
+        self.drain_time = time;
     }
 
     pub(super) fn upsert(
@@ -92,7 +96,7 @@ impl Listeners {
             self.sockets.release(&entry.listener, &addresses);
             entry.addresses = addresses;
             entry.routes = warming.routes;
-            end(dropped);
+            end(dropped, self.drain_time);
         }
         // A new listener without sockets is not there; the next version of it gets another chance.
         for (name, _) in &failed {
@@ -106,7 +110,7 @@ impl Listeners {
     pub(super) fn remove(&mut self, name: &str) {
         if let Some(entry) = self.entries.remove(name) {
             self.sockets.release(&entry.listener, &[]);
-            end(entry.listener.remove());
+            end(entry.listener.remove(), self.drain_time);
         }
     }
 
@@ -147,13 +151,13 @@ impl Listeners {
 }
 
 /// Ends the connections of chains that are no more: with their next answer, and after a while anyhow.
-fn end(chains: Vec<Arc<crate::listen::FilterChain>>) {
+fn end(chains: Vec<Arc<crate::listen::FilterChain>>, drain_time: Duration) {
     if chains.is_empty() {
         return;
     }
     chains.iter().for_each(|c| drain(c, DrainPhase::Draining));
     tokio::task::spawn_local(async move {
-        tokio::time::sleep(DRAIN).await;
+        tokio::time::sleep(drain_time).await;
         chains.iter().for_each(|c| drain(c, DrainPhase::Closing));
     });
 }

@@ -87,6 +87,11 @@ impl Engine {
         })))
     }
 
+    /// How long connections get to end whose filter chain was removed or changed. 45 s unless set.
+    pub fn set_listener_drain_time(&self, time: std::time::Duration) {
+        self.0.lock().listeners.set_drain_time(time);
+    }
+
     /// Takes a resource of the bootstrap. An error is a reason not to start.
     pub fn add_static(&self, kind: ResourceType, name: &str, bytes: &[u8]) -> Result<(), Vec<ConfigError>> {
         let mut inner = self.0.lock();
