@@ -21,6 +21,8 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Runs the example mesh with traffic, and shows it live
+    Demo(crate::demo::DemoArgs),
     /// Runs the mesh that a directory of YAML describes: control plane, a proxy for each workload, applications
     Up(crate::up::UpArgs),
     /// Runs the control plane on a directory of YAML (as the slim binary weft-control does)
@@ -49,6 +51,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Demo(args) => crate::demo::main(args),
         Command::Up(args) => crate::up::main(args),
         Command::Control(args) => weft_control::app::main(*args),
         Command::Proxy(args) => weft_proxy::app::main(*args),

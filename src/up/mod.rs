@@ -5,6 +5,7 @@
 //! and for tests alike.
 
 mod commands;
+pub(crate) mod ending;
 mod files;
 pub mod mesh;
 pub mod plan;

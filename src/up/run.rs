@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 
+use super::ending::{Ending, finish};
 use super::mesh::{Mesh, Options};
 use super::report;
 use crate::cli::parse_duration;
@@ -91,40 +91,4 @@ async fn watch(mesh: &mut Mesh, limit: Duration) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Ends a mesh in order; being told again kills what is left.
-pub(crate) async fn finish(mesh: Mesh, end: &mut Ending) -> anyhow::Result<()> {
-    eprintln!("ending: proxies drain, then applications and the control plane end (again Ctrl-C: at once)");
-    let run_dir = mesh.run_dir().to_owned();
-    let result = tokio::select! {
-        result = mesh.shutdown() => result,
-        () = end.told() => Ok(()),
-    };
-    if run_dir.exists() {
-        eprintln!("logs are in {}", run_dir.join("logs").display());
-    }
-    result
-}
-
-/// Hears that the program should end: Ctrl-C, or SIGTERM, or the terminal going away.
-pub(crate) struct Ending([tokio::signal::unix::Signal; 3]);
-
-impl Ending {
-    pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self([
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
-        ]))
-    }
-
-    pub(crate) async fn told(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    }
 }
