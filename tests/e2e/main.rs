@@ -4,6 +4,8 @@
 
 mod app;
 mod cli;
+mod demo;
 mod journey;
 mod layering;
 mod support;
+mod up;

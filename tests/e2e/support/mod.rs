@@ -1,6 +1,7 @@
 //! What several tests need: the binary, a free port, a process that does not outlive its test.
 
 pub mod mesh;
+pub mod pair;
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Output, Stdio};
