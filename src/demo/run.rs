@@ -8,11 +8,11 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use time::OffsetDateTime;
 
-use super::embedded;
 use super::lines::{COLUMNS, Client, cells, json, line};
 use super::measure::{Measure, Row};
 use super::screen::{Screen, View};
 use super::traffic::{HOST, Traffic};
+use super::{check, embedded};
 use crate::cli::parse_duration;
 use crate::up::ending::{Ending, finish};
 use crate::up::{Mesh, Options, report};
@@ -28,7 +28,7 @@ const READY: Duration = Duration::from_secs(60);
 pub enum Output {
     /// A live view on a terminal; elsewhere lines.
     Text,
-    /// An object on a line each second.
+    /// An object on a line each second; with --check one object at the end.
     Json,
 }
 
@@ -38,6 +38,9 @@ pub struct DemoArgs {
     /// Run this directory of YAML instead of the built-in example (deploy/ecotrack of the sources); edits take effect at once
     #[arg(long, value_name = "DIR")]
     config_dir: Option<PathBuf>,
+    /// Do not show it: run the acceptance journey on it, one line for each check, and fail if one failed
+    #[arg(long, conflicts_with_all = ["duration", "rate"])]
+    check: bool,
     /// How it is shown
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -79,6 +82,12 @@ async fn run(args: DemoArgs) -> anyhow::Result<()> {
         drain: Duration::from_secs(2),
         ..Options::new(dir)?
     };
+    if args.check {
+        return tokio::select! {
+            result = checked(options, args.output) => result,
+            () = end.told() => bail!("ended before the last check"),
+        };
+    }
     eprintln!("starting the control plane");
     let mut mesh = tokio::select! {
         mesh = Mesh::start(options) => mesh?,
@@ -91,6 +100,27 @@ async fn run(args: DemoArgs) -> anyhow::Result<()> {
     };
     let ended = finish(mesh, &mut end).await;
     result.and(ended)
+}
+
+/// The acceptance journey, from the start of a mesh of its own to its end.
+async fn checked(options: Options, output: Output) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let staging = tempfile::tempdir()?;
+    eprintln!("starting the mesh, then checking it; that takes about a minute");
+    let example = options.dir.clone();
+    let scene = check::start(&example, staging.path(), options).await?;
+    let report = check::journey(&scene, began).await?;
+    match output {
+        Output::Text => print!("{}", report.text()),
+        Output::Json => println!("{:#}", report.json()),
+    }
+    let failed = report.failed().count();
+    if failed > 0 {
+        let logs = scene.mesh.logs();
+        scene.mesh.shutdown().await?;
+        bail!("{failed} of {} checks failed; logs were in {}", report.checks.len(), logs.display());
+    }
+    scene.mesh.shutdown().await
 }
 
 /// Everything that is shown, from time to time.

@@ -95,12 +95,13 @@ async fn a_mesh_starts_survives_deaths_and_leaves_nothing_behind() {
 
 /// `weft up` in a process of its own.
 fn up(pair: &Pair, loopback: &str) -> Child {
+    let out = std::fs::File::create(pair.path().join("out")).unwrap();
     Command::new(WEFT)
         .args(["up", "--loopback", loopback, "--drain-time", "1s", "--concurrency", "1", "--state-dir"])
         .args([pair.state_dir(), "--run-dir".into(), pair.path().join("run"), pair.dir()])
         .stdin(Stdio::null())
-        .stdout(std::fs::File::create(pair.path().join("out")).unwrap())
-        .stderr(Stdio::null())
+        .stdout(out.try_clone().unwrap())
+        .stderr(out)
         .spawn()
         .unwrap()
 }
