@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod app;
+mod bad_input;
 mod cli;
 mod demo;
 mod journey;

@@ -396,7 +396,7 @@ fn routes(
             Err(ConfigError::missing("rds.route_config_name").into())
         }
         Some(hcm::RouteSpecifier::Rds(rds)) => Ok(Routes::Slot(context.routes.slot(&rds.route_config_name))),
-        Some(hcm::RouteSpecifier::RouteConfig(routes)) => RouteConfig::compile(routes, context)
+        Some(hcm::RouteSpecifier::RouteConfig(routes)) => RouteConfig::compile_inline(routes, context)
             .map(|r| Routes::Inline(Arc::new(r)))
             .map_err(crate::state::error::at("route_config")),
         Some(hcm::RouteSpecifier::ScopedRoutes(_)) => {

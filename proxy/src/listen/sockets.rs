@@ -64,6 +64,19 @@ impl SocketTable {
         Self { workers, bound: HashMap::new(), next: 0 }
     }
 
+    /// Whether an address could be listened on by a listener that does not have it yet.
+    pub fn probe(&self, address: SocketAddr) -> Result<(), BindError> {
+        match self.bound.contains_key(&address) {
+            true => Ok(()),
+            false => socket(address, false).map(drop).map_err(|source| BindError { address, source }),
+        }
+    }
+
+    /// Whether another listener of ours has an address.
+    pub fn is_anothers(&self, address: SocketAddr, listener: &Arc<Listener>) -> bool {
+        self.bound.get(&address).is_some_and(|b| !Arc::ptr_eq(&b.listener, listener))
+    }
+
     /// Listens on an address for a listener. An address that the same listener has already is left as it is.
     pub fn bind(&mut self, address: SocketAddr, listener: &Arc<Listener>) -> Result<(), BindError> {
         if let Some(bound) = self.bound.get(&address) {

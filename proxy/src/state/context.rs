@@ -89,8 +89,6 @@ pub struct CompileContext {
     pub node: Arc<NodeInfo>,
     /// The wall clock, an argument so that compilation is a pure function.
     pub now: SystemTime,
-    /// The resource comes from the bootstrap's `static_resources`, where Envoy validates route clusters by default.
-    pub is_static: bool,
 }
 
 impl CompileContext {
@@ -103,7 +101,6 @@ impl CompileContext {
             secret_sources: RefCell::default(),
             node,
             now,
-            is_static: false,
         }
     }
 

@@ -1,5 +1,8 @@
 //! What several tests need: the binary, a free port, a process that does not outlive its test.
 
+pub mod http;
+pub mod logged;
+pub mod management;
 pub mod mesh;
 pub mod pair;
 

@@ -55,7 +55,7 @@ fn compile_with(
     let mut filters = filters.as_array().unwrap().clone();
     filters.push(json!({"name": "envoy.filters.http.router", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}));
-    let mut config = json!({"stat_prefix": "t", "http_filters": filters, "route_config": {"name": "r",
+    let mut config = json!({"stat_prefix": "t", "http_filters": filters, "route_config": {"name": "r", "validate_clusters": false,
         "virtual_hosts": [{"name": "h", "domains": ["*"], "routes": routes}]}});
     config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
     let config: xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager =

@@ -249,7 +249,7 @@ fn target(route: &proto::RouteAction, shared: &Shared<'_>) -> Result<Target, Err
         Some(ClusterSpecifier::Cluster(name)) if name.is_empty() => {
             Err(ConfigError::missing("cluster").into())
         }
-        Some(ClusterSpecifier::Cluster(name)) => Ok(Target::Cluster(shared.context.clusters.slot(name))),
+        Some(ClusterSpecifier::Cluster(name)) => Ok(Target::Cluster(shared.cluster(name, "cluster")?)),
         Some(ClusterSpecifier::ClusterHeader(name)) => {
             let header = HeaderName::try_from(name.as_str())
                 .map_err(|_| ConfigError::new("cluster_header", format!("{name:?} is not a header name")))?;
@@ -279,8 +279,13 @@ fn weighted(weighted: &proto::WeightedCluster, shared: &Shared<'_>) -> Result<Ta
         if cluster.metadata_match.is_some() {
             own.push(ConfigError::unsupported("metadata_match", "choosing endpoints by metadata"));
         }
+        let Some(slot) = collect(shared.cluster(&cluster.name, "name").map_err(Vec::from), "", &mut own)
+        else {
+            errors.extend(own.into_iter().map(|e| e.at(format!("clusters[{index}]"))));
+            continue;
+        };
         let compiled = WeightedCluster {
-            cluster: shared.context.clusters.slot(&cluster.name),
+            cluster: slot,
             weight: cluster.weight.unwrap_or(0),
             request_headers: header_ops(
                 &cluster.request_headers_to_add,
@@ -328,7 +333,7 @@ fn mirror(
         Some(fraction) => runtime_chance(fraction).map_err(|e| e.at("runtime_fraction"))?,
         None => Chance::ALWAYS,
     };
-    let cluster = shared.context.clusters.slot(&policy.cluster);
+    let cluster = shared.cluster(&policy.cluster, "cluster")?;
     Ok(Mirror { cluster, chance, suffix: !policy.disable_shadow_host_suffix_append })
 }
 

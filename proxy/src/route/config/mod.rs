@@ -18,9 +18,10 @@ use super::hosts::{DomainError, Hosts};
 use super::matching::Chance;
 use super::retry::RetryPolicy;
 use super::{RequireTls, Route, RouteConfig, VirtualHost};
+use crate::cluster::Cluster;
 use crate::filters::config::PerRoute;
 use crate::state::error::collect;
-use crate::state::{CompileContext, ConfigError};
+use crate::state::{CompileContext, ConfigError, Slot, SlotState};
 use crate::telemetry::access_log::Format;
 
 pub use action::{optional_chance, substitution};
@@ -30,10 +31,27 @@ pub use matching::{header_match, string_match};
 struct Shared<'a> {
     context: &'a CompileContext,
     max_direct_body: usize,
+    /// Clusters must be there already.
+    validate_clusters: bool,
+}
+
+impl Shared<'_> {
+    /// The slot of a cluster that a route names.
+    fn cluster(&self, name: &str, path: &str) -> Result<Arc<Slot<Cluster>>, ConfigError> {
+        let slot = self.context.clusters.slot(name);
+        if self.validate_clusters && slot.state() == SlotState::Missing {
+            let text = format!(
+                "there is no cluster {name:?}; send it first, or set validate_clusters to false to have such routes answer 503"
+            );
+            return Err(ConfigError::new(path, text));
+        }
+        Ok(slot)
+    }
 }
 
 impl RouteConfig {
-    /// Compiles a route configuration; the clusters that it names become slots.
+    /// Compiles a route configuration that came by RDS; the clusters that it names become slots, which may be empty unless
+    /// the configuration wants them checked.
     ///
     /// # Errors
     /// Everything that is wrong in it.
@@ -41,10 +59,30 @@ impl RouteConfig {
         config: &proto::RouteConfiguration,
         context: &CompileContext,
     ) -> Result<Self, Vec<ConfigError>> {
+        Self::build(config, context, config.validate_clusters.unwrap_or(false))
+    }
+
+    /// Compiles a route configuration that stands in its listener: its clusters must be there, unless it says otherwise.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn compile_inline(
+        config: &proto::RouteConfiguration,
+        context: &CompileContext,
+    ) -> Result<Self, Vec<ConfigError>> {
+        Self::build(config, context, config.validate_clusters.unwrap_or(true))
+    }
+
+    fn build(
+        config: &proto::RouteConfiguration,
+        context: &CompileContext,
+        validate_clusters: bool,
+    ) -> Result<Self, Vec<ConfigError>> {
         let mut errors = Vec::new();
         let shared = Shared {
             context,
             max_direct_body: config.max_direct_response_body_size_bytes.unwrap_or(4096) as usize,
+            validate_clusters,
         };
         if config.vhds.is_some() {
             errors.push(ConfigError::unsupported("vhds", "virtual host discovery"));

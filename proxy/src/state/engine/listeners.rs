@@ -17,6 +17,8 @@ use crate::state::{CompileContext, ConfigError, Slot};
 struct Warming {
     config: ListenerConfig,
     routes: Vec<Arc<Slot<RouteConfig>>>,
+    /// The resource of the version that serves meanwhile.
+    before: Option<Stored>,
 }
 
 struct Entry {
@@ -26,6 +28,13 @@ struct Entry {
     /// Route configurations of the version that serves.
     routes: Vec<Arc<Slot<RouteConfig>>>,
     addresses: Vec<SocketAddr>,
+}
+
+impl Entry {
+    /// The addresses that it has, or will have when it is warm.
+    fn newest_addresses(&self) -> &[SocketAddr] {
+        self.warming.as_ref().map_or(&self.addresses, |w| &w.config.addresses)
+    }
 }
 
 pub(super) struct Listeners {
@@ -59,15 +68,20 @@ impl Listeners {
             return Ok(());
         }
         let config = ListenerConfig::compile(message, context)?;
-        let warming = Some(Warming { config, routes: context.routes.used() });
+        self.can_have(name, &config.addresses)?;
+        let routes = context.routes.used();
         match self.entries.get_mut(name) {
             Some(entry) => {
-                entry.stored = stored;
-                entry.warming = warming;
+                let serving = std::mem::replace(&mut entry.stored, stored);
+                let before = match entry.warming.take() {
+                    Some(warming) => warming.before,
+                    None => Some(serving),
+                };
+                entry.warming = Some(Warming { config, routes, before });
             }
             None => {
-                let address = warming.as_ref().and_then(|w| w.config.addresses.first().copied());
-                let listener = Listener::new(name.into(), address);
+                let listener = Listener::new(name.into(), config.addresses.first().copied());
+                let warming = Some(Warming { config, routes, before: None });
                 let entry = Entry { stored, listener, warming, routes: Vec::new(), addresses: Vec::new() };
                 self.entries.insert(name.to_owned(), entry);
             }
@@ -75,12 +89,33 @@ impl Listeners {
         Ok(())
     }
 
+    /// Whether a listener can have these addresses. Found out when it comes, so that its control plane hears of it, though it
+    /// takes them only when it is warm.
+    fn can_have(&self, name: &str, addresses: &[SocketAddr]) -> Result<(), Vec<ConfigError>> {
+        let mut errors = Vec::new();
+        for address in addresses {
+            let has = |e: &Entry| e.newest_addresses().contains(address);
+            let other = self.entries.iter().find(|(other, entry)| *other != name && has(entry));
+            if let Some((other, _)) = other {
+                let text = format!("the listener {other} has {address}; an address may have one listener");
+                errors.push(ConfigError::new("address", text));
+            } else if let Err(error) = self.sockets.probe(*address) {
+                errors.push(ConfigError::new("address", error.to_string()));
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
     /// Puts listeners that have become warm to work; gives those that cannot listen.
     pub(super) fn publish_warm(&mut self) -> Vec<(String, BindError)> {
         let mut failed = Vec::new();
         for (name, entry) in &mut self.entries {
             let ready = |w: &Warming| w.routes.iter().all(|r| r.get().is_some());
-            let Some(warming) = entry.warming.take_if(|w| ready(w)) else { continue };
+            // One that is to have an address which another listener is about to leave waits for it.
+            let free = |w: &Warming| {
+                !w.config.addresses.iter().any(|a| self.sockets.is_anothers(*a, &entry.listener))
+            };
+            let Some(warming) = entry.warming.take_if(|w| ready(w) && free(w)) else { continue };
             if self.draining {
                 continue;
             }
@@ -89,6 +124,9 @@ impl Listeners {
             let bound = addresses.iter().try_for_each(|a| self.sockets.bind(*a, &entry.listener));
             if let Err(error) = bound {
                 self.sockets.release(&entry.listener, &entry.addresses);
+                if let Some(before) = warming.before {
+                    entry.stored = before;
+                }
                 failed.push((name.clone(), error));
                 continue;
             }

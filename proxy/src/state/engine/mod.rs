@@ -29,7 +29,7 @@ use self::secrets::Secrets;
 use super::error::join;
 use super::node::NodeInfo;
 use super::{CompileContext, ConfigError, Tables, fields};
-use crate::listen::SocketTable;
+use crate::listen::{BindError, SocketTable};
 use crate::route::RouteConfig;
 use crate::xds::{Rejection, ResourceSink, Subscriptions};
 
@@ -96,15 +96,18 @@ impl Engine {
     pub fn add_static(&self, kind: ResourceType, name: &str, bytes: &[u8]) -> Result<(), Vec<ConfigError>> {
         let mut inner = self.0.lock();
         inner.upsert(kind, name, "", bytes, true)?;
-        inner.settle(true)
+        let failed = inner.settle();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        Err(failed.into_iter().map(|(_, e)| ConfigError::new("address", e.to_string())).collect())
     }
 
     /// Publishes the workload's own certificate as the secrets `default` and `ROOTCA`.
     pub fn set_identity(&self, certificate: &crate::identity::workload::WorkloadCertificate) {
         let mut inner = self.0.lock();
         inner.secrets.set_identity(certificate);
-        // A listener that cannot bind now says so in its own log line; there is nobody to tell here.
-        let _ = inner.settle(false);
+        inner.settle();
     }
 
     /// Periodic work: returns of ejected hosts, files of secrets.
@@ -112,7 +115,7 @@ impl Engine {
         let mut inner = self.0.lock();
         inner.clusters.sweep(now);
         if inner.secrets.reread_files() {
-            let _ = inner.settle(false);
+            inner.settle();
         }
     }
 
@@ -157,10 +160,8 @@ fn decode<M: Message + Name + Default>(bytes: &[u8]) -> Result<M, Vec<ConfigErro
 }
 
 impl Inner {
-    fn context(&self, is_static: bool) -> CompileContext {
-        let mut context = CompileContext::new(&self.tables, self.node.clone(), SystemTime::now());
-        context.is_static = is_static;
-        context
+    fn context(&self) -> CompileContext {
+        CompileContext::new(&self.tables, self.node.clone(), SystemTime::now())
     }
 
     /// Takes one resource; on error its last good version stays.
@@ -172,7 +173,7 @@ impl Inner {
         bytes: &[u8],
         is_static: bool,
     ) -> Result<(), Vec<ConfigError>> {
-        let context = self.context(is_static);
+        let context = self.context();
         let stored = Stored::new(version, bytes, is_static);
         match kind {
             ResourceType::Cluster => self.clusters.upsert(name, stored, &context)?,
@@ -236,21 +237,18 @@ impl Inner {
         }
     }
 
-    /// Publishes what has become warm, and says to the control plane what is wanted now. `binding` is for the start: sockets
-    /// that cannot be had are errors.
-    fn settle(&mut self, binding: bool) -> Result<(), Vec<ConfigError>> {
+    /// Publishes what has become warm, and says to the control plane what is wanted now. Gives the listeners that were warm
+    /// and cannot listen.
+    fn settle(&mut self) -> Vec<(String, BindError)> {
         self.clusters.publish_warm();
         let failed = self.listeners.publish_warm();
         self.wanted.set(ResourceType::Endpoint, self.clusters.assignments_wanted());
         self.wanted.set(ResourceType::Route, self.listeners.routes_wanted());
         self.wanted.set(ResourceType::Secret, self.secrets.wanted());
-        if !binding || failed.is_empty() {
-            for (name, error) in &failed {
-                tracing::error!(listener = name, %error, "listener cannot listen");
-            }
-            return Ok(());
+        for (listener, error) in &failed {
+            tracing::error!(listener, %error, "a listener cannot listen; what it was before stays");
         }
-        Err(failed.into_iter().map(|(_, e)| ConfigError::new("address", e.to_string())).collect())
+        failed
     }
 }
 
@@ -281,11 +279,11 @@ impl ResourceSink for Engine {
                 inner.remove(kind, &name);
             }
         }
-        // A listener that came in this very response and cannot listen is refused like one that does not compile.
-        if let Err(errors) = inner.settle(kind == ResourceType::Listener) {
-            let reason = join(&errors);
-            tracing::error!(reason, "a listener cannot listen");
-            rejections.push(Rejection { name: "listener".to_owned(), reason });
+        for (name, error) in inner.settle() {
+            // One that became warm by another kind of resource has no push of its own to be refused in.
+            if kind == ResourceType::Listener {
+                rejections.push(Rejection { name, reason: format!("address: {error}") });
+            }
         }
         rejections
     }

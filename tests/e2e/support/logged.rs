@@ -1,0 +1,87 @@
+//! A process whose log a test reads.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use super::{WEFT, eventually};
+
+/// The binary at work, its standard error in a file. Killed with its test.
+pub struct Logged {
+    child: Child,
+    log: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Logged {
+    /// Starts the binary with these words.
+    pub fn weft<S: AsRef<str>>(arguments: &[S]) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let log = directory.path().join("log");
+        let file = std::fs::File::create(&log).expect("a log");
+        let child = Command::new(WEFT)
+            .args(arguments.iter().map(AsRef::as_ref))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .expect("weft starts");
+        Self { child, log, _directory: directory }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).expect("a log")
+    }
+
+    /// Waits until a line of the log has all of these words, and gives the first such line.
+    pub fn says(&self, words: &[&str]) -> String {
+        let find = || self.log().lines().find(|l| words.iter().all(|w| l.contains(w))).map(str::to_owned);
+        for _ in 0..1000 {
+            if let Some(line) = find() {
+                return line;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        panic!("the log never says {words:?}:\n{}", self.log());
+    }
+
+    /// Whether it has ended, and how.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child")
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Sends SIGKILL and waits for the end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("a signal");
+    }
+
+    /// Waits for its end by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("the process ends", || {
+            status = self.ended();
+            status.is_some()
+        });
+        status.expect("ended")
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- log ---\n{}", self.log());
+        }
+    }
+}
