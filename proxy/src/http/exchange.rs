@@ -220,14 +220,16 @@ async fn watched(
     flow: &Rc<Flow>,
     mut work: std::pin::Pin<&mut impl Future<Output = (Reply, Before, Option<Matched>)>>,
 ) -> (Reply, Before, Option<Matched>) {
-    let mut watchdog = Watchdog::default();
-    poll_fn(|cx| {
+    let mut watchdog = Watchdog { alarm: shared.take_alarm() };
+    let done = poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
             return Poll::Ready(done);
         }
         watchdog.poll(flow, cx).map(|why| expired(shared, flow, why))
     })
-    .await
+    .await;
+    shared.put_alarm(watchdog.alarm);
+    done
 }
 
 /// The answer to a request that took too long, in Envoy's words.

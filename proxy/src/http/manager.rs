@@ -1,6 +1,6 @@
 //! The connection manager of one downstream connection.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,8 +10,10 @@ use http::{HeaderValue, StatusCode};
 use super::config::{ClientCert, HcmConfig};
 use super::{exchange, response, xfcc};
 use crate::codec::{Downstream, Headers, HttpService, Protocol, Reply, Request};
-use crate::io::ConnectionInfo;
+use crate::io::{Alarm, ConnectionInfo};
 use crate::router::LocalReply;
+
+const KEPT_ALARMS: usize = 4;
 
 /// What the requests of a connection share.
 pub struct Shared {
@@ -23,6 +25,8 @@ pub struct Shared {
     /// The codec's version, known from the first request on.
     protocol: OnceCell<Protocol>,
     client_cert: OnceCell<Option<HeaderValue>>,
+    /// Alarms of streams that have ended, for those to come.
+    alarms: RefCell<Vec<Alarm>>,
 }
 
 /// Handles the requests of one downstream connection.
@@ -46,6 +50,7 @@ impl ConnectionManager {
             opened: Instant::now(),
             protocol: OnceCell::new(),
             client_cert: OnceCell::new(),
+            alarms: RefCell::default(),
         };
         Rc::new(Self { shared: Rc::new(shared) })
     }
@@ -71,6 +76,19 @@ impl HttpService for ConnectionManager {
 }
 
 impl Shared {
+    /// An alarm for a stream.
+    pub fn take_alarm(&self) -> Alarm {
+        self.alarms.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Takes it back; what many streams at once needed is not kept.
+    pub fn put_alarm(&self, alarm: Alarm) {
+        let mut alarms = self.alarms.borrow_mut();
+        if alarms.len() < KEPT_ALARMS {
+            alarms.push(alarm);
+        }
+    }
+
     /// Counts a request by version.
     pub fn count_request(&self, protocol: Protocol) {
         let stats = &self.config.stats;

@@ -5,15 +5,11 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use tokio::io::AsyncWrite;
-use tokio::time::{Instant, Sleep};
 
-use super::Io;
-
-const BUFFER: usize = 16 * 1024;
+use super::{Alarm, Io, scratch};
 
 /// How a copy ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +40,7 @@ pub struct Copied {
 pub async fn copy_bidirectional(downstream: &mut Io, upstream: &mut Io, idle: Option<Duration>) -> Copied {
     let (received, sent) = (Cell::new(0), Cell::new(0));
     let (mut up, mut down) = (Way::default(), Way::default());
-    let mut timer = Idle { limit: idle, sleep: None, last: Instant::now() };
+    let mut timer = Idle { limit: idle, alarm: Alarm::default(), last: now() };
     let end = poll_fn(|cx| {
         let moved = received.get() + sent.get();
         let forth = up.poll(downstream, upstream, &received, cx);
@@ -77,7 +73,8 @@ enum Side {
 
 #[derive(Default)]
 struct Way {
-    buffer: BytesMut,
+    /// What was read and the sink did not take at once.
+    rest: Vec<u8>,
     written: usize,
     ended: bool,
     flush: bool,
@@ -96,43 +93,61 @@ impl Way {
             if self.done {
                 return Poll::Ready(Ok(()));
             }
-            while self.written < self.buffer.len() {
-                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.buffer[self.written..]));
+            while self.written < self.rest.len() {
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.rest[self.written..]));
                 let n = n.ok().filter(|n| *n > 0).ok_or(Side::Sink)?;
                 self.written += n;
                 self.flush = true;
                 count.set(count.get() + n as u64);
             }
+            self.rest = Vec::new();
+            self.written = 0;
             if self.ended {
                 // A peer that has gone needs no farewell.
                 let _: io::Result<()> = ready!(Pin::new(&mut *to).poll_shutdown(cx));
                 self.done = true;
                 continue;
             }
-            self.buffer.clear();
-            self.written = 0;
-            self.buffer.reserve(BUFFER);
-            let read = self.fill(from, cx);
-            if read.is_pending() {
-                self.buffer = BytesMut::new();
-                if self.flush {
-                    ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Side::Sink)?;
-                    self.flush = false;
+            match self.step(from, to, count, cx) {
+                Poll::Ready(read) => self.ended = read? == 0,
+                Poll::Pending => {
+                    if self.flush {
+                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Side::Sink)?;
+                        self.flush = false;
+                    }
+                    return Poll::Pending;
                 }
-                return Poll::Pending;
             }
-            self.ended = ready!(read)? == 0;
         }
     }
 
-    fn fill(&mut self, from: &mut Io, cx: &mut Context<'_>) -> Poll<Result<usize, Side>> {
-        tokio_util::io::poll_read_buf(Pin::new(from), cx, &mut self.buffer).map_err(|_| Side::Source)
+    /// Reads once and writes what came straight from the worker's scratch.
+    fn step(
+        &mut self,
+        from: &mut Io,
+        to: &mut Io,
+        count: &Cell<u64>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<usize, Side>> {
+        let mut broken = false;
+        let read = scratch::poll_read(from, cx, |bytes, cx| {
+            let n = match Pin::new(to).poll_write(cx, bytes) {
+                Poll::Ready(Ok(n)) if n > 0 => n,
+                Poll::Ready(_) => return broken = true,
+                Poll::Pending => 0,
+            };
+            self.flush |= n > 0;
+            count.set(count.get() + n as u64);
+            self.rest.extend_from_slice(&bytes[n..]);
+        });
+        let read = ready!(read).map_err(|_| Side::Source)?;
+        Poll::Ready(if broken { Err(Side::Sink) } else { Ok(read) })
     }
 }
 
 struct Idle {
     limit: Option<Duration>,
-    sleep: Option<Pin<Box<Sleep>>>,
+    alarm: Alarm,
     last: Instant,
 }
 
@@ -140,18 +155,15 @@ impl Idle {
     fn poll(&mut self, moved: bool, cx: &mut Context<'_>) -> Poll<()> {
         let Some(limit) = self.limit else { return Poll::Pending };
         if moved {
-            self.last = Instant::now();
+            self.last = now();
         }
-        // The timer is not moved at each byte: when it rings, what is left is waited for.
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        loop {
-            ready!(sleep.as_mut().poll(cx));
-            if self.last.elapsed() >= limit {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(self.last + limit);
-        }
+        self.alarm.poll(self.last + limit, cx)
     }
+}
+
+/// By the runtime's clock.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]
@@ -189,7 +201,7 @@ mod tests {
     async fn silence_ends_it_after_the_idle_timeout_and_not_before() {
         let ((mut client, near), (far, _server)) = (tokio::io::duplex(64), tokio::io::duplex(64));
         let (mut near, mut far) = (Io::memory(near), Io::memory(far));
-        let began = Instant::now();
+        let began = now();
         let talk = async {
             tokio::time::sleep(Duration::from_secs(40)).await;
             client.write_all(b"x").await.unwrap();
@@ -200,6 +212,6 @@ mod tests {
             () = talk => unreachable!(),
         };
         assert_eq!(copied.end, CopyEnd::Idle);
-        assert_eq!(began.elapsed().as_secs(), 100);
+        assert_eq!((now() - began).as_secs(), 100);
     }
 }

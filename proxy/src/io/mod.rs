@@ -1,7 +1,9 @@
 //! Byte streams and what is known of a connection: the vocabulary of every stage that touches one.
 
+pub mod alarm;
 pub mod connection;
 mod copy;
+pub mod scratch;
 
 use std::io;
 use std::pin::Pin;
@@ -11,6 +13,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
+pub use alarm::Alarm;
 pub use connection::{ConnectionInfo, Direction, TlsInfo};
 pub use copy::{Copied, CopyEnd, copy_bidirectional};
 

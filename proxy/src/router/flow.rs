@@ -3,13 +3,12 @@
 //! All of them run on one task of one thread, so cells suffice. The record is read once, when the stream ends.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::codec::{Body, BodyError, BodyStream, Frame, RequestHead};
+use crate::io::Alarm;
 use crate::telemetry::{Flag, StreamInfo};
 
 /// A stream's record and clocks.
@@ -86,7 +85,12 @@ impl Flow {
     /// The request's last byte came.
     pub fn end_request(&self) {
         if self.request_end.get().is_none() {
-            let now = Instant::now();
+            self.end_request_at(Instant::now());
+        }
+    }
+
+    fn end_request_at(&self, now: Instant) {
+        if self.request_end.get().is_none() {
             self.request_end.set(Some(now));
             self.info(|i| {
                 i.request_end = Some(now);
@@ -174,39 +178,23 @@ impl Flow {
     }
 }
 
-/// The one timer of a stream: armed for the next limit, moved when limits move.
+/// The one timer of a stream, for its next limit. A connection hands its alarm from stream to stream.
 #[derive(Default)]
 pub struct Watchdog {
-    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// The timer.
+    pub alarm: Alarm,
 }
 
 impl Watchdog {
     /// Ready when a limit of the flow is reached.
     pub fn poll(&mut self, flow: &Flow, cx: &mut Context<'_>) -> Poll<Expired> {
-        loop {
-            let Some((at, why)) = flow.next() else {
-                self.timer = None;
-                if flow.request_end().is_none() {
-                    *flow.waker.borrow_mut() = Some(cx.waker().clone());
-                }
-                return Poll::Pending;
-            };
-            let at = tokio::time::Instant::from_std(at);
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-            // A timer that fires early costs one look; moving it on every byte would cost more.
-            if timer.deadline() > at {
-                timer.as_mut().reset(at);
-            }
-            if timer.as_mut().poll(cx).is_pending() {
-                if flow.request_end().is_none() {
-                    *flow.waker.borrow_mut() = Some(cx.waker().clone());
-                }
-                return Poll::Pending;
-            }
-            if tokio::time::Instant::now() >= at {
-                return Poll::Ready(why);
-            }
-            timer.as_mut().reset(at);
+        if flow.request_end().is_none() {
+            // The end of the request sets a limit.
+            *flow.waker.borrow_mut() = Some(cx.waker().clone());
+        }
+        match flow.next() {
+            Some((at, why)) => self.alarm.poll(at, cx).map(|()| why),
+            None => Poll::Pending,
         }
     }
 }
@@ -222,7 +210,9 @@ impl RequestBody {
     pub fn wrap(body: Body, flow: &Rc<Flow>) -> Body {
         match body {
             Body::Empty => {
-                flow.end_request();
+                // It ended with its head, which came just now.
+                let start = flow.info(|i| i.start);
+                flow.end_request_at(start);
                 Body::Empty
             }
             Body::Full(bytes) => {

@@ -7,6 +7,7 @@ mod upstream;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
@@ -50,7 +51,7 @@ pub enum AcquireError {
     Connect(ConnectFailure),
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 struct Key {
     cluster: u64,
     host: HostId,
@@ -59,6 +60,16 @@ struct Key {
     protocol: Option<Protocol>,
     alpn: Option<Arc<Vec<Vec<u8>>>>,
     authority: Option<Arc<str>>,
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // What hardly ever tells two keys apart is left to the comparison.
+        state.write_u64(self.cluster ^ self.host.0.rotate_left(32));
+        if let Some(authority) = &self.authority {
+            authority.hash(state);
+        }
+    }
 }
 
 /// A connection's place in its pool. Dropping it lets a waiting request make another one.
@@ -108,13 +119,13 @@ impl Line {
 
 struct Idle {
     connection: h1::client::Connection,
-    line: Line,
+    line: Box<Line>,
     since: Instant,
 }
 
 struct Shared {
     connection: RefCell<h2::client::Connection>,
-    line: Line,
+    line: Box<Line>,
     used: Cell<Instant>,
 }
 
@@ -246,7 +257,7 @@ async fn open(
         None => tls.as_ref().is_some_and(|t| t.alpn.as_deref() == Some(b"h2")),
     };
     let now = Instant::now();
-    let line = Line {
+    let line = Box::new(Line {
         key: key.clone(),
         cluster: Arc::downgrade(cluster),
         host: host.clone(),
@@ -255,7 +266,7 @@ async fn open(
         opened: now,
         _guard: guard,
         _place: place,
-    };
+    });
     if two {
         let connection = h2::client::Connection::new(io, config.h2).await.map_err(|e| {
             AcquireError::Connect(ConnectFailure { timeout: false, reason: e.details.into() })

@@ -90,7 +90,7 @@ impl Chunked {
                             Ok(Decoded::Incomplete)
                         };
                     };
-                    let block = buffer.split_to(end).freeze();
+                    let block = buffer.split_to(end.at).freeze();
                     self.state = State::Done;
                     return parse::fields(&block).map(|t| Decoded::End(Some(t))).ok_or(Broken);
                 }

@@ -19,9 +19,12 @@ use crate::codec::message::{
 };
 use crate::io::Io;
 
-/// An idle upstream connection.
+/// An idle upstream connection. It goes from hand to hand with every request, so it is small.
 #[derive(Debug)]
-pub struct Connection {
+pub struct Connection(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     transport: Transport,
     options: H1Options,
     requests: u64,
@@ -30,29 +33,29 @@ pub struct Connection {
 impl Connection {
     /// A connection over a fresh stream.
     pub fn new(io: Io, options: H1Options) -> Self {
-        Self { transport: Transport::new(io), options, requests: 0 }
+        Self(Box::new(Inner { transport: Transport::new(io), options, requests: 0 }))
     }
 
     /// How many requests it has served.
     pub fn requests(&self) -> u64 {
-        self.requests
+        self.0.requests
     }
 
     /// The stream beneath, for its addresses.
     pub fn io(&self) -> &Io {
-        &self.transport.io
+        &self.0.transport.io
     }
 
     /// Whether the peer has ended it, or sent what nobody asked for, while it was idle. Costs no system call while nothing
     /// has come.
     pub fn is_dead(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        !self.transport.read.is_empty() || self.transport.poll_closed(&mut cx).is_ready()
+        !self.0.transport.read.is_empty() || self.0.transport.poll_closed(&mut cx).is_ready()
     }
 
     /// Ready when the peer ends it while it is idle.
     pub fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.transport.read.is_empty() { self.transport.poll_closed(cx) } else { Poll::Ready(()) }
+        if self.0.transport.read.is_empty() { self.0.transport.poll_closed(cx) } else { Poll::Ready(()) }
     }
 
     /// Sends a request and waits for the head of its reply, handing 1xx heads to `sink`. `release` gets the connection back
@@ -65,7 +68,7 @@ impl Connection {
     ) -> Result<Reply, UpstreamError> {
         let Request { head, body } = request;
         let mut exchange = Exchange {
-            connection: Some(self),
+            connection: Some(self.0),
             outgoing: Outgoing::new(Body::Empty, encode::Output::None, false),
             sent: false,
             write_failed: false,
@@ -98,7 +101,7 @@ impl Connection {
 
 /// A request and its reply under way. Dropped before its end, it takes the connection with it.
 struct Exchange {
-    connection: Option<Connection>,
+    connection: Option<Box<Inner>>,
     outgoing: Outgoing,
     sent: bool,
     write_failed: bool,
@@ -184,7 +187,7 @@ impl Exchange {
                 .as_ref()
                 .is_some_and(|c| c.transport.read.is_empty() && !c.transport.read_closed);
         let connection = self.connection.take();
-        release(connection.filter(|_| clean));
+        release(connection.filter(|_| clean).map(Connection));
     }
 }
 

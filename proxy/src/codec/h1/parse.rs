@@ -48,17 +48,34 @@ pub(super) struct ParsedResponse {
     pub(super) keep_alive: bool,
 }
 
-/// The position after the empty line that ends a head.
-pub(super) fn end_of_head(buffer: &[u8]) -> Option<usize> {
-    let mut from = 0;
-    while let Some(at) = buffer[from..].iter().position(|b| *b == b'\n') {
-        let at = from + at;
-        if buffer[..at].ends_with(b"\r\n\r") {
-            return Some(at + 1);
+/// Where a head ends.
+pub(super) struct HeadEnd {
+    /// The position after its empty line.
+    pub(super) at: usize,
+    /// Every line of it ends with CR and LF. httparse takes a bare LF for a line end; two parsers that disagree on that can
+    /// be played against each other.
+    pub(super) strict: bool,
+}
+
+/// Looks for the empty line that ends a head.
+pub(super) fn end_of_head(buffer: &[u8]) -> Option<HeadEnd> {
+    let (mut line, mut strict) = (0, true);
+    for at in memchr::memchr_iter(b'\n', buffer) {
+        let ended = at > line && buffer[at - 1] == b'\r';
+        if ended && at == line + 1 && line >= 2 && buffer[line - 2] == b'\r' {
+            return Some(HeadEnd { at: at + 1, strict });
         }
-        from = at + 1;
+        strict &= ended;
+        line = at + 1;
     }
     None
+}
+
+type Storage<'a> = [std::mem::MaybeUninit<httparse::Header<'a>>; 128];
+
+/// Room for more fields than any limit allows; clearing it for every head would cost more than parsing one.
+const fn storage<'a>() -> Storage<'a> {
+    [const { std::mem::MaybeUninit::uninit() }; 128]
 }
 
 /// What the fields of a head say about its framing.
@@ -93,14 +110,8 @@ pub(super) fn fields(block: &Bytes) -> Option<Headers> {
     }
 }
 
-/// httparse takes a bare LF for a line end; two parsers that disagree on that can be played against each other.
 fn strict(block: &[u8]) -> bool {
-    let mut last = 0;
-    block.iter().all(|b| {
-        let good = *b != b'\n' || last == b'\r';
-        last = *b;
-        good
-    })
+    memchr::memchr_iter(b'\n', block).all(|at| at > 0 && block[at - 1] == b'\r')
 }
 
 fn facts(headers: &Headers) -> Facts {
@@ -150,14 +161,14 @@ pub(super) fn request(
         }
         return early(buffer);
     };
-    if end > options.max_head_bytes {
+    if end.at > options.max_head_bytes {
         return Err(too_large());
     }
-    let block = buffer.split_to(end).freeze();
-    let mut storage = [httparse::EMPTY_HEADER; 128];
-    let mut parsed = httparse::Request::new(&mut storage);
-    match parsed.parse(&block) {
-        Ok(httparse::Status::Complete(_)) if strict(&block) => {}
+    let block = buffer.split_to(end.at).freeze();
+    let mut storage = storage();
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(&block, &mut storage) {
+        Ok(httparse::Status::Complete(_)) if end.strict => {}
         Err(httparse::Error::TooManyHeaders) => return Err(too_many()),
         _ => return Err(bad("http1.codec_error")),
     }
@@ -175,7 +186,7 @@ pub(super) fn request(
     if protocol == Protocol::Http10 && !options.accept_http_10 {
         return Err(Refused { status: StatusCode::UPGRADE_REQUIRED, details: "low_version" });
     }
-    let host = host(&mut headers)?;
+    let host = host(&block, &mut headers)?;
     let target = block.slice_ref(target.as_bytes());
     let (scheme, authority, path) = split_target(&method, target, host, tls)?;
     if authority.is_empty() && protocol == Protocol::Http11 && !has_host(&block) {
@@ -183,7 +194,7 @@ pub(super) fn request(
     }
     headers.remove(&http::header::TRANSFER_ENCODING);
     let upgrade = match (facts.upgrade, headers.get(&http::header::UPGRADE)) {
-        (true, Some(value)) => Some(Bytes::copy_from_slice(value.as_bytes())),
+        (true, Some(value)) => Some(block.slice_ref(value.as_bytes())),
         _ => None,
     };
     let keep_alive =
@@ -243,12 +254,19 @@ fn has_host(block: &[u8]) -> bool {
 }
 
 /// Takes the Host field out of the headers; more than one is a smuggler's.
-fn host(headers: &mut Headers) -> Result<Bytes, Refused> {
-    if headers.get_all(&http::header::HOST).nth(1).is_some() {
+fn host(block: &Bytes, headers: &mut Headers) -> Result<Bytes, Refused> {
+    let (mut first, mut more) = (None, false);
+    headers.retain(|name, value| {
+        if *name != http::header::HOST {
+            return true;
+        }
+        more |= first.is_some();
+        first = first.take().or_else(|| Some(block.slice_ref(value.as_bytes())));
+        false
+    });
+    if more {
         return Err(bad("http1.codec_error"));
     }
-    let first = headers.get(&http::header::HOST).map(|v| Bytes::copy_from_slice(v.as_bytes()));
-    headers.remove(&http::header::HOST);
     Ok(first.unwrap_or_default())
 }
 
@@ -302,11 +320,12 @@ pub(super) fn response(
             Ok(_) => Ok(None),
         };
     };
-    let block = buffer.split_to(end).freeze();
-    let mut storage = [httparse::EMPTY_HEADER; 128];
-    let mut parsed = httparse::Response::new(&mut storage);
-    match parsed.parse(&block) {
-        Ok(httparse::Status::Complete(_)) if strict(&block) => {}
+    let block = buffer.split_to(end.at).freeze();
+    let mut storage = storage();
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    match config.parse_response_with_uninit_headers(&mut parsed, &block, &mut storage) {
+        Ok(httparse::Status::Complete(_)) if end.strict => {}
         Err(httparse::Error::TooManyHeaders) => return Err("headers count exceeds limit"),
         _ => return Err("http/1.1 protocol error"),
     }

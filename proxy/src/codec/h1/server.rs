@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::codec::drain::{Drain, DrainPhase};
 use crate::codec::message::{
     Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResponseHead,
 };
-use crate::io::Io;
+use crate::io::{Alarm, Io};
 
 /// What a downstream connection goes by.
 #[derive(Clone, Copy, Debug)]
@@ -76,8 +76,12 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOption
         answered: false,
     }));
     let mut stream = 0;
+    let mut closes = drain.clone();
+    // One wait for the end and one timer for all requests: making them anew for each would cost more than they do.
+    let mut closing = pin!(closes.reached(DrainPhase::Closing));
+    let mut alarm = Alarm::default();
     loop {
-        let goes_on = match next(&shared, &options, drain.clone()).await {
+        let goes_on = match next(&shared, &options, closing.as_mut(), &mut alarm).await {
             Next::Request(parsed) => exchange(&shared, &service, *parsed, stream, &options, &drain).await,
             Next::Refused(refused) => {
                 let reply = service.bad_request(refused.status, refused.details, Protocol::Http11);
@@ -94,9 +98,13 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOption
 }
 
 /// Waits for the next request's head.
-async fn next(shared: &RefCell<Shared>, options: &ServerOptions, mut drain: Drain) -> Next {
+async fn next(
+    shared: &RefCell<Shared>,
+    options: &ServerOptions,
+    mut closing: Pin<&mut impl Future<Output = ()>>,
+    alarm: &mut Alarm,
+) -> Next {
     let mut began = None;
-    let mut closing = pin!(drain.reached(DrainPhase::Closing));
     let idle_end = options.idle_timeout.map(|t| Instant::now() + t);
     loop {
         {
@@ -117,21 +125,21 @@ async fn next(shared: &RefCell<Shared>, options: &ServerOptions, mut drain: Drai
             shared.borrow_mut().transport.poll_fill(cx)
         });
         let head_end = began.and_then(|b| options.head_timeout.map(|t| b + t));
-        let filled = match if began.is_some() { head_end } else { idle_end } {
-            None => fill.await,
-            Some(end) => match timeout_at(end, fill).await {
-                Ok(filled) => filled,
-                Err(_) if began.is_some() => {
-                    return Next::Refused(Refused {
-                        status: StatusCode::REQUEST_TIMEOUT,
-                        details: "request_header_timeout",
-                    });
-                }
-                Err(_) => return Next::Closed,
-            },
-        };
-        match filled {
-            Ok(n) if n > 0 => {}
+        let end = if began.is_some() { head_end } else { idle_end };
+        let mut fill = pin!(fill);
+        let filled = poll_fn(|cx| match (fill.as_mut().poll(cx), end) {
+            (Poll::Ready(filled), _) => Poll::Ready(Some(filled)),
+            (Poll::Pending, Some(end)) => alarm.poll(end.into_std(), cx).map(|()| None),
+            (Poll::Pending, None) => Poll::Pending,
+        });
+        match filled.await {
+            Some(Ok(n)) if n > 0 => {}
+            None if began.is_some() => {
+                return Next::Refused(Refused {
+                    status: StatusCode::REQUEST_TIMEOUT,
+                    details: "request_header_timeout",
+                });
+            }
             _ => return Next::Closed,
         }
     }

@@ -12,10 +12,8 @@ use super::encode::{self, Output};
 use super::parse::Framing;
 use crate::codec::body::{Body, BodyError, Frame};
 use crate::codec::message::ResetReason;
-use crate::io::Io;
+use crate::io::{Io, scratch};
 
-/// Bytes read at once.
-const READ: usize = 16 * 1024;
 /// A piece of a body up to this size is copied behind what waits to be written; a larger one is written by itself.
 const COPY: usize = 8 * 1024;
 /// No more is taken from a source while this much waits to be written.
@@ -56,6 +54,8 @@ pub(super) struct Transport {
     after: &'static [u8],
     pub(super) read_closed: bool,
     needs_flush: bool,
+    /// What waits to be written has waited for its turn.
+    due: bool,
 }
 
 impl Transport {
@@ -68,20 +68,20 @@ impl Transport {
             after: b"",
             read_closed: false,
             needs_flush: false,
+            due: false,
         }
     }
 
-    /// Reads once into the buffer; 0 at the end. An idle connection waits without a buffer.
+    /// Reads once into the buffer; 0 at the end. The bytes go by way of the worker's scratch, so that a connection holds no
+    /// more than what came, and an idle one nothing.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.read_closed {
             return Poll::Ready(Ok(0));
         }
-        self.read.reserve(READ);
-        let polled = tokio_util::io::poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read);
-        match &polled {
-            Poll::Pending if self.read.is_empty() => self.read = BytesMut::new(),
-            Poll::Ready(Ok(0)) => self.read_closed = true,
-            _ => {}
+        let Self { io, read, .. } = self;
+        let polled = scratch::poll_read(io, cx, |bytes, _| read.extend_from_slice(bytes));
+        if matches!(polled, Poll::Ready(Ok(0))) {
+            self.read_closed = true;
         }
         polled
     }
@@ -97,7 +97,15 @@ impl Transport {
     }
 
     /// Writes what waits. Ready when all is written and flushed.
+    ///
+    /// The first write of a message lets the worker's other ready tasks go first: what they have to write then goes out
+    /// together with this, and a peer on the same machine is woken once for many messages and not for each.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.due && self.has_output() {
+            self.due = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
             let n = if !self.write.is_empty() && !self.large.is_empty() && self.io.is_write_vectored() {
                 let slices = [io::IoSlice::new(&self.write), io::IoSlice::new(&self.large)];
@@ -125,6 +133,7 @@ impl Transport {
             ready!(Pin::new(&mut self.io).poll_flush(cx))?;
             self.needs_flush = false;
         }
+        self.due = false;
         if self.write.capacity() > COPY {
             self.write = BytesMut::new();
         }

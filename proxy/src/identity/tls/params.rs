@@ -8,9 +8,20 @@ use xds_protos::envoy::extensions::transport_sockets::tls::v3 as pb;
 
 use crate::state::ConfigError;
 
-static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(base_provider()));
 
-/// The one crypto provider: aws-lc-rs with X25519MLKEM768 preferred.
+/// aws-lc-rs with X25519MLKEM768 and, as in Envoy on a processor with AES instructions, AES-128-GCM preferred.
+fn base_provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| {
+        let name = format!("{:?}", suite.suite());
+        // Versions stay apart: those of TLS 1.3 come first.
+        (suite.tls13().is_none(), !name.contains("AES_128_GCM"))
+    });
+    provider
+}
+
+/// The one crypto provider.
 pub fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
@@ -37,7 +48,7 @@ impl Params {
         let Some(proto) = proto else { return Ok(Self::default()) };
         let mut errors = Vec::new();
         let versions = versions(proto, &mut errors);
-        let mut base = aws_lc_rs::default_provider();
+        let mut base = base_provider();
         if !proto.cipher_suites.is_empty() {
             let tls12 = suites(&proto.cipher_suites);
             if tls12.is_empty() {
