@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use time::OffsetDateTime;
 
@@ -15,7 +15,7 @@ use super::traffic::{HOST, Traffic};
 use super::{check, embedded};
 use crate::cli::parse_duration;
 use crate::up::ending::{Ending, finish};
-use crate::up::{Mesh, Options, report};
+use crate::up::{Mesh, Options, events, report};
 
 /// How often proxies are asked.
 const LOOK: Duration = Duration::from_secs(1);
@@ -178,7 +178,7 @@ async fn shown(mesh: &mut Mesh, args: &DemoArgs) -> anyhow::Result<()> {
         }
         Output::Json => None,
     };
-    let mut deaths = mesh.deaths().context("the mesh's events are shown twice")?;
+    let mut events = events::follow(mesh).await;
     let mut show = Show {
         began: Instant::now(),
         measure: Measure::new(mesh.workloads()),
@@ -194,12 +194,10 @@ async fn shown(mesh: &mut Mesh, args: &DemoArgs) -> anyhow::Result<()> {
         ticks.tick().await;
         show.measure.look().await;
         show.looks += 1;
-        while let Ok(death) = deaths.try_recv() {
-            match args.output {
-                Output::Text if screen.is_some() => {
-                    show.events.extend(death.to_string().lines().map(str::to_owned))
-                }
-                _ => eprintln!("weft: {death}"),
+        while let Ok(event) = events.try_recv() {
+            match screen {
+                Some(_) => show.events.extend(event.lines().map(str::to_owned)),
+                None => eprintln!("weft: {event}"),
             }
         }
         let rows = show.measure.rows(OffsetDateTime::now_utc());

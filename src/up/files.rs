@@ -7,12 +7,12 @@ use anyhow::Context;
 
 use super::process::Part;
 
-/// A run's directory. One that we made ourselves is removed at a clean end.
+/// A run's directory. One that we made ourselves is removed again, unless there are logs that somebody may want to read.
 #[derive(Debug)]
 pub(super) struct RunDir {
     path: PathBuf,
     ours: bool,
-    ended: bool,
+    keep: bool,
 }
 
 impl RunDir {
@@ -38,7 +38,7 @@ impl RunDir {
         make(&path.join("tokens"))?;
         // Children have their own ideas of where they are.
         let path = path.canonicalize()?;
-        Ok(Self { path, ours: given.is_none(), ended: false })
+        Ok(Self { path, ours: given.is_none(), keep: false })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -57,15 +57,15 @@ impl RunDir {
         self.path.join("tokens").join(workload)
     }
 
-    /// Removes the directory if it is ours and nobody will want to look into it.
-    pub(super) fn end(mut self, clean: bool) {
-        self.ended = clean;
+    /// Whether the directory stays when this is dropped: it does from the first process on, until a clean end.
+    pub(super) fn keep(&mut self, keep: bool) {
+        self.keep = keep;
     }
 }
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        if self.ours && self.ended {
+        if self.ours && !self.keep {
             let _ = std::fs::remove_dir_all(&self.path);
         }
     }

@@ -108,7 +108,7 @@ impl Mesh {
         if let Some(n) = options.loopback {
             rewrite::check(n)?;
         }
-        let files = files::RunDir::make(options.run_dir.as_deref())?;
+        let mut files = files::RunDir::make(options.run_dir.as_deref())?;
         let config_dir = if options.copy || options.loopback.is_some() {
             let copy = files.path().join("config");
             rewrite::copy(&options.dir, &copy, options.loopback)?;
@@ -132,6 +132,7 @@ impl Mesh {
         ports::check(needed(&control, &workloads))?;
         let state_dir = options.state_dir.clone().unwrap_or_else(|| files.path().join("state"));
         let (mut supervisor, deaths) = Supervisor::new()?;
+        files.keep(true);
         supervisor.add(commands::control(&options, &config_dir, &state_dir, &control, &files));
         wait_control(&supervisor, &control, &state_dir, CONTROL_LIMIT).await?;
         let tokens = tokens::Renewal::start(&state_dir, &files, &workloads)?;
@@ -338,9 +339,9 @@ impl Mesh {
             }
         }
         let clean = self.supervisor.states().all(|(_, s)| s.deaths == 0);
-        let Self { supervisor, files, .. } = self;
+        let Self { supervisor, mut files, .. } = self;
         drop(supervisor);
-        files.end(clean);
+        files.keep(!clean);
         Ok(())
     }
 

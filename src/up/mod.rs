@@ -6,6 +6,7 @@
 
 mod commands;
 pub(crate) mod ending;
+pub mod events;
 mod files;
 pub mod mesh;
 pub mod plan;

@@ -8,14 +8,15 @@ use clap::Args;
 
 use super::ending::{Ending, finish};
 use super::mesh::{Mesh, Options};
-use super::report;
+use super::{events, report};
 use crate::cli::parse_duration;
 
 /// Runs the mesh that a directory of YAML describes
 #[derive(Args, Debug)]
 pub struct UpArgs {
     /// The directory of YAML: each WorkloadEntry with a serviceAccount gets a proxy on its address (annotation weft.dev/role:
-    /// gateway makes it a gateway), and annotation weft.dev/command starts its application
+    /// gateway makes it a gateway), and annotation weft.dev/command starts its application. Edits take effect at once, but a
+    /// new workload is started by a new `weft up`
     #[arg(value_name = "DIR")]
     dir: PathBuf,
     /// Keep logs, tokens and the certificate authority here; without it, in a new directory that goes at a clean end
@@ -77,18 +78,16 @@ async fn run(options: Options, limit: Duration) -> anyhow::Result<()> {
 }
 
 async fn watch(mesh: &mut Mesh, limit: Duration) -> anyhow::Result<()> {
-    let deaths = mesh.deaths();
     mesh.wait_ready(limit).await?;
+    let mut events = events::follow(mesh).await;
     print!("{}", report::addresses(mesh));
     println!("\nready; try");
     for line in report::curl_lines(mesh) {
         println!("  {line}");
     }
     println!("\nedit {} to change it; Ctrl-C ends it", mesh.config_dir().display());
-    if let Some(mut deaths) = deaths {
-        while let Some(death) = deaths.recv().await {
-            eprintln!("weft: {death}\n  it is started again");
-        }
+    while let Some(event) = events.recv().await {
+        eprintln!("weft: {event}");
     }
     Ok(())
 }

@@ -2,11 +2,15 @@
 
 use serde_json::Value;
 
-use crate::support::{stderr, stdout, weft};
+use crate::support::mesh::alone;
+use crate::support::{stderr, stdout, weft_tidy};
 
 #[test]
 fn the_demo_shows_every_service_with_traffic_and_mutual_tls_and_ends_by_itself() {
-    let output = weft(&["demo", "--loopback", "79", "--rate", "10", "--duration", "4s", "--output", "json"]);
+    let _alone = alone();
+    let temporary = tempfile::tempdir().unwrap();
+    let flags = ["demo", "--loopback", "79", "--rate", "10", "--duration", "4s", "--output", "json"];
+    let output = weft_tidy(temporary.path(), &flags);
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&output);
     let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();

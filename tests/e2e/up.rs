@@ -11,8 +11,9 @@ use serde_json::Value;
 use weft::client::Connection;
 use weft::up::{Mesh, Part, Signal};
 
+use crate::support::mesh::{alone, runtime};
 use crate::support::pair::{Pair, workload};
-use crate::support::{Running, WEFT, eventually, stderr, weft};
+use crate::support::{Running, WEFT, eventually, stderr, weft, weft_tidy};
 
 /// Processes of this user whose command line or environment mentions `marker`.
 fn processes(marker: &str) -> Vec<u32> {
@@ -47,50 +48,53 @@ async fn asked(mesh: &Mesh, what: &str) {
     }
 }
 
-#[tokio::test]
-async fn a_mesh_starts_survives_deaths_and_leaves_nothing_behind() {
-    let pair = Pair::new(72);
-    let mut mesh = pair.start().await;
-    let mut deaths = mesh.deaths().unwrap();
-    let (status, says) = ask(&mesh).await.unwrap();
-    assert_eq!(status, 200);
-    assert_eq!(says["caller"]["spiffe"], "spiffe://cluster.local/ns/pair/sa/front");
-    assert_eq!(says["workload"], "back-1");
+#[test]
+fn a_mesh_starts_survives_deaths_and_leaves_nothing_behind() {
+    let _alone = alone();
+    runtime().block_on(async {
+        let pair = Pair::new(72);
+        let mut mesh = pair.start().await;
+        let mut deaths = mesh.deaths().unwrap();
+        let (status, says) = ask(&mesh).await.unwrap();
+        assert_eq!(status, 200);
+        assert_eq!(says["caller"]["spiffe"], "spiffe://cluster.local/ns/pair/sa/front");
+        assert_eq!(says["workload"], "back-1");
 
-    // A proxy that crashes is named, and started again.
-    let proxy = Part::Proxy("back-1".to_owned());
-    let before = mesh.pid(&proxy).unwrap();
-    mesh.signal(&proxy, Signal::KILL).unwrap();
-    let death = deaths.recv().await.unwrap();
-    assert_eq!((death.part.clone(), death.status.as_str()), (proxy.clone(), "signal 9"));
-    assert!(death.to_string().contains("the proxy of back-1"), "{death}");
-    asked(&mesh, "the proxy is back").await;
-    assert_ne!(mesh.pid(&proxy), Some(before));
+        // A proxy that crashes is named, and started again.
+        let proxy = Part::Proxy("back-1".to_owned());
+        let before = mesh.pid(&proxy).unwrap();
+        mesh.signal(&proxy, Signal::KILL).unwrap();
+        let death = deaths.recv().await.unwrap();
+        assert_eq!((death.part.clone(), death.status.as_str()), (proxy.clone(), "signal 9"));
+        assert!(death.to_string().contains("the proxy of back-1"), "{death}");
+        asked(&mesh, "the proxy is back").await;
+        assert_ne!(mesh.pid(&proxy), Some(before));
 
-    // Without the control plane traffic goes on; it can be started again.
-    mesh.stop(&Part::Control, Signal::KILL).await.unwrap();
-    assert_eq!(mesh.pid(&Part::Control), None);
-    assert_eq!(ask(&mesh).await.unwrap().0, 200);
-    assert!(mesh.unready().await.iter().any(|u| u.contains("the control plane: does not run")));
-    mesh.restart(&Part::Control).unwrap();
-    mesh.wait_ready(Duration::from_secs(30)).await.unwrap();
+        // Without the control plane traffic goes on; it can be started again.
+        mesh.stop(&Part::Control, Signal::KILL).await.unwrap();
+        assert_eq!(mesh.pid(&Part::Control), None);
+        assert_eq!(ask(&mesh).await.unwrap().0, 200);
+        assert!(mesh.unready().await.iter().any(|u| u.contains("the control plane: does not run")));
+        mesh.restart(&Part::Control).unwrap();
+        mesh.wait_ready(Duration::from_secs(30)).await.unwrap();
 
-    // An application that is stopped stays down.
-    mesh.stop(&Part::App("back-1".to_owned()), Signal::TERM).await.unwrap();
-    assert_eq!(ask(&mesh).await.unwrap().0, 503);
-    mesh.restart(&Part::App("back-1".to_owned())).unwrap();
-    asked(&mesh, "the application is back").await;
+        // An application that is stopped stays down.
+        mesh.stop(&Part::App("back-1".to_owned()), Signal::TERM).await.unwrap();
+        assert_eq!(ask(&mesh).await.unwrap().0, 503);
+        mesh.restart(&Part::App("back-1".to_owned())).unwrap();
+        asked(&mesh, "the application is back").await;
 
-    let running = mesh.running();
-    assert_eq!(running.len(), 5, "{running:?}");
-    let run_dir = mesh.run_dir().to_owned();
-    mesh.shutdown().await.unwrap();
-    for (part, pid) in running {
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{part} is still there");
-    }
-    // Somebody died, so the logs stay for who wants to look.
-    assert!(run_dir.join("logs/back-1.proxy.log").exists());
-    std::fs::remove_dir_all(run_dir).unwrap();
+        let running = mesh.running();
+        assert_eq!(running.len(), 5, "{running:?}");
+        let run_dir = mesh.run_dir().to_owned();
+        mesh.shutdown().await.unwrap();
+        for (part, pid) in running {
+            assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{part} is still there");
+        }
+        // Somebody died, so the logs stay for who wants to look.
+        assert!(run_dir.join("logs/back-1.proxy.log").exists());
+        std::fs::remove_dir_all(run_dir).unwrap();
+    });
 }
 
 /// `weft up` in a process of its own.
@@ -121,6 +125,7 @@ fn wait_for_ready(pair: &Pair) -> String {
 
 #[test]
 fn the_command_prints_lines_that_work_and_ends_cleanly_when_told_to() {
+    let _alone = alone();
     let pair = Pair::new(73);
     let mut process = Running(up(&pair, "73"));
     let text = wait_for_ready(&pair);
@@ -128,11 +133,19 @@ fn the_command_prints_lines_that_work_and_ends_cleanly_when_told_to() {
     let words: Vec<_> = curl.split(' ').collect();
     let ["curl", "-x", proxy, url] = words[..] else { panic!("{curl}") };
     let proxy: SocketAddr = proxy.strip_prefix("http://").unwrap().parse().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let host = url.strip_prefix("http://").unwrap().trim_end_matches('/');
     let request = Request::get(url).header("host", host).body(Full::default()).unwrap();
-    let answer = runtime.block_on(async { Connection::open(proxy).await?.send(request).await }).unwrap();
+    let answer = runtime().block_on(async { Connection::open(proxy).await?.send(request).await }).unwrap();
     assert_eq!(answer.status, 200, "{curl}: {}", answer.text());
+
+    // Edits are answered where the command was given.
+    let seen = |what: &str| std::fs::read_to_string(pair.path().join("out")).unwrap().contains(what);
+    let file = pair.path().join("run/config/back.yaml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, good.replace("serviceAccount", "serviceAcount")).unwrap();
+    eventually("a refusal", || seen("back.yaml:") && seen("spec.serviceAcount") && seen("last good state"));
+    std::fs::write(&file, good.replace("version: v1", "version: v2")).unwrap();
+    eventually("a change", || seen("the edit is taken"));
 
     assert_eq!(processes("127.73.").len(), 5);
     let pid = rustix::process::Pid::from_raw(process.0.id().cast_signed()).unwrap();
@@ -143,6 +156,7 @@ fn the_command_prints_lines_that_work_and_ends_cleanly_when_told_to() {
 
 #[test]
 fn nothing_survives_a_supervisor_that_is_killed() {
+    let _alone = alone();
     let pair = Pair::new(74);
     let mut process = Running(up(&pair, "74"));
     wait_for_ready(&pair);
@@ -164,7 +178,8 @@ fn refused(pair: &Pair, loopback: &str) -> String {
 
 #[test]
 fn a_directory_that_is_not_there_is_refused() {
-    let error = stderr(&weft(&["up", "/nowhere/at/all"]));
+    let temporary = tempfile::tempdir().unwrap();
+    let error = stderr(&weft_tidy(temporary.path(), &["up", "/nowhere/at/all"]));
     assert!(error.contains("/nowhere/at/all") && error.contains("cannot be read"), "{error}");
 }
 
@@ -208,6 +223,7 @@ fn a_port_in_use_is_refused_with_who_has_it() {
 
 #[test]
 fn an_application_that_cannot_run_is_named_with_its_last_words() {
+    let _alone = alone();
     let pair = Pair::new(77);
     pair.write("back.yaml", &workload("back", 11, "sh -c 'echo my disk is gone; exit 7'"));
     let error = refused(&pair, "77");
@@ -217,24 +233,27 @@ fn an_application_that_cannot_run_is_named_with_its_last_words() {
     assert_eq!(processes("127.77."), Vec::<u32>::new());
 }
 
-#[tokio::test]
-async fn a_workloads_own_settings_reach_its_proxy() {
-    let pair = Pair::new(78);
-    let config = "weft app\n    proxy.istio.io/config: |\n      concurrency: 3\n      proxyMetadata: {SECRET_TTL: 40s}";
-    pair.write("back.yaml", &workload("back", 11, config));
-    let mesh = pair.start().await;
-    let admin = mesh.workload("back-1").unwrap().admin();
-    let info = weft::client::get(admin, "/server_info", Duration::from_secs(5)).await.unwrap();
-    let info: Value = serde_json::from_slice(&info.body).unwrap();
-    assert_eq!(info["command_line_options"]["concurrency"], 3);
-    let certs = weft::client::get(admin, "/certs", Duration::from_secs(5)).await.unwrap();
-    let certs: Value = serde_json::from_slice(&certs.body).unwrap();
-    let leaf = &certs["certificates"][0]["cert_chain"][0];
-    let time = |key: &str| {
-        let text = leaf[key].as_str().unwrap();
-        time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).unwrap()
-    };
-    let life = time("expiration_time") - time("valid_from");
-    assert!((38..=41).contains(&life.whole_seconds()), "{life}");
-    mesh.shutdown().await.unwrap();
+#[test]
+fn a_workloads_own_settings_reach_its_proxy() {
+    let _alone = alone();
+    runtime().block_on(async {
+        let pair = Pair::new(78);
+        let config = "weft app\n    proxy.istio.io/config: |\n      concurrency: 3\n      proxyMetadata: {SECRET_TTL: 40s}";
+        pair.write("back.yaml", &workload("back", 11, config));
+        let mesh = pair.start().await;
+        let admin = mesh.workload("back-1").unwrap().admin();
+        let info = weft::client::get(admin, "/server_info", Duration::from_secs(5)).await.unwrap();
+        let info: Value = serde_json::from_slice(&info.body).unwrap();
+        assert_eq!(info["command_line_options"]["concurrency"], 3);
+        let certs = weft::client::get(admin, "/certs", Duration::from_secs(5)).await.unwrap();
+        let certs: Value = serde_json::from_slice(&certs.body).unwrap();
+        let leaf = &certs["certificates"][0]["cert_chain"][0];
+        let time = |key: &str| {
+            let text = leaf[key].as_str().unwrap();
+            time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).unwrap()
+        };
+        let life = time("expiration_time") - time("valid_from");
+        assert!((38..=41).contains(&life.whole_seconds()), "{life}");
+        mesh.shutdown().await.unwrap();
+    });
 }

@@ -7,6 +7,7 @@ pub mod mesh;
 pub mod pair;
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,17 @@ pub const WEFT: &str = env!("CARGO_BIN_EXE_weft");
 /// Runs the binary to its end.
 pub fn weft(arguments: &[&str]) -> Output {
     Command::new(WEFT).args(arguments).stdin(Stdio::null()).output().expect("weft runs")
+}
+
+/// The same, with `temporary` for what it puts among temporary files; nothing must be left there.
+pub fn weft_tidy(temporary: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(WEFT);
+    let output =
+        command.args(arguments).env("TMPDIR", temporary).stdin(Stdio::null()).output().expect("weft runs");
+    let left: Vec<_> =
+        std::fs::read_dir(temporary).expect("a directory").flatten().map(|e| e.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    output
 }
 
 /// Standard error as text.
