@@ -130,10 +130,6 @@ struct Shared {
 }
 
 /// A connection for one request.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it lives for a moment, and a box would cost each request an allocation"
-)]
 enum Found {
     One(Idle),
     Share(Rc<Shared>),

@@ -2,9 +2,9 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use weft_proxy::codec::{Headers, Protocol, RequestHead};
 use weft_proxy::route::{Matched, RouteConfig};
 use weft_proxy::state::{CompileContext, NodeInfo, Tables};
@@ -50,7 +50,7 @@ fn head(authority: &'static str, path: &'static str) -> RequestHead {
     }
 }
 
-fn benches(c: &mut Criterion) {
+pub fn benches(c: &mut Criterion) {
     let config = config();
     let mut group = c.benchmark_group("route");
     for (name, request) in [
@@ -69,10 +69,3 @@ fn benches(c: &mut Criterion) {
         b.iter(|| Matched::find(&config, black_box(&unknown), 0, false, false).is_ok());
     });
 }
-
-criterion_group! {
-    name = group;
-    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    targets = benches
-}
-criterion_main!(group);

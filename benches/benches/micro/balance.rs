@@ -2,9 +2,9 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use weft_proxy::cluster::{Cluster, ClusterConfig, PickContext};
 use weft_proxy::state::{CompileContext, NodeInfo, Tables};
 use xds_protos::envoy::config::cluster::v3::Cluster as Proto;
@@ -27,7 +27,7 @@ fn cluster(policy: &str, weighted: bool) -> Arc<Cluster> {
     Cluster::new(ClusterConfig::compile(&proto, &context).unwrap())
 }
 
-fn benches(c: &mut Criterion) {
+pub fn benches(c: &mut Criterion) {
     let mut group = c.benchmark_group("pick of 100");
     for (name, policy, weighted) in [
         ("least request", "LEAST_REQUEST", false),
@@ -50,10 +50,3 @@ fn benches(c: &mut Criterion) {
         });
     }
 }
-
-criterion_group! {
-    name = group;
-    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    targets = benches
-}
-criterion_main!(group);

@@ -1,9 +1,8 @@
 //! From xDS resources in bytes to what serves: the walk over every field, the check, the compiled tables.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion};
 use weft_proxy::listen::SocketTable;
 use weft_proxy::state::{Engine, NodeInfo, Tables};
 use weft_proxy::xds::Subscriptions;
@@ -40,7 +39,7 @@ fn engine() -> Engine {
     Engine::new(Tables::default(), Arc::new(NodeInfo::default()), sockets, Subscriptions::new())
 }
 
-fn benches(c: &mut Criterion) {
+pub fn benches(c: &mut Criterion) {
     let all = clusters(1000);
     c.bench_function("compile 1000 clusters of 10 endpoints", |b| {
         b.iter_batched(
@@ -62,13 +61,3 @@ fn benches(c: &mut Criterion) {
         b.iter(|| engine.add_static(ResourceType::Cluster, &all[0].0, &all[0].1).unwrap());
     });
 }
-
-criterion_group! {
-    name = group;
-    config = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1));
-    targets = benches
-}
-criterion_main!(group);

@@ -2,9 +2,9 @@
 //! work together, on one thread, over memory.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use weft_proxy::identity::tls::{ConnectOptions, DownstreamContext, TlsStats, UpstreamContext};
 use weft_proxy::io::Io;
@@ -61,7 +61,7 @@ impl Pair {
     }
 }
 
-fn benches(c: &mut Criterion) {
+pub fn benches(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut group = c.benchmark_group("handshake, both sides");
     for (name, curve, resumption) in [
@@ -76,10 +76,3 @@ fn benches(c: &mut Criterion) {
         group.bench_function(name, |b| b.iter(|| runtime.block_on(pair.shake())));
     }
 }
-
-criterion_group! {
-    name = group;
-    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    targets = benches
-}
-criterion_main!(group);
