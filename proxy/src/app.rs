@@ -6,12 +6,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
-use tracing_subscriber::{EnvFilter, reload};
 
-use crate::admin::{AdminState, Readiness, SetLevel, Surface, serve};
+use crate::admin::{AdminState, Readiness, SetLevel, Surface, logging, serve};
 use crate::bootstrap::{Ads, Identity, Start, endpoint, node_info};
 use crate::codec::DrainPhase;
 use crate::identity::workload::Current;
@@ -27,27 +25,10 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Runs a proxy until it is told to end.
 pub fn main(args: ProxyArgs) -> anyhow::Result<()> {
-    let level = log(&args.log_level)?;
+    let level = logging::start(&args.log_level)?;
     let start = args.start()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, run(start, level))
-}
-
-/// Logs to standard error (standard output is the access log's); the closure changes the rules.
-pub(crate) fn log(rules: &str) -> anyhow::Result<SetLevel> {
-    let filter = EnvFilter::try_new(rules).with_context(|| format!("--log-level {rules}"))?;
-    let (filter, handle) = reload::Layer::new(filter);
-    let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).finish();
-    use tracing_subscriber::layer::SubscriberExt;
-    // A second proxy in one process (tests) keeps the first one's log.
-    let _ = tracing::subscriber::set_global_default(subscriber.with(filter));
-    Ok(Box::new(move |rules| {
-        if let Some(rules) = rules {
-            let filter = EnvFilter::try_new(rules).map_err(|e| format!("level {rules:?}: {e}"))?;
-            handle.reload(filter).map_err(|e| e.to_string())?;
-        }
-        handle.with_current(ToString::to_string).map_err(|e| e.to_string())
-    }))
 }
 
 async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {

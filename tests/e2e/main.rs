@@ -8,5 +8,6 @@ mod cli;
 mod demo;
 mod journey;
 mod layering;
+mod ledger;
 mod support;
 mod up;

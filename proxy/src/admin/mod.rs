@@ -6,6 +6,7 @@
 mod certs;
 mod clusters;
 mod config_dump;
+pub mod logging;
 mod pages;
 pub mod prometheus;
 mod serve;

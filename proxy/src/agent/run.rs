@@ -14,12 +14,13 @@ use super::sds::SecretService;
 use super::stats::Stats;
 use super::status::{self, StatusPages};
 use super::{AgentArgs, bootstrap, socket};
+use crate::admin::logging;
 use crate::bootstrap::endpoint;
 use crate::xds::Credentials;
 
 /// Runs an agent until it is told to end.
 pub fn main(args: AgentArgs) -> anyhow::Result<()> {
-    let _level = crate::app::log(&args.log_level)?;
+    let _level = logging::start(&args.log_level)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, run(&args))
 }
