@@ -211,7 +211,7 @@ impl ClusterConfig {
             outlier,
             transports,
             http: http.mode,
-            h1: H1Options { enable_trailers: http.trailers, ..H1Options::default() },
+            h1: H1Options { enable_trailers: http.trailers, ..H1Options::upstream() },
             h2: http.h2,
             idle_timeout: timeout(options.idle_timeout.as_ref(), Some(Duration::from_secs(3600))),
             max_requests: max_requests.map(u64::from),

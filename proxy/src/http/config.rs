@@ -106,6 +106,8 @@ pub struct Http1Options {
     pub default_host_for_http_10: Bytes,
     /// Pass trailers.
     pub enable_trailers: bool,
+    /// Take methods that are not on the list of usual ones.
+    pub any_method: bool,
 }
 
 /// HTTP/2 settings; `None` where the codec's default holds.
@@ -115,6 +117,7 @@ pub struct Http2Options {
     pub max_concurrent_streams: Option<u32>,
     pub initial_stream_window_size: Option<u32>,
     pub initial_connection_window_size: Option<u32>,
+    pub allow_connect: bool,
 }
 
 /// Where routes come from.
@@ -430,6 +433,7 @@ fn http1(options: Option<&core::Http1ProtocolOptions>, errors: &mut Vec<ConfigEr
         accept_http_10: options.accept_http_10,
         default_host_for_http_10: options.default_host_for_http_10.clone().into(),
         enable_trailers: options.enable_trailers,
+        any_method: options.allow_custom_methods,
     }
 }
 
@@ -443,6 +447,7 @@ fn http2(options: Option<&core::Http2ProtocolOptions>, errors: &mut Vec<ConfigEr
         max_concurrent_streams: options.max_concurrent_streams,
         initial_stream_window_size: options.initial_stream_window_size,
         initial_connection_window_size: options.initial_connection_window_size,
+        allow_connect: options.allow_connect,
     }
 }
 

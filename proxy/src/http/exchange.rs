@@ -13,7 +13,9 @@ use super::manager::Shared;
 use super::request::FORWARDED_PROTO;
 use super::request_id::REQUEST_ID;
 use super::{request, response};
-use crate::codec::{Body, Downstream, Protocol, Reply, Request, RequestHead, ResponseHead};
+use crate::codec::{
+    Body, Downstream, InformationalSink, Protocol, Reply, Request, RequestHead, ResetReason, ResponseHead,
+};
 use crate::route::action::Action;
 use crate::route::matching::is_grpc;
 use crate::route::redirect::Redirect;
@@ -124,7 +126,9 @@ async fn answer(
         connection: shared.connection.clone(),
         random,
         scratch: Scratch::default(),
-        informational: downstream.informational,
+        informational: config
+            .proxy_100_continue
+            .then(|| Rc::new(Continue(downstream.informational)) as Rc<dyn InformationalSink>),
     };
 
     let reroute = |exchange: &mut Exchange| exchange.matched = find(&exchange.head).ok();
@@ -149,6 +153,10 @@ async fn answer(
     let reply = match result {
         Ok(reply) => reply,
         Err(reply) => {
+            if flow.broken().is_some_and(|b| b.reason != ResetReason::ProtocolError) {
+                // The downstream has gone. The codec sees it as well and drops this future, which tells everybody.
+                std::future::pending::<()>().await;
+            }
             if flow.info(|i| i.flags.has(Flag::NoClusterFound)) {
                 config.stats.no_cluster.inc();
             }
@@ -287,6 +295,17 @@ fn answer_expectation(head: &mut RequestHead, config: &HcmConfig, downstream: &D
             protocol: head.protocol,
             headers: crate::codec::Headers::new(),
         });
+    }
+}
+
+/// Lets 100 through alone, as Envoy does: the others are hints, and an answer is whole without them.
+struct Continue(Rc<dyn InformationalSink>);
+
+impl InformationalSink for Continue {
+    fn send(&self, head: ResponseHead) {
+        if head.status == StatusCode::CONTINUE {
+            self.0.send(head);
+        }
     }
 }
 

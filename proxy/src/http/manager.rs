@@ -142,7 +142,11 @@ impl Shared {
         stats.downstream_rq_total.inc();
         stats.downstream_rq_completed.inc();
         stats.status(status);
-        let text = status.canonical_reason().unwrap_or_default();
+        let text = match details {
+            "request_header_timeout" => "request header timeout",
+            "missing_host_header" => "",
+            _ => status.canonical_reason().unwrap_or_default(),
+        };
         let mut reply = LocalReply::new(status, text, details).into_reply(&exchange::no_head(protocol));
         reply.close = true;
         response::shape(&mut reply.head, &self.config, None);

@@ -77,7 +77,8 @@ fn check(head: &mut RequestHead, config: &HcmConfig) -> Result<(), LocalReply> {
     if head.protocol == Protocol::Http10 && !config.http1.accept_http_10 {
         return Err(LocalReply::new(StatusCode::UPGRADE_REQUIRED, "", "low_version"));
     }
-    if head.authority.is_empty() {
+    // HTTP/1.1's codec has seen to it that there is one; it may be empty.
+    if head.authority.is_empty() && head.protocol != Protocol::Http11 {
         if head.protocol != Protocol::Http10 || config.http1.default_host_for_http_10.is_empty() {
             return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "missing_host_header"));
         }
@@ -87,7 +88,7 @@ fn check(head: &mut RequestHead, config: &HcmConfig) -> Result<(), LocalReply> {
         Underscores::Allow => {}
         Underscores::Drop => head.headers.retain(|name, _| !name.as_str().contains('_')),
         Underscores::Reject if head.headers.iter().any(|(name, _)| name.as_str().contains('_')) => {
-            return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "unexpected_underscore"));
+            return Err(LocalReply::new(StatusCode::BAD_REQUEST, "Bad Request", "unexpected_underscore"));
         }
         Underscores::Reject => {}
     }
@@ -153,7 +154,9 @@ fn normalize_authority(head: &mut RequestHead, config: &HcmConfig, connection: &
 /// Fields that speak of the connection and not of the message (RFC 9110, section 7.6.1).
 fn remove_hop_by_hop(head: &mut RequestHead) {
     let headers = &mut head.headers;
-    if let Some(named) = headers.get(&header::CONNECTION).cloned() {
+    if head.upgrade.is_none()
+        && let Some(named) = headers.get(&header::CONNECTION).cloned()
+    {
         for name in named.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii) {
             let keep = name.eq_ignore_ascii_case(b"te") || name.eq_ignore_ascii_case(b"close");
             if let (false, Ok(name)) = (keep || name.is_empty(), HeaderName::from_bytes(name)) {
@@ -161,18 +164,25 @@ fn remove_hop_by_hop(head: &mut RequestHead) {
             }
         }
     }
-    for name in [header::CONNECTION, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING]
-    {
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING] {
         headers.remove(&name);
     }
-    if let Some(token) = &head.upgrade
-        && let Ok(token) = HeaderValue::from_maybe_shared(token.clone())
-    {
+    match &head.upgrade {
+        None => {
+            headers.remove(&header::CONNECTION);
+            headers.remove(&header::UPGRADE);
+        }
         // Within the proxy an upgrade has HTTP/1's form, whichever version asked for it; the upstream codec writes its own.
-        headers.set(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.set(header::UPGRADE, token);
-        if head.method == Method::CONNECT {
-            head.method = Method::GET;
+        Some(token) => {
+            if !headers.contains(&header::UPGRADE)
+                && let Ok(token) = HeaderValue::from_maybe_shared(token.clone())
+            {
+                headers.append(header::UPGRADE, token);
+                headers.append(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            }
+            if head.method == Method::CONNECT {
+                head.method = Method::GET;
+            }
         }
     }
     if let Some(te) = headers.get(&header::TE) {

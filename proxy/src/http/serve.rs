@@ -72,9 +72,11 @@ impl HcmConfig {
                 max_headers: self.max_headers_count,
                 accept_http_10: self.http1.accept_http_10,
                 enable_trailers: self.http1.enable_trailers,
+                any_method: self.http1.any_method,
             },
             idle_timeout: some(self.idle_timeout),
             head_timeout: some(self.request_headers_timeout),
+            drain_timeout: self.drain_timeout,
             tls,
             ..h1::server::ServerOptions::default()
         }
@@ -91,7 +93,7 @@ impl HcmConfig {
             stream_window: self.http2.initial_stream_window_size.unwrap_or(default.stream_window),
             connection_window: self.http2.initial_connection_window_size.unwrap_or(default.connection_window),
             max_head_bytes: u32::try_from(self.max_request_headers).unwrap_or(u32::MAX),
-            allow_connect: !self.upgrades.is_empty(),
+            allow_connect: self.http2.allow_connect,
             idle_timeout: (!self.idle_timeout.is_zero()).then_some(self.idle_timeout),
         }
     }

@@ -11,7 +11,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::flow::Flow;
 use super::reply::LocalReply;
-use crate::codec::{Reply, Request, ResetReason};
+use crate::codec::{BodyError, Reply, Request, ResetReason};
 use crate::telemetry::{Flag, Flags};
 
 /// A try.
@@ -71,6 +71,8 @@ pub enum Failure {
         /// The transport's words.
         text: Option<Arc<str>>,
     },
+    /// The request's own body broke off.
+    Downstream(BodyError),
     /// The try's time was over.
     PerTryTimeout,
     /// Nothing came for the try's idle timeout.
@@ -112,6 +114,10 @@ impl Failure {
             Self::Connect { .. } => Flag::UpstreamConnectionFailure,
             Self::PerTryTimeout | Self::PerTryIdle => Flag::UpstreamRequestTimeout,
             Self::Reset { reason, .. } => reset_flag(*reason),
+            Self::Downstream(error) if error.reason == ResetReason::ProtocolError => {
+                Flag::DownstreamProtocolError
+            }
+            Self::Downstream(_) => Flag::DownstreamConnectionTermination,
         }
     }
 
@@ -130,6 +136,7 @@ impl Failure {
         match self {
             Self::NoCluster => LocalReply::new(cluster_not_found, "", "cluster_not_found"),
             Self::NoHost => LocalReply::new(unavailable, "no healthy upstream", "no_healthy_upstream"),
+            Self::Downstream(error) => LocalReply::new(StatusCode::BAD_REQUEST, "Bad Request", error.details),
             Self::PerTryTimeout => timeout_reply("upstream_per_try_timeout"),
             Self::PerTryIdle => timeout_reply("upstream_per_try_idle_timeout"),
             Self::Overflow => {

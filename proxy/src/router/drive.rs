@@ -8,6 +8,7 @@ use super::attempt::{Attempt, Event, Failure, Upstreams, forget_failures};
 use super::flow::Flow;
 use super::replay::Replay;
 use super::retry::Retries;
+use super::timeouts::{Announce, Timeouts};
 use crate::codec::{Body, Headers, Protocol, Reply, Request, RequestHead};
 use crate::route::retry::RetryPolicy;
 use crate::telemetry::Flag;
@@ -29,8 +30,10 @@ pub struct Tries<'a> {
     pub body: Body,
     /// The most of the body that is kept for retries, in bytes.
     pub buffer_limit: u64,
-    /// The limit for one try; zero for none.
-    pub per_try: std::time::Duration,
+    /// The limits of the request and of each try.
+    pub limits: Timeouts,
+    /// Which of them the upstream is told.
+    pub announce: Announce,
     /// Tell the upstream the number of the try.
     pub attempt_count: bool,
     /// Random numbers for the pauses.
@@ -47,8 +50,8 @@ enum Source {
 /// # Errors
 /// No try brought an answer.
 pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Reply, Failure> {
-    let Tries { flow, policy, mut retries, mut head, body, buffer_limit, per_try, attempt_count, random } =
-        tries;
+    let Tries { flow, policy, mut retries, mut head, body, buffer_limit, .. } = tries;
+    let Tries { limits, announce, attempt_count, random, .. } = tries;
     let mut source = match (&retries, body) {
         (Some(_), body) if !body.is_empty() => Source::Again(Replay::new(body, buffer_limit)),
         (_, body) => Source::Once(body),
@@ -61,6 +64,11 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Repl
         if attempt_count {
             head.headers.set(ATTEMPT_COUNT, HeaderValue::from(number));
         }
+        if number > 1
+            && let Some(end) = flow.request_end()
+        {
+            limits.announce(&mut head.headers, announce, end.elapsed());
+        }
         let last = retries.as_ref().is_none_or(|r| !r.any_left());
         let body = match &mut source {
             Source::Once(body) => mem::take(body),
@@ -69,7 +77,8 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Repl
         let request =
             Request { head: if last { mem::replace(&mut head, nothing()) } else { head.clone() }, body };
         let hosts: &[u64] = if avoid { &tried } else { &[] };
-        let outcome = upstreams.attempt(Attempt { request, tried: hosts, repicks, timeout: per_try }).await;
+        let outcome =
+            upstreams.attempt(Attempt { request, tried: hosts, repicks, timeout: limits.per_try }).await;
         if let Some(seen) = &outcome.seen {
             flow.info(|i| {
                 i.upstream_host = seen.address;

@@ -69,8 +69,8 @@ pub struct Exchange {
     pub random: u64,
     /// Filters' own.
     pub scratch: Scratch,
-    /// Where 1xx heads go.
-    pub informational: Rc<dyn InformationalSink>,
+    /// Where 1xx heads go; nowhere if none.
+    pub informational: Option<Rc<dyn InformationalSink>>,
 }
 
 impl Exchange {

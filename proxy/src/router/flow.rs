@@ -26,6 +26,7 @@ pub struct Flow {
     try_idle: Cell<Option<Duration>>,
     waker: RefCell<Option<Waker>>,
     expired: Cell<Option<Expired>>,
+    broken: Cell<Option<BodyError>>,
     /// The request's head as it went upstream, where logs want it.
     pub kept_head: RefCell<Option<RequestHead>>,
     /// Whether logs want it.
@@ -62,6 +63,7 @@ impl Flow {
             try_idle: Cell::new(None),
             waker: RefCell::new(None),
             expired: Cell::new(None),
+            broken: Cell::new(None),
             kept_head: RefCell::new(None),
             keep_head: Cell::new(false),
         }
@@ -120,6 +122,11 @@ impl Flow {
     /// Says why the stream is being given up.
     pub fn set_expired(&self, why: Expired) {
         self.expired.set(Some(why));
+    }
+
+    /// How the request's body broke off, if it did: what follows from it is not the upstream's doing.
+    pub fn broken(&self) -> Option<BodyError> {
+        self.broken.get()
     }
 
     /// Body bytes that came from the downstream.
@@ -229,7 +236,8 @@ impl BodyStream for RequestBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let polled = self.inner.poll_frame(cx);
         match &polled {
-            Poll::Pending | Poll::Ready(Some(Err(_))) => {}
+            Poll::Pending => {}
+            Poll::Ready(Some(Err(error))) => self.flow.broken.set(Some(*error)),
             Poll::Ready(Some(Ok(Frame::Data(data)))) => {
                 self.flow.received.set(self.flow.received.get() + data.len() as u64);
                 self.flow.touch();

@@ -24,13 +24,14 @@ pub use reply::{LocalReply, grpc_status_of};
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue};
 
 use self::attempt::{Attempt, Upstreams};
 use self::drive::{ATTEMPT_COUNT, Tries, drive};
 use self::retry::Retries;
+use self::timeouts::Announce;
 use self::upstream::ClusterUpstreams;
 use crate::cluster::Cluster;
 use crate::cluster::balance::xxhash::xxh64;
@@ -83,7 +84,8 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let is_grpc = flow.info(|i| i.is_grpc);
     let limits = timeouts::of(forward, &mut head, is_grpc, config.respect_expected_timeout);
     flow.set_route_timeout(Some(limits.global));
-    limits.announce(&mut head.headers, is_grpc, envoy_headers);
+    let announce = Announce { expected: envoy_headers, grpc: is_grpc && forward.max_grpc_timeout.is_some() };
+    limits.announce(&mut head.headers, announce, Duration::ZERO);
     let policy = forward.retry.as_deref();
     let retries = Retries::of(policy, &mut head);
     let connection = exchange.connection.clone();
@@ -100,7 +102,7 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let body = mirror(forward, &wishes, &exchange, &head, body, buffer_limit);
     let mut upstreams = ClusterUpstreams::new(slot, forward, wishes, connection.clone(), flow.clone());
     upstreams.hash = hash;
-    upstreams.informational = Some(exchange.informational.clone());
+    upstreams.informational = exchange.informational.clone();
     let tries = Tries {
         flow: &flow,
         policy,
@@ -108,7 +110,8 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         head,
         body,
         buffer_limit,
-        per_try: limits.per_try,
+        limits,
+        announce,
         attempt_count: host.attempt_count_in_request,
         random: || fastrand::u64(..),
     };

@@ -74,7 +74,9 @@ impl LocalReply {
         Reply {
             head: ResponseHead { status, protocol: Protocol::Http11, headers },
             body,
-            close: self.close,
+            // After a request that is not as it should be, what follows on the connection is not to be trusted either.
+            close: self.close
+                || (self.status == StatusCode::BAD_REQUEST && request.protocol != Protocol::Http2),
             reset: None,
         }
     }

@@ -82,7 +82,7 @@ impl Retries {
         let on = self.on;
         let no_answer = on.has(RetryOn::RESET.and(RetryOn::SERVER_ERROR).and(RetryOn::GATEWAY_ERROR));
         match failure {
-            Failure::NoCluster | Failure::NoHost | Failure::Overflow => false,
+            Failure::NoCluster | Failure::NoHost | Failure::Overflow | Failure::Downstream(_) => false,
             Failure::Connect { .. } => {
                 no_answer || on.has(RetryOn::CONNECT_FAILURE.and(RetryOn::RESET_BEFORE_REQUEST))
             }

@@ -113,7 +113,8 @@ async fn run(
         head,
         body,
         buffer_limit: limit,
-        per_try: Duration::ZERO,
+        limits: timeouts::Timeouts::default(),
+        announce: timeouts::Announce::default(),
         attempt_count: true,
         random: || 0,
     };

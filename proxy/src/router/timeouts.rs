@@ -53,18 +53,38 @@ pub fn of(route: &Forward, head: &mut RequestHead, is_grpc: bool, respect_expect
     Timeouts { global, per_try }
 }
 
+/// What an upstream is told of a request's limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Announce {
+    /// By `x-envoy-expected-rq-timeout-ms`.
+    pub expected: bool,
+    /// By `grpc-timeout`: where the route lets that field decide, it tells the upstream what was decided.
+    pub grpc: bool,
+}
+
 impl Timeouts {
-    /// Tells the upstream how long we will wait for a try.
-    pub fn announce(self, headers: &mut Headers, is_grpc: bool, envoy_headers: bool) {
-        let wait = if self.per_try.is_zero() { self.global } else { self.per_try };
+    /// Tells the upstream how long we will wait for a try that begins so long after the request's end.
+    pub fn announce(self, headers: &mut Headers, what: Announce, elapsed: Duration) {
+        let left = match self.global.is_zero() {
+            true => Duration::ZERO,
+            // A try that begins when the time is over is told the least that there is.
+            false => self.global.saturating_sub(elapsed).max(Duration::from_millis(1)),
+        };
+        let wait = match (self.per_try.is_zero(), left.is_zero()) {
+            (true, _) => left,
+            (false, true) => self.per_try,
+            (false, false) => self.per_try.min(left),
+        };
         if wait.is_zero() {
             return;
         }
         let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        if envoy_headers {
+        if what.expected {
             headers.set(EXPECTED, HeaderValue::from(millis));
         }
-        if is_grpc && let Ok(value) = HeaderValue::try_from(grpc_text(millis)) {
+        if what.grpc
+            && let Ok(value) = HeaderValue::try_from(grpc_text(millis))
+        {
             headers.set(GRPC_TIMEOUT, value);
         }
     }

@@ -129,10 +129,16 @@ impl ClusterUpstreams {
                 under_way.end(Some(cluster::Outcome::Answered(status_of(&reply))));
                 Ok(reply)
             }
-            Ok(Err(error)) => {
-                under_way.end(Some(cluster::Outcome::Reset));
-                Err(reset(error))
-            }
+            Ok(Err(error)) => match self.flow.broken() {
+                Some(broken) => {
+                    under_way.end(None);
+                    Err(Failure::Downstream(broken))
+                }
+                None => {
+                    under_way.end(Some(cluster::Outcome::Reset));
+                    Err(reset(error))
+                }
+            },
             Err(failure) => {
                 cluster.stats().upstream_rq_per_try_timeout.inc();
                 under_way.end(Some(cluster::Outcome::TimedOut));

@@ -75,9 +75,11 @@ impl Connection {
             incoming: Incoming::Done,
             keep_alive: false,
             tunnel: false,
+            asked_upgrade: false,
             release: Some(release),
         };
         let method = head.method.clone();
+        exchange.asked_upgrade = head.upgrade.is_some();
         if let Some(connection) = &mut exchange.connection {
             connection.requests += 1;
             let output = encode::request(&head, body.is_empty(), &mut connection.transport.write);
@@ -108,6 +110,8 @@ struct Exchange {
     incoming: Incoming,
     keep_alive: bool,
     tunnel: bool,
+    /// The request asked for an upgrade, so that 101 is an answer to it.
+    asked_upgrade: bool,
     release: Option<Release<Connection>>,
 }
 
@@ -158,10 +162,24 @@ impl Exchange {
                         sink.send(parsed.head);
                     }
                 }
+                // Nobody would know what the bytes behind it are.
+                Ok(Some(parsed))
+                    if parsed.head.status == StatusCode::SWITCHING_PROTOCOLS && !self.asked_upgrade =>
+                {
+                    return fail(ResetReason::ProtocolError, Progress::Answering, "http/1.1 protocol error");
+                }
                 Ok(Some(parsed)) => return Poll::Ready(Ok(parsed)),
                 Ok(None) => match connection.transport.poll_fill(cx) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Ok(n)) if n > 0 => {}
+                    // A head that ends in the middle is a broken one; a connection that is reset there is a broken one too.
+                    Poll::Ready(Ok(_)) if !connection.transport.read.is_empty() => {
+                        return fail(
+                            ResetReason::ProtocolError,
+                            Progress::Answering,
+                            "http/1.1 protocol error",
+                        );
+                    }
                     Poll::Ready(_) => {
                         let progress = match connection.transport.read.is_empty() {
                             true => Progress::Sent,

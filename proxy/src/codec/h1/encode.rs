@@ -42,8 +42,11 @@ pub(super) fn request(head: &RequestHead, bodiless: bool, out: &mut BytesMut) ->
     } else if head.headers.contains(&http::header::CONTENT_LENGTH) {
         if bodiless { Output::None } else { Output::Raw }
     } else if bodiless {
-        // A method that usually has a body says that it has none (RFC 9110, section 8.6).
-        if [Method::POST, Method::PUT, Method::PATCH].contains(&head.method) {
+        // A method that may have a body says that it has none (RFC 9110, section 8.6).
+        if !matches!(
+            head.method,
+            Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT
+        ) {
             out.extend_from_slice(b"content-length: 0\r\n");
         }
         Output::None
@@ -74,14 +77,25 @@ pub(super) fn response(head: &ResponseHead, to: &Answering<'_>, out: &mut BytesM
     let status = head.status;
     let tunnel =
         status == StatusCode::SWITCHING_PROTOCOLS || (*to.method == Method::CONNECT && status.is_success());
-    let never =
-        *to.method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    if !tunnel && !head.headers.contains(&http::header::CONNECTION) {
+        if to.close {
+            out.extend_from_slice(b"connection: close\r\n");
+        } else if to.protocol == Protocol::Http10 {
+            out.extend_from_slice(b"connection: keep-alive\r\n");
+        }
+    }
     let output = if tunnel {
         Output::Raw
-    } else if never {
+    } else if status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED {
         Output::None
     } else if head.headers.contains(&http::header::CONTENT_LENGTH) {
-        if to.bodiless { Output::None } else { Output::Raw }
+        if to.bodiless || *to.method == Method::HEAD { Output::None } else { Output::Raw }
+    } else if *to.method == Method::HEAD {
+        // What a GET would be answered with has no length known here.
+        if to.protocol != Protocol::Http10 {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+        Output::None
     } else if to.bodiless {
         out.extend_from_slice(b"content-length: 0\r\n");
         Output::None
@@ -92,9 +106,6 @@ pub(super) fn response(head: &ResponseHead, to: &Answering<'_>, out: &mut BytesM
         out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         Output::Chunked
     };
-    if to.close && !tunnel && !head.headers.contains(&http::header::CONNECTION) {
-        out.extend_from_slice(b"connection: close\r\n");
-    }
     out.extend_from_slice(b"\r\n");
     output
 }
@@ -119,8 +130,17 @@ fn status_line(status: StatusCode, protocol: Protocol, out: &mut BytesMut) {
     out.extend_from_slice(if protocol == Protocol::Http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.extend_from_slice(status.as_str().as_bytes());
     out.extend_from_slice(b" ");
-    out.extend_from_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
+    out.extend_from_slice(reason_phrase(status).as_bytes());
     out.extend_from_slice(b"\r\n");
+}
+
+/// The phrase behind a status; for those that Envoy has no phrase for, its word.
+fn reason_phrase(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        203 => "Non-Authoritative Information",
+        418 | 451 => "Unknown",
+        _ => status.canonical_reason().unwrap_or("Unknown"),
+    }
 }
 
 /// Writes one piece of a chunked body, up to its data.

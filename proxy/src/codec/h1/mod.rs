@@ -23,10 +23,25 @@ pub struct H1Options {
     pub accept_http_10: bool,
     /// Hand on trailers (`enable_trailers`); else they are read and dropped.
     pub enable_trailers: bool,
+    /// Take every method that is a token (`allow_custom_methods`); else those that are registered for use.
+    pub any_method: bool,
+}
+
+impl H1Options {
+    /// What an upstream's connection goes by: Envoy takes response heads of up to 80 KiB.
+    pub fn upstream() -> Self {
+        Self { max_head_bytes: 80 * 1024, ..Self::default() }
+    }
 }
 
 impl Default for H1Options {
     fn default() -> Self {
-        Self { max_head_bytes: 60 * 1024, max_headers: 100, accept_http_10: false, enable_trailers: false }
+        Self {
+            max_head_bytes: 60 * 1024,
+            max_headers: 100,
+            accept_http_10: false,
+            enable_trailers: false,
+            any_method: false,
+        }
     }
 }

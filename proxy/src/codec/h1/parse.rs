@@ -71,11 +71,28 @@ pub(super) fn end_of_head(buffer: &[u8]) -> Option<HeadEnd> {
     None
 }
 
-type Storage<'a> = [std::mem::MaybeUninit<httparse::Header<'a>>; 128];
+/// Fields that a head may have before room for them is made on the heap: more than the usual limit, so that a head over it
+/// is seen to be over it.
+const USUAL: usize = 128;
 
-/// Room for more fields than any limit allows; clearing it for every head would cost more than parsing one.
-const fn storage<'a>() -> Storage<'a> {
-    [const { std::mem::MaybeUninit::uninit() }; 128]
+type Slot<'a> = std::mem::MaybeUninit<httparse::Header<'a>>;
+
+/// Room for the fields of a usual head; clearing it for every head would cost more than parsing one.
+const fn storage<'a>() -> [Slot<'a>; USUAL] {
+    [const { std::mem::MaybeUninit::uninit() }; USUAL]
+}
+
+/// The usual room, or as much as is allowed where that is more.
+fn slots<'s, 'a>(
+    usual: &'s mut [Slot<'a>; USUAL],
+    large: &'s mut Vec<Slot<'a>>,
+    options: &H1Options,
+) -> &'s mut [Slot<'a>] {
+    if options.max_headers < USUAL {
+        return usual;
+    }
+    large.resize_with(options.max_headers + 1, std::mem::MaybeUninit::uninit);
+    large
 }
 
 /// What the fields of a head say about its framing.
@@ -159,17 +176,17 @@ pub(super) fn request(
         if buffer.len() > options.max_head_bytes {
             return Err(too_large());
         }
-        return early(buffer);
+        return early(buffer, options);
     };
     if end.at > options.max_head_bytes {
         return Err(too_large());
     }
     let block = buffer.split_to(end.at).freeze();
-    let mut storage = storage();
+    let (mut usual, mut large) = (storage(), Vec::new());
     let mut parsed = httparse::Request::new(&mut []);
-    match parsed.parse_with_uninit_headers(&block, &mut storage) {
+    match parsed.parse_with_uninit_headers(&block, slots(&mut usual, &mut large, options)) {
         Ok(httparse::Status::Complete(_)) if end.strict => {}
-        Err(httparse::Error::TooManyHeaders) => return Err(too_many()),
+        Err(error) => return Err(malformed(error, &block)),
         _ => return Err(bad("http1.codec_error")),
     }
     if parsed.headers.len() > options.max_headers {
@@ -178,22 +195,37 @@ pub(super) fn request(
     let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(bad("http1.codec_error"));
     };
+    if !options.any_method && !is_known(method) {
+        return Err(bad("http1.codec_error"));
+    }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| bad("http1.codec_error"))?;
     let protocol = if version == 0 { Protocol::Http10 } else { Protocol::Http11 };
     let mut headers = collect(&block, parsed.headers, 8).ok_or(bad("http1.codec_error"))?;
     let facts = facts(&headers);
     let framing = request_framing(&facts, &method)?;
     if protocol == Protocol::Http10 && !options.accept_http_10 {
-        return Err(Refused { status: StatusCode::UPGRADE_REQUIRED, details: "low_version" });
+        return Err(low_version());
     }
     let host = host(&block, &mut headers)?;
+    if !target.is_ascii() {
+        return Err(bad("http1.codec_error"));
+    }
     let target = block.slice_ref(target.as_bytes());
     let (scheme, authority, path) = split_target(&method, target, host, tls)?;
     if authority.is_empty() && protocol == Protocol::Http11 && !has_host(&block) {
         return Err(bad("missing_host_header"));
     }
+    if !is_authority(&authority) {
+        return Err(bad("http1.codec_error"));
+    }
     headers.remove(&http::header::TRANSFER_ENCODING);
     let upgrade = match (facts.upgrade, headers.get(&http::header::UPGRADE)) {
+        // HTTP/2 is spoken with prior knowledge or by ALPN; its upgrade is passed over, as every server may.
+        (true, Some(value)) if value.as_bytes().eq_ignore_ascii_case(b"h2c") => {
+            headers.remove(&http::header::UPGRADE);
+            headers.remove(&http::HeaderName::from_static("http2-settings"));
+            None
+        }
         (true, Some(value)) => Some(block.slice_ref(value.as_bytes())),
         _ => None,
     };
@@ -201,6 +233,82 @@ pub(super) fn request(
         if protocol == Protocol::Http10 { facts.keep_alive && !facts.close } else { !facts.close };
     let head = RequestHead { method, scheme, authority, path, protocol, upgrade, headers };
     Ok(Some(ParsedRequest { head, framing, keep_alive }))
+}
+
+/// The answer to what the parser refused.
+fn malformed(error: httparse::Error, head: &[u8]) -> Refused {
+    match error {
+        httparse::Error::TooManyHeaders => too_many(),
+        // A request line of another version of HTTP, or of the one before versions: the client may try again with ours.
+        httparse::Error::Version | httparse::Error::Token if other_version(head) => low_version(),
+        _ => bad("http1.codec_error"),
+    }
+}
+
+fn low_version() -> Refused {
+    Refused { status: StatusCode::UPGRADE_REQUIRED, details: "low_version" }
+}
+
+/// Whether the request line is one of HTTP, but not of 1.0 or 1.1.
+fn other_version(head: &[u8]) -> bool {
+    let line = head.split(|b| *b == b'\n').next().unwrap_or_default();
+    let mut words = line.trim_ascii_end().split(|b| *b == b' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let version = match (words.next(), words.next()) {
+        (None, None) => true,
+        (Some(word), None) => matches!(word, [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']),
+        _ => false,
+    };
+    version && !target.is_empty() && std::str::from_utf8(method).is_ok_and(is_known)
+}
+
+/// The methods that are taken unless the configuration allows any (`allow_custom_methods`); Envoy's list.
+fn is_known(method: &str) -> bool {
+    matches!(
+        method,
+        "GET"
+            | "POST"
+            | "PUT"
+            | "HEAD"
+            | "DELETE"
+            | "OPTIONS"
+            | "PATCH"
+            | "CONNECT"
+            | "TRACE"
+            | "ACL"
+            | "BIND"
+            | "CHECKOUT"
+            | "COPY"
+            | "LINK"
+            | "LOCK"
+            | "MERGE"
+            | "MKACTIVITY"
+            | "MKCALENDAR"
+            | "MKCOL"
+            | "MOVE"
+            | "MSEARCH"
+            | "NOTIFY"
+            | "PROPFIND"
+            | "PROPPATCH"
+            | "PURGE"
+            | "REBIND"
+            | "REPORT"
+            | "SEARCH"
+            | "SOURCE"
+            | "SUBSCRIBE"
+            | "UNBIND"
+            | "UNLINK"
+            | "UNLOCK"
+            | "UNSUBSCRIBE"
+    )
+}
+
+/// Whether these may be the characters of an authority.
+fn is_authority(authority: &[u8]) -> bool {
+    authority.iter().all(|b| {
+        b.is_ascii_alphanumeric()
+            || matches!(b, b'!' | b'$'..=b'.' | b':' | b';' | b'=' | b'@' | b'[' | b']' | b'_' | b'~')
+    })
 }
 
 fn too_large() -> Refused {
@@ -212,11 +320,13 @@ fn too_many() -> Refused {
 }
 
 /// A head that is not whole may already be hopeless; the sender may wait for an answer before it sends more.
-fn early(buffer: &[u8]) -> Result<Option<ParsedRequest>, Refused> {
-    let mut storage = [httparse::EMPTY_HEADER; 128];
-    match httparse::Request::new(&mut storage).parse(buffer) {
-        Err(httparse::Error::TooManyHeaders) => Err(too_many()),
-        Err(_) => Err(bad("http1.codec_error")),
+fn early(buffer: &[u8], options: &H1Options) -> Result<Option<ParsedRequest>, Refused> {
+    let (mut usual, mut large) = (storage(), Vec::new());
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(buffer, slots(&mut usual, &mut large, options)) {
+        // Which version it is shows when the line is whole.
+        Err(httparse::Error::Version) if !buffer.contains(&b'\n') => Ok(None),
+        Err(error) => Err(malformed(error, buffer)),
         // Whole for httparse, which takes a bare LF for a line end; see [`strict`].
         Ok(httparse::Status::Complete(_)) => Err(bad("http1.codec_error")),
         Ok(httparse::Status::Partial) => Ok(None),
@@ -292,14 +402,12 @@ fn split_target(
     }
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    if authority.is_empty() || authority.contains('@') {
+    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    if authority.is_empty() {
         return Err(bad("http1.invalid_url"));
     }
-    let path = match path.chars().next() {
-        None => Bytes::from_static(b"/"),
-        Some('/') => target.slice_ref(path.as_bytes()),
-        Some(_) => Bytes::from(format!("/{path}")),
-    };
+    // A query without a path is left as it is, for whoever refuses paths without a slash.
+    let path = if path.is_empty() { Bytes::from_static(b"/") } else { target.slice_ref(path.as_bytes()) };
     let scheme = Bytes::from(scheme.to_ascii_lowercase());
     Ok((scheme, target.slice_ref(authority.as_bytes()), path))
 }
@@ -314,20 +422,30 @@ pub(super) fn response(
         if buffer.len() > options.max_head_bytes {
             return Err("headers size exceeds limit");
         }
-        let mut storage = [httparse::EMPTY_HEADER; 128];
-        return match httparse::Response::new(&mut storage).parse(buffer) {
+        let (mut usual, mut large) = (storage(), Vec::new());
+        let mut parsed = httparse::Response::new(&mut []);
+        let config = httparse::ParserConfig::default();
+        let slots = slots(&mut usual, &mut large, options);
+        return match config.parse_response_with_uninit_headers(&mut parsed, buffer, slots) {
             Err(_) => Err("http/1.1 protocol error"),
             Ok(_) => Ok(None),
         };
     };
+    if end.at > options.max_head_bytes {
+        return Err("headers size exceeds limit");
+    }
     let block = buffer.split_to(end.at).freeze();
-    let mut storage = storage();
+    let (mut usual, mut large) = (storage(), Vec::new());
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    match config.parse_response_with_uninit_headers(&mut parsed, &block, &mut storage) {
+    let slots = slots(&mut usual, &mut large, options);
+    match config.parse_response_with_uninit_headers(&mut parsed, &block, slots) {
         Ok(httparse::Status::Complete(_)) if end.strict => {}
         Err(httparse::Error::TooManyHeaders) => return Err("headers count exceeds limit"),
         _ => return Err("http/1.1 protocol error"),
+    }
+    if parsed.headers.len() > options.max_headers {
+        return Err("headers count exceeds limit");
     }
     let (Some(code), Some(version)) = (parsed.code, parsed.version) else {
         return Err("http/1.1 protocol error");
@@ -337,6 +455,13 @@ pub(super) fn response(
     let facts = facts(&headers);
     if facts.bad_length || facts.other_coding || (facts.chunked && facts.length.is_some()) {
         return Err("http/1.1 protocol error");
+    }
+    if status.is_informational() || status == StatusCode::NO_CONTENT {
+        // These end with their head (RFC 9110, section 8.6); one that says otherwise would be read in two ways.
+        if facts.chunked || facts.length.is_some_and(|n| n > 0) {
+            return Err("http/1.1 protocol error");
+        }
+        headers.remove(&http::header::CONTENT_LENGTH);
     }
     headers.remove(&http::header::TRANSFER_ENCODING);
     let protocol = if version == 0 { Protocol::Http10 } else { Protocol::Http11 };

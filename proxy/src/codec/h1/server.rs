@@ -18,7 +18,7 @@ use super::transport::{Incoming, Outgoing, Transport};
 use crate::codec::body::{Body, BodyError, BodyStream, Frame};
 use crate::codec::drain::{Drain, DrainPhase};
 use crate::codec::message::{
-    Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResponseHead,
+    Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResetReason, ResponseHead,
 };
 use crate::io::{Alarm, Io};
 
@@ -35,6 +35,9 @@ pub struct ServerOptions {
     pub tls: bool,
     /// How long to wait for the peer's end after ours (`delayed_close_timeout`).
     pub delayed_close: Duration,
+    /// How long an idle connection still takes a request, whose answer then ends it (`drain_timeout`): one may be on its way
+    /// when the idle timeout is over.
+    pub drain_timeout: Duration,
 }
 
 impl Default for ServerOptions {
@@ -45,6 +48,7 @@ impl Default for ServerOptions {
             head_timeout: None,
             tls: false,
             delayed_close: Duration::from_secs(1),
+            drain_timeout: Duration::ZERO,
         }
     }
 }
@@ -58,6 +62,8 @@ struct Shared {
     held: bool,
     /// The final head is out; later 1xx are dropped.
     answered: bool,
+    /// The connection has idled for too long: its next answer is its last.
+    idled: bool,
 }
 
 enum Next {
@@ -74,6 +80,7 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOption
         trailers: options.h1.enable_trailers,
         held: false,
         answered: false,
+        idled: false,
     }));
     let mut stream = 0;
     let mut closes = drain.clone();
@@ -105,7 +112,7 @@ async fn next(
     alarm: &mut Alarm,
 ) -> Next {
     let mut began = None;
-    let idle_end = options.idle_timeout.map(|t| Instant::now() + t);
+    let mut idle_end = options.idle_timeout.map(|t| Instant::now() + t);
     loop {
         {
             let transport = &mut shared.borrow_mut().transport;
@@ -139,6 +146,10 @@ async fn next(
                     status: StatusCode::REQUEST_TIMEOUT,
                     details: "request_header_timeout",
                 });
+            }
+            None if !shared.borrow().idled && !options.drain_timeout.is_zero() => {
+                shared.borrow_mut().idled = true;
+                idle_end = Some(Instant::now() + options.drain_timeout);
             }
             _ => return Next::Closed,
         }
@@ -188,6 +199,11 @@ fn watch(shared: &mut Shared, cx: &mut Context<'_>) -> Poll<()> {
     if shared.transport.has_output() && matches!(shared.transport.poll_flush(cx), Poll::Ready(Err(_))) {
         return Poll::Ready(());
     }
+    // The request's body broke off: nobody is there to be answered.
+    if matches!(&shared.incoming, Incoming::Broken(error) if error.reason == ResetReason::ConnectionTermination)
+    {
+        return Poll::Ready(());
+    }
     // Bytes of the next request in the buffer mean that the peer is there; more are not read before it is their turn.
     let body_over = matches!(shared.incoming, Incoming::Done) || shared.held;
     if body_over
@@ -224,12 +240,10 @@ async fn answer(
     let mut outgoing = {
         let mut shared = shared.borrow_mut();
         shared.answered = true;
-        if granted {
-            shared.held = false;
-        } else if shared.held {
-            // A refused upgrade leaves an ordinary request without a body.
-            shared.incoming = Incoming::Done;
-        }
+        shared.held &= !granted;
+        // A request that is not whole is not waited for: nobody wants the rest. (What follows a refused upgrade may be
+        // bytes of the other protocol.)
+        to.close |= shared.idled || (!granted && !matches!(shared.incoming, Incoming::Done));
         let trailers = shared.trailers;
         let output = encode::response(&reply.head, &to, &mut shared.transport.write);
         Outgoing::new(reply.body, output, trailers)

@@ -157,6 +157,12 @@ fn what_is_malformed_is_refused_and_the_connection_ends() {
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "400"),
         (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "501"),
         (b"GET / HTTP/1.0\r\nHost: a\r\n\r\n", "426"),
+        (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", "426"),
+        (b"GET /\r\n\r\n", "426"),
+        (b"GET / SSH/1.1\r\nHost: a\r\n\r\n", "400"),
+        (b"FROB / HTTP/1.1\r\nHost: a\r\n\r\n", "400"),
+        (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", "400"),
+        ("GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n".as_bytes(), "400"),
         (b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", "400"),
     ] {
         let answer = run(|| talk(ServerOptions::default(), request, request.len()));
@@ -185,7 +191,11 @@ fn framing_follows_the_status_the_method_and_the_version() {
     };
     for (request, expected) in [
         (&b"GET /empty HTTP/1.1\r\nHost: a\r\n\r\n"[..], "HTTP/1.1 204 No Content\r\n\r\n"),
-        (b"HEAD /early HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n"),
+        (b"HEAD /early HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+        (
+            b"HEAD /early HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nconnection: keep-alive\r\n\r\n",
+        ),
         (
             b"GET /early HTTP/1.1\r\nHost: a\r\n\r\n",
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nearly\r\n0\r\n\r\n",
@@ -193,11 +203,11 @@ fn framing_follows_the_status_the_method_and_the_version() {
         (b"GET /early HTTP/1.0\r\nHost: a\r\n\r\n", "HTTP/1.0 200 OK\r\nconnection: close\r\n\r\nearly"),
         (
             b"GET /close HTTP/1.1\r\nHost: a\r\n\r\n",
-            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n3\r\nbye\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n3\r\nbye\r\n0\r\n\r\n",
         ),
         (
             b"GET /hints HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
-            "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\nf\r\nGET a /hints 0\n\r\n0\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\nf\r\nGET a /hints 0\n\r\n0\r\n\r\n",
         ),
         (b"GET /reset HTTP/1.1\r\nHost: a\r\n\r\n", ""),
     ] {
@@ -208,6 +218,54 @@ fn framing_follows_the_status_the_method_and_the_version() {
     let request = b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n";
     let answer = run(|| talk(options, request, request.len()));
     assert!(answer.len() > 100_000 && answer.ends_with("\r\n0\r\n\r\n"));
+}
+
+#[test]
+fn an_answer_before_the_whole_request_ends_the_connection() {
+    for request in [
+        &b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf"[..],
+        b"GET /early HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+    ] {
+        let answer = run(|| talk(ServerOptions::default(), request, request.len()));
+        assert!(answer.contains("connection: close\r\n") && answer.contains("early"), "{answer}");
+    }
+    let request = b"GET /early HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
+    let answer = run(|| talk(ServerOptions::default(), request, request.len()));
+    assert!(!answer.contains("connection: close\r\n"), "{answer}");
+}
+
+#[test]
+fn more_fields_than_usual_are_taken_where_they_are_allowed() {
+    let fields: String = (0..150).map(|i| format!("x-{i}: 1\r\n")).collect();
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+    for (max_headers, status) in [(100, "431"), (200, "200")] {
+        let h1 = H1Options { max_headers, ..H1Options::default() };
+        let answer =
+            run(|| talk(ServerOptions { h1, ..Default::default() }, request.as_bytes(), request.len()));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{max_headers}: {answer}");
+    }
+}
+
+#[test]
+fn an_idle_connection_takes_one_more_request_while_it_drains() {
+    run(|| async {
+        let seconds = Duration::from_secs;
+        let options = ServerOptions {
+            idle_timeout: Some(seconds(10)),
+            drain_timeout: seconds(5),
+            ..ServerOptions::default()
+        };
+        let mut server = start(options);
+        tokio::time::sleep(seconds(12)).await;
+        server.client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        server.client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("connection: close\r\n") && answer.contains("GET a / 0"), "{answer}");
+        let mut server = start(options);
+        let began = tokio::time::Instant::now();
+        assert_eq!(server.client.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+        assert_eq!(began.elapsed().as_secs(), 15);
+    });
 }
 
 #[test]
@@ -374,7 +432,10 @@ fn a_clean_exchange_gives_the_connection_back_and_an_unclean_one_does_not() {
 fn a_failed_attempt_says_how_far_it_came() {
     for (answer, words) in [
         (&b""[..], "reason: ConnectionTermination, progress: Sent"),
-        (b"HTTP/1.1 200 O", "reason: ConnectionTermination, progress: Answering"),
+        (b"HTTP/1.1 200 O", "reason: ProtocolError, progress: Answering"),
+        (b"HTTP/1.1 204 No\r\ncontent-length: 2\r\n\r\nhi", "reason: ProtocolError"),
+        (b"HTTP/1.1 204 No\r\ntransfer-encoding: chunked\r\n\r\n", "reason: ProtocolError"),
+        (b"HTTP/1.1 101 Go\r\nupgrade: x\r\n\r\n", "reason: ProtocolError"),
         (b"nonsense\r\n\r\n", "reason: ProtocolError, progress: Answering"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", "reason: ProtocolError"),
     ] {

@@ -143,6 +143,7 @@ async fn requests_that_cannot_be_routed_get_envoys_answers() {
     assert_eq!(reply.head.status, 426);
     let mut nameless = request("GET", "/hello", &[]);
     nameless.head.authority = Bytes::new();
+    nameless.head.protocol = Protocol::Http2;
     let (reply, ..) = call(compile(json!({}), hello(), json!([])).unwrap(), nameless).await;
     assert_eq!(reply.head.status, 400);
 }

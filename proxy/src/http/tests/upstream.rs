@@ -413,7 +413,7 @@ async fn a_websocket_is_a_pipe_once_the_upstream_accepts_it() {
         assert_eq!(&word, b"ping");
         let sent = upstream.await.unwrap();
         assert!(
-            sent.contains("upgrade: websocket\r\n") && sent.contains("connection: Upgrade\r\n"),
+            sent.contains("upgrade: websocket\r\n") && sent.contains("connection: keep-alive, Upgrade\r\n"),
             "{sent}"
         );
         drop(near);

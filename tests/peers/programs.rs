@@ -1,0 +1,102 @@
+//! The real programs, and processes that end with the test.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a program may take to start.
+const START: Duration = Duration::from_secs(30);
+
+/// Where a peer is, by the name that `tests/peers/install` gives it. A missing one fails the test.
+pub fn peer(name: &str) -> PathBuf {
+    let cache = std::env::var_os("WEFT_PEERS_CACHE").map(PathBuf::from).unwrap_or_else(|| {
+        let home = std::env::var_os("HOME").unwrap_or_else(|| "/root".into());
+        Path::new(&home).join(".cache/weft/peers")
+    });
+    let file = cache.join("env");
+    let text = std::fs::read_to_string(&file)
+        .unwrap_or_else(|e| panic!("{}: {e}; run tests/peers/install first", file.display()));
+    let known: HashMap<_, _> = text.lines().filter_map(|line| line.split_once('=')).collect();
+    let path = known.get(name).unwrap_or_else(|| {
+        panic!("{} does not say where {name} is; run tests/peers/install", file.display())
+    });
+    assert!(Path::new(path).exists(), "{name}: {path} is gone; run tests/peers/install");
+    path.into()
+}
+
+/// Our own binary.
+pub fn weft() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_weft"))
+}
+
+/// A proxy of ours.
+pub fn weft_proxy() -> Command {
+    let mut command = weft();
+    command.arg("proxy");
+    command
+}
+
+/// A process that ends when this is dropped; its output is in a file.
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a command whose output goes to `NAME.log` in the directory.
+    pub fn start(name: &str, command: &mut Command, directory: &Path) -> Self {
+        let log = directory.join(format!("{name}.log"));
+        let out = std::fs::File::create(&log).unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .spawn()
+            .unwrap_or_else(|e| panic!("{name} ({:?}): {e}", command.get_program()));
+        Self { name: name.to_owned(), child, log }
+    }
+
+    /// Waits until the condition holds. Panics with the log if the process ends first or the time is over.
+    pub fn wait(&mut self, what: &str, mut done: impl FnMut() -> bool) {
+        let end = Instant::now() + START;
+        while !done() {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("{} ended ({status}) before it was {what}:\n{}", self.name, self.log());
+            }
+            assert!(Instant::now() < end, "{} is not {what} after {START:?}:\n{}", self.name, self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What it has written.
+    pub fn log(&self) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A GET of a small page: status and body.
+pub fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    use std::io::{Read, Write};
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let status = text.get(9..12).and_then(|s| s.parse().ok()).unwrap_or(0);
+    let body = text.split_once("\r\n\r\n").map(|(_, b)| b.to_owned()).unwrap_or_default();
+    Ok((status, body))
+}
