@@ -46,6 +46,8 @@ pub enum Play {
     Tell(&'static str),
     /// Waits for a flag of the client.
     Await(&'static str),
+    /// Gives what was sent the time to get to the client, in milliseconds; for clients that cannot raise a flag.
+    Pause(u64),
 }
 
 /// A request of an HTTP/2 client.

@@ -124,6 +124,10 @@ fn play(mut wire: Wire, script: &[Play], flags: &Flags, over: &AtomicBool) -> Se
                 flags.raise(flag);
                 true
             }
+            Play::Pause(millis) => {
+                std::thread::sleep(Duration::from_millis(*millis));
+                true
+            }
             Play::Await(flag) => flags.wait(flag, PATIENCE),
         };
         if !done {
