@@ -111,11 +111,11 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
             for diagnostic in &outcome.diagnostics {
                 eprintln!("{diagnostic}");
             }
-            let errors = outcome.errors().count();
-            bail!(
-                "{}: the configuration has {errors} errors; nothing was started",
-                args.config_dir.display()
-            );
+            let errors = match outcome.errors().count() {
+                1 => "an error".to_owned(),
+                n => format!("{n} errors"),
+            };
+            bail!("{}: the configuration has {errors}; nothing was started", args.config_dir.display());
         }
     };
     for skipped in watcher.snapshot().skipped.iter() {

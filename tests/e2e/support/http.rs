@@ -18,14 +18,17 @@ pub fn backend(name: &'static str) -> SocketAddr {
 
 fn answer(stream: TcpStream, name: &str) -> std::io::Result<()> {
     let mut writer = stream.try_clone()?;
-    let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    while reader.read_line(&mut line)? > 0 {
-        if line.ends_with("\r\n\r\n") || line == "\r\n" {
-            let length = name.len();
-            write!(writer, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{name}")?;
-            line.clear();
+    let mut lines = BufReader::new(stream).lines();
+    let mut last = false;
+    while !last {
+        loop {
+            let Some(line) = lines.next().transpose()? else { return Ok(()) };
+            last |= line.eq_ignore_ascii_case("connection: close");
+            if line.is_empty() {
+                break;
+            }
         }
+        write!(writer, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len())?;
     }
     Ok(())
 }
