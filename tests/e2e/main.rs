@@ -2,11 +2,13 @@
 // A test that cannot go on panics.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod admin;
 mod agent;
 mod app;
 mod bad_input;
 mod cli;
 mod demo;
+mod drain;
 mod journey;
 mod layering;
 mod ledger;

@@ -8,6 +8,7 @@ mod clusters;
 mod config_dump;
 pub mod logging;
 mod pages;
+mod process;
 pub mod prometheus;
 mod serve;
 pub mod snapshot;

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::serve::Page;
 use super::stats::Filter;
-use super::{AdminState, certs, clusters, config_dump, prometheus, snapshot, stats};
+use super::{AdminState, certs, clusters, config_dump, process, prometheus, snapshot, stats};
 use crate::codec::DrainPhase;
 
 /// Paths, whether they change something (and so want POST), and what they do.
@@ -76,7 +76,7 @@ pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> P
             None => Page::text("LIVE\n"),
             Some(reason) => Page::error(StatusCode::SERVICE_UNAVAILABLE, reason),
         },
-        "/stats" | "/stats/prometheus" => statistics(path, &parameters),
+        "/stats" | "/stats/prometheus" => statistics(path, &parameters, state),
         "/clusters" if json_wanted => Page::json(&clusters::json(&state.engine)),
         "/clusters" => Page::text(clusters::text(&state.engine)),
         "/listeners" => listeners(state, json_wanted),
@@ -115,14 +115,15 @@ fn index() -> String {
         .collect()
 }
 
-fn statistics(path: &str, parameters: &BTreeMap<String, String>) -> Page {
+fn statistics(path: &str, parameters: &BTreeMap<String, String>, state: &AdminState) -> Page {
     let regex = match parameters.get("filter").map(|f| Regex::new(f)).transpose() {
         Ok(regex) => regex,
         Err(error) => return Page::error(StatusCode::BAD_REQUEST, format!("filter: {error}")),
     };
     let used_only = parameters.contains_key("usedonly");
     let filter = Filter { regex, used_only, kind: parameters.get("type").cloned() };
-    let samples = snapshot::read();
+    let mut samples = snapshot::read();
+    samples.extend(process::samples(state));
     let format = parameters.get("format").map(String::as_str);
     match (path, format) {
         ("/stats/prometheus", _) | (_, Some("prometheus")) => Page {
