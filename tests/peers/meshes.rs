@@ -1,0 +1,41 @@
+//! Whole meshes for this tier, each in a part of the loopback network of its own.
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use weft::up::{Mesh, Options};
+use weft_certs::authority::KeyKind;
+use weft_control::ca::State;
+use weft_control::ca::store::Shape;
+
+/// A runtime that lives as long as its test.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// The certificate authority of all of them; its keys are of the kind that is quick to make.
+fn authority() -> PathBuf {
+    static STATE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("peers-authority");
+        let shape = Shape { root_key: KeyKind::P256, intermediate_key: KeyKind::P256, ..Default::default() };
+        State::open(&directory, shape, std::time::SystemTime::now().into()).unwrap();
+        directory
+    });
+    STATE.clone()
+}
+
+/// Runs the mesh of a directory at 127.`loopback`.x.y until it is ready.
+pub async fn start(directory: &Path, loopback: u8) -> Mesh {
+    let options = Options {
+        exe: env!("CARGO_BIN_EXE_weft").into(),
+        state_dir: Some(authority()),
+        loopback: Some(loopback),
+        drain: Duration::from_secs(1),
+        concurrency: 1,
+        ..Options::new(directory).unwrap()
+    };
+    let mesh = Mesh::start(options).await.unwrap();
+    mesh.wait_ready(Duration::from_secs(90)).await.unwrap();
+    mesh
+}
