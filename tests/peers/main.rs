@@ -1,5 +1,7 @@
 //! The peers tier: Weft against the real programs that `tests/peers/install` brings.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test ends where it is surprised.
+
 mod differential;
 mod envoy_sidecar;
 mod meshes;
