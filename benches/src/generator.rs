@@ -1,4 +1,4 @@
-//! The load generator: closed loop, one thread, raw epoll. Each answer is checked byte by byte.
+//! The load generator: closed loop or at a fixed rate, one thread, raw epoll. Each answer is checked byte by byte.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,6 +20,8 @@ pub struct Load {
     pub warmup: Duration,
     /// The measurement.
     pub seconds: Duration,
+    /// Requests per second, sent when they are due whatever became of those before; none for as many as go.
+    pub rate: Option<u32>,
 }
 
 /// What was done within the measurement.
@@ -62,16 +64,29 @@ pub fn exchanges(
     for token in 0..load.connections {
         let mut socket = dial(address)?;
         poll.add(&socket, token, READ)?;
-        socket.write_all(exchange.request())?;
+        if load.rate.is_none() {
+            socket.write_all(exchange.request())?;
+        }
         clients.push(Client { socket, sent: Instant::now(), got: Vec::with_capacity(4096) });
     }
     let mut latency = Histogram::new_with_max(60_000_000_000, 3)?;
     let (began, mut started, mut count) = (Instant::now(), None, 0);
     let (mut ready, mut buffer) = (Vec::new(), vec![0; 16 * 1024]);
     let mut last = Instant::now();
+    let every = load.rate.map(|rate| Duration::from_secs(1) / rate);
+    let (mut free, mut due) = (Vec::from_iter(0..load.connections), began);
     loop {
-        poll.wait(Duration::from_millis(100), &mut ready)?;
+        let limit = Duration::from_millis(100);
+        let limit = every.map_or(limit, |_| due.saturating_duration_since(Instant::now()).min(limit));
+        poll.wait(limit, &mut ready)?;
         let now = Instant::now();
+        while let Some(every) = every.filter(|_| due <= now) {
+            let Some(token) = free.pop() else { break };
+            // Latency counts from when it was due: a late start is the proxy's doing as well.
+            clients[token].sent = due;
+            clients[token].socket.write_all(exchange.request())?;
+            due += every;
+        }
         match started {
             None if now - began >= load.warmup => {
                 mark()?;
@@ -102,6 +117,10 @@ pub fn exchanges(
                         latency.saturating_record((last - client.sent).as_nanos() as u64);
                     }
                     client.got.clear();
+                    if every.is_some() {
+                        free.insert(0, *token);
+                        continue;
+                    }
                     client.sent = last;
                     client.socket.write_all(exchange.request())?;
                 }

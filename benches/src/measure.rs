@@ -29,6 +29,7 @@ pub struct Effort {
 
 /// One measurement.
 struct Sample {
+    cpu: f64,
     user: f64,
     system: f64,
     rate: f64,
@@ -55,7 +56,8 @@ pub fn row(row: &Row, contenders: &[Contender], effort: Effort, directory: &Path
             running.push((contender, site, process, Vec::new()));
         }
     }
-    let load = Load { connections: row.connections, warmup: effort.warmup, seconds: effort.seconds };
+    let load =
+        Load { connections: row.connections, warmup: effort.warmup, seconds: effort.seconds, rate: row.rate };
     for _ in 0..effort.rounds {
         for (contender, site, process, samples) in &mut running {
             let before = backend.accepted.load(Relaxed);
@@ -73,7 +75,7 @@ pub fn row(row: &Row, contenders: &[Contender], effort: Effort, directory: &Path
         let of = |f: fn(&Sample) -> f64| Spread::of(samples.iter().map(f).collect());
         lines.push(Line {
             proxy: contender.name.clone(),
-            cpu: of(|s| s.user + s.system),
+            cpu: of(|s| s.cpu),
             user: of(|s| s.user).median,
             system: of(|s| s.system).median,
             rate: of(|s| s.rate).median,
@@ -106,6 +108,7 @@ fn sample(row: &Row, site: &Site, process: &Process, load: Load) -> anyhow::Resu
     }
     let used = after - before;
     Ok(Sample {
+        cpu: used.total / units,
         user: used.user / units,
         system: used.system / units,
         rate: units / done.time.as_secs_f64(),

@@ -23,6 +23,8 @@ pub struct Cpu {
     pub user: f64,
     /// In the kernel on its behalf.
     pub system: f64,
+    /// Both, to the nanosecond where the kernel says it; user and system come in whole ticks of some milliseconds.
+    pub total: f64,
 }
 
 impl Process {
@@ -73,7 +75,18 @@ impl Process {
             let ticks = fields.next().context("/proc/PID/stat is short")??;
             Ok(ticks as f64 * 1e6 / rustix::param::clock_ticks_per_second() as f64)
         };
-        Ok(Cpu { user: time()?, system: time()? })
+        let (user, system) = (time()?, time()?);
+        Ok(Cpu { user, system, total: self.scheduled().unwrap_or(user + system) })
+    }
+
+    /// What the scheduler counted for its threads.
+    fn scheduled(&self) -> Option<f64> {
+        let mut sum = 0.0;
+        for thread in fs::read_dir(self.file("task")).ok()? {
+            let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+            sum += text.split_ascii_whitespace().next()?.parse::<f64>().ok()? / 1000.0;
+        }
+        Some(sum)
     }
 
     /// Its resident memory in kB.
@@ -98,6 +111,10 @@ impl Drop for Process {
 impl std::ops::Sub for Cpu {
     type Output = Self;
     fn sub(self, before: Self) -> Self {
-        Self { user: self.user - before.user, system: self.system - before.system }
+        Self {
+            user: self.user - before.user,
+            system: self.system - before.system,
+            total: self.total - before.total,
+        }
     }
 }
