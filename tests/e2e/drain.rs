@@ -26,7 +26,7 @@ impl Slow {
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut reader = BufReader::new(stream.try_clone().unwrap());
-            while read_line(&mut reader) != "" {}
+            while !read_line(&mut reader).is_empty() {}
             arrival.send(()).unwrap();
             if released.recv().is_ok() {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow").unwrap();
