@@ -109,6 +109,16 @@ impl Cluster {
     /// Takes over the hosts of the version before, with what they are in the middle of, before endpoints are assigned.
     pub fn adopt(&self, before: &Self) {
         self.members.lock().known = before.members.lock().known.clone();
+        match (&self.outlier, &before.outlier) {
+            (Some(detector), Some(earlier)) => detector.adopt(earlier, self.stats()),
+            (None, Some(earlier)) => earlier.pardon(),
+            (_, None) => {}
+        }
+    }
+
+    /// Makes the host set anew from what hosts are now: they may have changed while this version was getting ready.
+    pub fn refresh(&self) {
+        self.rebuild(&self.members.lock());
     }
 
     /// A number that no other cluster of this process has, nor another version of this one.
@@ -281,7 +291,12 @@ impl Drop for Cluster {
         // Statistics that two versions of a cluster share by name are summed at a scrape.
         if self.members.get_mut().assigned {
             let stats = self.stats.get();
-            for gauge in [stats.membership_total, stats.membership_healthy, stats.membership_degraded] {
+            for gauge in [
+                stats.membership_total,
+                stats.membership_healthy,
+                stats.membership_degraded,
+                stats.ejections_active,
+            ] {
                 gauge.set(0);
             }
         }

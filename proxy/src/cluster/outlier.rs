@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use super::host::{HealthFlag, Host, HostId};
@@ -91,13 +92,28 @@ struct State {
 #[derive(Debug)]
 pub struct Detector {
     config: OutlierConfig,
-    state: Mutex<State>,
+    /// Shared between the versions of a cluster: a change of configuration pardons nobody, and forgets nobody.
+    state: ArcSwap<Mutex<State>>,
 }
 
 impl Detector {
     /// A detector.
     pub fn new(config: OutlierConfig) -> Self {
-        Self { config, state: Mutex::default() }
+        Self { config, state: ArcSwap::default() }
+    }
+
+    /// Goes on where the detector of the cluster's version before stands, with that version's hosts.
+    pub fn adopt(&self, before: &Self, stats: &ClusterStats) {
+        let state = before.state.load_full();
+        stats.ejections_active.set(state.lock().out.len() as i64);
+        self.state.store(state);
+    }
+
+    /// Lets everybody return: the cluster's next version ejects nobody.
+    pub fn pardon(&self) {
+        for ejected in self.state.load().lock().out.values() {
+            ejected.host.set_flag(HealthFlag::FailedOutlier, false);
+        }
     }
 
     /// Its settings.
@@ -173,7 +189,8 @@ impl Detector {
         if chance == 0 || (chance < 100 && fastrand::u32(..100) >= chance) {
             return false;
         }
-        let mut state = self.state.lock();
+        let state = self.state.load();
+        let mut state = state.lock();
         if state.out.contains_key(&host.id()) {
             return false;
         }
@@ -196,10 +213,11 @@ impl Detector {
 
     /// Lets hosts return whose time is over, and forgets those that are no more. True if the host set must be made anew.
     pub fn sweep(&self, present: &[Arc<Host>], now: Instant, stats: &ClusterStats) -> bool {
-        let mut state = self.state.lock();
+        let state = self.state.load();
+        let mut state = state.lock();
         let is_present = |id: &HostId| present.iter().any(|h| h.id() == *id);
         let State { out, multipliers } = &mut *state;
-        let mut changed = false;
+        let mut returned = Vec::new();
         out.retain(|id, ejected| {
             let times = multipliers.get(id).copied().unwrap_or(1);
             let longest = self.config.max_ejection.max(self.config.base_ejection);
@@ -216,18 +234,18 @@ impl Detector {
                 }
                 stats.ejections_active.add(-1);
                 tracing::info!(host = %ejected.host.address(), "ejected host returns");
-                changed = true;
+                returned.push(*id);
             }
             !back
         });
         // A host that was in for a whole interval has that much less to its name.
         multipliers.retain(|id, times| {
-            if !out.contains_key(id) && !changed {
+            if !out.contains_key(id) && !returned.contains(id) {
                 *times -= 1;
             }
             *times > 0 && is_present(id)
         });
-        changed
+        !returned.is_empty()
     }
 }
 
@@ -284,6 +302,24 @@ mod tests {
             assert!(detector.sweep(&hosts, now, stats.get()), "{times}");
             assert!(!hosts[0].has_flag(HealthFlag::FailedOutlier));
         }
+    }
+
+    #[test]
+    fn a_quiet_interval_forgives_one_ejection_whoever_returns_meanwhile() {
+        let (detector, stats) = detector(|c| c.base_ejection = Duration::from_secs(1));
+        let hosts = hosts(2);
+        let now = Instant::now();
+        let fail = |host: &Arc<Host>, now| {
+            assert!((0..5).any(|_| detector.report(host, BAD, 2, now, stats.get())));
+        };
+        let at = |seconds| now + Duration::from_secs(seconds);
+        fail(&hosts[0], now);
+        assert!(detector.sweep(&hosts, at(1), stats.get()));
+        fail(&hosts[1], at(1));
+        // The second returns in the interval in which the first is quiet.
+        assert!(detector.sweep(&hosts, at(2), stats.get()));
+        fail(&hosts[0], at(2));
+        assert!(detector.sweep(&hosts, at(3), stats.get()), "its next ejection is a first one again");
     }
 
     #[test]

@@ -94,6 +94,38 @@ fn an_ejected_host_is_left_out_until_its_time_is_over() {
     assert_eq!(picks(100), 50);
 }
 
+#[test]
+fn a_new_version_of_a_cluster_knows_who_is_ejected() {
+    let plain = "lb_policy: ROUND_ROBIN\ncommon_lb_config: {healthy_panic_threshold: {value: 0}}";
+    let outlier =
+        "outlier_detection: {consecutive_5xx: 3, base_ejection_time: 1s, max_ejection_percent: 100}";
+    let both = format!("{plain}\n{outlier}");
+    let before = one(&[1, 2], &both);
+    let sick = before.hosts().hosts().next().unwrap().clone();
+    for _ in 0..3 {
+        before.report(&sick, Outcome::Answered(http::StatusCode::BAD_GATEWAY));
+    }
+    let next = |options: &str| {
+        let cluster = one(&[], options);
+        cluster.adopt(&before);
+        cluster.assign(&assignment(&[1, 2]));
+        cluster
+    };
+    let picks = |cluster: &Arc<Cluster>| {
+        (0..100).filter(|_| cluster.pick(&PickContext::default()).unwrap().host().id() == sick.id()).count()
+    };
+    let after = next(&both);
+    assert_eq!(picks(&after), 0);
+    after.sweep(Instant::now() + std::time::Duration::from_secs(1));
+    assert_eq!(picks(&after), 50);
+
+    for _ in 0..3 {
+        before.report(&sick, Outcome::Answered(http::StatusCode::BAD_GATEWAY));
+    }
+    let without = next(plain);
+    assert_eq!(picks(&without), 50);
+}
+
 fn get() -> Request {
     let head = RequestHead {
         method: Method::GET,

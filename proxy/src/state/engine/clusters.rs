@@ -121,6 +121,7 @@ impl Clusters {
             if entry.serving.is_some() && !late && secrets.into_iter().any(|t| t.missing_secret().is_some()) {
                 continue;
             }
+            cluster.refresh();
             self.table.slot(name).publish(cluster.clone());
             entry.serving = entry.warming.take().map(|(c, _)| c);
         }
