@@ -107,20 +107,28 @@ async fn checked(options: Options, output: Output) -> anyhow::Result<()> {
     let began = Instant::now();
     let staging = tempfile::tempdir()?;
     eprintln!("starting the mesh, then checking it; that takes about a minute");
-    let example = options.dir.clone();
-    let scene = check::start(&example, staging.path(), options).await?;
-    let report = check::journey(&scene, began).await?;
+    check::scene::stage(&options.dir, staging.path())?;
+    let mut scene = check::start(staging.path(), options).await?;
+    let tell = |check: &check::Check| {
+        if output == Output::Text {
+            println!("{check}");
+        }
+    };
+    let report = check::journey(&scene, began, tell).await?;
     match output {
-        Output::Text => print!("{}", report.text()),
+        Output::Text => println!("{}", report.total()),
         Output::Json => println!("{:#}", report.json()),
     }
     let failed = report.failed().count();
     if failed > 0 {
-        let logs = scene.mesh.logs();
-        scene.mesh.shutdown().await?;
-        bail!("{failed} of {} checks failed; logs were in {}", report.checks.len(), logs.display());
+        scene.mesh.keep_files();
     }
-    scene.mesh.shutdown().await
+    let logs = scene.mesh.logs();
+    scene.mesh.shutdown().await?;
+    if failed > 0 {
+        bail!("{failed} of {} checks failed; logs are in {}", report.checks.len(), logs.display());
+    }
+    Ok(())
 }
 
 /// Everything that is shown, from time to time.

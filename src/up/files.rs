@@ -61,6 +61,11 @@ impl RunDir {
     pub(super) fn keep(&mut self, keep: bool) {
         self.keep = keep;
     }
+
+    /// The directory stays, however the run ends.
+    pub(super) fn stay(&mut self) {
+        self.ours = false;
+    }
 }
 
 impl Drop for RunDir {

@@ -228,6 +228,11 @@ impl Mesh {
         self.files.logs()
     }
 
+    /// Leaves this run's files where they are, however it ends: somebody will want to look.
+    pub fn keep_files(&mut self) {
+        self.files.stay();
+    }
+
     /// A process's log.
     pub fn log(&self, part: &Part) -> PathBuf {
         self.files.log(part)

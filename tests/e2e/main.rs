@@ -12,5 +12,6 @@ mod drain;
 mod journey;
 mod layering;
 mod ledger;
+mod sabotage;
 mod support;
 mod up;

@@ -15,6 +15,12 @@ pub const QUIET: &str = "/whoami";
 /// A path whose answer goes on for longer than any check.
 pub const STREAM: &str = "/stream?chunks=100000&interval=50ms&size=32";
 
+/// A request for such an answer, by the route configuration that edits change. (The design lets no request to user-service
+/// take longer than 30 s.)
+pub fn long() -> Request {
+    Request::get("balance:8080", STREAM)
+}
+
 fn said(answer: &Answer, key: &str) -> String {
     answer.json()[key].as_str().unwrap_or("somebody else").to_owned()
 }

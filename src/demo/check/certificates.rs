@@ -20,7 +20,7 @@ pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
     let mut shapes: BTreeMap<String, usize> = BTreeMap::new();
     for workload in &workloads {
         let request = Request::get("observer", super::apps::QUIET);
-        let handshake = match dial(scene.into(workload)?, Some(&scene.own), &request).await? {
+        let handshake = match dial(scene.port_of(workload)?, Some(&scene.own), &request).await? {
             Outcome::Answered(handshake, _) => handshake,
             Outcome::Refused(why) => {
                 anyhow::bail!("{} refuses a certificate of the mesh: {why}", workload.id)

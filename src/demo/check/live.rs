@@ -22,10 +22,7 @@ pub const STABLE_ONLY: &str = "    - name: stable
             subset: stable
           weight: 100
 ";
-/// How long an edit may take to be seen by a request.
-pub const EFFECT: Duration = Duration::from_secs(10);
-/// Requests of the weighted split.
-const REQUESTS: u64 = 10_000;
+
 /// Requests that show that a refused edit changed nothing.
 const FEW: u64 = 500;
 
@@ -34,13 +31,15 @@ const FEW: u64 = 500;
 pub struct Edits {
     /// Weights of stable and canary that stand for 90/10.
     pub split: (u32, u32),
+    /// Requests of the weighted split.
+    pub requests: u64,
     /// The word that makes the edit invalid, in place of `weight`.
     pub wrong: &'static str,
 }
 
 impl Default for Edits {
     fn default() -> Self {
-        Self { split: (90, 10), wrong: "wieght" }
+        Self { split: (90, 10), requests: 10_000, wrong: "wieght" }
     }
 }
 
@@ -78,25 +77,21 @@ pub async fn reaches(scene: &Scene, version: &str) -> Option<Duration> {
         let answer = scene.ask(&request).await.ok()?;
         (apps::version(&answer) == version).then_some(())
     };
-    until(EFFECT, look).await.map(|()| began.elapsed())
+    until(scene.patience.effect, look).await.map(|()| began.elapsed())
 }
 
 /// All of it; the file is as it was in the end.
 pub async fn checks(scene: &Scene, edits: &Edits) -> anyhow::Result<Vec<Check>> {
     let background = traffic(scene, None, Some(60.0))?;
-    let stream = Watcher::start(
-        scene.out_of("observer")?,
-        &Request::get("user-service:8080", apps::STREAM),
-        Duration::from_secs(10),
-    )
-    .await
-    .map_err(|e| anyhow::anyhow!("the long stream: {e}"))?;
+    let stream = Watcher::start(scene.out_of("observer")?, &apps::long(), Duration::from_secs(10))
+        .await
+        .map_err(|e| anyhow::anyhow!("the long stream: {e}"))?;
     let before = scene.edit(FILE, STABLE_ONLY, &split(edits.split.0, edits.split.1))?;
     let outcome = edited(scene, edits).await;
     scene.write(FILE, &before)?;
     let mut checks = outcome?;
     // Back to stable only: no canary in as many requests as would show it otherwise.
-    let back = until(EFFECT, || async {
+    let back = until(scene.patience.effect, || async {
         let tally = traffic(scene, Some(100), None).ok()?.finish().await;
         (tally.of("canary") == 0).then_some(())
     });
@@ -119,20 +114,24 @@ async fn edited(scene: &Scene, edits: &Edits) -> anyhow::Result<Vec<Check>> {
     let seen = reaches(scene, "canary").await;
     let mut checks = vec![Check::new(
         "live edit: the split changes without a restart",
-        format!("a request without the header reaches the canary within {} s of the edit", EFFECT.as_secs()),
+        format!(
+            "a request without the header reaches the canary within {} s of the edit",
+            scene.patience.effect.as_secs()
+        ),
         seen.map_or("none did".to_owned(), |t| format!("after {:.2} s", t.as_secs_f64())),
         seen.is_some(),
     )];
-    let tally = traffic(scene, Some(REQUESTS), None)?.finish().await;
-    let most = deviations(REQUESTS);
+    let requests = edits.requests;
+    let tally = traffic(scene, Some(requests), None)?.finish().await;
+    let most = deviations(requests);
     checks.push(Check::new(
         "split: 90/10",
         format!(
-            "{} of {REQUESTS} requests at the canary, +-{most:.0} (5 standard deviations)",
-            REQUESTS / 10
+            "{} of {requests} requests at the canary, +-{most:.0} (5 standard deviations)",
+            requests / 10
         ),
         words(&tally),
-        tally.failed() == 0 && near(&tally, REQUESTS),
+        tally.failed() == 0 && near(&tally, requests),
     ));
     checks.extend(invalid(scene, edits).await?);
     Ok(checks)

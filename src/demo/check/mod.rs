@@ -31,12 +31,13 @@ pub use scene::Scene;
 
 use crate::up::{Mesh, Options};
 
+/// Rotations of short-lived certificates to see.
+const ROTATIONS: usize = 3;
 /// How long the mesh may take to be ready.
 const START: Duration = Duration::from_secs(60);
 
-/// Starts the example mesh and what the checks add to it. `staging` becomes the directory that it is copied from.
-pub async fn start(example: &Path, staging: &Path, mut options: Options) -> anyhow::Result<Scene> {
-    scene::stage(example, staging)?;
+/// Starts the mesh of a directory that [`scene::stage`] has filled.
+pub async fn start(staging: &Path, mut options: Options) -> anyhow::Result<Scene> {
     options.dir = staging.to_owned();
     options.copy = true;
     let mesh = Mesh::start(options).await?;
@@ -44,32 +45,35 @@ pub async fn start(example: &Path, staging: &Path, mut options: Options) -> anyh
     Scene::new(mesh).await.context("the observer's own certificate")
 }
 
-/// The whole journey. Parts that have services of their own run side by side; those that change what others look at come
-/// after them, one by one.
-pub async fn journey(scene: &Scene, began: Instant) -> anyhow::Result<Report> {
+/// The whole journey; each check is told as soon as its part ends. Parts that have services of their own run side by side;
+/// those that change what others look at come after them, one by one.
+pub async fn journey(scene: &Scene, began: Instant, tell: impl Fn(&Check)) -> anyhow::Result<Report> {
     let strangers = refusals::Strangers::new()?;
-    let looking = async {
-        let mut checks = part("certificates", certificates::checks(scene).await);
-        checks.extend(part("hops", hops::checks(scene).await));
-        checks.extend(part("STRICT", refusals::checks(scene, &strangers).await));
-        checks.extend(part("ingress", ingress::checks(scene).await));
-        checks.extend(part("canary", canary::checks(scene).await));
-        let live = part("live edit", live::checks(scene, &live::Edits::default()).await);
-        (checks, live)
+    let told = |name: &str, outcome| {
+        let checks = part(name, outcome);
+        checks.iter().for_each(&tell);
+        checks
     };
-    let ((mut checks, live), balance, retries, ejection, rotation) = tokio::join!(
+    let looking = async {
+        let mut checks = told("certificates", certificates::checks(scene).await);
+        checks.extend(told("hops", hops::checks(scene).await));
+        checks.extend(told("STRICT", refusals::checks(scene, &strangers).await));
+        checks.extend(told("ingress", ingress::checks(scene).await));
+        checks.extend(told("canary", canary::checks(scene).await));
+        checks.extend(told("live edit", live::checks(scene, &live::Edits::default()).await));
+        checks
+    };
+    let (mut checks, balance, retries, ejection, rotation) = tokio::join!(
         looking,
-        balance::checks(scene),
-        retries::checks(scene),
-        ejection::checks(scene),
-        rotation::checks(scene),
+        async { told("balance", balance::checks(scene).await) },
+        async { told("retries", retries::checks(scene).await) },
+        async { told("ejection", ejection::checks(scene).await) },
+        async { told("rotation", rotation::checks(scene, ROTATIONS).await) },
     );
-    checks.extend(part("balance", balance));
-    checks.extend(part("retries", retries));
-    checks.extend(part("ejection", ejection));
-    checks.extend(part("rotation", rotation));
-    checks.extend(live);
-    checks.extend(part("outage", outage::checks(scene).await));
+    for part in [balance, retries, ejection, rotation] {
+        checks.extend(part);
+    }
+    checks.extend(told("outage", outage::checks(scene).await));
     Ok(Report::new(checks, began.elapsed()))
 }
 

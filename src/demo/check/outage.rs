@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::apps;
-use super::live::{EFFECT, FILE, STABLE_ONLY, reaches, split};
+use super::live::{FILE, STABLE_ONLY, reaches, split};
 use super::observe::http::Request;
 use super::observe::load::{Load, Plan};
 use super::observe::stream::Watcher;
@@ -20,8 +20,6 @@ const AWAY: Duration = Duration::from_millis(2500);
 /// In that time a proxy that waits longer after each failure (0.5 s, 1 s, 2 s at most, anything less by chance) tries about
 /// five times; one that does not wait tries hundreds of times.
 const ATTEMPTS: usize = 12;
-/// The longest that a proxy may be away after it: its next wait, and the stream's start.
-const RECONNECT: Duration = Duration::from_secs(15);
 
 /// All of it.
 pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
@@ -42,21 +40,21 @@ pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
         ..inside.clone()
     };
     let loads = [inside, outside].map(|plan| Load::start(plan, Arc::new(apps::version)));
-    let stream = Watcher::start(
-        scene.out_of("observer")?,
-        &Request::get("user-service:8080", apps::STREAM),
-        Duration::from_secs(10),
-    )
-    .await
-    .map_err(|e| anyhow::anyhow!("the long stream: {e}"))?;
+    let stream = Watcher::start(scene.out_of("observer")?, &apps::long(), Duration::from_secs(10))
+        .await
+        .map_err(|e| anyhow::anyhow!("the long stream: {e}"))?;
 
     scene.mesh.stop(&Part::Control, Signal::KILL).await?;
     let begun: u64 = loads.iter().map(Load::begun).sum();
     let attempts = knocks(secure, AWAY).await?;
     let meanwhile = loads.iter().map(Load::begun).sum::<u64>() - begun;
     scene.mesh.restart(&Part::Control)?;
-    let back = until(RECONNECT, || async { (connections(secure) >= proxies).then_some(()) }).await;
-    let reconnected = connections(secure);
+    let mut reconnected = 0;
+    let back = until(scene.patience.reconnect, || {
+        reconnected = connections(secure);
+        std::future::ready((reconnected >= proxies).then_some(()))
+    });
+    let back = back.await;
     let before = scene.edit(FILE, STABLE_ONLY, &split(50, 50))?;
     let seen = reaches(scene, "canary").await;
     scene.write(FILE, &before)?;
@@ -95,7 +93,7 @@ pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
         ),
         Check::new(
             "outage: configuration flows again",
-            format!("an edit is seen within {} s", EFFECT.as_secs()),
+            format!("an edit is seen within {} s", scene.patience.effect.as_secs()),
             seen.map_or("it is not".to_owned(), |t| format!("after {:.2} s", t.as_secs_f64())),
             seen.is_some(),
         ),

@@ -66,7 +66,7 @@ async fn knock(
     let (mut refused, mut words) = (0, String::new());
     let workloads = scene.workloads();
     for workload in &workloads {
-        match dial(scene.into(workload)?, shown, &Request::get("observer", super::apps::QUIET)).await? {
+        match dial(scene.port_of(workload)?, shown, &Request::get("observer", super::apps::QUIET)).await? {
             Outcome::Refused(why) => {
                 refused += 1;
                 words = why;
@@ -85,7 +85,7 @@ async fn plain(scene: &Scene) -> anyhow::Result<Check> {
     let (mut refused, mut words) = (0, String::new());
     let workloads = scene.workloads();
     for workload in &workloads {
-        let mut connection = Connection::open(scene.into(workload)?, Duration::from_secs(5))
+        let mut connection = Connection::open(scene.port_of(workload)?, Duration::from_secs(5))
             .await
             .map_err(|e| anyhow::anyhow!("{}: {e}", workload.id))?;
         match connection.exchange(&Request::get("observer", super::apps::QUIET)).await {

@@ -1,6 +1,6 @@
 //! What a check says, and how it is printed.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -64,24 +64,13 @@ impl Report {
         self.checks.iter().filter(|c| !c.ok)
     }
 
-    /// One line for each check, and the total.
-    pub fn text(&self) -> String {
-        let mut text = String::new();
-        for check in &self.checks {
-            let _ = writeln!(text, "{check}");
-        }
-        let failed = self.failed().count();
-        let _ = writeln!(
-            text,
-            "{} checks, {} ok, {failed} FAILED, in {:.1} s",
-            self.checks.len(),
-            self.checks.len() - failed,
-            self.seconds
-        );
-        text
+    /// The last line: how many checks there were, and how many failed.
+    pub fn total(&self) -> String {
+        let (all, failed) = (self.checks.len(), self.failed().count());
+        format!("{all} checks, {} ok, {failed} FAILED, in {:.1} s", all - failed, self.seconds)
     }
 
-    /// The same as JSON.
+    /// All of it as JSON.
     pub fn json(&self) -> serde_json::Value {
         let failed = self.failed().count();
         serde_json::json!({
@@ -110,12 +99,14 @@ mod tests {
             Check::impossible("retries", &anyhow::anyhow!("nobody there").context("the client's sidecar")),
         ];
         let report = Report::new(checks, Duration::from_millis(1234));
+        let mut lines: Vec<String> = report.checks.iter().map(ToString::to_string).collect();
+        lines.push(report.total());
         assert_eq!(
-            report.text(),
+            lines.join("\n"),
             "ok      ingress: /api/users: expected 200; seen 200\n\
              FAILED  ingress: unknown host: expected 404; seen 200\n\
              FAILED  retries: expected the check can be carried out; seen the client's sidecar: nobody there\n\
-             3 checks, 1 ok, 2 FAILED, in 1.2 s\n"
+             3 checks, 1 ok, 2 FAILED, in 1.2 s"
         );
         let json = report.json();
         assert_eq!((&json["total"], &json["failed"]), (&3.into(), &2.into()));

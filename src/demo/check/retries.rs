@@ -87,7 +87,7 @@ async fn under_traffic(
     act.await?;
     let mut retried = 0;
     let began = std::time::Instant::now();
-    while retried < ENOUGH && began.elapsed() < LIMIT {
+    while retried < ENOUGH && load.failed() < ENOUGH as u64 && began.elapsed() < LIMIT {
         tokio::time::sleep(Duration::from_millis(250)).await;
         retried = 0;
         for other in others {

@@ -17,16 +17,15 @@ use super::scene::Scene;
 
 /// The certificates' lifetime, as the check's configuration gives it.
 const LIFE: Duration = Duration::from_secs(8);
-/// Rotations to see.
-const ROTATIONS: usize = 3;
+
 /// Where in its life a certificate is replaced, and how far off that may be seen: lifetimes are whole seconds.
 const AT: f64 = 0.5;
 const OFF: f64 = 0.15;
 
-/// Watches until the server has rotated several times.
-pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
+/// Watches until the server has rotated as many times as wanted.
+pub async fn checks(scene: &Scene, rotations: usize) -> anyhow::Result<Vec<Check>> {
     let server = scene.instance("rotate")?;
-    let (client, into) = (scene.out_of("rotate-client")?, scene.into(server)?);
+    let (client, into) = (scene.out_of("rotate-client")?, scene.port_of(server)?);
     let plan = Plan {
         to: client,
         request: Request::get("rotate:8080", format!("{}?rotate={{n}}", apps::QUIET)),
@@ -42,8 +41,8 @@ pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
     let mut changes: Vec<Instant> = Vec::new();
     let mut serial = String::new();
     // The first change may come any time; from then on there is one for each half life.
-    let limit = LIFE.mul_f64((AT + OFF) * (ROTATIONS + 1) as f64) + Duration::from_secs(2);
-    while changes.len() <= ROTATIONS && began.elapsed() < limit {
+    let limit = LIFE.mul_f64((AT + OFF) * (rotations + 1) as f64) + Duration::from_secs(2);
+    while changes.len() <= rotations && began.elapsed() < limit {
         if let Outcome::Answered(handshake, _) =
             dial(into, Some(&scene.own), &Request::get("observer", apps::QUIET)).await?
             && let Some(leaf) = handshake.chain.first()
@@ -67,18 +66,18 @@ pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
         Check::new(
             "rotation: the server's certificate",
             format!(
-                "{ROTATIONS} rotations of certificates of {life} s, each at {:.0} % of its life (+-{:.0})",
+                "{rotations} rotations of certificates of {life} s, each at {:.0} % of its life (+-{:.0})",
                 AT * 100.0,
                 OFF * 100.0
             ),
             format!("{} rotations, at {}", shares.len(), percents(&shares)),
-            shares.len() >= ROTATIONS && shares.iter().all(|s| (s - AT).abs() <= OFF),
+            shares.len() >= rotations && shares.iter().all(|s| (s - AT).abs() <= OFF),
         ),
         Check::new(
             "rotation: the client's certificate",
-            format!("at least {ROTATIONS} certificates shown to the server"),
+            format!("at least {} certificates shown to the server", rotations + 1),
             format!("{} certificates", clients.len()),
-            clients.len() >= ROTATIONS,
+            clients.len() > rotations,
         ),
         Check::new(
             "rotation: traffic",

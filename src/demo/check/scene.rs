@@ -19,6 +19,21 @@ pub const SERVICES: [&str; 5] =
 /// The namespace of the example mesh.
 pub const NAMESPACE: &str = "ecotrack";
 
+/// How long the checks wait for what should happen soon.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Until an edit is seen by a request.
+    pub effect: Duration,
+    /// Until every proxy is back at a control plane that was started again: its next wait, and the stream's start.
+    pub reconnect: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { effect: Duration::from_secs(10), reconnect: Duration::from_secs(15) }
+    }
+}
+
 /// The mesh, as the checks see it.
 pub struct Scene {
     /// The mesh.
@@ -27,6 +42,8 @@ pub struct Scene {
     pub own: Credentials,
     /// The mesh's root.
     pub root: CertificateDer<'static>,
+    /// How long checks wait.
+    pub patience: Patience,
 }
 
 impl Scene {
@@ -35,7 +52,7 @@ impl Scene {
         let own = certificate(&mesh, "observer").await?;
         let pem = std::fs::read(mesh.state_dir().join("root-cert.pem"))?;
         let root = chain::from_pem(&pem)?.remove(0);
-        Ok(Self { mesh, own, root })
+        Ok(Self { mesh, own, root, patience: Patience::default() })
     }
 
     /// A certificate for one of the namespace's service accounts, got as a workload gets it.
@@ -65,14 +82,14 @@ impl Scene {
     }
 
     /// Where a workload is reached: its sidecar's port.
-    pub fn into(&self, workload: &Workload) -> anyhow::Result<SocketAddr> {
+    pub fn port_of(&self, workload: &Workload) -> anyhow::Result<SocketAddr> {
         workload.inbound.first().copied().with_context(|| format!("{} listens nowhere", workload.id))
     }
 
     /// The gateway's port.
     pub fn gateway(&self) -> anyhow::Result<SocketAddr> {
         let gateway = self.mesh.workloads().iter().find(|w| w.gateway).context("no gateway runs")?;
-        self.into(gateway)
+        self.port_of(gateway)
     }
 
     /// The address 127.0.X.Y of the added configuration, where it is in this mesh.

@@ -28,8 +28,10 @@ pub fn authority() -> PathBuf {
     STATE.clone()
 }
 
-/// How a test runs a mesh at 127.`loopback`.x.y.
-pub fn options(loopback: u8) -> Options {
+/// How a test runs a mesh: at 127.N.x.y, where nobody runs one now.
+pub fn options() -> Options {
+    let free = |n: &u8| std::net::TcpListener::bind((std::net::Ipv4Addr::new(127, *n, 1, 1), 15012)).is_ok();
+    let loopback = (20..30).find(free).expect("a free part of the loopback network");
     let mut options = Options::new("").expect("options");
     options.exe = super::WEFT.into();
     options.state_dir = Some(authority());

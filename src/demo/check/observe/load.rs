@@ -89,6 +89,7 @@ pub type Classify = Arc<dyn Fn(&Answer) -> String + Send + Sync>;
 pub struct Load {
     stop: Arc<AtomicBool>,
     number: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
     tasks: JoinSet<Tally>,
 }
 
@@ -96,18 +97,31 @@ impl Load {
     /// Begins to send.
     pub fn start(plan: Plan, classify: Classify) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let number = Arc::new(AtomicU64::new(0));
+        let (number, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let began = Instant::now();
         let mut tasks = JoinSet::new();
         for _ in 0..plan.connections {
-            tasks.spawn(one(plan.clone(), classify.clone(), stop.clone(), number.clone(), began));
+            let share = Share {
+                plan: plan.clone(),
+                classify: classify.clone(),
+                stop: stop.clone(),
+                number: number.clone(),
+                failed: failed.clone(),
+                began,
+            };
+            tasks.spawn(share.send());
         }
-        Self { stop, number, tasks }
+        Self { stop, number, failed, tasks }
     }
 
     /// How many requests were begun so far.
     pub fn begun(&self) -> u64 {
         self.number.load(Relaxed)
+    }
+
+    /// How many requests have had no good answer so far.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Relaxed)
     }
 
     /// Lets what is under way end, sends no more, and counts.
@@ -126,56 +140,65 @@ impl Load {
     }
 }
 
-/// One connection's share. A connection that ends is opened again.
-async fn one(
+/// One connection's share.
+struct Share {
     plan: Plan,
     classify: Classify,
     stop: Arc<AtomicBool>,
     number: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
     began: Instant,
-) -> Tally {
-    let mut tally = Tally::default();
-    let mut connection: Option<Connection<tokio::net::TcpStream>> = None;
-    while !stop.load(Relaxed) {
-        let n = number.fetch_add(1, Relaxed);
-        if plan.requests.is_some_and(|most| n >= most) {
-            break;
-        }
-        if let Some(rate) = plan.rate {
-            // By the clock, not by answers: a slow answer does not slow the others down.
-            tokio::time::sleep_until(began + Duration::from_secs_f64(n as f64 / rate)).await;
-        }
-        tally.sent += 1;
-        let at = Instant::now();
-        let reused = connection.is_some();
-        let outcome = exchange(&plan, n, &mut connection).await;
-        tally.slowest = tally.slowest.max(at.elapsed());
-        match outcome {
-            Ok(answer) => {
-                if answer.head.closes() {
-                    connection = None;
-                }
-                if answer.status() < 400 {
-                    tally.good += 1;
-                    *tally.by_key.entry(classify(&answer)).or_default() += 1;
-                } else {
+}
+
+impl Share {
+    /// Sends until told to stop. A connection that ends is opened again.
+    async fn send(self) -> Tally {
+        let mut tally = Tally::default();
+        let mut connection: Option<Connection<tokio::net::TcpStream>> = None;
+        while !self.stop.load(Relaxed) {
+            let n = self.number.fetch_add(1, Relaxed);
+            if self.plan.requests.is_some_and(|most| n >= most) {
+                break;
+            }
+            if let Some(rate) = self.plan.rate {
+                // By the clock, not by answers: a slow answer does not slow the others down.
+                tokio::time::sleep_until(self.began + Duration::from_secs_f64(n as f64 / rate)).await;
+            }
+            tally.sent += 1;
+            let at = Instant::now();
+            let reused = connection.is_some();
+            let outcome = exchange(&self.plan, n, &mut connection).await;
+            tally.slowest = tally.slowest.max(at.elapsed());
+            let what = match outcome {
+                Ok(answer) => {
+                    if answer.head.closes() {
+                        connection = None;
+                    }
+                    if answer.status() < 400 {
+                        tally.good += 1;
+                        *tally.by_key.entry((self.classify)(&answer)).or_default() += 1;
+                        continue;
+                    }
                     let body = String::from_utf8_lossy(&answer.body);
-                    let body: String = body.chars().take(80).collect();
-                    *tally.bad.entry(format!("{} {body}", answer.status())).or_default() += 1;
+                    let words: Vec<_> = body.split_whitespace().collect();
+                    let words: String = words.join(" ").chars().take(80).collect();
+                    format!("{} {words}", answer.status())
                 }
-            }
-            Err(failure) => {
-                connection = None;
-                if reused {
-                    tally.dropped += 1;
+                Err(failure) => {
+                    connection = None;
+                    if reused {
+                        tally.dropped += 1;
+                    }
+                    // Somebody who is not there is not asked ten thousand times a second.
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    failure.to_string()
                 }
-                *tally.bad.entry(failure.to_string()).or_default() += 1;
-                // Somebody who is not there is not asked ten thousand times a second.
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            };
+            *tally.bad.entry(what).or_default() += 1;
+            self.failed.fetch_add(1, Relaxed);
         }
+        tally
     }
-    tally
 }
 
 async fn exchange(

@@ -2,7 +2,7 @@
 //! verifiers here judge nobody: they check that the peer holds the key of what it shows, and keep it for the checks to judge.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -40,12 +40,10 @@ pub struct Handshake {
     pub chain: Vec<CertificateDer<'static>>,
     /// The protocol that ALPN settled on.
     pub alpn: String,
-    /// Whether a server asked for our certificate; always so where we are the server.
-    pub asked: bool,
 }
 
 impl Handshake {
-    fn of(connection: &CommonState, asked: bool) -> Self {
+    fn of(connection: &CommonState) -> Self {
         let version = match connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLS 1.3".to_owned(),
             Some(ProtocolVersion::TLSv1_2) => "TLS 1.2".to_owned(),
@@ -56,7 +54,6 @@ impl Handshake {
             agreed: format!("{version} with {}", group.as_deref().unwrap_or("an unknown group")),
             chain: connection.peer_certificates().unwrap_or_default().to_vec(),
             alpn: String::from_utf8_lossy(connection.alpn_protocol().unwrap_or_default()).into_owned(),
-            asked,
         }
     }
 }
@@ -121,6 +118,11 @@ impl ClientCertVerifier for Anybody {
         &[]
     }
 
+    // Whoever comes is let in, and recorded; also without a certificate.
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
     fn verify_client_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -133,21 +135,17 @@ impl ClientCertVerifier for Anybody {
     signatures!();
 }
 
-/// Shows a certificate, or none, and remembers whether it was asked for.
+/// Shows a certificate, or none, to whoever asks.
 #[derive(Debug)]
-struct Shown {
-    key: Option<Arc<CertifiedKey>>,
-    asked: AtomicBool,
-}
+struct Shown(Option<Arc<CertifiedKey>>);
 
 impl ResolvesClientCert for Shown {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.asked.store(true, Relaxed);
-        self.key.clone()
+        self.0.clone()
     }
 
     fn has_certs(&self) -> bool {
-        self.key.is_some()
+        self.0.is_some()
     }
 }
 
@@ -164,12 +162,12 @@ pub enum Outcome {
 /// is judged after the client's handshake is done: only an answer shows that it was accepted.)
 pub async fn dial(to: SocketAddr, shown: Option<&Credentials>, request: &Request) -> anyhow::Result<Outcome> {
     let key = shown.map(Credentials::certified).transpose()?;
-    let resolver = Arc::new(Shown { key, asked: AtomicBool::new(false) });
+
     let mut config = rustls::ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody))
-        .with_client_cert_resolver(resolver.clone());
+        .with_client_cert_resolver(Arc::new(Shown(key)));
     config.alpn_protocols = vec![b"istio".to_vec(), b"http/1.1".to_vec()];
     let name = ServerName::try_from("outbound_.8080_._.observer").context("server name")?.to_owned();
     let stream = tokio::time::timeout(PATIENCE, TcpStream::connect(to)).await?;
@@ -179,7 +177,7 @@ pub async fn dial(to: SocketAddr, shown: Option<&Credentials>, request: &Request
         Ok(stream) => stream,
         Err(error) => return Ok(Outcome::Refused(error.to_string())),
     };
-    let handshake = Handshake::of(stream.get_ref().1, resolver.asked.load(Relaxed));
+    let handshake = Handshake::of(stream.get_ref().1);
     match Connection::over(stream, PATIENCE).exchange(request).await {
         Ok(answer) => Ok(Outcome::Answered(handshake, answer)),
         Err(Failure::TimedOut) => anyhow::bail!("{to} neither answers nor refuses"),
@@ -227,7 +225,7 @@ impl Server {
         let words = |e: std::io::Error| e.to_string();
         let (stream, _) = self.listener.accept().await.map_err(words)?;
         let mut stream = self.acceptor.accept(stream).await.map_err(words)?;
-        let handshake = Handshake::of(stream.get_ref().1, true);
+        let handshake = Handshake::of(stream.get_ref().1);
         let mut head = Vec::new();
         while !head.windows(4).any(|w| w == b"\r\n\r\n") {
             if stream.read_buf(&mut head).await.map_err(words)? == 0 {
