@@ -138,7 +138,7 @@ fn connect(
 ) -> anyhow::Result<Arc<crate::xds::Stats>> {
     let config = ClientConfig {
         endpoint: endpoint(&ads.address, ads.roots.as_ref(), identity)?,
-        credentials: Credentials { token: ads.token.clone(), headers: Vec::new() },
+        credentials: Credentials { token: ads.token.clone(), headers: ads.headers.clone() },
         node: start.node.clone(),
         variant: ads.variant,
     };

@@ -99,7 +99,9 @@ fn ads(bootstrap: &Bootstrap) -> anyhow::Result<Option<Ads>> {
         Ok(ApiType::DeltaGrpc) => Variant::Delta,
         _ => bail!("dynamic_resources.ads_config.api_type: must be GRPC or DELTA_GRPC"),
     };
-    let name = match config.grpc_services.first().and_then(|s| s.target_specifier.as_ref()) {
+    let service = config.grpc_services.first();
+    let service = service.context("dynamic_resources.ads_config.grpc_services: has no service")?;
+    let name = match &service.target_specifier {
         Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(envoy)) => &envoy.cluster_name,
         _ => bail!("dynamic_resources.ads_config.grpc_services[0].envoy_grpc: is required"),
     };
@@ -133,5 +135,47 @@ fn ads(bootstrap: &Bootstrap) -> anyhow::Result<Option<Ads>> {
         Some(core::address::Address::Pipe(pipe)) => format!("unix:{}", pipe.path),
         _ => bail!("cluster {name}: this kind of address is not supported"),
     };
-    Ok(Some(Ads { address, variant, roots: None, token: None }))
+    let headers = metadata(&service.initial_metadata)?;
+    Ok(Some(Ads { address, variant, roots: None, token: None, headers }))
+}
+
+/// Metadata as name and value; what cannot be sent is found out here, not at the first stream.
+fn metadata(fields: &[core::HeaderValue]) -> anyhow::Result<Vec<(String, String)>> {
+    let path = |i: usize| format!("dynamic_resources.ads_config.grpc_services[0].initial_metadata[{i}]");
+    let one = |(i, field): (usize, &core::HeaderValue)| {
+        let name = http::HeaderName::from_bytes(field.key.as_bytes())
+            .with_context(|| format!("{}.key: {:?} is no name of a header field", path(i), field.key))?;
+        if name.as_str().ends_with("-bin") {
+            bail!("{}: binary metadata is not supported", path(i));
+        }
+        let value = if field.raw_value.is_empty() { field.value.as_bytes() } else { &field.raw_value[..] };
+        let value =
+            http::HeaderValue::from_bytes(value).ok().and_then(|v| v.to_str().ok().map(str::to_owned));
+        let value = value.with_context(|| format!("{}: the value is not visible ASCII", path(i)))?;
+        Ok((name.as_str().to_owned(), value))
+    };
+    fields.iter().enumerate().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(key: &str, value: &str) -> core::HeaderValue {
+        core::HeaderValue { key: key.into(), value: value.into(), ..core::HeaderValue::default() }
+    }
+
+    #[test]
+    fn metadata_goes_with_the_stream_and_what_cannot_be_sent_is_refused_by_its_place() {
+        let taken = metadata(&[field("ClusterID", "one"), field("authorization", "Bearer x")]).unwrap();
+        assert_eq!(taken, [("clusterid".into(), "one".into()), ("authorization".into(), "Bearer x".into())]);
+        for (bad, words) in [
+            (field("two words", "x"), "initial_metadata[1].key: \"two words\""),
+            (field("key-bin", "x"), "initial_metadata[1]: binary"),
+            (field("key", "a\nb"), "initial_metadata[1]: the value"),
+        ] {
+            let error = format!("{:#}", metadata(&[field("good", "x"), bad]).unwrap_err());
+            assert!(error.contains(words), "{error}");
+        }
+    }
 }

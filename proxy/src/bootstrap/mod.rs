@@ -56,6 +56,8 @@ pub struct Ads {
     pub roots: Option<PathBuf>,
     /// The file of the bearer token.
     pub token: Option<PathBuf>,
+    /// Metadata that goes with the stream.
+    pub headers: Vec<(String, String)>,
 }
 
 /// The certificate service.

@@ -130,8 +130,6 @@ pub struct ClusterConfig {
     pub metadata: Option<Arc<Metadata>>,
     /// The service it stands for, from Istio's metadata.
     pub service: Option<Arc<crate::telemetry::istio::Service>>,
-    /// The most of a body that is kept for a connection.
-    pub buffer_limit: Option<u32>,
 }
 
 /// TCP keepalive as it was asked for; what is not, the system decides.
@@ -231,7 +229,6 @@ impl ClusterConfig {
             ),
             service: metadata.as_deref().and_then(istio_service).map(Arc::new),
             metadata,
-            buffer_limit: proto.per_connection_buffer_limit_bytes,
         })
     }
 

@@ -263,7 +263,7 @@ impl HcmConfig {
         let drain_timeout = time(&config.drain_timeout, "drain_timeout", 5);
         let stream_idle_timeout = time(&config.stream_idle_timeout, "stream_idle_timeout", 300);
         let request_timeout = time(&config.request_timeout, "request_timeout", 0);
-        let http1 = http1(config.http_protocol_options.as_ref(), &mut errors);
+        let http1 = http1(config.http_protocol_options.as_ref());
         let http2 = http2(config.http2_protocol_options.as_ref(), &mut errors);
         let via = value(&config.via, "via", &mut errors).filter(|v| !v.is_empty());
         let server_name = match config.server_name.as_str() {
@@ -423,12 +423,8 @@ fn path_rules(config: &proto::HttpConnectionManager) -> PathRules {
     }
 }
 
-fn http1(options: Option<&core::Http1ProtocolOptions>, errors: &mut Vec<ConfigError>) -> Http1Options {
+fn http1(options: Option<&core::Http1ProtocolOptions>) -> Http1Options {
     let Some(options) = options else { return Http1Options::default() };
-    if options.header_key_format.is_some() {
-        let path = "http_protocol_options.header_key_format";
-        errors.push(ConfigError::unsupported(path, "keeping the case of header names"));
-    }
     Http1Options {
         accept_http_10: options.accept_http_10,
         default_host_for_http_10: options.default_host_for_http_10.clone().into(),

@@ -51,7 +51,12 @@ pub struct ListenerConfig {
     pub logs: Vec<AccessLog>,
     /// TCP keepalive of accepted connections.
     pub keepalive: Option<core::TcpKeepalive>,
+    /// How many connections may wait to be accepted, at each worker's socket.
+    pub backlog: i32,
 }
+
+/// The backlog of a listener that does not say; the kernel cuts it to net.core.somaxconn.
+const DEFAULT_BACKLOG: u32 = 4096;
 
 impl std::fmt::Debug for ListenerConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -178,7 +183,7 @@ impl ListenerConfig {
         let filters = collect(listener_filters(proto), "", &mut errors);
         let mut chains = Vec::new();
         for (i, chain) in proto.filter_chains.iter().enumerate() {
-            let compiled = filter_chain(chain, direction, ctx);
+            let compiled = filter_chain(chain, proto.per_connection_buffer_limit_bytes, direction, ctx);
             if let Some(chain) = collect(compiled, format!("filter_chains[{i}]"), &mut errors) {
                 if chains.iter().any(|c: &Arc<FilterChain>| c.matches == chain.matches) {
                     let message = "matches the same connections as a chain before it";
@@ -188,7 +193,12 @@ impl ListenerConfig {
             }
         }
         let default_chain = proto.default_filter_chain.as_ref().and_then(|c| {
-            collect(filter_chain(c, direction, ctx), "default_filter_chain", &mut errors).map(Arc::new)
+            collect(
+                filter_chain(c, proto.per_connection_buffer_limit_bytes, direction, ctx),
+                "default_filter_chain",
+                &mut errors,
+            )
+            .map(Arc::new)
         });
         if proto.filter_chains.is_empty() && proto.default_filter_chain.is_none() {
             errors.push(ConfigError::new("filter_chains", "a listener needs at least one filter chain"));
@@ -221,6 +231,7 @@ impl ListenerConfig {
             default_chain,
             logs,
             keepalive: proto.tcp_keepalive,
+            backlog: proto.tcp_backlog_size.unwrap_or(DEFAULT_BACKLOG).try_into().unwrap_or(i32::MAX),
         })
     }
 
@@ -269,6 +280,7 @@ fn listener_filters(proto: &pb::Listener) -> Result<Filters, Vec<ConfigError>> {
 
 fn filter_chain(
     proto: &pb::FilterChain,
+    buffer_limit: Option<u32>,
     direction: Direction,
     ctx: &CompileContext,
 ) -> Result<FilterChain, Vec<ConfigError>> {
@@ -277,14 +289,18 @@ fn filter_chain(
     let matches = proto.filter_chain_match.as_ref().unwrap_or(&default);
     let matches = collect(chain_match(matches), "filter_chain_match", &mut errors);
     let tls = collect(transport(proto, ctx), "transport_socket", &mut errors);
-    let network = collect(NetworkChain::compile(&proto.filters, direction, ctx), "", &mut errors);
+    let network =
+        collect(NetworkChain::compile(&proto.filters, buffer_limit, direction, ctx), "", &mut errors);
     let (Some(matches), Some(tls), Some(network), true) = (matches, tls, network, errors.is_empty()) else {
         return Err(errors);
     };
+    // The listener's limit is the chain's as well: connections of the old one drain when it changes.
+    let mut content = proto.encode_to_vec();
+    content.extend(buffer_limit.into_iter().flat_map(u32::to_le_bytes));
     let timeout = proto.transport_socket_connect_timeout.as_ref().and_then(xds_protos::duration::to_std);
     Ok(FilterChain {
         name: proto.name.as_str().into(),
-        content: proto.encode_to_vec(),
+        content,
         matches,
         tls,
         handshake_timeout: timeout.filter(|t| !t.is_zero()),

@@ -68,7 +68,7 @@ impl SocketTable {
     pub fn probe(&self, address: SocketAddr) -> Result<(), BindError> {
         match self.bound.contains_key(&address) {
             true => Ok(()),
-            false => socket(address, false).map(drop).map_err(|source| BindError { address, source }),
+            false => socket(address, None).map(drop).map_err(|source| BindError { address, source }),
         }
     }
 
@@ -78,7 +78,12 @@ impl SocketTable {
     }
 
     /// Listens on an address for a listener. An address that the same listener has already is left as it is.
-    pub fn bind(&mut self, address: SocketAddr, listener: &Arc<Listener>) -> Result<(), BindError> {
+    pub fn bind(
+        &mut self,
+        address: SocketAddr,
+        backlog: i32,
+        listener: &Arc<Listener>,
+    ) -> Result<(), BindError> {
         if let Some(bound) = self.bound.get(&address) {
             if Arc::ptr_eq(&bound.listener, listener) {
                 return Ok(());
@@ -87,10 +92,10 @@ impl SocketTable {
             return Err(BindError { address, source: std::io::Error::other(error) });
         }
         // All sockets are made before one is used: an address works on every worker or on none.
-        let first = open(address, true)?;
+        let first = open(address, backlog, true)?;
         let mut sockets = vec![first];
         while sockets.len() < self.workers.len() {
-            sockets.push(open(address, false)?);
+            sockets.push(open(address, backlog, false)?);
         }
         let id = self.next;
         self.next += 1;
@@ -131,26 +136,27 @@ impl SocketTable {
     }
 }
 
-fn open(address: SocketAddr, probe: bool) -> Result<std::net::TcpListener, BindError> {
+fn open(address: SocketAddr, backlog: i32, probe: bool) -> Result<std::net::TcpListener, BindError> {
     let fail = |source| BindError { address, source };
     if probe {
         // SO_REUSEPORT would share the address with another process of ours without a word: without it, the kernel tells.
-        socket(address, false).map_err(fail)?;
+        socket(address, None).map_err(fail)?;
     }
-    socket(address, true).map_err(fail)
+    socket(address, Some(backlog)).map_err(fail)
 }
 
-fn socket(address: SocketAddr, shared: bool) -> std::io::Result<std::net::TcpListener> {
+/// A socket at an address: one that listens with a backlog and shares the address, or one that only holds it.
+fn socket(address: SocketAddr, backlog: Option<i32>) -> std::io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
+    socket.set_reuse_port(backlog.is_some())?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
-    if shared {
-        socket.listen(4096)?;
+    if let Some(backlog) = backlog {
+        socket.listen(backlog)?;
     }
     Ok(socket.into())
 }

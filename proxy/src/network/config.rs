@@ -23,9 +23,10 @@ pub struct NetworkChain {
 }
 
 impl NetworkChain {
-    /// Compiles the filters of a chain, in order; the last one, and only it, is terminal.
+    /// Compiles the filters of a chain, in order; the last one, and only it, is terminal. `buffer_limit` is the listener's.
     pub fn compile(
         filters: &[pb::Filter],
+        buffer_limit: Option<u32>,
         direction: Direction,
         ctx: &CompileContext,
     ) -> Result<Self, Vec<ConfigError>> {
@@ -42,7 +43,10 @@ impl NetworkChain {
             };
             let any = typed_struct::resolve(any)
                 .map_err(|e| ConfigError::new("typed_config", e.to_string()).at(&path))?;
-            match one(&any, direction, reports, ctx).map_err(at("typed_config")).map_err(at(path))? {
+            match one(&any, buffer_limit, direction, reports, ctx)
+                .map_err(at("typed_config"))
+                .map_err(at(path))?
+            {
                 Filter::Terminal(t) => terminal = Some(t),
                 Filter::Stats => reports = true,
                 Filter::Nothing => {}
@@ -68,13 +72,17 @@ enum Filter {
 
 fn one(
     any: &Any,
+    buffer_limit: Option<u32>,
     direction: Direction,
     reports: bool,
     ctx: &CompileContext,
 ) -> Result<Filter, Vec<ConfigError>> {
     let bad = |e: xds_protos::UnpackError| ConfigError::new("", e.to_string());
     if any.is::<HttpConnectionManager>() {
-        let config = HcmConfig::compile(&any.unpack().map_err(bad)?, direction, ctx)?;
+        let mut config = HcmConfig::compile(&any.unpack().map_err(bad)?, direction, ctx)?;
+        if let Some(limit) = buffer_limit {
+            config.buffer_limit = u64::from(limit);
+        }
         config
             .open_logs()
             .map_err(|e| ConfigError::new("access_log", format!("the log cannot be opened: {e}")))?;
@@ -91,4 +99,30 @@ fn one(
         return Ok(Filter::Nothing);
     }
     Err(ConfigError::unsupported("", format!("the network filter {}", any.type_name())).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_listeners_buffer_limit_is_what_a_request_may_keep() {
+        let filter = json!({"name": "hcm", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "x", "route_config": {}, "http_filters": [{"name": "router", "typed_config":
+                {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}});
+        let filters: [pb::Filter; 1] = [xds_protos::json::from_value(filter).unwrap()];
+        let limit = |given| {
+            let chain =
+                NetworkChain::compile(&filters, given, Direction::Inbound, &CompileContext::for_tests());
+            match chain.unwrap_or_else(|e| panic!("{e:?}")).terminal {
+                Terminal::Http(config) => config.buffer_limit,
+                Terminal::Tcp(_) => panic!("this is HTTP"),
+            }
+        };
+        assert_eq!(limit(Some(32_768)), 32_768);
+        assert_eq!(limit(None), crate::router::DEFAULT_BUFFER_LIMIT);
+    }
 }

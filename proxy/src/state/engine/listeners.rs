@@ -121,7 +121,8 @@ impl Listeners {
             }
             let addresses = warming.config.addresses.clone();
             // Sockets first: a listener that cannot have them all changes nothing.
-            let bound = addresses.iter().try_for_each(|a| self.sockets.bind(*a, &entry.listener));
+            let backlog = warming.config.backlog;
+            let bound = addresses.iter().try_for_each(|a| self.sockets.bind(*a, backlog, &entry.listener));
             if let Err(error) = bound {
                 self.sockets.release(&entry.listener, &entry.addresses);
                 if let Some(before) = warming.before {
