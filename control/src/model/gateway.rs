@@ -42,6 +42,14 @@ pub struct GatewayPort {
     pub name: String,
 }
 
+impl GatewayPort {
+    /// Istio's word for a Sidecar's egress port at which applications send requests as to an HTTP proxy, for any service and
+    /// port.
+    pub fn is_http_proxy(&self) -> bool {
+        self.protocol.eq_ignore_ascii_case("HTTP_PROXY")
+    }
+}
+
 /// How a server ends TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

@@ -160,7 +160,7 @@ fn egress(world: &World, node: &ProxyNode) -> Vec<(String, Value)> {
             .into_iter()
             .filter(|s| s.port(port.number).is_some())
             .collect();
-        rendered["filter_chains"] = if protocol.is_http() {
+        rendered["filter_chains"] = if protocol.is_http() || port.is_http_proxy() {
             let routes = Routes::Rds(port.number.to_string());
             let prefix = format!("outbound_{name};");
             json!([{"filters": [http_connection_manager(world, node, Way::Outbound, &prefix, routes)]}])

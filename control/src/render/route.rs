@@ -54,44 +54,46 @@ pub(super) fn sidecar(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     let inputs = (world.shape_version(), &node.namespace, node.selected_by(world));
     let all = services(world, node);
     if http_proxy_port(world, node).is_some() {
-        out.put("http_proxy", inputs, || {
-            let wanted: Vec<_> = all
-                .iter()
-                .flat_map(|s| {
-                    let spoken = |p: &&ServicePort| p.protocol.is_http() || p.protocol.is_auto();
-                    s.ports.iter().filter(spoken).map(|p| (*s, p.number))
-                })
-                .collect();
-            outbound(world, node, "http_proxy", &wanted)
-        });
+        out.put("http_proxy", inputs, || outbound(world, node, "http_proxy", &spoken(&all), true));
     }
     let sidecar = world.sidecar_for(&node.namespace, node.selected_by(world));
     for listener in sidecar.iter().flat_map(|s| &s.spec.egress) {
-        let Some(port) = listener.port.as_ref().map(|p| p.number) else { continue };
+        let Some(given) = &listener.port else { continue };
+        let (port, proxy) = (given.number, given.is_http_proxy());
         let name = port.to_string();
         out.put(&name, inputs, || {
-            let wanted: Vec<_> = world
-                .imported_services(&node.namespace, Some(listener))
-                .into_iter()
-                .filter(|s| s.port(port).is_some())
-                .map(|s| (s, port))
-                .collect();
-            outbound(world, node, &name, &wanted)
+            let imported = world.imported_services(&node.namespace, Some(listener));
+            let at_port = imported.iter().filter(|s| s.port(port).is_some()).map(|s| (*s, port));
+            let wanted = if proxy { spoken(&imported) } else { at_port.collect() };
+            outbound(world, node, &name, &wanted, proxy)
         });
     }
 }
 
-fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service>, u16)]) -> Value {
+/// Every port of the services at which HTTP may be spoken.
+fn spoken<'a>(services: &[&'a Arc<Service>]) -> Vec<(&'a Arc<Service>, u16)> {
+    let http = |p: &&ServicePort| p.protocol.is_http() || p.protocol.is_auto();
+    services.iter().flat_map(|s| s.ports.iter().filter(http).map(|p| (*s, p.number))).collect()
+}
+
+/// The routes to these services and ports. `proxy`: requests come as to an HTTP proxy, each with the port it is for.
+fn outbound(
+    world: &World,
+    node: &ProxyNode,
+    name: &str,
+    wanted: &[(&Arc<Service>, u16)],
+    proxy: bool,
+) -> Value {
     let mut taken = std::collections::BTreeSet::new();
     let mut hosts = Vec::new();
     for (service, port) in wanted {
         // A port that the address must carry, as at a proxy port, where every port of every service meets.
         let mut domains: Vec<String> = Vec::new();
         for domain in domains_of(world, service, &node.namespace) {
-            if name != "http_proxy" || *port == 80 {
+            if !proxy || *port == 80 {
                 domains.push(domain.clone());
             }
-            if name == "http_proxy" {
+            if proxy {
                 domains.push(format!("{domain}:{port}"));
             }
         }
@@ -129,7 +131,7 @@ fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service
         "virtual_hosts": hosts,
         "validate_clusters": false,
         "max_direct_response_body_size_bytes": 1_048_576,
-        "ignore_port_in_host_matching": name != "http_proxy",
+        "ignore_port_in_host_matching": !proxy,
     })
 }
 

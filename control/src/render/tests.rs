@@ -132,10 +132,16 @@ fn a_gateway_listens_at_its_services_target_port() {
     let routes = value(&resources, ResourceType::Route, "http.8080");
     let host = &routes["virtual_hosts"][0];
     assert_eq!(host["domains"][0], "api.ecotrack.platform.dev");
-    assert_eq!(host["routes"].as_array().unwrap().len(), 3);
+    let clusters: Vec<_> =
+        host["routes"].as_array().unwrap().iter().map(|r| &r["route"]["cluster"]).collect();
     assert_eq!(
-        host["routes"][2]["route"]["cluster"],
-        "outbound|8080||order-service.ecotrack.svc.cluster.local"
+        clusters,
+        [
+            "outbound|8080|canary|user-service.ecotrack.svc.cluster.local",
+            "outbound|8080|stable|user-service.ecotrack.svc.cluster.local",
+            "outbound|8080||product-service.ecotrack.svc.cluster.local",
+            "outbound|8080||order-service.ecotrack.svc.cluster.local",
+        ]
     );
 }
 
@@ -239,4 +245,36 @@ spec:
     assert_eq!(common["validation_context"]["trusted_ca"]["filename"], "/certs/ca.pem");
     let names = &common["validation_context"]["match_typed_subject_alt_names"];
     assert_eq!(names[0]["matcher"]["exact"], "spiffe://partner/client");
+}
+
+#[test]
+fn an_egress_port_may_be_an_http_proxy_for_every_service_it_imports() {
+    let world = mesh(
+        "
+apiVersion: v1
+kind: Service
+metadata: {name: users, namespace: shop}
+spec: {selector: {app: users}, ports: [{name: http, port: 8080}, {name: http-admin, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: default, namespace: shop}
+spec:
+  egress:
+    - {port: {number: 3128, protocol: HTTP_PROXY, name: proxy}, captureMode: NONE, hosts: ['./*']}
+",
+    );
+    let resources = render(&world, &node("sidecar", "127.0.9.3", "shop"), false, &Memo::default());
+    let listener = value(&resources, ResourceType::Listener, "127.0.9.3_3128");
+    let hcm = &listener["filter_chains"][0]["filters"][0]["typed_config"];
+    assert_eq!(hcm["rds"]["route_config_name"], "3128");
+    let routes = value(&resources, ResourceType::Route, "3128");
+    let domains = |port: u16| -> Vec<String> {
+        let name = format!("users.shop.svc.cluster.local:{port}");
+        let hosts = routes["virtual_hosts"].as_array().unwrap();
+        let host = hosts.iter().find(|h| h["name"] == name.as_str()).unwrap();
+        host["domains"].as_array().unwrap().iter().map(|d| d.as_str().unwrap().to_owned()).collect()
+    };
+    assert!(domains(8080).contains(&"users:8080".to_owned()) && !domains(8080).contains(&"users".to_owned()));
+    assert!(domains(80).contains(&"users".to_owned()));
 }

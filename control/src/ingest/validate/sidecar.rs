@@ -95,7 +95,9 @@ fn ingress(findings: &mut Findings, path: &str, listener: &IngressListener) {
 fn egress(findings: &mut Findings, path: &str, listener: &EgressListener) {
     if let Some(named) = &listener.port {
         port(findings, &format!("{path}.port.number"), named.number);
-        gateway_protocol(findings, &format!("{path}.port.protocol"), &named.protocol);
+        if !named.is_http_proxy() {
+            gateway_protocol(findings, &format!("{path}.port.protocol"), &named.protocol);
+        }
     }
     bind(findings, path, &listener.bind);
     if listener.hosts.is_empty() {
@@ -126,8 +128,14 @@ fn egress(findings: &mut Findings, path: &str, listener: &EgressListener) {
 }
 
 fn bind(findings: &mut Findings, path: &str, address: &str) {
-    if !address.is_empty() && !address.starts_with("unix://") && address.parse::<std::net::IpAddr>().is_err()
-    {
+    if address.starts_with("unix://") {
+        let help = "give an IP address, or none for the workload's own";
+        findings.error(
+            format!("{path}.bind"),
+            "listening on a UNIX socket is not supported by Weft yet",
+            help,
+        );
+    } else if !address.is_empty() && address.parse::<std::net::IpAddr>().is_err() {
         findings.error(format!("{path}.bind"), format!("{address:?} is no IP address"), "");
     }
 }
