@@ -1,1 +1,152 @@
-//! The engine over real workers' channels.
+//! The engine over real sockets, with the workers' ends of the channels held by the test.
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use xds_protos::ResourceType::{Cluster, Endpoint, Route};
+
+use super::*;
+use crate::listen::WorkerCommand;
+
+struct World {
+    engine: Engine,
+    wanted: Subscriptions,
+    worker: mpsc::UnboundedReceiver<WorkerCommand>,
+}
+
+impl World {
+    fn new() -> Self {
+        let (sender, worker) = mpsc::unbounded_channel();
+        let wanted = Subscriptions::new();
+        let node = Arc::new(NodeInfo::default());
+        let engine = Engine::new(Tables::default(), node, SocketTable::new(vec![sender]), wanted.clone());
+        Self { engine, wanted, worker }
+    }
+
+    /// A push of one kind; gives what was refused, as `name: reason`.
+    fn push(&mut self, kind: ResourceType, version: &str, resources: &[Value]) -> Vec<String> {
+        let one = |value: &Value| {
+            let kind = kind.type_url().rsplit('/').next().unwrap();
+            let name = value.get("name").or(value.get("cluster_name")).and_then(Value::as_str).unwrap();
+            (name.to_owned(), version.to_owned(), xds_protos::json::encode(kind, value).unwrap().into())
+        };
+        let refused = self.engine.apply(kind, resources.iter().map(one).collect(), Vec::new(), false);
+        refused.into_iter().map(|r| format!("{}: {}", r.name, r.reason)).collect()
+    }
+
+    fn cluster(&self, name: &str) -> Option<Arc<crate::cluster::Cluster>> {
+        self.engine.tables().clusters.get(name)
+    }
+
+    fn wants(&self, kind: ResourceType) -> Vec<String> {
+        self.wanted.names(kind).iter().cloned().collect()
+    }
+
+    /// What the worker was told since the last look: sockets to take, and sockets to close.
+    fn told(&mut self) -> (usize, usize) {
+        let (mut listen, mut close) = (0, 0);
+        while let Ok(command) = self.worker.try_recv() {
+            match command {
+                WorkerCommand::Listen { .. } => listen += 1,
+                WorkerCommand::Close(_) => close += 1,
+            }
+        }
+        (listen, close)
+    }
+}
+
+fn by_eds(name: &str, timeout: &str) -> Value {
+    json!({"name": name, "type": "EDS", "connect_timeout": timeout, "eds_cluster_config": {"eds_config": {"ads": {}}}})
+}
+
+fn assignment(name: &str) -> Value {
+    json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
+        {"socket_address": {"address": "127.0.0.1", "port_value": 9}}}}]}]})
+}
+
+fn listener(name: &str, routes: &str) -> Value {
+    json!({"name": name, "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}, "filter_chains":
+        [{"filters": [{"name": "hcm", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "x", "rds": {"route_config_name": routes, "config_source": {"ads": {}}},
+            "http_filters": [{"name": "router", "typed_config":
+                {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}}]}]})
+}
+
+#[test]
+fn a_cluster_serves_when_its_endpoints_are_there_and_a_new_version_keeps_them() {
+    let mut world = World::new();
+    assert_eq!(world.push(Cluster, "1", &[by_eds("a", "1s")]), [""; 0]);
+    assert!(world.cluster("a").is_none(), "it is warming");
+    assert_eq!(world.wants(Endpoint), ["a"]);
+    assert_eq!(world.push(Endpoint, "1", &[assignment("a")]), [""; 0]);
+    let first = world.cluster("a").expect("it is warm");
+    let host = first.hosts().hosts().next().unwrap().id();
+
+    assert_eq!(world.push(Cluster, "2", &[by_eds("a", "2s")]), [""; 0]);
+    let second = world.cluster("a").unwrap();
+    assert!(!Arc::ptr_eq(&first, &second));
+    assert_eq!(second.hosts().hosts().next().unwrap().id(), host, "the host is who it was");
+
+    // The same again, as after a restart of the control plane.
+    assert_eq!(world.push(Cluster, "3", &[by_eds("a", "2s")]), [""; 0]);
+    assert!(Arc::ptr_eq(&second, &world.cluster("a").unwrap()), "nothing is made anew");
+}
+
+#[test]
+fn what_is_refused_keeps_its_last_good_version_and_its_neighbours_apply() {
+    let mut world = World::new();
+    world.push(Endpoint, "1", &[assignment("a"), assignment("b")]);
+    world.push(Cluster, "1", &[by_eds("a", "1s")]);
+    let good = world.cluster("a").unwrap();
+    let mut bad = by_eds("a", "1s");
+    bad["track_cluster_stats"] = json!({"timeout_budgets": true});
+    let refused = world.push(Cluster, "2", &[bad, by_eds("b", "1s")]);
+    assert!(
+        matches!(refused.as_slice(), [one] if one.starts_with("a: track_cluster_stats: ")),
+        "{refused:?}"
+    );
+    assert!(Arc::ptr_eq(&good, &world.cluster("a").unwrap()));
+    assert!(world.cluster("b").is_some());
+}
+
+#[test]
+fn a_listener_takes_its_address_when_its_routes_are_there_and_an_update_keeps_the_socket() {
+    // What drains is watched by a task.
+    let runtime = tokio::runtime::LocalRuntime::new().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new();
+        assert_eq!(world.push(ResourceType::Listener, "1", &[listener("l", "r")]), [""; 0]);
+        assert!(world.engine.is_warming());
+        assert_eq!(world.told(), (0, 0), "no socket yet");
+        assert_eq!(world.wants(Route), ["r"]);
+        let routes = |name: &str| json!({"name": name, "virtual_hosts": []});
+        world.push(Route, "1", &[routes("r")]);
+        assert!(!world.engine.is_warming());
+        assert_eq!(world.told(), (1, 0));
+
+        // The new version waits for routes of another name; the old one listens on.
+        world.push(ResourceType::Listener, "2", &[listener("l", "other")]);
+        assert!(world.engine.is_warming());
+        assert_eq!(world.wants(Route), ["other", "r"]);
+        world.push(Route, "2", &[routes("other")]);
+        assert!(!world.engine.is_warming());
+        assert_eq!(world.told(), (0, 0), "the policy was swapped under the socket");
+        assert_eq!(world.wants(Route), ["other"]);
+
+        world.engine.apply(ResourceType::Listener, Vec::new(), vec!["l".to_owned()], false);
+        assert_eq!(world.told(), (0, 1));
+    });
+}
+
+#[test]
+fn what_the_bootstrap_says_no_control_plane_changes() {
+    let mut world = World::new();
+    let own = json!({"name": "own", "type": "STATIC", "connect_timeout": "1s", "load_assignment": assignment("own")});
+    let bytes = xds_protos::json::encode("envoy.config.cluster.v3.Cluster", &own).unwrap();
+    world.engine.add_static(Cluster, "own", &bytes).unwrap();
+    let before = world.cluster("own").expect("it serves at once");
+    let refused = world.push(Cluster, "1", &[by_eds("own", "1s")]);
+    assert_eq!(refused, ["own: name: is the bootstrap's own and cannot be changed"]);
+    world.engine.apply(Cluster, Vec::new(), vec!["own".to_owned()], true);
+    assert!(Arc::ptr_eq(&before, &world.cluster("own").unwrap()));
+}
