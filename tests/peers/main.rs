@@ -1,7 +1,6 @@
 //! The peers tier: Weft against the real programs that `tests/peers/install` brings.
 // A test that cannot go on panics.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
-#![allow(clippy::unwrap_used, clippy::expect_used)] // A test ends where it is surprised.
 
 mod differential;
 mod envoy_sidecar;
