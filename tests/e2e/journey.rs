@@ -1,42 +1,64 @@
-//! The acceptance journey: each of its parts is a test, and one mesh serves them all.
+//! The acceptance journey, as `weft demo --check` makes it: each of its parts is a test, and one run serves them all.
 
-use std::path::Path;
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
 
-use weft::demo::check::scene::stage;
-use weft::demo::check::{Report, journey, start};
+use serde::Deserialize;
 
-use crate::support::mesh::{options, runtime};
+use crate::support::mesh::{alone, authority, options};
+use crate::support::{stderr, stdout, weft};
+
+/// A check, as the report has it.
+#[derive(Debug, Deserialize)]
+pub struct Check {
+    pub name: String,
+    expected: String,
+    seen: String,
+    ok: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Report {
+    pub checks: Vec<Check>,
+    total: usize,
+    failed: usize,
+    seconds: f64,
+}
 
 /// The run that all tests of this file look at.
 pub static REPORT: LazyLock<Report> = LazyLock::new(|| {
-    let _alone = crate::support::mesh::alone();
-    let staging = tempfile::tempdir().expect("a directory");
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/ecotrack");
-    runtime().block_on(async {
-        let began = Instant::now();
-        stage(&example, staging.path()).expect("a directory");
-        let mut scene = start(staging.path(), options()).await.expect("the mesh starts");
-        eprintln!("ready after {:.1} s", began.elapsed().as_secs_f64());
-        let report = journey(&scene, began, |check| println!("{check}")).await.expect("the journey");
-        println!("{}", report.total());
-        if report.failed().count() > 0 {
-            scene.mesh.keep_files();
-            println!("logs are in {}", scene.mesh.logs().display());
-        }
-        tokio::time::timeout(Duration::from_secs(60), scene.mesh.shutdown())
-            .await
-            .expect("an end")
-            .expect("a clean end");
-        report
-    })
+    let _alone = alone();
+    let run = tempfile::tempdir().unwrap();
+    let state = run.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    for file in std::fs::read_dir(authority()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), state.join(file.file_name())).unwrap();
+    }
+    let loopback = options().loopback.unwrap().to_string();
+    let directory = run.path().to_str().unwrap();
+    let output =
+        weft(&["demo", "--check", "--output", "json", "--loopback", &loopback, "--run-dir", directory]);
+    let report: Report =
+        serde_json::from_str(&stdout(&output)).unwrap_or_else(|e| panic!("{e}: {}", stderr(&output)));
+    println!("{} checks, {} failed, in {} s", report.total, report.failed, report.seconds);
+    for check in &report.checks {
+        println!("{check:?}");
+    }
+    // The command says by its end what it says by its lines.
+    assert_eq!(output.status.success(), report.failed == 0, "{}", stderr(&output));
+    assert_eq!(report.total, report.checks.len());
+    assert_eq!(report.failed, report.checks.iter().filter(|c| !c.ok).count());
+    report
 });
 
 /// All checks of a part hold, and there are as many as there should be.
 fn holds(part: &str, count: usize) {
     let checks: Vec<_> = REPORT.checks.iter().filter(|c| c.name.starts_with(&format!("{part}:"))).collect();
-    let failed: Vec<_> = checks.iter().filter(|c| !c.ok).map(|c| format!("\n{c}")).collect();
+    let failed: Vec<_> = checks
+        .iter()
+        .filter(|c| !c.ok)
+        .map(|c| format!("\n{}: expected {}; seen {}", c.name, c.expected, c.seen))
+        .collect();
     assert!(failed.is_empty(), "{}", failed.concat());
     assert_eq!(checks.len(), count, "{checks:#?}");
 }
