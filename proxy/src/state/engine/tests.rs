@@ -27,7 +27,7 @@ impl World {
         let one = |value: &Value| {
             let kind = kind.type_url().rsplit('/').next().unwrap();
             let name = value.get("name").or(value.get("cluster_name")).and_then(Value::as_str).unwrap();
-            (name.to_owned(), version.to_owned(), xds_protos::json::encode(kind, value).unwrap().into())
+            (name.to_owned(), version.to_owned(), xds_protos::json::encode(kind, value).unwrap())
         };
         let refused = self.engine.apply(kind, resources.iter().map(one).collect(), Vec::new(), false);
         refused.into_iter().map(|r| format!("{}: {}", r.name, r.reason)).collect()
