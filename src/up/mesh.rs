@@ -109,6 +109,8 @@ impl Mesh {
             rewrite::check(n)?;
         }
         let mut files = files::RunDir::make(options.run_dir.as_deref())?;
+        // What is wrong with it is said of the files that the user wrote, not of a copy.
+        load(&options.dir)?;
         let config_dir = if options.copy || options.loopback.is_some() {
             let copy = files.path().join("config");
             rewrite::copy(&options.dir, &copy, options.loopback)?;
