@@ -14,4 +14,5 @@ mod layering;
 mod ledger;
 mod sabotage;
 mod support;
+mod tour;
 mod up;
