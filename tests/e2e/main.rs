@@ -12,6 +12,7 @@ mod drain;
 mod journey;
 mod layering;
 mod ledger;
+mod metrics;
 mod sabotage;
 mod support;
 mod tour;

@@ -175,8 +175,8 @@ impl FilterList {
                     _ => Far {
                         workload: scratch.upstream_peer.as_ref(),
                         service: scratch.service.as_ref(),
-                        source_principal: None,
-                        destination_principal: scratch.upstream_principal.as_ref(),
+                        source_principal: scratch.upstream_tls.as_ref().and_then(|t| t.local_id.as_ref()),
+                        destination_principal: scratch.upstream_tls.as_ref().and_then(|t| t.peer_id.as_ref()),
                     },
                 };
                 reporter.request(info, connection, far);

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue};
 use super::alpn::AlpnOverride;
 use super::{Flow, RouterConfig};
 use crate::codec::{Body, Headers, InformationalSink, RequestHead};
-use crate::io::ConnectionInfo;
+use crate::io::{ConnectionInfo, TlsInfo};
 use crate::route::{Matched, Target};
 use crate::telemetry::istio::{Service, Workload};
 
@@ -49,8 +49,8 @@ pub struct Scratch {
     pub upstream_peer: Option<Arc<Workload>>,
     /// The service called.
     pub service: Option<Arc<Service>>,
-    /// The callee's verified identity.
-    pub upstream_principal: Option<Arc<str>>,
+    /// Both identities of the connection to the callee.
+    pub upstream_tls: Option<Arc<TlsInfo>>,
 }
 
 /// A request on its way through the filters.

@@ -18,7 +18,7 @@ use crate::cluster::{
     self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority, Want,
 };
 use crate::codec::{InformationalSink, Progress, Protocol, Reply, RequestHead, UpstreamError};
-use crate::io::ConnectionInfo;
+use crate::io::{ConnectionInfo, TlsInfo};
 use crate::route::Forward;
 use crate::route::action::{HostRewrite, Priority};
 use crate::state::Slot;
@@ -31,7 +31,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 struct Callee {
     host: Option<Arc<Host>>,
     service: Option<Arc<Service>>,
-    principal: Option<Arc<str>>,
+    tls: Option<Arc<TlsInfo>>,
 }
 
 /// Makes tries at one cluster for one request.
@@ -81,7 +81,7 @@ impl ClusterUpstreams {
     pub fn leave(self, scratch: &mut Scratch) {
         let callee = self.callee.into_inner();
         scratch.service = callee.service;
-        scratch.upstream_principal = callee.principal;
+        scratch.upstream_tls = callee.tls;
         if scratch.upstream_peer.is_none() {
             scratch.upstream_peer = callee.host.as_deref().and_then(workload_of);
         }
@@ -122,7 +122,7 @@ impl ClusterUpstreams {
         if let Some(seen) = seen {
             seen.local = upstream.local();
         }
-        self.callee.borrow_mut().principal = upstream.tls().and_then(|t| t.peer_id.clone());
+        self.callee.borrow_mut().tls = upstream.tls().cloned();
         let sending = pin!(upstream.send(request, self.informational.clone()));
         match within(&self.flow, timeout, sending).await {
             Ok(Ok(reply)) => {

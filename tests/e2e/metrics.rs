@@ -1,0 +1,107 @@
+//! Istio's metrics on both sides of a hop: exact counts, and the labels that dashboards group by.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use weft::client::Connection;
+
+use crate::support::http::get;
+use crate::support::mesh::{alone, runtime};
+use crate::support::pair::{Pair, workload};
+
+type Labels = BTreeMap<String, String>;
+
+/// The series of a metric at a proxy, with their values.
+fn series(admin: SocketAddr, metric: &str) -> Vec<(Labels, f64)> {
+    let (status, text) = get(admin, "/stats/prometheus").unwrap();
+    assert_eq!(status, 200);
+    text.lines().filter_map(|line| parse(line.strip_prefix(metric)?)).collect()
+}
+
+/// `{name="value",...} number`; no label of the test has a quote or a brace in it.
+fn parse(text: &str) -> Option<(Labels, f64)> {
+    let (labels, value) = text.strip_prefix('{')?.rsplit_once("} ")?;
+    let labels = labels
+        .split("\",")
+        .filter_map(|pair| pair.split_once("=\""))
+        .map(|(name, value)| (name.to_owned(), value.trim_end_matches('"').to_owned()))
+        .collect();
+    Some((labels, value.trim().parse().ok()?))
+}
+
+fn expected(reporter: &str, code: &str) -> Labels {
+    let front = "spiffe://cluster.local/ns/pair/sa/front";
+    let back = "spiffe://cluster.local/ns/pair/sa/back";
+    let policy = if reporter == "destination" { "mutual_tls" } else { "unknown" };
+    [
+        ("reporter", reporter),
+        ("source_workload", "front"),
+        ("source_workload_namespace", "pair"),
+        ("source_principal", front),
+        ("source_app", "front"),
+        ("source_version", "v1"),
+        ("source_cluster", "Kubernetes"),
+        ("source_canonical_service", "front"),
+        ("source_canonical_revision", "v1"),
+        ("destination_workload", "back"),
+        ("destination_workload_namespace", "pair"),
+        ("destination_principal", back),
+        ("destination_app", "back"),
+        ("destination_version", "v1"),
+        ("destination_cluster", "Kubernetes"),
+        ("destination_canonical_service", "back"),
+        ("destination_canonical_revision", "v1"),
+        ("destination_service", "back.pair.svc.cluster.local"),
+        ("destination_service_name", "back"),
+        ("destination_service_namespace", "pair"),
+        ("request_protocol", "http"),
+        ("response_code", code),
+        ("response_flags", "-"),
+        ("grpc_response_status", ""),
+        ("connection_security_policy", policy),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect()
+}
+
+#[test]
+fn both_sides_of_a_hop_count_each_request_once_with_istios_labels() {
+    let _alone = alone();
+    runtime().block_on(async {
+        let pair = Pair::new(64);
+        pair.write("back.yaml", &workload("back", 11, "weft app --fail-status 418 --fail-every 4"));
+        let mesh = pair.start().await;
+        let (front, back) = (mesh.workload("front-1").unwrap(), mesh.workload("back-1").unwrap());
+        let mut client: BTreeMap<String, f64> = BTreeMap::new();
+        for _ in 0..23 {
+            let request = Request::get("http://back:8080/").header("host", "back:8080");
+            let mut connection = Connection::open(front.http_proxy.unwrap()).await.unwrap();
+            let answer = connection.send(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+            *client.entry(answer.status.as_u16().to_string()).or_default() += 1.0;
+        }
+        assert_eq!(client.len(), 2, "{client:?}");
+
+        for (admin, reporter) in [(front.admin(), "source"), (back.admin(), "destination")] {
+            // A stream is counted when it has ended, which its client may know a moment earlier.
+            let count = |metric: &str| -> BTreeMap<String, (Labels, f64)> {
+                let of_side = series(admin, metric).into_iter().filter(|(l, _)| l["reporter"] == reporter);
+                of_side.map(|(labels, n)| (labels["response_code"].clone(), (labels, n))).collect()
+            };
+            let numbers = |metric: &str| -> BTreeMap<String, f64> {
+                count(metric).into_iter().map(|(code, (_, n))| (code, n)).collect()
+            };
+            crate::support::eventually("the last one is counted", || {
+                numbers("istio_requests_total") == client
+            });
+            assert_eq!(numbers("istio_request_duration_milliseconds_count"), client, "{reporter}");
+            for (code, (labels, _)) in count("istio_requests_total") {
+                assert_eq!(labels, expected(reporter, &code));
+            }
+        }
+        mesh.shutdown().await.unwrap();
+    });
+}
