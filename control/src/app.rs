@@ -49,10 +49,10 @@ pub struct ControlArgs {
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     pub debug_port: u16,
     /// The lifetime of a workload's certificate when its request names none
-    #[arg(long, value_name = "DURATION", env = "DEFAULT_WORKLOAD_CERT_TTL", default_value = "24h", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", env = "DEFAULT_WORKLOAD_CERT_TTL", default_value = "24h", value_parser = lifetime)]
     pub workload_cert_ttl: Duration,
     /// The longest lifetime that a request may ask for
-    #[arg(long, value_name = "DURATION", env = "MAX_WORKLOAD_CERT_TTL", default_value = "90d", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", env = "MAX_WORKLOAD_CERT_TTL", default_value = "90d", value_parser = lifetime)]
     pub max_workload_cert_ttl: Duration,
     /// How many proxies are brought to a new state at the same time
     #[arg(long, value_name = "N", env = "PILOT_PUSH_THROTTLE", default_value_t = 100)]
@@ -62,22 +62,13 @@ pub struct ControlArgs {
     pub log_level: String,
 }
 
-/// A whole number with s, m, h or d.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 =
-        digits.parse().map_err(|_| format!("{text:?} is not a duration such as 90s, 10m, 24h or 90d"))?;
-    let unit = match &text[digits.len()..] {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        other => return Err(format!("{other:?} is not a unit of time; there are s, m, h and d")),
-    };
-    match number.checked_mul(unit) {
-        None | Some(0) => Err(format!("{text:?} is not a usable length of time")),
-        Some(seconds) => Ok(Duration::from_secs(seconds)),
+/// Lifetimes are whole seconds, on the wire too.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let duration = xds_protos::duration::parse(text)?;
+    if duration.is_zero() || duration.subsec_nanos() != 0 {
+        return Err(format!("{text:?} is not a whole number of seconds"));
     }
+    Ok(duration)
 }
 
 /// Runs a control plane until it is told to end.

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub use duration::{parse as parse_duration, short as short_duration};
+pub use duration::short as short_duration;
+pub use xds_protos::duration::parse as parse_duration;
 
 /// Weft, a service mesh: proxies beside every workload, and the control plane that directs them
 #[derive(Parser, Debug)]

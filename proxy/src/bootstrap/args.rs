@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::shared::{ControlPlaneArgs, NodeArgs, duration};
+use xds_protos::duration::parse as duration;
+
+use super::shared::{ControlPlaneArgs, NodeArgs};
 use super::{Ads, Start};
 
 /// Runs a proxy: a sidecar or a gateway

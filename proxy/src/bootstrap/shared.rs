@@ -106,7 +106,7 @@ pub struct ControlPlaneArgs {
     #[arg(long, value_name = "HOST:PORT", env = "CA_ADDR")]
     pub ca_address: Option<String>,
     /// The lifetime of the workload's certificate to ask for, such as 24h or 90s; the certificate service decides without it
-    #[arg(long, value_name = "DURATION", env = "SECRET_TTL", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", env = "SECRET_TTL", value_parser = xds_protos::duration::parse)]
     pub cert_ttl: Option<Duration>,
     /// Keep the last good certificate here, to start from it while the certificate service is away
     #[arg(long, value_name = "DIR")]
@@ -138,21 +138,6 @@ impl ControlPlaneArgs {
             state_dir: self.state_dir.clone(),
         }
     }
-}
-
-/// A number with ms, s, m or h.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 =
-        digits.parse().map_err(|_| format!("{text:?} is not a duration such as 90s, 10m or 24h"))?;
-    let unit = match &text[digits.len()..] {
-        "ms" => 0.001,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        other => return Err(format!("{other:?} is not a unit of time; there are ms, s, m and h")),
-    };
-    Duration::try_from_secs_f64(number * unit).map_err(|e| e.to_string())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
