@@ -217,7 +217,7 @@ impl<'de> Deserialize<'de> for Value {
 
             fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
                 // Beyond i64 no field of ours has room; as a float it is refused with its value.
-                #[allow(clippy::cast_precision_loss)]
+                #[allow(clippy::cast_precision_loss, reason = "it is refused anyway, and shown")]
                 Ok(i64::try_from(value).map_or(Value::Float(value as f64), Value::Int))
             }
 

@@ -64,6 +64,11 @@ pub fn render(world: &World, node: &ProxyNode, secrets: bool, memo: &Memo) -> Re
     [clusters, endpoints, listeners, routes, found].into_iter().map(Output::into_all).collect()
 }
 
+/// Whether a name of this kind that is not there is answered, rather than left waiting.
+pub const fn answered_empty(kind: ResourceType) -> bool {
+    matches!(kind, ResourceType::Endpoint | ResourceType::Route)
+}
+
 /// What is answered for a name that is asked for and not there, so that the asker stops waiting: an empty route
 /// configuration, an empty load assignment.
 pub fn empty(kind: ResourceType, name: &str) -> Option<Resource> {

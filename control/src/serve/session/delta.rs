@@ -26,6 +26,12 @@ impl Session {
             }
         }
         // What the subscription says holds whatever the nonce: a change of it is said once.
+        if first
+            || !request.resource_names_subscribe.is_empty()
+            || !request.resource_names_unsubscribe.is_empty()
+        {
+            watch.current = false;
+        }
         if first {
             for (name, version) in &request.initial_resource_versions {
                 let held = Resource { version: version.as_str().into(), ..unknown() };

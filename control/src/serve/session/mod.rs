@@ -91,6 +91,7 @@ impl Session {
         self.resources = resources;
         self.version = version;
         self.began = now;
+        self.watches.values_mut().for_each(|watch| watch.current = false);
     }
 
     /// The next response, if there is one to send now. Ask until there is none.
@@ -142,9 +143,7 @@ impl Session {
 
     /// Whether a type has something on its way, or yet to be sent.
     fn unsettled(&self, kind: ResourceType, now: Instant) -> bool {
-        self.watches.get(&kind).is_some_and(|w| {
-            w.waiting(now) || w.owed || !w.difference(kind, &self.resources).upserts.is_empty()
-        })
+        self.watches.get(&kind).is_some_and(|w| w.waiting(now) || w.owed || w.behind(kind, &self.resources))
     }
 
     /// Whether listeners and routes would refer to clusters that the client does not have yet.
@@ -173,6 +172,7 @@ impl Session {
             return None;
         }
         let mut difference = watch.difference(kind, &self.resources);
+        watch.current = difference.is_empty();
         if keep_removed {
             difference.removed.clear();
         }
@@ -197,6 +197,7 @@ impl Session {
             if let Some(endpoints) = self.watches.get_mut(&ResourceType::Endpoint) {
                 let again = changed.into_iter().filter(|name| endpoints.names.contains(name));
                 endpoints.forced.extend(again);
+                endpoints.current = false;
             }
         }
         Some(Push {

@@ -35,6 +35,7 @@ impl Session {
             watch.wildcard = kind.wildcard() && names.is_empty();
             watch.names = names;
             watch.held.clear();
+            watch.current = false;
             watch.unanswered = None;
             watch.owed = true;
             return Heard::Subscribed(kind);
@@ -49,6 +50,7 @@ impl Session {
                 watch.held.remove(name);
             });
         }
+        watch.current &= added.is_empty() && gone.is_empty();
         watch.names = names;
         if added.is_empty() {
             return Heard::Acknowledged(kind);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use xds_protos::ResourceType;
 
-use crate::render::{Resource, Resources, empty};
+use crate::render::{Resource, Resources, answered_empty, empty};
 
 /// A response that is not answered for so long no longer holds up the next.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -22,6 +22,8 @@ pub(super) struct Watch {
     pub(super) held: BTreeMap<Arc<str>, Resource>,
     /// Must be sent again whether or not it changed: names just subscribed, endpoints of clusters just replaced.
     pub(super) forced: BTreeSet<Arc<str>>,
+    /// The client is known to hold what it should: nothing need be compared until something changes.
+    pub(super) current: bool,
     /// An answer is owed even if it is empty.
     pub(super) owed: bool,
     /// The last response's nonce.
@@ -66,38 +68,48 @@ impl Watch {
         true
     }
 
+    /// Whether something new or changed is to be sent.
+    pub(super) fn behind(&self, kind: ResourceType, all: &Resources) -> bool {
+        !self.current && self.upserts(kind, all).next().is_some()
+    }
+
     /// What is to be sent so that the client holds what it should.
     pub(super) fn difference(&self, kind: ResourceType, all: &Resources) -> Difference {
-        let nothing = BTreeMap::new();
-        let all = all.get(&kind).unwrap_or(&nothing);
-        let mut difference = Difference::default();
-        let mut want = |name: &Arc<str>, resource: &Resource| {
-            let same = self.held.get(name).is_some_and(|held| held.version == resource.version);
-            if !same || self.forced.contains(name) {
-                difference.upserts.push((name.clone(), resource.clone()));
-            }
-        };
-        if self.wildcard {
-            all.iter().for_each(|(name, resource)| want(name, resource));
+        if self.current {
+            return Difference::default();
         }
-        for name in &self.names {
-            match all.get(name) {
-                Some(_) if self.wildcard => {}
-                Some(resource) => want(name, resource),
-                // So that the client stops waiting for it. One that holds it keeps it: what refers to it goes first.
-                None if self.held.contains_key(name) => {}
-                None => {
-                    if let Some(resource) = empty(kind, name) {
-                        want(name, &resource);
-                    }
-                }
-            }
-        }
+        let upserts = self.upserts(kind, all).collect();
+        let there = |name: &Arc<str>| all.get(&kind).is_some_and(|all| all.contains_key(name));
+        // A name that is asked for and answered empty stays, too.
         let kept = |name: &Arc<str>| {
-            (self.wildcard && all.contains_key(name))
-                || (self.names.contains(name) && (all.contains_key(name) || empty(kind, name).is_some()))
+            (self.wildcard && there(name))
+                || (self.names.contains(name) && (answered_empty(kind) || there(name)))
         };
-        difference.removed = self.held.keys().filter(|name| !kept(name)).cloned().collect();
-        difference
+        let removed = self.held.keys().filter(|name| !kept(name)).cloned().collect();
+        Difference { upserts, removed }
+    }
+
+    fn upserts<'a>(
+        &'a self,
+        kind: ResourceType,
+        all: &'a Resources,
+    ) -> impl Iterator<Item = (Arc<str>, Resource)> + 'a {
+        let all = all.get(&kind);
+        let everything = all.filter(|_| self.wildcard).into_iter().flatten();
+        let by_name = self.names.iter().filter_map(move |name| match all.and_then(|all| all.get(name)) {
+            Some(_) if self.wildcard => None,
+            Some(resource) => Some((name, resource.clone())),
+            // So that the client stops waiting for it. One that holds it keeps it: what refers to it goes first.
+            None if self.held.contains_key(name) => None,
+            None => Some((name, empty(kind, name)?)),
+        });
+        everything
+            .map(|(name, resource)| (name, resource.clone()))
+            .chain(by_name)
+            .filter(|(name, resource)| {
+                let same = self.held.get(*name).is_some_and(|held| held.version == resource.version);
+                !same || self.forced.contains(*name)
+            })
+            .map(|(name, resource)| (name.clone(), resource))
     }
 }
