@@ -1,7 +1,7 @@
 //! Micro-benchmarks of what a request, a handshake and a change of configuration cost inside the proxy. One program, for each
 //! would be linked by itself.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot be set up should stop")]
 
 mod balance;
 mod compile;

@@ -43,7 +43,7 @@ macro_rules! stats {
     ($($field:ident: $kind:ident $name:literal,)*) => {
         /// The cells; the field names are Envoy's.
         #[derive(Debug)]
-        #[allow(missing_docs)]
+        #[allow(missing_docs, reason = "the names are Envoy's")]
         pub struct ClusterStats {
             _group: Arc<Group>,
             $(pub $field: stats!(@type $kind),)*

@@ -9,7 +9,7 @@ use crate::telemetry::registry::{Counter, Gauge, Group, Histogram};
 macro_rules! stats {
     ($($kind:ident $make:ident { $($name:ident),* $(,)? })*) => {
         /// Handles; the group lives as long as they do. The fields are named as in Envoy.
-        #[allow(missing_docs)]
+        #[allow(missing_docs, reason = "the names are Envoy's")]
         pub struct HttpStats {
             _group: Arc<Group>,
             $($(pub $name: $kind,)*)*

@@ -189,8 +189,10 @@ fn rules(proto: &pb::CommonTlsContext, ctx: &CompileContext, errors: &mut Vec<Co
                 }
             }
         }
-        #[allow(unreachable_patterns)]
-        Some(_) => {
+        Some(
+            Type::ValidationContextCertificateProvider(_)
+            | Type::ValidationContextCertificateProviderInstance(_),
+        ) => {
             errors.push(ConfigError::unsupported(
                 "validation_context_certificate_provider",
                 "a certificate provider",

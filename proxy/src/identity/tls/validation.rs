@@ -46,7 +46,7 @@ impl ValidationConfig {
     }
 
     /// Compiles the message; files it names are read now.
-    #[allow(deprecated)]
+    #[allow(deprecated, reason = "control planes still send match_subject_alt_names")]
     pub fn compile(proto: &pb::CertificateValidationContext) -> Result<Self, Vec<ConfigError>> {
         let mut errors = Vec::new();
         let mut config = Self::default();
