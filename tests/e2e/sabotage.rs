@@ -242,8 +242,11 @@ impl Seen {
             let application = Part::App(rotate.id.clone());
             scene.mesh.stop(&application, Signal::KILL).await.unwrap();
             let request = Request::get("rotate:8080", apps::QUIET);
-            let fails = || async { (scene.ask(&request).await.ok()?.status() == 503).then_some(()) };
-            until(Duration::from_secs(10), fails).await.unwrap();
+            // Long enough for the traffic beside this to meet it, too.
+            for _ in 0..25 {
+                let fails = || async { (scene.ask(&request).await.ok()?.status() == 503).then_some(()) };
+                until(Duration::from_secs(10), fails).await.unwrap();
+            }
             scene.mesh.restart(&application).unwrap();
         };
         let (balance, retries, ejection, rotation, ()) = tokio::join!(
@@ -269,6 +272,13 @@ impl Seen {
                 "check.yaml",
                 "      retries:\n        attempts: 3\n",
                 "      retries:\n        attempts: 3\n        retryIgnorePreviousHosts: false\n",
+            ),
+            // With most of the weight at the host that fails, most retries go back to it.
+            ("check.yaml", ".32.3\n  ports:", ".32.3\n  weight: 10\n  ports:"),
+            (
+                "check.yaml",
+                "simple: LEAST_CONN\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: retry\n",
+                "simple: ROUND_ROBIN\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: retry\n",
             ),
             ("check.yaml", "baseEjectionTime: 1s", "baseEjectionTime: 3s"),
         ];

@@ -26,6 +26,8 @@ const RATE: f64 = 300.0;
 pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
     let failing = scene.instance("eject")?;
     apps::behave(failing, &Behaviour { status: Some(500), ..Behaviour::default() }).await?;
+    // What it recorded of an earlier look says nothing about this one.
+    apps::forget(failing).await?;
     let plan = Plan {
         to: scene.out_of("observer")?,
         request: Request::get("eject:8080", format!("{}?eject", apps::QUIET)),
