@@ -4,6 +4,7 @@
 
 mod differential;
 mod envoy_sidecar;
+mod h2spec;
 mod meshes;
 mod postgres;
 mod programs;

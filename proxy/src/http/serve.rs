@@ -95,6 +95,7 @@ impl HcmConfig {
             max_head_bytes: u32::try_from(self.max_request_headers).unwrap_or(u32::MAX),
             allow_connect: self.http2.allow_connect,
             idle_timeout: (!self.idle_timeout.is_zero()).then_some(self.idle_timeout),
+            ..default
         }
     }
 }

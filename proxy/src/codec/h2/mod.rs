@@ -3,6 +3,7 @@
 pub mod client;
 mod convert;
 pub mod server;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -25,6 +26,8 @@ pub struct H2Options {
     pub allow_connect: bool,
     /// Servers: how long a connection may be without a stream.
     pub idle_timeout: Option<Duration>,
+    /// Servers: how long to wait for the peer's end after ours (`delayed_close_timeout`).
+    pub delayed_close: Duration,
 }
 
 impl Default for H2Options {
@@ -36,6 +39,7 @@ impl Default for H2Options {
             max_head_bytes: 60 * 1024,
             allow_connect: false,
             idle_timeout: Some(Duration::from_secs(3600)),
+            delayed_close: Duration::from_secs(1),
         }
     }
 }

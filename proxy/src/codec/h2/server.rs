@@ -11,6 +11,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use tokio::time::Instant;
 
+use super::shared::SharedIo;
 use super::transfer::{Incoming, Outgoing};
 use super::{H2Options, convert};
 use crate::codec::body::Body;
@@ -18,8 +19,15 @@ use crate::codec::drain::{Drain, DrainPhase};
 use crate::codec::message::{Downstream, HttpService, InformationalSink, Reply, Request, ResponseHead};
 use crate::io::Io;
 
-/// Serves a connection until it ends.
-pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: H2Options, mut drain: Drain) {
+/// Serves a connection until it ends, and closes it.
+pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: H2Options, drain: Drain) {
+    let (io, socket) = SharedIo::pair(io);
+    serve_streams(io, service, options, drain).await;
+    // Boxed, so that its buffer is not part of every connection for all its life.
+    Box::pin(socket.linger(options.delayed_close)).await;
+}
+
+async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2Options, mut drain: Drain) {
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(options.stream_window)
@@ -29,7 +37,7 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: H2Options, m
     if options.allow_connect {
         builder.enable_connect_protocol();
     }
-    let Ok(mut connection) = builder.handshake::<Io, Bytes>(io).await else { return };
+    let Ok(mut connection) = builder.handshake::<SharedIo, Bytes>(io).await else { return };
     let active = Rc::new(Active { streams: Cell::new(0), since: Cell::new(Instant::now()) });
     let mut number = 0;
     let mut draining = false;
