@@ -209,7 +209,7 @@ impl ClusterConfig {
             outlier,
             transports,
             http: http.mode,
-            h1: H1Options { enable_trailers: http.trailers, ..H1Options::upstream() },
+            h1: http.h1,
             h2: http.h2,
             idle_timeout: timeout(options.idle_timeout.as_ref(), Some(Duration::from_secs(3600))),
             max_requests: max_requests.map(u64::from),
@@ -466,7 +466,7 @@ struct HttpSettings {
     common: Option<core::HttpProtocolOptions>,
     auto_sni: bool,
     auto_san: bool,
-    trailers: bool,
+    h1: H1Options,
     h2: H2Options,
 }
 
@@ -493,14 +493,17 @@ fn http_options(proto: &pb::Cluster) -> Result<HttpSettings, Vec<ConfigError>> {
     let mode = if proto.http2_protocol_options.is_some() { HttpMode::Http2 } else { HttpMode::Http1 };
     let h2 = h2_options(proto.http2_protocol_options.as_ref());
     let mut settings =
-        HttpSettings { mode, common: None, auto_sni: false, auto_san: false, trailers: false, h2 };
+        HttpSettings { mode, common: None, auto_sni: false, auto_san: false, h1: H1Options::upstream(), h2 };
     for (key, any) in &proto.typed_extension_protocol_options {
         if key != KEY {
             return Err(ConfigError::unsupported(format!("[{key}]"), "this extension").into());
         }
         let options: up::HttpProtocolOptions =
             any.unpack().map_err(|e| ConfigError::new(format!("[{key}]"), e.to_string()))?;
-        let trailers = |h1: Option<&core::Http1ProtocolOptions>| h1.is_some_and(|o| o.enable_trailers);
+        let h1 = |h1: Option<&core::Http1ProtocolOptions>, of: &str| {
+            let path = format!("[{key}].{of}.http_protocol_options");
+            crate::http::config::h1(H1Options::upstream(), h1).map_err(|e| e.at(path))
+        };
         settings.mode = match &options.upstream_protocol_options {
             None => return Err(ConfigError::missing(format!("[{key}].upstream_protocol_options")).into()),
             Some(U::ExplicitHttpConfig(c)) => match &c.protocol_config {
@@ -508,19 +511,19 @@ fn http_options(proto: &pb::Cluster) -> Result<HttpSettings, Vec<ConfigError>> {
                     settings.h2 = h2_options(Some(h2));
                     HttpMode::Http2
                 }
-                Some(P::HttpProtocolOptions(h1)) => {
-                    settings.trailers = trailers(Some(h1));
+                Some(P::HttpProtocolOptions(options)) => {
+                    settings.h1 = h1(Some(options), "explicit_http_config")?;
                     HttpMode::Http1
                 }
                 _ => HttpMode::Http1,
             },
             Some(U::UseDownstreamProtocolConfig(c)) => {
-                settings.trailers = trailers(c.http_protocol_options.as_ref());
+                settings.h1 = h1(c.http_protocol_options.as_ref(), "use_downstream_protocol_config")?;
                 settings.h2 = h2_options(c.http2_protocol_options.as_ref());
                 HttpMode::Downstream
             }
             Some(U::AutoConfig(c)) => {
-                settings.trailers = trailers(c.http_protocol_options.as_ref());
+                settings.h1 = h1(c.http_protocol_options.as_ref(), "auto_config")?;
                 settings.h2 = h2_options(c.http2_protocol_options.as_ref());
                 HttpMode::Auto
             }

@@ -84,6 +84,8 @@ pub struct PrioritySet {
     pub degraded: Arc<HostList>,
     /// Too few are healthy: health is ignored.
     pub panic: bool,
+    /// How able it is to take load, in percent: its healthy and degraded hosts, overestimated.
+    pub health: u32,
     /// Percent of all requests that go to its healthy hosts.
     pub healthy_load: u32,
     /// Percent of all requests that go to its degraded hosts.
@@ -168,6 +170,7 @@ impl HostSet {
                     degraded: HostList::new(degraded),
                     all,
                     panic: false,
+                    health: 0,
                     healthy_load: 0,
                     degraded_load: 0,
                     localities,
@@ -219,6 +222,18 @@ impl HostSet {
             self.choose_by_load((hash % 100) as u32)
         };
         (set, if set.panic { Availability::All } else { availability })
+    }
+
+    /// The same with these shares of load in place of those that health makes.
+    pub fn choose_by(&self, load: &[u32], hash: u64) -> (&PrioritySet, Availability) {
+        let point = (hash % 100) as u32;
+        let mut reached = 0;
+        let chosen = self.priorities.iter().zip(load).find(|(_, share)| {
+            reached += **share;
+            point < reached
+        });
+        let set = chosen.map_or(&self.priorities[0], |(set, _)| set);
+        (set, if set.panic { Availability::All } else { Availability::Healthy })
     }
 
     fn choose_by_load(&self, point: u32) -> (&PrioritySet, Availability) {
@@ -314,6 +329,9 @@ fn spread_load(priorities: &mut [PrioritySet], policy: HostSetPolicy) {
         priorities.iter().map(|p| health_of(p.healthy.hosts.len(), p.all.hosts.len())).collect();
     let degraded: Vec<u32> =
         priorities.iter().map(|p| health_of(p.degraded.hosts.len(), p.all.hosts.len())).collect();
+    for (set, (healthy, degraded)) in priorities.iter_mut().zip(healthy.iter().zip(&degraded)) {
+        set.health = healthy + degraded;
+    }
     let total = healthy.iter().chain(&degraded).sum::<u32>().min(100);
     let share = |part: u32| (part * 100).checked_div(total).unwrap_or_default();
     if total == 0 {

@@ -3,23 +3,29 @@
 //! A flat list: requests carry ten to thirty fields, for which a scan that compares interned names beats hashing, and
 //! order and duplicates survive as they do in Envoy's header map. Values are slices of the read buffer where possible.
 
+use std::sync::Arc;
+
 pub use http::{HeaderName, HeaderValue};
+
+use super::spelling::Spelling;
 
 /// Header fields, names lower-case, in wire order; pseudo-header fields are never in here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Headers {
     fields: Vec<(HeaderName, HeaderValue)>,
+    /// How the names were spelt, where that is kept.
+    pub spelling: Option<Arc<Spelling>>,
 }
 
 impl Headers {
     /// An empty list; allocates nothing.
     pub const fn new() -> Self {
-        Self { fields: Vec::new() }
+        Self { fields: Vec::new(), spelling: None }
     }
 
     /// An empty list with room for `n` fields.
     pub fn with_capacity(n: usize) -> Self {
-        Self { fields: Vec::with_capacity(n) }
+        Self { fields: Vec::with_capacity(n), spelling: None }
     }
 
     /// The number of fields, duplicates counted.
@@ -100,7 +106,7 @@ impl IntoIterator for Headers {
 
 impl FromIterator<(HeaderName, HeaderValue)> for Headers {
     fn from_iter<I: IntoIterator<Item = (HeaderName, HeaderValue)>>(fields: I) -> Self {
-        Self { fields: fields.into_iter().collect() }
+        Self { fields: fields.into_iter().collect(), spelling: None }
     }
 }
 

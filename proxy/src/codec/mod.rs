@@ -11,6 +11,7 @@ pub mod h1;
 pub mod h2;
 pub mod headers;
 pub mod message;
+pub mod spelling;
 
 pub use body::{Body, BodyError, BodyStream, Frame};
 pub use drain::{Drain, DrainPhase};
@@ -19,3 +20,4 @@ pub use message::{
     Downstream, HttpService, InformationalSink, Progress, Protocol, Release, Reply, Request, RequestHead,
     ResetReason, ResponseHead, UpstreamError,
 };
+pub use spelling::{KeyFormat, Spelling};

@@ -14,7 +14,7 @@ use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
 use crate::router::attempt::{reset_flag, reset_words};
 use crate::router::{Expired, Flow, Scratch, Watchdog};
 use crate::telemetry::Flag;
-use crate::telemetry::access_log::LogContext;
+use crate::telemetry::access_log::{LogContext, LogType};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -59,11 +59,11 @@ impl Ending {
             stats.status(info.status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
             stats.downstream_rq_time.record(info.start.elapsed().as_secs_f64() * 1000.0);
             let context = LogContext {
-                stream: info,
-                connection: &self.shared.connection,
                 request: kept.as_ref(),
                 response: self.response.as_ref(),
                 trailers: self.trailers.as_ref(),
+                occasion: LogType::DownstreamEnd,
+                ..LogContext::new(info, &self.shared.connection)
             };
             for log in config.logs() {
                 log.log(&context);

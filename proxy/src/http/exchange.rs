@@ -12,15 +12,17 @@ use super::ending::{Ending, ResponseBody};
 use super::manager::Shared;
 use super::request::FORWARDED_PROTO;
 use super::request_id::REQUEST_ID;
-use super::{request, response};
+use super::{local_reply, request, response};
 use crate::codec::{
     Body, Downstream, InformationalSink, Protocol, Reply, Request, RequestHead, ResetReason, ResponseHead,
 };
-use crate::route::action::Action;
+use crate::route::action::{Action, DirectResponse};
 use crate::route::matching::is_grpc;
 use crate::route::redirect::Redirect;
 use crate::route::{Matched, RouteConfig};
 use crate::router::{self, Exchange, Expired, Flow, LocalReply, RequestBody, Routed, Scratch, Watchdog};
+use crate::telemetry::access_log::config::BodyFormat;
+use crate::telemetry::access_log::{LogContext, LogType};
 use crate::telemetry::{Flag, StreamInfo};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -35,7 +37,7 @@ struct Before {
 pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream) -> Reply {
     let flow = Rc::new(Flow::new(record(&request.head)));
     let stream = downstream.stream;
-    flow.keep_head.set(!shared.config.logs().is_empty());
+    flow.keep_head.set(!shared.config.logs().is_empty() || shared.config.local_replies.is_some());
     let mut ending = Ending::new(shared.clone(), flow.clone());
     shared.count_request(request.head.protocol);
     let before = Before { head: outline(&request.head), request_id: None };
@@ -79,10 +81,8 @@ async fn answer(
     let config = &shared.config;
     let Request { mut head, body } = request;
     let body = RequestBody::wrap(body, flow);
-    let local = |reply: LocalReply, before: &Before| {
-        flow.details(reply.details);
-        reply.into_reply(&before.head)
-    };
+    let local =
+        |reply: LocalReply, before: &Before| local_reply::reply(shared, flow, &before.head, reply, |_| {});
 
     let origin = match request::shape(&mut head, config, &shared.connection) {
         Ok(origin) => origin,
@@ -97,7 +97,11 @@ async fn answer(
     flow.info(|i| {
         i.path = head.path.clone();
         i.authority = head.authority.clone();
+        if origin.client != shared.connection.remote.ip() {
+            i.client = Some((origin.client, 0).into());
+        }
     });
+    flow.scheme_of_upstream.set(config.scheme_of_upstream);
     keep(flow, &head);
 
     let routes = config.route_config();
@@ -118,6 +122,9 @@ async fn answer(
         Err(false) => None,
     };
     set_clocks(shared, flow, &head, matched.as_ref());
+    if config.log_start {
+        log_start(shared, flow, &head);
+    }
     let exchange = Exchange {
         head,
         body,
@@ -161,11 +168,11 @@ async fn answer(
                 config.stats.no_cluster.inc();
             }
             let direct = reply.details == "direct_response";
-            let mut reply = local(reply, &before);
-            if let (true, Some(matched)) = (direct, &exchange.matched) {
-                router::change_response(matched, &exchange, &mut reply.head.headers);
-            }
-            reply
+            local_reply::reply(shared, flow, &before.head, reply, |headers| {
+                if let (true, Some(matched)) = (direct, &exchange.matched) {
+                    router::change_response(matched, &exchange, headers);
+                }
+            })
         }
     };
     *scratch = exchange.scratch;
@@ -192,7 +199,7 @@ fn terminal(shared: &Shared, exchange: &Exchange) -> Option<LocalReply> {
         }
         Action::Direct(direct) => {
             config.stats.rq_direct_response.inc();
-            Some(LocalReply::new(direct.status, direct.body.clone(), "direct_response"))
+            Some(direct_response(direct, exchange))
         }
         Action::Forward(forward) => {
             let token: &[u8] = match (&exchange.head.upgrade, exchange.head.method == Method::CONNECT) {
@@ -211,6 +218,21 @@ fn terminal(shared: &Shared, exchange: &Exchange) -> Option<LocalReply> {
             })
         }
     }
+}
+
+fn direct_response(direct: &DirectResponse, exchange: &Exchange) -> LocalReply {
+    let reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response");
+    let Some(BodyFormat { format, content_type }) = direct.format.as_deref() else { return reply };
+    let mut text = Vec::new();
+    exchange.flow.info(|info| {
+        let context = LogContext {
+            request: Some(&exchange.head),
+            body: Some(&direct.body),
+            ..LogContext::new(info, &exchange.connection)
+        };
+        format.write(&context, &mut text);
+    });
+    LocalReply { body: text.into(), content_type: Some(content_type.clone()), ..reply }
 }
 
 fn redirect(to: &Redirect, head: &RequestHead, matched: &crate::route::matching::PathMatch) -> LocalReply {
@@ -266,11 +288,22 @@ fn expired(shared: &Shared, flow: &Flow, why: Expired) -> (Reply, Before, Option
             router::attempt::timeout_reply("response_timeout")
         }
     };
-    flow.details(reply.details);
     flow.set_route_timeout(None);
     let head = outline_of(flow);
     let before = Before { request_id: None, head };
-    (reply.into_reply(&before.head), before, None)
+    (local_reply::reply(shared, flow, &before.head, reply, |_| {}), before, None)
+}
+
+/// Logs that a request has come.
+fn log_start(shared: &Shared, flow: &Flow, head: &RequestHead) {
+    flow.info(|info| {
+        let context = LogContext {
+            request: Some(head),
+            occasion: LogType::DownstreamStart,
+            ..LogContext::new(info, &shared.connection)
+        };
+        shared.config.logs().iter().for_each(|log| log.log(&context));
+    });
 }
 
 /// Limits that hold from here on: the route's where it has some, else the connection manager's.

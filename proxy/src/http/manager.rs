@@ -8,10 +8,10 @@ use std::time::Instant;
 use http::{HeaderValue, StatusCode};
 
 use super::config::{ClientCert, HcmConfig};
-use super::{exchange, response, xfcc};
+use super::{exchange, local_reply, response, xfcc};
 use crate::codec::{Downstream, Headers, HttpService, Protocol, Reply, Request};
 use crate::io::{Alarm, ConnectionInfo};
-use crate::router::LocalReply;
+use crate::router::{Flow, LocalReply};
 
 const KEPT_ALARMS: usize = 4;
 
@@ -135,7 +135,7 @@ impl Shared {
     }
 
     fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply {
-        use crate::telemetry::access_log::LogContext;
+        use crate::telemetry::access_log::{LogContext, LogType};
         use crate::telemetry::{Flag, StreamInfo};
         let stats = &self.config.stats;
         stats.downstream_cx_protocol_error.inc();
@@ -147,19 +147,19 @@ impl Shared {
             "missing_host_header" => "",
             _ => status.canonical_reason().unwrap_or_default(),
         };
-        let mut reply = LocalReply::new(status, text, details).into_reply(&exchange::no_head(protocol));
+        let mut info = StreamInfo::new(Some(protocol));
+        info.flags.set(Flag::DownstreamProtocolError);
+        let flow = Flow::new(info);
+        let reply = LocalReply::new(status, text, details);
+        let mut reply = local_reply::reply(self, &flow, &exchange::no_head(protocol), reply, |_| {});
         reply.close = true;
         response::shape(&mut reply.head, &self.config, None);
-        let mut info = StreamInfo::new(Some(protocol));
-        info.status = Some(status);
-        info.details = Some(details);
-        info.flags.set(Flag::DownstreamProtocolError);
+        let mut info = flow.info(|i| i.clone());
+        info.status = Some(reply.head.status);
         let context = LogContext {
-            stream: &info,
-            connection: &self.connection,
-            request: None,
             response: Some(&reply.head.headers),
-            trailers: None,
+            occasion: LogType::DownstreamEnd,
+            ..LogContext::new(&info, &self.connection)
         };
         for log in self.config.logs() {
             log.log(&context);

@@ -16,6 +16,7 @@ use crate::router::LocalReply;
 
 /// `x-forwarded-proto`.
 pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 const DOWNSTREAM_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-downstream-service-cluster");
@@ -23,7 +24,7 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Fields by which callers steer the router; only internal requests may.
-const STEERING: [HeaderName; 12] = [
+const STEERING: [HeaderName; 14] = [
     HeaderName::from_static("x-envoy-retriable-status-codes"),
     HeaderName::from_static("x-envoy-retriable-header-names"),
     HeaderName::from_static("x-envoy-retry-on"),
@@ -36,12 +37,15 @@ const STEERING: [HeaderName; 12] = [
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
     HeaderName::from_static("x-envoy-force-trace"),
     HeaderName::from_static("x-envoy-ip-tags"),
+    HeaderName::from_static("x-envoy-original-url"),
+    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
 ];
 
 /// Fields that a request from the edge may not bring.
-const EDGE: [HeaderName; 2] = [
+const EDGE: [HeaderName; 3] = [
     HeaderName::from_static("x-envoy-decorator-operation"),
     HeaderName::from_static("x-envoy-downstream-service-node"),
+    HeaderName::from_static("x-envoy-original-path"),
 ];
 
 /// What is known of a request once it is in shape.
@@ -74,7 +78,7 @@ pub fn shape(
 }
 
 fn check(head: &mut RequestHead, config: &HcmConfig) -> Result<(), LocalReply> {
-    if head.protocol == Protocol::Http10 && !config.http1.accept_http_10 {
+    if head.protocol == Protocol::Http10 && !config.http1.h1.accept_http_10 {
         return Err(LocalReply::new(StatusCode::UPGRADE_REQUIRED, "", "low_version"));
     }
     // HTTP/1.1's codec has seen to it that there is one; it may be empty.
@@ -218,6 +222,9 @@ fn forwarding(head: &mut RequestHead, config: &HcmConfig, connection: &Connectio
         if config.trusted_hops == 0 || !headers.contains(&FORWARDED_PROTO) {
             headers.set(FORWARDED_PROTO, proto());
         }
+        if config.append_forwarded_port && (config.trusted_hops == 0 || !headers.contains(&FORWARDED_PORT)) {
+            headers.set(FORWARDED_PORT, HeaderValue::from(connection.local.port()));
+        }
         (Some(behind.unwrap_or(peer)), single)
     } else {
         if !headers.contains(&FORWARDED_PROTO) {
@@ -228,6 +235,9 @@ fn forwarding(head: &mut RequestHead, config: &HcmConfig, connection: &Connectio
             None => (None, false),
         }
     };
+    if let Some(scheme) = config.scheme {
+        headers.set(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
     let forwarded = headers.get(&FORWARDED_PROTO).map(|v| v.as_bytes());
     let secure = forwarded == Some(b"https");
     match forwarded {

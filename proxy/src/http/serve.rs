@@ -70,9 +70,7 @@ impl HcmConfig {
             h1: h1::H1Options {
                 max_head_bytes: self.max_request_headers,
                 max_headers: self.max_headers_count,
-                accept_http_10: self.http1.accept_http_10,
-                enable_trailers: self.http1.enable_trailers,
-                any_method: self.http1.any_method,
+                ..self.http1.h1
             },
             idle_timeout: some(self.idle_timeout),
             head_timeout: some(self.request_headers_timeout),

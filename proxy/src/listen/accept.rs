@@ -199,7 +199,6 @@ fn log_no_chain(policy: &ListenerConfig, info: &ConnectionInfo) {
     let mut stream = StreamInfo::new(None);
     stream.flags.set(Flag::NoRouteFound);
     stream.details = Some("filter_chain_not_found");
-    let context =
-        LogContext { stream: &stream, connection: info, request: None, response: None, trailers: None };
+    let context = LogContext::new(&stream, info);
     policy.logs.iter().for_each(|log| log.log(&context));
 }

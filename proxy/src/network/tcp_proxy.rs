@@ -14,7 +14,7 @@ use crate::identity::tls::ConnectOptions;
 use crate::io::{ConnectionInfo, CopyEnd, Direction, Io, TlsInfo, copy_bidirectional};
 use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Slot};
-use crate::telemetry::access_log::{AccessLog, AccessLogConfig, LogContext};
+use crate::telemetry::access_log::{AccessLog, AccessLogConfig, LogContext, LogType};
 use crate::telemetry::istio::{Far, Reporter, Side};
 use crate::telemetry::registry::{Counter, Gauge, Group};
 use crate::telemetry::{Flag, StreamInfo};
@@ -136,8 +136,7 @@ pub async fn serve(downstream: Io, info: &Rc<ConnectionInfo>, config: &TcpProxyC
     if let Some(reporter) = &config.reporter {
         reporter.tcp_closed(&stream, info, callee.far(info));
     }
-    let context =
-        LogContext { stream: &stream, connection: info, request: None, response: None, trailers: None };
+    let context = LogContext { occasion: LogType::TcpConnectionEnd, ..LogContext::new(&stream, info) };
     config.logs.iter().for_each(|log| log.log(&context));
 }
 
@@ -230,7 +229,7 @@ async fn open(
     let limits = cluster.limits(RoutingPriority::Default);
     while stream.attempts < config.max_attempts {
         let original_dst = info.local_restored.then_some(info.local);
-        let context = PickContext { hash: None, tried: &tried, repicks: 5, original_dst };
+        let context = PickContext { tried: &tried, repicks: 5, original_dst, ..PickContext::default() };
         let Ok(picked) = cluster.pick(&context) else {
             stream.flags.set(Flag::NoHealthyUpstream);
             return None;

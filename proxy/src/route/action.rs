@@ -15,6 +15,7 @@ use super::text::Substitution;
 use crate::cluster::Cluster;
 use crate::filters::config::PerRoute;
 use crate::state::{ClusterTable, Slot};
+use crate::telemetry::access_log::config::BodyFormat;
 
 /// The action.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub struct DirectResponse {
     pub status: StatusCode,
     /// The body; may be empty.
     pub body: Bytes,
+    /// What makes a text of it for each request.
+    pub format: Option<Arc<BodyFormat>>,
 }
 
 /// A cluster of a weighted choice.

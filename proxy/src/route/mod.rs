@@ -79,6 +79,8 @@ pub struct VirtualHost {
     pub attempt_count_in_request: bool,
     /// Send it downstream.
     pub attempt_count_in_response: bool,
+    /// Send `x-envoy-is-timeout-retry` with retries.
+    pub timeout_retry_in_request: bool,
     /// The most of a request that is kept for retries, in bytes.
     pub buffer_limit: Option<u64>,
 }

@@ -203,13 +203,7 @@ fn header_changes_follow_their_action_and_the_most_specific_come_first() {
         sni: None,
         tls: None,
     };
-    let context = LogContext {
-        stream: &stream,
-        connection: &connection,
-        request: Some(&head),
-        response: None,
-        trailers: None,
-    };
+    let context = LogContext { request: Some(&head), ..LogContext::new(&stream, &connection) };
     let mut headers = head.headers.clone();
     for ops in matched.header_ops(true) {
         ops.apply(&mut headers, &context);

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::codec::{Body, BodyError, BodyStream, Frame, RequestHead};
+use crate::codec::{Body, BodyError, BodyStream, Frame, Protocol, RequestHead};
 use crate::io::Alarm;
 use crate::telemetry::{Flag, StreamInfo};
 
@@ -27,6 +27,10 @@ pub struct Flow {
     waker: RefCell<Option<Waker>>,
     expired: Cell<Option<Expired>>,
     broken: Cell<Option<BodyError>>,
+    /// The request is on its way to an upstream.
+    sending: Cell<bool>,
+    /// The scheme that goes upstream follows the upstream's transport.
+    pub scheme_of_upstream: Cell<bool>,
     /// The request's head as it went upstream, where logs want it.
     pub kept_head: RefCell<Option<RequestHead>>,
     /// Whether logs want it.
@@ -64,6 +68,8 @@ impl Flow {
             waker: RefCell::new(None),
             expired: Cell::new(None),
             broken: Cell::new(None),
+            sending: Cell::new(false),
+            scheme_of_upstream: Cell::new(false),
             kept_head: RefCell::new(None),
             keep_head: Cell::new(false),
         }
@@ -96,12 +102,26 @@ impl Flow {
             self.request_end.set(Some(now));
             self.info(|i| {
                 i.request_end = Some(now);
+                if self.sending.get() {
+                    i.request_sent = Some(now);
+                }
                 i.bytes_received = self.received.get();
             });
             if let Some(waker) = self.waker.borrow_mut().take() {
                 waker.wake();
             }
         }
+    }
+
+    /// The request is being sent to an upstream, by this version.
+    pub fn sending(&self, protocol: Protocol) {
+        self.sending.set(true);
+        self.info(|i| {
+            i.upstream_protocol = Some(protocol);
+            if i.request_end.is_some() {
+                i.request_sent = Some(Instant::now());
+            }
+        });
     }
 
     /// When the request's last byte came.

@@ -31,13 +31,7 @@ pub fn prepare(
         // Formats read the head while its fields change; they see it as it was.
         let before = matched.header_ops(true).any(formats).then(|| head.clone());
         flow.info(|info| {
-            let context = LogContext {
-                stream: info,
-                connection,
-                request: before.as_ref(),
-                response: None,
-                trailers: None,
-            };
+            let context = LogContext { request: before.as_ref(), ..LogContext::new(info, connection) };
             for ops in matched.header_ops(true) {
                 ops.apply(&mut head.headers, &context);
             }

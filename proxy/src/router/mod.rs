@@ -97,7 +97,7 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let host = matched.virtual_host();
     let buffer_limit = matched.route().buffer_limit.or(host.buffer_limit).unwrap_or(buffer_limit);
     let addresses = || format!("{}{}", connection.remote, connection.local);
-    let client = connection.remote.ip();
+    let client = flow.info(|i| i.client).map_or(connection.remote.ip(), |c| c.ip());
     let (hash, cookie) = hash::hash(&forward.hash, &head, client, addresses, |b| xxh64(b, 0));
     let body = mirror(forward, &wishes, &exchange, &head, body, buffer_limit);
     let mut upstreams = ClusterUpstreams::new(slot, forward, wishes, connection.clone(), flow.clone());
@@ -113,6 +113,7 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         limits,
         announce,
         attempt_count: host.attempt_count_in_request,
+        timeout_retry: host.timeout_retry_in_request,
         random: || fastrand::u64(..),
     };
     let result = match drive(&upstreams, tries).await {
@@ -157,7 +158,7 @@ fn mirror(
             flow,
         );
         tokio::task::spawn_local(async move {
-            let attempt = Attempt { request, tried: &[], repicks: 0, timeout };
+            let attempt = Attempt { request, tried: &[], omit: None, repicks: 0, timeout };
             if let Ok(mut reply) = upstreams.attempt(attempt).await.result {
                 while let Some(Ok(_)) = reply.body.frame().await {}
             }
@@ -212,11 +213,9 @@ pub fn change_response(matched: &Matched, exchange: &Exchange, headers: &mut cra
     let kept = exchange.flow.kept_head.borrow();
     exchange.flow.info(|info| {
         let context = LogContext {
-            stream: info,
-            connection: &exchange.connection,
             request: kept.as_ref(),
             response: Some(&before),
-            trailers: None,
+            ..LogContext::new(info, &exchange.connection)
         };
         for ops in matched.header_ops(false) {
             ops.apply(headers, &context);

@@ -13,6 +13,7 @@ use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
 use super::flow::{Expired, Flow};
 use super::head::set_authority;
 use super::{ForRouter, Scratch};
+use crate::cluster::balance::TriedPriorities;
 use crate::cluster::limits::Permit;
 use crate::cluster::{
     self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority, Want,
@@ -49,6 +50,8 @@ pub struct ClusterUpstreams {
     /// Where 1xx heads go; nowhere for mirrors.
     pub informational: Option<Rc<dyn InformationalSink>>,
     callee: RefCell<Callee>,
+    /// The priorities that tries went to, where they are to be left out.
+    priorities: Option<RefCell<TriedPriorities>>,
 }
 
 impl ClusterUpstreams {
@@ -74,6 +77,11 @@ impl ClusterUpstreams {
             flow,
             informational: None,
             callee: RefCell::default(),
+            priorities: forward
+                .retry
+                .as_ref()
+                .and_then(|r| r.priority_update)
+                .map(|every| RefCell::new(TriedPriorities::new(every))),
         }
     }
 
@@ -88,21 +96,29 @@ impl ClusterUpstreams {
     }
 
     async fn send(&self, attempt: Attempt<'_>, seen: &mut Option<Seen>) -> Result<Reply, Failure> {
-        let Attempt { mut request, tried, repicks, timeout } = attempt;
+        let Attempt { mut request, tried, omit, repicks, timeout } = attempt;
         let cluster = self.slot.get().ok_or(Failure::NoCluster)?;
         self.callee.borrow_mut().service = cluster.config().service.clone();
         let tried: Vec<HostId> = tried.iter().map(|id| HostId(*id)).collect();
         let local = &self.connection;
-        let context = PickContext {
-            hash: self.hash,
-            tried: &tried,
-            repicks,
-            original_dst: local.local_restored.then_some(local.local),
+        let picked = {
+            let mut priorities = self.priorities.as_ref().map(RefCell::borrow_mut);
+            let context = PickContext {
+                hash: self.hash,
+                tried: &tried,
+                omit,
+                load: priorities.as_mut().and_then(|p| p.load(&cluster.hosts())),
+                repicks,
+                original_dst: local.local_restored.then_some(local.local),
+            };
+            cluster.pick(&context).map_err(|e| match e {
+                NoHost::NoHealthyUpstream | NoHost::NoOriginalDestination => Failure::NoHost,
+            })?
         };
-        let picked = cluster.pick(&context).map_err(|e| match e {
-            NoHost::NoHealthyUpstream | NoHost::NoOriginalDestination => Failure::NoHost,
-        })?;
         let host = picked.host().clone();
+        if let Some(priorities) = &self.priorities {
+            priorities.borrow_mut().add(host.priority());
+        }
         *seen = Some(Seen { host: host.id().0, address: host.address().ip(), local: None });
         self.callee.borrow_mut().host = Some(host.clone());
         let want = self.shape(&mut request.head, &cluster, &picked);
@@ -123,6 +139,11 @@ impl ClusterUpstreams {
             seen.local = upstream.local();
         }
         self.callee.borrow_mut().tls = upstream.tls().cloned();
+        self.flow.sending(upstream.protocol());
+        if self.flow.scheme_of_upstream.get() {
+            let scheme: &[u8] = if upstream.tls().is_some() { b"https" } else { b"http" };
+            request.head.scheme = bytes::Bytes::from_static(scheme);
+        }
         let sending = pin!(upstream.send(request, self.informational.clone()));
         match within(&self.flow, timeout, sending).await {
             Ok(Ok(reply)) => {
@@ -238,7 +259,18 @@ impl Upstreams for ClusterUpstreams {
             Event::RetryLimitExceeded => stats.upstream_rq_retry_limit_exceeded.inc(),
             // Counted where the permit was refused.
             Event::RetryOverflow => {}
+            Event::BackOff => stats.upstream_rq_retry_backoff_exponential.inc(),
+            Event::RateLimitedBackOff => stats.upstream_rq_retry_backoff_ratelimited.inc(),
         }
+    }
+
+    fn abandoned(&self) -> Box<dyn FnOnce()> {
+        let slot = self.slot.clone();
+        Box::new(move || {
+            if let Some(cluster) = slot.get() {
+                cluster.stats().retry_or_shadow_abandoned.inc();
+            }
+        })
     }
 }
 

@@ -46,6 +46,14 @@ pub struct StreamInfo {
     pub attempts: u32,
     /// When the last request byte came from the downstream.
     pub request_end: Option<Instant>,
+    /// When the last request byte went to the upstream.
+    pub request_sent: Option<Instant>,
+    /// The client by address, as far as proxies in between can be trusted; none where it is the connection's peer.
+    pub client: Option<SocketAddr>,
+    /// The upstream's version.
+    pub upstream_protocol: Option<Protocol>,
+    /// The virtual cluster that the request counts for.
+    pub virtual_cluster: Option<Arc<str>>,
     /// When the first upstream response byte came.
     pub upstream_first_byte: Option<Instant>,
     /// The request's head as far as logs need it: method, path, authority, and named headers are read before filters change
@@ -85,6 +93,10 @@ impl StreamInfo {
             upstream_failure: None,
             attempts: 0,
             request_end: None,
+            request_sent: None,
+            client: None,
+            upstream_protocol: None,
+            virtual_cluster: None,
             upstream_first_byte: None,
             method: None,
             path: Bytes::new(),

@@ -3,6 +3,7 @@
 //! Least request, random and the hash policies need no state beside the host list. Round robin and weighted least request
 //! keep a schedule per worker, keyed by the list's number, so a pick takes no lock.
 
+mod avoid;
 mod edf;
 pub mod hash_table;
 mod least_request;
@@ -12,6 +13,7 @@ pub mod xxhash;
 
 use std::sync::Arc;
 
+pub use self::avoid::{Omit, TriedPriorities};
 pub use self::original_dst::OriginalDst;
 use super::host::{Host, HostId};
 use super::host_set::{HostList, HostSet};
@@ -77,7 +79,11 @@ pub struct PickContext<'a> {
     pub hash: Option<u64>,
     /// Hosts that earlier attempts used: avoided while there is another one.
     pub tried: &'a [HostId],
-    /// How often to pick again when a tried host came up (Envoy's `host_selection_retry_max_attempts`).
+    /// Hosts that this retry avoids for what is said of them.
+    pub omit: Option<&'a Omit>,
+    /// The share of each priority, in percent, where it is not what their health makes it.
+    pub load: Option<&'a [u32]>,
+    /// How often to pick again when a host to be avoided came up (Envoy's `host_selection_retry_max_attempts`).
     pub repicks: u32,
     /// Where the downstream wanted to go, for ORIGINAL_DST clusters.
     pub original_dst: Option<std::net::SocketAddr>,
@@ -105,10 +111,15 @@ pub fn choose(
     mut panicked: impl FnMut(),
 ) -> Option<Arc<Host>> {
     let mut chosen = None;
-    let attempts = if context.tried.is_empty() { 0 } else { context.repicks };
+    let avoids = !context.tried.is_empty() || context.omit.is_some();
+    let attempts = if avoids { context.repicks } else { 0 };
+    let avoided = |h: &Arc<Host>| context.tried.contains(&h.id()) || context.omit.is_some_and(|o| o.names(h));
     for attempt in 0..=attempts {
         let hash = context.hash.unwrap_or_else(|| fastrand::u64(..));
-        let (priority, availability) = set.choose(hash);
+        let (priority, availability) = match context.load {
+            None => set.choose(hash),
+            Some(load) => set.choose_by(load, hash),
+        };
         if priority.panic {
             panicked();
             if fail_on_panic {
@@ -117,12 +128,12 @@ pub fn choose(
         }
         let list = priority.list(availability);
         let host = choose_in(policy, list, hash, attempt)?;
-        if !context.tried.contains(&host.id()) {
+        if !avoided(host) {
             return Some(host.clone());
         }
         if attempt == attempts && attempts > 0 {
-            // Chance brought up tried hosts only; another one in the list is still better.
-            if let Some(other) = any_other(list, context.tried) {
+            // Chance brought up hosts to be avoided only; another one in the list is still better.
+            if let Some(other) = any_other(list, avoided) {
                 return Some(other.clone());
             }
         }
@@ -131,10 +142,10 @@ pub fn choose(
     chosen
 }
 
-fn any_other<'a>(list: &'a HostList, tried: &[HostId]) -> Option<&'a Arc<Host>> {
+fn any_other(list: &HostList, avoided: impl Fn(&Arc<Host>) -> bool) -> Option<&Arc<Host>> {
     let hosts = list.hosts();
     let start = fastrand::usize(..hosts.len());
-    hosts[start..].iter().chain(&hosts[..start]).find(|h| !tried.contains(&h.id()))
+    hosts[start..].iter().chain(&hosts[..start]).find(|h| !avoided(h))
 }
 
 #[inline]

@@ -82,7 +82,8 @@ impl Connection {
         exchange.asked_upgrade = head.upgrade.is_some();
         if let Some(connection) = &mut exchange.connection {
             connection.requests += 1;
-            let output = encode::request(&head, body.is_empty(), &mut connection.transport.write);
+            let Inner { transport, options, .. } = &mut **connection;
+            let output = encode::request(&head, body.is_empty(), options, &mut transport.write);
             exchange.outgoing = Outgoing::new(body, output, connection.options.enable_trailers);
         }
         let parsed = poll_fn(|cx| exchange.poll_head(&method, sink.as_deref(), cx)).await?;

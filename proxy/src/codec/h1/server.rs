@@ -20,6 +20,7 @@ use crate::codec::drain::{Drain, DrainPhase};
 use crate::codec::message::{
     Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResetReason, ResponseHead,
 };
+use crate::codec::spelling::KeyFormat;
 use crate::io::{Alarm, Io};
 
 /// What a downstream connection goes by.
@@ -58,6 +59,7 @@ struct Shared {
     transport: Transport,
     incoming: Incoming,
     trailers: bool,
+    keys: KeyFormat,
     /// An upgrade was asked for and not granted yet: bytes that come are not this body's.
     held: bool,
     /// The final head is out; later 1xx are dropped.
@@ -78,6 +80,7 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOption
         transport: Transport::new(io),
         incoming: Incoming::Done,
         trailers: options.h1.enable_trailers,
+        keys: options.h1.keys,
         held: false,
         answered: false,
         idled: false,
@@ -233,6 +236,7 @@ async fn answer(
         protocol,
         close: reply.close || !keep_alive || drain.phase() >= DrainPhase::Draining,
         bodiless: reply.body.is_empty(),
+        keys: shared.borrow().keys,
     };
     let granted = reply.head.status == StatusCode::SWITCHING_PROTOCOLS
         || (*method == Method::CONNECT && reply.head.status.is_success());
@@ -346,7 +350,8 @@ impl InformationalSink for Informational {
     fn send(&self, head: ResponseHead) {
         let mut shared = self.0.borrow_mut();
         if !shared.answered {
-            encode::informational(&head, &mut shared.transport.write);
+            let keys = shared.keys;
+            encode::informational(&head, keys, &mut shared.transport.write);
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::route::retry::RetryPolicy;
 use crate::route::text::Substitution;
 use crate::state::ConfigError;
 use crate::state::error::collect;
+use crate::telemetry::access_log::config::BodyFormat;
 
 type Errors = Vec<ConfigError>;
 
@@ -53,21 +54,29 @@ fn status(code: u32, path: &str) -> Result<StatusCode, ConfigError> {
         .ok_or_else(|| ConfigError::new(path, format!("{code} is not a status from 200 to 599")))
 }
 
-fn direct(direct: &proto::DirectResponseAction, shared: &Shared<'_>) -> Result<DirectResponse, Errors> {
+/// The text of a data source.
+///
+/// # Errors
+/// It is not there, or cannot be read.
+pub fn data_source(source: &core::DataSource) -> Result<Bytes, ConfigError> {
     use core::data_source::Specifier;
-    if direct.body_format.is_some() {
-        return Err(ConfigError::unsupported("body_format", "a body format").into());
-    }
-    let body = match direct.body.as_ref().and_then(|b| b.specifier.as_ref()) {
+    Ok(match &source.specifier {
         None => Bytes::new(),
         Some(Specifier::InlineString(text)) => Bytes::from(text.clone()),
         Some(Specifier::InlineBytes(bytes)) => bytes.clone(),
-        Some(Specifier::Filename(_)) => {
-            return Err(ConfigError::unsupported("body.filename", "a body from a file").into());
-        }
+        Some(Specifier::Filename(path)) => std::fs::read(path)
+            .map(Bytes::from)
+            .map_err(|e| ConfigError::new("filename", format!("{path} cannot be read: {e}")))?,
         Some(Specifier::EnvironmentVariable(name)) => std::env::var(name).map(Bytes::from).map_err(|_| {
-            ConfigError::new("body.environment_variable", format!("the variable {name} is not set"))
+            ConfigError::new("environment_variable", format!("the variable {name} is not set"))
         })?,
+    })
+}
+
+fn direct(direct: &proto::DirectResponseAction, shared: &Shared<'_>) -> Result<DirectResponse, Errors> {
+    let body = match &direct.body {
+        Some(source) => data_source(source).map_err(|e| e.at("body"))?,
+        None => Bytes::new(),
     };
     if body.len() > shared.max_direct_body {
         let message = format!(
@@ -77,7 +86,11 @@ fn direct(direct: &proto::DirectResponseAction, shared: &Shared<'_>) -> Result<D
         );
         return Err(ConfigError::new("body", message).into());
     }
-    Ok(DirectResponse { status: status(direct.status, "status")?, body })
+    let format = match &direct.body_format {
+        Some(format) => Some(BodyFormat::compile(format).map_err(|e| e.at("body_format"))?),
+        None => None,
+    };
+    Ok(DirectResponse { status: status(direct.status, "status")?, body, format: format.map(Arc::new) })
 }
 
 fn redirect(redirect: &proto::RedirectAction) -> Result<Redirect, Errors> {

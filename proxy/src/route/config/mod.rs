@@ -15,7 +15,7 @@ use xds_protos::envoy::r#type::v3 as r#type;
 
 use super::header_ops::{Addition, AppendAction, HeaderOps, Value};
 use super::hosts::{DomainError, Hosts};
-use super::matching::Chance;
+pub use super::matching::{Chance, HeaderMatch};
 use super::retry::RetryPolicy;
 use super::{RequireTls, Route, RouteConfig, VirtualHost};
 use crate::cluster::Cluster;
@@ -24,7 +24,7 @@ use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Slot, SlotState};
 use crate::telemetry::access_log::Format;
 
-pub use action::{optional_chance, substitution};
+pub use action::{data_source, optional_chance, substitution};
 pub use matching::{header_match, string_match};
 
 /// What the routes of a configuration share while they are compiled.
@@ -188,6 +188,7 @@ fn virtual_host(host: &proto::VirtualHost, shared: &Shared<'_>) -> Result<Virtua
             .unwrap_or_default(),
         attempt_count_in_request: host.include_request_attempt_count,
         attempt_count_in_response: host.include_attempt_count_in_response,
+        timeout_retry_in_request: host.include_is_timeout_retry_header,
         buffer_limit: host.request_body_buffer_limit.or(host.per_request_buffer_limit_bytes.map(u64::from)),
     };
     if errors.is_empty() { Ok(compiled) } else { Err(errors) }
@@ -240,7 +241,7 @@ fn route(
 }
 
 /// Additions and removals. `of` is `request` or `response`, for the fields' paths.
-fn header_ops(
+pub fn header_ops(
     add: &[core::HeaderValueOption],
     remove: &[String],
     of: &str,

@@ -48,13 +48,7 @@ fn line(format: &Format) -> String {
     stream.cluster = Some("outbound|8080||a".into());
     stream.upstream_host = Some("127.0.11.1:8080".parse().unwrap());
     let (connection, request) = (connection(), request());
-    let context = LogContext {
-        stream: &stream,
-        connection: &connection,
-        request: Some(&request),
-        response: None,
-        trailers: None,
-    };
+    let context = LogContext { request: Some(&request), ..LogContext::new(&stream, &connection) };
     let mut out = Vec::new();
     format.write(&context, &mut out);
     String::from_utf8(out).unwrap()
