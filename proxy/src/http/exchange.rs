@@ -81,8 +81,7 @@ async fn answer(
     let config = &shared.config;
     let Request { mut head, body } = request;
     let body = RequestBody::wrap(body, flow);
-    let local =
-        |reply: LocalReply, before: &Before| local_reply::reply(shared, flow, &before.head, reply, |_| {});
+    let local = |reply: LocalReply, before: &Before| local_reply::reply(shared, flow, &before.head, reply);
 
     let origin = match request::shape(&mut head, config, &shared.connection) {
         Ok(origin) => origin,
@@ -122,6 +121,7 @@ async fn answer(
         Err(false) => None,
     };
     set_clocks(shared, flow, &head, matched.as_ref());
+    router::remember(flow, matched.as_ref(), &head);
     if config.log_start {
         log_start(shared, flow, &head);
     }
@@ -138,7 +138,10 @@ async fn answer(
             .then(|| Rc::new(Continue(downstream.informational)) as Rc<dyn InformationalSink>),
     };
 
-    let reroute = |exchange: &mut Exchange| exchange.matched = find(&exchange.head).ok();
+    let reroute = |exchange: &mut Exchange| {
+        exchange.matched = find(&exchange.head).ok();
+        router::remember(flow, exchange.matched.as_ref(), &exchange.head);
+    };
     let admitted = match config.filters.admit(exchange, reroute).await {
         Ok(admitted) => admitted,
         Err(answered) => {
@@ -167,12 +170,7 @@ async fn answer(
             if flow.info(|i| i.flags.has(Flag::NoClusterFound)) {
                 config.stats.no_cluster.inc();
             }
-            let direct = reply.details == "direct_response";
-            local_reply::reply(shared, flow, &before.head, reply, |headers| {
-                if let (true, Some(matched)) = (direct, &exchange.matched) {
-                    router::change_response(matched, &exchange, headers);
-                }
-            })
+            local(reply, &before)
         }
     };
     *scratch = exchange.scratch;
@@ -232,7 +230,7 @@ fn direct_response(direct: &DirectResponse, exchange: &Exchange) -> LocalReply {
         };
         format.write(&context, &mut text);
     });
-    LocalReply { body: text.into(), content_type: Some(content_type.clone()), ..reply }
+    LocalReply { body: text.into(), content_type: content_type.clone(), ..reply }
 }
 
 fn redirect(to: &Redirect, head: &RequestHead, matched: &crate::route::matching::PathMatch) -> LocalReply {
@@ -291,7 +289,8 @@ fn expired(shared: &Shared, flow: &Flow, why: Expired) -> (Reply, Before, Option
     flow.set_route_timeout(None);
     let head = outline_of(flow);
     let before = Before { request_id: None, head };
-    (local_reply::reply(shared, flow, &before.head, reply, |_| {}), before, None)
+    let reply = local_reply::reply(shared, flow, &before.head, reply);
+    (reply, before, None)
 }
 
 /// Logs that a request has come.

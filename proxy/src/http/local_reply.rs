@@ -9,7 +9,7 @@ use super::manager::Shared;
 use crate::codec::{Headers, Protocol, Reply, RequestHead};
 use crate::route::HeaderOps;
 use crate::route::config::{data_source, header_ops};
-use crate::router::{Flow, LocalReply};
+use crate::router::{self, Flow, LocalReply};
 use crate::state::ConfigError;
 use crate::state::error::collect;
 use crate::telemetry::access_log::config::{BodyFormat, filter};
@@ -138,19 +138,13 @@ impl LocalReplies {
             format.write(&context, &mut text);
         });
         reply.body = text.into();
-        reply.content_type = Some(content_type.clone());
+        reply.content_type.clone_from(content_type);
     }
 }
 
-/// Makes a reply of an answer of the proxy's own to the request of this outline. `change` is what the route wants of its
-/// fields.
-pub fn reply(
-    shared: &Shared,
-    flow: &Flow,
-    outline: &RequestHead,
-    mut reply: LocalReply,
-    change: impl FnOnce(&mut Headers),
-) -> Reply {
+/// Makes a reply of an answer of the proxy's own to the request of this outline, changed as its route and the configuration
+/// want it.
+pub fn reply(shared: &Shared, flow: &Flow, outline: &RequestHead, mut reply: LocalReply) -> Reply {
     flow.details(reply.details);
     // After a request that is not as it should be, what follows on the connection is not to be trusted either.
     reply.close |= reply.status == StatusCode::BAD_REQUEST
@@ -160,7 +154,10 @@ pub fn reply(
     for (name, value) in std::mem::take(&mut reply.headers) {
         headers.set(name, value);
     }
-    change(&mut headers);
+    router::change_own(flow, &shared.connection, &mut headers);
+    if let Some(kind) = reply.content_type.take() {
+        headers.set(header::CONTENT_TYPE, kind);
+    }
     let (text, content_type) = (reply.body.clone(), headers.get(&header::CONTENT_TYPE).cloned());
     if let Some(replies) = &shared.config.local_replies {
         flow.info(|i| i.status = Some(reply.status));

@@ -147,15 +147,14 @@ impl Shared {
             "missing_host_header" => "",
             _ => status.canonical_reason().unwrap_or_default(),
         };
-        let mut info = StreamInfo::new(Some(protocol));
-        info.flags.set(Flag::DownstreamProtocolError);
-        let flow = Flow::new(info);
+        let flow = Flow::new(StreamInfo::new(Some(protocol)));
         let reply = LocalReply::new(status, text, details);
-        let mut reply = local_reply::reply(self, &flow, &exchange::no_head(protocol), reply, |_| {});
+        let mut reply = local_reply::reply(self, &flow, &exchange::no_head(protocol), reply);
         reply.close = true;
         response::shape(&mut reply.head, &self.config, None);
         let mut info = flow.info(|i| i.clone());
         info.status = Some(reply.head.status);
+        info.flags.set(Flag::DownstreamProtocolError);
         let context = LogContext {
             response: Some(&reply.head.headers),
             occasion: LogType::DownstreamEnd,

@@ -217,13 +217,10 @@ fn forwarding(head: &mut RequestHead, config: &HcmConfig, connection: &Connectio
         };
         if !config.skip_xff_append {
             // A peer on this machine is known to the others by this machine's address.
-            xff::append(headers, if peer.is_loopback() { connection.local.ip() } else { peer });
+            xff::append(headers, if peer.is_loopback() { crate::io::local::own_address() } else { peer });
         }
         if config.trusted_hops == 0 || !headers.contains(&FORWARDED_PROTO) {
             headers.set(FORWARDED_PROTO, proto());
-        }
-        if config.append_forwarded_port && (config.trusted_hops == 0 || !headers.contains(&FORWARDED_PORT)) {
-            headers.set(FORWARDED_PORT, HeaderValue::from(connection.local.port()));
         }
         (Some(behind.unwrap_or(peer)), single)
     } else {
@@ -235,6 +232,10 @@ fn forwarding(head: &mut RequestHead, config: &HcmConfig, connection: &Connectio
             None => (None, false),
         }
     };
+    let told_by_trusted = !config.use_remote_address || config.trusted_hops > 0;
+    if config.append_forwarded_port && !(told_by_trusted && headers.contains(&FORWARDED_PORT)) {
+        headers.set(FORWARDED_PORT, HeaderValue::from(connection.local.port()));
+    }
     if let Some(scheme) = config.scheme {
         headers.set(FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }

@@ -3,6 +3,7 @@
 pub mod alarm;
 pub mod connection;
 mod copy;
+pub mod local;
 pub mod scratch;
 
 use std::io;

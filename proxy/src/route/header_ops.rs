@@ -58,6 +58,11 @@ impl HeaderOps {
         self.add.is_empty() && self.remove.is_empty()
     }
 
+    /// Whether a value is made from the request or its answer.
+    pub fn speaks(&self) -> bool {
+        self.add.iter().any(|a| matches!(a.value, Value::Format(_)))
+    }
+
     /// Changes `headers`. `context` supplies what formats speak of; its own view of the fields is from before the change.
     pub fn apply(&self, headers: &mut Headers, context: &LogContext<'_>) {
         for name in &self.remove {

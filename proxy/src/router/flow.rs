@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::codec::{Body, BodyError, BodyStream, Frame, Protocol, RequestHead};
 use crate::io::Alarm;
+use crate::route::Matched;
 use crate::telemetry::{Flag, StreamInfo};
 
 /// A stream's record and clocks.
@@ -31,6 +32,8 @@ pub struct Flow {
     sending: Cell<bool>,
     /// The scheme that goes upstream follows the upstream's transport.
     pub scheme_of_upstream: Cell<bool>,
+    /// The route, where answers of our own to its requests are changed by it.
+    pub route: RefCell<Option<Matched>>,
     /// The request's head as it went upstream, where logs want it.
     pub kept_head: RefCell<Option<RequestHead>>,
     /// Whether logs want it.
@@ -69,6 +72,7 @@ impl Flow {
             expired: Cell::new(None),
             broken: Cell::new(None),
             sending: Cell::new(false),
+            route: RefCell::new(None),
             scheme_of_upstream: Cell::new(false),
             kept_head: RefCell::new(None),
             keep_head: Cell::new(false),

@@ -7,7 +7,6 @@ use super::flow::Flow;
 use crate::codec::RequestHead;
 use crate::io::ConnectionInfo;
 use crate::route::action::HostRewrite;
-use crate::route::header_ops::Value;
 use crate::route::matching::split_query;
 use crate::route::rewrite::rewrite_path;
 use crate::route::{Forward, Matched};
@@ -26,10 +25,9 @@ pub fn prepare(
     connection: &ConnectionInfo,
     envoy_headers: bool,
 ) {
-    let formats = |ops: &crate::route::HeaderOps| ops.add.iter().any(|a| matches!(a.value, Value::Format(_)));
     if matched.header_ops(true).next().is_some() {
         // Formats read the head while its fields change; they see it as it was.
-        let before = matched.header_ops(true).any(formats).then(|| head.clone());
+        let before = matched.header_ops(true).any(crate::route::HeaderOps::speaks).then(|| head.clone());
         flow.info(|info| {
             let context = LogContext { request: before.as_ref(), ..LogContext::new(info, connection) };
             for ops in matched.header_ops(true) {

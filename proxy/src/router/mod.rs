@@ -36,7 +36,8 @@ use self::upstream::ClusterUpstreams;
 use crate::cluster::Cluster;
 use crate::cluster::balance::xxhash::xxh64;
 use crate::codec::{Body, Reply, Request, RequestHead};
-use crate::route::{Forward, Matched, Target, hash};
+use crate::io::ConnectionInfo;
+use crate::route::{Forward, HeaderOps, Matched, Target, hash};
 use crate::state::Slot;
 use crate::telemetry::Flag;
 use crate::telemetry::access_log::LogContext;
@@ -201,26 +202,52 @@ fn answer_head(
         i.upstream_first_byte = Some(now);
         i.details = Some("via_upstream");
     });
-    change_response(matched, exchange, &mut reply.head.headers);
+    change_response(matched, flow, &exchange.connection, &mut reply.head.headers);
 }
 
 /// Applies the route's changes to a response's head.
-pub fn change_response(matched: &Matched, exchange: &Exchange, headers: &mut crate::codec::Headers) {
+pub fn change_response(
+    matched: &Matched,
+    flow: &Flow,
+    connection: &ConnectionInfo,
+    headers: &mut crate::codec::Headers,
+) {
     if matched.header_ops(false).next().is_none() {
         return;
     }
     let before = headers.clone();
-    let kept = exchange.flow.kept_head.borrow();
-    exchange.flow.info(|info| {
+    let kept = flow.kept_head.borrow();
+    flow.info(|info| {
         let context = LogContext {
             request: kept.as_ref(),
             response: Some(&before),
-            ..LogContext::new(info, &exchange.connection)
+            ..LogContext::new(info, connection)
         };
         for ops in matched.header_ops(false) {
             ops.apply(headers, &context);
         }
     });
+}
+
+/// Remembers the route of a request as far as answers of our own are changed by it, and what those changes speak of.
+pub fn remember(flow: &Flow, matched: Option<&Matched>, head: &RequestHead) {
+    let changes = |m: &Matched| m.header_ops(false).next().is_some();
+    let wanted = matched.filter(|m| m.virtual_host().attempt_count_in_response || changes(m));
+    *flow.route.borrow_mut() = wanted.cloned();
+    if matched.is_some_and(|m| m.header_ops(false).any(HeaderOps::speaks)) && !flow.keep_head.replace(true) {
+        *flow.kept_head.borrow_mut() = Some(head.clone());
+    }
+}
+
+/// Changes an answer of our own to a request whose route is known.
+pub fn change_own(flow: &Flow, connection: &ConnectionInfo, headers: &mut crate::codec::Headers) {
+    let route = flow.route.borrow();
+    let Some(matched) = &*route else { return };
+    change_response(matched, flow, connection, headers);
+    let attempts = flow.info(|i| i.attempts);
+    if attempts > 0 && matched.virtual_host().attempt_count_in_response {
+        headers.set(ATTEMPT_COUNT, HeaderValue::from(attempts));
+    }
 }
 
 #[cfg(test)]

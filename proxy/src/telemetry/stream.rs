@@ -1,6 +1,7 @@
 //! What is recorded of one stream (an HTTP request or a TCP connection) while it lives: the one source for access logs,
 //! metrics and traces. The stages fill it; when the flow ends it is read once.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -74,6 +75,16 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
+    /// The response code details, with what the transport said where the upstream's stream was reset.
+    pub fn code_details(&self) -> Option<Cow<'static, str>> {
+        let details = self.details?;
+        let reset = details.strip_suffix('}').filter(|d| d.starts_with("upstream_reset_"));
+        Some(match (reset, &self.upstream_failure) {
+            (Some(reset), Some(words)) => format!("{reset}|{words}}}").into(),
+            _ => details.into(),
+        })
+    }
+
     /// A record that starts now.
     pub fn new(protocol: Option<Protocol>) -> Self {
         Self {

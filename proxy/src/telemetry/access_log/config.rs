@@ -77,8 +77,8 @@ impl AccessLogConfig {
 pub struct BodyFormat {
     /// The format.
     pub format: Format,
-    /// The type of what it makes.
-    pub content_type: HeaderValue,
+    /// The type of what it makes; none for plain text.
+    pub content_type: Option<HeaderValue>,
 }
 
 impl BodyFormat {
@@ -89,10 +89,12 @@ impl BodyFormat {
     pub fn compile(config: &SubstitutionFormatString) -> Result<Self, ConfigError> {
         let format = substitution(config)?;
         let content_type = match config.content_type.as_str() {
-            "" if format.is_json() => HeaderValue::from_static("application/json"),
-            "" => HeaderValue::from_static("text/plain"),
-            text => HeaderValue::from_str(text)
-                .map_err(|_| ConfigError::new("content_type", "is no header value"))?,
+            "" if format.is_json() => Some(HeaderValue::from_static("application/json")),
+            "" => None,
+            text => Some(
+                HeaderValue::from_str(text)
+                    .map_err(|_| ConfigError::new("content_type", "is no header value"))?,
+            ),
         };
         Ok(Self { format, content_type })
     }
@@ -162,6 +164,8 @@ fn object_value(object: &prost_types::Struct) -> serde_json::Value {
 fn value(source: &prost_types::Value) -> serde_json::Value {
     match &source.kind {
         None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        // A number that could be an integer is written as one.
+        Some(Kind::NumberValue(n)) if n.fract() == 0.0 && n.abs() < 9e15 => (*n as i64).into(),
         Some(Kind::NumberValue(n)) => (*n).into(),
         Some(Kind::StringValue(s)) => s.clone().into(),
         Some(Kind::BoolValue(b)) => (*b).into(),

@@ -165,11 +165,15 @@ impl JsonNode {
                     String::from_utf8_lossy(&text).into_owned().into()
                 }
             },
-            Self::Object(fields) => fields
-                .iter()
-                .filter_map(|(k, v)| Some((k.clone(), v.value(context, omit_empty)?)))
-                .collect::<serde_json::Map<_, _>>()
-                .into(),
+            Self::Object(fields) => {
+                let properties =
+                    fields.iter().filter_map(|(k, v)| Some((k.clone(), v.value(context, omit_empty)?)));
+                let object: serde_json::Map<_, _> = properties.collect();
+                if object.is_empty() && omit_empty {
+                    return None;
+                }
+                object.into()
+            }
             Self::List(items) => items.iter().filter_map(|v| v.value(context, omit_empty)).collect(),
             Self::Other(value) => value.clone(),
         })

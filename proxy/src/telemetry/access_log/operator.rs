@@ -415,9 +415,10 @@ impl Operator {
                 _ => false,
             },
             Self::ResponseCode => show(out, stream.status.map_or(0, |s| s.as_u16())),
-            Self::ResponseFlags(false) => !stream.flags.is_empty() && show(out, stream.flags),
-            Self::ResponseFlags(true) => !stream.flags.is_empty() && show(out, stream.flags.long()),
-            Self::ResponseCodeDetails => text(out, stream.details),
+            // Envoy writes a dash for no flags wherever it may stand.
+            Self::ResponseFlags(true) if !stream.flags.is_empty() => show(out, stream.flags.long()),
+            Self::ResponseFlags(_) => show(out, stream.flags),
+            Self::ResponseCodeDetails => text(out, stream.code_details().as_deref()),
             Self::ConnectionTerminationDetails => text(out, stream.connection_termination_details),
             Self::UpstreamTransportFailureReason => text(out, stream.upstream_failure.as_deref()),
             Self::BytesReceived => show(out, stream.bytes_received),

@@ -26,8 +26,10 @@ mod bodies;
 mod connections;
 mod http2;
 mod informational;
+mod manager;
 mod request_heads;
 mod resets;
+mod retries;
 mod targets;
 mod upgrades;
 
@@ -40,8 +42,10 @@ pub fn all() -> Vec<Case> {
         targets::all(),
         bodies::all(),
         informational::all(),
+        manager::all(),
         connections::all(),
         resets::all(),
+        retries::all(),
         upgrades::all(),
         http2::all(),
     ]
