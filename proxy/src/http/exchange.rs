@@ -230,7 +230,7 @@ fn direct_response(direct: &DirectResponse, exchange: &Exchange) -> LocalReply {
         };
         format.write(&context, &mut text);
     });
-    LocalReply { body: text.into(), content_type: content_type.clone(), ..reply }
+    LocalReply { body: text.into(), content_type: content_type.clone().map(Box::new), ..reply }
 }
 
 fn redirect(to: &Redirect, head: &RequestHead, matched: &crate::route::matching::PathMatch) -> LocalReply {

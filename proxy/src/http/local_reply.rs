@@ -138,7 +138,7 @@ impl LocalReplies {
             format.write(&context, &mut text);
         });
         reply.body = text.into();
-        reply.content_type.clone_from(content_type);
+        reply.content_type = content_type.clone().map(Box::new);
     }
 }
 
@@ -156,7 +156,7 @@ pub fn reply(shared: &Shared, flow: &Flow, outline: &RequestHead, mut reply: Loc
     }
     router::change_own(flow, &shared.connection, &mut headers);
     if let Some(kind) = reply.content_type.take() {
-        headers.set(header::CONTENT_TYPE, kind);
+        headers.set(header::CONTENT_TYPE, *kind);
     }
     let (text, content_type) = (reply.body.clone(), headers.get(&header::CONTENT_TYPE).cloned());
     if let Some(replies) = &shared.config.local_replies {

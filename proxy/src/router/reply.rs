@@ -25,7 +25,7 @@ pub struct LocalReply {
     /// Close the connection afterwards.
     pub close: bool,
     /// The type of the text, where it is not plain.
-    pub content_type: Option<HeaderValue>,
+    pub content_type: Option<Box<HeaderValue>>,
 }
 
 impl LocalReply {
@@ -85,7 +85,7 @@ impl LocalReply {
                 headers.append(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
                 if !headers.contains(&header::CONTENT_TYPE) {
                     let text = HeaderValue::from_static("text/plain");
-                    headers.append(header::CONTENT_TYPE, self.content_type.unwrap_or(text));
+                    headers.append(header::CONTENT_TYPE, self.content_type.map_or(text, |t| *t));
                 }
             }
             (self.status, self.body)
@@ -99,7 +99,7 @@ impl LocalReply {
     }
 
     fn is_json(&self) -> bool {
-        self.content_type.as_ref().is_some_and(|t| t == "application/json")
+        self.content_type.as_ref().is_some_and(|t| **t == "application/json")
     }
 }
 
