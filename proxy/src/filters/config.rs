@@ -11,7 +11,7 @@ use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3
 use xds_protos::io::istio::http::peer_metadata::Config as PeerMetadataConfig;
 use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig as AlpnConfig;
 
-use super::cors::CorsPolicy;
+use super::cors::{CorsPolicy, CorsStats};
 use super::fault::Fault;
 use super::peer_metadata::{self, PeerMetadata};
 use super::{Filter, FilterList, Named};
@@ -104,13 +104,14 @@ fn known(type_name: &str) -> bool {
 }
 
 impl FilterList {
-    /// Compiles the filters of a connection manager. `direction` is the listener's.
+    /// Compiles the filters of a connection manager. `stat_prefix` is its own, `direction` the listener's.
     ///
     /// # Errors
     /// A filter that this proxy does not have (unless it is optional), settings that are wrong, a router that is missing
     /// or not the last.
     pub fn compile(
         filters: &[HttpFilter],
+        stat_prefix: &str,
         direction: Direction,
         context: &CompileContext,
     ) -> Result<Self, Errors> {
@@ -118,7 +119,7 @@ impl FilterList {
         let mut list = Vec::with_capacity(filters.len());
         let mut router = None;
         for (index, filter) in filters.iter().enumerate() {
-            let compiled = match compile_one(filter, direction, context) {
+            let compiled = match compile_one(filter, stat_prefix, direction, context) {
                 Ok(compiled) => compiled,
                 Err(found) => {
                     errors.extend(found.into_iter().map(|e| e.at(format!("http_filters[{index}]"))));
@@ -161,6 +162,7 @@ enum Compiled {
 
 fn compile_one(
     filter: &HttpFilter,
+    stat_prefix: &str,
     direction: Direction,
     context: &CompileContext,
 ) -> Result<Option<Compiled>, Errors> {
@@ -185,7 +187,7 @@ fn compile_one(
             let fault = unpack(&any).and_then(|f| Fault::compile(&f)).map_err(at("typed_config"))?;
             Filter::Fault(Arc::new(fault))
         }
-        "envoy.extensions.filters.http.cors.v3.Cors" => Filter::Cors,
+        "envoy.extensions.filters.http.cors.v3.Cors" => Filter::Cors(Arc::new(CorsStats::new(stat_prefix))),
         // Its numbers are Istio's request and response message counts, which need no settings.
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => Filter::GrpcStats,
         "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => {

@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use self::config::PerFilter;
-use self::cors::CorsPolicy;
+use self::cors::{CorsPolicy, CorsStats};
 use self::fault::Fault;
 use self::peer_metadata::PeerMetadata;
 use crate::codec::Headers;
@@ -31,7 +31,7 @@ pub enum Filter {
     /// Delays and aborts.
     Fault(Arc<Fault>),
     /// Cross-origin requests.
-    Cors,
+    Cors(Arc<CorsStats>),
     /// Application protocols to offer upstream.
     Alpn(Arc<AlpnOverride>),
     /// Workload metadata in header fields.
@@ -107,8 +107,8 @@ impl FilterList {
                     };
                     fault.request_head(&mut exchange)
                 }
-                Filter::Cors => match setting {
-                    Some(PerFilter::Cors(policy)) => policy.clone().request_head(&mut exchange),
+                Filter::Cors(stats) => match setting {
+                    Some(PerFilter::Cors(policy)) => policy.clone().request_head(&mut exchange, stats),
                     _ => Verdict::Continue,
                 },
                 Filter::Alpn(names) => {
@@ -144,7 +144,7 @@ impl FilterList {
     pub fn response_head(&self, headers: &mut Headers, scratch: &mut Scratch, matched: Option<&Matched>) {
         for named in self.filters.iter().rev() {
             match &named.filter {
-                Filter::Cors => {
+                Filter::Cors(_) => {
                     let setting = matched.and_then(|m| m.per_filter().find_map(|p| p.get(&named.name)));
                     if let (Some(origin), Some(PerFilter::Cors(policy))) = (&scratch.cors_origin, setting) {
                         CorsPolicy::response_head(policy, origin, headers);

@@ -251,7 +251,11 @@ impl HcmConfig {
             }
         };
         let routes = collect(routes(config, context), "", &mut errors);
-        let filters = collect(FilterList::compile(&config.http_filters, direction, context), "", &mut errors);
+        let filters = collect(
+            FilterList::compile(&config.http_filters, &config.stat_prefix, direction, context),
+            "",
+            &mut errors,
+        );
         let mut logs = Vec::with_capacity(config.access_log.len());
         for (index, log) in config.access_log.iter().enumerate() {
             logs.extend(collect(AccessLogConfig::compile(log), format!("access_log[{index}]"), &mut errors));

@@ -80,8 +80,8 @@ impl Drop for Ending {
         }
         self.flow.info(|i| {
             i.flags.set(Flag::DownstreamConnectionTermination);
-            if i.details.is_none() || i.details == Some("via_upstream") {
-                i.details = Some("downstream_remote_disconnect");
+            if i.details.as_deref().is_none_or(|d| d == "via_upstream") {
+                i.details = Some("downstream_remote_disconnect".into());
             }
         });
         self.shared.config.stats.downstream_rq_rx_reset.inc();

@@ -145,7 +145,7 @@ impl LocalReplies {
 /// Makes a reply of an answer of the proxy's own to the request of this outline, changed as its route and the configuration
 /// want it.
 pub fn reply(shared: &Shared, flow: &Flow, outline: &RequestHead, mut reply: LocalReply) -> Reply {
-    flow.details(reply.details);
+    flow.details(reply.details.clone());
     // After a request that is not as it should be, what follows on the connection is not to be trusted either.
     reply.close |= reply.status == StatusCode::BAD_REQUEST
         && outline.protocol != Protocol::Http2

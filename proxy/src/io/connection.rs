@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::metadata::{FilterState, Notes};
+
 /// The direction a listener says it has (Envoy's `traffic_direction`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -67,6 +69,10 @@ pub struct ConnectionInfo {
     pub sni: Option<Arc<str>>,
     /// The transport was terminated TLS.
     pub tls: Option<Arc<TlsInfo>>,
+    /// Where network filters say something of the connection to its access log; none if no filter may.
+    pub notes: Option<Arc<Notes>>,
+    /// What they say to later filters, HTTP's included.
+    pub filter_state: FilterState,
 }
 
 impl ConnectionInfo {

@@ -4,6 +4,7 @@ pub mod alarm;
 pub mod connection;
 mod copy;
 pub mod local;
+pub mod metadata;
 pub mod scratch;
 
 use std::io;
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 pub use alarm::Alarm;
 pub use connection::{ConnectionInfo, Direction, TlsInfo};
 pub use copy::{Copied, CopyEnd, copy_bidirectional};
+pub use metadata::{DynamicMetadata, FilterState, Notes};
 
 /// One concrete type for every byte stream, with a prefix that is read again before it: bytes that were sniffed feed the TLS
 /// acceptor, or the next filter, untouched.

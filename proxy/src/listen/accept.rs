@@ -17,7 +17,7 @@ use super::inspect::{Findings, inspect};
 use super::listener::Listener;
 use super::sockets::WorkerCommand;
 use crate::codec::Drain;
-use crate::io::{ConnectionInfo, Io};
+use crate::io::{ConnectionInfo, FilterState, Io};
 use crate::telemetry::access_log::LogContext;
 use crate::telemetry::{Flag, StreamInfo};
 
@@ -128,6 +128,8 @@ async fn connection(stream: TcpStream, remote: SocketAddr, listener: Arc<Listene
         filter_chain: chosen.as_ref().map_or_else(|| "".into(), |c| c.name.clone()),
         sni: findings.server_name.clone(),
         tls: None,
+        notes: None,
+        filter_state: FilterState::default(),
     };
     let Some(chosen) = chosen else {
         listener.stats.no_chain.inc();
@@ -198,7 +200,7 @@ async fn secure(io: Io, chain: &FilterChain, listener: &Listener, info: &mut Con
 fn log_no_chain(policy: &ListenerConfig, info: &ConnectionInfo) {
     let mut stream = StreamInfo::new(None);
     stream.flags.set(Flag::NoRouteFound);
-    stream.details = Some("filter_chain_not_found");
+    stream.details = Some("filter_chain_not_found".into());
     let context = LogContext::new(&stream, info);
     policy.logs.iter().for_each(|log| log.log(&context));
 }

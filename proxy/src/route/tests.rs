@@ -174,7 +174,7 @@ fn rewrites_replace_what_the_route_matched() {
 
 #[test]
 fn header_changes_follow_their_action_and_the_most_specific_come_first() {
-    use crate::io::ConnectionInfo;
+    use crate::io::{ConnectionInfo, FilterState};
     use crate::telemetry::StreamInfo;
     use crate::telemetry::access_log::LogContext;
     let add = |key: &str, value: &str, action: &str| json!({"header": {"key": key, "value": value}, "append_action": action});
@@ -202,6 +202,8 @@ fn header_changes_follow_their_action_and_the_most_specific_come_first() {
         filter_chain: "".into(),
         sni: None,
         tls: None,
+        notes: None,
+        filter_state: FilterState::default(),
     };
     let context = LogContext { request: Some(&head), ..LogContext::new(&stream, &connection) };
     let mut headers = head.headers.clone();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::codec::{Body, BodyError, BodyStream, Frame, Protocol, RequestHead};
 use crate::io::Alarm;
 use crate::route::Matched;
-use crate::telemetry::{Flag, StreamInfo};
+use crate::telemetry::{Details, Flag, StreamInfo};
 
 /// A stream's record and clocks.
 pub struct Flow {
@@ -90,8 +90,8 @@ impl Flow {
     }
 
     /// Sets the response code detail.
-    pub fn details(&self, details: &'static str) {
-        self.info(|i| i.details = Some(details));
+    pub fn details(&self, details: impl Into<Details>) {
+        self.info(|i| i.details = Some(details.into()));
     }
 
     /// The request's last byte came.

@@ -200,7 +200,7 @@ fn answer_head(
     }
     flow.info(|i| {
         i.upstream_first_byte = Some(now);
-        i.details = Some("via_upstream");
+        i.details = Some("via_upstream".into());
     });
     change_response(matched, flow, &exchange.connection, &mut reply.head.headers);
 }

@@ -5,6 +5,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
 use crate::codec::{Body, Headers, Protocol, Reply, RequestHead, ResponseHead};
 use crate::route::matching::is_grpc;
+use crate::telemetry::Details;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -19,7 +20,7 @@ pub struct LocalReply {
     /// Further fields.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Envoy's response code detail.
-    pub details: &'static str,
+    pub details: Details,
     /// The gRPC status for gRPC requests, where it does not follow from the HTTP status.
     pub grpc_status: Option<u32>,
     /// Close the connection afterwards.
@@ -30,9 +31,17 @@ pub struct LocalReply {
 
 impl LocalReply {
     /// An answer.
-    pub fn new(status: StatusCode, body: impl Into<Bytes>, details: &'static str) -> Self {
+    pub fn new(status: StatusCode, body: impl Into<Bytes>, details: impl Into<Details>) -> Self {
         let (body, headers) = (body.into(), Vec::new());
-        Self { status, body, headers, details, grpc_status: None, close: false, content_type: None }
+        Self {
+            status,
+            body,
+            headers,
+            details: details.into(),
+            grpc_status: None,
+            close: false,
+            content_type: None,
+        }
     }
 
     /// With this gRPC status.

@@ -288,7 +288,7 @@ impl Reporter {
 mod tests {
     use super::*;
     use crate::codec::Protocol;
-    use crate::io::Direction;
+    use crate::io::{Direction, FilterState};
     use crate::telemetry::registry::Metric;
 
     fn connection() -> ConnectionInfo {
@@ -304,6 +304,8 @@ mod tests {
             filter_chain: "".into(),
             sni: None,
             tls: None,
+            notes: None,
+            filter_state: FilterState::default(),
         }
     }
 

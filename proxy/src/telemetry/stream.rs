@@ -9,8 +9,10 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use http::StatusCode;
 
+use super::details::Details;
 use super::flags::Flags;
 use crate::codec::Protocol;
+use crate::io::DynamicMetadata;
 
 /// The record of a stream.
 #[derive(Clone, Debug)]
@@ -26,9 +28,9 @@ pub struct StreamInfo {
     /// Why it ended, in Envoy's letters.
     pub flags: Flags,
     /// Envoy's `%RESPONSE_CODE_DETAILS%`, such as `via_upstream`, `route_not_found`.
-    pub details: Option<&'static str>,
+    pub details: Option<Details>,
     /// Envoy's `%CONNECTION_TERMINATION_DETAILS%`.
-    pub connection_termination_details: Option<&'static str>,
+    pub connection_termination_details: Option<Details>,
     /// Body bytes from the downstream.
     pub bytes_received: u64,
     /// Body bytes to the downstream.
@@ -72,12 +74,14 @@ pub struct StreamInfo {
     pub is_grpc: bool,
     /// gRPC messages seen from the downstream and towards it.
     pub grpc_messages: (u64, u64),
+    /// What filters say of the stream.
+    pub metadata: DynamicMetadata,
 }
 
 impl StreamInfo {
     /// The response code details, with what the transport said where the upstream's stream was reset.
-    pub fn code_details(&self) -> Option<Cow<'static, str>> {
-        let details = self.details?;
+    pub fn code_details(&self) -> Option<Cow<'_, str>> {
+        let details: &str = self.details.as_ref()?;
         let reset = details.strip_suffix('}').filter(|d| d.starts_with("upstream_reset_"));
         Some(match (reset, &self.upstream_failure) {
             (Some(reset), Some(words)) => format!("{reset}|{words}}}").into(),
@@ -116,6 +120,7 @@ impl StreamInfo {
             grpc_status: None,
             is_grpc: false,
             grpc_messages: (0, 0),
+            metadata: DynamicMetadata::default(),
         }
     }
 }

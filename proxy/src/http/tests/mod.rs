@@ -15,7 +15,7 @@ use crate::codec::{
     Body, Downstream, Frame, Headers, HttpService, InformationalSink, Protocol, Reply, Request, RequestHead,
     ResponseHead,
 };
-use crate::io::{ConnectionInfo, Direction};
+use crate::io::{ConnectionInfo, Direction, FilterState};
 use crate::state::CompileContext;
 
 #[derive(Default)]
@@ -39,6 +39,8 @@ fn connection() -> ConnectionInfo {
         filter_chain: "".into(),
         sni: None,
         tls: None,
+        notes: None,
+        filter_state: FilterState::default(),
     }
 }
 

@@ -149,6 +149,9 @@ impl JsonNode {
             Self::Template(template) => match template.0.as_slice() {
                 // A lone command keeps its type: numbers stay numbers, what is absent is null.
                 [Piece::Command(operator, None)] => {
+                    if let Some(value) = operator.json(context) {
+                        return (!omit_empty || !value.is_null()).then_some(value);
+                    }
                     let mut text = Vec::new();
                     if !operator.write(context, &mut text) {
                         return (!omit_empty).then_some(serde_json::Value::Null);

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use super::{FormatError, LogContext};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, RequestHead};
+use crate::io::metadata::{at_path, json, json_of};
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
@@ -251,6 +252,7 @@ pub(super) enum Operator {
     PeerFingerprint,
     GrpcStatus(GrpcShape),
     Hostname(String),
+    DynamicMetadata(Vec<String>),
 }
 
 impl Operator {
@@ -295,6 +297,11 @@ impl Operator {
             "UPSTREAM_REMOTE_PORT" => Self::UpstreamHost(Part::Port),
             "DOWNSTREAM_DIRECT_REMOTE_PORT" => Self::DownstreamDirectRemote(Part::Port),
             "DOWNSTREAM_PEER_FINGERPRINT_256" => Self::PeerFingerprint,
+            "DYNAMIC_METADATA" => return metadata(name, arguments),
+            "METADATA" => match arguments.and_then(|a| a.strip_prefix("DYNAMIC:")) {
+                Some(rest) => return metadata(name, Some(rest)),
+                None => return Err(FormatError::Arguments(name.to_owned(), "takes DYNAMIC and a namespace")),
+            },
             "PROTOCOL" => Self::Protocol,
             "RESPONSE_CODE" => Self::ResponseCode,
             "RESPONSE_FLAGS" => Self::ResponseFlags(false),
@@ -338,6 +345,12 @@ impl Operator {
             return Err(FormatError::Arguments(name.to_owned(), "takes no arguments"));
         }
         Ok(plain)
+    }
+
+    /// The value that a JSON log shows as it is, where the operator has such values.
+    pub(super) fn json(&self, context: &LogContext<'_>) -> Option<serde_json::Value> {
+        let Self::DynamicMetadata(path) = self else { return None };
+        Some(found(context, path).unwrap_or(serde_json::Value::Null))
     }
 
     /// Whether a JSON log shows it as a number.
@@ -419,7 +432,7 @@ impl Operator {
             Self::ResponseFlags(true) if !stream.flags.is_empty() => show(out, stream.flags.long()),
             Self::ResponseFlags(_) => show(out, stream.flags),
             Self::ResponseCodeDetails => text(out, stream.code_details().as_deref()),
-            Self::ConnectionTerminationDetails => text(out, stream.connection_termination_details),
+            Self::ConnectionTerminationDetails => text(out, stream.connection_termination_details.as_deref()),
             Self::UpstreamTransportFailureReason => text(out, stream.upstream_failure.as_deref()),
             Self::BytesReceived => show(out, stream.bytes_received),
             Self::BytesSent => show(out, stream.bytes_sent),
@@ -461,7 +474,30 @@ impl Operator {
                 (None, _) => false,
             },
             Self::Hostname(name) => text(out, Some(name)),
+            Self::DynamicMetadata(path) => match found(context, path) {
+                None => false,
+                Some(serde_json::Value::String(s)) => text(out, Some(&s)),
+                Some(other) => show(out, other),
+            },
         }
+    }
+}
+
+/// `NAMESPACE:KEY:KEY...`; without keys it is the whole namespace.
+fn metadata(name: &str, arguments: Option<&str>) -> Result<Operator, FormatError> {
+    let path: Vec<_> = arguments.unwrap_or_default().split(':').map(str::to_owned).collect();
+    if path[0].is_empty() {
+        return Err(FormatError::Arguments(name.to_owned(), "give it a namespace, such as a filter's name"));
+    }
+    Ok(Operator::DynamicMetadata(path))
+}
+
+fn found(context: &LogContext<'_>, path: &[String]) -> Option<serde_json::Value> {
+    let (namespace, keys) = path.split_first()?;
+    let namespace = context.stream.metadata.namespace(namespace)?;
+    match keys {
+        [] => Some(json_of(namespace)),
+        keys => at_path(namespace, keys).map(json),
     }
 }
 
