@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
@@ -37,6 +38,12 @@ async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {
     let node = Arc::new(node_info(&start.node));
     let engine = Engine::new(Tables::default(), node, SocketTable::new(workers), wanted.clone());
     engine.set_listener_drain_time(start.listener_drain);
+    if let Some(path) = &start.outlier_log {
+        let log = Sink::open(path).with_context(|| {
+            format!("cluster_manager.outlier_detection.event_log_path {}", path.display())
+        })?;
+        crate::cluster::outlier::events::log_to(log);
+    }
     for (kind, name, bytes) in &start.resources {
         engine.add_static(*kind, name, bytes).map_err(|errors| {
             anyhow::anyhow!("static {} {name}: {}", short(*kind), crate::state::error::join(&errors))

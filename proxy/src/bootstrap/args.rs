@@ -85,6 +85,7 @@ impl ProxyArgs {
                 token,
                 headers: Vec::new(),
             }),
+            outlier_log: None,
             identity,
             drain: self.drain_time,
             listener_drain: self.listener_drain_time,

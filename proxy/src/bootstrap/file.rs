@@ -63,6 +63,12 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
         status: None,
         prometheus: None,
         resources,
+        outlier_log: bootstrap
+            .cluster_manager
+            .as_ref()
+            .and_then(|c| c.outlier_detection.as_ref())
+            .map(|o| o.event_log_path.as_str().into())
+            .filter(|path: &std::path::PathBuf| !path.as_os_str().is_empty()),
         ads: ads(&bootstrap)?,
         identity: None,
         drain: args.drain_time,

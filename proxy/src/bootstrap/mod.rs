@@ -37,6 +37,8 @@ pub struct Start {
     pub resources: Vec<(ResourceType, String, Bytes)>,
     /// The control plane, if there is one.
     pub ads: Option<Ads>,
+    /// Where events of outlier detection are written.
+    pub outlier_log: Option<PathBuf>,
     /// How the workload gets its certificate, if it does.
     pub identity: Option<Identity>,
     /// How long draining may take when the proxy ends.

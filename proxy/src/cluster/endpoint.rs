@@ -145,11 +145,13 @@ pub struct LoadAssignment {
     pub localities: Vec<LocalityEndpoints>,
     /// How much healthier than needed a priority counts, in percent.
     pub overprovisioning_factor: u32,
+    /// Priorities are judged by the weights of their hosts, not by their number.
+    pub weighted_priority_health: bool,
 }
 
 impl Default for LoadAssignment {
     fn default() -> Self {
-        Self { localities: Vec::new(), overprovisioning_factor: 140 }
+        Self { localities: Vec::new(), overprovisioning_factor: 140, weighted_priority_health: false }
     }
 }
 

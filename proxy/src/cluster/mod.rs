@@ -38,7 +38,8 @@ pub use self::pool::{AcquireError, Upstream, Want, acquire};
 pub use self::stats::{ClusterStats, LazyStats};
 
 use self::balance::OriginalDst;
-use self::host::{Facts, HealthFlag};
+use self::balance::ramp::Moment;
+use self::host::{Facts, Health, HealthFlag};
 use self::host_set::{HostSetPolicy, LocalityHosts};
 use self::outlier::Detector;
 
@@ -63,6 +64,7 @@ struct Members {
     /// Hosts by address and priority: the identity that outlives an assignment.
     known: HashMap<HostAddress, Arc<Host>>,
     overprovisioning_factor: u32,
+    weighted_health: bool,
     assigned: bool,
 }
 
@@ -92,11 +94,15 @@ impl Cluster {
                 localities: Vec::new(),
                 known: HashMap::new(),
                 overprovisioning_factor: 140,
+                weighted_health: false,
                 assigned: false,
             }),
             limits,
             stats,
-            outlier: config.outlier.clone().map(Detector::new),
+            outlier: config.outlier.clone().map(|outlier| {
+                let window = config.balancing.ramps.back.map(|ramp| ramp.window);
+                Detector::new(config.name.clone(), outlier, window)
+            }),
             original: OriginalDst::new(None),
             config,
         });
@@ -158,6 +164,7 @@ impl Cluster {
         let mut known = HashMap::new();
         let mut changed = false;
         let mut localities = Vec::with_capacity(assignment.localities.len());
+        let now = Moment::now();
         for group in &assignment.localities {
             let mut hosts = Vec::with_capacity(group.endpoints.len());
             for endpoint in &group.endpoints {
@@ -173,7 +180,11 @@ impl Cluster {
                     }
                     None => {
                         changed = true;
-                        Host::new(endpoint, group.priority, facts)
+                        let host = Host::new(endpoint, group.priority, facts);
+                        if host.health() == Health::Healthy {
+                            host.start_at(now);
+                        }
+                        host
                     }
                 };
                 known.insert(endpoint.address.clone(), host.clone());
@@ -198,6 +209,7 @@ impl Cluster {
         members.localities = localities;
         members.known = known;
         members.overprovisioning_factor = assignment.overprovisioning_factor;
+        members.weighted_health = assignment.weighted_priority_health;
         members.assigned = true;
         self.rebuild(&members);
         drop(members);
@@ -211,7 +223,9 @@ impl Cluster {
         let policy = HostSetPolicy {
             panic_threshold: self.config.panic_threshold,
             overprovisioning_factor: members.overprovisioning_factor,
-            locality_weighted: self.config.locality_weighted,
+            weighted_health: members.weighted_health,
+            locality_weighted: self.config.balancing.locality_weighted,
+            ramps: self.config.balancing.ramps,
         };
         let set = HostSet::build(&members.localities, policy);
         let stats = self.stats();
@@ -223,7 +237,8 @@ impl Cluster {
 
     /// Chooses a host.
     pub fn pick(&self, context: &PickContext<'_>) -> Result<Picked, NoHost> {
-        if self.config.policy == Policy::OriginalDst {
+        let balancing = &self.config.balancing;
+        if balancing.policy == Policy::OriginalDst {
             let to = context.original_dst.ok_or(NoHost::NoOriginalDestination)?;
             let transport = self.config.transport_for(None);
             let (host, _) =
@@ -232,13 +247,44 @@ impl Cluster {
         }
         let set = self.hosts.load();
         let panicked = || self.stats().lb_healthy_panic.inc();
-        match balance::choose(&self.config.policy, &set, context, false, panicked) {
+        let in_flight = match balancing.policy.balance_factor() {
+            Some(_) => self.limits.iter().map(|l| l.requests.held()).sum(),
+            None => 0,
+        };
+        match balance::choose(&balancing.policy, &set, context, in_flight, balancing.fail_on_panic, panicked)
+        {
             Some(host) => Ok(Picked { active: host.start_request() }),
             None => {
                 self.stats().upstream_cx_none_healthy.inc();
                 Err(NoHost::NoHealthyUpstream)
             }
         }
+    }
+
+    /// Takes note that a request has its connection to a host.
+    #[inline]
+    pub fn connected(&self, host: &Host) {
+        if let Some(detector) = &self.outlier {
+            detector.connected(host);
+        }
+    }
+
+    /// Its outlier detection, if it has one.
+    pub fn outlier(&self) -> Option<&Detector> {
+        self.outlier.as_ref()
+    }
+
+    /// Where a host's circuit is, in a cluster with a return window: `open` while nothing is sent there, `half-open` while it
+    /// ramps up again, else `closed`.
+    pub fn circuit(&self, host: &Host) -> Option<&'static str> {
+        let window = self.config.balancing.ramps.back?.window;
+        let out = host.has_flag(HealthFlag::FailedOutlier) || host.has_flag(HealthFlag::FailedActiveHc);
+        let ramps = |at| Moment::now().since(at) < window;
+        Some(match host.returned() {
+            _ if out => "open",
+            Some(at) if ramps(at) => "half-open",
+            _ => "closed",
+        })
     }
 
     /// Takes note of how an attempt at a host ended: its counters, and ejection.
@@ -273,6 +319,14 @@ impl Cluster {
     /// The time between two calls of [`Cluster::sweep`], if it has something to sweep.
     pub fn sweep_interval(&self) -> Option<std::time::Duration> {
         self.outlier.as_ref().map(|d| d.config().interval)
+    }
+
+    /// Makes the host set anew once the ramps of its hosts are over, so that balancing costs no more than it must. Called
+    /// on the control thread, often.
+    pub fn settle(&self, now: Instant) {
+        if self.hosts.load().ramps_end().is_some_and(|end| end <= Moment::of(now)) {
+            self.refresh();
+        }
     }
 
     /// Lets ejected hosts return whose time is over. Called on the control thread, once an interval.

@@ -4,6 +4,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::limits::{Resource, RoutingPriority, Thresholds};
+use super::outlier::Kind;
 use crate::identity::tls::TlsStats;
 use crate::telemetry::registry::{Counter, Gauge, Group, Histogram};
 
@@ -39,6 +40,21 @@ pub struct LimitCells {
     pub remaining: Gauge,
 }
 
+/// The names of a statistic by kind of ejection, in the order of [`Kind`].
+macro_rules! by_kind {
+    ($prefix:literal) => {
+        [
+            concat!($prefix, "consecutive_5xx"),
+            concat!($prefix, "consecutive_gateway_failure"),
+            concat!($prefix, "consecutive_local_origin_failure"),
+            concat!($prefix, "success_rate"),
+            concat!($prefix, "local_origin_success_rate"),
+            concat!($prefix, "failure_percentage"),
+            concat!($prefix, "local_origin_failure_percentage"),
+        ]
+    };
+}
+
 macro_rules! stats {
     ($($field:ident: $kind:ident $name:literal,)*) => {
         /// The cells; the field names are Envoy's.
@@ -49,6 +65,10 @@ macro_rules! stats {
             $(pub $field: stats!(@type $kind),)*
             /// `upstream_rq_1xx` to `upstream_rq_5xx`.
             pub classes: [Counter; 5],
+            /// `outlier_detection.ejections_detected_*`, by kind.
+            pub ejections_detected: [Counter; Kind::COUNT],
+            /// `outlier_detection.ejections_enforced_*`, by kind.
+            pub ejections_enforced: [Counter; Kind::COUNT],
             /// `ssl.*`.
             pub tls: TlsStats,
             limits: [[LimitCells; 4]; 2],
@@ -61,6 +81,8 @@ macro_rules! stats {
                     $($field: group.$kind($name),)*
                     classes: ["upstream_rq_1xx", "upstream_rq_2xx", "upstream_rq_3xx", "upstream_rq_4xx", "upstream_rq_5xx"]
                         .map(|n| group.counter(n)),
+                    ejections_detected: by_kind!("outlier_detection.ejections_detected_").map(|n| group.counter(n)),
+                    ejections_enforced: by_kind!("outlier_detection.ejections_enforced_").map(|n| group.counter(n)),
                     tls: TlsStats::new(&group),
                     limits: limit_cells(&group, thresholds),
                     _group: group,
@@ -119,12 +141,9 @@ stats! {
     ejections_active: gauge "outlier_detection.ejections_active",
     ejections_enforced_total: counter "outlier_detection.ejections_enforced_total",
     ejections_overflow: counter "outlier_detection.ejections_overflow",
-    ejections_detected_5xx: counter "outlier_detection.ejections_detected_consecutive_5xx",
-    ejections_enforced_5xx: counter "outlier_detection.ejections_enforced_consecutive_5xx",
-    ejections_detected_gateway: counter "outlier_detection.ejections_detected_consecutive_gateway_failure",
-    ejections_enforced_gateway: counter "outlier_detection.ejections_enforced_consecutive_gateway_failure",
-    ejections_detected_local: counter "outlier_detection.ejections_detected_consecutive_local_origin_failure",
-    ejections_enforced_local: counter "outlier_detection.ejections_enforced_consecutive_local_origin_failure",
+    ejections_total: counter "outlier_detection.ejections_total",
+    ejections_consecutive_5xx: counter "outlier_detection.ejections_consecutive_5xx",
+    ejections_success_rate: counter "outlier_detection.ejections_success_rate",
 }
 
 impl ClusterStats {

@@ -243,6 +243,7 @@ async fn open(
         };
         match connect(cluster, &host, permit, ConnectOptions::default()).await {
             Ok(connected) => {
+                cluster.connected(&host);
                 cluster.report(&host, Outcome::Answered(http::StatusCode::OK));
                 return Some((connected, picked));
             }

@@ -135,6 +135,7 @@ impl ClusterUpstreams {
                 return Err(Failure::Connect { timeout: failure.timeout, reason: (&*failure.reason).into() });
             }
         };
+        cluster.connected(&host);
         if let Some(seen) = seen {
             seen.local = upstream.local();
         }

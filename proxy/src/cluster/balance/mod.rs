@@ -7,7 +7,9 @@ mod avoid;
 mod edf;
 pub mod hash_table;
 mod least_request;
+mod murmur;
 mod original_dst;
+pub mod ramp;
 mod round_robin;
 pub mod xxhash;
 
@@ -59,8 +61,10 @@ pub struct RingHash {
     pub minimum_size: u64,
     /// And at most so many.
     pub maximum_size: u64,
-    /// Hash a host by its name in place of its address.
-    pub use_hostname: bool,
+    /// Hash by MurmurHash64A in place of XXH64.
+    pub murmur: bool,
+    /// What both hashing policies have.
+    pub hashing: Hashing,
 }
 
 /// Maglev's parameters.
@@ -68,8 +72,29 @@ pub struct RingHash {
 pub struct Maglev {
     /// The table's size, a prime.
     pub table_size: u64,
+    /// What both hashing policies have.
+    pub hashing: Hashing,
+}
+
+/// What both hashing policies have (Envoy's `consistent_hashing_lb_config`).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Hashing {
     /// Hash a host by its name in place of its address.
     pub use_hostname: bool,
+    /// The most of the load that a host takes, in percent of its fair share; at least 100.
+    pub balance_factor: Option<u32>,
+}
+
+impl Policy {
+    /// The bound on a host's load, where there is one.
+    pub fn balance_factor(&self) -> Option<u32> {
+        match self {
+            Self::RingHash(RingHash { hashing, .. }) | Self::Maglev(Maglev { hashing, .. }) => {
+                hashing.balance_factor
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What a pick depends on beside the cluster.
@@ -101,12 +126,13 @@ pub enum NoHost {
 }
 
 /// Chooses a host of `set`, or none if the part that the load falls on is empty. `panicked` is called when health was
-/// ignored.
+/// ignored. `in_flight` is the requests under way in the cluster, where the policy has a [`Policy::balance_factor`].
 #[inline]
 pub fn choose(
     policy: &Policy,
     set: &HostSet,
     context: &PickContext<'_>,
+    in_flight: u64,
     fail_on_panic: bool,
     mut panicked: impl FnMut(),
 ) -> Option<Arc<Host>> {
@@ -127,7 +153,7 @@ pub fn choose(
             }
         }
         let list = priority.list(availability);
-        let host = choose_in(policy, list, hash, attempt)?;
+        let host = choose_in(policy, list, hash, attempt, in_flight)?;
         if !avoided(host) {
             return Some(host.clone());
         }
@@ -149,24 +175,35 @@ fn any_other(list: &HostList, avoided: impl Fn(&Arc<Host>) -> bool) -> Option<&A
 }
 
 #[inline]
-fn choose_in<'a>(policy: &Policy, list: &'a Arc<HostList>, hash: u64, attempt: u32) -> Option<&'a Arc<Host>> {
+fn choose_in<'a>(
+    policy: &Policy,
+    list: &'a Arc<HostList>,
+    hash: u64,
+    attempt: u32,
+    in_flight: u64,
+) -> Option<&'a Arc<Host>> {
     match list.hosts() {
         [] => return None,
         [only] => return Some(only),
         _ => {}
     }
-    match policy {
-        Policy::LeastRequest(parameters) => Some(least_request::choose(parameters, list)),
-        Policy::RoundRobin => round_robin::choose(list),
-        Policy::Random => Some(&list.hosts()[fastrand::usize(..list.hosts().len())]),
+    let (table, hashing) = match policy {
+        Policy::LeastRequest(parameters) => return Some(least_request::choose(parameters, list)),
+        Policy::RoundRobin => return round_robin::choose(list),
+        Policy::Random => return Some(&list.hosts()[fastrand::usize(..list.hosts().len())]),
         Policy::RingHash(parameters) => {
-            Some(list.table.get_or_init(|| hash_table::HashTable::ring(list.hosts(), parameters)))
-                .and_then(|table| table.choose(list.hosts(), hash, attempt))
+            let make = || hash_table::HashTable::ring(list.hosts(), parameters);
+            (list.table.get_or_init(make), parameters.hashing)
         }
         Policy::Maglev(parameters) => {
-            Some(list.table.get_or_init(|| hash_table::HashTable::maglev(list.hosts(), parameters)))
-                .and_then(|table| table.choose(list.hosts(), hash, attempt))
+            let make = || hash_table::HashTable::maglev(list.hosts(), parameters);
+            (list.table.get_or_init(make), parameters.hashing)
         }
-        Policy::OriginalDst => None,
-    }
+        Policy::OriginalDst => return None,
+    };
+    let chosen = table.choose(list.hosts(), hash, attempt)?;
+    Some(match hashing.balance_factor {
+        None => chosen,
+        Some(factor) => hash_table::bounded(list.hosts(), chosen, hash, factor, in_flight),
+    })
 }

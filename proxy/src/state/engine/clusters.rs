@@ -138,6 +138,7 @@ impl Clusters {
     pub(super) fn sweep(&mut self, now: Instant) {
         for entry in self.entries.values_mut() {
             let Some(cluster) = &entry.serving else { continue };
+            cluster.settle(now);
             let interval = cluster.sweep_interval().unwrap_or(Duration::from_secs(10));
             if now.saturating_duration_since(entry.swept) >= interval {
                 entry.swept = now;

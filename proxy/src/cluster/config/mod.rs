@@ -1,5 +1,8 @@
 //! `envoy.config.cluster.v3.Cluster` and `ClusterLoadAssignment` -> compiled data.
 
+mod balance;
+mod outlier;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +15,7 @@ use xds_protos::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use xds_protos::envoy::extensions::upstreams::http::v3 as up;
 
-use super::balance::{LeastRequest, Maglev, Policy, RingHash};
+pub use self::balance::Balancing;
 use super::endpoint::{
     Endpoint, EndpointHealth, HostAddress, LoadAssignment, Locality, LocalityEndpoints, Metadata,
 };
@@ -95,11 +98,9 @@ pub struct ClusterConfig {
     /// How a connection's making is bounded.
     pub connect_timeout: Duration,
     /// How a host is chosen.
-    pub policy: Policy,
+    pub balancing: Balancing,
     /// Below this percentage of healthy hosts, health is ignored.
     pub panic_threshold: u32,
-    /// Localities have weights.
-    pub locality_weighted: bool,
     /// Circuit breakers: default and high priority.
     pub thresholds: [Thresholds; 2],
     /// Ejection.
@@ -173,14 +174,15 @@ impl ClusterConfig {
         if connect_timeout.is_some_and(|t| t.is_zero()) {
             errors.push(ConfigError::new("connect_timeout", "must be more than zero"));
         }
-        let policy = collect(policy(proto, discovery.as_ref()), "", &mut errors);
+        let balancing = collect(balance::balancing(proto, discovery.as_ref()), "", &mut errors);
         let transports = collect(transports(proto, ctx), "", &mut errors);
-        let outlier = proto.outlier_detection.as_ref().map(outlier);
+        let outlier = proto.outlier_detection.as_ref().map(outlier::outlier).transpose();
+        let outlier = collect(outlier.map_err(Vec::from), "outlier_detection", &mut errors).flatten();
         let http = collect(http_options(proto), "typed_extension_protocol_options", &mut errors);
         let bind = collect(bind(proto), "upstream_bind_config", &mut errors).flatten();
         let common = proto.common_lb_config.as_ref();
-        let (Some(discovery), Some(policy), Some(transports), Some(http), true) =
-            (discovery, policy, transports, http, errors.is_empty())
+        let (Some(discovery), Some(balancing), Some(transports), Some(http), true) =
+            (discovery, balancing, transports, http, errors.is_empty())
         else {
             return Err(errors);
         };
@@ -197,14 +199,10 @@ impl ClusterConfig {
             },
             discovery,
             connect_timeout: connect_timeout.unwrap_or(Duration::from_secs(5)),
-            policy,
+            balancing,
             panic_threshold: common
                 .and_then(|c| c.healthy_panic_threshold.as_ref())
-                .map_or(50, |p| p.value.clamp(0.0, 100.0) as u32),
-            locality_weighted: matches!(
-                common.and_then(|c| c.locality_config_specifier.as_ref()),
-                Some(cl::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
-            ),
+                .map_or(50, |p| p.value.clamp(0.0, 100.0).round() as u32),
             thresholds: thresholds(proto),
             outlier,
             transports,
@@ -320,55 +318,6 @@ fn fix_dns(mut discovery: Discovery, proto: &pb::Cluster) -> Discovery {
     discovery
 }
 
-fn policy(proto: &pb::Cluster, discovery: Option<&Discovery>) -> Result<Policy, Vec<ConfigError>> {
-    let original = matches!(discovery, Some(Discovery::OriginalDst));
-    let kind = cl::LbPolicy::try_from(proto.lb_policy)
-        .map_err(|_| ConfigError::new("lb_policy", format!("there is no policy {}", proto.lb_policy)))?;
-    if original != (kind == cl::LbPolicy::ClusterProvided) {
-        return Err(ConfigError::new(
-            "lb_policy",
-            "CLUSTER_PROVIDED goes with the type ORIGINAL_DST, and only with it",
-        )
-        .into());
-    }
-    Ok(match kind {
-        cl::LbPolicy::RoundRobin => Policy::RoundRobin,
-        cl::LbPolicy::Random => Policy::Random,
-        cl::LbPolicy::LeastRequest => {
-            let mut parameters = LeastRequest::default();
-            if let Some(cl::LbConfig::LeastRequestLbConfig(c)) = &proto.lb_config {
-                parameters.choices = c.choice_count.unwrap_or(2).max(2);
-                parameters.bias = c.active_request_bias.as_ref().map_or(1.0, |b| b.default_value);
-            }
-            Policy::LeastRequest(parameters)
-        }
-        cl::LbPolicy::RingHash => {
-            let mut parameters =
-                RingHash { minimum_size: 1024, maximum_size: 8 * 1024 * 1024, use_hostname: false };
-            if let Some(cl::LbConfig::RingHashLbConfig(c)) = &proto.lb_config {
-                parameters.minimum_size = c.minimum_ring_size.unwrap_or(parameters.minimum_size);
-                parameters.maximum_size = c.maximum_ring_size.unwrap_or(parameters.maximum_size);
-            }
-            if parameters.minimum_size > parameters.maximum_size {
-                let message = "minimum_ring_size is more than maximum_ring_size";
-                return Err(ConfigError::new("ring_hash_lb_config", message).into());
-            }
-            Policy::RingHash(parameters)
-        }
-        cl::LbPolicy::Maglev => {
-            let mut table_size = 65_537;
-            if let Some(cl::LbConfig::MaglevLbConfig(c)) = &proto.lb_config {
-                table_size = c.table_size.unwrap_or(table_size);
-            }
-            Policy::Maglev(Maglev { table_size, use_hostname: false })
-        }
-        cl::LbPolicy::ClusterProvided => Policy::OriginalDst,
-        cl::LbPolicy::LoadBalancingPolicyConfig => {
-            return Err(ConfigError::unsupported("lb_policy", "LOAD_BALANCING_POLICY_CONFIG").into());
-        }
-    })
-}
-
 fn thresholds(proto: &pb::Cluster) -> [Thresholds; 2] {
     let mut found = [Thresholds::default(), Thresholds::default()];
     for t in proto.circuit_breakers.iter().flat_map(|c| &c.thresholds) {
@@ -394,25 +343,6 @@ fn thresholds(proto: &pb::Cluster) -> [Thresholds; 2] {
         found[usize::from(high)] = made;
     }
     found
-}
-
-fn outlier(proto: &pb::OutlierDetection) -> OutlierConfig {
-    let default = OutlierConfig::default();
-    let time = |d: Option<&prost_types::Duration>, default| timeout(d, Some(default)).unwrap_or(default);
-    OutlierConfig {
-        consecutive_5xx: proto.consecutive_5xx.unwrap_or(default.consecutive_5xx),
-        enforcing_5xx: proto.enforcing_consecutive_5xx.unwrap_or(default.enforcing_5xx),
-        consecutive_gateway: proto.consecutive_gateway_failure.unwrap_or(default.consecutive_gateway),
-        enforcing_gateway: proto.enforcing_consecutive_gateway_failure.unwrap_or(default.enforcing_gateway),
-        consecutive_local: proto.consecutive_local_origin_failure.unwrap_or(default.consecutive_local),
-        enforcing_local: proto.enforcing_consecutive_local_origin_failure.unwrap_or(default.enforcing_local),
-        split: proto.split_external_local_origin_errors,
-        interval: time(proto.interval.as_ref(), default.interval),
-        base_ejection: time(proto.base_ejection_time.as_ref(), default.base_ejection),
-        max_ejection: time(proto.max_ejection_time.as_ref(), default.max_ejection),
-        max_percent: proto.max_ejection_percent.unwrap_or(default.max_percent),
-        always_one: proto.always_eject_one_host.unwrap_or(default.always_one),
-    }
 }
 
 fn transports(proto: &pb::Cluster, ctx: &CompileContext) -> Result<Vec<Transport>, Vec<ConfigError>> {
@@ -573,8 +503,12 @@ pub fn load_assignment(proto: &ep::ClusterLoadAssignment) -> Result<LoadAssignme
     if !errors.is_empty() {
         return Err(errors);
     }
-    let factor = proto.policy.as_ref().and_then(|p| p.overprovisioning_factor);
-    Ok(LoadAssignment { localities, overprovisioning_factor: factor.unwrap_or(140) })
+    let policy = proto.policy.as_ref();
+    Ok(LoadAssignment {
+        localities,
+        overprovisioning_factor: policy.and_then(|p| p.overprovisioning_factor).unwrap_or(140),
+        weighted_priority_health: policy.is_some_and(|p| p.weighted_priority_health),
+    })
 }
 
 fn endpoint(proto: &ep::LbEndpoint) -> Result<Endpoint, ConfigError> {
