@@ -291,7 +291,6 @@ impl Cluster {
     pub fn report(&self, host: &Arc<Host>, outcome: Outcome) {
         match outcome {
             Outcome::Answered(status) => {
-                self.stats().answered(status);
                 if status.is_server_error() {
                     host.count_error();
                 } else {
@@ -299,7 +298,6 @@ impl Cluster {
                 }
             }
             Outcome::TimedOut => {
-                self.stats().upstream_rq_timeout.inc();
                 host.count_timeout();
                 host.count_error();
             }

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use super::limits::{Resource, RoutingPriority, Thresholds};
 use super::outlier::Kind;
 use crate::identity::tls::TlsStats;
+use crate::telemetry::codes::Codes;
 use crate::telemetry::registry::{Counter, Gauge, Group, Histogram};
 
 /// A cluster's statistics, made when first asked for.
@@ -63,8 +64,8 @@ macro_rules! stats {
         pub struct ClusterStats {
             _group: Arc<Group>,
             $(pub $field: stats!(@type $kind),)*
-            /// `upstream_rq_1xx` to `upstream_rq_5xx`.
-            pub classes: [Counter; 5],
+            /// Answers.
+            pub codes: Codes,
             /// `outlier_detection.ejections_detected_*`, by kind.
             pub ejections_detected: [Counter; Kind::COUNT],
             /// `outlier_detection.ejections_enforced_*`, by kind.
@@ -79,8 +80,7 @@ macro_rules! stats {
                 let group = Group::new(prefix, Vec::new());
                 Self {
                     $($field: group.$kind($name),)*
-                    classes: ["upstream_rq_1xx", "upstream_rq_2xx", "upstream_rq_3xx", "upstream_rq_4xx", "upstream_rq_5xx"]
-                        .map(|n| group.counter(n)),
+                    codes: Codes::new(&group),
                     ejections_detected: by_kind!("outlier_detection.ejections_detected_").map(|n| group.counter(n)),
                     ejections_enforced: by_kind!("outlier_detection.ejections_enforced_").map(|n| group.counter(n)),
                     tls: TlsStats::new(&group),
@@ -111,7 +111,6 @@ stats! {
     upstream_cx_pool_overflow: counter "upstream_cx_pool_overflow",
     upstream_rq_total: counter "upstream_rq_total",
     upstream_rq_active: gauge "upstream_rq_active",
-    upstream_rq_completed: counter "upstream_rq_completed",
     upstream_rq_pending_total: counter "upstream_rq_pending_total",
     upstream_rq_pending_active: gauge "upstream_rq_pending_active",
     upstream_rq_pending_overflow: counter "upstream_rq_pending_overflow",
@@ -158,14 +157,6 @@ impl ClusterStats {
             Resource::Connections => self.upstream_cx_overflow,
             Resource::Pending | Resource::Requests => self.upstream_rq_pending_overflow,
             Resource::Retries => self.upstream_rq_retry_overflow,
-        }
-    }
-
-    /// Counts an answer by its class.
-    pub fn answered(&self, status: http::StatusCode) {
-        self.upstream_rq_completed.inc();
-        if let Some(class) = self.classes.get(usize::from(status.as_u16() / 100).wrapping_sub(1)) {
-            class.inc();
         }
     }
 }

@@ -12,7 +12,7 @@ use http::{HeaderName, StatusCode};
 use super::manager::Shared;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
 use crate::router::attempt::{reset_flag, reset_words};
-use crate::router::{Expired, Flow, Scratch, Watchdog};
+use crate::router::{self, Expired, Flow, Scratch, Watchdog};
 use crate::telemetry::Flag;
 use crate::telemetry::access_log::{LogContext, LogType};
 
@@ -119,6 +119,14 @@ impl ResponseBody {
         }
     }
 
+    /// The message is whole.
+    fn whole(&mut self, trailers: Option<&Headers>) {
+        if self.ending.is_some() {
+            router::completed(&self.flow);
+        }
+        self.end(trailers);
+    }
+
     fn end(&mut self, trailers: Option<&Headers>) {
         let Some(mut ending) = self.ending.take() else { return };
         if let Some(trailers) = trailers {
@@ -144,6 +152,9 @@ impl ResponseBody {
         self.flow.set_expired(why);
         self.flow.flag(flag);
         self.flow.details(details);
+        if let (Expired::Route, Some(charge)) = (why, &*self.flow.charge.borrow()) {
+            charge.timed_out();
+        }
         if let Some(shared) = stats {
             let stats = &shared.config.stats;
             stats.downstream_rq_tx_reset.inc();
@@ -175,11 +186,11 @@ impl BodyStream for ResponseBody {
                 self.flow.touch();
                 self.flow.info(|i| i.bytes_sent += data.len() as u64);
                 if self.inner.remaining() == Some(0) {
-                    self.end(None);
+                    self.whole(None);
                 }
             }
-            Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => self.end(Some(trailers)),
-            Poll::Ready(None) => self.end(None),
+            Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => self.whole(Some(trailers)),
+            Poll::Ready(None) => self.whole(None),
             Poll::Ready(Some(Err(error))) => {
                 self.flow.flag(reset_flag(error.reason));
                 self.flow.details(reset_words(error.reason).2);

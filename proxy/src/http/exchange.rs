@@ -19,7 +19,7 @@ use crate::codec::{
 use crate::route::action::{Action, DirectResponse};
 use crate::route::matching::is_grpc;
 use crate::route::redirect::Redirect;
-use crate::route::{Matched, RouteConfig};
+use crate::route::{Asked, Matched, RouteConfig};
 use crate::router::{self, Exchange, Expired, Flow, LocalReply, RequestBody, Routed, Scratch, Watchdog};
 use crate::telemetry::access_log::config::BodyFormat;
 use crate::telemetry::access_log::{LogContext, LogType};
@@ -105,8 +105,9 @@ async fn answer(
 
     let routes = config.route_config();
     let random = fastrand::u64(..);
+    let (secure, internal, tls) = (origin.secure, origin.internal, shared.connection.tls.as_deref());
     let find = |head: &RequestHead| match &routes {
-        Some(routes) => Matched::find(routes, head, random, origin.secure, origin.internal),
+        Some(routes) => Matched::find(routes, &Asked { head, random, secure, internal, tls }),
         None => Err(false),
     };
     if let (Some(routes), false) = (&routes, origin.internal) {
@@ -283,7 +284,12 @@ fn expired(shared: &Shared, flow: &Flow, why: Expired) -> (Reply, Before, Option
         }
         Expired::Route | Expired::TryIdle => {
             flow.flag(Flag::UpstreamRequestTimeout);
-            router::attempt::timeout_reply("response_timeout")
+            let reply = router::attempt::timeout_reply("response_timeout");
+            if let Some(charge) = &*flow.charge.borrow() {
+                charge.timed_out();
+                charge.answered(reply.status, None);
+            }
+            reply
         }
     };
     flow.set_route_timeout(None);

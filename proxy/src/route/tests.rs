@@ -32,7 +32,7 @@ fn host(routes: serde_json::Value) -> serde_json::Value {
 
 fn found(config: &RouteConfig, head: &RequestHead) -> String {
     config
-        .find(head, 0, false, false)
+        .find(&Asked::new(head))
         .and_then(|f| f.route.map(|(r, _)| r.name.to_string()))
         .unwrap_or_else(|| "-".to_owned())
 }
@@ -126,8 +126,9 @@ fn weights_are_relative_and_each_random_number_falls_in_one_share() {
     let config = Arc::new(config);
     let mut counts = std::collections::BTreeMap::<String, u32>::new();
     for random in 0..1000 {
-        let matched = Matched::find(&config, &head("GET", "h", "/", &[]), random, false, false).unwrap();
-        *counts.entry(matched.weighted().unwrap().cluster.name().to_string()).or_default() += 1;
+        let matched =
+            Matched::find(&config, &Asked { random, ..Asked::new(&head("GET", "h", "/", &[])) }).unwrap();
+        *counts.entry(matched.weighted().unwrap().cluster.fixed().unwrap().to_string()).or_default() += 1;
     }
     assert_eq!(counts, [("canary".to_owned(), 100), ("stable".to_owned(), 900)].into());
 }
@@ -188,7 +189,7 @@ fn header_changes_follow_their_action_and_the_most_specific_come_first() {
     config["request_headers_to_add"] = json!([add("order", "config", "APPEND_IF_EXISTS_OR_ADD")]);
     let config = Arc::new(compile(config).unwrap());
     let head = head("GET", "h", "/", &[("a", "1"), ("b", "1"), ("c", "1"), ("gone", "1")]);
-    let matched = Matched::find(&config, &head, 0, false, false).unwrap();
+    let matched = Matched::find(&config, &Asked::new(&head)).unwrap();
     let stream = StreamInfo::new(None);
     let address = "127.0.0.1:1".parse().unwrap();
     let connection = ConnectionInfo {

@@ -97,6 +97,8 @@ pub enum Event {
     BackOff,
     /// A retry waits for a time that the upstream asked for.
     RateLimitedBackOff,
+    /// An answer of this status is followed by another try.
+    Retried(StatusCode),
 }
 
 /// Makes tries: the cluster in production, a script in tests.

@@ -139,6 +139,7 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Repl
             head.headers.set(IS_TIMEOUT_RETRY, value);
         }
         if let (Ok(reply), Some(retries)) = (&outcome.result, &mut retries) {
+            upstreams.count(Event::Retried(reply.head.status));
             retries.heed(policy, &reply.head.headers);
         }
         // The unwanted answer's stream ends before the pause, not after it.

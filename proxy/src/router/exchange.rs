@@ -79,7 +79,7 @@ impl Exchange {
         let matched = self.matched.as_ref()?;
         match &matched.forward()?.target {
             Target::Cluster(slot) => Some(slot.name().clone()),
-            Target::Weighted { .. } => matched.weighted().map(|w| w.cluster.name().clone()),
+            Target::Weighted { .. } => matched.weighted().and_then(|w| w.cluster.fixed().cloned()),
             Target::Header(..) => None,
         }
     }

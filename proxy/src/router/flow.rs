@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use super::charge::Charge;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Protocol, RequestHead};
 use crate::io::Alarm;
 use crate::route::Matched;
@@ -32,6 +33,8 @@ pub struct Flow {
     sending: Cell<bool>,
     /// The scheme that goes upstream follows the upstream's transport.
     pub scheme_of_upstream: Cell<bool>,
+    /// Who counts what becomes of the request, once it is on its way to a cluster.
+    pub charge: RefCell<Option<Charge>>,
     /// The route, where answers of our own to its requests are changed by it.
     pub route: RefCell<Option<Matched>>,
     /// The request's head as it went upstream, where logs want it.
@@ -72,6 +75,7 @@ impl Flow {
             expired: Cell::new(None),
             broken: Cell::new(None),
             sending: Cell::new(false),
+            charge: RefCell::new(None),
             route: RefCell::new(None),
             scheme_of_upstream: Cell::new(false),
             kept_head: RefCell::new(None),

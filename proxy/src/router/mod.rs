@@ -5,6 +5,7 @@
 
 pub mod alpn;
 pub mod attempt;
+pub mod charge;
 mod config;
 pub mod drive;
 mod exchange;
@@ -28,7 +29,8 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue};
 
-use self::attempt::{Attempt, Upstreams};
+use self::attempt::{Attempt, Failure, Upstreams};
+use self::charge::Charge;
 use self::drive::{ATTEMPT_COUNT, Tries, drive};
 use self::retry::Retries;
 use self::timeouts::Announce;
@@ -80,7 +82,12 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
         return Routed { result: Err(reply), exchange };
     };
-    flow.info(|i| i.cluster = Some(slot.name().clone()));
+    let charge = Charge::new(slot.clone(), &matched, &head);
+    *flow.charge.borrow_mut() = Some(charge.clone());
+    flow.info(|i| {
+        i.cluster = Some(slot.name().clone());
+        i.virtual_cluster = matched.virtual_cluster(&head).map(|c| c.name.clone());
+    });
 
     let is_grpc = flow.info(|i| i.is_grpc);
     let limits = timeouts::of(forward, &mut head, is_grpc, config.respect_expected_timeout);
@@ -103,6 +110,7 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let body = mirror(forward, &wishes, &exchange, &head, body, buffer_limit);
     let mut upstreams = ClusterUpstreams::new(slot, forward, wishes, connection.clone(), flow.clone());
     upstreams.hash = hash;
+    upstreams.charge = Some(charge.clone());
     upstreams.informational = exchange.informational.clone();
     let tries = Tries {
         flow: &flow,
@@ -120,9 +128,17 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let result = match drive(&upstreams, tries).await {
         Err(failure) => {
             let retried = flow.info(|i| i.attempts) > 1;
-            Err(failure.reply(retried, not_found, envoy_headers))
+            let reply = failure.reply(retried, not_found, envoy_headers);
+            if !matches!(failure, Failure::Downstream(_)) {
+                charge.answered(reply.status, None);
+            }
+            Err(reply)
         }
         Ok(mut reply) => {
+            charge.answered(reply.head.status, Some(&reply.head.headers));
+            if reply.body.is_empty() {
+                completed(&flow);
+            }
             flow.set_try_idle(policy.map(|p| p.per_try_idle_timeout));
             answer_head(&mut reply, &matched, &exchange, envoy_headers, cookie);
             Ok(reply)
@@ -130,6 +146,13 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     };
     upstreams.leave(&mut exchange.scratch);
     Routed { result, exchange }
+}
+
+/// The upstream's answer is whole.
+pub fn completed(flow: &Flow) {
+    if let (Some(charge), Some(end)) = (&*flow.charge.borrow(), flow.request_end()) {
+        charge.completed(end);
+    }
 }
 
 /// Sends the copies that the route asks for, each on a task of its own, and returns the request's own body.
@@ -149,15 +172,11 @@ fn mirror(
     for (mirror, body) in chosen.into_iter().zip(copies) {
         let flow = Rc::new(Flow::new(exchange.flow.info(|i| i.clone())));
         let body = RequestBody::wrap(body, &flow);
-        let request = Request { head: mirror::head(head, mirror.suffix), body };
+        let Some(cluster) = mirror.cluster.slot(head) else { continue };
+        let request = Request { head: mirror::head(head, mirror, exchange), body };
         let timeout = forward.timeout;
-        let upstreams = ClusterUpstreams::new(
-            mirror.cluster.clone(),
-            forward,
-            wishes.clone(),
-            exchange.connection.clone(),
-            flow,
-        );
+        let upstreams =
+            ClusterUpstreams::new(cluster, forward, wishes.clone(), exchange.connection.clone(), flow);
         tokio::task::spawn_local(async move {
             let attempt = Attempt { request, tried: &[], omit: None, repicks: 0, timeout };
             if let Ok(mut reply) = upstreams.attempt(attempt).await.result {
@@ -172,7 +191,7 @@ fn mirror(
 fn cluster_slot(matched: &Matched, forward: &Forward, head: &RequestHead) -> Option<Arc<Slot<Cluster>>> {
     match &forward.target {
         Target::Cluster(slot) => Some(slot.clone()),
-        Target::Weighted { .. } => matched.weighted().map(|w| w.cluster.clone()),
+        Target::Weighted { .. } => matched.weighted()?.cluster.slot(head),
         Target::Header(name, clusters) => clusters.find(head.headers.get_str(name)?),
     }
 }

@@ -140,7 +140,14 @@ async fn a_retry_sends_the_same_body_to_another_host_and_its_answer_hides_the_fa
     assert_eq!(*script.tried.borrow(), [vec![], vec![1], vec![1, 2]]);
     assert_eq!(
         *script.counts.borrow(),
-        [Event::Retry, Event::BackOff, Event::Retry, Event::BackOff, Event::RetrySuccess]
+        [
+            Event::Retry,
+            Event::BackOff,
+            Event::Retry,
+            Event::Retried(StatusCode::SERVICE_UNAVAILABLE),
+            Event::BackOff,
+            Event::RetrySuccess
+        ]
     );
     flow.info(|i| {
         assert_eq!((i.attempts, i.flags.to_string().as_str(), i.bytes_received), (3, "-", 4));

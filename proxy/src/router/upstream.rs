@@ -10,6 +10,7 @@ use http::{HeaderName, StatusCode};
 use prost_types::value::Kind;
 
 use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
+use super::charge::Charge;
 use super::flow::{Expired, Flow};
 use super::head::set_authority;
 use super::{ForRouter, Scratch};
@@ -50,6 +51,8 @@ pub struct ClusterUpstreams {
     /// Where 1xx heads go; nowhere for mirrors.
     pub informational: Option<Rc<dyn InformationalSink>>,
     callee: RefCell<Callee>,
+    /// Who counts; nobody for mirrors.
+    pub charge: Option<Charge>,
     /// The priorities that tries went to, where they are to be left out.
     priorities: Option<RefCell<TriedPriorities>>,
 }
@@ -77,6 +80,7 @@ impl ClusterUpstreams {
             flow,
             informational: None,
             callee: RefCell::default(),
+            charge: None,
             priorities: forward
                 .retry
                 .as_ref()
@@ -141,6 +145,9 @@ impl ClusterUpstreams {
         }
         self.callee.borrow_mut().tls = upstream.tls().cloned();
         self.flow.sending(upstream.protocol());
+        if let Some(charge) = &self.charge {
+            charge.began();
+        }
         if self.flow.scheme_of_upstream.get() {
             let scheme: &[u8] = if upstream.tls().is_some() { b"https" } else { b"http" };
             request.head.scheme = bytes::Bytes::from_static(scheme);
@@ -252,16 +259,8 @@ impl Upstreams for ClusterUpstreams {
     }
 
     fn count(&self, event: Event) {
-        let Some(cluster) = self.slot.get() else { return };
-        let stats = cluster.stats();
-        match event {
-            Event::Retry => stats.upstream_rq_retry.inc(),
-            Event::RetrySuccess => stats.upstream_rq_retry_success.inc(),
-            Event::RetryLimitExceeded => stats.upstream_rq_retry_limit_exceeded.inc(),
-            // Counted where the permit was refused.
-            Event::RetryOverflow => {}
-            Event::BackOff => stats.upstream_rq_retry_backoff_exponential.inc(),
-            Event::RateLimitedBackOff => stats.upstream_rq_retry_backoff_ratelimited.inc(),
+        if let Some(charge) = &self.charge {
+            charge.event(event);
         }
     }
 

@@ -1,10 +1,15 @@
 //! Match rules.
 
+use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::config::route::v3 as proto;
+use xds_protos::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use xds_protos::envoy::r#type::matcher::v3 as matcher;
 
 use super::runtime_chance;
-use crate::route::matching::{Field, HeaderMatch, HeaderRule, PathMatch, QueryMatch, RouteMatch};
+use crate::route::matching::{
+    CookieMatch, Field, HeaderMatch, HeaderRule, PathMatch, QueryMatch, RouteMatch,
+};
+use crate::route::template::Template;
 use crate::route::text::{Pattern, StringMatch, full_regex};
 use crate::state::ConfigError;
 use crate::state::error::collect;
@@ -13,10 +18,8 @@ pub(super) fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<Confi
     use proto::route_match::PathSpecifier;
     let mut errors = Vec::new();
     for (there, path, what) in [
-        (m.tls_context.is_some(), "tls_context", "matching by client certificate"),
         (!m.dynamic_metadata.is_empty(), "dynamic_metadata", "matching by dynamic metadata"),
         (!m.filter_state.is_empty(), "filter_state", "matching by filter state"),
-        (!m.cookies.is_empty(), "cookies", "matching by cookies"),
     ] {
         if there {
             errors.push(ConfigError::unsupported(path, what));
@@ -35,9 +38,9 @@ pub(super) fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<Confi
                 None
             }
         },
-        Some(PathSpecifier::PathMatchPolicy(_)) => {
-            errors.push(ConfigError::unsupported("path_match_policy", "a path match extension"));
-            None
+        Some(PathSpecifier::PathMatchPolicy(policy)) => {
+            collect(template(policy).map_err(Vec::from), "path_match_policy", &mut errors)
+                .map(PathMatch::Template)
         }
         None => {
             errors.push(ConfigError::missing("path_specifier"));
@@ -52,6 +55,10 @@ pub(super) fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<Confi
     for (index, parameter) in m.query_parameters.iter().enumerate() {
         query.extend(collect(query_match(parameter), format!("query_parameters[{index}]"), &mut errors));
     }
+    let mut cookies = Vec::with_capacity(m.cookies.len());
+    for (index, cookie) in m.cookies.iter().enumerate() {
+        cookies.extend(collect(cookie_match(cookie), format!("cookies[{index}]"), &mut errors));
+    }
     let fraction = m
         .runtime_fraction
         .as_ref()
@@ -62,6 +69,9 @@ pub(super) fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<Confi
             case_sensitive: m.case_sensitive.unwrap_or(true),
             headers,
             query,
+            cookies,
+            certificate_shown: m.tls_context.and_then(|t| t.presented),
+            certificate_valid: m.tls_context.and_then(|t| t.validated),
             grpc: m.grpc.is_some(),
             fraction,
         }),
@@ -93,6 +103,25 @@ pub fn header_match(m: &proto::HeaderMatcher) -> Result<HeaderMatch, Vec<ConfigE
         Some(Spec::RangeMatch(range)) => HeaderRule::Range(range.start, range.end),
     };
     Ok(HeaderMatch { field, rule, invert: m.invert_match, missing_as_empty: m.treat_missing_header_as_empty })
+}
+
+fn template(policy: &core::TypedExtensionConfig) -> Result<Template, ConfigError> {
+    let any = policy.typed_config.as_ref().ok_or_else(|| ConfigError::missing("typed_config"))?;
+    if !any.is::<UriTemplateMatchConfig>() {
+        return Err(ConfigError::unsupported("typed_config", format!("the type {}", any.type_name())));
+    }
+    let config: UriTemplateMatchConfig =
+        any.unpack().map_err(|e| ConfigError::new("typed_config", e.to_string()))?;
+    Template::new(&config.path_template).map_err(|e| ConfigError::new("typed_config.path_template", e))
+}
+
+fn cookie_match(m: &proto::CookieMatcher) -> Result<CookieMatch, Vec<ConfigError>> {
+    let text = m.string_match.as_ref().ok_or_else(|| ConfigError::missing("string_match"))?;
+    if m.name.is_empty() {
+        return Err(ConfigError::missing("name").into());
+    }
+    let text = string_match(text).map_err(|e| e.at("string_match"))?;
+    Ok(CookieMatch { name: m.name.clone(), text, invert: m.invert_match })
 }
 
 fn query_match(m: &proto::QueryParameterMatcher) -> Result<QueryMatch, Vec<ConfigError>> {

@@ -30,6 +30,7 @@ mod manager;
 mod request_heads;
 mod resets;
 mod retries;
+mod routes;
 mod targets;
 mod upgrades;
 
@@ -46,6 +47,7 @@ pub fn all() -> Vec<Case> {
         connections::all(),
         resets::all(),
         retries::all(),
+        routes::all(),
         upgrades::all(),
         http2::all(),
     ]
