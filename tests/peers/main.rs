@@ -6,5 +6,6 @@ mod differential;
 mod envoy_sidecar;
 mod h2spec;
 mod meshes;
+mod netns;
 mod postgres;
 mod programs;

@@ -14,6 +14,7 @@ pub mod host_set;
 pub mod limits;
 pub mod outlier;
 pub mod pool;
+pub mod proxy_header;
 pub mod stats;
 #[cfg(test)]
 mod tests;

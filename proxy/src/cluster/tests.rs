@@ -324,6 +324,7 @@ fn get() -> Request {
 
 fn want() -> Want {
     Want {
+        origin: None,
         protocol: Protocol::Http11,
         alpn: None,
         authority: None,

@@ -5,20 +5,23 @@ pub mod connection;
 mod copy;
 pub mod local;
 pub mod metadata;
+pub mod proxy_header;
 pub mod scratch;
+pub mod socket_option;
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
 pub use alarm::Alarm;
-pub use connection::{ConnectionInfo, Direction, TlsInfo};
+pub use connection::{ConnectionInfo, Direction, Origin, PassedOn, TlsInfo, UpstreamSource};
 pub use copy::{Copied, CopyEnd, copy_bidirectional};
 pub use metadata::{DynamicMetadata, FilterState, Notes};
+pub use socket_option::{Moment, SocketOption};
 
 /// One concrete type for every byte stream, with a prefix that is read again before it: bytes that were sniffed feed the TLS
 /// acceptor, or the next filter, untouched.
@@ -76,6 +79,42 @@ impl Io {
             Kind::TlsClient(stream) => stream.get_ref().0.tcp_stream(),
             Kind::Memory(_) => None,
         }
+    }
+}
+
+/// Bytes that are read ahead: they go back in front of the stream when this is dropped, also when a time limit cuts off whoever
+/// reads.
+#[derive(Debug)]
+pub struct Ahead<'a> {
+    io: &'a mut Io,
+    read: BytesMut,
+}
+
+impl<'a> Ahead<'a> {
+    /// Nothing is read yet.
+    pub fn of(io: &'a mut Io) -> Self {
+        Self { io, read: BytesMut::new() }
+    }
+
+    /// Reads more; gives the number of bytes, 0 at the stream's end.
+    pub async fn more(&mut self) -> io::Result<usize> {
+        self.io.read_buf(&mut self.read).await
+    }
+
+    /// What was read.
+    pub fn bytes(&self) -> &[u8] {
+        &self.read
+    }
+
+    /// Takes this many of the first bytes for good.
+    pub fn take(&mut self, length: usize) {
+        self.read.advance(length.min(self.read.len()));
+    }
+}
+
+impl Drop for Ahead<'_> {
+    fn drop(&mut self) {
+        self.io.rewind(std::mem::take(&mut self.read).freeze());
     }
 }
 
@@ -145,7 +184,7 @@ impl AsyncWrite for Io {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
 
@@ -161,5 +200,23 @@ mod tests {
         let mut all = [0; 12];
         io.read_exact(&mut all).await.unwrap();
         assert_eq!(&all, b">hello world");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_ahead_survives_whoever_is_cut_off_while_reading() {
+        let (near, mut far) = tokio::io::duplex(64);
+        far.write_all(b"hello").await.unwrap();
+        let mut io = Io::memory(near);
+        let look = async {
+            let mut ahead = Ahead::of(&mut io);
+            loop {
+                ahead.more().await.unwrap();
+            }
+        };
+        let _: Result<(), _> = tokio::time::timeout(std::time::Duration::from_secs(1), look).await;
+        drop(far);
+        let mut all = Vec::new();
+        io.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"hello");
     }
 }

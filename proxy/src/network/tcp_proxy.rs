@@ -11,7 +11,7 @@ use crate::cluster::{Cluster, ConnectFailure, Outcome, PickContext, RoutingPrior
 use crate::codec::{Drain, DrainPhase};
 use crate::filters::peer_metadata::local_workload;
 use crate::identity::tls::ConnectOptions;
-use crate::io::{ConnectionInfo, CopyEnd, Direction, Io, TlsInfo, copy_bidirectional};
+use crate::io::{ConnectionInfo, CopyEnd, Direction, Io, Origin, TlsInfo, copy_bidirectional};
 use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Slot};
 use crate::telemetry::access_log::{AccessLog, AccessLogConfig, LogContext, LogType};
@@ -241,7 +241,10 @@ async fn open(
             stream.flags.set(Flag::UpstreamOverflow);
             return None;
         };
-        match connect(cluster, &host, permit, ConnectOptions::default()).await {
+        let header = cluster.config().transport(&host).is_some_and(|t| t.proxy.is_some());
+        let origin = Origin::of(info, header);
+        let options = ConnectOptions { origin: origin.as_ref(), ..ConnectOptions::default() };
+        match connect(cluster, &host, permit, options).await {
             Ok(connected) => {
                 cluster.connected(&host);
                 cluster.report(&host, Outcome::Answered(http::StatusCode::OK));

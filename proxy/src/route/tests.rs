@@ -198,6 +198,7 @@ fn header_changes_follow_their_action_and_the_most_specific_come_first() {
         direct_remote: address,
         local: address,
         local_restored: false,
+        passed_on: None,
         listener: "".into(),
         direction: crate::io::Direction::Inbound,
         filter_chain: "".into(),

@@ -20,7 +20,7 @@ use crate::cluster::{
     self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority, Want,
 };
 use crate::codec::{InformationalSink, Progress, Protocol, Reply, RequestHead, UpstreamError};
-use crate::io::{ConnectionInfo, TlsInfo};
+use crate::io::{ConnectionInfo, Origin, TlsInfo};
 use crate::route::Forward;
 use crate::route::action::{HostRewrite, Priority};
 use crate::state::Slot;
@@ -205,6 +205,11 @@ impl ClusterUpstreams {
             protocol: head.protocol,
             alpn: alpn.cloned(),
             authority: named.then(|| String::from_utf8_lossy(&head.authority).into()),
+            origin: Origin::of(
+                &self.connection,
+                config.transport(picked.host()).is_some_and(|t| t.proxy.is_some()),
+            )
+            .map(Arc::new),
             priority: self.priority,
             tunnel: head.upgrade.is_some() || head.method == http::Method::CONNECT,
         }

@@ -299,6 +299,7 @@ mod tests {
             direct_remote: address,
             local: address,
             local_restored: false,
+            passed_on: None,
             listener: "".into(),
             direction: Direction::Inbound,
             filter_chain: "".into(),

@@ -11,6 +11,7 @@ use xds_protos::envoy::config::cluster::v3 as pb;
 use xds_protos::envoy::config::cluster::v3::cluster as cl;
 use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::config::endpoint::v3 as ep;
+use xds_protos::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use xds_protos::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use xds_protos::envoy::extensions::upstreams::http::v3 as up;
@@ -19,8 +20,10 @@ pub use self::balance::Balancing;
 use super::endpoint::{
     Endpoint, EndpointHealth, HostAddress, LoadAssignment, Locality, LocalityEndpoints, Metadata,
 };
+use super::host::Host;
 use super::limits::{RetryBudget, Thresholds};
 use super::outlier::OutlierConfig;
+use super::proxy_header::ProxyHeaderWriter;
 use crate::codec::h1::H1Options;
 use crate::codec::h2::H2Options;
 use crate::identity::tls::UpstreamContext;
@@ -84,6 +87,8 @@ pub struct Transport {
     pub matches: Vec<(String, String)>,
     /// TLS, or plain bytes.
     pub tls: Option<Arc<UpstreamContext>>,
+    /// The PROXY protocol header that goes before everything else.
+    pub proxy: Option<Arc<ProxyHeaderWriter>>,
 }
 
 /// A compiled cluster.
@@ -230,6 +235,11 @@ impl ClusterConfig {
         })
     }
 
+    /// How a host is connected to.
+    pub fn transport(&self, host: &Host) -> Option<&Transport> {
+        self.transports.get(host.facts().transport)
+    }
+
     /// The transport for a host of this metadata.
     pub fn transport_for(&self, metadata: Option<&Metadata>) -> usize {
         let fits = |t: &Transport| {
@@ -359,16 +369,40 @@ fn transports(proto: &pb::Cluster, ctx: &CompileContext) -> Result<Vec<Transport
                 _ => errors.push(ConfigError::new(format!("{path}.match"), format!("{key} is not text"))),
             }
         }
-        match transport_tls(t.transport_socket.as_ref(), ctx) {
-            Ok(tls) => found.push(Transport { name: t.name.as_str().into(), matches, tls }),
+        match transport_parts(t.transport_socket.as_ref(), ctx) {
+            Ok((tls, proxy)) => found.push(Transport { name: t.name.as_str().into(), matches, tls, proxy }),
             Err(e) => errors.extend(e.into_iter().map(|e| e.at(format!("{path}.transport_socket")))),
         }
     }
-    match transport_tls(proto.transport_socket.as_ref(), ctx) {
-        Ok(tls) => found.push(Transport { name: "default".into(), matches: Vec::new(), tls }),
+    match transport_parts(proto.transport_socket.as_ref(), ctx) {
+        Ok((tls, proxy)) => {
+            found.push(Transport { name: "default".into(), matches: Vec::new(), tls, proxy });
+        }
         Err(e) => errors.extend(e.into_iter().map(|e| e.at("transport_socket"))),
     }
     if errors.is_empty() { Ok(found) } else { Err(errors) }
+}
+
+type Parts = (Option<Arc<UpstreamContext>>, Option<Arc<ProxyHeaderWriter>>);
+
+/// What a transport socket is made of: TLS, and a PROXY protocol header around it.
+fn transport_parts(
+    socket: Option<&core::TransportSocket>,
+    ctx: &CompileContext,
+) -> Result<Parts, Vec<ConfigError>> {
+    if let Some(core::transport_socket::ConfigType::TypedConfig(any)) =
+        socket.and_then(|s| s.config_type.as_ref())
+        && any.is::<ProxyProtocolUpstreamTransport>()
+    {
+        let outer: ProxyProtocolUpstreamTransport =
+            any.unpack().map_err(|e| ConfigError::new("typed_config", e.to_string()))?;
+        let writer = ProxyHeaderWriter::compile(&outer).map_err(|e| e.at("typed_config"))?;
+        let tls = transport_tls(outer.transport_socket.as_ref(), ctx)
+            .map_err(at("transport_socket"))
+            .map_err(at("typed_config"))?;
+        return Ok((tls, Some(Arc::new(writer))));
+    }
+    Ok((transport_tls(socket, ctx)?, None))
 }
 
 fn transport_tls(

@@ -22,7 +22,7 @@ use super::limits::{Permit, RoutingPriority};
 use super::{Cluster, HttpMode, Picked};
 use crate::codec::{Protocol, h1, h2};
 use crate::identity::tls::ConnectOptions;
-use crate::io::TlsInfo;
+use crate::io::{Origin, TlsInfo};
 
 /// A shared HTTP/2 connection takes at most so many streams; then another one is opened.
 const H2_STREAMS: usize = 100;
@@ -36,6 +36,8 @@ pub struct Want {
     pub alpn: Option<Arc<Vec<Vec<u8>>>>,
     /// The request's authority, for clusters with auto_sni.
     pub authority: Option<Arc<str>>,
+    /// What the connection shows of the downstream's.
+    pub origin: Option<Arc<Origin>>,
     /// Whose circuit breakers.
     pub priority: RoutingPriority,
     /// The stream will be a tunnel (an upgrade): it takes an HTTP/1 connection of its own.
@@ -60,6 +62,7 @@ struct Key {
     protocol: Option<Protocol>,
     alpn: Option<Arc<Vec<Vec<u8>>>>,
     authority: Option<Arc<str>>,
+    origin: Option<Arc<Origin>>,
 }
 
 impl Hash for Key {
@@ -68,6 +71,9 @@ impl Hash for Key {
         state.write_u64(self.cluster ^ self.host.0.rotate_left(32));
         if let Some(authority) = &self.authority {
             authority.hash(state);
+        }
+        if let Some(origin) = &self.origin {
+            origin.hash(state);
         }
     }
 }
@@ -227,6 +233,7 @@ fn key(cluster: &Cluster, host: &Host, want: &Want) -> Key {
         protocol,
         alpn: want.alpn.clone(),
         authority: want.authority.clone().filter(|_| config.auto_sni || config.auto_san),
+        origin: want.origin.clone(),
     }
 }
 
@@ -245,6 +252,7 @@ async fn open(
         sni: name.filter(|_| config.auto_sni),
         alpn: want.alpn.as_ref().map(|a| a.as_slice()),
         san: name.filter(|_| config.auto_san),
+        origin: key.origin.as_deref(),
     };
     let connected = connect(cluster, host, permit, options).await.map_err(AcquireError::Connect)?;
     let Connected { io, tls, local, guard } = connected;

@@ -34,6 +34,7 @@ fn connection() -> ConnectionInfo {
         direct_remote: "10.0.0.1:1000".parse().unwrap(),
         local: "10.0.0.2:80".parse().unwrap(),
         local_restored: false,
+        passed_on: None,
         listener: "l".into(),
         direction: Direction::Inbound,
         filter_chain: "".into(),

@@ -16,7 +16,7 @@ use super::error::{TlsError, TlsStats};
 use super::san::SanMatcher;
 use super::validation::{PeerRole, Validation, ValidationConfig};
 use super::verifier::Verifier;
-use crate::io::{Io, TlsInfo};
+use crate::io::{Io, Origin, TlsInfo};
 use crate::state::error::at;
 use crate::state::{CompileContext, ConfigError};
 
@@ -47,6 +47,8 @@ pub struct ConnectOptions<'a> {
     pub alpn: Option<&'a [Vec<u8>]>,
     /// A host name that the server's certificate has to carry as well (`auto_san_validation`).
     pub san: Option<&'a str>,
+    /// What the connection shows of the downstream's.
+    pub origin: Option<&'a Origin>,
 }
 
 impl UpstreamContext {

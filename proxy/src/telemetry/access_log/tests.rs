@@ -17,6 +17,7 @@ fn connection() -> ConnectionInfo {
         direct_remote: "127.0.0.1:5000".parse().unwrap(),
         local: "127.0.10.1:8080".parse().unwrap(),
         local_restored: false,
+        passed_on: None,
         listener: "l".into(),
         direction: Direction::Inbound,
         filter_chain: "".into(),
