@@ -159,7 +159,8 @@ async fn connection(
     let mut info = early_info(&accepted, &listener, &policy);
     let Some(chosen) = chosen else {
         listener.stats.no_chain.inc();
-        return log_early(&policy, &info, Some((Flag::NoRouteFound, "filter_chain_not_found")));
+        log_early(&policy, &info, Some((Flag::NoRouteFound, "filter_chain_not_found")));
+        return discard(&accepted.io);
     };
     info.filter_chain = chosen.name.clone();
     let Accepted { io, passed_on, .. } = accepted;
@@ -177,6 +178,14 @@ async fn connection(
     let drain = Drain::of(&chosen.drain);
     crate::network::serve(io, Rc::new(info), &chosen.network, drain).await;
     drop(counted);
+}
+
+/// Takes what has come of a connection that nobody will read, so that closing it does not reset it.
+fn discard(io: &Io) {
+    let mut scratch = [0; 4096];
+    if let Some(stream) = io.tcp_stream() {
+        while stream.try_read(&mut scratch).is_ok_and(|n| n > 0) {}
+    }
 }
 
 fn keep_alive(io: &Io, wanted: &core::TcpKeepalive) {

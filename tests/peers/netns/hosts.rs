@@ -61,6 +61,11 @@ impl Host {
         let name = format!("{PREFIX}{}-{}-{name}", std::process::id(), NUMBER.fetch_add(1, Relaxed));
         run("ip", &format!("netns add {name}"));
         let host = Self(name);
+        // Addresses are ours alone, and need no time to be sure of it.
+        for which in ["all", "default"] {
+            host.sysctl(&format!("net/ipv6/conf/{which}/accept_dad"), "0");
+            host.sysctl(&format!("net/ipv6/conf/{which}/dad_transmits"), "0");
+        }
         host.ip("link set lo up");
         host
     }
@@ -78,7 +83,8 @@ impl Host {
     /// Loads rules of the firewall.
     pub fn nft(&self, rules: &str) {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), rules).unwrap();
+        // A statement ends with its line.
+        std::fs::write(file.path(), rules.replace(" }", "\n}") + "\n").unwrap();
         let nft = peer("WEFT_NFT");
         run("ip", &format!("netns exec {} {} -f {}", self.0, nft.display(), file.path().display()));
     }
@@ -125,9 +131,9 @@ impl Net {
     pub fn new() -> Self {
         sweep();
         let net = Self { client: Host::new("c"), gateway: Host::new("g"), server: Host::new("s") };
-        for (host, device, subnet) in [(&net.client, "down", 77), (&net.server, "up", 78)] {
+        for (host, device, subnet) in [(&net.client, "lan", 77), (&net.server, "wan", 78)] {
             let (near, far) = (&net.gateway.0, &host.0);
-            run("ip", &format!("link add {device} netns {near} type veth peer name eth0 netns {far}"));
+            run("ip", &format!("link add name {device} netns {near} type veth peer name eth0 netns {far}"));
             let number = if subnet == 77 { 1 } else { 3 };
             net.gateway.ip(&format!("addr add 10.{subnet}.0.2/24 dev {device}"));
             net.gateway.ip(&format!("addr add fd{subnet}::2/64 dev {device} nodad"));
@@ -139,7 +145,7 @@ impl Net {
             host.ip(&format!("-6 route add default via fd{subnet}::2"));
         }
         net.client.ip("addr add 10.77.0.11/24 dev eth0");
-        net.gateway.ip("addr add 10.78.0.22/24 dev up");
+        net.gateway.ip("addr add 10.78.0.22/24 dev wan");
         net.gateway.sysctl("net/ipv4/ip_forward", "1");
         net.gateway.sysctl("net/ipv6/conf/all/forwarding", "1");
         net

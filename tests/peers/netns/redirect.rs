@@ -10,7 +10,7 @@ use super::{
 };
 
 const REDIRECT: &str = "table inet t { chain pre { type nat hook prerouting priority dstnat; \
-     iifname \"down\" tcp dport != 15001 redirect to :15001 } }";
+     iifname \"lan\" tcp dport != 15001 redirect to :15001 } }";
 
 #[test]
 fn a_redirected_connection_goes_to_the_listener_of_its_destination_or_straight_on() {
@@ -141,7 +141,7 @@ fn an_upstream_connection_comes_from_the_address_that_is_configured() {
     let mut bound = fixed("bound", to);
     bound["upstream_bind_config"] =
         json!({ "source_address": { "address": GATEWAY_TOO.to_string(), "port_value": 0 } });
-    let listener = |port, chain| json!({ "name": port.to_string(), "address": address(Ipv4Addr::UNSPECIFIED, port), "filter_chains": [chain] });
+    let listener = |port: u16, chain: serde_json::Value| json!({ "name": port.to_string(), "address": address(Ipv4Addr::UNSPECIFIED, port), "filter_chains": [chain] });
     let bootstrap = bootstrap(
         json!([listener(1080, tcp("free")), listener(1081, tcp("bound")), listener(1082, http("bound"))]),
         json!([fixed("free", to), bound]),

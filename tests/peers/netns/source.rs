@@ -13,8 +13,8 @@ fn intercept(net: &Net) {
     net.gateway.nft(
         "table inet t { chain pre { type filter hook prerouting priority mangle; \
            meta l4proto tcp socket transparent 1 meta mark set 1 accept; \
-           iifname \"down\" meta nfproto ipv4 meta l4proto tcp tproxy ip to :15006 meta mark set 1 accept; \
-           iifname \"down\" meta nfproto ipv6 meta l4proto tcp tproxy ip6 to :15006 meta mark set 1 accept } }",
+           iifname \"lan\" meta nfproto ipv4 meta l4proto tcp tproxy ip to :15006 meta mark set 1 accept; \
+           iifname \"lan\" meta nfproto ipv6 meta l4proto tcp tproxy ip6 to :15006 meta mark set 1 accept } }",
     );
     for family in ["-4", "-6"] {
         net.gateway.ip(&format!("{family} rule add fwmark 1 lookup 100"));
