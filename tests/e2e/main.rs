@@ -6,6 +6,7 @@ mod admin;
 mod agent;
 mod app;
 mod bad_input;
+
 mod cli;
 mod demo;
 mod drain;
@@ -16,4 +17,5 @@ mod metrics;
 mod sabotage;
 mod support;
 mod tour;
+mod traffic_api;
 mod up;
