@@ -6,6 +6,7 @@ mod admin;
 mod agent;
 mod app;
 mod bad_input;
+mod churn;
 
 mod cli;
 mod demo;

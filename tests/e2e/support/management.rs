@@ -110,6 +110,12 @@ impl Management {
         state.heard.iter().find(|h| h.kind == kind && h.version >= version).map(|h| h.refused.clone())
     }
 
+    /// Every refusal so far.
+    pub fn refusals(&self) -> Vec<String> {
+        let state = self.shared.state.lock().unwrap();
+        state.heard.iter().filter_map(|h| h.refused.clone()).collect()
+    }
+
     /// Streams that were opened so far.
     pub fn connections(&self) -> usize {
         self.shared.state.lock().unwrap().connections
