@@ -92,14 +92,13 @@ fn consistent_hash(findings: &mut Findings, path: &str, hash: &ConsistentHash) {
 }
 
 fn prime(n: u64) -> bool {
-    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0)
+    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
 /// Shared with MeshConfig.
 pub(super) fn locality_setting(findings: &mut Findings, path: &str, setting: &LocalityBalancer) {
-    if !setting.distribute.is_empty()
-        && !(setting.failover.is_empty() && setting.failover_priority.is_empty())
-    {
+    let fails_over = !setting.failover.is_empty() || !setting.failover_priority.is_empty();
+    if fails_over && !setting.distribute.is_empty() {
         findings.error(path, "both distribute and failover", "keep one of them");
     }
     let mut from: Vec<&str> = Vec::new();
