@@ -329,7 +329,6 @@ fn want() -> Want {
         alpn: None,
         authority: None,
         priority: RoutingPriority::Default,
-        tunnel: false,
     }
 }
 

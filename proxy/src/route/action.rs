@@ -220,6 +220,15 @@ pub struct Forward {
     pub priority: Priority,
     /// Upgrades switched on or off for this route, by lower-case token.
     pub upgrades: Vec<(Box<[u8]>, bool)>,
+    /// CONNECT ends here, and its bytes go to the cluster.
+    pub connect: Option<ConnectConfig>,
     /// Copies.
     pub mirrors: Vec<Mirror>,
+}
+
+/// `RouteAction.UpgradeConfig.ConnectConfig`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectConfig {
+    /// POST is taken for CONNECT.
+    pub allow_post: bool,
 }

@@ -16,6 +16,7 @@ pub mod replay;
 mod reply;
 pub mod retry;
 pub mod timeouts;
+mod tunnel;
 mod upstream;
 
 pub use config::RouterConfig;
@@ -82,6 +83,7 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
         return Routed { result: Err(reply), exchange };
     };
+    let head_method = head.method.clone();
     let charge = Charge::new(slot.clone(), &matched, &head);
     *flow.charge.borrow_mut() = Some(charge.clone());
     flow.info(|i| {
@@ -111,6 +113,9 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let mut upstreams = ClusterUpstreams::new(slot, forward, wishes, connection.clone(), flow.clone());
     upstreams.hash = hash;
     upstreams.charge = Some(charge.clone());
+    upstreams.terminate = forward.connect.is_some_and(|c| {
+        head_method == http::Method::CONNECT || (c.allow_post && head_method == http::Method::POST)
+    });
     upstreams.informational = exchange.informational.clone();
     let tries = Tries {
         flow: &flow,

@@ -13,7 +13,7 @@ use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
 use super::charge::Charge;
 use super::flow::{Expired, Flow};
 use super::head::set_authority;
-use super::{ForRouter, Scratch};
+use super::{ForRouter, Scratch, tunnel};
 use crate::cluster::balance::TriedPriorities;
 use crate::cluster::limits::Permit;
 use crate::cluster::{
@@ -51,6 +51,8 @@ pub struct ClusterUpstreams {
     /// Where 1xx heads go; nowhere for mirrors.
     pub informational: Option<Rc<dyn InformationalSink>>,
     callee: RefCell<Callee>,
+    /// The request is a tunnel that ends here.
+    pub terminate: bool,
     /// Who counts; nobody for mirrors.
     pub charge: Option<Charge>,
     /// The priorities that tries went to, where they are to be left out.
@@ -80,6 +82,7 @@ impl ClusterUpstreams {
             flow,
             informational: None,
             callee: RefCell::default(),
+            terminate: false,
             charge: None,
             priorities: forward
                 .retry
@@ -125,6 +128,13 @@ impl ClusterUpstreams {
         }
         *seen = Some(Seen { host: host.id().0, address: host.address().ip(), local: None });
         self.callee.borrow_mut().host = Some(host.clone());
+        if self.terminate {
+            let opened = tunnel::open(&cluster, picked, self.priority, request.body).await?;
+            if let Some(seen) = seen {
+                seen.local = opened.local;
+            }
+            return Ok(opened.reply);
+        }
         let want = self.shape(&mut request.head, &cluster, &picked);
 
         let under_way = UnderWay::new(&cluster, &host, &self.flow);
@@ -211,7 +221,6 @@ impl ClusterUpstreams {
             )
             .map(Arc::new),
             priority: self.priority,
-            tunnel: head.upgrade.is_some() || head.method == http::Method::CONNECT,
         }
     }
 }

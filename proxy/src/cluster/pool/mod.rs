@@ -40,8 +40,6 @@ pub struct Want {
     pub origin: Option<Arc<Origin>>,
     /// Whose circuit breakers.
     pub priority: RoutingPriority,
-    /// The stream will be a tunnel (an upgrade): it takes an HTTP/1 connection of its own.
-    pub tunnel: bool,
 }
 
 /// Why there is no connection to send on.
@@ -219,7 +217,6 @@ pub async fn acquire(cluster: &Arc<Cluster>, picked: Picked, want: &Want) -> Res
 fn key(cluster: &Cluster, host: &Host, want: &Want) -> Key {
     let config = cluster.config();
     let protocol = match config.http {
-        _ if want.tunnel => Some(Protocol::Http11),
         HttpMode::Http1 => Some(Protocol::Http11),
         HttpMode::Http2 => Some(Protocol::Http2),
         HttpMode::Downstream if want.protocol == Protocol::Http2 => Some(Protocol::Http2),

@@ -15,8 +15,8 @@ use super::{Shared, addition, chance, duration, header_ops, runtime_chance};
 use crate::filters::config::PerRoute;
 use crate::route::HeaderOps;
 use crate::route::action::{
-    Action, ChosenBy, ClusterName, DirectResponse, Forward, HostRewrite, Mirror, PathRewrite, Priority,
-    StreamDurations, Target, WeightedCluster,
+    Action, ChosenBy, ClusterName, ConnectConfig, DirectResponse, Forward, HostRewrite, Mirror, PathRewrite,
+    Priority, StreamDurations, Target, WeightedCluster,
 };
 use crate::route::hash::{CookiePolicy, HashPolicy, HashSource};
 use crate::route::matching::{Chance, Field, PathMatch};
@@ -241,13 +241,17 @@ fn forward(
         grpc_max: time(&d.grpc_timeout_header_max, "max_stream_duration.grpc_timeout_header_max"),
         grpc_offset: time(&d.grpc_timeout_header_offset, "max_stream_duration.grpc_timeout_header_offset"),
     });
-    let mut upgrades = Vec::new();
+    let (mut upgrades, mut connect) = (Vec::new(), None);
     for (index, upgrade) in route.upgrade_configs.iter().enumerate() {
-        if upgrade.connect_config.is_some() {
-            let path = format!("upgrade_configs[{index}].connect_config");
-            errors.push(ConfigError::unsupported(path, "ending CONNECT tunnels"));
+        let token = upgrade.upgrade_type.to_ascii_lowercase();
+        if let Some(config) = &upgrade.connect_config {
+            if token != "connect" {
+                let path = format!("upgrade_configs[{index}].connect_config");
+                errors.push(ConfigError::new(path, "is for the upgrade type CONNECT alone"));
+            }
+            connect = Some(ConnectConfig { allow_post: config.allow_post });
         }
-        let token = upgrade.upgrade_type.to_ascii_lowercase().into_bytes().into();
+        let token = token.into_bytes().into();
         upgrades.push((token, upgrade.enabled.unwrap_or(true)));
     }
     let not_found = match ClusterNotFoundResponseCode::try_from(route.cluster_not_found_response_code) {
@@ -273,6 +277,7 @@ fn forward(
             hash,
             priority,
             upgrades,
+            connect,
             mirrors,
         }),
         _ => Err(errors),

@@ -32,6 +32,7 @@ mod resets;
 mod retries;
 mod routes;
 mod targets;
+mod tunnels;
 mod upgrades;
 
 use super::case::Case;
@@ -41,6 +42,7 @@ pub fn all() -> Vec<Case> {
     [
         request_heads::all(),
         targets::all(),
+        tunnels::all(),
         bodies::all(),
         informational::all(),
         manager::all(),
