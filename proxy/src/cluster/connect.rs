@@ -66,8 +66,11 @@ pub async fn connect(
     stats.upstream_cx_active.add(1);
     let guard = ConnectionGuard { _permit: permit, _open: host.start_connection(), cluster: cluster.clone() };
     let began = Instant::now();
-    let made =
-        tokio::time::timeout(cluster.config().connect_timeout, establish(cluster, host, options)).await;
+    let made = {
+        let transport = host.facts().transport;
+        let establishing = establish(cluster, host.address(), transport, options);
+        tokio::time::timeout(cluster.config().connect_timeout, establishing).await
+    };
     let failure = match made {
         Ok(Ok((io, tls))) => {
             stats.upstream_cx_connect_ms.record(began.elapsed().as_secs_f64() * 1000.0);
@@ -85,19 +88,21 @@ pub async fn connect(
     Err(failure)
 }
 
-async fn establish(
+/// Makes a connection to an address by one of the cluster's transports. Nothing is counted but what TLS does.
+pub(super) async fn establish(
     cluster: &Cluster,
-    host: &Host,
+    address: &HostAddress,
+    transport: usize,
     options: ConnectOptions<'_>,
 ) -> Result<(Io, Option<TlsInfo>), String> {
-    let HostAddress::Ip(address) = host.address() else {
+    let HostAddress::Ip(address) = address else {
         return Err("UNIX sockets are not supported".to_owned());
     };
     let source = options.origin.and_then(|o| o.passed_on.source);
     let stream =
         dial(cluster, *address, source).await.map_err(|e| format!("delayed connect error: {}", words(&e)))?;
     let mut io = Io::tcp(stream);
-    let transport = cluster.config().transport(host);
+    let transport = cluster.config().transports.get(transport);
     if let Some(proxy) = transport.and_then(|t| t.proxy.as_ref()) {
         io.write_all(&proxy.header(options.origin)).await.map_err(|e| words(&e))?;
     }

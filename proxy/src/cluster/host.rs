@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use arc_swap::{ArcSwap, Guard};
 
 use super::balance::ramp::Moment;
-use super::endpoint::{Endpoint, EndpointHealth, HostAddress, Locality, Metadata};
+use super::endpoint::{Endpoint, EndpointCheck, EndpointHealth, HostAddress, Locality, Metadata};
 use super::outlier::{Origin, Streaks};
 
 /// A host's number, unique in this process; never used again.
@@ -26,6 +26,8 @@ pub struct Facts {
     pub metadata: Option<Arc<Metadata>>,
     /// Which of the cluster's transport sockets it is reached by.
     pub transport: usize,
+    /// How it is checked.
+    pub check: EndpointCheck,
 }
 
 /// Reasons not to use a host; each has one writer.
@@ -52,6 +54,8 @@ pub enum HealthFlag {
     PendingActiveHc = 256,
     /// It told so itself in an answer to a request (`x-envoy-immediate-health-check-fail`).
     ExcludedViaImmediateHcFail = 512,
+    /// No longer in the assignment, but kept because it passes its active health checks.
+    PendingDynamicRemoval = 1024,
 }
 
 const UNHEALTHY: u32 =
@@ -206,6 +210,24 @@ impl Host {
         }
     }
 
+    /// Whether no active health check says that it is unhealthy, nor the assignment.
+    pub(super) fn passes_checks(&self) -> bool {
+        !self.has_flag(HealthFlag::FailedActiveHc) && !self.has_flag(HealthFlag::FailedEds)
+    }
+
+    /// There are no active health checks any more: what they found is forgotten.
+    pub(super) fn forget_checks(&self) {
+        for flag in [
+            HealthFlag::FailedActiveHc,
+            HealthFlag::DegradedActiveHc,
+            HealthFlag::ActiveHcTimeout,
+            HealthFlag::PendingActiveHc,
+            HealthFlag::ExcludedViaImmediateHcFail,
+        ] {
+            self.set_flag(flag, false);
+        }
+    }
+
     /// Whether it counts nowhere when a priority's health is judged.
     pub(super) fn is_excluded(&self) -> bool {
         self.has_flag(HealthFlag::PendingActiveHc) || self.has_flag(HealthFlag::ExcludedViaImmediateHcFail)
@@ -213,12 +235,13 @@ impl Host {
 
     /// The flags as `/clusters` prints them: `healthy`, or `/failed_eds_health/failed_outlier_check`.
     pub fn health_text(&self) -> String {
-        const NAMES: [(HealthFlag, &str); 9] = [
+        const NAMES: [(HealthFlag, &str); 10] = [
             (HealthFlag::FailedActiveHc, "/failed_active_hc"),
             (HealthFlag::FailedOutlier, "/failed_outlier_check"),
             (HealthFlag::FailedEds, "/failed_eds_health"),
             (HealthFlag::DegradedActiveHc, "/degraded_active_hc"),
             (HealthFlag::DegradedEds, "/degraded_eds_health"),
+            (HealthFlag::PendingDynamicRemoval, "/pending_dynamic_removal"),
             (HealthFlag::PendingActiveHc, "/pending_active_hc"),
             (HealthFlag::ExcludedViaImmediateHcFail, "/excluded_via_immediate_hc_fail"),
             (HealthFlag::ActiveHcTimeout, "/active_hc_timeout"),

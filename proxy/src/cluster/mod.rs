@@ -9,6 +9,7 @@ pub mod config;
 pub mod connect;
 pub mod dns;
 pub mod endpoint;
+pub mod health;
 pub mod host;
 pub mod host_set;
 pub mod limits;
@@ -40,7 +41,9 @@ pub use self::stats::{ClusterStats, LazyStats};
 
 use self::balance::OriginalDst;
 use self::balance::ramp::Moment;
-use self::host::{Facts, Health, HealthFlag};
+use self::endpoint::EndpointCheck;
+use self::health::Health;
+use self::host::{Facts, HealthFlag};
 use self::host_set::{HostSetPolicy, LocalityHosts};
 use self::outlier::Detector;
 
@@ -56,6 +59,7 @@ pub struct Cluster {
     limits: [Limits; 2],
     stats: Arc<LazyStats>,
     outlier: Option<Detector>,
+    health: Option<Arc<Health>>,
     original: OriginalDst,
 }
 
@@ -104,6 +108,7 @@ impl Cluster {
                 let window = config.balancing.ramps.back.map(|ramp| ramp.window);
                 Detector::new(config.name.clone(), outlier, window)
             }),
+            health: config.health_check.clone().map(|check| Arc::new(Health::new(check, &config.stat_name))),
             original: OriginalDst::new(None),
             config,
         });
@@ -116,6 +121,12 @@ impl Cluster {
     /// Takes over the hosts of the version before, with what they are in the middle of, before endpoints are assigned.
     pub fn adopt(&self, before: &Self) {
         self.members.lock().known = before.members.lock().known.clone();
+        if self.health.is_none() && before.health.is_some() {
+            // Nobody would ever say that they are well again.
+            for host in self.members.lock().known.values() {
+                host.forget_checks();
+            }
+        }
         match (&self.outlier, &before.outlier) {
             (Some(detector), Some(earlier)) => detector.adopt(earlier, self.stats()),
             (None, Some(earlier)) => earlier.pardon(),
@@ -173,6 +184,7 @@ impl Cluster {
                     locality: group.locality.clone(),
                     metadata: endpoint.metadata.clone(),
                     transport: self.config.transport_for(endpoint.metadata.as_deref()),
+                    check: endpoint.check.clone(),
                 };
                 let host = match members.known.get(&endpoint.address).or(known.get(&endpoint.address)) {
                     Some(host) => {
@@ -182,7 +194,10 @@ impl Cluster {
                     None => {
                         changed = true;
                         let host = Host::new(endpoint, group.priority, facts);
-                        if host.health() == Health::Healthy {
+                        if self.health.is_some() && !endpoint.check.disabled {
+                            host.set_flag(HealthFlag::FailedActiveHc, true);
+                            host.set_flag(HealthFlag::PendingActiveHc, self.config.ignore_new_hosts);
+                        } else if host.health() == host::Health::Healthy {
                             host.start_at(now);
                         }
                         host
@@ -198,14 +213,26 @@ impl Cluster {
                 hosts,
             });
         }
+        let mut kept = Vec::new();
         for (address, host) in &members.known {
             if !known.contains_key(address) {
+                if self.health.is_some() && !self.config.remove_healthy && host.passes_checks() {
+                    // It may serve on: the control plane may know less than its health checks do.
+                    host.set_flag(HealthFlag::PendingDynamicRemoval, true);
+                    kept.push((address.clone(), host.clone()));
+                    continue;
+                }
                 changed = true;
                 host.set_flag(HealthFlag::Removed, true);
             }
         }
         for host in known.values() {
             host.set_flag(HealthFlag::Removed, false);
+            host.set_flag(HealthFlag::PendingDynamicRemoval, false);
+        }
+        for (address, host) in kept {
+            keep(&mut localities, &host);
+            known.insert(address, host);
         }
         members.localities = localities;
         members.known = known;
@@ -214,6 +241,9 @@ impl Cluster {
         members.assigned = true;
         self.rebuild(&members);
         drop(members);
+        if let Some(health) = &self.health {
+            health.members_changed();
+        }
         self.stats().update_success.inc();
         if changed {
             self.stats().membership_change.inc();
@@ -233,6 +263,9 @@ impl Cluster {
         stats.membership_total.set(set.len() as i64);
         stats.membership_healthy.set(set.healthy_len() as i64);
         stats.membership_degraded.set(set.degraded_len() as i64);
+        if let Some(health) = &self.health {
+            health.count(&set);
+        }
         self.hosts.store(Arc::new(set));
     }
 
@@ -242,8 +275,12 @@ impl Cluster {
         if balancing.policy == Policy::OriginalDst {
             let to = context.original_dst.ok_or(NoHost::NoOriginalDestination)?;
             let transport = self.config.transport_for(None);
-            let (host, _) =
-                self.original.host(to, || Facts { locality: Arc::default(), metadata: None, transport });
+            let (host, _) = self.original.host(to, || Facts {
+                locality: Arc::default(),
+                metadata: None,
+                transport,
+                check: EndpointCheck::default(),
+            });
             return Ok(Picked { active: host.start_request() });
         }
         let set = self.hosts.load();
@@ -267,6 +304,75 @@ impl Cluster {
     pub fn connected(&self, host: &Host) {
         if let Some(detector) = &self.outlier {
             detector.connected(host);
+        }
+    }
+
+    /// Its active health checks, if it has any.
+    pub fn health(&self) -> Option<&Arc<Health>> {
+        self.health.as_ref()
+    }
+
+    /// Whether its hosts were checked once, if they are.
+    pub fn is_checked(&self) -> bool {
+        self.health.as_ref().is_none_or(|h| h.is_settled())
+    }
+
+    /// An active health check of a host came to its end. `was_out`: it had failed before; `first`: it was the first one.
+    fn checked(&self, host: &Arc<Host>, healthy: bool, was_out: bool, first: bool, changed: bool) {
+        let now = Instant::now();
+        if healthy && was_out {
+            host.start_at(Moment::of(now));
+            if !first && self.config.balancing.ramps.back.is_some() && host.passes_checks() {
+                host.return_at(Some(Moment::of(now)));
+            }
+        }
+        let mut changed = changed;
+        if healthy
+            && host.passes_checks()
+            && let Some(detector) = &self.outlier
+        {
+            changed |= detector.health_check_passed(host, now, self.stats());
+        }
+        if !healthy && !host.passes_checks() {
+            host.return_at(None);
+            if host.has_flag(HealthFlag::PendingDynamicRemoval) {
+                self.remove(host);
+            }
+        }
+        if changed {
+            self.refresh();
+        }
+    }
+
+    /// A host said in an answer to a request that it is not well (`x-envoy-immediate-health-check-fail`).
+    pub fn told_unhealthy(&self, host: &Host) {
+        let Some(health) = &self.health else { return };
+        host.set_flag(HealthFlag::ExcludedViaImmediateHcFail, true);
+        self.fail_passively(host, health);
+    }
+
+    fn fail_passively(&self, host: &Host, health: &Health) {
+        health.stats().failure.inc();
+        health.stats().passive_failure.inc();
+        host.return_at(None);
+        if host.set_flag(HealthFlag::FailedActiveHc, true) {
+            self.refresh();
+        }
+    }
+
+    /// Takes out a host that is no longer assigned and no longer passes its checks.
+    fn remove(&self, host: &Arc<Host>) {
+        let mut members = self.members.lock();
+        for locality in &mut members.localities {
+            locality.hosts.retain(|h| h.id() != host.id());
+        }
+        members.known.retain(|_, h| h.id() != host.id());
+        host.set_flag(HealthFlag::Removed, true);
+        self.rebuild(&members);
+        drop(members);
+        self.stats().membership_change.inc();
+        if let Some(health) = &self.health {
+            health.members_changed();
         }
     }
 
@@ -308,6 +414,14 @@ impl Cluster {
                 host.count_error();
             }
         }
+        let failed = !matches!(outcome, Outcome::Answered(status) if !status.is_server_error());
+        if failed
+            && self.outlier.is_none()
+            && self.circuit(host) == Some("half-open")
+            && let Some(health) = &self.health
+        {
+            self.fail_passively(host, health);
+        }
         if let Some(detector) = &self.outlier
             && detector.report(host, outcome, self.hosts.load().len(), Instant::now(), self.stats())
         {
@@ -335,6 +449,17 @@ impl Cluster {
         let present: Vec<_> = self.hosts.load().hosts().cloned().collect();
         if detector.sweep(&present, now, self.stats()) {
             self.rebuild(&self.members.lock());
+        }
+    }
+}
+
+/// Keeps a host that is no longer assigned in its locality and priority.
+fn keep(localities: &mut Vec<LocalityHosts>, host: &Arc<Host>) {
+    let (locality, priority) = (host.facts().locality.clone(), host.priority());
+    match localities.iter_mut().find(|l| l.priority == priority && l.locality == locality) {
+        Some(group) => group.hosts.push(host.clone()),
+        None => {
+            localities.push(LocalityHosts { locality, weight: None, priority, hosts: vec![host.clone()] })
         }
     }
 }

@@ -26,6 +26,8 @@ use crate::route::action::{HostRewrite, Priority};
 use crate::state::Slot;
 use crate::telemetry::istio::{Service, Workload};
 
+/// A host that says so with an answer gets nothing more until it passes its health checks again.
+const IMMEDIATE_FAIL: HeaderName = HeaderName::from_static("x-envoy-immediate-health-check-fail");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// What is known of the callee.
@@ -165,6 +167,9 @@ impl ClusterUpstreams {
         let sending = pin!(upstream.send(request, self.informational.clone()));
         match within(&self.flow, timeout, sending).await {
             Ok(Ok(reply)) => {
+                if cluster.health().is_some() && reply.head.headers.contains(&IMMEDIATE_FAIL) {
+                    cluster.told_unhealthy(&host);
+                }
                 under_way.end(Some(cluster::Outcome::Answered(status_of(&reply))));
                 Ok(reply)
             }

@@ -122,7 +122,7 @@ mod tests {
 
     fn host(health: EndpointHealth, priority: u32, metadata: Option<Arc<Metadata>>) -> Arc<Host> {
         let endpoint = Endpoint { health, ..Endpoint::new(std::net::SocketAddr::from(([127, 0, 0, 1], 80))) };
-        let facts = Facts { locality: Arc::default(), metadata, transport: 0 };
+        let facts = Facts { locality: Arc::default(), metadata, transport: 0, check: Default::default() };
         Host::new(&endpoint, priority, facts)
     }
 

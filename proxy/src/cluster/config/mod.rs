@@ -1,6 +1,7 @@
 //! `envoy.config.cluster.v3.Cluster` and `ClusterLoadAssignment` -> compiled data.
 
 mod balance;
+mod health;
 mod outlier;
 
 use std::net::{IpAddr, SocketAddr};
@@ -18,8 +19,10 @@ use xds_protos::envoy::extensions::upstreams::http::v3 as up;
 
 pub use self::balance::Balancing;
 use super::endpoint::{
-    Endpoint, EndpointHealth, HostAddress, LoadAssignment, Locality, LocalityEndpoints, Metadata,
+    Endpoint, EndpointCheck, EndpointHealth, HostAddress, LoadAssignment, Locality, LocalityEndpoints,
+    Metadata,
 };
+use super::health::HealthCheck;
 use super::host::Host;
 use super::limits::{RetryBudget, Thresholds};
 use super::outlier::OutlierConfig;
@@ -110,6 +113,12 @@ pub struct ClusterConfig {
     pub thresholds: [Thresholds; 2],
     /// Ejection.
     pub outlier: Option<OutlierConfig>,
+    /// Active health checks.
+    pub health_check: Option<HealthCheck>,
+    /// New hosts count nowhere until they were checked.
+    pub ignore_new_hosts: bool,
+    /// A host that is no longer assigned goes at once, even if it passes its checks.
+    pub remove_healthy: bool,
     /// Transports in order; the last one matches anything.
     pub transports: Vec<Transport>,
     /// The protocol of requests.
@@ -184,6 +193,9 @@ impl ClusterConfig {
         let outlier = proto.outlier_detection.as_ref().map(outlier::outlier).transpose();
         let outlier = collect(outlier.map_err(Vec::from), "outlier_detection", &mut errors).flatten();
         let http = collect(http_options(proto), "typed_extension_protocol_options", &mut errors);
+        let mode = http.as_ref().map_or(HttpMode::Http1, |h| h.mode);
+        let health_check = health::health_check(proto, mode).map_err(Vec::from);
+        let health_check = collect(health_check, "", &mut errors).flatten();
         let bind = collect(bind(proto), "upstream_bind_config", &mut errors).flatten();
         let common = proto.common_lb_config.as_ref();
         let (Some(discovery), Some(balancing), Some(transports), Some(http), true) =
@@ -210,6 +222,9 @@ impl ClusterConfig {
                 .map_or(50, |p| p.value.clamp(0.0, 100.0).round() as u32),
             thresholds: thresholds(proto),
             outlier,
+            health_check,
+            ignore_new_hosts: common.is_some_and(|c| c.ignore_new_hosts_until_first_hc),
+            remove_healthy: proto.ignore_health_on_host_removal,
             transports,
             http: http.mode,
             h1: http.h1,
@@ -558,7 +573,43 @@ fn endpoint(proto: &ep::LbEndpoint) -> Result<Endpoint, ConfigError> {
         }
         _ => return Err(ConfigError::unsupported("endpoint.address", "this kind of address")),
     };
-    Ok(finish(proto, &inner, address))
+    let mut endpoint = finish(proto, &inner, address);
+    if let Some(check) = &inner.health_check_config {
+        endpoint.check =
+            endpoint_check(check, endpoint.address.ip()).map_err(|e| e.at("endpoint.health_check_config"))?;
+    }
+    Ok(endpoint)
+}
+
+fn endpoint_check(
+    proto: &ep::endpoint::HealthCheckConfig,
+    own: Option<SocketAddr>,
+) -> Result<EndpointCheck, ConfigError> {
+    let other = match proto.address.as_ref().and_then(|a| a.address.as_ref()) {
+        None => None,
+        Some(core::address::Address::SocketAddress(socket)) => {
+            let ip: Result<IpAddr, _> = socket.address.parse();
+            let ip = ip.map_err(|_| {
+                ConfigError::new(
+                    "address.socket_address.address",
+                    format!("{:?} is not an IP address", socket.address),
+                )
+            })?;
+            Some(SocketAddr::new(ip, port(socket)?))
+        }
+        Some(_) => return Err(ConfigError::unsupported("address", "this kind of address")),
+    };
+    let mut address = other.or(own);
+    if proto.port_value > 0 {
+        let port = u16::try_from(proto.port_value)
+            .map_err(|_| ConfigError::new("port_value", format!("{} is not a port", proto.port_value)))?;
+        address = address.map(|a| SocketAddr::new(a.ip(), port));
+    }
+    Ok(EndpointCheck {
+        address: address.filter(|a| Some(*a) != own),
+        hostname: proto.hostname.clone(),
+        disabled: proto.disable_active_health_check,
+    })
 }
 
 fn finish(proto: &ep::LbEndpoint, inner: &ep::Endpoint, address: HostAddress) -> Endpoint {
@@ -574,6 +625,7 @@ fn finish(proto: &ep::LbEndpoint, inner: &ep::Endpoint, address: HostAddress) ->
         weight: proto.load_balancing_weight.unwrap_or(1),
         health,
         metadata: proto.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata)),
+        check: EndpointCheck::default(),
     }
 }
 

@@ -385,7 +385,8 @@ mod tests {
     use super::*;
 
     pub(super) fn hosts(n: u16) -> Vec<Arc<Host>> {
-        let facts = Facts { locality: Arc::default(), metadata: None, transport: 0 };
+        let facts =
+            Facts { locality: Arc::default(), metadata: None, transport: 0, check: Default::default() };
         let endpoint = |i| Endpoint::new(std::net::SocketAddr::from(([127, 0, 0, 1], i + 1)));
         (0..n).map(|i| Host::new(&endpoint(i), 0, facts.clone())).collect()
     }
