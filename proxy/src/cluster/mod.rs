@@ -109,7 +109,7 @@ impl Cluster {
                 Detector::new(config.name.clone(), outlier, window)
             }),
             health: config.health_check.clone().map(|check| Arc::new(Health::new(check, &config.stat_name))),
-            original: OriginalDst::new(None),
+            original: OriginalDst::new(config.original_dst.port),
             config,
         });
         if let Discovery::Static(assignment) = &cluster.config.discovery {
@@ -374,6 +374,16 @@ impl Cluster {
         if let Some(health) = &self.health {
             health.members_changed();
         }
+    }
+
+    /// Whether a host may have one connection more (`per_host_thresholds`); counts an overflow if not.
+    pub fn allows_connection(&self, host: &Host, priority: RoutingPriority) -> bool {
+        let Some(most) = self.config.connections_per_host[priority as usize] else { return true };
+        let allowed = host.totals().cx_active < most;
+        if !allowed {
+            self.stats().upstream_cx_overflow.inc();
+        }
+        allowed
     }
 
     /// Its outlier detection, if it has one.

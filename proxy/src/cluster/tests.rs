@@ -419,6 +419,75 @@ fn over_the_connection_limit_requests_wait_and_over_the_pending_limit_they_are_r
 }
 
 #[test]
+fn a_host_takes_no_more_connections_than_are_allowed_for_one() {
+    run(|| async {
+        let port = server(std::time::Duration::from_millis(20)).await;
+        let cluster = one(&[port], "circuit_breakers: {per_host_thresholds: [{max_connections: 1}]}");
+        let tasks: Vec<_> = (0..4)
+            .map(|_| {
+                let cluster = cluster.clone();
+                tokio::task::spawn_local(async move { request(&cluster).await })
+            })
+            .collect();
+        for task in tasks {
+            assert_eq!(task.await.unwrap().unwrap(), "1");
+        }
+        assert_eq!(cluster.stats().upstream_cx_total.value(), 1);
+        assert!(cluster.stats().upstream_cx_overflow.value() > 0);
+    });
+}
+
+#[test]
+fn an_original_destination_keeps_its_address_and_may_get_another_port() {
+    let cluster = |options: &str| {
+        compile(&format!("name: c\ntype: ORIGINAL_DST\nlb_policy: CLUSTER_PROVIDED\n{options}"))
+    };
+    let go = |cluster: &Arc<Cluster>| {
+        let context =
+            PickContext { original_dst: Some("10.0.0.1:80".parse().unwrap()), ..PickContext::default() };
+        cluster.pick(&context).unwrap().host().address().to_string()
+    };
+    assert_eq!(go(&cluster("")), "10.0.0.1:80");
+    assert_eq!(go(&cluster("original_dst_lb_config: {upstream_port_override: 15008}")), "10.0.0.1:15008");
+    let header = |options: &str| cluster(options).config().original_dst.header.clone();
+    assert_eq!(header(""), None);
+    assert_eq!(
+        header("original_dst_lb_config: {use_http_header: true}").unwrap(),
+        "x-envoy-original-dst-host"
+    );
+    let own = "original_dst_lb_config: {use_http_header: true, http_header_name: X-To}";
+    assert_eq!(header(own).unwrap(), "x-to");
+}
+
+#[test]
+fn the_typed_dns_cluster_is_the_same_as_the_old_fields() {
+    let name = "load_assignment: {endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: host, \
+                port_value: 1}}}}]}]}";
+    let discovery =
+        |options: &str| compile(&format!("name: c\n{name}\n{options}")).config().discovery.clone();
+    let typed = |fields: &str| {
+        discovery(&format!(
+            "cluster_type: {{name: dns, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster, {fields}}}}}"
+        ))
+    };
+    assert_eq!(
+        typed(
+            "dns_refresh_rate: 60s, dns_jitter: 0.1s, respect_dns_ttl: true, dns_lookup_family: V4_ONLY, \
+               dns_failure_refresh_rate: {base_interval: 2s}"
+        ),
+        discovery(
+            "type: STRICT_DNS\ndns_refresh_rate: 60s\ndns_jitter: 0.1s\nrespect_dns_ttl: true\n\
+                   dns_lookup_family: V4_ONLY\ndns_failure_refresh_rate: {base_interval: 2s, max_interval: 20s}"
+        )
+    );
+    assert_eq!(
+        typed("all_addresses_in_single_endpoint: true, dns_lookup_family: ALL"),
+        discovery("type: LOGICAL_DNS\ndns_lookup_family: ALL")
+    );
+}
+
+#[test]
 fn a_closed_port_is_a_connect_failure_in_envoys_words() {
     run(|| async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -237,7 +237,8 @@ async fn open(
         let host = picked.host().clone();
         stream.attempts += 1;
         stream.upstream_host = host.address().ip();
-        let Some(permit) = limits.connections.try_acquire() else {
+        let allowed = cluster.allows_connection(&host, RoutingPriority::Default);
+        let Some(permit) = allowed.then(|| limits.connections.try_acquire()).flatten() else {
             stream.flags.set(Flag::UpstreamOverflow);
             return None;
         };

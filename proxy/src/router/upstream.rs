@@ -110,6 +110,8 @@ impl ClusterUpstreams {
         self.callee.borrow_mut().service = cluster.config().service.clone();
         let tried: Vec<HostId> = tried.iter().map(|id| HostId(*id)).collect();
         let local = &self.connection;
+        let header = cluster.config().original_dst.header.as_ref();
+        let told = header.and_then(|name| request.head.headers.get_str(name)?.parse().ok());
         let picked = {
             let mut priorities = self.priorities.as_ref().map(RefCell::borrow_mut);
             let context = PickContext {
@@ -118,7 +120,7 @@ impl ClusterUpstreams {
                 omit,
                 load: priorities.as_mut().and_then(|p| p.load(&cluster.hosts())),
                 repicks,
-                original_dst: local.local_restored.then_some(local.local),
+                original_dst: told.or(local.local_restored.then_some(local.local)),
             };
             cluster.pick(&context).map_err(|e| match e {
                 NoHost::NoHealthyUpstream | NoHost::NoOriginalDestination => Failure::NoHost,

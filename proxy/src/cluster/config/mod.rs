@@ -1,6 +1,7 @@
 //! `envoy.config.cluster.v3.Cluster` and `ClusterLoadAssignment` -> compiled data.
 
 mod balance;
+mod dns;
 mod health;
 mod outlier;
 
@@ -8,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 use xds_protos::envoy::config::cluster::v3 as pb;
 use xds_protos::envoy::config::cluster::v3::cluster as cl;
 use xds_protos::envoy::config::core::v3 as core;
@@ -18,6 +20,7 @@ use xds_protos::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContex
 use xds_protos::envoy::extensions::upstreams::http::v3 as up;
 
 pub use self::balance::Balancing;
+pub use self::dns::DnsTimes;
 use super::endpoint::{
     Endpoint, EndpointCheck, EndpointHealth, HostAddress, LoadAssignment, Locality, LocalityEndpoints,
     Metadata,
@@ -46,10 +49,8 @@ pub enum Discovery {
         names: Vec<DnsName>,
         /// LOGICAL_DNS: only one address at a time.
         logical: bool,
-        /// The longest time between two look-ups.
-        refresh: Duration,
-        /// Ask again when the answer's own time is over, if that is sooner.
-        respect_ttl: bool,
+        /// When they are asked for.
+        times: DnsTimes,
         /// Which families to use.
         family: cl::DnsLookupFamily,
     },
@@ -111,6 +112,10 @@ pub struct ClusterConfig {
     pub panic_threshold: u32,
     /// Circuit breakers: default and high priority.
     pub thresholds: [Thresholds; 2],
+    /// The most connections to one host, by priority.
+    pub connections_per_host: [Option<u32>; 2],
+    /// How an ORIGINAL_DST cluster knows where to go.
+    pub original_dst: OriginalDstOptions,
     /// Ejection.
     pub outlier: Option<OutlierConfig>,
     /// Active health checks.
@@ -182,7 +187,7 @@ impl ClusterConfig {
         if proto.name.is_empty() {
             errors.push(ConfigError::missing("name"));
         }
-        let discovery = collect(discovery(proto), "", &mut errors).map(|d| fix_dns(d, proto));
+        let discovery = collect(discovery(proto), "", &mut errors);
         let connect_timeout = duration(proto.connect_timeout.as_ref(), "connect_timeout");
         let connect_timeout = connect_timeout.map_err(|e| errors.push(e)).ok().flatten();
         if connect_timeout.is_some_and(|t| t.is_zero()) {
@@ -193,6 +198,10 @@ impl ClusterConfig {
         let outlier = proto.outlier_detection.as_ref().map(outlier::outlier).transpose();
         let outlier = collect(outlier.map_err(Vec::from), "outlier_detection", &mut errors).flatten();
         let http = collect(http_options(proto), "typed_extension_protocol_options", &mut errors);
+        let connections_per_host = collect(connections_per_host(proto), "circuit_breakers", &mut errors);
+        let original_dst = collect(original_dst(proto), "original_dst_lb_config", &mut errors);
+        let (connections_per_host, original_dst) =
+            (connections_per_host.unwrap_or_default(), original_dst.unwrap_or_default());
         let mode = http.as_ref().map_or(HttpMode::Http1, |h| h.mode);
         let health_check = health::health_check(proto, mode).map_err(Vec::from);
         let health_check = collect(health_check, "", &mut errors).flatten();
@@ -221,6 +230,8 @@ impl ClusterConfig {
                 .and_then(|c| c.healthy_panic_threshold.as_ref())
                 .map_or(50, |p| p.value.clamp(0.0, 100.0).round() as u32),
             thresholds: thresholds(proto),
+            connections_per_host,
+            original_dst,
             outlier,
             health_check,
             ignore_new_hosts: common.is_some_and(|c| c.ignore_new_hosts_until_first_hc),
@@ -293,11 +304,7 @@ fn discovery(proto: &pb::Cluster) -> Result<Discovery, Vec<ConfigError>> {
         None => cl::DiscoveryType::Static,
         Some(cl::ClusterDiscoveryType::Type(kind)) => cl::DiscoveryType::try_from(*kind)
             .map_err(|_| ConfigError::new("type", format!("there is no discovery type {kind}")))?,
-        Some(cl::ClusterDiscoveryType::ClusterType(t)) => {
-            return Err(
-                ConfigError::unsupported("cluster_type", format!("the cluster type {}", t.name)).into()
-            );
-        }
+        Some(cl::ClusterDiscoveryType::ClusterType(config)) => return Ok(dns::extension(proto, config)?),
     };
     let assignment = || proto.load_assignment.clone().unwrap_or_default();
     match kind {
@@ -310,37 +317,49 @@ fn discovery(proto: &pb::Cluster) -> Result<Discovery, Vec<ConfigError>> {
             Ok(Discovery::Eds(name.into()))
         }
         cl::DiscoveryType::OriginalDst => Ok(Discovery::OriginalDst),
-        cl::DiscoveryType::StrictDns | cl::DiscoveryType::LogicalDns => {
-            let mut names = Vec::new();
-            for (i, locality) in assignment().endpoints.iter().enumerate() {
-                for (j, endpoint) in locality.lb_endpoints.iter().enumerate() {
-                    let path = format!("load_assignment.endpoints[{i}].lb_endpoints[{j}]");
-                    names.push(dns_name(endpoint).map_err(|e| e.at(path))?);
-                }
-            }
-            if names.is_empty() {
-                return Err(
-                    ConfigError::new("load_assignment", "a DNS cluster needs a name to resolve").into()
-                );
-            }
-            Ok(Discovery::Dns {
-                names,
-                logical: kind == cl::DiscoveryType::LogicalDns,
-                refresh: Duration::from_secs(5),
-                respect_ttl: proto.respect_dns_ttl,
-                family: proto.dns_lookup_family(),
-            })
-        }
+        cl::DiscoveryType::StrictDns => Ok(dns::legacy(proto, false)?),
+        cl::DiscoveryType::LogicalDns => Ok(dns::legacy(proto, true)?),
     }
 }
 
-fn fix_dns(mut discovery: Discovery, proto: &pb::Cluster) -> Discovery {
-    if let Discovery::Dns { refresh, .. } = &mut discovery
-        && let Some(wanted) = timeout(proto.dns_refresh_rate.as_ref(), None)
-    {
-        *refresh = wanted;
+/// How an ORIGINAL_DST cluster knows where to go, before the connection's own original destination.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OriginalDstOptions {
+    /// A request's header that says it.
+    pub header: Option<HeaderName>,
+    /// The port, whatever else says another one.
+    pub port: Option<u16>,
+}
+
+fn original_dst(proto: &pb::Cluster) -> Result<OriginalDstOptions, Vec<ConfigError>> {
+    let Some(cl::LbConfig::OriginalDstLbConfig(config)) = &proto.lb_config else {
+        return Ok(OriginalDstOptions::default());
+    };
+    let name = match config.http_header_name.as_str() {
+        "" => "x-envoy-original-dst-host",
+        name => name,
+    };
+    let header = HeaderName::try_from(name)
+        .map_err(|_| ConfigError::new("http_header_name", format!("{name:?} is not a header's name")))?;
+    let port = config.upstream_port_override.map(u16::try_from).transpose();
+    let port = port.map_err(|_| ConfigError::new("upstream_port_override", "is not a port"))?;
+    Ok(OriginalDstOptions {
+        header: config.use_http_header.then_some(header),
+        port: port.filter(|port| *port > 0),
+    })
+}
+
+fn connections_per_host(proto: &pb::Cluster) -> Result<[Option<u32>; 2], Vec<ConfigError>> {
+    let mut found = [None; 2];
+    for (i, t) in proto.circuit_breakers.iter().flat_map(|c| &c.per_host_thresholds).enumerate() {
+        let others = [t.max_pending_requests, t.max_requests, t.max_retries];
+        if others.iter().any(Option::is_some) || t.retry_budget.is_some() || t.track_remaining {
+            let message = "only max_connections can be limited per host, as in Envoy";
+            return Err(ConfigError::new(format!("per_host_thresholds[{i}]"), message).into());
+        }
+        found[usize::from(t.priority == core::RoutingPriority::High as i32)] = t.max_connections;
     }
-    discovery
+    Ok(found)
 }
 
 fn thresholds(proto: &pb::Cluster) -> [Thresholds; 2] {

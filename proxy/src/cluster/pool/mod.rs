@@ -197,7 +197,8 @@ pub async fn acquire(cluster: &Arc<Cluster>, picked: Picked, want: &Want) -> Res
             pending = Some(Pending::new(cluster, permit));
             stats.upstream_rq_pending_total.inc();
         }
-        let permit = match limits.connections.try_acquire() {
+        let allowed = cluster.allows_connection(picked.host(), want.priority);
+        let permit = match allowed.then(|| limits.connections.try_acquire()).flatten() {
             Some(permit) => permit,
             // A pool without any connection may always have one, or one worker could be starved by the others.
             None if with(&key, |p| p.places == 0) => limits.connections.acquire_over(),
