@@ -216,7 +216,7 @@ impl Cluster {
         let mut kept = Vec::new();
         for (address, host) in &members.known {
             if !known.contains_key(address) {
-                if self.health.is_some() && !self.config.remove_healthy && host.passes_checks() {
+                if self.keeps_healthy() && host.passes_checks() {
                     // It may serve on: the control plane may know less than its health checks do.
                     host.set_flag(HealthFlag::PendingDynamicRemoval, true);
                     kept.push((address.clone(), host.clone()));
@@ -248,6 +248,12 @@ impl Cluster {
         if changed {
             self.stats().membership_change.inc();
         }
+    }
+
+    /// Whether a host stays while it passes its checks, though it is no longer assigned.
+    fn keeps_healthy(&self) -> bool {
+        let fixed = matches!(self.config.discovery, Discovery::Static(_));
+        self.health.is_some() && !fixed && !self.config.remove_healthy
     }
 
     fn rebuild(&self, members: &Members) {

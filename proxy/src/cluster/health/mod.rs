@@ -61,7 +61,7 @@ pub struct HealthStats {
 impl HealthStats {
     fn new(stat_name: &str) -> Self {
         let name = stat_name.strip_suffix(';').unwrap_or(stat_name);
-        let group = Group::new(&format!("cluster.{name}.health_check"), Vec::new());
+        let group = Group::new(format!("cluster.{name}.health_check"), Vec::new());
         Self {
             attempt: group.counter("attempt"),
             success: group.counter("success"),

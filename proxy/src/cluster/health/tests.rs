@@ -248,7 +248,9 @@ fn a_host_that_passes_stays_though_it_is_no_longer_assigned() {
         let port = server.start().await;
         for (options, stays) in [("", true), ("ignore_health_on_host_removal: true", false)] {
             server.says("200 OK");
-            let cluster = cluster(&[port], "http_health_check: {path: /}", options);
+            let cluster = cluster(&[], "http_health_check: {path: /}", &format!("type: EDS\n{options}"));
+            let at = endpoint::Endpoint::new(std::net::SocketAddr::from(([127, 0, 0, 1], port)));
+            cluster.assign(&LoadAssignment::flat(vec![at]));
             until("the check passed", || text(&cluster) == ["healthy"]).await;
             cluster.assign(&LoadAssignment::default());
             let kept = if stays { vec!["/pending_dynamic_removal".to_owned()] } else { vec![] };
@@ -370,7 +372,7 @@ fn what_is_wrong_is_refused_at_its_path() {
     let base = "timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1";
     for (check, path) in [
         (format!("{base}, grpc_health_check: {{}}"), "health_checks[0].grpc_health_check"),
-        (format!("{base}"), "health_checks[0].http_health_check, tcp_health_check or grpc_health_check"),
+        (base.to_owned(), "health_checks[0].http_health_check, tcp_health_check or grpc_health_check"),
         (
             format!("{base}, http_health_check: {{path: /, expected_statuses: [{{start: 300, end: 200}}]}}"),
             "health_checks[0].http_health_check.expected_statuses[0]",

@@ -115,7 +115,8 @@ impl Clusters {
         for (name, entry) in &mut self.entries {
             let Some((cluster, since)) = &entry.warming else { continue };
             let late = since.elapsed() >= FETCH;
-            if !(cluster.is_assigned() && cluster.is_checked()) && !late {
+            let ready = cluster.is_assigned() && cluster.is_checked();
+            if !ready && !late {
                 continue;
             }
             // A cluster whose secrets are missing serves, and says so at each attempt; it would answer no better by not being
