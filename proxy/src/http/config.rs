@@ -19,6 +19,7 @@ use super::local_reply::LocalReplies;
 use super::normalize::{EscapedSlashes, PathRules};
 use super::stats::HttpStats;
 use crate::codec::h1::H1Options;
+use crate::codec::h2::Keepalive;
 use crate::filters::FilterList;
 use crate::io::Direction;
 use crate::route::RouteConfig;
@@ -122,6 +123,7 @@ pub struct Http2Options {
     pub initial_stream_window_size: Option<u32>,
     pub initial_connection_window_size: Option<u32>,
     pub allow_connect: bool,
+    pub keepalive: Option<Keepalive>,
 }
 
 /// Where routes come from.
@@ -488,13 +490,24 @@ fn http1(config: &proto::HttpConnectionManager) -> Result<Http1Options, ConfigEr
     })
 }
 
+/// `connection_keepalive`; none where no PING goes out.
+///
+/// # Errors
+/// A duration is wrong, or the timeout is missing.
+pub fn keepalive(options: &core::Http2ProtocolOptions) -> Result<Option<Keepalive>, ConfigError> {
+    let Some(settings) = &options.connection_keepalive else { return Ok(None) };
+    let at = |e: ConfigError| e.at("connection_keepalive");
+    let interval = duration(settings.interval.as_ref(), "interval").map_err(at)?;
+    let timeout = duration(settings.timeout.as_ref(), "timeout").map_err(at)?;
+    let timeout = timeout.ok_or_else(|| ConfigError::missing("connection_keepalive.timeout"))?;
+    Ok(interval.filter(|i| !i.is_zero()).map(|interval| Keepalive { interval, timeout }))
+}
+
 fn http2(options: Option<&core::Http2ProtocolOptions>, errors: &mut Vec<ConfigError>) -> Http2Options {
     let Some(options) = options else { return Http2Options::default() };
-    if options.connection_keepalive.is_some() {
-        let path = "http2_protocol_options.connection_keepalive";
-        errors.push(ConfigError::unsupported(path, "keeping connections alive by PING"));
-    }
+    let keepalive = keepalive(options).map_err(|e| errors.push(e.at("http2_protocol_options"))).ok();
     Http2Options {
+        keepalive: keepalive.flatten(),
         max_concurrent_streams: options.max_concurrent_streams,
         initial_stream_window_size: options.initial_stream_window_size,
         initial_connection_window_size: options.initial_connection_window_size,

@@ -92,6 +92,7 @@ impl HcmConfig {
             connection_window: self.http2.initial_connection_window_size.unwrap_or(default.connection_window),
             max_head_bytes: u32::try_from(self.max_request_headers).unwrap_or(u32::MAX),
             allow_connect: self.http2.allow_connect,
+            keepalive: self.http2.keepalive,
             idle_timeout: (!self.idle_timeout.is_zero()).then_some(self.idle_timeout),
             ..default
         }

@@ -469,9 +469,13 @@ struct HttpSettings {
 }
 
 /// What an HTTP/2 client of ours is told: windows, and how many streams it may open.
-fn h2_options(proto: Option<&core::Http2ProtocolOptions>) -> H2Options {
+fn h2_options(proto: Option<&core::Http2ProtocolOptions>) -> Result<H2Options, ConfigError> {
     let default = H2Options::default();
-    H2Options {
+    Ok(H2Options {
+        keepalive: match proto {
+            Some(proto) => crate::http::config::keepalive(proto)?,
+            None => None,
+        },
         max_concurrent_streams: proto
             .and_then(|p| p.max_concurrent_streams)
             .unwrap_or(default.max_concurrent_streams),
@@ -480,7 +484,7 @@ fn h2_options(proto: Option<&core::Http2ProtocolOptions>) -> H2Options {
             .and_then(|p| p.initial_connection_window_size)
             .unwrap_or(default.connection_window),
         ..default
-    }
+    })
 }
 
 #[allow(deprecated, reason = "control planes still send http2_protocol_options")]
@@ -489,7 +493,7 @@ fn http_options(proto: &pb::Cluster) -> Result<HttpSettings, Vec<ConfigError>> {
     use up::http_protocol_options::explicit_http_config::ProtocolConfig as P;
     const KEY: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     let mode = if proto.http2_protocol_options.is_some() { HttpMode::Http2 } else { HttpMode::Http1 };
-    let h2 = h2_options(proto.http2_protocol_options.as_ref());
+    let h2 = h2_options(proto.http2_protocol_options.as_ref()).map_err(|e| e.at("http2_protocol_options"))?;
     let mut settings =
         HttpSettings { mode, common: None, auto_sni: false, auto_san: false, h1: H1Options::upstream(), h2 };
     for (key, any) in &proto.typed_extension_protocol_options {
@@ -506,7 +510,8 @@ fn http_options(proto: &pb::Cluster) -> Result<HttpSettings, Vec<ConfigError>> {
             None => return Err(ConfigError::missing(format!("[{key}].upstream_protocol_options")).into()),
             Some(U::ExplicitHttpConfig(c)) => match &c.protocol_config {
                 Some(P::Http2ProtocolOptions(h2)) => {
-                    settings.h2 = h2_options(Some(h2));
+                    settings.h2 =
+                        h2_options(Some(h2)).map_err(|e| e.at(format!("[{key}].http2_protocol_options")))?;
                     HttpMode::Http2
                 }
                 Some(P::HttpProtocolOptions(options)) => {
@@ -517,12 +522,14 @@ fn http_options(proto: &pb::Cluster) -> Result<HttpSettings, Vec<ConfigError>> {
             },
             Some(U::UseDownstreamProtocolConfig(c)) => {
                 settings.h1 = h1(c.http_protocol_options.as_ref(), "use_downstream_protocol_config")?;
-                settings.h2 = h2_options(c.http2_protocol_options.as_ref());
+                settings.h2 = h2_options(c.http2_protocol_options.as_ref())
+                    .map_err(|e| e.at(format!("[{key}].http2_protocol_options")))?;
                 HttpMode::Downstream
             }
             Some(U::AutoConfig(c)) => {
                 settings.h1 = h1(c.http_protocol_options.as_ref(), "auto_config")?;
-                settings.h2 = h2_options(c.http2_protocol_options.as_ref());
+                settings.h2 = h2_options(c.http2_protocol_options.as_ref())
+                    .map_err(|e| e.at(format!("[{key}].http2_protocol_options")))?;
                 HttpMode::Auto
             }
         };

@@ -2,6 +2,7 @@
 
 pub mod client;
 mod convert;
+mod keepalive;
 pub mod server;
 mod shared;
 #[cfg(test)]
@@ -9,6 +10,8 @@ mod tests;
 mod transfer;
 
 use std::time::Duration;
+
+pub use keepalive::Keepalive;
 
 /// Windows and limits of a connection, as Envoy's Http2ProtocolOptions name them.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +27,8 @@ pub struct H2Options {
     pub max_head_bytes: u32,
     /// Take extended CONNECT (`allow_connect`).
     pub allow_connect: bool,
+    /// Ask the peer whether it is still there.
+    pub keepalive: Option<Keepalive>,
     /// Servers: how long a connection may be without a stream.
     pub idle_timeout: Option<Duration>,
     /// Servers: how long to wait for the peer's end after ours (`delayed_close_timeout`).
@@ -38,6 +43,7 @@ impl Default for H2Options {
             connection_window: 4 * 1024 * 1024,
             max_head_bytes: 60 * 1024,
             allow_connect: false,
+            keepalive: None,
             idle_timeout: Some(Duration::from_secs(3600)),
             delayed_close: Duration::from_secs(1),
         }

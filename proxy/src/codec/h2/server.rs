@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::shared::SharedIo;
 use super::transfer::{Incoming, Outgoing};
-use super::{H2Options, convert};
+use super::{H2Options, convert, keepalive};
 use crate::codec::body::Body;
 use crate::codec::drain::{Drain, DrainPhase};
 use crate::codec::message::{Downstream, HttpService, InformationalSink, Reply, Request, ResponseHead};
@@ -39,6 +39,9 @@ async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2
     }
     let Ok(mut connection) = builder.handshake::<SharedIo, Bytes>(io).await else { return };
     let active = Rc::new(Active { streams: Cell::new(0), since: Cell::new(Instant::now()) });
+    // Boxed, for most connections have no use for it.
+    let asks = options.keepalive.map(|k| (connection.ping_pong(), k));
+    let mut lost = asks.map(|(ping, k)| Box::pin(keepalive::lost(ping, Some(k))));
     let mut number = 0;
     let mut draining = false;
     loop {
@@ -53,7 +56,15 @@ async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2
             // One GOAWAY is enough; the streams under way then finish.
             if draining { std::future::pending().await } else { drain.reached(DrainPhase::Draining).await }
         };
+        let lost = async {
+            match &mut lost {
+                Some(lost) => lost.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            // The peer is gone; the streams learn of it by themselves.
+            () = lost => return,
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
                     let task = stream(request, respond, service.clone(), number, Busy::new(&active));
