@@ -109,6 +109,8 @@ pub(super) async fn establish(
     let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
         return Ok((io, None));
     };
+    let name = host.hostname();
+    let options = ConnectOptions { host: (!name.is_empty()).then_some(name), ..options };
     let (io, info) =
         tls.connect(io, options, &cluster.stats().tls).await.map_err(|e| e.transport_failure())?;
     Ok((io, Some(info)))

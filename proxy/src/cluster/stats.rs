@@ -101,6 +101,7 @@ stats! {
     upstream_cx_http1_total: counter "upstream_cx_http1_total",
     upstream_cx_http2_total: counter "upstream_cx_http2_total",
     upstream_cx_connect_fail: counter "upstream_cx_connect_fail",
+    upstream_cx_connect_attempts_exceeded: counter "upstream_cx_connect_attempts_exceeded",
     upstream_cx_connect_timeout: counter "upstream_cx_connect_timeout",
     upstream_cx_connect_ms: histogram "upstream_cx_connect_ms",
     upstream_cx_destroy: counter "upstream_cx_destroy",

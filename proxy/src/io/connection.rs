@@ -23,7 +23,7 @@ pub enum Direction {
 pub struct TlsInfo {
     /// `TLSv1.3`, `TLSv1.2`.
     pub version: &'static str,
-    /// The cipher suite's IANA name.
+    /// The cipher suite's name, OpenSSL's.
     pub cipher: &'static str,
     /// The key exchange group, such as `X25519MLKEM768`.
     pub group: &'static str,

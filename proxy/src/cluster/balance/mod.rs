@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 pub use self::avoid::{Omit, TriedPriorities};
 pub use self::original_dst::OriginalDst;
+pub use self::xxhash::xxh64;
 use super::host::{Host, HostId};
 use super::host_set::{HostList, HostSet};
 

@@ -250,6 +250,7 @@ async fn open(
         sni: name.filter(|_| config.auto_sni),
         alpn: want.alpn.as_ref().map(|a| a.as_slice()),
         san: name.filter(|_| config.auto_san),
+        host: None,
         origin: key.origin.as_deref(),
     };
     let connected = connect(cluster, host, permit, options).await.map_err(AcquireError::Connect)?;
