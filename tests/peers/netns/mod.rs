@@ -4,6 +4,7 @@
 //! configuration and the same clients. What the clients got, what the server saw and the counters asked for must be equal,
 //! and be what the test expects.
 
+mod first_bytes;
 mod hosts;
 mod redirect;
 mod source;
@@ -148,12 +149,18 @@ fn answer(mut stream: TcpStream, peer: SocketAddr, port: u16) {
     let _ = stream.set_read_timeout(Some(PATIENCE));
     let mut request = Vec::new();
     let mut byte = [0];
-    while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
+    let request_begins = |bytes: &[u8]| bytes.windows(4).position(|w| w == b"GET ");
+    while !(request.ends_with(b"\r\n\r\n") && request_begins(&request).is_some())
+        && stream.read(&mut byte).is_ok_and(|n| n == 1)
+    {
         request.push(byte[0]);
     }
-    // The PROXY protocol's line, where there is one, is for the answer.
-    let first = String::from_utf8_lossy(&request);
-    let first = first.lines().next().filter(|l| l.starts_with("PROXY")).unwrap_or_default();
+    // The PROXY protocol's header, where there is one, is for the answer: text as it is, bytes by their numbers.
+    let header = &request[..request_begins(&request).unwrap_or_default()];
+    let first = match header.strip_prefix(b"PROXY") {
+        Some(_) => String::from_utf8_lossy(header).trim_end().to_owned(),
+        None => header.iter().map(|b| format!("{b:02x} ")).collect(),
+    };
     let body = format!("{} at {port}{first}", peer.ip().to_canonical());
     let _ = write!(
         stream,
@@ -169,15 +176,26 @@ fn ask(net: &Net, from: IpAddr, to: SocketAddr) -> String {
 
 /// The same, with something before the request.
 fn ask_after(net: &Net, from: IpAddr, to: SocketAddr, before: &str) -> String {
+    ask_after_bytes(net, from, to, before.as_bytes())
+}
+
+/// The same, with bytes.
+fn ask_after_bytes(net: &Net, from: IpAddr, to: SocketAddr, before: &[u8]) -> String {
     let seen = net.client.inside(|| -> std::io::Result<String> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.bind(&SocketAddr::new(from, 0).into())?;
         socket.connect_timeout(&to.into(), PATIENCE)?;
         let mut stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE))?;
-        write!(stream, "{before}GET / HTTP/1.1\r\nhost: somewhere\r\nconnection: close\r\n\r\n")?;
+        stream.write_all(before)?;
+        write!(stream, "GET / HTTP/1.1\r\nhost: somewhere\r\nconnection: close\r\n\r\n")?;
         let mut text = String::new();
-        stream.read_to_string(&mut text)?;
+        // One that is ended may also be reset, as it has not read everything.
+        if let Err(error) = stream.read_to_string(&mut text)
+            && error.kind() != std::io::ErrorKind::ConnectionReset
+        {
+            return Err(error);
+        }
         Ok(text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or(text))
     });
     seen.unwrap_or_else(|e| format!("error: {:?}", e.kind()))
