@@ -48,7 +48,8 @@ impl Sample {
     pub fn used(&self) -> bool {
         match &self.value {
             Value::Counter(n) => *n != 0,
-            Value::Gauge(n) => *n != 0,
+            // The server's own are set from its start; zero is what its state most often is.
+            Value::Gauge(n) => *n != 0 || self.prefix == "server",
             Value::Histogram(buckets, _) => buckets.iter().any(|n| *n != 0),
         }
     }

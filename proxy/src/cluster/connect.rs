@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::Instant;
 
 use super::endpoint::HostAddress;
@@ -68,6 +68,8 @@ pub async fn connect(
     let began = Instant::now();
     let made = {
         let transport = host.facts().transport;
+        let name = host.hostname();
+        let options = ConnectOptions { host: (!name.is_empty()).then_some(name), ..options };
         let establishing = establish(cluster, host.address(), transport, options);
         tokio::time::timeout(cluster.config().connect_timeout, establishing).await
     };
@@ -95,13 +97,12 @@ pub(super) async fn establish(
     transport: usize,
     options: ConnectOptions<'_>,
 ) -> Result<(Io, Option<TlsInfo>), String> {
-    let HostAddress::Ip(address) = address else {
-        return Err("UNIX sockets are not supported".to_owned());
-    };
     let source = options.origin.and_then(|o| o.passed_on.source);
-    let stream =
-        dial(cluster, *address, source).await.map_err(|e| format!("delayed connect error: {}", words(&e)))?;
-    let mut io = Io::tcp(stream);
+    let failed = |e: std::io::Error| format!("delayed connect error: {}", words(&e));
+    let mut io = match address {
+        HostAddress::Ip(address) => Io::tcp(dial(cluster, *address, source).await.map_err(failed)?),
+        HostAddress::Pipe(path) => Io::unix(UnixStream::connect(&**path).await.map_err(failed)?),
+    };
     let transport = cluster.config().transports.get(transport);
     if let Some(proxy) = transport.and_then(|t| t.proxy.as_ref()) {
         io.write_all(&proxy.header(options.origin)).await.map_err(|e| words(&e))?;
@@ -109,8 +110,6 @@ pub(super) async fn establish(
     let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
         return Ok((io, None));
     };
-    let name = host.hostname();
-    let options = ConnectOptions { host: (!name.is_empty()).then_some(name), ..options };
     let (io, info) =
         tls.connect(io, options, &cluster.stats().tls).await.map_err(|e| e.transport_failure())?;
     Ok((io, Some(info)))

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 pub use alarm::Alarm;
 pub use connection::{ConnectionInfo, Direction, Origin, PassedOn, TlsInfo, UpstreamSource};
@@ -34,6 +34,7 @@ pub struct Io {
 #[derive(Debug)]
 enum Kind {
     Tcp(TcpStream),
+    Unix(UnixStream),
     TlsServer(Box<tokio_rustls::server::TlsStream<Io>>),
     TlsClient(Box<tokio_rustls::client::TlsStream<Io>>),
     Memory(DuplexStream),
@@ -43,6 +44,11 @@ impl Io {
     /// A TCP connection.
     pub fn tcp(stream: TcpStream) -> Self {
         Kind::Tcp(stream).into()
+    }
+
+    /// A connection to a UNIX socket.
+    pub fn unix(stream: UnixStream) -> Self {
+        Kind::Unix(stream).into()
     }
 
     /// The inside of a TLS connection that we accepted.
@@ -77,7 +83,7 @@ impl Io {
             Kind::Tcp(stream) => Some(stream),
             Kind::TlsServer(stream) => stream.get_ref().0.tcp_stream(),
             Kind::TlsClient(stream) => stream.get_ref().0.tcp_stream(),
-            Kind::Memory(_) => None,
+            Kind::Unix(_) | Kind::Memory(_) => None,
         }
     }
 }
@@ -128,6 +134,7 @@ macro_rules! each {
     ($self:expr, $stream:ident => $call:expr) => {
         match &mut $self.kind {
             Kind::Tcp($stream) => $call,
+            Kind::Unix($stream) => $call,
             Kind::TlsServer($stream) => $call,
             Kind::TlsClient($stream) => $call,
             Kind::Memory($stream) => $call,
@@ -175,6 +182,7 @@ impl AsyncWrite for Io {
     fn is_write_vectored(&self) -> bool {
         match &self.kind {
             Kind::Tcp(stream) => stream.is_write_vectored(),
+            Kind::Unix(stream) => stream.is_write_vectored(),
             Kind::TlsServer(stream) => stream.is_write_vectored(),
             Kind::TlsClient(stream) => stream.is_write_vectored(),
             Kind::Memory(stream) => stream.is_write_vectored(),

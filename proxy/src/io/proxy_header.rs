@@ -1,7 +1,7 @@
 //! The PROXY protocol's header, versions 1 and 2: read from a downstream's first bytes, written as an upstream's first bytes.
 //!
 //! The format is the one of haproxy's `proxy-protocol.txt`. What Envoy takes and refuses beyond that text decides here: only
-//! TCP over IPv4 and IPv6 in version 2, and at most 108 bytes of version 1.
+//! IPv4 and IPv6 in version 2, and at most 108 bytes of version 1.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -114,8 +114,9 @@ fn v2(bytes: &[u8]) -> Parsed {
     };
     let addresses_length = match (local, family) {
         (true, _) => 0,
-        (false, 0x11) => 12,
-        (false, 0x21) => 36,
+        // Envoy takes addresses of datagrams for a connection's as well.
+        (false, 0x11 | 0x12) => 12,
+        (false, 0x21 | 0x22) => 36,
         _ => return bad,
     };
     if length < addresses_length {
@@ -269,7 +270,7 @@ mod tests {
             assert_eq!(parse(text), Parsed::Bad(Version::V1), "{text:?}");
         }
         let good = encode_v2("1.2.3.4:5".parse().unwrap(), "6.7.8.9:10".parse().unwrap(), [].iter());
-        for (at, byte) in [(12, 0x31), (12, 0x22), (13, 0x12), (13, 0x31), (15, 11)] {
+        for (at, byte) in [(12, 0x31), (12, 0x22), (13, 0x10), (13, 0x31), (15, 11)] {
             let mut bad = good.clone();
             bad[at] = byte;
             assert_eq!(parse(&bad), Parsed::Bad(Version::V2), "{at} {byte}");

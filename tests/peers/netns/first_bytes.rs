@@ -47,8 +47,12 @@ const TOLD: &str = "10.78.0.2 at 9000PROXY TCP4 1.2.3.4 6.7.8.9 5 10";
 #[test]
 fn headers_of_both_versions_are_taken_and_bad_ones_end_the_connection() {
     let v2 = binary(b"\x02\x00\x03abc");
-    let mut unsupported = binary(b"");
-    unsupported[13] = 0x12;
+    let of_family = |family: u8| {
+        let mut header = binary(b"");
+        header[13] = family;
+        header
+    };
+    let (datagrams, unix, other, none) = (of_family(0x12), of_family(0x31), of_family(0x10), of_family(0));
     let seen = seen(
         json!({}),
         json!({ "version": "V1" }),
@@ -63,12 +67,15 @@ fn headers_of_both_versions_are_taken_and_bad_ones_end_the_connection() {
             b"PROXY TCP4 1.2.3.4 6.7.8.9 5 10\r\n",
             &v2,
             b"PROXY TCP4 1.2.3.4 6.7.8.9 5\r\n",
-            &unsupported,
+            &datagrams,
+            &unix,
+            &other,
+            &none,
             b"",
         ],
     );
     assert_eq!(seen[..2], [TOLD, TOLD]);
-    for (counter, expected) in seen[5..].iter().zip([1; 5]) {
+    for (counter, expected) in seen[8..].iter().zip([1, 1, 2, 3, 1]) {
         assert!(counter.ends_with(&format!(" {expected}")), "{counter}");
     }
 }
@@ -81,7 +88,7 @@ fn a_connection_without_a_header_goes_on_where_that_is_allowed() {
         &["proxy_proto.named.not_found_allowed", "proxy_proto.named.versions.v1.found"],
         &[b"", b"PROXY TCP4 1.2.3.4 6.7.8.9 5 10\r\n"],
     );
-    assert!(seen[0].starts_with("10.78.0.2 at 9000PROXY TCP4 10.77.0.1 10.77.0.2 "), "{seen:?}");
+    assert!(seen[0].starts_with("10.78.0.2 at 9000PROXY TCP4 10.77.0.1 10.78.0.2 PORT 1080"), "{seen:?}");
     assert_eq!(seen[1], TOLD);
 }
 

@@ -597,6 +597,9 @@ fn endpoint(proto: &ep::LbEndpoint) -> Result<Endpoint, ConfigError> {
             })?;
             HostAddress::Ip(SocketAddr::new(ip, port(&socket)?))
         }
+        core::address::Address::Pipe(pipe) if !pipe.path.is_empty() => {
+            HostAddress::Pipe(pipe.path.as_str().into())
+        }
         _ => return Err(ConfigError::unsupported("endpoint.address", "this kind of address")),
     };
     let mut endpoint = finish(proto, &inner, address);
