@@ -76,7 +76,9 @@ impl Process {
         let text = std::fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
+        // What is wrong with a long configuration stands before it or behind it.
+        let (first, last) = (lines.len().min(20), lines.len().saturating_sub(60).max(20).min(lines.len()));
+        [&lines[..first], &lines[last..]].concat().join("\n")
     }
 }
 

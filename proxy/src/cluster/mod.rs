@@ -425,10 +425,7 @@ impl Cluster {
                 host.count_error();
             }
             Outcome::ConnectFailed => host.count_error(),
-            Outcome::Reset => {
-                self.stats().upstream_rq_rx_reset.inc();
-                host.count_error();
-            }
+            Outcome::Reset => host.count_error(),
         }
         let failed = !matches!(outcome, Outcome::Answered(status) if !status.is_server_error());
         if failed

@@ -17,7 +17,7 @@ pub use body::{Body, BodyError, BodyStream, Frame};
 pub use drain::{Drain, DrainPhase};
 pub use headers::Headers;
 pub use message::{
-    Downstream, HttpService, InformationalSink, Progress, Protocol, Release, Reply, Request, RequestHead,
-    ResetReason, ResponseHead, UpstreamError,
+    ConnectionLimit, Downstream, HttpService, InformationalSink, Progress, Protocol, Release, Reply, Request,
+    RequestHead, ResetReason, ResponseHead, UpstreamError,
 };
 pub use spelling::{KeyFormat, Spelling};

@@ -143,14 +143,17 @@ impl ResponseBody {
     fn expire(&mut self, why: Expired) -> BodyError {
         let stats = self.ending.as_ref().map(|e| e.shared.clone());
         let (flag, details) = match why {
-            Expired::Idle => (Flag::StreamIdleTimeout, "stream_idle_timeout"),
-            Expired::MaxDuration => (Flag::DurationTimeout, "max_duration_timeout"),
-            Expired::Request => (Flag::StreamIdleTimeout, "request_overall_timeout"),
-            Expired::Route => (Flag::UpstreamRequestTimeout, "response_timeout"),
-            Expired::TryIdle => (Flag::UpstreamRequestTimeout, "upstream_per_try_idle_timeout"),
+            Expired::Idle => (Some(Flag::StreamIdleTimeout), "stream_idle_timeout"),
+            // The flag DT is of connections.
+            Expired::MaxDuration => (None, "max_duration_timeout"),
+            Expired::Request => (Some(Flag::StreamIdleTimeout), "request_overall_timeout"),
+            Expired::Route => (Some(Flag::UpstreamRequestTimeout), "response_timeout"),
+            Expired::TryIdle => (Some(Flag::UpstreamRequestTimeout), "upstream_per_try_idle_timeout"),
         };
         self.flow.set_expired(why);
-        self.flow.flag(flag);
+        if let Some(flag) = flag {
+            self.flow.flag(flag);
+        }
         self.flow.details(details);
         if let (Expired::Route, Some(charge)) = (why, &*self.flow.charge.borrow()) {
             charge.timed_out();

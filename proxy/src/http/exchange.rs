@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::config::HcmConfig;
@@ -116,6 +117,8 @@ async fn answer(
     let matched = match find(&head) {
         Ok(matched) => Some(matched),
         Err(true) => {
+            config.stats.rq_total.inc();
+            config.stats.rq_direct_response.inc();
             let reply = redirect(&Redirect::to_https(), &head, &crate::route::RouteMatch::any().path);
             return (local(reply, &before), before, None);
         }
@@ -151,15 +154,13 @@ async fn answer(
             return (local(reply, &before), before, exchange.matched);
         }
     };
+    config.stats.rq_total.inc();
     let Routed { result, exchange } = match terminal(shared, admitted.exchange()) {
         Some(reply) => {
             let (exchange, _) = admitted.into_parts();
             Routed { result: Err(reply), exchange }
         }
-        None => {
-            config.stats.rq_total.inc();
-            router::route(admitted, config.buffer_limit).await
-        }
+        None => router::route(admitted, config.buffer_limit).await,
     };
     let reply = match result {
         Ok(reply) => reply,
@@ -193,7 +194,8 @@ fn terminal(shared: &Shared, exchange: &Exchange) -> Option<LocalReply> {
     }
     match &route.action {
         Action::Redirect(to) => {
-            config.stats.rq_redirect.inc();
+            // Envoy counts a redirect as an answer of its own; its `rq_redirect` stays zero.
+            config.stats.rq_direct_response.inc();
             Some(redirect(to, &exchange.head, &route.matching.path))
         }
         Action::Direct(direct) => {
@@ -220,7 +222,15 @@ fn terminal(shared: &Shared, exchange: &Exchange) -> Option<LocalReply> {
 }
 
 fn direct_response(direct: &DirectResponse, exchange: &Exchange) -> LocalReply {
-    let reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response");
+    let mut reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response");
+    // RFC 9110, section 10.2.2; without a place of its own it is the request's.
+    if direct.status == StatusCode::CREATED || direct.status.is_redirection() {
+        let head = &exchange.head;
+        let place = [&head.scheme[..], b"://", &head.authority, &head.path].concat();
+        if let Ok(location) = HeaderValue::from_maybe_shared(Bytes::from(place)) {
+            reply = reply.header(header::LOCATION, location);
+        }
+    }
     let Some(BodyFormat { format, content_type }) = direct.format.as_deref() else { return reply };
     let mut text = Vec::new();
     exchange.flow.info(|info| {
@@ -275,7 +285,6 @@ fn expired(shared: &Shared, flow: &Flow, why: Expired) -> (Reply, Before, Option
         }
         Expired::MaxDuration => {
             stats.downstream_rq_max_duration_reached.inc();
-            flow.flag(Flag::DurationTimeout);
             LocalReply::new(late, "downstream duration timeout", "max_duration_timeout").grpc(4)
         }
         Expired::Request => {

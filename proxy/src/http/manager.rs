@@ -9,7 +9,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::config::{ClientCert, HcmConfig};
 use super::{exchange, local_reply, response, xfcc};
-use crate::codec::{Downstream, Headers, HttpService, Protocol, Reply, Request};
+use crate::codec::{ConnectionLimit, Downstream, Headers, HttpService, Protocol, Reply, Request};
 use crate::io::{Alarm, ConnectionInfo};
 use crate::router::{Flow, LocalReply};
 
@@ -72,6 +72,14 @@ impl HttpService for ConnectionManager {
 
     fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply {
         self.shared.bad_request(status, details, protocol)
+    }
+
+    fn ending(&self, why: ConnectionLimit) {
+        let stats = &self.shared.config.stats;
+        match why {
+            ConnectionLimit::Idle => stats.downstream_cx_idle_timeout.inc(),
+            ConnectionLimit::Age => stats.downstream_cx_max_duration_reached.inc(),
+        }
     }
 }
 
@@ -138,7 +146,11 @@ impl Shared {
         use crate::telemetry::access_log::{LogContext, LogType};
         use crate::telemetry::{Flag, StreamInfo};
         let stats = &self.config.stats;
-        stats.downstream_cx_protocol_error.inc();
+        // A head that takes too long is slow, not wrong.
+        let slow = details == "request_header_timeout";
+        if !slow {
+            stats.downstream_cx_protocol_error.inc();
+        }
         stats.downstream_rq_total.inc();
         stats.downstream_rq_completed.inc();
         stats.status(status);
@@ -154,7 +166,10 @@ impl Shared {
         response::shape(&mut reply.head, &self.config, None);
         let mut info = flow.info(|i| i.clone());
         info.status = Some(reply.head.status);
-        info.flags.set(Flag::DownstreamProtocolError);
+        info.bytes_sent = reply.body.remaining().unwrap_or(0);
+        if !slow {
+            info.flags.set(Flag::DownstreamProtocolError);
+        }
         let context = LogContext {
             response: Some(&reply.head.headers),
             occasion: LogType::DownstreamEnd,

@@ -127,8 +127,10 @@ fn normalize_path(head: &mut RequestHead, config: &HcmConfig) -> Result<(), Loca
         PathVerdict::Redirect(_) if is_grpc(head) => reject(),
         PathVerdict::Redirect(path) => {
             config.stats.downstream_rq_redirected_with_normalized_path.inc();
+            // Logs speak of the path as it should have been; Envoy has one detail for both verdicts.
+            head.path = path.clone();
             let location = HeaderValue::from_maybe_shared(path);
-            let reply = LocalReply::new(StatusCode::TEMPORARY_REDIRECT, "", "path_normalization_redirect");
+            let reply = LocalReply::new(StatusCode::TEMPORARY_REDIRECT, "", "path_normalization_failed");
             Err(match location {
                 Ok(location) => reply.header(header::LOCATION, location),
                 Err(_) => return reject(),

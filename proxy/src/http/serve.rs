@@ -75,6 +75,7 @@ impl HcmConfig {
             idle_timeout: some(self.idle_timeout),
             head_timeout: some(self.request_headers_timeout),
             drain_timeout: self.drain_timeout,
+            longest: some(self.max_connection_duration),
             tls,
             ..h1::server::ServerOptions::default()
         }
@@ -94,6 +95,7 @@ impl HcmConfig {
             allow_connect: self.http2.allow_connect,
             keepalive: self.http2.keepalive,
             idle_timeout: (!self.idle_timeout.is_zero()).then_some(self.idle_timeout),
+            longest: (!self.max_connection_duration.is_zero()).then_some(self.max_connection_duration),
             ..default
         }
     }

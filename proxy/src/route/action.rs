@@ -76,10 +76,10 @@ impl ClusterName {
         }
     }
 
-    /// The name, where the request does not matter.
-    pub fn fixed(&self) -> Option<&Arc<str>> {
+    /// The cluster's slot, where the request does not matter.
+    pub fn fixed(&self) -> Option<&Arc<Slot<Cluster>>> {
         match self {
-            Self::Slot(slot) => Some(slot.name()),
+            Self::Slot(slot) => Some(slot),
             Self::Header(..) => None,
         }
     }

@@ -109,18 +109,25 @@ pub struct HeaderMatch {
 impl HeaderMatch {
     /// Whether the request's field obeys.
     pub fn matches(&self, head: &RequestHead) -> bool {
-        self.field.with(head, |value| {
-            let value = value.or(if self.missing_as_empty { Some(b"") } else { None });
-            let holds = match (&self.rule, value) {
-                (HeaderRule::Present(present), value) => value.is_some() == *present,
-                (_, None) => return false,
-                (HeaderRule::Text(text), Some(value)) => text.matches(value),
-                (HeaderRule::Range(from, to), Some(value)) => {
-                    integer(value).is_some_and(|n| n >= *from && n < *to)
-                }
-            };
-            holds != self.invert
-        })
+        let Field::Name(name) = &self.field else {
+            return self.field.with(head, |value| self.holds(value.into_iter()));
+        };
+        self.holds(head.headers.get_all(name).map(|v| v.as_bytes()))
+    }
+
+    /// Whether these values of the field obey: one of them is enough.
+    fn holds<'a>(&self, mut values: impl Iterator<Item = &'a [u8]>) -> bool {
+        let first = values.next().or(if self.missing_as_empty { Some(b"") } else { None });
+        if let HeaderRule::Present(present) = self.rule {
+            return (first.is_some() == present) != self.invert;
+        }
+        let Some(first) = first else { return false };
+        let one = |value: &[u8]| match &self.rule {
+            HeaderRule::Present(present) => *present,
+            HeaderRule::Text(text) => text.matches(value),
+            HeaderRule::Range(from, to) => integer(value).is_some_and(|n| n >= *from && n < *to),
+        };
+        (one(first) || values.any(one)) != self.invert
     }
 }
 

@@ -128,7 +128,9 @@ fn weights_are_relative_and_each_random_number_falls_in_one_share() {
     for random in 0..1000 {
         let matched =
             Matched::find(&config, &Asked { random, ..Asked::new(&head("GET", "h", "/", &[])) }).unwrap();
-        *counts.entry(matched.weighted().unwrap().cluster.fixed().unwrap().to_string()).or_default() += 1;
+        *counts
+            .entry(matched.weighted().unwrap().cluster.fixed().unwrap().name().to_string())
+            .or_default() += 1;
     }
     assert_eq!(counts, [("canary".to_owned(), 100), ("stable".to_owned(), 900)].into());
 }

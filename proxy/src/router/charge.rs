@@ -102,3 +102,12 @@ impl Charge {
         });
     }
 }
+
+/// A mirror answered a copy: its cluster counts it, as an internal request's.
+pub fn copy_answered(cluster: &Slot<Cluster>, status: StatusCode) {
+    if let Some(cluster) = cluster.get() {
+        let codes = &cluster.stats().codes;
+        codes.count(Share::All, status);
+        codes.count(Share::Internal, status);
+    }
+}

@@ -7,9 +7,11 @@ use http::{HeaderName, HeaderValue};
 
 use super::alpn::AlpnOverride;
 use super::{Flow, RouterConfig};
+use crate::cluster::Cluster;
 use crate::codec::{Body, Headers, InformationalSink, RequestHead};
 use crate::io::{ConnectionInfo, TlsInfo};
 use crate::route::{Matched, Target};
+use crate::state::Slot;
 use crate::telemetry::istio::{Service, Workload};
 
 /// The field that describes a workload: a protobuf `Struct` in base64.
@@ -76,12 +78,16 @@ pub struct Exchange {
 impl Exchange {
     /// The cluster that the route names, where it does so by itself.
     pub fn cluster_name(&self) -> Option<Arc<str>> {
-        let matched = self.matched.as_ref()?;
-        match &matched.forward()?.target {
-            Target::Cluster(slot) => Some(slot.name().clone()),
-            Target::Weighted { .. } => matched.weighted().and_then(|w| w.cluster.fixed().cloned()),
-            Target::Header(..) => None,
-        }
+        named_cluster(self.matched.as_ref()?).map(|slot| slot.name().clone())
+    }
+}
+
+/// The cluster that a route names by itself, where it does so.
+pub(super) fn named_cluster(matched: &Matched) -> Option<&Arc<Slot<Cluster>>> {
+    match &matched.forward()?.target {
+        Target::Cluster(slot) => Some(slot),
+        Target::Weighted { .. } => matched.weighted().and_then(|w| w.cluster.fixed()),
+        Target::Header(..) => None,
     }
 }
 

@@ -35,15 +35,19 @@ pub fn prepare(
             }
         });
     }
-    let of_weighted = matched.weighted().and_then(|w| w.host_rewrite.clone());
-    let authority = of_weighted.or_else(|| match &forward.host_rewrite {
+    if let Some(of_weighted) = matched.weighted().and_then(|w| w.host_rewrite.clone()) {
+        // Envoy does not tell the upstream of this one.
+        set_authority(head, of_weighted, forward.append_x_forwarded_host, false);
+    }
+    let authority = match &forward.host_rewrite {
         HostRewrite::None | HostRewrite::Auto => None,
         HostRewrite::Literal(text) => Some(text.clone()),
         HostRewrite::Header(name) => {
             head.headers.get(name).filter(|v| !v.is_empty()).map(|v| Bytes::copy_from_slice(v.as_bytes()))
         }
         HostRewrite::Path(substitution) => Some(substitution.apply(split_query(&head.path).0)),
-    });
+    };
+    let authority = authority.filter(|_| matched.weighted().is_none_or(|w| w.host_rewrite.is_none()));
     if let Some(authority) = authority {
         set_authority(head, authority, forward.append_x_forwarded_host, envoy_headers);
     }

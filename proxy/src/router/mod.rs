@@ -83,6 +83,11 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
         return Routed { result: Err(reply), exchange };
     };
+    if slot.get().is_none() {
+        flow.flag(Flag::NoClusterFound);
+        let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
+        return Routed { result: Err(reply), exchange };
+    }
     let head_method = head.method.clone();
     let charge = Charge::new(slot.clone(), &matched, &head);
     *flow.charge.borrow_mut() = Some(charge.clone());
@@ -178,14 +183,22 @@ fn mirror(
         let flow = Rc::new(Flow::new(exchange.flow.info(|i| i.clone())));
         let body = RequestBody::wrap(body, &flow);
         let Some(cluster) = mirror.cluster.slot(head) else { continue };
+        let slot = cluster.clone();
         let request = Request { head: mirror::head(head, mirror, exchange), body };
         let timeout = forward.timeout;
         let upstreams =
             ClusterUpstreams::new(cluster, forward, wishes.clone(), exchange.connection.clone(), flow);
         tokio::task::spawn_local(async move {
             let attempt = Attempt { request, tried: &[], omit: None, repicks: 0, timeout };
-            if let Ok(mut reply) = upstreams.attempt(attempt).await.result {
-                while let Some(Ok(_)) = reply.body.frame().await {}
+            match upstreams.attempt(attempt).await.result {
+                Ok(mut reply) => {
+                    charge::copy_answered(&slot, reply.head.status);
+                    while let Some(Ok(_)) = reply.body.frame().await {}
+                }
+                Err(failure) => {
+                    let reply = failure.reply(false, http::StatusCode::SERVICE_UNAVAILABLE, false);
+                    charge::copy_answered(&slot, reply.status);
+                }
             }
         });
     }
@@ -225,6 +238,7 @@ fn answer_head(
     flow.info(|i| {
         i.upstream_first_byte = Some(now);
         i.details = Some("via_upstream".into());
+        i.status = Some(reply.head.status);
     });
     change_response(matched, flow, &exchange.connection, &mut reply.head.headers);
 }
@@ -255,6 +269,9 @@ pub fn change_response(
 
 /// Remembers the route of a request as far as answers of our own are changed by it, and what those changes speak of.
 pub fn remember(flow: &Flow, matched: Option<&Matched>, head: &RequestHead) {
+    // Logs name it even where a filter answers in its place.
+    let cluster = matched.and_then(exchange::named_cluster).filter(|slot| slot.get().is_some());
+    flow.info(|i| i.cluster = cluster.map(|slot| slot.name().clone()));
     let changes = |m: &Matched| m.header_ops(false).next().is_some();
     let wanted = matched.filter(|m| m.virtual_host().attempt_count_in_response || changes(m));
     *flow.route.borrow_mut() = wanted.cloned();

@@ -19,7 +19,7 @@ use crate::cluster::limits::Permit;
 use crate::cluster::{
     self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority, Want,
 };
-use crate::codec::{InformationalSink, Progress, Protocol, Reply, RequestHead, UpstreamError};
+use crate::codec::{InformationalSink, Progress, Protocol, Reply, RequestHead, ResetReason, UpstreamError};
 use crate::io::{ConnectionInfo, Origin, TlsInfo};
 use crate::route::Forward;
 use crate::route::action::{HostRewrite, Priority};
@@ -146,6 +146,8 @@ impl ClusterUpstreams {
             Ok(upstream) => upstream,
             Err(AcquireError::Overflow) => {
                 under_way.end(None);
+                // It was not so much as tried.
+                *seen = None;
                 return Err(Failure::Overflow);
             }
             Err(AcquireError::Connect(failure)) => {
@@ -157,6 +159,8 @@ impl ClusterUpstreams {
         if let Some(seen) = seen {
             seen.local = upstream.local();
         }
+        // A request that is given up in the middle of the try is logged with its host, too.
+        self.flow.info(|i| i.upstream_host = host.address().ip());
         self.callee.borrow_mut().tls = upstream.tls().cloned();
         self.flow.sending(upstream.protocol());
         if let Some(charge) = &self.charge {
@@ -181,6 +185,9 @@ impl ClusterUpstreams {
                     Err(Failure::Downstream(broken))
                 }
                 None => {
+                    if matches!(error.reason, ResetReason::Remote | ResetReason::RemoteRefused) {
+                        cluster.stats().upstream_rq_rx_reset.inc();
+                    }
                     under_way.end(Some(cluster::Outcome::Reset));
                     Err(reset(error))
                 }

@@ -249,6 +249,11 @@ async fn open(
     let options = ConnectOptions {
         sni: name.filter(|_| config.auto_sni),
         alpn: want.alpn.as_ref().map(|a| a.as_slice()),
+        fallback: match key.protocol {
+            Some(Protocol::Http2) => &[b"h2"],
+            Some(_) => &[b"http/1.1"],
+            None => &[b"h2", b"http/1.1"],
+        },
         san: name.filter(|_| config.auto_san),
         host: None,
         origin: key.origin.as_deref(),

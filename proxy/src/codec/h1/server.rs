@@ -18,7 +18,8 @@ use super::transport::{Incoming, Outgoing, Transport};
 use crate::codec::body::{Body, BodyError, BodyStream, Frame};
 use crate::codec::drain::{Drain, DrainPhase};
 use crate::codec::message::{
-    Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResetReason, ResponseHead,
+    ConnectionLimit, Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResetReason,
+    ResponseHead,
 };
 use crate::codec::spelling::KeyFormat;
 use crate::io::{Alarm, Io};
@@ -39,6 +40,8 @@ pub struct ServerOptions {
     /// How long an idle connection still takes a request, whose answer then ends it (`drain_timeout`): one may be on its way
     /// when the idle timeout is over.
     pub drain_timeout: Duration,
+    /// How long a connection may be open before it ends in the same way (`max_connection_duration`).
+    pub longest: Option<Duration>,
 }
 
 impl Default for ServerOptions {
@@ -50,6 +53,7 @@ impl Default for ServerOptions {
             tls: false,
             delayed_close: Duration::from_secs(1),
             drain_timeout: Duration::ZERO,
+            longest: None,
         }
     }
 }
@@ -86,12 +90,13 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOption
         idled: false,
     }));
     let mut stream = 0;
+    let aged = options.longest.map(|t| Instant::now() + t);
     let mut closes = drain.clone();
     // One wait for the end and one timer for all requests: making them anew for each would cost more than they do.
     let mut closing = pin!(closes.reached(DrainPhase::Closing));
     let mut alarm = Alarm::default();
     loop {
-        let goes_on = match next(&shared, &options, closing.as_mut(), &mut alarm).await {
+        let goes_on = match next(&shared, &*service, &options, aged, closing.as_mut(), &mut alarm).await {
             Next::Request(parsed) => exchange(&shared, &service, *parsed, stream, &options, &drain).await,
             Next::Refused(refused) => {
                 let reply = service.bad_request(refused.status, refused.details, Protocol::Http11);
@@ -108,14 +113,17 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOption
 }
 
 /// Waits for the next request's head.
-async fn next(
+async fn next<S: HttpService>(
     shared: &RefCell<Shared>,
+    service: &S,
     options: &ServerOptions,
+    aged: Option<Instant>,
     mut closing: Pin<&mut impl Future<Output = ()>>,
     alarm: &mut Alarm,
 ) -> Next {
     let mut began = None;
-    let mut idle_end = options.idle_timeout.map(|t| Instant::now() + t);
+    let idle = options.idle_timeout.map(|t| Instant::now() + t);
+    let mut idle_end = [idle, aged].into_iter().flatten().min();
     loop {
         {
             let transport = &mut shared.borrow_mut().transport;
@@ -150,7 +158,12 @@ async fn next(
                     details: "request_header_timeout",
                 });
             }
-            None if !shared.borrow().idled && !options.drain_timeout.is_zero() => {
+            None if !shared.borrow().idled => {
+                let old = aged.is_some_and(|end| end <= Instant::now());
+                service.ending(if old { ConnectionLimit::Age } else { ConnectionLimit::Idle });
+                if options.drain_timeout.is_zero() {
+                    return Next::Closed;
+                }
                 shared.borrow_mut().idled = true;
                 idle_end = Some(Instant::now() + options.drain_timeout);
             }

@@ -31,6 +31,8 @@ pub struct H2Options {
     pub keepalive: Option<Keepalive>,
     /// Servers: how long a connection may be without a stream.
     pub idle_timeout: Option<Duration>,
+    /// Servers: how long a connection may be open (`max_connection_duration`).
+    pub longest: Option<Duration>,
     /// Servers: how long to wait for the peer's end after ours (`delayed_close_timeout`).
     pub delayed_close: Duration,
 }
@@ -45,6 +47,7 @@ impl Default for H2Options {
             allow_connect: false,
             keepalive: None,
             idle_timeout: Some(Duration::from_secs(3600)),
+            longest: None,
             delayed_close: Duration::from_secs(1),
         }
     }

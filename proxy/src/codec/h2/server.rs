@@ -16,7 +16,9 @@ use super::transfer::{Incoming, Outgoing};
 use super::{H2Options, convert, keepalive};
 use crate::codec::body::Body;
 use crate::codec::drain::{Drain, DrainPhase};
-use crate::codec::message::{Downstream, HttpService, InformationalSink, Reply, Request, ResponseHead};
+use crate::codec::message::{
+    ConnectionLimit, Downstream, HttpService, InformationalSink, Reply, Request, ResponseHead,
+};
 use crate::io::Io;
 
 /// Serves a connection until it ends, and closes it.
@@ -44,12 +46,19 @@ async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2
     let mut lost = asks.map(|(ping, k)| Box::pin(keepalive::lost(ping, Some(k))));
     let mut number = 0;
     let mut draining = false;
+    let opened = Instant::now();
     loop {
         let idle = async {
             match options.idle_timeout {
                 None => std::future::pending().await,
                 // Streams that end meanwhile move the moment; the loop comes back here and looks again.
                 Some(limit) => tokio::time::sleep_until(active.since.get() + limit).await,
+            }
+        };
+        let aged = async {
+            match options.longest {
+                Some(longest) if !draining => tokio::time::sleep_until(opened + longest).await,
+                _ => std::future::pending().await,
             }
         };
         let closing = async {
@@ -78,9 +87,17 @@ async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2
                 draining = true;
                 connection.graceful_shutdown();
             }
+            () = aged => {
+                service.ending(ConnectionLimit::Age);
+                draining = true;
+                connection.graceful_shutdown();
+            }
             () = idle => {
                 let over = options.idle_timeout.is_some_and(|t| active.since.get().elapsed() >= t);
                 if over && active.streams.get() == 0 {
+                    if !draining {
+                        service.ending(ConnectionLimit::Idle);
+                    }
                     draining = true;
                     active.since.set(Instant::now());
                     connection.graceful_shutdown();

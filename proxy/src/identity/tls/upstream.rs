@@ -49,6 +49,8 @@ pub struct ConnectOptions<'a> {
     pub sni: Option<&'a str>,
     /// The protocols to offer instead of the context's (the filter `istio.alpn`).
     pub alpn: Option<&'a [Vec<u8>]>,
+    /// The protocols to offer where neither that nor the context names any: those that the connection is for.
+    pub fallback: &'a [&'a [u8]],
     /// A host name that the server's certificate has to carry as well (`auto_san_validation`).
     pub san: Option<&'a str>,
     /// The host's own name, where it has one.
@@ -133,6 +135,10 @@ impl UpstreamContext {
         let connector = TlsConnector::from(config);
         let stream = match options.alpn {
             Some(alpn) => connector.with_alpn(alpn.to_vec()).connect(name, io).await,
+            None if self.common.alpn.is_empty() && !options.fallback.is_empty() => {
+                let alpn = options.fallback.iter().map(|p| p.to_vec()).collect();
+                connector.with_alpn(alpn).connect(name, io).await
+            }
             None => connector.connect(name, io).await,
         }
         .map_err(TlsError::from_io)?;
