@@ -165,8 +165,7 @@ impl ListenerConfig {
             }
         }
         let bind = proto.bind_to_port.or(proto.deprecated_v1.and_then(|v1| v1.bind_to_port)).unwrap_or(true);
-        let options =
-            collect(SocketOption::compile_all(&proto.socket_options), "socket_options", &mut errors);
+        let options = collect(super::options::compile(&proto.socket_options), "socket_options", &mut errors);
         let mut options = options.unwrap_or_default();
         options.extend(proto.tcp_fast_open_queue_length.map(SocketOption::fast_open));
         let direction = match core::TrafficDirection::try_from(proto.traffic_direction) {

@@ -10,6 +10,7 @@ pub mod config;
 pub mod filters;
 pub mod inspect;
 pub mod listener;
+pub mod options;
 pub mod sockets;
 
 pub use chain::{ChainMatch, FilterChain, Seen, TransportProtocol};
