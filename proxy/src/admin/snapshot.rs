@@ -22,7 +22,7 @@ pub struct Sample {
     /// The group's dotted prefix; empty for metrics whose name is whole (Istio's).
     pub prefix: String,
     /// The name within the prefix.
-    pub name: &'static str,
+    pub name: std::borrow::Cow<'static, str>,
     /// Labels.
     pub labels: Vec<(&'static str, String)>,
     /// The reading.
@@ -33,7 +33,7 @@ impl Sample {
     /// The dotted name that `/stats` prints; labels follow the name, as Istio's metrics have them and Envoy's do not.
     pub fn full_name(&self) -> String {
         let mut name = if self.prefix.is_empty() {
-            self.name.to_owned()
+            self.name.to_string()
         } else {
             format!("{}.{}", self.prefix, self.name)
         };

@@ -14,6 +14,7 @@ use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig
 use super::cors::{CorsPolicy, CorsStats};
 use super::fault::Fault;
 use super::peer_metadata::{self, PeerMetadata};
+use super::rbac::{self, Rbac};
 use super::{Filter, FilterList, Named};
 use crate::io::Direction;
 use crate::router::RouterConfig;
@@ -35,6 +36,8 @@ pub enum PerFilter {
     Fault(Arc<Fault>),
     /// The CORS policy.
     Cors(Arc<CorsPolicy>),
+    /// Rules in place of the chain's.
+    Rbac(Arc<rbac::Rules>),
 }
 
 /// Settings by the filter's name.
@@ -90,6 +93,9 @@ fn per_filter(any: &Any) -> Result<Option<PerFilter>, Errors> {
         "envoy.extensions.filters.http.cors.v3.CorsPolicy" => {
             CorsPolicy::compile(&unpack(&any)?).map(|c| Some(PerFilter::Cors(Arc::new(c))))
         }
+        "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
+            rbac::Rules::compile_for_route(&unpack(&any)?).map(|r| Some(PerFilter::Rbac(Arc::new(r))))
+        }
         "envoy.extensions.filters.http.cors.v3.Cors" => Ok(Some(PerFilter::Enabled)),
         other => Err(ConfigError::unsupported("", format!("a setting of type {other}")).into()),
     }
@@ -100,6 +106,7 @@ fn known(type_name: &str) -> bool {
         type_name,
         "envoy.extensions.filters.http.fault.v3.HTTPFault"
             | "envoy.extensions.filters.http.cors.v3.CorsPolicy"
+            | "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
     )
 }
 
@@ -188,6 +195,11 @@ fn compile_one(
             Filter::Fault(Arc::new(fault))
         }
         "envoy.extensions.filters.http.cors.v3.Cors" => Filter::Cors(Arc::new(CorsStats::new(stat_prefix))),
+        "envoy.extensions.filters.http.rbac.v3.RBAC" => {
+            let rbac =
+                unpack(&any).and_then(|c| Rbac::compile(&c, stat_prefix)).map_err(at("typed_config"))?;
+            Filter::Rbac(Arc::new(rbac))
+        }
         // Its numbers are Istio's request and response message counts, which need no settings.
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => Filter::GrpcStats,
         "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => {

@@ -8,6 +8,7 @@ pub mod config;
 pub mod cors;
 pub mod fault;
 pub mod peer_metadata;
+pub mod rbac;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,6 +18,7 @@ use self::config::PerFilter;
 use self::cors::{CorsPolicy, CorsStats};
 use self::fault::Fault;
 use self::peer_metadata::PeerMetadata;
+use self::rbac::Rbac;
 use crate::codec::Headers;
 use crate::io::ConnectionInfo;
 use crate::route::Matched;
@@ -40,6 +42,8 @@ pub enum Filter {
     IstioStats(Arc<Reporter>),
     /// gRPC message counts.
     GrpcStats,
+    /// Who may do what.
+    Rbac(Arc<Rbac>),
 }
 
 /// A filter in a chain.
@@ -122,6 +126,13 @@ impl FilterList {
                     own_metadata = filter.for_requests().cloned();
                     Verdict::Continue
                 }
+                Filter::Rbac(rbac) => {
+                    let of_route = match setting {
+                        Some(PerFilter::Rbac(rules)) => Some(rules),
+                        _ => None,
+                    };
+                    rbac.request_head(&exchange, of_route)
+                }
                 Filter::IstioStats(_) | Filter::GrpcStats => Verdict::Continue,
             };
             match verdict {
@@ -156,7 +167,11 @@ impl FilterList {
                     }
                     filter.write_response(headers, scratch.caller_told);
                 }
-                Filter::Fault(_) | Filter::Alpn(_) | Filter::IstioStats(_) | Filter::GrpcStats => {}
+                Filter::Fault(_)
+                | Filter::Alpn(_)
+                | Filter::IstioStats(_)
+                | Filter::GrpcStats
+                | Filter::Rbac(_) => {}
             }
         }
     }

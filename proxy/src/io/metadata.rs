@@ -1,7 +1,9 @@
 //! What filters say of a stream to later filters and to logs: Envoy's dynamic metadata, and its filter state.
 //!
-//! Nothing is allocated for a stream of which no filter says anything.
+//! Nothing is allocated for a stream of which no filter says anything, and what filters say often is a list of pointers to
+//! texts made with the configuration: the structure that Envoy shows is made when somebody reads it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,18 +13,65 @@ use xds_protos::prost_types::{Struct, Value};
 
 /// Values by namespace, which is the name of the filter that wrote them, and key.
 #[derive(Clone, Debug, Default)]
-pub struct DynamicMetadata(BTreeMap<&'static str, Struct>);
+pub struct DynamicMetadata(Vec<Item>);
+
+#[derive(Clone, Debug)]
+struct Item {
+    namespace: &'static str,
+    key: Arc<str>,
+    value: Datum,
+}
+
+/// One value.
+#[derive(Clone, Debug)]
+pub enum Datum {
+    /// Text.
+    Text(Arc<str>),
+    /// True or false.
+    Bool(bool),
+    /// Anything else.
+    Other(Box<Value>),
+}
+
+impl Datum {
+    fn value(&self) -> Cow<'_, Value> {
+        match self {
+            Self::Text(text) => Cow::Owned(Value { kind: Some(Kind::StringValue((**text).to_owned())) }),
+            Self::Bool(b) => Cow::Owned(Value { kind: Some(Kind::BoolValue(*b)) }),
+            Self::Other(value) => Cow::Borrowed(value),
+        }
+    }
+}
 
 impl DynamicMetadata {
     /// Sets one value; others of the namespace stay.
-    pub fn set(&mut self, namespace: &'static str, key: impl Into<String>, value: Kind) {
-        let fields = &mut self.0.entry(namespace).or_default().fields;
-        fields.insert(key.into(), Value { kind: Some(value) });
+    pub fn set(&mut self, namespace: &'static str, key: &Arc<str>, value: Datum) {
+        match self.0.iter_mut().find(|i| i.namespace == namespace && i.key == *key) {
+            Some(item) => item.value = value,
+            None => self.0.push(Item { namespace, key: key.clone(), value }),
+        }
     }
 
     /// Everything of a namespace.
-    pub fn namespace(&self, namespace: &str) -> Option<&Struct> {
-        self.0.get(namespace)
+    pub fn namespace(&self, namespace: &str) -> Option<Struct> {
+        let items = self.0.iter().filter(|i| i.namespace == namespace);
+        let fields: BTreeMap<_, _> =
+            items.map(|i| ((*i.key).to_owned(), i.value.value().into_owned())).collect();
+        (!fields.is_empty()).then_some(Struct { fields })
+    }
+
+    /// The value at a path in a namespace.
+    pub fn get<P: AsRef<str>>(&self, namespace: &str, path: &[P]) -> Option<Cow<'_, Value>> {
+        let (first, rest) = path.split_first()?;
+        let item = self.0.iter().find(|i| i.namespace == namespace && *i.key == *first.as_ref())?;
+        match (&item.value, rest) {
+            (datum, []) => Some(datum.value()),
+            (Datum::Other(value), rest) => match &value.kind {
+                Some(Kind::StructValue(inner)) => at_path(inner, rest).map(Cow::Borrowed),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }
 
@@ -34,7 +83,6 @@ pub struct Notes {
     /// Why a filter ended the connection, in Envoy's words.
     pub termination: Mutex<Option<Arc<str>>>,
 }
-
 /// The value at a path inside of a struct; none where a step leads nowhere.
 pub fn at_path<'a, P: AsRef<str>>(fields: &'a Struct, path: &[P]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;
@@ -100,12 +148,14 @@ mod tests {
         assert!(metadata.namespace("a").is_none());
         let inner =
             Struct { fields: [("n".to_owned(), Value { kind: Some(Kind::NumberValue(3.0)) })].into() };
-        metadata.set("a", "s", Kind::StructValue(inner));
-        metadata.set("a", "t", Kind::StringValue("x".into()));
+        let inner = Value { kind: Some(Kind::StructValue(inner)) };
+        metadata.set("a", &"s".into(), Datum::Other(Box::new(inner)));
+        metadata.set("a", &"t".into(), Datum::Text("w".into()));
+        metadata.set("a", &"t".into(), Datum::Text("x".into()));
+        assert_eq!(json(&metadata.get("a", &["s", "n"]).unwrap()), 3);
+        assert!(metadata.get("a", &["t", "n"]).is_none() && metadata.get("b", &["t"]).is_none());
         let namespace = metadata.namespace("a").unwrap();
-        assert_eq!(json(at_path(namespace, &["s", "n"]).unwrap()), 3);
-        assert!(at_path(namespace, &["t", "n"]).is_none());
-        assert_eq!(json_of(namespace).to_string(), r#"{"s":{"n":3},"t":"x"}"#);
+        assert_eq!(json_of(&namespace).to_string(), r#"{"s":{"n":3},"t":"x"}"#);
     }
 
     #[test]

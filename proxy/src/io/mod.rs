@@ -3,6 +3,7 @@
 pub mod alarm;
 pub mod connection;
 mod copy;
+mod gate;
 pub mod local;
 pub mod metadata;
 pub mod proxy_header;
@@ -11,7 +12,7 @@ pub mod socket_option;
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
@@ -20,14 +21,19 @@ use tokio::net::{TcpStream, UnixStream};
 pub use alarm::Alarm;
 pub use connection::{ConnectionInfo, Direction, Origin, PassedOn, TlsInfo, UpstreamSource};
 pub use copy::{Copied, CopyEnd, copy_bidirectional};
+pub use gate::{Gate, Pass};
 pub use metadata::{DynamicMetadata, FilterState, Notes};
 pub use socket_option::{Moment, SocketOption};
+
+use gate::Watch;
 
 /// One concrete type for every byte stream, with a prefix that is read again before it: bytes that were sniffed feed the TLS
 /// acceptor, or the next filter, untouched.
 #[derive(Debug)]
 pub struct Io {
     prefix: Bytes,
+    /// Network filters that decide when bytes come.
+    watch: Option<Box<Watch>>,
     kind: Kind,
 }
 
@@ -75,6 +81,11 @@ impl Io {
             all.extend_from_slice(&self.prefix);
             self.prefix = all.into();
         }
+    }
+
+    /// Asks `gate` about what is read from here on.
+    pub fn watch(&mut self, gate: impl Gate + 'static) {
+        self.watch = Some(Box::new(Watch::Asking(Box::new(gate))));
     }
 
     /// The TCP socket at the bottom, if there is one.
@@ -126,7 +137,7 @@ impl Drop for Ahead<'_> {
 
 impl From<Kind> for Io {
     fn from(kind: Kind) -> Self {
-        Self { prefix: Bytes::new(), kind }
+        Self { prefix: Bytes::new(), watch: None, kind }
     }
 }
 
@@ -148,6 +159,31 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.watch.is_some() { self.poll_watched(cx, buffer) } else { self.poll_plain(cx, buffer) }
+    }
+}
+
+impl Io {
+    fn poll_watched(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(watch) = &mut self.watch {
+            ready!(watch.poll_closing(cx))?;
+        }
+        let before = buffer.filled().len();
+        ready!(self.poll_plain(cx, buffer))?;
+        match self.watch.as_mut().map_or(Some(true), |watch| watch.ask()) {
+            Some(true) => self.watch = None,
+            Some(false) => {}
+            None => {
+                buffer.set_filled(before);
+                if let Some(watch) = &mut self.watch {
+                    return watch.poll_closing(cx);
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_plain(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.prefix.is_empty() {
             let n = self.prefix.len().min(buffer.remaining());
             buffer.put_slice(&self.prefix[..n]);

@@ -181,6 +181,10 @@ pub async fn serve(downstream: Io, info: &Rc<ConnectionInfo>, config: &TcpProxyC
     let slot = config.choose();
     let mut callee = Callee::default();
     relay(downstream, info, config, slot, &mut stream, &mut callee, drain).await;
+    if let Some(notes) = &info.notes {
+        stream.metadata = notes.metadata.lock().clone();
+        stream.connection_termination_details = notes.termination.lock().clone().map(Into::into);
+    }
     config.stats.active.add(-1);
     config.stats.rx_bytes.add(stream.bytes_received);
     config.stats.tx_bytes.add(stream.bytes_sent);
@@ -267,9 +271,15 @@ async fn relay(
         None | Some(CopyEnd::Finished) => {}
         // Envoy has no flag for it.
         Some(CopyEnd::Idle) => config.stats.idle_timeout.inc(),
+        // A network filter closed it, not the client.
+        Some(CopyEnd::DownstreamError) if denied(info) => {}
         Some(CopyEnd::DownstreamError) => stream.flags.set(Flag::DownstreamConnectionTermination),
         Some(CopyEnd::UpstreamError) => stream.flags.set(Flag::UpstreamConnectionTermination),
     }
+}
+
+fn denied(info: &ConnectionInfo) -> bool {
+    info.notes.as_ref().is_some_and(|n| n.termination.lock().is_some())
 }
 
 /// Connects to one host after the other.

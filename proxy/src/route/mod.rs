@@ -16,6 +16,7 @@ pub mod rewrite;
 pub mod stats;
 pub mod template;
 pub mod text;
+pub mod values;
 
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ pub use matching::RouteMatch;
 use self::hosts::Hosts;
 use self::matching::HeaderMatch;
 use self::stats::RouteStats;
+use crate::cluster::endpoint::Metadata;
 use crate::codec::RequestHead;
 use crate::filters::config::PerRoute;
 use crate::io::TlsInfo;
@@ -98,6 +100,8 @@ pub struct Route {
     pub stats: Option<Arc<RouteStats>>,
     /// The most of a request that is kept for retries, in bytes.
     pub buffer_limit: Option<u64>,
+    /// What the configuration says of the route to filters.
+    pub metadata: Option<Arc<Metadata>>,
 }
 
 /// A group of routes for some hosts.

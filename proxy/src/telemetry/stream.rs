@@ -12,7 +12,7 @@ use http::StatusCode;
 use super::details::Details;
 use super::flags::Flags;
 use crate::codec::Protocol;
-use crate::io::DynamicMetadata;
+use crate::io::{DynamicMetadata, FilterState};
 
 /// The record of a stream.
 #[derive(Clone, Debug)]
@@ -76,6 +76,8 @@ pub struct StreamInfo {
     pub grpc_messages: (u64, u64),
     /// What filters say of the stream.
     pub metadata: DynamicMetadata,
+    /// Objects that filters leave for later ones; the connection has some of its own.
+    pub filter_state: FilterState,
 }
 
 impl StreamInfo {
@@ -121,6 +123,7 @@ impl StreamInfo {
             is_grpc: false,
             grpc_messages: (0, 0),
             metadata: DynamicMetadata::default(),
+            filter_state: FilterState::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::route::matching::{
 };
 use crate::route::template::Template;
 use crate::route::text::{Pattern, StringMatch, full_regex};
+use crate::route::values::{MetadataMatch, ValueMatch};
 use crate::state::ConfigError;
 use crate::state::error::collect;
 
@@ -158,4 +159,55 @@ pub fn string_match(m: &matcher::StringMatcher) -> Result<StringMatch, ConfigErr
         None => return Err(ConfigError::missing("match_pattern")),
     };
     Ok(StringMatch::new(pattern, m.ignore_case))
+}
+
+/// A rule over metadata.
+///
+/// # Errors
+/// A value that is missing or malformed.
+pub fn metadata_match(m: &matcher::MetadataMatcher) -> Result<MetadataMatch, ConfigError> {
+    use matcher::metadata_matcher::path_segment::Segment;
+    let mut path = Vec::with_capacity(m.path.len());
+    for (index, segment) in m.path.iter().enumerate() {
+        match &segment.segment {
+            Some(Segment::Key(key)) => path.push(key.as_str().into()),
+            None => return Err(ConfigError::missing(format!("path[{index}].key"))),
+        }
+    }
+    let value = m.value.as_ref().ok_or_else(|| ConfigError::missing("value"))?;
+    let value = value_match(value).map_err(|e| e.at("value"))?;
+    Ok(MetadataMatch { namespace: m.filter.as_str().into(), path, value, invert: m.invert })
+}
+
+fn value_match(m: &matcher::ValueMatcher) -> Result<ValueMatch, ConfigError> {
+    use matcher::value_matcher::MatchPattern;
+    use matcher::{double_matcher, list_matcher};
+    Ok(match &m.match_pattern {
+        None => return Err(ConfigError::missing("match_pattern")),
+        Some(MatchPattern::NullMatch(_)) => ValueMatch::Null,
+        Some(MatchPattern::DoubleMatch(number)) => match &number.match_pattern {
+            Some(double_matcher::MatchPattern::Exact(n)) => ValueMatch::Number(*n),
+            Some(double_matcher::MatchPattern::Range(range)) => ValueMatch::Range(range.start, range.end),
+            None => return Err(ConfigError::missing("double_match.match_pattern")),
+        },
+        Some(MatchPattern::StringMatch(text)) => {
+            ValueMatch::Text(string_match(text).map_err(|e| e.at("string_match"))?)
+        }
+        Some(MatchPattern::BoolMatch(b)) => ValueMatch::Bool(*b),
+        Some(MatchPattern::PresentMatch(present)) => ValueMatch::Present(*present),
+        Some(MatchPattern::ListMatch(list)) => match &list.match_pattern {
+            Some(list_matcher::MatchPattern::OneOf(one)) => {
+                ValueMatch::OneOf(Box::new(value_match(one).map_err(|e| e.at("list_match.one_of"))?))
+            }
+            None => return Err(ConfigError::missing("list_match.one_of")),
+        },
+        Some(MatchPattern::OrMatch(any)) => {
+            let mut all = Vec::with_capacity(any.value_matchers.len());
+            for (index, one) in any.value_matchers.iter().enumerate() {
+                let path = format!("or_match.value_matchers[{index}]");
+                all.push(value_match(one).map_err(|e| e.at(path))?);
+            }
+            ValueMatch::Any(all)
+        }
+    })
 }

@@ -21,13 +21,14 @@ use super::retry::RetryPolicy;
 use super::stats::RouteStats;
 use super::{RequireTls, Route, RouteConfig, VirtualCluster, VirtualHost};
 use crate::cluster::Cluster;
+use crate::cluster::endpoint::Metadata;
 use crate::filters::config::PerRoute;
 use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Slot, SlotState};
 use crate::telemetry::access_log::Format;
 
 pub use action::{data_source, optional_chance, substitution};
-pub use matching::{header_match, string_match};
+pub use matching::{header_match, metadata_match, string_match};
 
 /// What the routes of a configuration share while they are compiled.
 struct Shared<'a> {
@@ -283,6 +284,7 @@ fn route(
             per_filter: per_filter.unwrap_or_default(),
             stats: (!route.stat_prefix.is_empty())
                 .then(|| RouteStats::new(format!("vhost.{}.route.{}", host.name, route.stat_prefix))),
+            metadata: route.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata)),
             operation: route.decorator.as_ref().map(|d| d.operation.as_str().into()),
             buffer_limit: route
                 .request_body_buffer_limit

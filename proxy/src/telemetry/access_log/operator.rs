@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::{FormatError, LogContext};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, RequestHead};
-use crate::io::metadata::{at_path, json, json_of};
+use crate::io::metadata::{json, json_of};
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
@@ -494,10 +494,9 @@ fn metadata(name: &str, arguments: Option<&str>) -> Result<Operator, FormatError
 
 fn found(context: &LogContext<'_>, path: &[String]) -> Option<serde_json::Value> {
     let (namespace, keys) = path.split_first()?;
-    let namespace = context.stream.metadata.namespace(namespace)?;
     match keys {
-        [] => Some(json_of(namespace)),
-        keys => at_path(namespace, keys).map(json),
+        [] => context.stream.metadata.namespace(namespace).as_ref().map(json_of),
+        keys => context.stream.metadata.get(namespace, keys).map(|v| json(&v)),
     }
 }
 

@@ -2,11 +2,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
+use xds_protos::prost_types::Value;
 use xds_protos::prost_types::value::Kind;
 
 use super::*;
 use crate::codec::Protocol;
 use crate::codec::headers::{HeaderName, HeaderValue};
+use crate::io::metadata::Datum;
 use crate::io::{Direction, FilterState};
 use crate::telemetry::Flag;
 
@@ -51,8 +53,9 @@ fn line(format: &Format) -> String {
     stream.bytes_sent = 19;
     stream.cluster = Some("outbound|8080||a".into());
     stream.upstream_host = Some("127.0.11.1:8080".parse().unwrap());
-    stream.metadata.set("a.filter", "result", Kind::StringValue("allowed".into()));
-    stream.metadata.set("a.filter", "n", Kind::NumberValue(2.0));
+    stream.metadata.set("a.filter", &"result".into(), Datum::Text("allowed".into()));
+    let two = Value { kind: Some(Kind::NumberValue(2.0)) };
+    stream.metadata.set("a.filter", &"n".into(), Datum::Other(Box::new(two)));
     let (connection, request) = (connection(), request());
     let context = LogContext { request: Some(&request), ..LogContext::new(&stream, &connection) };
     let mut out = Vec::new();
