@@ -12,7 +12,8 @@ use xds_protos::io::istio::http::peer_metadata::Config as PeerMetadataConfig;
 use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig as AlpnConfig;
 
 use super::cors::{CorsPolicy, CorsStats};
-use super::fault::Fault;
+use super::fault::{Fault, FaultStats};
+use super::local_ratelimit::{Limits, LocalRateLimit};
 use super::peer_metadata::{self, PeerMetadata};
 use super::rbac::{self, Rbac};
 use super::{Filter, FilterList, Named};
@@ -36,6 +37,8 @@ pub enum PerFilter {
     Fault(Arc<Fault>),
     /// The CORS policy.
     Cors(Arc<CorsPolicy>),
+    /// Limits in place of the chain's.
+    LocalRateLimit(Arc<Limits>),
     /// Rules in place of the chain's.
     Rbac(Arc<rbac::Rules>),
 }
@@ -93,6 +96,9 @@ fn per_filter(any: &Any) -> Result<Option<PerFilter>, Errors> {
         "envoy.extensions.filters.http.cors.v3.CorsPolicy" => {
             CorsPolicy::compile(&unpack(&any)?).map(|c| Some(PerFilter::Cors(Arc::new(c))))
         }
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+            Limits::compile(&unpack(&any)?, true).map(|l| Some(PerFilter::LocalRateLimit(Arc::new(l))))
+        }
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
             rbac::Rules::compile_for_route(&unpack(&any)?).map(|r| Some(PerFilter::Rbac(Arc::new(r))))
         }
@@ -107,6 +113,7 @@ fn known(type_name: &str) -> bool {
         "envoy.extensions.filters.http.fault.v3.HTTPFault"
             | "envoy.extensions.filters.http.cors.v3.CorsPolicy"
             | "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
+            | "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
     )
 }
 
@@ -192,9 +199,13 @@ fn compile_one(
         }
         "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
             let fault = unpack(&any).and_then(|f| Fault::compile(&f)).map_err(at("typed_config"))?;
-            Filter::Fault(Arc::new(fault))
+            Filter::Fault(Arc::new(fault), Arc::new(FaultStats::new(stat_prefix)))
         }
         "envoy.extensions.filters.http.cors.v3.Cors" => Filter::Cors(Arc::new(CorsStats::new(stat_prefix))),
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+            let limits = unpack(&any).and_then(|c| Limits::compile(&c, false)).map_err(at("typed_config"))?;
+            Filter::LocalRateLimit(Arc::new(LocalRateLimit::new(limits, &context.node.cluster)))
+        }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             let rbac =
                 unpack(&any).and_then(|c| Rbac::compile(&c, stat_prefix)).map_err(at("typed_config"))?;

@@ -7,8 +7,10 @@
 pub mod config;
 pub mod cors;
 pub mod fault;
+pub mod local_ratelimit;
 pub mod peer_metadata;
 pub mod rbac;
+mod slow;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,10 +18,12 @@ use std::sync::Arc;
 
 use self::config::PerFilter;
 use self::cors::{CorsPolicy, CorsStats};
-use self::fault::Fault;
+use self::fault::{Fault, FaultStats};
+use self::local_ratelimit::LocalRateLimit;
 use self::peer_metadata::PeerMetadata;
 use self::rbac::Rbac;
-use crate::codec::Headers;
+use self::slow::Slow;
+use crate::codec::{Body, Headers};
 use crate::io::ConnectionInfo;
 use crate::route::Matched;
 use crate::router::alpn::AlpnOverride;
@@ -31,7 +35,7 @@ use crate::telemetry::{Flag, StreamInfo};
 #[derive(Clone)]
 pub enum Filter {
     /// Delays and aborts.
-    Fault(Arc<Fault>),
+    Fault(Arc<Fault>, Arc<FaultStats>),
     /// Cross-origin requests.
     Cors(Arc<CorsStats>),
     /// Application protocols to offer upstream.
@@ -44,6 +48,8 @@ pub enum Filter {
     GrpcStats,
     /// Who may do what.
     Rbac(Arc<Rbac>),
+    /// How often.
+    LocalRateLimit(Arc<LocalRateLimit>),
 }
 
 /// A filter in a chain.
@@ -104,12 +110,12 @@ impl FilterList {
                 continue;
             }
             let verdict = match &named.filter {
-                Filter::Fault(own) => {
+                Filter::Fault(own, stats) => {
                     let fault = match setting {
                         Some(PerFilter::Fault(of_route)) => of_route.clone(),
                         _ => own.clone(),
                     };
-                    fault.request_head(&mut exchange)
+                    fault.request_head(&mut exchange, stats)
                 }
                 Filter::Cors(stats) => match setting {
                     Some(PerFilter::Cors(policy)) => policy.clone().request_head(&mut exchange, stats),
@@ -132,6 +138,13 @@ impl FilterList {
                         _ => None,
                     };
                     rbac.request_head(&exchange, of_route)
+                }
+                Filter::LocalRateLimit(filter) => {
+                    let of_route = match setting {
+                        Some(PerFilter::LocalRateLimit(limits)) => Some(limits.clone()),
+                        _ => None,
+                    };
+                    filter.request_head(&mut exchange, of_route.as_ref())
                 }
                 Filter::IstioStats(_) | Filter::GrpcStats => Verdict::Continue,
             };
@@ -167,12 +180,25 @@ impl FilterList {
                     }
                     filter.write_response(headers, scratch.caller_told);
                 }
-                Filter::Fault(_)
+                Filter::LocalRateLimit(_) => {
+                    if let Some(tell) = scratch.tells.pop() {
+                        tell(headers);
+                    }
+                }
+                Filter::Fault(..)
                 | Filter::Alpn(_)
                 | Filter::IstioStats(_)
                 | Filter::GrpcStats
                 | Filter::Rbac(_) => {}
             }
+        }
+    }
+
+    /// Gives filters the response's body, which most leave alone.
+    pub fn response_body(&self, body: Body, scratch: &mut Scratch) -> Body {
+        match scratch.slow.take() {
+            Some(rate) => Slow::wrap(body, rate),
+            None => body,
         }
     }
 

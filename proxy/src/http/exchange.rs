@@ -66,6 +66,7 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
         ending.response = Some(reply.head.headers.clone());
     }
     reply.close |= shared.is_spent(stream);
+    reply.body = shared.config.filters.response_body(reply.body, &mut ending.scratch);
     reply.body = ResponseBody::guard(reply.body, &flow, ending);
     reply
 }

@@ -10,6 +10,7 @@ pub mod hash;
 pub mod header_ops;
 pub mod hosts;
 pub mod matching;
+pub mod rate_limit;
 pub mod redirect;
 pub mod retry;
 pub mod rewrite;
@@ -28,6 +29,7 @@ pub use matching::RouteMatch;
 
 use self::hosts::Hosts;
 use self::matching::HeaderMatch;
+use self::rate_limit::RateLimit;
 use self::stats::RouteStats;
 use crate::cluster::endpoint::Metadata;
 use crate::codec::RequestHead;
@@ -102,6 +104,10 @@ pub struct Route {
     pub buffer_limit: Option<u64>,
     /// What the configuration says of the route to filters.
     pub metadata: Option<Arc<Metadata>>,
+    /// What requests count as for rate limits.
+    pub rate_limits: Vec<RateLimit>,
+    /// They count as what the virtual host says, too.
+    pub include_vh_rate_limits: bool,
 }
 
 /// A group of routes for some hosts.
@@ -121,6 +127,8 @@ pub struct VirtualHost {
     pub per_filter: PerRoute,
     /// Groups of requests with numbers of their own; the first that matches counts, and the last is for all others.
     pub clusters: Vec<VirtualCluster>,
+    /// What requests count as for rate limits.
+    pub rate_limits: Vec<RateLimit>,
     /// Send `x-envoy-attempt-count` upstream.
     pub attempt_count_in_request: bool,
     /// Send it downstream.

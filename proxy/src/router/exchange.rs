@@ -43,6 +43,12 @@ impl OwnMetadata {
 pub struct Scratch {
     /// The origin of a cross-origin request.
     pub cors_origin: Option<HeaderValue>,
+    /// What filters that count will add to the response's head, in their order.
+    pub tells: Vec<Box<dyn FnOnce(&mut Headers)>>,
+    /// Bytes a second at which the answer's body may go.
+    pub slow: Option<u64>,
+    /// What is let go at the request's end.
+    pub held: Vec<Box<dyn std::any::Any>>,
     /// The caller sent workload metadata.
     pub caller_told: bool,
     /// The caller's workload.

@@ -25,7 +25,7 @@ fn connection() -> ConnectionInfo {
         filter_chain: "".into(),
         sni: Some("a.example".into()),
         tls: Some(Arc::new(tls)),
-        passed_on: Vec::new(),
+        passed_on: None,
         notes: None,
         filter_state: FilterState::default(),
     }

@@ -164,7 +164,6 @@ fn forward(
     for (there, path, what) in [
         (route.hedge_policy.is_some(), "hedge_policy", "hedging"),
         (route.internal_redirect_policy.is_some(), "internal_redirect_policy", "following redirects"),
-        (!route.rate_limits.is_empty(), "rate_limits", "rate limiting"),
         (!route.path_rewrite.is_empty(), "path_rewrite", "a path rewrite format"),
         (route.retry_policy_typed_config.is_some(), "retry_policy_typed_config", "a retry policy extension"),
         (route.cors.is_some(), "cors", "CORS outside typed_per_filter_config"),

@@ -125,7 +125,7 @@ fn cookie_match(m: &proto::CookieMatcher) -> Result<CookieMatch, Vec<ConfigError
     Ok(CookieMatch { name: m.name.clone(), text, invert: m.invert_match })
 }
 
-fn query_match(m: &proto::QueryParameterMatcher) -> Result<QueryMatch, Vec<ConfigError>> {
+pub(super) fn query_match(m: &proto::QueryParameterMatcher) -> Result<QueryMatch, Vec<ConfigError>> {
     use proto::query_parameter_matcher::QueryParameterMatchSpecifier as Spec;
     let (text, present) = match &m.query_parameter_match_specifier {
         None => (None, true),

@@ -2,6 +2,7 @@
 
 mod action;
 mod matching;
+mod rate_limit;
 mod retry;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::telemetry::access_log::Format;
 
 pub use action::{data_source, optional_chance, substitution};
 pub use matching::{header_match, metadata_match, string_match};
+pub use rate_limit::rate_limits;
 
 /// What the routes of a configuration share while they are compiled.
 struct Shared<'a> {
@@ -208,6 +210,7 @@ fn virtual_host(
         per_filter: collect(PerRoute::compile(&host.typed_per_filter_config), "", &mut errors)
             .unwrap_or_default(),
         clusters: virtual_clusters(host, &mut errors),
+        rate_limits: collect(rate_limits(&host.rate_limits), "", &mut errors).unwrap_or_default(),
         attempt_count_in_request: host.include_request_attempt_count,
         attempt_count_in_response: host.include_attempt_count_in_response,
         timeout_retry_in_request: host.include_is_timeout_retry_header,
@@ -274,6 +277,12 @@ fn route(
         &mut errors,
     );
     let per_filter = collect(PerRoute::compile(&route.typed_per_filter_config), "", &mut errors);
+    let forward = match &route.action {
+        Some(proto::route::Action::Route(forward)) => Some(forward),
+        _ => None,
+    };
+    let limits = forward.map_or(Ok(Vec::new()), |f| rate_limits(&f.rate_limits));
+    let limits = collect(limits, "route", &mut errors);
     match (matching, action) {
         (Some(matching), Some(action)) if errors.is_empty() => Ok(Route {
             name: route.name.as_str().into(),
@@ -284,6 +293,8 @@ fn route(
             per_filter: per_filter.unwrap_or_default(),
             stats: (!route.stat_prefix.is_empty())
                 .then(|| RouteStats::new(format!("vhost.{}.route.{}", host.name, route.stat_prefix))),
+            rate_limits: limits.unwrap_or_default(),
+            include_vh_rate_limits: forward.is_some_and(|f| f.include_vh_rate_limits.unwrap_or(false)),
             metadata: route.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata)),
             operation: route.decorator.as_ref().map(|d| d.operation.as_str().into()),
             buffer_limit: route
