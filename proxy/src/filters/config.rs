@@ -13,6 +13,8 @@ use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig
 
 use super::cors::{CorsPolicy, CorsStats};
 use super::fault::{Fault, FaultStats};
+use super::grpc_stats::GrpcStats;
+use super::header_mutation::{HeaderMutation, Mutations};
 use super::local_ratelimit::{Limits, LocalRateLimit};
 use super::peer_metadata::{self, PeerMetadata};
 use super::rbac::{self, Rbac};
@@ -39,6 +41,8 @@ pub enum PerFilter {
     Cors(Arc<CorsPolicy>),
     /// Limits in place of the chain's.
     LocalRateLimit(Arc<Limits>),
+    /// More changes of header fields.
+    HeaderMutation(Arc<Mutations>),
     /// Rules in place of the chain's.
     Rbac(Arc<rbac::Rules>),
 }
@@ -99,6 +103,11 @@ fn per_filter(any: &Any) -> Result<Option<PerFilter>, Errors> {
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
             Limits::compile(&unpack(&any)?, true).map(|l| Some(PerFilter::LocalRateLimit(Arc::new(l))))
         }
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute" => {
+            let config: proto::header_mutation::v3::HeaderMutationPerRoute = unpack(&any)?;
+            Mutations::compile(config.mutations.as_ref())
+                .map(|m| Some(PerFilter::HeaderMutation(Arc::new(m))))
+        }
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
             rbac::Rules::compile_for_route(&unpack(&any)?).map(|r| Some(PerFilter::Rbac(Arc::new(r))))
         }
@@ -113,6 +122,7 @@ fn known(type_name: &str) -> bool {
         "envoy.extensions.filters.http.fault.v3.HTTPFault"
             | "envoy.extensions.filters.http.cors.v3.CorsPolicy"
             | "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
+            | "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"
             | "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
     )
 }
@@ -211,8 +221,19 @@ fn compile_one(
                 unpack(&any).and_then(|c| Rbac::compile(&c, stat_prefix)).map_err(at("typed_config"))?;
             Filter::Rbac(Arc::new(rbac))
         }
-        // Its numbers are Istio's request and response message counts, which need no settings.
-        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => Filter::GrpcStats,
+        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => {
+            let config = unpack(&any).map_err(at("typed_config"))?;
+            Filter::GrpcStats(Arc::new(GrpcStats::compile(&config)))
+        }
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
+            let config: proto::header_mutation::v3::HeaderMutation =
+                unpack(&any).map_err(at("typed_config"))?;
+            let own = Mutations::compile(config.mutations.as_ref()).map_err(at("typed_config"))?;
+            Filter::HeaderMutation(Arc::new(HeaderMutation {
+                own: Arc::new(own),
+                most_specific_wins: config.most_specific_header_mutations_wins,
+            }))
+        }
         "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => {
             let config: AlpnConfig = unpack(&any).map_err(at("typed_config"))?;
             Filter::Alpn(Arc::new(AlpnOverride::compile(&config)))

@@ -7,6 +7,8 @@
 pub mod config;
 pub mod cors;
 pub mod fault;
+pub mod grpc_stats;
+pub mod header_mutation;
 pub mod local_ratelimit;
 pub mod peer_metadata;
 pub mod rbac;
@@ -14,11 +16,14 @@ mod slow;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use self::config::PerFilter;
 use self::cors::{CorsPolicy, CorsStats};
 use self::fault::{Fault, FaultStats};
+use self::grpc_stats::{GrpcStats, Messages};
+use self::header_mutation::HeaderMutation;
 use self::local_ratelimit::LocalRateLimit;
 use self::peer_metadata::PeerMetadata;
 use self::rbac::Rbac;
@@ -27,7 +32,7 @@ use crate::codec::{Body, Headers};
 use crate::io::ConnectionInfo;
 use crate::route::Matched;
 use crate::router::alpn::AlpnOverride;
-use crate::router::{Admitted, Exchange, ForRouter, LocalReply, RouterConfig, Scratch};
+use crate::router::{Admitted, Exchange, Flow, ForRouter, LocalReply, RouterConfig, Scratch};
 use crate::telemetry::istio::{Far, Reporter};
 use crate::telemetry::{Flag, StreamInfo};
 
@@ -45,7 +50,9 @@ pub enum Filter {
     /// Istio's metrics.
     IstioStats(Arc<Reporter>),
     /// gRPC message counts.
-    GrpcStats,
+    GrpcStats(Arc<GrpcStats>),
+    /// Changes of header fields.
+    HeaderMutation(Arc<HeaderMutation>),
     /// Who may do what.
     Rbac(Arc<Rbac>),
     /// How often.
@@ -146,7 +153,15 @@ impl FilterList {
                     };
                     filter.request_head(&mut exchange, of_route.as_ref())
                 }
-                Filter::IstioStats(_) | Filter::GrpcStats => Verdict::Continue,
+                Filter::GrpcStats(stats) => {
+                    stats.request_head(&mut exchange);
+                    Verdict::Continue
+                }
+                Filter::HeaderMutation(filter) => {
+                    filter.request_head(&mut exchange, &named.name);
+                    Verdict::Continue
+                }
+                Filter::IstioStats(_) => Verdict::Continue,
             };
             match verdict {
                 Verdict::Continue => {}
@@ -165,7 +180,13 @@ impl FilterList {
     }
 
     /// Runs the filters in reverse over a response's head.
-    pub fn response_head(&self, headers: &mut Headers, scratch: &mut Scratch, matched: Option<&Matched>) {
+    pub fn response_head(
+        &self,
+        headers: &mut Headers,
+        scratch: &mut Scratch,
+        matched: Option<&Matched>,
+        context: (&Flow, &ConnectionInfo),
+    ) {
         for named in self.filters.iter().rev() {
             match &named.filter {
                 Filter::Cors(_) => {
@@ -180,6 +201,9 @@ impl FilterList {
                     }
                     filter.write_response(headers, scratch.caller_told);
                 }
+                Filter::HeaderMutation(filter) => {
+                    filter.response_head(headers, matched, &named.name, context)
+                }
                 Filter::LocalRateLimit(_) => {
                     if let Some(tell) = scratch.tells.pop() {
                         tell(headers);
@@ -188,14 +212,15 @@ impl FilterList {
                 Filter::Fault(..)
                 | Filter::Alpn(_)
                 | Filter::IstioStats(_)
-                | Filter::GrpcStats
+                | Filter::GrpcStats(_)
                 | Filter::Rbac(_) => {}
             }
         }
     }
 
     /// Gives filters the response's body, which most leave alone.
-    pub fn response_body(&self, body: Body, scratch: &mut Scratch) -> Body {
+    pub fn response_body(&self, body: Body, scratch: &mut Scratch, flow: &Rc<Flow>) -> Body {
+        let body = if scratch.at_end.is_empty() { body } else { Messages::wrap(body, flow, false) };
         match scratch.slow.take() {
             Some(rate) => Slow::wrap(body, rate),
             None => body,
@@ -203,7 +228,8 @@ impl FilterList {
     }
 
     /// Tells the filters that the stream ended.
-    pub fn done(&self, info: &StreamInfo, connection: &ConnectionInfo, scratch: &Scratch) {
+    pub fn done(&self, info: &StreamInfo, connection: &ConnectionInfo, scratch: &mut Scratch) {
+        scratch.at_end.drain(..).for_each(|tell| tell(info));
         for named in self.filters.iter() {
             if let Filter::IstioStats(reporter) = &named.filter {
                 let far = match connection.direction {

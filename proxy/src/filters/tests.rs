@@ -47,7 +47,7 @@ fn istios_chain_compiles_from_its_typed_structs() {
         .iter()
         .map(|f| match &f.filter {
             Filter::PeerMetadata(_) => "peer",
-            Filter::GrpcStats => "grpc",
+            Filter::GrpcStats(_) => "grpc",
             Filter::Alpn(_) => "alpn",
             Filter::IstioStats(_) => "stats",
             _ => "other",

@@ -68,7 +68,7 @@ impl Ending {
             for log in config.logs() {
                 log.log(&context);
             }
-            config.filters.done(info, &self.shared.connection, &self.scratch);
+            config.filters.done(info, &self.shared.connection, &mut self.scratch);
         });
     }
 }

@@ -51,7 +51,12 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
     if let Some(token) = &before.head.upgrade {
         response::translate_upgrade(&mut reply.head, token, before.head.protocol);
     }
-    shared.config.filters.response_head(&mut reply.head.headers, &mut ending.scratch, matched.as_ref());
+    shared.config.filters.response_head(
+        &mut reply.head.headers,
+        &mut ending.scratch,
+        matched.as_ref(),
+        (&flow, &shared.connection),
+    );
     response::shape(&mut reply.head, &shared.config, before.request_id.as_ref());
     if before.head.method == Method::HEAD {
         reply.body = Body::Empty;
@@ -66,7 +71,7 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
         ending.response = Some(reply.head.headers.clone());
     }
     reply.close |= shared.is_spent(stream);
-    reply.body = shared.config.filters.response_body(reply.body, &mut ending.scratch);
+    reply.body = shared.config.filters.response_body(reply.body, &mut ending.scratch, &flow);
     reply.body = ResponseBody::guard(reply.body, &flow, ending);
     reply
 }

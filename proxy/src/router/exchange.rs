@@ -12,6 +12,7 @@ use crate::codec::{Body, Headers, InformationalSink, RequestHead};
 use crate::io::{ConnectionInfo, TlsInfo};
 use crate::route::{Matched, Target};
 use crate::state::Slot;
+use crate::telemetry::StreamInfo;
 use crate::telemetry::istio::{Service, Workload};
 
 /// The field that describes a workload: a protobuf `Struct` in base64.
@@ -47,6 +48,8 @@ pub struct Scratch {
     pub tells: Vec<Box<dyn FnOnce(&mut Headers)>>,
     /// Bytes a second at which the answer's body may go.
     pub slow: Option<u64>,
+    /// Who is told the record when the request ended.
+    pub at_end: Vec<Box<dyn FnOnce(&StreamInfo)>>,
     /// What is let go at the request's end.
     pub held: Vec<Box<dyn std::any::Any>>,
     /// The caller sent workload metadata.
