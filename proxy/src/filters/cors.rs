@@ -136,6 +136,7 @@ impl CorsPolicy {
         let optional = [
             (header::ACCESS_CONTROL_ALLOW_METHODS, &self.methods),
             (header::ACCESS_CONTROL_ALLOW_HEADERS, &self.headers),
+            (header::ACCESS_CONTROL_EXPOSE_HEADERS, &self.expose),
             (header::ACCESS_CONTROL_MAX_AGE, &self.max_age),
         ];
         if self.credentials {

@@ -39,17 +39,23 @@ impl OwnMetadata {
     }
 }
 
+/// What a filter adds to a response's head.
+pub type Tell = Box<dyn FnOnce(&mut Headers)>;
+
+/// What a filter does with a request's record at its end.
+pub type AtEnd = Box<dyn FnOnce(&StreamInfo)>;
+
 /// What filters remember of a request until its end.
 #[derive(Default)]
 pub struct Scratch {
     /// The origin of a cross-origin request.
     pub cors_origin: Option<HeaderValue>,
     /// What filters that count will add to the response's head, in their order.
-    pub tells: Vec<Box<dyn FnOnce(&mut Headers)>>,
+    pub tells: Vec<Tell>,
     /// Bytes a second at which the answer's body may go.
     pub slow: Option<u64>,
     /// Who is told the record when the request ended.
-    pub at_end: Vec<Box<dyn FnOnce(&StreamInfo)>>,
+    pub at_end: Vec<AtEnd>,
     /// What is let go at the request's end.
     pub held: Vec<Box<dyn std::any::Any>>,
     /// The caller sent workload metadata.
