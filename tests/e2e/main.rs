@@ -11,6 +11,7 @@ mod churn;
 mod cli;
 mod demo;
 mod drain;
+mod istiod;
 mod journey;
 mod layering;
 mod ledger;

@@ -1,62 +1,14 @@
 //! Istio's traffic settings, from YAML through the control plane to what a proxy does with requests.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::support::control::Control;
 use crate::support::eventually;
 use crate::support::http::exchange;
 use crate::support::logged::Logged;
-
-/// A service that answers with its name, keeps the heads that it got, and fails when told to.
-#[derive(Clone)]
-struct Service {
-    port: u16,
-    status: Arc<AtomicU16>,
-    heads: Arc<Mutex<Vec<String>>>,
-}
-
-impl Service {
-    fn start(name: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let service = Self {
-            port: listener.local_addr().unwrap().port(),
-            status: Arc::new(AtomicU16::new(200)),
-            heads: Arc::default(),
-        };
-        let own = service.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let own = own.clone();
-                std::thread::spawn(move || {
-                    let mut writer = stream.try_clone().unwrap();
-                    let (mut lines, mut head) = (BufReader::new(stream).lines(), String::new());
-                    while let Some(Ok(line)) = lines.next() {
-                        if !line.is_empty() {
-                            head = head + &line + "\n";
-                            continue;
-                        }
-                        own.heads.lock().unwrap().push(std::mem::take(&mut head));
-                        let status = own.status.load(Ordering::Relaxed);
-                        let _ = write!(
-                            writer,
-                            "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{name}",
-                            name.len()
-                        );
-                    }
-                });
-            }
-        });
-        service
-    }
-
-    fn heads(&self) -> Vec<String> {
-        self.heads.lock().unwrap().clone()
-    }
-}
+use crate::support::service::Service;
 
 /// The service `HOST.com` at these places: port and locality.
 fn entry(host: &str, places: &[(&Service, &str)]) -> String {
