@@ -7,5 +7,6 @@ mod envoy_sidecar;
 mod h2spec;
 mod meshes;
 mod netns;
+mod mutants;
 mod postgres;
 mod programs;

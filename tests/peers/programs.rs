@@ -31,8 +31,11 @@ pub fn weft() -> Command {
     Command::new(env!("CARGO_BIN_EXE_weft"))
 }
 
-/// A proxy of ours.
+/// A proxy of ours; another build of it where `WEFT_PROXY_UNDER_TEST` says so.
 pub fn weft_proxy() -> Command {
+    if let Some(other) = std::env::var_os("WEFT_PROXY_UNDER_TEST") {
+        return Command::new(other);
+    }
     let mut command = weft();
     command.arg("proxy");
     command
