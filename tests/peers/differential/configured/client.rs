@@ -216,6 +216,8 @@ async fn by_h1(mut open: Open, ask: &Ask) -> (String, Option<Open>) {
         sorted(&render(&received, &[Message::Response(method)], false))
     };
     match ended {
+        // What follows on a connection that was said to end is a matter of who is first.
+        None if text.contains("\nconnection: close\n") => (text, None),
         None => (text, Some(open)),
         Some(how) => (text + how, None),
     }

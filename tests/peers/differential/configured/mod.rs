@@ -3,6 +3,7 @@
 
 mod certificates;
 mod client;
+mod generated;
 mod observed;
 mod pair;
 mod run;

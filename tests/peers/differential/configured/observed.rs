@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use super::pair::Side;
@@ -179,8 +180,11 @@ pub fn arrived(case: &Case, book: &[Arrived], side: Side) -> (String, BTreeMap<S
 /// The lines of a case in an access log, without the case's name.
 pub fn log(case: &Case, path: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
+    // Of thousands of lines only these are worth taking apart.
+    let mark = format!("{:?}", case.name);
     let mut lines: Vec<_> = text
         .lines()
+        .filter(|line| line.contains(&mark))
         .filter_map(|line| {
             let mut fields: BTreeMap<String, serde_json::Value> = serde_json::from_str(line).ok()?;
             (fields.remove("case")?.as_str() == Some(&case.name)).then(|| {
@@ -204,9 +208,9 @@ pub fn log(case: &Case, path: &Path) -> Vec<String> {
 }
 
 /// A side's counters of a case that are compared, as far as they are not zero.
-pub fn counters(case: &Case, side: Side) -> BTreeMap<String, u64> {
+pub fn counters(case: &Case, admin: SocketAddr) -> BTreeMap<String, u64> {
     let filter = format!("/stats?usedonly&filter=\\.{}[-.]", case.name);
-    let (_, text) = get(side.at(9901), &filter).unwrap();
+    let (_, text) = get(admin, &filter).unwrap();
     let wanted = |name: &str| {
         !name.contains(".zone.")
             && (case.counters.iter().any(|end| name.ends_with(end.as_str()))

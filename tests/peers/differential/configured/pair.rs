@@ -53,6 +53,7 @@ pub struct Pair {
     envoy: Process,
     weft: Process,
     directory: tempfile::TempDir,
+    first_port: u16,
 }
 
 static RUNNING: Mutex<Weak<Pair>> = Mutex::new(Weak::new());
@@ -63,23 +64,19 @@ pub fn pair() -> Arc<Pair> {
     if let Some(pair) = running.upgrade() {
         return pair;
     }
-    let pair = Arc::new(Pair::start());
+    let pair = Arc::new(Pair::start(&all(), FIRST_PORT));
     *running = Arc::downgrade(&pair);
     pair
 }
 
-/// The port of a case: its listener's and its servers'.
-pub fn port(index: usize) -> u16 {
-    FIRST_PORT + u16::try_from(index).unwrap()
-}
-
 impl Pair {
-    fn start() -> Self {
+    /// A pair with these cases, whose ports begin here (the one before is the admin interface's).
+    pub fn start(cases: &[Case], first_port: u16) -> Self {
         let directory = tempfile::tempdir().unwrap();
         certificates::write(directory.path());
         let write = |side: Side| {
             let path = directory.path().join(format!("{}.json", side.name()));
-            let bootstrap = bootstrap(side, directory.path());
+            let bootstrap = bootstrap(side, cases, first_port, directory.path());
             std::fs::write(&path, serde_json::to_vec_pretty(&bootstrap).unwrap()).unwrap();
             path
         };
@@ -90,10 +87,22 @@ impl Pair {
         ours.arg("-c").arg(write(Side::Weft)).args(["--concurrency", "1"]);
         let mut envoy = Process::start("envoy", &mut envoy, directory.path());
         let mut weft = Process::start("weft", &mut ours, directory.path());
-        let ready = |side: Side| move || get(side.at(9901), "/ready").is_ok_and(|(status, _)| status == 200);
+        let ready = |side: Side| {
+            move || get(side.at(first_port - 1), "/ready").is_ok_and(|(status, _)| status == 200)
+        };
         envoy.wait("ready", ready(Side::Envoy));
         weft.wait("ready", ready(Side::Weft));
-        Self { envoy, weft, directory }
+        Self { envoy, weft, directory, first_port }
+    }
+
+    /// The port of a case: its listener's and its servers'.
+    pub fn port(&self, index: usize) -> u16 {
+        self.first_port + u16::try_from(index).unwrap()
+    }
+
+    /// A side's admin interface.
+    pub fn admin(&self, side: Side) -> SocketAddr {
+        side.at(self.first_port - 1)
     }
 
     /// Where certificates, logs and configurations are.
@@ -116,13 +125,13 @@ fn socket(address: SocketAddr) -> Value {
     json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
 }
 
-fn bootstrap(side: Side, directory: &Path) -> Value {
+fn bootstrap(side: Side, cases: &[Case], first_port: u16, directory: &Path) -> Value {
     let (mut listeners, mut clusters) = (Vec::new(), Vec::new());
-    for (index, case) in all().iter().enumerate() {
-        listeners.push(listener(side, case, port(index)));
+    for (port, case) in (first_port..).zip(cases) {
+        listeners.push(listener(side, case, port));
         let mut place = 0;
         for (name, cluster) in &case.clusters {
-            clusters.push(self::cluster(side, &cluster_name(&case.name, name), cluster, port(index), place));
+            clusters.push(self::cluster(side, &cluster_name(&case.name, name), cluster, port, place));
             place += cluster.endpoints.len();
         }
     }
@@ -132,7 +141,7 @@ fn bootstrap(side: Side, directory: &Path) -> Value {
             "locality": { "region": "here", "zone": "a" },
             "metadata": { "INSTANCE_IPS": "127.30.3.1", "NAMESPACE": "test" }
         },
-        "admin": { "address": socket(side.at(9901)) },
+        "admin": { "address": socket(side.at(first_port - 1)) },
         "static_resources": { "listeners": listeners, "clusters": clusters }
     });
     substitute(&mut bootstrap, &|text| {

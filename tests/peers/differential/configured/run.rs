@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::observed::{self, Observed};
-use super::pair::{Pair, Side, pair, port};
+use super::pair::{Pair, Side, pair};
 use super::spec::Case;
 use super::upstream::{self, Book};
-use super::{all, client};
+use super::client;
 use crate::differential::run::diff;
 
 /// Cases that run at once: most of their time is waiting.
@@ -24,39 +24,44 @@ static TURN: Mutex<()> = Mutex::new(());
 /// Runs the cases of a file; `WEFT_CASE` names the only ones to run, by a part of their names.
 pub fn file(name: &str) {
     let only = std::env::var("WEFT_CASE").unwrap_or_default();
-    let cases: Vec<_> = all().into_iter().enumerate().collect();
+    let cases = super::all();
+    let cases: Vec<_> = cases.iter().enumerate().collect();
     let mut names: Vec<_> = cases.iter().map(|(_, c)| c.name.as_str()).collect();
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
         panic!("two cases are called {}", twice[0]);
     }
-    let chosen: Vec<_> = cases.iter().filter(|(_, c)| c.file == name && c.name.contains(&only)).collect();
+    let chosen: Vec<_> = cases.into_iter().filter(|(_, c)| c.file == name && c.name.contains(&only)).collect();
     if chosen.is_empty() {
         return;
     }
-    let pair = pair();
+    let failed: Vec<_> = all(&chosen, &pair()).into_iter().map(|(_, text)| text).collect();
+    assert!(failed.is_empty(), "{} of {} cases:\n{}", failed.len(), chosen.len(), failed.join("\n"));
+}
+
+/// Runs these cases of a pair; those that fail, by their number in the pair, and what is wrong.
+pub fn all(cases: &[(usize, &Case)], pair: &Pair) -> Vec<(usize, String)> {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let next = AtomicUsize::new(0);
-    let failed: Vec<String> = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let workers: Vec<_> = (0..AT_ONCE)
             .map(|_| {
                 scope.spawn(|| {
                     let mut failed = Vec::new();
-                    while let Some((index, case)) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        failed.extend(one(case, *index, &pair).err());
+                    while let Some((index, case)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        failed.extend(one(case, *index, pair).err().map(|text| (*index, text)));
                     }
                     failed
                 })
             })
             .collect();
         workers.into_iter().flat_map(|w| w.join().unwrap()).collect()
-    });
-    assert!(failed.is_empty(), "{} of {} cases:\n{}", failed.len(), chosen.len(), failed.join("\n"));
+    })
 }
 
-fn one(case: &Case, index: usize, pair: &Arc<Pair>) -> Result<(), String> {
+fn one(case: &Case, index: usize, pair: &Pair) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let port = port(index);
+    let port = pair.port(index);
     let book = Book::default();
     let (envoy, weft) = runtime.block_on(async {
         upstream::start(case, port, pair.directory(), &book).await;
@@ -76,7 +81,7 @@ fn one(case: &Case, index: usize, pair: &Arc<Pair>) -> Result<(), String> {
                 upstream,
                 shares,
                 log: observed::log(case, &pair.access_log(side)),
-                counters: if counters { observed::counters(case, side) } else { BTreeMap::new() },
+                counters: if counters { observed::counters(case, pair.admin(side)) } else { BTreeMap::new() },
             }
         };
         let over = Instant::now() > end;

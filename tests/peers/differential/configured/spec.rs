@@ -266,33 +266,33 @@ impl Answer {
 pub fn read(file: &'static str, text: &str) -> Vec<Case> {
     let documents: Vec<Value> =
         serde_saphyr::from_str(text).unwrap_or_else(|e| panic!("data/{file}.yaml: {e}"));
-    let mut cases = Vec::with_capacity(documents.len());
-    for mut document in documents {
-        let name =
-            document["name"].as_str().unwrap_or_else(|| panic!("data/{file}.yaml: a case has no name"));
-        let name = name.to_owned();
-        let mut clusters: Vec<_> =
-            document["clusters"].as_object().map(|c| c.keys().cloned().collect()).unwrap_or_default();
-        clusters.push("up".to_owned());
-        // Longer names first: one may begin with another.
-        clusters.sort_by_key(|c| std::cmp::Reverse(c.len()));
-        substitute(&mut document, &|text| {
-            clusters
-                .iter()
-                .fold(text.to_owned(), |text, c| text.replace(&format!("@{c}"), &cluster_name(&name, c)))
-        });
-        let mut case: Case =
-            serde_json::from_value(document).unwrap_or_else(|e| panic!("data/{file}.yaml: {name}: {e}"));
-        case.file = file;
-        case.clusters.entry("up".to_owned()).or_default();
-        for cluster in case.clusters.values_mut() {
-            if cluster.endpoints.is_empty() {
-                cluster.endpoints.push(Endpoint::default());
-            }
+    documents.into_iter().map(|document| case(file, document)).collect()
+}
+
+/// The case of a document.
+pub fn case(file: &'static str, mut document: Value) -> Case {
+    let name = document["name"].as_str().unwrap_or_else(|| panic!("data/{file}.yaml: a case has no name"));
+    let name = name.to_owned();
+    let mut clusters: Vec<_> =
+        document["clusters"].as_object().map(|c| c.keys().cloned().collect()).unwrap_or_default();
+    clusters.push("up".to_owned());
+    // Longer names first: one may begin with another.
+    clusters.sort_by_key(|c| std::cmp::Reverse(c.len()));
+    substitute(&mut document, &|text| {
+        clusters
+            .iter()
+            .fold(text.to_owned(), |text, c| text.replace(&format!("@{c}"), &cluster_name(&name, c)))
+    });
+    let mut case: Case =
+        serde_json::from_value(document).unwrap_or_else(|e| panic!("data/{file}.yaml: {name}: {e}"));
+    case.file = file;
+    case.clusters.entry("up".to_owned()).or_default();
+    for cluster in case.clusters.values_mut() {
+        if cluster.endpoints.is_empty() {
+            cluster.endpoints.push(Endpoint::default());
         }
-        cases.push(case);
     }
-    cases
+    case
 }
 
 /// What a case's cluster is called in the configuration.
