@@ -6,7 +6,7 @@ mod differential;
 mod envoy_sidecar;
 mod h2spec;
 mod meshes;
-mod netns;
 mod mutants;
+mod netns;
 mod postgres;
 mod programs;

@@ -1,5 +1,6 @@
 //! One request from its head to its answer, on one screen: shape, route, filters, router, filters in reverse, guard.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -17,9 +18,10 @@ use super::{local_reply, request, response};
 use crate::codec::{
     Body, Downstream, InformationalSink, Protocol, Reply, Request, RequestHead, ResetReason, ResponseHead,
 };
-use crate::route::action::{Action, DirectResponse};
-use crate::route::matching::is_grpc;
+use crate::route::action::{Action, DirectResponse, PathRewrite};
+use crate::route::matching::{PathMatch, is_grpc};
 use crate::route::redirect::Redirect;
+use crate::route::rewrite::rewrite_path;
 use crate::route::{Asked, Matched, RouteConfig};
 use crate::router::{self, Exchange, Expired, Flow, LocalReply, RequestBody, Routed, Scratch, Watchdog};
 use crate::telemetry::access_log::config::BodyFormat;
@@ -27,6 +29,7 @@ use crate::telemetry::access_log::{LogContext, LogType};
 use crate::telemetry::{Flag, StreamInfo};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
 /// What is remembered of a request for its response.
 struct Before {
@@ -41,7 +44,9 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
     flow.keep_head.set(!shared.config.logs().is_empty() || shared.config.local_replies.is_some());
     let mut ending = Ending::new(shared.clone(), flow.clone());
     shared.count_request(request.head.protocol);
-    let before = Before { head: outline(&request.head), request_id: None };
+    // An answer to a request that goes no further tells the id that the request came with.
+    let told = shared.config.request_id_in_response.then(|| request.head.headers.get(&REQUEST_ID).cloned());
+    let before = Before { head: outline(&request.head), request_id: told.flatten() };
 
     let (mut reply, before, matched) = {
         let work = pin!(answer(&shared, &flow, request, downstream, before, &mut ending.scratch));
@@ -113,23 +118,18 @@ async fn answer(
     let routes = config.route_config();
     let random = fastrand::u64(..);
     let (secure, internal, tls) = (origin.secure, origin.internal, shared.connection.tls.as_deref());
-    let find = |head: &RequestHead| match &routes {
-        Some(routes) => Matched::find(routes, &Asked { head, random, secure, internal, tls }),
-        None => Err(false),
+    // A virtual host that asks for TLS has no route for plain requests; the redirect is its answer after the filters.
+    let wants_tls = Cell::new(false);
+    let find = |head: &RequestHead| {
+        let routes = routes.as_ref()?;
+        let found = Matched::find(routes, &Asked { head, random, secure, internal, tls });
+        wants_tls.set(matches!(found, Err(true)));
+        found.ok()
     };
     if let (Some(routes), false) = (&routes, origin.internal) {
         remove_internal_only(routes, &mut head);
     }
-    let matched = match find(&head) {
-        Ok(matched) => Some(matched),
-        Err(true) => {
-            config.stats.rq_total.inc();
-            config.stats.rq_direct_response.inc();
-            let reply = redirect(&Redirect::to_https(), &head, &crate::route::RouteMatch::any().path);
-            return (local(reply, &before), before, None);
-        }
-        Err(false) => None,
-    };
+    let matched = find(&head);
     set_clocks(shared, flow, &head, matched.as_ref());
     router::remember(flow, matched.as_ref(), &head);
     if config.log_start {
@@ -149,7 +149,7 @@ async fn answer(
     };
 
     let reroute = |exchange: &mut Exchange| {
-        exchange.matched = find(&exchange.head).ok();
+        exchange.matched = find(&exchange.head);
         router::remember(flow, exchange.matched.as_ref(), &exchange.head);
     };
     let admitted = match config.filters.admit(exchange, reroute).await {
@@ -161,7 +161,7 @@ async fn answer(
         }
     };
     config.stats.rq_total.inc();
-    let Routed { result, exchange } = match terminal(shared, admitted.exchange()) {
+    let Routed { result, exchange } = match terminal(shared, admitted.exchange(), wants_tls.get()) {
         Some(reply) => {
             let (exchange, _) = admitted.into_parts();
             Routed { result: Err(reply), exchange }
@@ -186,22 +186,25 @@ async fn answer(
 }
 
 /// The reply to a request whose route does not forward, or may not forward it.
-fn terminal(shared: &Shared, exchange: &Exchange) -> Option<LocalReply> {
+fn terminal(shared: &Shared, exchange: &Exchange, wants_tls: bool) -> Option<LocalReply> {
     let config = &shared.config;
     let flow = &exchange.flow;
+    if wants_tls {
+        config.stats.rq_direct_response.inc();
+        let head = &exchange.head;
+        return Some(redirect(&Redirect::to_https(head), head, &crate::route::RouteMatch::any().path));
+    }
     let Some(matched) = &exchange.matched else {
         config.stats.no_route.inc();
         flow.flag(Flag::NoRouteFound);
         return Some(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found"));
     };
     let route = matched.route();
-    if !route.name.is_empty() {
-        flow.info(|i| i.route = Some(route.name.clone()));
-    }
     match &route.action {
         Action::Redirect(to) => {
             // Envoy counts a redirect as an answer of its own; its `rq_redirect` stays zero.
             config.stats.rq_direct_response.inc();
+            log_rewritten(flow, &to.rewrite, &route.matching.path);
             Some(redirect(to, &exchange.head, &route.matching.path))
         }
         Action::Direct(direct) => {
@@ -224,6 +227,17 @@ fn terminal(shared: &Shared, exchange: &Exchange) -> Option<LocalReply> {
                 LocalReply { close: true, ..LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed") }
             })
         }
+    }
+}
+
+/// Logs speak of a redirected request as if it had been rewritten so.
+fn log_rewritten(flow: &Flow, rewrite: &PathRewrite, matched: &PathMatch) {
+    let mut kept = flow.kept_head.borrow_mut();
+    let Some(head) = kept.as_mut() else { return };
+    let Some(path) = rewrite_path(rewrite, matched, &head.path) else { return };
+    let original = std::mem::replace(&mut head.path, path);
+    if let Ok(value) = HeaderValue::from_maybe_shared(original) {
+        head.headers.set(ORIGINAL_PATH, value);
     }
 }
 
@@ -343,6 +357,7 @@ fn answer_expectation(head: &mut RequestHead, config: &HcmConfig, downstream: &D
     if expects && !config.proxy_100_continue {
         head.headers.remove(&header::EXPECT);
         config.stats.downstream_rq_1xx.inc();
+        config.stats.downstream_rq_completed.inc();
         downstream.informational.send(ResponseHead {
             status: StatusCode::CONTINUE,
             protocol: head.protocol,

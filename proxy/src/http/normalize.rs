@@ -37,6 +37,8 @@ pub enum PathVerdict {
     Changed(Bytes),
     /// 400.
     Reject,
+    /// 400; logs show the path as this.
+    RejectAs(Bytes),
     /// 307 to this.
     Redirect(Bytes),
 }
@@ -55,7 +57,7 @@ pub fn path(path: &Bytes, rules: PathRules) -> PathVerdict {
         && let Some(unescaped) = unescape_slashes(bare)
     {
         match rules.escaped_slashes {
-            EscapedSlashes::Reject => return PathVerdict::Reject,
+            EscapedSlashes::Reject => return PathVerdict::RejectAs([&unescaped[..], query].concat().into()),
             EscapedSlashes::UnescapeAndRedirect => redirect = true,
             _ => {}
         }
@@ -73,6 +75,10 @@ pub fn path(path: &Bytes, rules: PathRules) -> PathVerdict {
             if *byte != b'/' || merged.last() != Some(&b'/') {
                 merged.push(*byte);
             }
+        }
+        // Envoy keeps the first and the last slash, even where nothing is between them.
+        if merged == b"/" {
+            merged.push(b'/');
         }
         new = Some(merged);
     }
@@ -206,7 +212,7 @@ mod tests {
 
     #[test]
     fn paths_are_normalised_as_the_table_says() {
-        use PathVerdict::{Changed, Redirect, Reject, Unchanged};
+        use PathVerdict::{Changed, Redirect, Reject, RejectAs, Unchanged};
         let changed = |s: &'static str| Changed(Bytes::from_static(s.as_bytes()));
         let plain = PathRules { normalize: true, ..PathRules::default() };
         let merge = PathRules { merge_slashes: true, ..plain };
@@ -240,9 +246,11 @@ mod tests {
             ("/a//b", plain, Unchanged),
             ("/a///b//", merge, changed("/a/b/")),
             ("/a//../b", merge, changed("/a/b")),
+            ("//", merge, Unchanged),
+            ("///?q", merge, changed("//?q")),
             ("/a/../b", PathRules::default(), Unchanged),
             ("/a%2fb", plain, Unchanged),
-            ("/a%2Fb", slashes(EscapedSlashes::Reject), Reject),
+            ("/a%2Fb?q", slashes(EscapedSlashes::Reject), RejectAs(Bytes::from_static(b"/a/b?q"))),
             ("/a%2Fb", slashes(EscapedSlashes::UnescapeAndForward), changed("/a/b")),
             ("/a%5c..%2fb", slashes(EscapedSlashes::UnescapeAndForward), changed("/b")),
             (

@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use super::config::{HcmConfig, StripPort, Underscores};
 use super::normalize::{self, PathVerdict};
 use super::{request_id, xff};
+use crate::codec::headers::Of;
 use crate::codec::{Headers, Protocol, RequestHead};
 use crate::io::ConnectionInfo;
 use crate::route::hosts::port_at;
@@ -68,6 +69,7 @@ pub fn shape(
     config: &HcmConfig,
     connection: &ConnectionInfo,
 ) -> Result<Origin, LocalReply> {
+    head.headers.join_singular(Of::Request);
     check(head, config)?;
     normalize_path(head, config)?;
     normalize_authority(head, config, connection);
@@ -123,8 +125,15 @@ fn normalize_path(head: &mut RequestHead, config: &HcmConfig) -> Result<(), Loca
             Ok(())
         }
         PathVerdict::Reject => reject(),
+        PathVerdict::RejectAs(path) => {
+            head.path = path;
+            reject()
+        }
         // A gRPC client follows no redirect.
-        PathVerdict::Redirect(_) if is_grpc(head) => reject(),
+        PathVerdict::Redirect(path) if is_grpc(head) => {
+            head.path = path;
+            reject()
+        }
         PathVerdict::Redirect(path) => {
             config.stats.downstream_rq_redirected_with_normalized_path.inc();
             // Logs speak of the path as it should have been; Envoy has one detail for both verdicts.
@@ -243,10 +252,13 @@ fn forwarding(head: &mut RequestHead, config: &HcmConfig, connection: &Connectio
     }
     let forwarded = headers.get(&FORWARDED_PROTO).map(|v| v.as_bytes());
     let secure = forwarded == Some(b"https");
-    match forwarded {
-        Some(b"https") => head.scheme = Bytes::from_static(b"https"),
-        Some(b"http") => head.scheme = Bytes::from_static(b"http"),
-        _ => {}
+    // An HTTP/2 request says its scheme itself.
+    if head.protocol != Protocol::Http2 || config.scheme.is_some() || head.scheme.is_empty() {
+        match forwarded {
+            Some(b"https") => head.scheme = Bytes::from_static(b"https"),
+            Some(b"http") => head.scheme = Bytes::from_static(b"http"),
+            _ => {}
+        }
     }
     let internal = single && client.is_some_and(|c| config.is_internal(c));
     Origin { client: client.unwrap_or(peer), internal, secure }

@@ -98,7 +98,7 @@ impl Exchange {
 }
 
 /// The cluster that a route names by itself, where it does so.
-pub(super) fn named_cluster(matched: &Matched) -> Option<&Arc<Slot<Cluster>>> {
+fn named_cluster(matched: &Matched) -> Option<&Arc<Slot<Cluster>>> {
     match &matched.forward()?.target {
         Target::Cluster(slot) => Some(slot),
         Target::Weighted { .. } => matched.weighted().and_then(|w| w.cluster.fixed()),

@@ -5,6 +5,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::flow::Flow;
 use crate::codec::RequestHead;
+use crate::codec::headers::Of;
 use crate::io::ConnectionInfo;
 use crate::route::action::HostRewrite;
 use crate::route::matching::split_query;
@@ -25,15 +26,13 @@ pub fn prepare(
     connection: &ConnectionInfo,
     envoy_headers: bool,
 ) {
-    if matched.header_ops(true).next().is_some() {
-        // Formats read the head while its fields change; they see it as it was.
-        let before = matched.header_ops(true).any(crate::route::HeaderOps::speaks).then(|| head.clone());
-        flow.info(|info| {
-            let context = LogContext { request: before.as_ref(), ..LogContext::new(info, connection) };
-            for ops in matched.header_ops(true) {
-                ops.apply(&mut head.headers, &context);
-            }
+    for ops in matched.header_ops(true) {
+        ops.remove_from(&mut head.headers);
+        let additions = flow.info(|info| {
+            let context = LogContext { request: Some(head), ..LogContext::new(info, connection) };
+            ops.additions(&head.headers, &context)
         });
+        additions.make(&mut head.headers, Of::Request);
     }
     if let Some(of_weighted) = matched.weighted().and_then(|w| w.host_rewrite.clone()) {
         // Envoy does not tell the upstream of this one.
@@ -47,7 +46,6 @@ pub fn prepare(
         }
         HostRewrite::Path(substitution) => Some(substitution.apply(split_query(&head.path).0)),
     };
-    let authority = authority.filter(|_| matched.weighted().is_none_or(|w| w.host_rewrite.is_none()));
     if let Some(authority) = authority {
         set_authority(head, authority, forward.append_x_forwarded_host, envoy_headers);
     }

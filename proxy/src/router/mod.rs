@@ -38,6 +38,7 @@ use self::timeouts::Announce;
 use self::upstream::ClusterUpstreams;
 use crate::cluster::Cluster;
 use crate::cluster::balance::xxhash::xxh64;
+use crate::codec::headers::Of;
 use crate::codec::{Body, Reply, Request, RequestHead};
 use crate::io::ConnectionInfo;
 use crate::route::{Forward, HeaderOps, Matched, Target, hash};
@@ -114,6 +115,10 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let addresses = || format!("{}{}", connection.remote, connection.local);
     let client = flow.info(|i| i.client).map_or(connection.remote.ip(), |c| c.ip());
     let (hash, cookie) = hash::hash(&forward.hash, &head, client, addresses, |b| xxh64(b, 0));
+    if host.attempt_count_in_request {
+        // Copies say it as well.
+        head.headers.set(ATTEMPT_COUNT, HeaderValue::from(1));
+    }
     let body = mirror(forward, &wishes, &exchange, &head, body, buffer_limit);
     let mut upstreams = ClusterUpstreams::new(slot, forward, wishes, connection.clone(), flow.clone());
     upstreams.hash = hash;
@@ -250,28 +255,31 @@ pub fn change_response(
     connection: &ConnectionInfo,
     headers: &mut crate::codec::Headers,
 ) {
-    if matched.header_ops(false).next().is_none() {
-        return;
-    }
-    let before = headers.clone();
     let kept = flow.kept_head.borrow();
-    flow.info(|info| {
-        let context = LogContext {
-            request: kept.as_ref(),
-            response: Some(&before),
-            ..LogContext::new(info, connection)
-        };
-        for ops in matched.header_ops(false) {
-            ops.apply(headers, &context);
-        }
-    });
+    for ops in matched.header_ops(false) {
+        ops.remove_from(headers);
+        let additions = flow.info(|info| {
+            let context = LogContext {
+                request: kept.as_ref(),
+                response: Some(headers),
+                ..LogContext::new(info, connection)
+            };
+            ops.additions(headers, &context)
+        });
+        additions.make(headers, Of::Response);
+    }
 }
 
-/// Remembers the route of a request as far as answers of our own are changed by it, and what those changes speak of.
+/// Remembers the route of a request: for logs, and as far as answers of our own are changed by it, with what those changes
+/// speak of.
 pub fn remember(flow: &Flow, matched: Option<&Matched>, head: &RequestHead) {
-    // Logs name it even where a filter answers in its place.
-    let cluster = matched.and_then(exchange::named_cluster).filter(|slot| slot.get().is_some());
-    flow.info(|i| i.cluster = cluster.map(|slot| slot.name().clone()));
+    // Logs name both even where a filter answers in the cluster's place.
+    let cluster =
+        matched.and_then(|m| cluster_slot(m, m.forward()?, head)).filter(|slot| slot.get().is_some());
+    flow.info(|i| {
+        i.route = matched.map(|m| m.route().name.clone()).filter(|name| !name.is_empty());
+        i.cluster = cluster.map(|slot| slot.name().clone());
+    });
     let changes = |m: &Matched| m.header_ops(false).next().is_some();
     let wanted = matched.filter(|m| m.virtual_host().attempt_count_in_response || changes(m));
     *flow.route.borrow_mut() = wanted.cloned();

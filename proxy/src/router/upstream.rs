@@ -19,6 +19,7 @@ use crate::cluster::limits::Permit;
 use crate::cluster::{
     self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority, Want,
 };
+use crate::codec::headers::Of;
 use crate::codec::{InformationalSink, Progress, Protocol, Reply, RequestHead, ResetReason, UpstreamError};
 use crate::io::{ConnectionInfo, Origin, TlsInfo};
 use crate::route::Forward;
@@ -151,6 +152,9 @@ impl ClusterUpstreams {
                 return Err(Failure::Overflow);
             }
             Err(AcquireError::Connect(failure)) => {
+                // While we tried to connect, the request's body went on coming; a downstream whose request is whole keeps
+                // its connection.
+                request.body.discard_ready(BODY_READ_WHILE_CONNECTING).await;
                 under_way.end(Some(cluster::Outcome::ConnectFailed));
                 return Err(Failure::Connect { timeout: failure.timeout, reason: (&*failure.reason).into() });
             }
@@ -172,10 +176,11 @@ impl ClusterUpstreams {
         }
         let sending = pin!(upstream.send(request, self.informational.clone()));
         match within(&self.flow, timeout, sending).await {
-            Ok(Ok(reply)) => {
+            Ok(Ok(mut reply)) => {
                 if cluster.health().is_some() && reply.head.headers.contains(&IMMEDIATE_FAIL) {
                     cluster.told_unhealthy(&host);
                 }
+                reply.head.headers.join_singular(Of::Response);
                 under_way.end(Some(cluster::Outcome::Answered(status_of(&reply))));
                 Ok(reply)
             }
@@ -325,6 +330,9 @@ fn status_of(reply: &Reply) -> StatusCode {
     };
     StatusCode::from_u16(code).unwrap_or(reply.head.status)
 }
+
+/// As much of a body as is looked for when a connection failed: a small request has come whole by then.
+const BODY_READ_WHILE_CONNECTING: usize = 64 * 1024;
 
 /// Workloads by host that a worker remembers; more than a mesh's endpoints that one worker calls.
 const REMEMBERED: usize = 10_000;

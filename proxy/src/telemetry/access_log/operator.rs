@@ -194,13 +194,30 @@ fn common_duration(arguments: &str) -> Result<Operator, FormatError> {
     Ok(Operator::CommonDuration(from, to, unit))
 }
 
-fn query_value<'a>(path: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+/// The first value of a parameter; unlike those that routes match by, it is decoded.
+fn query_value(path: &[u8], name: &[u8]) -> Option<Vec<u8>> {
     let query = &path[path.iter().position(|b| *b == b'?')? + 1..];
     query.split(|b| *b == b'&').find_map(|pair| {
         let end = pair.iter().position(|b| *b == b'=');
         let (key, value) = end.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
-        (key == name && !pair.is_empty()).then_some(value)
+        (!pair.is_empty() && decoded(key) == name).then(|| decoded(value))
     })
+}
+
+/// Text without percent-encoding (RFC 3986, section 2.1); what is none stays.
+fn decoded(mut text: &[u8]) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let mut out = Vec::with_capacity(text.len());
+    while let Some((first, rest)) = text.split_first() {
+        (text, _) = match rest {
+            [high, low, after @ ..] if *first == b'%' => match digit(*high).zip(digit(*low)) {
+                Some((high, low)) => (after, out.push((high * 16 + low) as u8)),
+                None => (rest, out.push(*first)),
+            },
+            _ => (rest, out.push(*first)),
+        };
+    }
+    out
 }
 
 /// One command.
@@ -410,7 +427,7 @@ impl Operator {
             Self::Environment(value) => text(out, value.as_deref()),
             Self::Query(name) => {
                 let path = context.request.map(|r| &r.path[..]).unwrap_or_default();
-                bytes(out, query_value(path, name.as_bytes()))
+                bytes(out, query_value(path, name.as_bytes()).as_deref())
             }
             Self::Path { query, original } => {
                 let Some(head) = context.request else { return false };

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::client;
 use super::observed::{self, Observed};
 use super::pair::{Pair, Side, pair};
 use super::spec::Case;
 use super::upstream::{self, Book};
-use super::client;
 use crate::differential::run::diff;
 
 /// Cases that run at once: most of their time is waiting.
@@ -31,7 +31,8 @@ pub fn file(name: &str) {
     if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
         panic!("two cases are called {}", twice[0]);
     }
-    let chosen: Vec<_> = cases.into_iter().filter(|(_, c)| c.file == name && c.name.contains(&only)).collect();
+    let chosen: Vec<_> =
+        cases.into_iter().filter(|(_, c)| c.file == name && c.name.contains(&only)).collect();
     if chosen.is_empty() {
         return;
     }

@@ -211,12 +211,13 @@ impl Server {
         };
         while let Some(Ok((request, respond))) = connection.accept().await {
             let (server, tls) = (self.clone(), tls.clone());
+            let head = request.method() == http::Method::HEAD;
             tokio::spawn(async move {
                 let text = crate::differential::h2::request_text(request).await;
                 server.note(side, tls + &text);
                 let answer = server.next(side);
                 tokio::time::sleep(Duration::from_millis(answer.delay)).await;
-                respond_h2(respond, &answer).await;
+                respond_h2(respond, &answer, head).await;
             });
         }
     }
@@ -255,15 +256,19 @@ fn answer_bytes(answer: &FullAnswer, head: bool) -> (String, String) {
     (text, if empty || head { String::new() } else { body })
 }
 
-async fn respond_h2(mut respond: h2::server::SendResponse<Bytes>, answer: &FullAnswer) {
+async fn respond_h2(mut respond: h2::server::SendResponse<Bytes>, answer: &FullAnswer, of_head: bool) {
     if answer.reset || answer.close {
         return respond.send_reset(h2::Reason::INTERNAL_ERROR);
     }
     let mut head = http::Response::new(());
     *head.status_mut() = http::StatusCode::from_u16(status(answer)).unwrap();
     *head.headers_mut() = fields(&answer.headers);
+    let empty = of_head || matches!(status(answer), 204 | 304);
     let body = body(answer);
-    let Ok(mut stream) = respond.send_response(head, false) else { return };
+    let Ok(mut stream) = respond.send_response(head, empty) else { return };
+    if empty {
+        return;
+    }
     tokio::time::sleep(Duration::from_millis(answer.body_delay)).await;
     let _ = stream.send_data(Bytes::from(body), answer.trailers.is_empty());
     if !answer.trailers.is_empty() {

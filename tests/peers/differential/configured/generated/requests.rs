@@ -102,7 +102,8 @@ pub fn request(random: &mut Random) -> Value {
     }
     if random.chance(25) {
         ask["h2"] = json!(true);
-        fields.retain(|f| !f.starts_with("expect"));
+        // Where underscores are dropped, Envoy logs a protocol error of an HTTP/2 request that it serves.
+        fields.retain(|f| !f.starts_with("expect") && !f.starts_with("x_"));
     } else if random.chance(30) {
         ask["same"] = json!(true);
     }
