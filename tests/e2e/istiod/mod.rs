@@ -175,7 +175,7 @@ fn outbound_requests_go_as_routes_clusters_and_endpoints_say() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut resources = stream::fixed(ip);
         let cluster = |subset: &str, host: &str| format!("outbound|80|{subset}|{host}");
-        let places: [(&str, &str, &[(&str, u16, bool)]); 4] = [
+        let places: [(&str, &str, &[stream::Place<'_>]); 4] = [
             ("", WEB, &[("127.0.0.1", plain.port, false)]),
             // The proxy's own inbound port, behind mutual TLS.
             ("v2", WEB, &[(ip, 8001, true)]),

@@ -351,8 +351,11 @@ pub fn outbound_cluster(subset: &str, host: &str) -> Value {
     }))
 }
 
-/// Endpoints: address, port, and whether they take Istio's mutual TLS.
-pub fn assignment(subset: &str, host: &str, endpoints: &[(&str, u16, bool)]) -> Value {
+/// An endpoint: address, port, and whether it takes Istio's mutual TLS.
+pub type Place<'a> = (&'a str, u16, bool);
+
+/// The endpoints of a cluster.
+pub fn assignment(subset: &str, host: &str, endpoints: &[Place<'_>]) -> Value {
     let entries: Vec<Value> = endpoints
         .iter()
         .map(|(ip, port, mutual)| {
