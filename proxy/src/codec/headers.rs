@@ -238,11 +238,6 @@ mod tests {
         assert!(!headers.remove(&HeaderName::from_static("a")));
         assert_eq!(headers, list(&[("b", "2")]));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn fields_that_a_message_has_once_are_joined_and_others_stay_apart() {
