@@ -16,11 +16,14 @@ use crate::telemetry::registry::{Counter, Group};
 /// Methods beyond so many are not counted for themselves: their names are the callers' to choose.
 const MOST_METHODS: usize = 10_000;
 
+/// By cluster and method.
+type ByMethod = HashMap<(Arc<str>, String), Arc<MethodCounters>>;
+
 /// The filter.
 pub struct GrpcStats {
     methods: Methods,
     replace_dots: bool,
-    counters: Mutex<HashMap<(Arc<str>, String), Arc<MethodCounters>>>,
+    counters: Mutex<ByMethod>,
 }
 
 /// Which methods are counted for themselves.
