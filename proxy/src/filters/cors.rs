@@ -127,7 +127,7 @@ impl CorsPolicy {
             return Verdict::Continue;
         }
         if !preflight {
-            exchange.scratch.cors_origin = Some(origin);
+            exchange.scratch.later().cors_origin = Some(origin);
             return Verdict::Continue;
         }
         let mut reply = reply();

@@ -222,7 +222,7 @@ impl Fault {
             && self.take(&mut active, stats)
         {
             stats.slowed.inc();
-            exchange.scratch.slow = Some(rate);
+            exchange.scratch.later().slow = Some(rate);
         }
         let delay = self.delay_of(&exchange.head).filter(|_| self.take(&mut active, stats));
         let Some(delay) = delay else {
@@ -335,7 +335,7 @@ impl Fault {
 
 fn keep(exchange: &mut Exchange, active: Option<Active>) {
     if let Some(active) = active {
-        exchange.scratch.held.push(Box::new(active));
+        exchange.scratch.later().held.push(Box::new(active));
     }
 }
 

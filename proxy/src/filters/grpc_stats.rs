@@ -69,9 +69,11 @@ impl GrpcStats {
             return;
         }
         if let Some(cluster) = exchange.cluster_name() {
-            exchange.scratch.at_end.extend(self.counters(cluster, &exchange.head.path).map(|counters| {
-                Box::new(move |info: &StreamInfo| counters.count(info)) as Box<dyn FnOnce(&StreamInfo)>
-            }));
+            exchange.scratch.later().at_end.extend(self.counters(cluster, &exchange.head.path).map(
+                |counters| {
+                    Box::new(move |info: &StreamInfo| counters.count(info)) as Box<dyn FnOnce(&StreamInfo)>
+                },
+            ));
         }
         let body = std::mem::take(&mut exchange.body);
         exchange.body = Messages::wrap(body, &exchange.flow, true);

@@ -191,7 +191,8 @@ impl FilterList {
             match &named.filter {
                 Filter::Cors(_) => {
                     let setting = matched.and_then(|m| m.per_filter().find_map(|p| p.get(&named.name)));
-                    if let (Some(origin), Some(PerFilter::Cors(policy))) = (&scratch.cors_origin, setting) {
+                    let origin = scratch.later.as_ref().and_then(|l| l.cors_origin.as_ref());
+                    if let (Some(origin), Some(PerFilter::Cors(policy))) = (origin, setting) {
                         CorsPolicy::response_head(policy, origin, headers);
                     }
                 }
@@ -205,7 +206,7 @@ impl FilterList {
                     filter.response_head(headers, matched, &named.name, context)
                 }
                 Filter::LocalRateLimit(_) => {
-                    if let Some(tell) = scratch.tells.pop() {
+                    if let Some(tell) = scratch.later.as_mut().and_then(|l| l.tells.pop()) {
                         tell(headers);
                     }
                 }
@@ -220,8 +221,9 @@ impl FilterList {
 
     /// Gives filters the response's body, which most leave alone.
     pub fn response_body(&self, body: Body, scratch: &mut Scratch, flow: &Rc<Flow>) -> Body {
-        let body = if scratch.at_end.is_empty() { body } else { Messages::wrap(body, flow, false) };
-        match scratch.slow.take() {
+        let Some(later) = &mut scratch.later else { return body };
+        let body = if later.at_end.is_empty() { body } else { Messages::wrap(body, flow, false) };
+        match later.slow.take() {
             Some(rate) => Slow::wrap(body, rate),
             None => body,
         }
@@ -229,7 +231,9 @@ impl FilterList {
 
     /// Tells the filters that the stream ended.
     pub fn done(&self, info: &StreamInfo, connection: &ConnectionInfo, scratch: &mut Scratch) {
-        scratch.at_end.drain(..).for_each(|tell| tell(info));
+        if let Some(later) = &mut scratch.later {
+            later.at_end.drain(..).for_each(|tell| tell(info));
+        }
         for named in self.filters.iter() {
             if let Filter::IstioStats(reporter) = &named.filter {
                 let far = match connection.direction {

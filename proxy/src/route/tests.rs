@@ -86,7 +86,7 @@ fn the_first_route_whose_rules_all_hold_is_taken() {
     let cases: &[(&str, &str, Fields<'_>, &str)] = &[
         ("GET", "/x", &[("canary", "true")], "canary"),
         ("GET", "/x", &[("canary", "TRUE")], "-"),
-        ("GET", "/x", &[("canary", "true"), ("canary", "true")], "-"),
+        ("GET", "/x", &[("canary", "true"), ("canary", "true")], "canary"),
         ("GET", "/exact?q", &[], "exact"),
         ("GET", "/exact/", &[], "-"),
         ("GET", "/api/users", &[], "separated"),

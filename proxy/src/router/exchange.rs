@@ -48,16 +48,8 @@ pub type AtEnd = Box<dyn FnOnce(&StreamInfo)>;
 /// What filters remember of a request until its end.
 #[derive(Default)]
 pub struct Scratch {
-    /// The origin of a cross-origin request.
-    pub cors_origin: Option<HeaderValue>,
-    /// What filters that count will add to the response's head, in their order.
-    pub tells: Vec<Tell>,
-    /// Bytes a second at which the answer's body may go.
-    pub slow: Option<u64>,
-    /// Who is told the record when the request ended.
-    pub at_end: Vec<AtEnd>,
-    /// What is let go at the request's end.
-    pub held: Vec<Box<dyn std::any::Any>>,
+    /// What filters do later, where one does.
+    pub later: Option<Box<Later>>,
     /// The caller sent workload metadata.
     pub caller_told: bool,
     /// The caller's workload.
@@ -68,6 +60,28 @@ pub struct Scratch {
     pub service: Option<Arc<Service>>,
     /// Both identities of the connection to the callee.
     pub upstream_tls: Option<Arc<TlsInfo>>,
+}
+
+/// What filters do when an answer or the end comes; most requests have none of it, so it lies apart.
+#[derive(Default)]
+pub struct Later {
+    /// The origin of a cross-origin request.
+    pub cors_origin: Option<HeaderValue>,
+    /// What filters that count will add to the response's head, in their order.
+    pub tells: Vec<Tell>,
+    /// Bytes a second at which the answer's body may go.
+    pub slow: Option<u64>,
+    /// Who is told the record when the request ended.
+    pub at_end: Vec<AtEnd>,
+    /// What is let go at the request's end.
+    pub held: Vec<Box<dyn std::any::Any>>,
+}
+
+impl Scratch {
+    /// What filters do later; made when one has something.
+    pub fn later(&mut self) -> &mut Later {
+        self.later.get_or_insert_default()
+    }
 }
 
 /// A request on its way through the filters.

@@ -85,7 +85,7 @@ impl LocalRateLimit {
         let descriptors = limits.descriptors(exchange, &self.service_cluster);
         let answer = limits.buckets.take(&descriptors);
         if let (true, Some(bucket)) = (limits.tell_client, answer.bucket) {
-            exchange.scratch.tells.push(Box::new(move |headers| tell(&bucket, headers)));
+            exchange.scratch.later().tells.push(Box::new(move |headers| tell(&bucket, headers)));
         }
         if answer.allowed {
             limits.stats.ok.inc();
