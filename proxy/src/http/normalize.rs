@@ -37,8 +37,6 @@ pub enum PathVerdict {
     Changed(Bytes),
     /// 400.
     Reject,
-    /// 400; logs show the path as this.
-    RejectAs(Bytes),
     /// 307 to this.
     Redirect(Bytes),
 }
@@ -57,7 +55,7 @@ pub fn path(path: &Bytes, rules: PathRules) -> PathVerdict {
         && let Some(unescaped) = unescape_slashes(bare)
     {
         match rules.escaped_slashes {
-            EscapedSlashes::Reject => return PathVerdict::RejectAs([&unescaped[..], query].concat().into()),
+            EscapedSlashes::Reject => return PathVerdict::Reject,
             EscapedSlashes::UnescapeAndRedirect => redirect = true,
             _ => {}
         }
@@ -212,7 +210,7 @@ mod tests {
 
     #[test]
     fn paths_are_normalised_as_the_table_says() {
-        use PathVerdict::{Changed, Redirect, Reject, RejectAs, Unchanged};
+        use PathVerdict::{Changed, Redirect, Reject, Unchanged};
         let changed = |s: &'static str| Changed(Bytes::from_static(s.as_bytes()));
         let plain = PathRules { normalize: true, ..PathRules::default() };
         let merge = PathRules { merge_slashes: true, ..plain };
@@ -250,7 +248,7 @@ mod tests {
             ("///?q", merge, changed("//?q")),
             ("/a/../b", PathRules::default(), Unchanged),
             ("/a%2fb", plain, Unchanged),
-            ("/a%2Fb?q", slashes(EscapedSlashes::Reject), RejectAs(Bytes::from_static(b"/a/b?q"))),
+            ("/a%2Fb?q", slashes(EscapedSlashes::Reject), Reject),
             ("/a%2Fb", slashes(EscapedSlashes::UnescapeAndForward), changed("/a/b")),
             ("/a%5c..%2fb", slashes(EscapedSlashes::UnescapeAndForward), changed("/b")),
             (

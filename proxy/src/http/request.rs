@@ -125,10 +125,6 @@ fn normalize_path(head: &mut RequestHead, config: &HcmConfig) -> Result<(), Loca
             Ok(())
         }
         PathVerdict::Reject => reject(),
-        PathVerdict::RejectAs(path) => {
-            head.path = path;
-            reject()
-        }
         // A gRPC client follows no redirect.
         PathVerdict::Redirect(path) if is_grpc(head) => {
             head.path = path;

@@ -21,7 +21,7 @@ const CONFIGURATIONS: usize = 50;
 /// Ports of their own: the pair of the written cases runs beside.
 const FIRST_PORT: u16 = 20000;
 /// Differences that are looked at closely; there is no end of what one fault can cause.
-const SHOWN: usize = 12;
+const SHOWN: usize = 4;
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |v| v.parse().unwrap_or_else(|e| panic!("{variable}={v}: {e}")))
