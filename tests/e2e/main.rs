@@ -6,12 +6,9 @@ mod admin;
 mod agent;
 mod app;
 mod bad_input;
-mod churn;
-
 mod cli;
 mod demo;
 mod drain;
-mod istiod;
 mod journey;
 mod layering;
 mod ledger;
@@ -19,5 +16,4 @@ mod metrics;
 mod sabotage;
 mod support;
 mod tour;
-mod traffic_api;
 mod up;

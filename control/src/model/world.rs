@@ -160,8 +160,6 @@ impl World {
         hash_all(&peer_authentications, &mut hasher);
         mesh_version.hash(&mut hasher);
         let peer_version = hasher.finish();
-        let virtual_services =
-            lookup::resolve_delegates(&virtual_services, &mesh.default_virtual_service_export_to);
         Self {
             parts: Arc::new(Parts {
                 version,
@@ -227,7 +225,7 @@ impl World {
         &self.parts.workloads
     }
 
-    /// Every VirtualService, with the rules of its delegates in place.
+    /// Every VirtualService.
     pub fn virtual_services(&self) -> &[Arc<Object<VirtualService>>] {
         &self.parts.virtual_services
     }

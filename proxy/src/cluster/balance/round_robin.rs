@@ -9,12 +9,11 @@ use crate::cluster::host_set::HostList;
 /// The next host.
 pub(super) fn choose(list: &HostList) -> Option<&Arc<Host>> {
     let hosts = list.hosts();
-    let weights = list.weights();
-    let weight = |index| weights.of(index);
+    let weight = |index: usize| f64::from(hosts[index].weight());
     let index = with_schedule(
         list.id(),
         || {
-            if list.is_weighted() {
+            if list.weights_differ() {
                 Schedule::Weighted(Edf::new(hosts.len(), weight))
             } else {
                 // Workers start at different hosts, or a burst of their first requests meets on one.

@@ -3,10 +3,8 @@
 use bytes::BytesMut;
 use http::{Method, StatusCode};
 
-use super::H1Options;
 use crate::codec::headers::Headers;
 use crate::codec::message::{Protocol, RequestHead, ResponseHead};
-use crate::codec::spelling::KeyFormat;
 
 /// How the body is framed on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,36 +17,26 @@ pub(super) enum Output {
     Chunked,
 }
 
-fn put(out: &mut BytesMut, headers: &Headers, keys: KeyFormat) {
+fn put(out: &mut BytesMut, headers: &Headers) {
     for (name, value) in headers.iter() {
-        put_one(out, headers, keys, name.as_str(), value.as_bytes());
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
     }
 }
 
-fn put_one(out: &mut BytesMut, headers: &Headers, keys: KeyFormat, name: &str, value: &[u8]) {
-    keys.put(headers.spelling.as_deref(), name, out);
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
-}
-
 /// Writes a request head. `bodiless` says that the body is known to be empty.
-pub(super) fn request(head: &RequestHead, bodiless: bool, options: &H1Options, out: &mut BytesMut) -> Output {
-    let keys = options.keys;
-    let field = |out: &mut BytesMut, name, value: &[u8]| put_one(out, &head.headers, keys, name, value);
+pub(super) fn request(head: &RequestHead, bodiless: bool, out: &mut BytesMut) -> Output {
     out.reserve(256 + head.path.len());
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.extend_from_slice(b" ");
     let connect = head.method == Method::CONNECT;
-    if options.full_url && !connect {
-        out.extend_from_slice(&head.scheme);
-        out.extend_from_slice(b"://");
-        out.extend_from_slice(&head.authority);
-    }
     out.extend_from_slice(if connect { &head.authority } else { &head.path });
-    out.extend_from_slice(b" HTTP/1.1\r\n");
-    field(out, "host", &head.authority);
-    put(out, &head.headers, keys);
+    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+    out.extend_from_slice(&head.authority);
+    out.extend_from_slice(b"\r\n");
+    put(out, &head.headers);
     let output = if connect || head.upgrade.is_some() {
         Output::Raw
     } else if head.headers.contains(&http::header::CONTENT_LENGTH) {
@@ -59,11 +47,11 @@ pub(super) fn request(head: &RequestHead, bodiless: bool, options: &H1Options, o
             head.method,
             Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT
         ) {
-            field(out, "content-length", b"0");
+            out.extend_from_slice(b"content-length: 0\r\n");
         }
         Output::None
     } else {
-        field(out, "transfer-encoding", b"chunked");
+        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         Output::Chunked
     };
     out.extend_from_slice(b"\r\n");
@@ -80,23 +68,20 @@ pub(super) struct Answering<'a> {
     pub(super) close: bool,
     /// The body is known to be empty.
     pub(super) bodiless: bool,
-    /// How names are spelt.
-    pub(super) keys: KeyFormat,
 }
 
 /// Writes a response head.
 pub(super) fn response(head: &ResponseHead, to: &Answering<'_>, out: &mut BytesMut) -> Output {
-    let field = |out: &mut BytesMut, name, value: &[u8]| put_one(out, &head.headers, to.keys, name, value);
-    status_line(head, to.protocol, out);
-    put(out, &head.headers, to.keys);
+    status_line(head.status, to.protocol, out);
+    put(out, &head.headers);
     let status = head.status;
     let tunnel =
         status == StatusCode::SWITCHING_PROTOCOLS || (*to.method == Method::CONNECT && status.is_success());
     if !tunnel && !head.headers.contains(&http::header::CONNECTION) {
         if to.close {
-            field(out, "connection", b"close");
+            out.extend_from_slice(b"connection: close\r\n");
         } else if to.protocol == Protocol::Http10 {
-            field(out, "connection", b"keep-alive");
+            out.extend_from_slice(b"connection: keep-alive\r\n");
         }
     }
     let output = if tunnel {
@@ -108,17 +93,17 @@ pub(super) fn response(head: &ResponseHead, to: &Answering<'_>, out: &mut BytesM
     } else if *to.method == Method::HEAD {
         // What a GET would be answered with has no length known here.
         if to.protocol != Protocol::Http10 {
-            field(out, "transfer-encoding", b"chunked");
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
         Output::None
     } else if to.bodiless {
-        field(out, "content-length", b"0");
+        out.extend_from_slice(b"content-length: 0\r\n");
         Output::None
     } else if to.protocol == Protocol::Http10 {
         // No chunked coding for HTTP/1.0: the end of the connection is the end of the body.
         Output::Raw
     } else {
-        field(out, "transfer-encoding", b"chunked");
+        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         Output::Chunked
     };
     out.extend_from_slice(b"\r\n");
@@ -134,21 +119,18 @@ pub(super) fn self_delimiting(head: &ResponseHead, to: &Answering<'_>) -> bool {
 }
 
 /// Writes an informational head.
-pub(super) fn informational(head: &ResponseHead, keys: KeyFormat, out: &mut BytesMut) {
-    status_line(head, Protocol::Http11, out);
-    put(out, &head.headers, keys);
+pub(super) fn informational(head: &ResponseHead, out: &mut BytesMut) {
+    status_line(head.status, Protocol::Http11, out);
+    put(out, &head.headers);
     out.extend_from_slice(b"\r\n");
 }
 
-fn status_line(head: &ResponseHead, protocol: Protocol, out: &mut BytesMut) {
+fn status_line(status: StatusCode, protocol: Protocol, out: &mut BytesMut) {
     out.reserve(256);
     out.extend_from_slice(if protocol == Protocol::Http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-    out.extend_from_slice(head.status.as_str().as_bytes());
+    out.extend_from_slice(status.as_str().as_bytes());
     out.extend_from_slice(b" ");
-    match head.headers.spelling.as_ref().and_then(|s| s.reason.as_ref()) {
-        Some(reason) => out.extend_from_slice(reason),
-        None => out.extend_from_slice(reason_phrase(head.status).as_bytes()),
-    }
+    out.extend_from_slice(reason_phrase(status).as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 
@@ -172,7 +154,7 @@ pub(super) fn chunk_start(length: usize, out: &mut BytesMut) {
 pub(super) fn last_chunk(trailers: Option<&Headers>, out: &mut BytesMut) {
     out.extend_from_slice(b"0\r\n");
     if let Some(trailers) = trailers {
-        put(out, trailers, KeyFormat::Lower);
+        put(out, trailers);
     }
     out.extend_from_slice(b"\r\n");
 }

@@ -18,10 +18,8 @@ use super::transport::{Incoming, Outgoing, Transport};
 use crate::codec::body::{Body, BodyError, BodyStream, Frame};
 use crate::codec::drain::{Drain, DrainPhase};
 use crate::codec::message::{
-    ConnectionLimit, Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResetReason,
-    ResponseHead,
+    Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResetReason, ResponseHead,
 };
-use crate::codec::spelling::KeyFormat;
 use crate::io::{Alarm, Io};
 
 /// What a downstream connection goes by.
@@ -40,8 +38,6 @@ pub struct ServerOptions {
     /// How long an idle connection still takes a request, whose answer then ends it (`drain_timeout`): one may be on its way
     /// when the idle timeout is over.
     pub drain_timeout: Duration,
-    /// How long a connection may be open before it ends in the same way (`max_connection_duration`).
-    pub longest: Option<Duration>,
 }
 
 impl Default for ServerOptions {
@@ -53,7 +49,6 @@ impl Default for ServerOptions {
             tls: false,
             delayed_close: Duration::from_secs(1),
             drain_timeout: Duration::ZERO,
-            longest: None,
         }
     }
 }
@@ -63,7 +58,6 @@ struct Shared {
     transport: Transport,
     incoming: Incoming,
     trailers: bool,
-    keys: KeyFormat,
     /// An upgrade was asked for and not granted yet: bytes that come are not this body's.
     held: bool,
     /// The final head is out; later 1xx are dropped.
@@ -84,19 +78,17 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOption
         transport: Transport::new(io),
         incoming: Incoming::Done,
         trailers: options.h1.enable_trailers,
-        keys: options.h1.keys,
         held: false,
         answered: false,
         idled: false,
     }));
     let mut stream = 0;
-    let aged = options.longest.map(|t| Instant::now() + t);
     let mut closes = drain.clone();
     // One wait for the end and one timer for all requests: making them anew for each would cost more than they do.
     let mut closing = pin!(closes.reached(DrainPhase::Closing));
     let mut alarm = Alarm::default();
     loop {
-        let goes_on = match next(&shared, &*service, &options, aged, closing.as_mut(), &mut alarm).await {
+        let goes_on = match next(&shared, &options, closing.as_mut(), &mut alarm).await {
             Next::Request(parsed) => exchange(&shared, &service, *parsed, stream, &options, &drain).await,
             Next::Refused(refused) => {
                 let reply = service.bad_request(refused.status, refused.details, Protocol::Http11);
@@ -113,17 +105,14 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOption
 }
 
 /// Waits for the next request's head.
-async fn next<S: HttpService>(
+async fn next(
     shared: &RefCell<Shared>,
-    service: &S,
     options: &ServerOptions,
-    aged: Option<Instant>,
     mut closing: Pin<&mut impl Future<Output = ()>>,
     alarm: &mut Alarm,
 ) -> Next {
     let mut began = None;
-    let idle = options.idle_timeout.map(|t| Instant::now() + t);
-    let mut idle_end = [idle, aged].into_iter().flatten().min();
+    let mut idle_end = options.idle_timeout.map(|t| Instant::now() + t);
     loop {
         {
             let transport = &mut shared.borrow_mut().transport;
@@ -158,12 +147,7 @@ async fn next<S: HttpService>(
                     details: "request_header_timeout",
                 });
             }
-            None if !shared.borrow().idled => {
-                let old = aged.is_some_and(|end| end <= Instant::now());
-                service.ending(if old { ConnectionLimit::Age } else { ConnectionLimit::Idle });
-                if options.drain_timeout.is_zero() {
-                    return Next::Closed;
-                }
+            None if !shared.borrow().idled && !options.drain_timeout.is_zero() => {
                 shared.borrow_mut().idled = true;
                 idle_end = Some(Instant::now() + options.drain_timeout);
             }
@@ -249,7 +233,6 @@ async fn answer(
         protocol,
         close: reply.close || !keep_alive || drain.phase() >= DrainPhase::Draining,
         bodiless: reply.body.is_empty(),
-        keys: shared.borrow().keys,
     };
     let granted = reply.head.status == StatusCode::SWITCHING_PROTOCOLS
         || (*method == Method::CONNECT && reply.head.status.is_success());
@@ -363,8 +346,7 @@ impl InformationalSink for Informational {
     fn send(&self, head: ResponseHead) {
         let mut shared = self.0.borrow_mut();
         if !shared.answered {
-            let keys = shared.keys;
-            encode::informational(&head, keys, &mut shared.transport.write);
+            encode::informational(&head, &mut shared.transport.write);
         }
     }
 }
