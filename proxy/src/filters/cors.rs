@@ -103,6 +103,10 @@ impl CorsPolicy {
 
     /// Answers a preflight; remembers the origin of other requests for the response.
     pub(super) fn request_head(&self, exchange: &mut Exchange, stats: &CorsStats) -> Verdict {
+        // As in Envoy, redirects and direct responses are not shared with other origins.
+        if exchange.matched.as_ref().is_none_or(|m| m.forward().is_none()) {
+            return Verdict::Continue;
+        }
         let head = &exchange.head;
         let Some(origin) = head.headers.get(&header::ORIGIN).filter(|o| !o.is_empty()).cloned() else {
             return Verdict::Continue;
