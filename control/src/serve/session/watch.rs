@@ -95,21 +95,23 @@ impl Watch {
         all: &'a Resources,
     ) -> impl Iterator<Item = (Arc<str>, Resource)> + 'a {
         let all = all.get(&kind);
+        // Compared before they are cloned: most are what the client holds.
+        let differs = |name: &Arc<str>, resource: &Resource| {
+            let same = self.held.get(name).is_some_and(|held| held.version == resource.version);
+            !same || self.forced.contains(name)
+        };
         let everything = all.filter(|_| self.wildcard).into_iter().flatten();
         let by_name = self.names.iter().filter_map(move |name| match all.and_then(|all| all.get(name)) {
             Some(_) if self.wildcard => None,
-            Some(resource) => Some((name, resource.clone())),
+            Some(resource) => differs(name, resource).then(|| (name, resource.clone())),
             // So that the client stops waiting for it. One that holds it keeps it: what refers to it goes first.
             None if self.held.contains_key(name) => None,
             None => Some((name, empty(kind, name)?)),
         });
         everything
+            .filter(move |(name, resource)| differs(name, resource))
             .map(|(name, resource)| (name, resource.clone()))
             .chain(by_name)
-            .filter(|(name, resource)| {
-                let same = self.held.get(*name).is_some_and(|held| held.version == resource.version);
-                !same || self.forced.contains(*name)
-            })
             .map(|(name, resource)| (name.clone(), resource))
     }
 }
