@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
@@ -16,7 +17,7 @@ use crate::identity::workload::Current;
 use crate::listen::{SocketTable, WorkerCommand, accept};
 use crate::state::{Engine, Tables};
 use crate::telemetry::access_log::Sink;
-use crate::xds::{Client, ClientConfig, Credentials, Subscriptions};
+use crate::xds::{Client, ClientConfig, Credentials, Service, Subscriptions};
 
 pub use crate::bootstrap::ProxyArgs;
 
@@ -37,6 +38,15 @@ async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {
     let node = Arc::new(node_info(&start.node));
     let engine = Engine::new(Tables::default(), node, SocketTable::new(workers), wanted.clone());
     engine.set_listener_drain_time(start.listener_drain);
+    if let Some(path) = &start.outlier_log {
+        let log = Sink::open(path).with_context(|| {
+            format!("cluster_manager.outlier_detection.event_log_path {}", path.display())
+        })?;
+        crate::cluster::outlier::events::log_to(log);
+    }
+    for (cluster, server) in &start.sds {
+        ask_for_secrets(server, &start, engine.add_sds_server(cluster), &engine)?;
+    }
     for (kind, name, bytes) in &start.resources {
         engine.add_static(*kind, name, bytes).map_err(|errors| {
             anyhow::anyhow!("static {} {name}: {}", short(*kind), crate::state::error::join(&errors))
@@ -136,16 +146,46 @@ fn connect(
     wanted: Subscriptions,
     engine: &Engine,
 ) -> anyhow::Result<Arc<crate::xds::Stats>> {
-    let config = ClientConfig {
-        endpoint: endpoint(&ads.address, ads.roots.as_ref(), identity)?,
-        credentials: Credentials { token: ads.token.clone(), headers: ads.headers.clone() },
-        node: start.node.clone(),
-        variant: ads.variant,
-    };
+    let config = client_config(ads, start, identity, Service::Aggregated)?;
     let client = Client::new(config, wanted, engine.clone());
     let stats = client.stats();
     tokio::task::spawn_local(client.run());
     Ok(stats)
+}
+
+/// Opens a stream to an SDS server as soon as something is wanted of it.
+fn ask_for_secrets(
+    server: &Ads,
+    start: &Start,
+    wanted: Subscriptions,
+    engine: &Engine,
+) -> anyhow::Result<()> {
+    let config = client_config(server, start, None, Service::Secrets)?;
+    let client = Client::new(config, wanted.clone(), engine.clone());
+    tokio::task::spawn_local(async move {
+        wanted.changed().await;
+        client.run().await
+    });
+    Ok(())
+}
+
+fn client_config(
+    server: &Ads,
+    start: &Start,
+    identity: Option<&Current>,
+    service: Service,
+) -> anyhow::Result<ClientConfig> {
+    let mut endpoint = endpoint(&server.address, server.roots.as_ref(), identity)?;
+    if let Some(tls) = &mut endpoint.tls {
+        tls.server_name.clone_from(&server.server_name);
+    }
+    Ok(ClientConfig {
+        endpoint,
+        credentials: Credentials { token: server.token.clone(), headers: server.headers.clone() },
+        node: start.node.clone(),
+        variant: server.variant,
+        service,
+    })
 }
 
 async fn told_to_end(state: &AdminState) -> anyhow::Result<()> {

@@ -116,6 +116,7 @@ fn workload(world: &World, entry: &model::Workload, id: String) -> anyhow::Resul
     })?;
     let node = ProxyNode {
         id: id.clone(),
+        locality: Default::default(),
         kind: if entry.is_gateway() { ProxyKind::Router } else { ProxyKind::Sidecar },
         addresses: vec![entry.address().to_owned()],
         namespace: entry.meta.namespace.clone(),

@@ -6,9 +6,12 @@ mod admin;
 mod agent;
 mod app;
 mod bad_input;
+mod churn;
+
 mod cli;
 mod demo;
 mod drain;
+mod istiod;
 mod journey;
 mod layering;
 mod ledger;
@@ -16,4 +19,5 @@ mod metrics;
 mod sabotage;
 mod support;
 mod tour;
+mod traffic_api;
 mod up;

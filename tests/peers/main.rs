@@ -4,6 +4,9 @@
 
 mod differential;
 mod envoy_sidecar;
+mod h2spec;
 mod meshes;
+mod mutants;
+mod netns;
 mod postgres;
 mod programs;

@@ -31,8 +31,11 @@ pub fn weft() -> Command {
     Command::new(env!("CARGO_BIN_EXE_weft"))
 }
 
-/// A proxy of ours.
+/// A proxy of ours; another build of it where `WEFT_PROXY_UNDER_TEST` says so.
 pub fn weft_proxy() -> Command {
+    if let Some(other) = std::env::var_os("WEFT_PROXY_UNDER_TEST") {
+        return Command::new(other);
+    }
     let mut command = weft();
     command.arg("proxy");
     command
@@ -76,7 +79,9 @@ impl Process {
         let text = std::fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
+        // What is wrong with a long configuration stands before it or behind it.
+        let (first, last) = (lines.len().min(20), lines.len().saturating_sub(60).max(20).min(lines.len()));
+        [&lines[..first], &lines[last..]].concat().join("\n")
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use criterion::Criterion;
 use weft_proxy::codec::{Headers, Protocol, RequestHead};
-use weft_proxy::route::{Matched, RouteConfig};
+use weft_proxy::route::{Asked, Matched, RouteConfig};
 use weft_proxy::state::{CompileContext, NodeInfo, Tables};
 use xds_protos::envoy::config::route::v3::RouteConfiguration;
 
@@ -58,14 +58,14 @@ pub fn benches(c: &mut Criterion) {
         ("regular expression", head("svc-99.ecotrack.svc.cluster.local", "/items/4711")),
         ("last rule", head("svc-7", "/nothing/of/the/above?with=a&query=1")),
     ] {
-        assert!(Matched::find(&config, &request, 0, false, false).is_ok(), "{name}");
+        assert!(Matched::find(&config, &Asked::new(&request)).is_ok(), "{name}");
         group.bench_function(name, |b| {
-            b.iter(|| Matched::find(&config, black_box(&request), 0, false, false).is_ok());
+            b.iter(|| Matched::find(&config, &Asked::new(black_box(&request))).is_ok());
         });
     }
     let unknown = head("nobody.example.com", "/");
-    assert!(Matched::find(&config, &unknown, 0, false, false).is_err());
+    assert!(Matched::find(&config, &Asked::new(&unknown)).is_err());
     group.bench_function("unknown host", |b| {
-        b.iter(|| Matched::find(&config, black_box(&unknown), 0, false, false).is_ok());
+        b.iter(|| Matched::find(&config, &Asked::new(black_box(&unknown))).is_ok());
     });
 }

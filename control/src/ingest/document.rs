@@ -168,7 +168,7 @@ impl Collector {
             }
             Kind::VirtualService => {
                 if let Some(mut spec) = spec(document, kind, findings) {
-                    normalize::virtual_service(&mut spec, &namespace);
+                    normalize::virtual_service(&mut spec, &namespace, findings);
                     validate::virtual_service(&spec, findings);
                     self.objects.virtual_services.push(Object { meta, spec });
                 }
@@ -176,7 +176,7 @@ impl Collector {
             Kind::DestinationRule => {
                 if let Some(mut spec) = spec(document, kind, findings) {
                     normalize::destination_rule(&mut spec, &namespace, findings);
-                    validate::destination_rule(&spec, findings);
+                    validate::destination_rule(&spec, &meta, findings);
                     self.objects.destination_rules.push(Object { meta, spec });
                 }
             }
@@ -495,6 +495,8 @@ fn looks_like_mesh_config(node: &Node) -> bool {
         "tcpKeepalive",
         "meshMTLS",
         "extensionProviders",
+        "localityLbSetting",
+        "h2UpgradePolicy",
     ];
     node.entries().iter().any(|entry| TELLING.contains(&entry.key.as_str()))
 }

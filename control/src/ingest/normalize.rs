@@ -4,20 +4,29 @@ use super::diagnostic::Findings;
 use crate::model::destination_rule::{DestinationRule, OutlierDetection, TrafficPolicy};
 use crate::model::host::{DEFAULT_DOMAIN, resolve_short};
 use crate::model::sidecar::Sidecar;
-use crate::model::virtual_service::VirtualService;
+use crate::model::values::{Percent, StringMatch};
+use crate::model::virtual_service::{HttpMirror, HttpRoute, VirtualService};
 
 /// What VirtualServices call the sidecars of the mesh.
 const MESH: &str = "mesh";
 
-pub(super) fn virtual_service(spec: &mut VirtualService, namespace: &str) {
+pub(super) fn virtual_service(spec: &mut VirtualService, namespace: &str, findings: &mut Findings) {
     for host in &mut spec.hosts {
         *host = full_host(host, namespace);
     }
-    if spec.gateways.is_empty() {
+    // One without hosts is a delegate, and has no gateways of its own.
+    if spec.gateways.is_empty() && !spec.hosts.is_empty() {
         spec.gateways.push(MESH.to_owned());
     }
     full_gateways(&mut spec.gateways, namespace);
-    for rule in &mut spec.http {
+    for (index, rule) in spec.http.iter_mut().enumerate() {
+        old_rule(rule, &format!("spec.http[{index}]"), findings);
+        if let Some(delegate) = rule.delegate.as_mut().filter(|delegate| delegate.namespace.is_empty()) {
+            namespace.clone_into(&mut delegate.namespace);
+        }
+        for mirror in &mut rule.mirrors {
+            mirror.destination.host = full_host(&mirror.destination.host, namespace);
+        }
         for matching in &mut rule.matches {
             full_gateways(&mut matching.gateways, namespace);
             // HTTP field names have no case; proxies hold them in lower case.
@@ -42,6 +51,51 @@ pub(super) fn virtual_service(spec: &mut VirtualService, namespace: &str) {
         rule.matches.iter_mut().for_each(|matching| full_gateways(&mut matching.gateways, namespace));
         for route in &mut rule.route {
             route.destination.host = full_host(&route.destination.host, namespace);
+        }
+    }
+}
+
+/// Fields that have newer forms: they become those.
+fn old_rule(rule: &mut HttpRoute, path: &str, findings: &mut Findings) {
+    let percent = |value: u32| Percent { value: f64::from(value) };
+    if let Some(share) = rule.mirror_percent.take() {
+        let at = format!("{path}.mirrorPercent");
+        findings.warn(at, "deprecated; read as mirrorPercentage", "write mirrorPercentage: {value: 50}");
+        rule.mirror_percentage.get_or_insert(percent(share));
+    }
+    if rule.mirrors.is_empty() {
+        if let Some(destination) = rule.mirror.take() {
+            rule.mirrors.push(HttpMirror { destination, percentage: rule.mirror_percentage.take() });
+        } else if rule.mirror_percentage.take().is_some() {
+            findings.error(
+                format!("{path}.mirrorPercentage"),
+                "there is no mirror",
+                "give mirror, or take it out",
+            );
+        }
+    } else if rule.mirror.is_some() || rule.mirror_percentage.is_some() {
+        let help = "keep mirrors, which may hold several";
+        findings.error(format!("{path}.mirror"), "both mirror and mirrors", help);
+    }
+    if let Some(delay) = rule.fault.as_mut().and_then(|fault| fault.delay.as_mut())
+        && let Some(share) = delay.percent.take()
+    {
+        let at = format!("{path}.fault.delay.percent");
+        findings.warn(at, "deprecated; read as percentage", "write percentage: {value: 50}");
+        delay.percentage.get_or_insert(percent(share));
+    }
+    if let Some(policy) = &mut rule.cors_policy {
+        let old = std::mem::take(&mut policy.allow_origin);
+        if !old.is_empty() {
+            let at = format!("{path}.corsPolicy.allowOrigin");
+            findings.warn(
+                at,
+                "deprecated; read as allowOrigins",
+                "write allowOrigins: [{exact: https://a.com}]",
+            );
+            if policy.allow_origins.is_empty() {
+                policy.allow_origins.extend(old.into_iter().map(StringMatch::Exact));
+            }
         }
     }
 }

@@ -105,29 +105,12 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
 
 /// Fields of Istio's API that Weft does not honour yet: kind, end of the parent's path, names.
 const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
-    (
-        Kind::VirtualService,
-        "spec.http",
-        &[
-            "fault",
-            "mirror",
-            "mirrors",
-            "mirrorPercent",
-            "mirrorPercentage",
-            "mirror_percent",
-            "corsPolicy",
-            "delegate",
-        ],
-    ),
+    (Kind::VirtualService, "fault.delay", &["exponentialDelay"]),
+    (Kind::VirtualService, "fault.abort", &["http2Error"]),
     (Kind::VirtualService, "http.match", &["statPrefix"]),
     (Kind::VirtualService, "tls.match", &["destinationSubnets"]),
     (Kind::VirtualService, "tcp.match", &["destinationSubnets"]),
-    (
-        Kind::DestinationRule,
-        "loadBalancer",
-        &["consistentHash", "localityLbSetting", "warmup", "warmupDurationSecs", "zoneAwareLbSetting"],
-    ),
-    (Kind::DestinationRule, "connectionPool.http", &["http2KeepAlive", "http2Keepalive"]),
+    (Kind::DestinationRule, "loadBalancer", &["warmup", "warmupDurationSecs", "zoneAwareLbSetting"]),
     (Kind::DestinationRule, "trafficPolicy", &["tunnel", "proxyProtocol"]),
     (Kind::DestinationRule, "tls", &["caCrl", "credentialName"]),
     (Kind::Gateway, "servers", &["defaultEndpoint"]),
@@ -165,14 +148,12 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
             "enablePrometheusMerge",
             "enableTracing",
             "extensionProviders",
-            "h2UpgradePolicy",
             "hboneIdleTimeout",
             "ingressClass",
             "ingressControllerMode",
             "ingressSelector",
             "inboundTrafficPolicy",
             "ingressService",
-            "localityLbSetting",
             "proxyInboundListenPort",
             "proxyListenPort",
             "serviceScopeConfigs",
@@ -182,7 +163,7 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
         ],
     ),
     (Kind::MeshConfig, "outboundTrafficPolicy", &["egressProxy"]),
-    (Kind::MeshConfig, "meshMTLS", &["cipherSuites", "ecdhCurves"]),
+    (Kind::MeshConfig, "meshMTLS", &["ecdhCurves"]),
     (
         Kind::MeshConfig,
         "defaultConfig",
@@ -399,8 +380,8 @@ mod tests {
 
     #[test]
     fn a_field_is_refused_only_where_istio_has_it() {
-        assert!(advise(Kind::VirtualService, "spec.http[3]", "mirror", false).is_some());
-        assert_eq!(advise(Kind::VirtualService, "spec.http[3].route[0]", "mirror", false), None);
+        assert!(advise(Kind::VirtualService, "spec.http[3].match[0]", "statPrefix", false).is_some());
+        assert_eq!(advise(Kind::VirtualService, "spec.http[3].route[0]", "statPrefix", false), None);
         assert_eq!(advise(Kind::Service, "metadata", "uid", false), Some(Counsel::Ignore));
     }
 }

@@ -163,17 +163,17 @@ fn what_weft_does_not_honour_yet_is_refused_by_name() {
     );
     let field = "\
 apiVersion: networking.istio.io/v1
-kind: VirtualService
+kind: DestinationRule
 metadata: {name: v}
 spec:
-  hosts: [a]
-  http:
-  - route: [{destination: {host: a}}]
-    mirror: {host: b}
+  host: a
+  trafficPolicy:
+    outlierDetection: {}
+    tunnel: {targetHost: b}
 ";
     assert_eq!(
         only(field),
-        "x.yaml:8: VirtualService default/v: spec.http[0].mirror: not supported by Weft yet; take the field out"
+        "x.yaml:8: DestinationRule default/v: spec.trafficPolicy.tunnel: not supported by Weft yet; take the field out"
     );
     let value = "\
 apiVersion: networking.istio.io/v1

@@ -74,6 +74,104 @@ pub struct PortTrafficPolicy {
 pub struct LoadBalancer {
     /// The balancer; unset means least request.
     pub simple: Option<SimpleBalancer>,
+    /// Requests that are alike go to the same endpoint, as long as it is there. Instead of `simple`.
+    pub consistent_hash: Option<ConsistentHash>,
+    /// How near and far endpoints are told apart; unset means the mesh's setting.
+    pub locality_lb_setting: Option<LocalityBalancer>,
+}
+
+/// Requests that are alike go to the same endpoint. One of the first four says what makes them alike.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ConsistentHash {
+    /// The value of this header.
+    pub http_header_name: Option<String>,
+    /// The value of a cookie, which is set if it is not there.
+    pub http_cookie: Option<HashCookie>,
+    /// The client's address.
+    pub use_source_ip: Option<bool>,
+    /// The value of this query parameter.
+    pub http_query_parameter_name: Option<String>,
+    /// By a ring of hashes; the default.
+    pub ring_hash: Option<RingHash>,
+    /// By Maglev's table.
+    pub maglev: Option<Maglev>,
+    /// The old form of `ring_hash.minimum_ring_size`.
+    pub minimum_ring_size: Option<u64>,
+}
+
+/// A cookie by which requests are alike.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct HashCookie {
+    /// Its name.
+    pub name: String,
+    /// The path that it is set for.
+    pub path: String,
+    /// How long it lives; unset means it is never made, 0 that it ends with the session.
+    pub ttl: Option<Timespan>,
+    /// Further attributes of one that is made.
+    pub attributes: Vec<CookieAttribute>,
+}
+
+/// An attribute of a cookie.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct CookieAttribute {
+    /// Its name.
+    pub name: String,
+    /// Its value; empty for none.
+    pub value: String,
+}
+
+/// A ring of hashes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RingHash {
+    /// Fewest points on the ring; unset means 1024.
+    pub minimum_ring_size: Option<u64>,
+}
+
+/// Maglev's table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Maglev {
+    /// Its size, a prime below 5000011; unset means Envoy's 65537.
+    pub table_size: Option<u64>,
+}
+
+/// How near and far endpoints are told apart.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct LocalityBalancer {
+    /// Shares by locality. Instead of the two below.
+    pub distribute: Vec<Distribute>,
+    /// Which region stands in for another first.
+    pub failover: Vec<Failover>,
+    /// Labels that make an endpoint near when they equal the client's, from the most important on: `label` or `label=value`.
+    pub failover_priority: Vec<String>,
+    /// False turns it off; unset means on.
+    pub enabled: Option<bool>,
+}
+
+/// Shares of the traffic from one locality.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Distribute {
+    /// Where it comes from: `region/zone/subzone`, with `*` for the rest.
+    pub from: String,
+    /// Percentages by where it goes; they add up to 100.
+    pub to: std::collections::BTreeMap<String, u32>,
+}
+
+/// Which region stands in for another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Failover {
+    /// The region that fails.
+    pub from: String,
+    /// The one that stands in.
+    pub to: String,
 }
 
 /// Balancers that need no further settings.
@@ -155,6 +253,19 @@ pub struct HttpPool {
     pub use_client_protocol: bool,
     /// Streams on one HTTP/2 connection.
     pub max_concurrent_streams: Option<u32>,
+    /// Pings on HTTP/2 connections.
+    #[serde(rename = "http2KeepAlive")]
+    pub http2_keep_alive: Option<Http2KeepAlive>,
+}
+
+/// Pings on HTTP/2 connections. Both are needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Http2KeepAlive {
+    /// Time between pings.
+    pub interval: Option<Timespan>,
+    /// Time without an answer after which the connection is dead.
+    pub timeout: Option<Timespan>,
 }
 
 /// Whether HTTP/1.1 requests go upstream over HTTP/2.

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::destination_rule::TcpKeepalive;
+use super::destination_rule::{H2UpgradePolicy, LocalityBalancer, TcpKeepalive};
 use super::gateway::TlsVersion;
 use super::sidecar::OutboundTrafficPolicy;
 use super::values::Timespan;
@@ -59,6 +59,10 @@ pub struct MeshConfig {
     pub default_destination_rule_export_to: Vec<String>,
     /// Time between lookups of DNS endpoints.
     pub dns_refresh_rate: Timespan,
+    /// How near and far endpoints are told apart where no DestinationRule says so; unset means on, with its defaults.
+    pub locality_lb_setting: Option<LocalityBalancer>,
+    /// Whether HTTP/1.1 requests go upstream over HTTP/2 where no DestinationRule says so.
+    pub h2_upgrade_policy: H2UpgradePolicy,
 }
 
 impl Default for MeshConfig {
@@ -87,6 +91,8 @@ impl Default for MeshConfig {
             default_virtual_service_export_to: Vec::new(),
             default_destination_rule_export_to: Vec::new(),
             dns_refresh_rate: Timespan::secs(60),
+            locality_lb_setting: None,
+            h2_upgrade_policy: H2UpgradePolicy::default(),
         }
     }
 }
@@ -158,6 +164,8 @@ pub enum Normalization {
 pub struct MeshTls {
     /// Lowest TLS version between workloads; unset means TLS 1.2.
     pub min_protocol_version: TlsVersion,
+    /// Ciphers for TLS 1.2; empty for the default set.
+    pub cipher_suites: Vec<String>,
 }
 
 /// Settings of each proxy (Istio's ProxyConfig), as far as Weft honours them.

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-use super::values::{Labels, StringMatch, Timespan};
+use super::values::{Labels, Percent, StringMatch, Timespan};
 
 /// The specification of a VirtualService. Lists keep the order of the file, which is semantic.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -53,6 +53,138 @@ pub struct HttpRoute {
     pub retries: Option<HttpRetry>,
     /// Changes to headers.
     pub headers: Option<Headers>,
+    /// Failures made on purpose.
+    pub fault: Option<HttpFault>,
+    /// Who else gets a copy of the request, its answer thrown away. The old form of `mirrors`; the reader moves it there, so
+    /// that it is empty in a World.
+    pub mirror: Option<Destination>,
+    /// Share of requests that `mirror` gets; moved with it.
+    pub mirror_percentage: Option<Percent>,
+    /// The oldest form of `mirror_percentage`, in whole percents; moved as well.
+    pub mirror_percent: Option<u32>,
+    /// Who else gets a copy of the request, its answers thrown away.
+    pub mirrors: Vec<HttpMirror>,
+    /// What pages of other origins may ask for.
+    pub cors_policy: Option<CorsPolicy>,
+    /// The rules of another VirtualService stand here, which has no hosts itself. Resolved when a World is built.
+    pub delegate: Option<Delegate>,
+}
+
+/// Failures made on purpose, before a request is forwarded.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct HttpFault {
+    /// The request waits.
+    pub delay: Option<FaultDelay>,
+    /// The request is answered with an error.
+    pub abort: Option<FaultAbort>,
+}
+
+/// A wait made on purpose.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct FaultDelay {
+    /// How long.
+    pub fixed_delay: Option<Timespan>,
+    /// Share of requests; unset means none.
+    pub percentage: Option<Percent>,
+    /// The old form of `percentage`, in whole percents; the reader moves it there.
+    pub percent: Option<u32>,
+}
+
+/// An error made on purpose.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct FaultAbort {
+    /// Answer with this status, 200 to 600.
+    pub http_status: Option<u16>,
+    /// Answer with this gRPC status, by its name.
+    pub grpc_status: Option<String>,
+    /// Share of requests; unset means none.
+    pub percentage: Option<Percent>,
+}
+
+/// The names of gRPC's status codes, each at the place of its number (gRPC, statuscodes.md).
+pub const GRPC_STATUSES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// The number of a gRPC status.
+pub fn grpc_status(name: &str) -> Option<u32> {
+    GRPC_STATUSES.iter().zip(0..).find(|(known, _)| **known == name).map(|(_, number)| number)
+}
+
+/// A copy of requests for another service.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct HttpMirror {
+    /// Where it goes.
+    pub destination: Destination,
+    /// Share of requests; unset means all.
+    pub percentage: Option<Percent>,
+}
+
+/// What pages of other origins may ask for (Fetch standard, CORS protocol).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct CorsPolicy {
+    /// The old form of `allow_origins`: exact origins, or `*`. The reader moves them there.
+    pub allow_origin: Vec<String>,
+    /// Origins that may.
+    pub allow_origins: Vec<StringMatch>,
+    /// Methods that they may use.
+    pub allow_methods: Vec<String>,
+    /// Headers that they may send.
+    pub allow_headers: Vec<String>,
+    /// Headers that they may read.
+    pub expose_headers: Vec<String>,
+    /// How long the answer to a preflight request holds.
+    pub max_age: Option<Timespan>,
+    /// Whether they may send credentials.
+    pub allow_credentials: Option<bool>,
+    /// What happens to preflight requests of other origins.
+    pub unmatched_preflights: UnmatchedPreflights,
+}
+
+/// What happens to preflight requests of origins that are not allowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum UnmatchedPreflights {
+    /// As FORWARD.
+    #[default]
+    #[serde(rename = "UNSPECIFIED")]
+    Unspecified,
+    /// They go to the service.
+    #[serde(rename = "FORWARD")]
+    Forward,
+    /// They are answered without permission.
+    #[serde(rename = "IGNORE")]
+    Ignore,
+}
+
+/// Names the VirtualService whose rules stand in a rule's place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Delegate {
+    /// Its name.
+    pub name: String,
+    /// Its namespace; never empty once read (the root's own by default).
+    pub namespace: String,
 }
 
 /// What a request must look like; every given field must match.

@@ -160,6 +160,8 @@ impl World {
         hash_all(&peer_authentications, &mut hasher);
         mesh_version.hash(&mut hasher);
         let peer_version = hasher.finish();
+        let virtual_services =
+            lookup::resolve_delegates(&virtual_services, &mesh.default_virtual_service_export_to);
         Self {
             parts: Arc::new(Parts {
                 version,
@@ -225,7 +227,7 @@ impl World {
         &self.parts.workloads
     }
 
-    /// Every VirtualService.
+    /// Every VirtualService, with the rules of its delegates in place.
     pub fn virtual_services(&self) -> &[Arc<Object<VirtualService>>] {
         &self.parts.virtual_services
     }

@@ -4,9 +4,13 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::locality::Nearness;
 use super::memo::Output;
 use super::{ProxyKind, ProxyNode, seconds, tls};
-use crate::model::destination_rule::{ClientTlsMode, H2UpgradePolicy, OutlierDetection, SimpleBalancer};
+use crate::model::destination_rule::{
+    ClientTlsMode, ConsistentHash, H2UpgradePolicy, Http2KeepAlive, HttpPool, OutlierDetection,
+    SimpleBalancer,
+};
 use crate::model::lookup::{MergedRule, PortPolicy, effective_policy};
 use crate::model::service::{Resolution, ServiceLocation};
 use crate::model::{EffectivePeerMode, Service, ServicePort, World};
@@ -52,8 +56,13 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
             let subsets = rule.iter().flat_map(|r| &r.spec.subsets).map(|s| Some(s.name.as_str()));
             for subset in std::iter::once(None).chain(subsets) {
                 let name = outbound_name(port.number, subset.unwrap_or_default(), &service.hostname);
-                let inputs = (versions, rule.map(|r| r.version), world.mesh_version(), peer);
-                out.put(&name, inputs, || outbound(world, service, port, rule, subset, &name));
+                let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
+                let nearness = Nearness::new(world, node, &policy);
+                let place = if endpoints == 0 { String::new() } else { nearness.key() };
+                let inputs = (versions, rule.map(|r| r.version), world.mesh_version(), peer, place);
+                out.put(&name, inputs, || {
+                    outbound(world, service, port, Rules { policy, rule, subset, nearness }, &name)
+                });
             }
         }
     }
@@ -169,7 +178,7 @@ fn inbound_cluster(world: &World, inbound: &Inbound) -> Value {
         "common_lb_config": {},
     });
     if inbound.protocol.is_http2() {
-        cluster["typed_extension_protocol_options"] = http2_options(&json!({}), None);
+        cluster["typed_extension_protocol_options"] = http2_options(&json!({}), &HttpPool::default());
     } else if inbound.protocol.is_http() || inbound.protocol.is_auto() {
         cluster["typed_extension_protocol_options"] =
             protocol_options(json!({"use_downstream_protocol_config": {
@@ -200,28 +209,38 @@ fn protocol_options(mut options: Value) -> Value {
     json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options})
 }
 
-fn http2_limits(streams: Option<u32>) -> Value {
-    streams.filter(|n| *n > 0).map_or_else(|| json!({}), |n| json!({"max_concurrent_streams": n}))
+/// The options of HTTP/2 connections: streams at once, and pings.
+fn http2_limits(http: &HttpPool) -> Value {
+    let mut options = json!({});
+    if let Some(streams) = http.max_concurrent_streams.filter(|n| *n > 0) {
+        options["max_concurrent_streams"] = streams.into();
+    }
+    if let Some(Http2KeepAlive { interval: Some(interval), timeout: Some(timeout) }) = http.http2_keep_alive {
+        options["connection_keepalive"] =
+            json!({"interval": seconds(interval.get()), "timeout": seconds(timeout.get())});
+    }
+    options
 }
 
-fn http2_options(common: &Value, streams: Option<u32>) -> Value {
-    let mut options = json!({"explicit_http_config": {"http2_protocol_options": http2_limits(streams)}});
+fn http2_options(common: &Value, http: &HttpPool) -> Value {
+    let mut options = json!({"explicit_http_config": {"http2_protocol_options": http2_limits(http)}});
     if common.as_object().is_some_and(|c| !c.is_empty()) {
         options["common_http_protocol_options"] = common.clone();
     }
     protocol_options(options)
 }
 
-fn outbound(
-    world: &World,
-    service: &Service,
-    port: &ServicePort,
-    rule: Option<&Arc<MergedRule>>,
-    subset: Option<&str>,
-    name: &str,
-) -> Value {
+/// What is said about a cluster beside its service.
+struct Rules<'a> {
+    policy: PortPolicy,
+    rule: Option<&'a Arc<MergedRule>>,
+    subset: Option<&'a str>,
+    nearness: Nearness,
+}
+
+fn outbound(world: &World, service: &Service, port: &ServicePort, rules: Rules<'_>, name: &str) -> Value {
+    let Rules { policy, rule, subset, nearness } = rules;
     let mesh = world.mesh();
-    let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
     let pool = policy.connection_pool.clone().unwrap_or_default();
     let (tcp, http) = (pool.tcp.unwrap_or_default(), pool.http.unwrap_or_default());
     let connect = tcp.connect_timeout.unwrap_or(mesh.connect_timeout);
@@ -251,7 +270,10 @@ fn outbound(
             cluster["dns_refresh_rate"] = seconds(mesh.dns_refresh_rate.get());
             cluster["respect_dns_ttl"] = true.into();
             cluster["dns_lookup_family"] = "V4_ONLY".into();
-            let assignment = super::endpoint::assignment(world, service, port, None, name);
+            let labels = subset.and_then(|name| {
+                rule.and_then(|r| r.spec.subsets.iter().find(|s| s.name == name)).map(|s| &s.labels)
+            });
+            let assignment = super::endpoint::assignment(world, service, port, labels, &nearness, name);
             let empty = assignment["endpoints"].as_array().is_none_or(Vec::is_empty);
             cluster["load_assignment"] = if empty {
                 json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
@@ -262,16 +284,23 @@ fn outbound(
         }
     }
     let original = cluster["type"] == "ORIGINAL_DST";
-    cluster["lb_policy"] = match policy.load_balancer.as_ref().and_then(|l| l.simple) {
+    let balancer = policy.load_balancer.as_ref();
+    cluster["lb_policy"] = match balancer.and_then(|l| l.simple) {
         _ if original => "CLUSTER_PROVIDED",
         Some(SimpleBalancer::RoundRobin) => "ROUND_ROBIN",
         Some(SimpleBalancer::Random) => "RANDOM",
         _ => "LEAST_REQUEST",
     }
     .into();
+    if let Some(hash) = balancer.and_then(|l| l.consistent_hash.as_ref()).filter(|_| !original) {
+        consistent_hash(hash, &mut cluster);
+    }
     cluster["circuit_breakers"] = breakers(&policy, tcp.max_connections, &http);
     let panic = policy.outlier_detection.as_ref().and_then(|o| o.min_health_percent).unwrap_or_default();
     cluster["common_lb_config"] = json!({"healthy_panic_threshold": {"value": panic}});
+    if matches!(nearness, Nearness::Shares(_)) {
+        cluster["common_lb_config"]["locality_weighted_lb_config"] = json!({});
+    }
     if let Some(outlier) = &policy.outlier_detection {
         cluster["outlier_detection"] = outlier_detection(outlier);
     }
@@ -299,12 +328,20 @@ fn outbound(
     if let Some(longest) = tcp.max_connection_duration {
         common["max_connection_duration"] = seconds(longest.get());
     }
-    let http2 = port.protocol.is_http2() || http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade);
+    let upgrade = match http.h2_upgrade_policy {
+        None | Some(H2UpgradePolicy::Default) => mesh.h2_upgrade_policy,
+        Some(given) => given,
+    };
+    // Only plain HTTP/1.1 is upgraded, and not where the client's version is kept.
+    let upgraded = upgrade == H2UpgradePolicy::Upgrade
+        && !http.use_client_protocol
+        && (port.protocol.is_http() || port.protocol.is_auto());
+    let http2 = port.protocol.is_http2() || upgraded;
     if http2 {
-        cluster["typed_extension_protocol_options"] = http2_options(&common, http.max_concurrent_streams);
+        cluster["typed_extension_protocol_options"] = http2_options(&common, &http);
     } else if port.protocol.is_auto() || http.use_client_protocol {
         let mut options = json!({"use_downstream_protocol_config": {
-            "http_protocol_options": {}, "http2_protocol_options": http2_limits(http.max_concurrent_streams)}});
+            "http_protocol_options": {}, "http2_protocol_options": http2_limits(&http)}});
         options["common_http_protocol_options"] = common;
         cluster["typed_extension_protocol_options"] = protocol_options(options);
     } else if port.protocol.is_http() && common.as_object().is_some_and(|c| !c.is_empty()) {
@@ -315,11 +352,21 @@ fn outbound(
     cluster
 }
 
-fn breakers(
-    policy: &PortPolicy,
-    connections: Option<u32>,
-    http: &crate::model::destination_rule::HttpPool,
-) -> Value {
+/// A ring, or Maglev's table.
+fn consistent_hash(hash: &ConsistentHash, cluster: &mut Value) {
+    if let Some(maglev) = hash.maglev {
+        cluster["lb_policy"] = "MAGLEV".into();
+        if let Some(size) = maglev.table_size {
+            cluster["maglev_lb_config"] = json!({"table_size": size});
+        }
+        return;
+    }
+    let size = hash.ring_hash.and_then(|ring| ring.minimum_ring_size).or(hash.minimum_ring_size);
+    cluster["lb_policy"] = "RING_HASH".into();
+    cluster["ring_hash_lb_config"] = json!({"minimum_ring_size": size.unwrap_or(1024)});
+}
+
+fn breakers(policy: &PortPolicy, connections: Option<u32>, http: &HttpPool) -> Value {
     let or = |n: Option<u32>| n.filter(|n| *n > 0).unwrap_or(UNLIMITED);
     let mut threshold = json!({
         "max_connections": or(connections),

@@ -6,9 +6,11 @@ use serde_json::{Value, json};
 
 use super::ProxyNode;
 use super::cluster::{outbound_name, services};
+use super::locality::Nearness;
 use super::memo::Output;
+use crate::model::lookup::effective_policy;
 use crate::model::service::Resolution;
-use crate::model::values::{Labels, selects};
+use crate::model::values::{Labels, Locality, selects};
 use crate::model::{EffectivePeerMode, Endpoint, Service, ServicePort, World};
 
 pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
@@ -24,44 +26,60 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
             for (subset, labels) in whole.chain(subsets) {
                 let name = outbound_name(port.number, subset, &service.hostname);
                 let versions = service.versions;
-                let inputs = (versions.shape, versions.endpoints, labels, world.peer_version());
-                out.put(&name, inputs, || assignment(world, service, port, labels, &name));
+                let subset = (!subset.is_empty()).then_some(subset);
+                let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
+                let nearness = Nearness::new(world, node, &policy);
+                let inputs =
+                    (versions.shape, versions.endpoints, labels, world.peer_version(), nearness.key());
+                out.put(&name, inputs, || assignment(world, service, port, labels, &nearness, &name));
             }
         }
     }
 }
 
-/// The endpoints of a service's port, grouped by locality; `labels` selects a subset.
+/// The endpoints of a service's port, grouped by priority and locality; `labels` selects a subset.
 pub(super) fn assignment(
     world: &World,
     service: &Service,
     port: &ServicePort,
     labels: Option<&Labels>,
+    nearness: &Nearness,
     name: &str,
 ) -> Value {
-    let mut groups: BTreeMap<String, (Value, u64, Vec<Value>)> = BTreeMap::new();
+    let mut groups: BTreeMap<(u32, Locality), (u64, Vec<Value>)> = BTreeMap::new();
     for endpoint in &service.endpoints {
         if labels.is_some_and(|l| !selects(l, &endpoint.labels)) {
             continue;
         }
         let Some(number) = service.endpoint_port(port, endpoint) else { continue };
-        let (key, locality) = match &endpoint.locality {
-            Some(l) => (
-                format!("{}/{}/{}", l.region, l.zone, l.sub_zone),
-                json!({"region": l.region, "zone": l.zone, "sub_zone": l.sub_zone}),
-            ),
-            None => (String::new(), json!({})),
-        };
-        let group = groups.entry(key).or_insert_with(|| (locality, 0, Vec::new()));
-        group.1 += u64::from(endpoint.weight.max(1));
-        group.2.push(lb_endpoint(world, endpoint, number));
+        let place = endpoint.locality.clone().unwrap_or_default();
+        let group = groups.entry((nearness.distance(endpoint), place)).or_default();
+        group.0 += u64::from(endpoint.weight.max(1));
+        group.1.push(lb_endpoint(world, endpoint, number));
     }
-    let endpoints: Vec<_> = groups
-        .into_values()
-        .map(|(locality, weight, endpoints)| {
-            json!({"locality": locality, "load_balancing_weight": weight, "lb_endpoints": endpoints})
-        })
-        .collect();
+    let places: Vec<(Locality, u64)> =
+        groups.iter().map(|((_, place), (weight, _))| (place.clone(), *weight)).collect();
+    let shares = nearness.shares(&places);
+    let (mut endpoints, mut priority, mut before) = (Vec::with_capacity(groups.len()), 0, None);
+    for (index, ((distance, place), (weight, members))) in groups.into_iter().enumerate() {
+        // Distances become priorities without gaps.
+        if before.replace(distance).is_some_and(|before| before != distance) {
+            priority += 1;
+        }
+        let weight = shares.as_ref().map_or(weight, |shares| shares[index]);
+        let mut group = json!({
+            "locality": {"region": place.region, "zone": place.zone, "sub_zone": place.sub_zone},
+        });
+        if priority > 0 {
+            group["priority"] = priority.into();
+        }
+        // A locality without a share keeps its place and loses its endpoints, as with istiod.
+        if weight > 0 {
+            group["load_balancing_weight"] = weight.into();
+            group["lb_endpoints"] = members.into();
+        }
+        endpoints.push(group);
+    }
     json!({"cluster_name": name, "endpoints": endpoints})
 }
 

@@ -9,13 +9,17 @@ mod filters;
 mod gateway;
 mod layer4;
 mod listener;
+mod locality;
 mod memo;
 mod node;
 mod route;
 mod secret;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_api;
 mod tls;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::prost_types::{self, value::Kind};
 
+use crate::model::values::Locality;
 use crate::model::{Labels, World};
 
 /// Sidecar or gateway.
@@ -35,6 +36,8 @@ pub struct ProxyNode {
     pub http_proxy_port: Option<u16>,
     /// INTERCEPTION_MODE is NONE.
     pub uncaptured: bool,
+    /// Where it runs, as its message says: by its labels, else by `node.locality`.
+    pub locality: Locality,
     /// It knows Istio's and our own filters (metadata `WEFT_EXTENSIONS`), which a plain Envoy does not.
     pub extensions: bool,
 }
@@ -61,6 +64,24 @@ fn text<'a>(metadata: Option<&'a prost_types::Struct>, key: &str) -> &'a str {
         Some(Kind::StringValue(text)) => text,
         _ => "",
     }
+}
+
+/// Kubernetes' labels of a place, and Istio's.
+pub(super) const REGION_LABEL: &str = "topology.kubernetes.io/region";
+pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+pub(super) const SUB_ZONE_LABEL: &str = "topology.istio.io/subzone";
+
+/// The place that labels tell, if they do.
+fn locality_of(labels: &Labels) -> Option<Locality> {
+    let label = |key: &str| labels.get(key).cloned().unwrap_or_default();
+    if labels.contains_key(REGION_LABEL) {
+        return Some(Locality {
+            region: label(REGION_LABEL),
+            zone: label(ZONE_LABEL),
+            sub_zone: label(SUB_ZONE_LABEL),
+        });
+    }
+    labels.get("istio-locality").map(|text| Locality::parse(&text.replace('.', "/")))
 }
 
 impl ProxyNode {
@@ -103,7 +124,12 @@ impl ProxyNode {
                 .collect(),
             _ => Labels::new(),
         };
+        let locality = locality_of(&labels).unwrap_or_else(|| {
+            let said = node.locality.clone().unwrap_or_default();
+            Locality { region: said.region, zone: said.zone, sub_zone: said.sub_zone }
+        });
         Ok(Self {
+            locality,
             id: node.id.clone(),
             kind,
             addresses,
@@ -137,6 +163,12 @@ impl ProxyNode {
             (&service.hostname, endpoint).hash(&mut hasher);
         }
         hasher.finish()
+    }
+
+    /// Where it runs: as its workload's entry says, else as its message did.
+    pub fn locality<'a>(&'a self, world: &'a World) -> &'a Locality {
+        let entered = world.workload_at(self.address()).and_then(|w| w.endpoint.locality.as_ref());
+        entered.unwrap_or(&self.locality)
     }
 
     /// The labels that policies select it by.

@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 
 use super::cluster::{Inbound, outbound_name, services};
 use super::memo::Output;
-use super::{ProxyNode, seconds};
+use super::{ProxyNode, seconds, traffic};
 use crate::model::sidecar::OutboundMode;
 use crate::model::values::{StringMatch, selects};
 use crate::model::virtual_service::{
-    Destination, HeaderOperations, HttpMatch, HttpRetry, HttpRoute, HttpRouteDestination, VirtualService,
+    Destination, HeaderOperations, Headers, HttpMatch, HttpRetry, HttpRoute, HttpRouteDestination,
+    VirtualService,
 };
 use crate::model::{Object, Service, ServicePort, World};
 
@@ -104,7 +105,7 @@ fn outbound(
         let rules = world.virtual_service_for_host(&node.namespace, "mesh", &service.hostname);
         let routes = match rules {
             Some(rules) => http_routes(world, node, rules, "mesh", *port),
-            None => vec![default_route(world, service, *port)],
+            None => vec![default_route(world, node, service, *port)],
         };
         hosts.push(json!({
             "name": format!("{}:{port}", service.hostname),
@@ -152,14 +153,18 @@ fn domains_of(world: &World, service: &Service, namespace: &str) -> Vec<String> 
     names
 }
 
-fn default_route(world: &World, service: &Service, port: u16) -> Value {
+fn default_route(world: &World, node: &ProxyNode, service: &Service, port: u16) -> Value {
     let mut route = json!({
         "cluster": outbound_name(port, "", &service.hostname),
         "timeout": "0s",
         "max_grpc_timeout": "0s",
     });
-    if let Some(policy) = retry_policy(world.mesh().default_http_retry_policy.as_ref()) {
+    let hash = traffic::hash_policy(world, node, service, "", port);
+    if let Some(policy) = retry_policy(world.mesh().default_http_retry_policy.as_ref(), hash.is_some()) {
         route["retry_policy"] = policy;
+    }
+    if let Some(hash) = hash {
+        route["hash_policy"] = json!([hash]);
     }
     json!({
         "name": "default",
@@ -169,16 +174,20 @@ fn default_route(world: &World, service: &Service, port: u16) -> Value {
     })
 }
 
-fn retry_policy(retries: Option<&HttpRetry>) -> Option<Value> {
+/// `hashed`: the one destination balances by a hash. Its requests are tried again at the same host, where they belong.
+fn retry_policy(retries: Option<&HttpRetry>, hashed: bool) -> Option<Value> {
     let previous = json!([{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type":
         "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"}}]);
     let Some(retries) = retries else {
-        return Some(json!({
+        let mut policy = json!({
             "retry_on": DEFAULT_RETRY_ON,
             "num_retries": 2,
             "host_selection_retry_max_attempts": 5,
-            "retry_host_predicate": previous,
-        }));
+        });
+        if !hashed {
+            policy["retry_host_predicate"] = previous;
+        }
+        return Some(policy);
     };
     if retries.attempts == 0 {
         return None;
@@ -200,7 +209,7 @@ fn retry_policy(retries: Option<&HttpRetry>) -> Option<Value> {
     }
     policy["retry_on"] =
         if tokens.is_empty() { DEFAULT_RETRY_ON.to_owned() } else { tokens.join(",") }.into();
-    if retries.retry_ignore_previous_hosts != Some(false) {
+    if retries.retry_ignore_previous_hosts.unwrap_or(!hashed) {
         policy["retry_host_predicate"] = previous;
     }
     if let Some(timeout) = retries.per_try_timeout {
@@ -235,7 +244,7 @@ pub(super) fn http_routes(
             }
             let rendered = match_of(wanted);
             let all = rendered == json!({"prefix": "/"});
-            if let Some(route) = route(world, rules, http, wanted, rendered, port) {
+            if let Some(route) = route(world, node, rules, http, wanted, rendered, port) {
                 routes.push(route);
             }
             if all {
@@ -254,7 +263,7 @@ fn applies(world: &World, node: &ProxyNode, wanted: &HttpMatch, gateway: &str, p
     gateways && (source || gateway != "mesh") && wanted.port.is_none_or(|p| p == port)
 }
 
-fn string_match(wanted: &StringMatch) -> Value {
+pub(super) fn string_match(wanted: &StringMatch) -> Value {
     match wanted {
         StringMatch::Exact(text) => json!({"exact": text}),
         StringMatch::Prefix(text) => json!({"prefix": text}),
@@ -320,6 +329,7 @@ fn match_of(wanted: &HttpMatch) -> Value {
 
 fn route(
     world: &World,
+    node: &ProxyNode,
     rules: &Object<VirtualService>,
     http: &HttpRoute,
     wanted: &HttpMatch,
@@ -341,8 +351,18 @@ fn route(
         operations(&mut route, "request", headers.request.as_ref());
         operations(&mut route, "response", headers.response.as_ref());
     }
+    let mut own = json!({});
+    if let Some(made) = &http.fault {
+        own["envoy.filters.http.fault"] = traffic::fault(made);
+    }
+    if let Some(policy) = &http.cors_policy {
+        own["envoy.filters.http.cors"] = traffic::cors(policy);
+    }
+    if own.as_object().is_some_and(|own| !own.is_empty()) {
+        route["typed_per_filter_config"] = own;
+    }
     if let Some(redirect) = &http.redirect {
-        route["redirect"] = redirect_of(redirect);
+        route["redirect"] = redirect_of(redirect, port);
         return Some(route);
     }
     if let Some(direct) = &http.direct_response {
@@ -357,15 +377,18 @@ fn route(
         route["direct_response"] = answer;
         return Some(route);
     }
-    route["route"] = action(world, http, port)?;
+    route["route"] = action(world, node, http, port)?;
     route["decorator"] = json!({"operation": format!("{}:{port}/*", http.route.first()?.destination.host)});
     Some(route)
 }
 
-fn redirect_of(redirect: &crate::model::virtual_service::HttpRedirect) -> Value {
+fn redirect_of(redirect: &crate::model::virtual_service::HttpRedirect, port: u16) -> Value {
     use crate::model::virtual_service::DerivePort;
     let mut rendered = json!({});
-    if !redirect.uri.is_empty() {
+    // Istio's word for "what stands behind the matched prefix stays".
+    if let Some(rest) = redirect.uri.strip_prefix("%PREFIX()%") {
+        rendered["prefix_rewrite"] = rest.into();
+    } else if !redirect.uri.is_empty() {
         rendered["path_redirect"] = redirect.uri.as_str().into();
     }
     if !redirect.authority.is_empty() {
@@ -374,12 +397,15 @@ fn redirect_of(redirect: &crate::model::virtual_service::HttpRedirect) -> Value 
     if !redirect.scheme.is_empty() {
         rendered["scheme_redirect"] = redirect.scheme.as_str().into();
     }
-    match (redirect.port, redirect.derive_port) {
-        (Some(port), _) => rendered["port_redirect"] = port.into(),
-        (None, Some(DerivePort::FromProtocolDefault)) => {
-            rendered["port_redirect"] = if redirect.scheme == "https" { 443 } else { 80 }.into();
-        }
-        _ => {}
+    let port = match (redirect.port, redirect.derive_port) {
+        (Some(given), _) => Some(given),
+        (None, Some(DerivePort::FromRequestPort)) => Some(port),
+        // The scheme's own, which goes without saying.
+        (None, Some(DerivePort::FromProtocolDefault) | None) => None,
+    };
+    let unsaid = matches!((redirect.scheme.as_str(), port), ("http", Some(80)) | ("https", Some(443)));
+    if let Some(port) = port.filter(|_| !unsaid) {
+        rendered["port_redirect"] = port.into();
     }
     rendered["response_code"] = match redirect.redirect_code {
         Some(302) => "FOUND",
@@ -392,12 +418,24 @@ fn redirect_of(redirect: &crate::model::virtual_service::HttpRedirect) -> Value 
     rendered
 }
 
-fn action(world: &World, http: &HttpRoute, port: u16) -> Option<Value> {
+fn action(world: &World, node: &ProxyNode, http: &HttpRoute, port: u16) -> Option<Value> {
     let timeout = http.timeout.map_or_else(|| json!("0s"), |t| seconds(t.get()));
     let mut action = json!({"timeout": timeout, "max_grpc_timeout": timeout});
     let retries = http.retries.as_ref().or(world.mesh().default_http_retry_policy.as_ref());
-    if let Some(policy) = retry_policy(retries) {
+    let hashes: Vec<Value> =
+        http.route.iter().filter_map(|d| hash_of(world, node, &d.destination, port)).collect();
+    if let Some(policy) = retry_policy(retries, http.route.len() == 1 && !hashes.is_empty()) {
         action["retry_policy"] = policy;
+    }
+    if !hashes.is_empty() {
+        action["hash_policy"] = hashes.into();
+    }
+    let copies = traffic::mirrors(&http.mirrors, |destination| cluster_of(world, destination, port));
+    if !copies.is_empty() {
+        action["request_mirror_policies"] = copies.into();
+    }
+    if let Some(host) = authority_set(http.headers.as_ref()) {
+        action["host_rewrite_literal"] = host.into();
     }
     if let Some(rewrite) = &http.rewrite {
         if let Some(regex) = &rewrite.uri_regex_rewrite {
@@ -425,6 +463,9 @@ fn action(world: &World, http: &HttpRoute, port: u16) -> Option<Value> {
                 .map(|d| {
                     let mut entry =
                         json!({"name": cluster_of(world, &d.destination, port), "weight": d.weight.max(1)});
+                    if let Some(host) = authority_set(d.headers.as_ref()) {
+                        entry["host_rewrite_literal"] = host.into();
+                    }
                     if let Some(headers) = &d.headers {
                         operations(&mut entry, "request", headers.request.as_ref());
                         operations(&mut entry, "response", headers.response.as_ref());
@@ -438,8 +479,26 @@ fn action(world: &World, http: &HttpRoute, port: u16) -> Option<Value> {
     Some(action)
 }
 
+/// The authority that header operations set: the route rewrites it, since no header does.
+fn authority_set(headers: Option<&Headers>) -> Option<&str> {
+    let set = &headers?.request.as_ref()?.set;
+    let found = set.iter().find(|(name, _)| *name == ":authority" || name.eq_ignore_ascii_case("host"));
+    found.map(|(_, value)| value.as_str())
+}
+
+/// What makes requests to a destination alike.
+fn hash_of(world: &World, node: &ProxyNode, destination: &Destination, port: u16) -> Option<Value> {
+    let service = world.services_with_host(&destination.host).next()?;
+    let port = port_of(world, destination, port);
+    traffic::hash_policy(world, node, service, &destination.subset, port)
+}
+
 /// The cluster of a destination: by its port, else the service's only one, else the port of the request.
 fn cluster_of(world: &World, destination: &Destination, port: u16) -> String {
+    outbound_name(port_of(world, destination, port), &destination.subset, &destination.host)
+}
+
+fn port_of(world: &World, destination: &Destination, port: u16) -> u16 {
     let only = || {
         let mut services = world.services_with_host(&destination.host);
         match services.next().map(|s| s.ports.as_slice()) {
@@ -447,8 +506,7 @@ fn cluster_of(world: &World, destination: &Destination, port: u16) -> String {
             _ => None,
         }
     };
-    let port = destination.port.as_ref().map(|p| p.number).or_else(only).unwrap_or(port);
-    outbound_name(port, &destination.subset, &destination.host)
+    destination.port.as_ref().map(|p| p.number).or_else(only).unwrap_or(port)
 }
 
 fn operations(target: &mut Value, side: &str, operations: Option<&HeaderOperations>) {

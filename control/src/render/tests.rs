@@ -11,7 +11,7 @@ fn world() -> World {
     crate::ingest::load_dir(&directory).world.expect("the mesh loads")
 }
 
-fn node(kind: &str, ip: &str, namespace: &str) -> ProxyNode {
+pub(super) fn node(kind: &str, ip: &str, namespace: &str) -> ProxyNode {
     let id = format!("{kind}~{ip}~x.{namespace}~{namespace}.svc.cluster.local");
     let mut node = ProxyNode::parse(&Node { id, ..Node::default() }).unwrap();
     node.extensions = true;
@@ -19,7 +19,7 @@ fn node(kind: &str, ip: &str, namespace: &str) -> ProxyNode {
     node
 }
 
-fn value(resources: &Resources, kind: ResourceType, name: &str) -> Value {
+pub(super) fn value(resources: &Resources, kind: ResourceType, name: &str) -> Value {
     let resource = resources[&kind]
         .get(name)
         .unwrap_or_else(|| panic!("{name} is not among {:?}", resources[&kind].keys().collect::<Vec<_>>()));
@@ -153,7 +153,7 @@ fn a_node_id_that_is_not_istios_is_refused() {
     }
 }
 
-fn mesh(text: &str) -> World {
+pub(super) fn mesh(text: &str) -> World {
     crate::ingest::load_str("mesh.yaml", text).into_result().unwrap_or_else(|d| panic!("{d:#?}"))
 }
 

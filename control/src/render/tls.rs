@@ -36,6 +36,21 @@ fn domains(world: &World) -> Vec<String> {
         .collect()
 }
 
+/// The ciphers for TLS 1.2 between workloads.
+fn ciphers(world: &World) -> Value {
+    match world.mesh().mesh_mtls.cipher_suites.as_slice() {
+        [] => json!([
+            "ECDHE-ECDSA-AES256-GCM-SHA384",
+            "ECDHE-RSA-AES256-GCM-SHA384",
+            "ECDHE-ECDSA-AES128-GCM-SHA256",
+            "ECDHE-RSA-AES128-GCM-SHA256",
+            "AES256-GCM-SHA384",
+            "AES128-GCM-SHA256",
+        ]),
+        given => json!(given),
+    }
+}
+
 /// Inbound mutual TLS.
 pub(super) fn inbound(world: &World, http: bool) -> Value {
     let alpn = if http { vec!["h2", "http/1.1"] } else { vec!["istio-peer-exchange", "h2", "http/1.1"] };
@@ -51,11 +66,7 @@ pub(super) fn inbound(world: &World, http: bool) -> Value {
                 "tls_params": {
                     "tls_minimum_protocol_version": version(world.mesh().mesh_mtls.min_protocol_version, "TLSv1_2"),
                     "tls_maximum_protocol_version": "TLSv1_3",
-                    "cipher_suites": [
-                        "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SHA384",
-                        "ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256",
-                        "AES256-GCM-SHA384", "AES128-GCM-SHA256",
-                    ],
+                    "cipher_suites": ciphers(world),
                 },
                 "tls_certificate_sds_secret_configs": [sds("default")],
                 "combined_validation_context": {

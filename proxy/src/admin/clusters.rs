@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::cluster::host::Health;
+use crate::cluster::outlier::Origin;
 use crate::cluster::{Cluster, RoutingPriority};
 use crate::state::Engine;
 
@@ -18,6 +19,13 @@ pub(super) fn text(engine: &Engine) -> String {
     let mut out = String::new();
     for cluster in serving(engine) {
         let name = &cluster.config().name;
+        if let Some(outlier) = cluster.outlier() {
+            for (origin, label) in [(Origin::External, ""), (Origin::Local, "local_origin_")] {
+                let (average, threshold) = outlier.compared(origin);
+                let _ = writeln!(out, "{name}::outlier::{label}success_rate_average::{average}");
+                let _ = writeln!(out, "{name}::outlier::{label}success_rate_ejection_threshold::{threshold}");
+            }
+        }
         for (priority, label) in [(RoutingPriority::Default, "default"), (RoutingPriority::High, "high")] {
             let limits = cluster.limits(priority);
             for (limit, resource) in [
@@ -52,6 +60,11 @@ pub(super) fn text(engine: &Engine) -> String {
             let _ = writeln!(out, "{at}::zone::{}", facts.locality.zone);
             let _ = writeln!(out, "{at}::sub_zone::{}", facts.locality.sub_zone);
             let _ = writeln!(out, "{at}::priority::{}", host.priority());
+            let _ = writeln!(out, "{at}::success_rate::{}", host.success_rate(Origin::External));
+            let _ = writeln!(out, "{at}::local_origin_success_rate::{}", host.success_rate(Origin::Local));
+            if let Some(circuit) = cluster.circuit(host) {
+                let _ = writeln!(out, "{at}::circuit_breaker_status::{circuit}");
+            }
         }
     }
     out

@@ -8,8 +8,8 @@ use super::snapshot::{Sample, Value};
 /// Reads them now.
 pub(super) fn samples(state: &AdminState) -> Vec<Sample> {
     let mut samples = Vec::new();
-    let mut put = |prefix: &str, name, value| {
-        samples.push(Sample { prefix: prefix.to_owned(), name, labels: Vec::new(), value });
+    let mut put = |prefix: &str, name: &'static str, value| {
+        samples.push(Sample { prefix: prefix.to_owned(), name: name.into(), labels: Vec::new(), value });
     };
     let gauge = |n: u64| Value::Gauge(i64::try_from(n).unwrap_or(i64::MAX));
     let unready = state.unready();

@@ -65,10 +65,10 @@ fn escape(value: &str) -> String {
 fn extract(sample: &Sample) -> (String, Labels) {
     let mut labels: Labels = sample.labels.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
     if sample.prefix.is_empty() {
-        return (sanitize(sample.name), labels);
+        return (sanitize(&sample.name), labels);
     }
     let stem = prefix_tags(&sample.prefix, &mut labels);
-    let name = code_tags(sample.name, &mut labels);
+    let name = code_tags(&sample.name, &mut labels);
     (format!("envoy_{}", sanitize(&format!("{stem}.{name}"))), labels)
 }
 
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     fn sample(prefix: &str, name: &'static str, value: Value) -> Sample {
-        Sample { prefix: prefix.into(), name, labels: vec![], value }
+        Sample { prefix: prefix.into(), name: name.into(), labels: vec![], value }
     }
 
     #[test]

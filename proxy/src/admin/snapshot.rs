@@ -1,5 +1,8 @@
 //! One reading of the metrics registry, with full names: what `/stats` in all its formats prints.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use crate::telemetry::registry::{self, BUCKETS, Metric};
 
 /// A metric's reading.
@@ -19,7 +22,7 @@ pub struct Sample {
     /// The group's dotted prefix; empty for metrics whose name is whole (Istio's).
     pub prefix: String,
     /// The name within the prefix.
-    pub name: &'static str,
+    pub name: std::borrow::Cow<'static, str>,
     /// Labels.
     pub labels: Vec<(&'static str, String)>,
     /// The reading.
@@ -30,7 +33,7 @@ impl Sample {
     /// The dotted name that `/stats` prints; labels follow the name, as Istio's metrics have them and Envoy's do not.
     pub fn full_name(&self) -> String {
         let mut name = if self.prefix.is_empty() {
-            self.name.to_owned()
+            self.name.to_string()
         } else {
             format!("{}.{}", self.prefix, self.name)
         };
@@ -48,15 +51,33 @@ impl Sample {
     pub fn used(&self) -> bool {
         match &self.value {
             Value::Counter(n) => *n != 0,
-            Value::Gauge(n) => *n != 0,
+            // The server's own are set from its start; zero is what its state most often is.
+            Value::Gauge(n) => *n != 0 || self.prefix == "server",
             Value::Histogram(buckets, _) => buckets.iter().any(|n| *n != 0),
         }
     }
 }
 
-/// Reads all live groups.
+impl Value {
+    /// Adds a reading of the same metric.
+    fn add(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Counter(n), Self::Counter(m)) => *n += m,
+            (Self::Gauge(n), Self::Gauge(m)) => *n += m,
+            (Self::Histogram(buckets, sum), Self::Histogram(more, added)) => {
+                buckets.iter_mut().zip(more.iter()).for_each(|(n, m)| *n += m);
+                *sum += added;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Reads all live groups. What goes by one name is one metric: filter chains share a `stat_prefix`, and a listener that is
+/// replaced still has connections.
 pub fn read() -> Vec<Sample> {
-    let mut samples = Vec::new();
+    let mut samples: Vec<Sample> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
     for group in registry::groups() {
         for entry in group.entries() {
             let value = match entry.metric {
@@ -68,7 +89,14 @@ pub fn read() -> Vec<Sample> {
                 }
             };
             let labels = group.labels.iter().cloned().chain(entry.labels).collect();
-            samples.push(Sample { prefix: group.prefix.clone(), name: entry.name, labels, value });
+            let sample = Sample { prefix: group.prefix.clone(), name: entry.name, labels, value };
+            match places.entry(sample.full_name()) {
+                Entry::Occupied(place) => samples[*place.get()].value.add(&sample.value),
+                Entry::Vacant(place) => {
+                    place.insert(samples.len());
+                    samples.push(sample);
+                }
+            }
         }
     }
     samples

@@ -110,11 +110,11 @@ mod tests {
         let mut buckets = Box::new([0; BUCKETS.len() + 1]);
         buckets[3] = 100; // (5, 10]
         vec![
-            Sample { prefix: "cluster.b".into(), name: "x", labels: vec![], value: Value::Counter(3) },
-            Sample { prefix: "cluster.a".into(), name: "y", labels: vec![], value: Value::Gauge(-2) },
+            Sample { prefix: "cluster.b".into(), name: "x".into(), labels: vec![], value: Value::Counter(3) },
+            Sample { prefix: "cluster.a".into(), name: "y".into(), labels: vec![], value: Value::Gauge(-2) },
             Sample {
                 prefix: "cluster.a".into(),
-                name: "t",
+                name: "t".into(),
                 labels: vec![],
                 value: Value::Histogram(buckets, 700.0),
             },

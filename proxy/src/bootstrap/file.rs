@@ -1,11 +1,12 @@
 //! An Envoy bootstrap file: node, admin, static resources, ADS.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::bootstrap::v3::Bootstrap;
+use xds_protos::envoy::config::cluster::v3::Cluster;
 use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::config::core::v3::api_config_source::ApiType;
 use xds_protos::prost::{Message, Name};
@@ -63,7 +64,14 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
         status: None,
         prometheus: None,
         resources,
+        outlier_log: bootstrap
+            .cluster_manager
+            .as_ref()
+            .and_then(|c| c.outlier_detection.as_ref())
+            .map(|o| o.event_log_path.as_str().into())
+            .filter(|path: &std::path::PathBuf| !path.as_os_str().is_empty()),
         ads: ads(&bootstrap)?,
+        sds: sds(&bootstrap),
         identity: None,
         drain: args.drain_time,
         listener_drain: args.listener_drain_time,
@@ -111,12 +119,23 @@ fn ads(bootstrap: &Bootstrap) -> anyhow::Result<Option<Ads>> {
             "dynamic_resources.ads_config names the cluster {name:?}, which static_resources does not have"
         )
     })?;
-    if cluster.transport_socket.is_some() {
-        bail!(
-            "cluster {name}: TLS to the control plane by a cluster's transport socket is not supported; leave -c out and use \
-             --xds-address, --root-cert and --token-file"
-        );
-    }
+    let headers = metadata(&service.initial_metadata)?;
+    Ok(Some(Ads { variant, headers, ..server(cluster)? }))
+}
+
+/// The static clusters that can be asked for secrets, which are all those with a single address.
+fn sds(bootstrap: &Bootstrap) -> Vec<(String, Ads)> {
+    let clusters = bootstrap.static_resources.iter().flat_map(|s| &s.clusters);
+    clusters.filter_map(|c| Some((c.name.clone(), server(c).ok()?))).collect()
+}
+
+/// How a static cluster is connected to by this proxy itself.
+fn server(cluster: &Cluster) -> anyhow::Result<Ads> {
+    let name = &cluster.name;
+    let (roots, server_name) = match &cluster.transport_socket {
+        None => (None, None),
+        Some(socket) => tls(socket).with_context(|| format!("cluster {name}: transport_socket"))?,
+    };
     let endpoints = cluster.load_assignment.iter().flat_map(|a| &a.endpoints).flat_map(|l| &l.lb_endpoints);
     let address = endpoints.into_iter().find_map(|e| match &e.host_identifier {
         Some(xds_protos::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier::Endpoint(e)) => {
@@ -135,8 +154,42 @@ fn ads(bootstrap: &Bootstrap) -> anyhow::Result<Option<Ads>> {
         Some(core::address::Address::Pipe(pipe)) => format!("unix:{}", pipe.path),
         _ => bail!("cluster {name}: this kind of address is not supported"),
     };
-    let headers = metadata(&service.initial_metadata)?;
-    Ok(Some(Ads { address, variant, roots: None, token: None, headers }))
+    Ok(Ads {
+        address,
+        variant: Variant::StateOfTheWorld,
+        roots,
+        server_name,
+        token: None,
+        headers: Vec::new(),
+    })
+}
+
+/// The roots' file and the server's name of a TLS transport socket.
+fn tls(socket: &core::TransportSocket) -> anyhow::Result<(Option<PathBuf>, Option<String>)> {
+    use xds_protos::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+    use xds_protos::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
+    use xds_protos::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
+        bail!("typed_config: is required");
+    };
+    if any.is::<RawBuffer>() {
+        return Ok((None, None));
+    }
+    let context: UpstreamTlsContext = any.unpack().context("typed_config")?;
+    let common = context.common_tls_context.unwrap_or_default();
+    if !common.tls_certificates.is_empty() || !common.tls_certificate_sds_secret_configs.is_empty() {
+        bail!("a client certificate for the control plane is not supported; use a token in initial_metadata");
+    }
+    let Some(ValidationContextType::ValidationContext(rules)) = &common.validation_context_type else {
+        bail!("common_tls_context.validation_context: is required, with trusted_ca");
+    };
+    let Some(core::data_source::Specifier::Filename(roots)) =
+        rules.trusted_ca.as_ref().and_then(|ca| ca.specifier.as_ref())
+    else {
+        bail!("common_tls_context.validation_context.trusted_ca.filename: is required");
+    };
+    let name = (!context.sni.is_empty()).then_some(context.sni);
+    Ok((Some(roots.into()), name))
 }
 
 /// Metadata as name and value; what cannot be sent is found out here, not at the first stream.

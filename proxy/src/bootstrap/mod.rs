@@ -37,6 +37,10 @@ pub struct Start {
     pub resources: Vec<(ResourceType, String, Bytes)>,
     /// The control plane, if there is one.
     pub ads: Option<Ads>,
+    /// Static clusters that can be asked for secrets, by name; each is connected to when a resource names it.
+    pub sds: Vec<(String, Ads)>,
+    /// Where events of outlier detection are written.
+    pub outlier_log: Option<PathBuf>,
     /// How the workload gets its certificate, if it does.
     pub identity: Option<Identity>,
     /// How long draining may take when the proxy ends.
@@ -54,6 +58,8 @@ pub struct Ads {
     pub variant: Variant,
     /// TLS, with the roots of this file.
     pub roots: Option<PathBuf>,
+    /// The name that the server's certificate must have; none: the address's host.
+    pub server_name: Option<String>,
     /// The file of the bearer token.
     pub token: Option<PathBuf>,
     /// Metadata that goes with the stream.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::Instant;
 
 use super::endpoint::HostAddress;
@@ -13,7 +14,7 @@ use super::host::{Host, OpenConnection};
 use super::limits::Permit;
 use super::{Cluster, config::Keepalive};
 use crate::identity::tls::ConnectOptions;
-use crate::io::{Io, TlsInfo};
+use crate::io::{Io, SocketOption, TlsInfo, UpstreamSource};
 
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,8 +66,13 @@ pub async fn connect(
     stats.upstream_cx_active.add(1);
     let guard = ConnectionGuard { _permit: permit, _open: host.start_connection(), cluster: cluster.clone() };
     let began = Instant::now();
-    let made =
-        tokio::time::timeout(cluster.config().connect_timeout, establish(cluster, host, options)).await;
+    let made = {
+        let transport = host.facts().transport;
+        let name = host.hostname();
+        let options = ConnectOptions { host: (!name.is_empty()).then_some(name), ..options };
+        let establishing = establish(cluster, host.address(), transport, options);
+        tokio::time::timeout(cluster.config().connect_timeout, establishing).await
+    };
     let failure = match made {
         Ok(Ok((io, tls))) => {
             stats.upstream_cx_connect_ms.record(began.elapsed().as_secs_f64() * 1000.0);
@@ -84,19 +90,24 @@ pub async fn connect(
     Err(failure)
 }
 
-async fn establish(
+/// Makes a connection to an address by one of the cluster's transports. Nothing is counted but what TLS does.
+pub(super) async fn establish(
     cluster: &Cluster,
-    host: &Host,
+    address: &HostAddress,
+    transport: usize,
     options: ConnectOptions<'_>,
 ) -> Result<(Io, Option<TlsInfo>), String> {
-    let HostAddress::Ip(address) = host.address() else {
-        return Err("UNIX sockets are not supported".to_owned());
+    let source = options.origin.and_then(|o| o.passed_on.source);
+    let failed = |e: std::io::Error| format!("delayed connect error: {}", words(&e));
+    let mut io = match address {
+        HostAddress::Ip(address) => Io::tcp(dial(cluster, *address, source).await.map_err(failed)?),
+        HostAddress::Pipe(path) => Io::unix(UnixStream::connect(&**path).await.map_err(failed)?),
     };
-    let stream =
-        dial(cluster, *address).await.map_err(|e| format!("delayed connect error: {}", words(&e)))?;
-    let io = Io::tcp(stream);
-    let transport = host.facts().transport;
-    let Some(tls) = cluster.config().transports.get(transport).and_then(|t| t.tls.as_ref()) else {
+    let transport = cluster.config().transports.get(transport);
+    if let Some(proxy) = transport.and_then(|t| t.proxy.as_ref()) {
+        io.write_all(&proxy.header(options.origin)).await.map_err(|e| words(&e))?;
+    }
+    let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
         return Ok((io, None));
     };
     let (io, info) =
@@ -104,10 +115,16 @@ async fn establish(
     Ok((io, Some(info)))
 }
 
-async fn dial(cluster: &Cluster, address: SocketAddr) -> std::io::Result<TcpStream> {
+async fn dial(
+    cluster: &Cluster,
+    address: SocketAddr,
+    source: Option<UpstreamSource>,
+) -> std::io::Result<TcpStream> {
     let config = cluster.config();
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if let Some(ip) = config.bind
+    if let Some(source) = source.filter(|s| s.address.is_ipv4() == address.is_ipv4()) {
+        from_source(&socket, source)?;
+    } else if let Some(ip) = config.bind
         && ip.is_ipv4() == address.is_ipv4()
     {
         socket.bind(SocketAddr::new(ip, 0))?;
@@ -118,6 +135,25 @@ async fn dial(cluster: &Cluster, address: SocketAddr) -> std::io::Result<TcpStre
         set_keepalive(&stream, keepalive)?;
     }
     Ok(stream)
+}
+
+/// Gives a socket an address that is not ours, so that the upstream sees the downstream's. The port, where it is not wanted,
+/// is left to the moment of connecting: bound earlier, two connections to different upstreams could not share it.
+fn from_source(socket: &TcpSocket, source: UpstreamSource) -> std::io::Result<()> {
+    let socket = SockRef::from(socket);
+    match source.address.is_ipv4() {
+        true => socket.set_ip_transparent_v4(true)?,
+        false => socket.set_ip_transparent_v6(true)?,
+    }
+    if source.mark != 0 {
+        socket.set_mark(source.mark)?;
+    }
+    if source.address.port() == 0 {
+        SocketOption::bind_address_no_port().set(&*socket)?;
+    } else {
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&source.address.into())
 }
 
 fn set_keepalive(stream: &TcpStream, wanted: &Keepalive) -> std::io::Result<()> {

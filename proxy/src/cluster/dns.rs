@@ -10,13 +10,12 @@ use tokio::time::Instant;
 use xds_protos::envoy::config::cluster::v3::cluster::DnsLookupFamily;
 
 use super::Cluster;
-use super::config::{Discovery, DnsName};
+use super::config::{Discovery, DnsName, DnsTimes};
 use super::endpoint::{Endpoint, HostAddress, LoadAssignment};
 
 /// Resolves a DNS cluster's names for as long as the cluster lives; does nothing for other clusters.
 pub async fn run(cluster: Arc<Cluster>) {
-    let Discovery::Dns { names, logical, refresh, respect_ttl, family } = cluster.config().discovery.clone()
-    else {
+    let Discovery::Dns { names, logical, times, family } = cluster.config().discovery.clone() else {
         return;
     };
     let resolver = match TokioResolver::builder_tokio().and_then(|b| b.build()) {
@@ -30,22 +29,28 @@ pub async fn run(cluster: Arc<Cluster>) {
     let name = cluster.config().name.clone();
     drop(cluster);
     let mut known: Vec<Vec<IpAddr>> = vec![Vec::new(); names.len()];
+    let mut failures = 0;
     loop {
-        let mut next = refresh;
+        let mut next = Duration::MAX;
+        let mut failed = false;
         for (name, known) in names.iter().zip(&mut known) {
             match resolve(resolver.as_ref(), name, family).await {
                 Ok((addresses, ttl)) => {
                     *known = addresses;
-                    if respect_ttl {
-                        next = next.min(ttl.max(Duration::from_secs(1)));
-                    }
+                    next = next.min(times.after(ttl));
                 }
                 Err(error) => {
+                    failed = true;
                     let kept = known.len();
                     tracing::warn!(cluster = %name.host, %error, kept, "name not resolved; the last answers are kept");
                 }
             }
         }
+        failures = if failed { failures + 1 } else { 0 };
+        if failed {
+            next = next.min(times.after_failures(failures));
+        }
+        next = next.saturating_add(random(times.jitter));
         let Some(cluster) = weak.upgrade() else { return };
         let mut endpoints: Vec<Endpoint> = names
             .iter()
@@ -65,6 +70,38 @@ pub async fn run(cluster: Arc<Cluster>) {
         drop(cluster);
         tracing::debug!(cluster = %name, next = ?next, "names resolved");
         tokio::time::sleep(next).await;
+    }
+}
+
+impl DnsTimes {
+    /// The time to the next look-up after an answer that holds so long.
+    fn after(&self, ttl: Duration) -> Duration {
+        // An address that stands for itself never changes, but its neighbours may.
+        let tells = self.respect_ttl && !ttl.is_zero() && ttl != Duration::MAX;
+        if tells { ttl.max(self.least).max(SHORTEST) } else { self.refresh }
+    }
+
+    /// The time to the next look-up after so many failures in a row.
+    fn after_failures(&self, failures: u32) -> Duration {
+        match self.failure {
+            None => self.refresh,
+            Some((base, most)) => {
+                let bound = base.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(most);
+                // Between the base and the bound, so that a fleet does not ask in step.
+                base + random(bound.saturating_sub(base) + Duration::from_millis(1))
+            }
+        }
+    }
+}
+
+/// Asking more often than this helps nobody.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// A random time below this, in milliseconds.
+fn random(below: Duration) -> Duration {
+    match below.as_millis() as u64 {
+        0 => Duration::ZERO,
+        millis => Duration::from_millis(fastrand::u64(..millis)),
     }
 }
 
@@ -93,5 +130,34 @@ async fn resolve(
         Err("it has no address of the wanted family".to_owned())
     } else {
         Ok((addresses, ttl))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_look_up_follows_the_answers_time_or_the_rate_or_grows_with_failures() {
+        let seconds = Duration::from_secs;
+        let times = DnsTimes {
+            refresh: seconds(5),
+            respect_ttl: true,
+            least: seconds(3),
+            jitter: Duration::ZERO,
+            failure: Some((seconds(2), seconds(10))),
+        };
+        let after = |times: DnsTimes| [0, 2, 60].map(|ttl| times.after(seconds(ttl)).as_secs());
+        assert_eq!(after(times), [5, 3, 60]);
+        assert_eq!(after(DnsTimes { respect_ttl: false, ..times }), [5, 5, 5]);
+        for failures in 1..100 {
+            let most = [2, 4, 8, 10][(failures as usize - 1).min(3)];
+            let next = times.after_failures(failures);
+            assert!(
+                next >= seconds(2) && next <= seconds(most) + Duration::from_millis(1),
+                "{failures} {next:?}"
+            );
+        }
+        assert_eq!(DnsTimes { failure: None, ..times }.after_failures(9), seconds(5));
     }
 }

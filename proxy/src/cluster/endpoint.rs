@@ -110,6 +110,19 @@ pub struct Endpoint {
     pub health: EndpointHealth,
     /// Its metadata.
     pub metadata: Option<Arc<Metadata>>,
+    /// How it wants to be checked.
+    pub check: EndpointCheck,
+}
+
+/// What an endpoint says of its active health checks (`health_check_config`).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EndpointCheck {
+    /// Where they go, if not where requests go.
+    pub address: Option<SocketAddr>,
+    /// The authority to ask with; none if empty.
+    pub hostname: String,
+    /// It is not checked.
+    pub disabled: bool,
 }
 
 impl Endpoint {
@@ -121,6 +134,7 @@ impl Endpoint {
             weight: 1,
             health: EndpointHealth::Healthy,
             metadata: None,
+            check: EndpointCheck::default(),
         }
     }
 }
@@ -145,11 +159,13 @@ pub struct LoadAssignment {
     pub localities: Vec<LocalityEndpoints>,
     /// How much healthier than needed a priority counts, in percent.
     pub overprovisioning_factor: u32,
+    /// Priorities are judged by the weights of their hosts, not by their number.
+    pub weighted_priority_health: bool,
 }
 
 impl Default for LoadAssignment {
     fn default() -> Self {
-        Self { localities: Vec::new(), overprovisioning_factor: 140 }
+        Self { localities: Vec::new(), overprovisioning_factor: 140, weighted_priority_health: false }
     }
 }
 

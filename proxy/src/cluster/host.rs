@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use arc_swap::{ArcSwap, Guard};
 
-use super::endpoint::{Endpoint, EndpointHealth, HostAddress, Locality, Metadata};
+use super::balance::ramp::Moment;
+use super::endpoint::{Endpoint, EndpointCheck, EndpointHealth, HostAddress, Locality, Metadata};
+use super::outlier::{Origin, Streaks};
 
 /// A host's number, unique in this process; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,6 +26,8 @@ pub struct Facts {
     pub metadata: Option<Arc<Metadata>>,
     /// Which of the cluster's transport sockets it is reached by.
     pub transport: usize,
+    /// How it is checked.
+    pub check: EndpointCheck,
 }
 
 /// Reasons not to use a host; each has one writer.
@@ -40,7 +44,23 @@ pub enum HealthFlag {
     FailedOutlier = 8,
     /// No longer in the cluster: its idle connections close, its streams finish.
     Removed = 16,
+    /// An active health check failed, or none has been made yet.
+    FailedActiveHc = 32,
+    /// An active health check said that it is degraded.
+    DegradedActiveHc = 64,
+    /// The last active health check took too long.
+    ActiveHcTimeout = 128,
+    /// New: no active health check has come to an end yet.
+    PendingActiveHc = 256,
+    /// It told so itself in an answer to a request (`x-envoy-immediate-health-check-fail`).
+    ExcludedViaImmediateHcFail = 512,
+    /// No longer in the assignment, but kept because it passes its active health checks.
+    PendingDynamicRemoval = 1024,
 }
+
+const UNHEALTHY: u32 =
+    HealthFlag::FailedEds as u32 | HealthFlag::FailedOutlier as u32 | HealthFlag::FailedActiveHc as u32;
+const DEGRADED: u32 = HealthFlag::DegradedEds as u32 | HealthFlag::DegradedActiveHc as u32;
 
 /// Whether new requests go to a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,14 +101,6 @@ pub struct HostTotals {
     pub rq_total: u64,
 }
 
-/// What outlier detection counts per host; see [`super::outlier`].
-#[derive(Debug, Default)]
-pub(super) struct Streaks {
-    pub(super) consecutive_5xx: AtomicU32,
-    pub(super) gateway_failures: AtomicU32,
-    pub(super) local_failures: AtomicU32,
-}
-
 /// An upstream endpoint. Shared by all workers; everything that changes is atomic.
 pub struct Host {
     hot: Hot,
@@ -99,6 +111,10 @@ pub struct Host {
     priority: AtomicU32,
     flags: AtomicU32,
     facts: ArcSwap<Facts>,
+    /// When it became one to send to, for slow start; 0 for never.
+    started: AtomicU64,
+    /// When it last came back from ejection or failed health checks; 0 for never.
+    returned: AtomicU64,
     pub(super) streaks: Streaks,
 }
 
@@ -114,6 +130,8 @@ impl Host {
             priority: AtomicU32::new(priority),
             flags: AtomicU32::new(0),
             facts: ArcSwap::from_pointee(facts),
+            started: AtomicU64::new(0),
+            returned: AtomicU64::new(0),
             streaks: Streaks::default(),
         };
         host.set_eds_health(endpoint.health);
@@ -183,26 +201,80 @@ impl Host {
     /// Whether new requests go to it.
     pub fn health(&self) -> Health {
         let flags = self.flags.load(Acquire);
-        if flags & (HealthFlag::FailedEds as u32 | HealthFlag::FailedOutlier as u32) != 0 {
+        if flags & UNHEALTHY != 0 {
             Health::Unhealthy
-        } else if flags & HealthFlag::DegradedEds as u32 != 0 {
+        } else if flags & DEGRADED != 0 {
             Health::Degraded
         } else {
             Health::Healthy
         }
     }
 
+    /// Whether no active health check says that it is unhealthy, nor the assignment.
+    pub(super) fn passes_checks(&self) -> bool {
+        !self.has_flag(HealthFlag::FailedActiveHc) && !self.has_flag(HealthFlag::FailedEds)
+    }
+
+    /// There are no active health checks any more: what they found is forgotten.
+    pub(super) fn forget_checks(&self) {
+        for flag in [
+            HealthFlag::FailedActiveHc,
+            HealthFlag::DegradedActiveHc,
+            HealthFlag::ActiveHcTimeout,
+            HealthFlag::PendingActiveHc,
+            HealthFlag::ExcludedViaImmediateHcFail,
+        ] {
+            self.set_flag(flag, false);
+        }
+    }
+
+    /// Whether it counts nowhere when a priority's health is judged.
+    pub(super) fn is_excluded(&self) -> bool {
+        self.has_flag(HealthFlag::PendingActiveHc) || self.has_flag(HealthFlag::ExcludedViaImmediateHcFail)
+    }
+
     /// The flags as `/clusters` prints them: `healthy`, or `/failed_eds_health/failed_outlier_check`.
     pub fn health_text(&self) -> String {
-        const NAMES: [(HealthFlag, &str); 4] = [
+        const NAMES: [(HealthFlag, &str); 10] = [
+            (HealthFlag::FailedActiveHc, "/failed_active_hc"),
             (HealthFlag::FailedOutlier, "/failed_outlier_check"),
             (HealthFlag::FailedEds, "/failed_eds_health"),
+            (HealthFlag::DegradedActiveHc, "/degraded_active_hc"),
             (HealthFlag::DegradedEds, "/degraded_eds_health"),
+            (HealthFlag::PendingDynamicRemoval, "/pending_dynamic_removal"),
+            (HealthFlag::PendingActiveHc, "/pending_active_hc"),
+            (HealthFlag::ExcludedViaImmediateHcFail, "/excluded_via_immediate_hc_fail"),
+            (HealthFlag::ActiveHcTimeout, "/active_hc_timeout"),
             (HealthFlag::DrainingEds, "/eds_status_draining"),
         ];
         let set: String =
             NAMES.iter().filter(|(flag, _)| self.has_flag(*flag)).map(|(_, name)| *name).collect();
         if set.is_empty() { "healthy".to_owned() } else { set }
+    }
+
+    /// Its success rate in the last interval of outlier detection, in percent; -1 where too little was asked of it.
+    pub fn success_rate(&self, origin: Origin) -> f64 {
+        self.streaks.rate(origin)
+    }
+
+    /// When it became one to send to: it was added healthy, or passed its health checks.
+    pub(super) fn started(&self) -> Option<Moment> {
+        Some(self.started.load(Relaxed)).filter(|at| *at > 0).map(Moment)
+    }
+
+    /// Says when it became one to send to.
+    pub(super) fn start_at(&self, at: Moment) {
+        self.started.store(at.0, Relaxed);
+    }
+
+    /// When it last came back from ejection or failed health checks.
+    pub(super) fn returned(&self) -> Option<Moment> {
+        Some(self.returned.load(Relaxed)).filter(|at| *at > 0).map(Moment)
+    }
+
+    /// Says when it came back; none while it is out.
+    pub(super) fn return_at(&self, at: Option<Moment>) {
+        self.returned.store(at.map_or(0, |at| at.0), Relaxed);
     }
 
     /// Requests (or TCP connections) that are on this host now, over all workers.

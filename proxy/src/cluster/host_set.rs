@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use super::balance::hash_table::HashTable;
+use super::balance::ramp::{Moment, Ramps};
 use super::endpoint::Locality;
 use super::host::{Health, Host};
 
@@ -19,18 +20,27 @@ pub struct HostList {
     id: u64,
     hosts: Box<[Arc<Host>]>,
     weights_differ: bool,
+    /// The ramps of hosts that are on one, and when the last is over.
+    ramps: Option<(Ramps, Moment)>,
     /// Ring or Maglev table; made on first use, as most lists never need one.
     pub(super) table: OnceLock<HashTable>,
 }
 
 impl HostList {
-    /// A list of these hosts.
-    pub fn new(hosts: Vec<Arc<Host>>) -> Arc<Self> {
+    /// A list of these hosts, with the ramps that one of them may be on.
+    pub fn new(hosts: Vec<Arc<Host>>, ramps: Ramps) -> Arc<Self> {
         let weights_differ = hosts.windows(2).any(|w| w[0].weight() != w[1].weight());
+        let ramps = if ramps == Ramps::default() {
+            None
+        } else {
+            let now = Moment::now();
+            hosts.iter().filter_map(|h| ramps.end(h, now)).max().map(|end| (ramps, end))
+        };
         Arc::new(Self {
             id: NEXT_LIST.fetch_add(1, Relaxed),
             hosts: hosts.into_boxed_slice(),
             weights_differ,
+            ramps,
             table: OnceLock::new(),
         })
     }
@@ -46,15 +56,41 @@ impl HostList {
         &self.hosts
     }
 
-    /// Whether balancing must look at weights.
+    /// Whether balancing must look at weights: they differ, or a host is on a ramp.
     #[inline]
-    pub fn weights_differ(&self) -> bool {
-        self.weights_differ
+    pub fn is_weighted(&self) -> bool {
+        self.weights_differ || self.ramps.is_some()
+    }
+
+    /// What tells the hosts' weights as they are now.
+    #[inline]
+    pub(super) fn weights(&self) -> Weights<'_> {
+        Weights { hosts: &self.hosts, ramps: self.ramps.as_ref().map(|(ramps, _)| (ramps, Moment::now())) }
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.hosts.is_empty()
+    }
+}
+
+/// The weights of a list's hosts at one moment.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    hosts: &'a [Arc<Host>],
+    ramps: Option<(&'a Ramps, Moment)>,
+}
+
+impl Weights<'_> {
+    /// The weight of the host at this position: what it has of it, if it is on a ramp.
+    #[inline]
+    pub(super) fn of(&self, index: usize) -> f64 {
+        let host = &self.hosts[index];
+        let whole = f64::from(host.weight());
+        match self.ramps {
+            None => whole,
+            Some((ramps, now)) => whole * ramps.share(host, now),
+        }
     }
 }
 
@@ -84,6 +120,8 @@ pub struct PrioritySet {
     pub degraded: Arc<HostList>,
     /// Too few are healthy: health is ignored.
     pub panic: bool,
+    /// How able it is to take load, in percent: its healthy and degraded hosts, overestimated.
+    pub health: u32,
     /// Percent of all requests that go to its healthy hosts.
     pub healthy_load: u32,
     /// Percent of all requests that go to its degraded hosts.
@@ -99,13 +137,23 @@ pub struct HostSetPolicy {
     pub panic_threshold: u32,
     /// Percent by which a priority's health is overestimated before load spills over.
     pub overprovisioning_factor: u32,
+    /// Priorities are judged by the weights of their hosts, not by their number.
+    pub weighted_health: bool,
     /// Balance among localities by their weights first.
     pub locality_weighted: bool,
+    /// How new and returning hosts get their share.
+    pub ramps: Ramps,
 }
 
 impl Default for HostSetPolicy {
     fn default() -> Self {
-        Self { panic_threshold: 50, overprovisioning_factor: 140, locality_weighted: false }
+        Self {
+            panic_threshold: 50,
+            overprovisioning_factor: 140,
+            weighted_health: false,
+            locality_weighted: false,
+            ramps: Ramps::default(),
+        }
     }
 }
 
@@ -125,6 +173,7 @@ pub enum Availability {
 pub struct HostSet {
     priorities: Box<[PrioritySet]>,
     total: usize,
+    ramps_end: Option<Moment>,
 }
 
 /// One locality's hosts as membership keeps them.
@@ -161,13 +210,14 @@ impl HostSet {
                     Box::default()
                 };
                 let whole = healthy.len() == all.len();
-                let all = HostList::new(all);
-                let healthy = if whole { all.clone() } else { HostList::new(healthy) };
+                let all = HostList::new(all, policy.ramps);
+                let healthy = if whole { all.clone() } else { HostList::new(healthy, policy.ramps) };
                 PrioritySet {
                     healthy,
-                    degraded: HostList::new(degraded),
+                    degraded: HostList::new(degraded, policy.ramps),
                     all,
                     panic: false,
+                    health: 0,
                     healthy_load: 0,
                     degraded_load: 0,
                     localities,
@@ -176,7 +226,13 @@ impl HostSet {
             .collect();
         spread_load(&mut priorities, policy);
         let total = priorities.iter().map(|p| p.all.hosts.len()).sum();
-        Self { priorities: priorities.into_boxed_slice(), total }
+        let ramps_end = priorities.iter().filter_map(|p| p.all.ramps.map(|(_, end)| end)).max();
+        Self { priorities: priorities.into_boxed_slice(), total, ramps_end }
+    }
+
+    /// When the last ramp of its hosts is over, and a set without ramps can take its place.
+    pub(super) fn ramps_end(&self) -> Option<Moment> {
+        self.ramps_end
     }
 
     /// The priority levels, 0 first; always at least one.
@@ -219,6 +275,18 @@ impl HostSet {
             self.choose_by_load((hash % 100) as u32)
         };
         (set, if set.panic { Availability::All } else { availability })
+    }
+
+    /// The same with these shares of load in place of those that health makes.
+    pub fn choose_by(&self, load: &[u32], hash: u64) -> (&PrioritySet, Availability) {
+        let point = (hash % 100) as u32;
+        let mut reached = 0;
+        let chosen = self.priorities.iter().zip(load).find(|(_, share)| {
+            reached += **share;
+            point < reached
+        });
+        let set = chosen.map_or(&self.priorities[0], |(set, _)| set);
+        (set, if set.panic { Availability::All } else { Availability::Healthy })
     }
 
     fn choose_by_load(&self, point: u32) -> (&PrioritySet, Availability) {
@@ -293,8 +361,8 @@ impl LocalityList {
             locality: group.locality.clone(),
             healthy_weight: effective(healthy.len()),
             degraded_weight: effective(degraded.len()),
-            healthy: HostList::new(healthy),
-            degraded: HostList::new(degraded),
+            healthy: HostList::new(healthy, policy.ramps),
+            degraded: HostList::new(degraded, policy.ramps),
         }
     }
 }
@@ -303,17 +371,25 @@ fn with_health(hosts: &[Arc<Host>], health: Health) -> Vec<Arc<Host>> {
     hosts.iter().filter(|h| h.health() == health).cloned().collect()
 }
 
+/// What a part of a priority counts for: its hosts, or their weights. Hosts that are excluded count nowhere.
+fn measure(hosts: &[Arc<Host>], weighted: bool) -> u64 {
+    let counted = hosts.iter().filter(|h| !h.is_excluded());
+    if weighted { counted.map(|h| u64::from(h.weight())).sum() } else { counted.count() as u64 }
+}
+
 /// Envoy's load computation: priorities take what their (overestimated) health allows, healthy hosts first, then degraded
 /// ones; priorities with too few available hosts panic; when all panic, load follows host counts.
 fn spread_load(priorities: &mut [PrioritySet], policy: HostSetPolicy) {
-    let health_of = |part: usize, all: usize| match all {
-        0 => 0,
-        _ => (u64::from(policy.overprovisioning_factor) * part as u64 / all as u64).min(100) as u32,
+    let health_of = |part: &HostList, all: &HostList| {
+        let (part, all) =
+            (measure(&part.hosts, policy.weighted_health), measure(&all.hosts, policy.weighted_health));
+        (u64::from(policy.overprovisioning_factor) * part).checked_div(all).unwrap_or(0).min(100) as u32
     };
-    let healthy: Vec<u32> =
-        priorities.iter().map(|p| health_of(p.healthy.hosts.len(), p.all.hosts.len())).collect();
-    let degraded: Vec<u32> =
-        priorities.iter().map(|p| health_of(p.degraded.hosts.len(), p.all.hosts.len())).collect();
+    let healthy: Vec<u32> = priorities.iter().map(|p| health_of(&p.healthy, &p.all)).collect();
+    let degraded: Vec<u32> = priorities.iter().map(|p| health_of(&p.degraded, &p.all)).collect();
+    for (set, (healthy, degraded)) in priorities.iter_mut().zip(healthy.iter().zip(&degraded)) {
+        set.health = healthy + degraded;
+    }
     let total = healthy.iter().chain(&degraded).sum::<u32>().min(100);
     let share = |part: u32| (part * 100).checked_div(total).unwrap_or_default();
     if total == 0 {
@@ -342,7 +418,7 @@ fn spread_load(priorities: &mut [PrioritySet], policy: HostSetPolicy) {
         return;
     }
     for set in priorities.iter_mut() {
-        let all = set.all.hosts.len();
+        let all = measure(&set.all.hosts, false);
         let available = set.healthy.hosts.len() + set.degraded.hosts.len();
         let percent = if all == 0 { 0.0 } else { 100.0 * available as f64 / all as f64 };
         set.panic = percent < f64::from(policy.panic_threshold);

@@ -9,11 +9,13 @@ pub mod config;
 pub mod connect;
 pub mod dns;
 pub mod endpoint;
+pub mod health;
 pub mod host;
 pub mod host_set;
 pub mod limits;
 pub mod outlier;
 pub mod pool;
+pub mod proxy_header;
 pub mod stats;
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,9 @@ pub use self::pool::{AcquireError, Upstream, Want, acquire};
 pub use self::stats::{ClusterStats, LazyStats};
 
 use self::balance::OriginalDst;
+use self::balance::ramp::Moment;
+use self::endpoint::EndpointCheck;
+use self::health::Health;
 use self::host::{Facts, HealthFlag};
 use self::host_set::{HostSetPolicy, LocalityHosts};
 use self::outlier::Detector;
@@ -54,6 +59,7 @@ pub struct Cluster {
     limits: [Limits; 2],
     stats: Arc<LazyStats>,
     outlier: Option<Detector>,
+    health: Option<Arc<Health>>,
     original: OriginalDst,
 }
 
@@ -63,6 +69,7 @@ struct Members {
     /// Hosts by address and priority: the identity that outlives an assignment.
     known: HashMap<HostAddress, Arc<Host>>,
     overprovisioning_factor: u32,
+    weighted_health: bool,
     assigned: bool,
 }
 
@@ -92,12 +99,17 @@ impl Cluster {
                 localities: Vec::new(),
                 known: HashMap::new(),
                 overprovisioning_factor: 140,
+                weighted_health: false,
                 assigned: false,
             }),
             limits,
             stats,
-            outlier: config.outlier.clone().map(Detector::new),
-            original: OriginalDst::new(None),
+            outlier: config.outlier.clone().map(|outlier| {
+                let window = config.balancing.ramps.back.map(|ramp| ramp.window);
+                Detector::new(config.name.clone(), outlier, window)
+            }),
+            health: config.health_check.clone().map(|check| Arc::new(Health::new(check, &config.stat_name))),
+            original: OriginalDst::new(config.original_dst.port),
             config,
         });
         if let Discovery::Static(assignment) = &cluster.config.discovery {
@@ -109,6 +121,12 @@ impl Cluster {
     /// Takes over the hosts of the version before, with what they are in the middle of, before endpoints are assigned.
     pub fn adopt(&self, before: &Self) {
         self.members.lock().known = before.members.lock().known.clone();
+        if self.health.is_none() && before.health.is_some() {
+            // Nobody would ever say that they are well again.
+            for host in self.members.lock().known.values() {
+                host.forget_checks();
+            }
+        }
         match (&self.outlier, &before.outlier) {
             (Some(detector), Some(earlier)) => detector.adopt(earlier, self.stats()),
             (None, Some(earlier)) => earlier.pardon(),
@@ -158,6 +176,7 @@ impl Cluster {
         let mut known = HashMap::new();
         let mut changed = false;
         let mut localities = Vec::with_capacity(assignment.localities.len());
+        let now = Moment::now();
         for group in &assignment.localities {
             let mut hosts = Vec::with_capacity(group.endpoints.len());
             for endpoint in &group.endpoints {
@@ -165,6 +184,7 @@ impl Cluster {
                     locality: group.locality.clone(),
                     metadata: endpoint.metadata.clone(),
                     transport: self.config.transport_for(endpoint.metadata.as_deref()),
+                    check: endpoint.check.clone(),
                 };
                 let host = match members.known.get(&endpoint.address).or(known.get(&endpoint.address)) {
                     Some(host) => {
@@ -173,7 +193,14 @@ impl Cluster {
                     }
                     None => {
                         changed = true;
-                        Host::new(endpoint, group.priority, facts)
+                        let host = Host::new(endpoint, group.priority, facts);
+                        if self.health.is_some() && !endpoint.check.disabled {
+                            host.set_flag(HealthFlag::FailedActiveHc, true);
+                            host.set_flag(HealthFlag::PendingActiveHc, self.config.ignore_new_hosts);
+                        } else if host.health() == host::Health::Healthy {
+                            host.start_at(now);
+                        }
+                        host
                     }
                 };
                 known.insert(endpoint.address.clone(), host.clone());
@@ -186,53 +213,90 @@ impl Cluster {
                 hosts,
             });
         }
+        let mut kept = Vec::new();
         for (address, host) in &members.known {
             if !known.contains_key(address) {
+                if self.keeps_healthy() && host.passes_checks() {
+                    // It may serve on: the control plane may know less than its health checks do.
+                    host.set_flag(HealthFlag::PendingDynamicRemoval, true);
+                    kept.push((address.clone(), host.clone()));
+                    continue;
+                }
                 changed = true;
                 host.set_flag(HealthFlag::Removed, true);
             }
         }
         for host in known.values() {
             host.set_flag(HealthFlag::Removed, false);
+            host.set_flag(HealthFlag::PendingDynamicRemoval, false);
+        }
+        for (address, host) in kept {
+            keep(&mut localities, &host);
+            known.insert(address, host);
         }
         members.localities = localities;
         members.known = known;
         members.overprovisioning_factor = assignment.overprovisioning_factor;
+        members.weighted_health = assignment.weighted_priority_health;
         members.assigned = true;
         self.rebuild(&members);
         drop(members);
+        if let Some(health) = &self.health {
+            health.members_changed();
+        }
         self.stats().update_success.inc();
         if changed {
             self.stats().membership_change.inc();
         }
     }
 
+    /// Whether a host stays while it passes its checks, though it is no longer assigned.
+    fn keeps_healthy(&self) -> bool {
+        let fixed = matches!(self.config.discovery, Discovery::Static(_));
+        self.health.is_some() && !fixed && !self.config.remove_healthy
+    }
+
     fn rebuild(&self, members: &Members) {
         let policy = HostSetPolicy {
             panic_threshold: self.config.panic_threshold,
             overprovisioning_factor: members.overprovisioning_factor,
-            locality_weighted: self.config.locality_weighted,
+            weighted_health: members.weighted_health,
+            locality_weighted: self.config.balancing.locality_weighted,
+            ramps: self.config.balancing.ramps,
         };
         let set = HostSet::build(&members.localities, policy);
         let stats = self.stats();
         stats.membership_total.set(set.len() as i64);
         stats.membership_healthy.set(set.healthy_len() as i64);
         stats.membership_degraded.set(set.degraded_len() as i64);
+        if let Some(health) = &self.health {
+            health.count(&set);
+        }
         self.hosts.store(Arc::new(set));
     }
 
     /// Chooses a host.
     pub fn pick(&self, context: &PickContext<'_>) -> Result<Picked, NoHost> {
-        if self.config.policy == Policy::OriginalDst {
+        let balancing = &self.config.balancing;
+        if balancing.policy == Policy::OriginalDst {
             let to = context.original_dst.ok_or(NoHost::NoOriginalDestination)?;
             let transport = self.config.transport_for(None);
-            let (host, _) =
-                self.original.host(to, || Facts { locality: Arc::default(), metadata: None, transport });
+            let (host, _) = self.original.host(to, || Facts {
+                locality: Arc::default(),
+                metadata: None,
+                transport,
+                check: EndpointCheck::default(),
+            });
             return Ok(Picked { active: host.start_request() });
         }
         let set = self.hosts.load();
         let panicked = || self.stats().lb_healthy_panic.inc();
-        match balance::choose(&self.config.policy, &set, context, false, panicked) {
+        let in_flight = match balancing.policy.balance_factor() {
+            Some(_) => self.limits.iter().map(|l| l.requests.held()).sum(),
+            None => 0,
+        };
+        match balance::choose(&balancing.policy, &set, context, in_flight, balancing.fail_on_panic, panicked)
+        {
             Some(host) => Ok(Picked { active: host.start_request() }),
             None => {
                 self.stats().upstream_cx_none_healthy.inc();
@@ -241,11 +305,115 @@ impl Cluster {
         }
     }
 
+    /// Takes note that a request has its connection to a host.
+    #[inline]
+    pub fn connected(&self, host: &Host) {
+        if let Some(detector) = &self.outlier {
+            detector.connected(host);
+        }
+    }
+
+    /// Its active health checks, if it has any.
+    pub fn health(&self) -> Option<&Arc<Health>> {
+        self.health.as_ref()
+    }
+
+    /// Whether its hosts were checked once, if they are.
+    pub fn is_checked(&self) -> bool {
+        self.health.as_ref().is_none_or(|h| h.is_settled())
+    }
+
+    /// An active health check of a host came to its end. `was_out`: it had failed before; `first`: it was the first one.
+    fn checked(&self, host: &Arc<Host>, healthy: bool, was_out: bool, first: bool, changed: bool) {
+        let now = Instant::now();
+        if healthy && was_out {
+            host.start_at(Moment::of(now));
+            if !first && self.config.balancing.ramps.back.is_some() && host.passes_checks() {
+                host.return_at(Some(Moment::of(now)));
+            }
+        }
+        let mut changed = changed;
+        if healthy
+            && host.passes_checks()
+            && let Some(detector) = &self.outlier
+        {
+            changed |= detector.health_check_passed(host, now, self.stats());
+        }
+        if !healthy && !host.passes_checks() {
+            host.return_at(None);
+            if host.has_flag(HealthFlag::PendingDynamicRemoval) {
+                self.remove(host);
+            }
+        }
+        if changed {
+            self.refresh();
+        }
+    }
+
+    /// A host said in an answer to a request that it is not well (`x-envoy-immediate-health-check-fail`).
+    pub fn told_unhealthy(&self, host: &Host) {
+        let Some(health) = &self.health else { return };
+        host.set_flag(HealthFlag::ExcludedViaImmediateHcFail, true);
+        self.fail_passively(host, health);
+    }
+
+    fn fail_passively(&self, host: &Host, health: &Health) {
+        health.stats().failure.inc();
+        health.stats().passive_failure.inc();
+        host.return_at(None);
+        if host.set_flag(HealthFlag::FailedActiveHc, true) {
+            self.refresh();
+        }
+    }
+
+    /// Takes out a host that is no longer assigned and no longer passes its checks.
+    fn remove(&self, host: &Arc<Host>) {
+        let mut members = self.members.lock();
+        for locality in &mut members.localities {
+            locality.hosts.retain(|h| h.id() != host.id());
+        }
+        members.known.retain(|_, h| h.id() != host.id());
+        host.set_flag(HealthFlag::Removed, true);
+        self.rebuild(&members);
+        drop(members);
+        self.stats().membership_change.inc();
+        if let Some(health) = &self.health {
+            health.members_changed();
+        }
+    }
+
+    /// Whether a host may have one connection more (`per_host_thresholds`); counts an overflow if not.
+    pub fn allows_connection(&self, host: &Host, priority: RoutingPriority) -> bool {
+        let Some(most) = self.config.connections_per_host[priority as usize] else { return true };
+        let allowed = host.totals().cx_active < most;
+        if !allowed {
+            self.stats().upstream_cx_overflow.inc();
+        }
+        allowed
+    }
+
+    /// Its outlier detection, if it has one.
+    pub fn outlier(&self) -> Option<&Detector> {
+        self.outlier.as_ref()
+    }
+
+    /// Where a host's circuit is, in a cluster with a return window: `open` while nothing is sent there, `half-open` while it
+    /// ramps up again, else `closed`.
+    pub fn circuit(&self, host: &Host) -> Option<&'static str> {
+        let window = self.config.balancing.ramps.back?.window;
+        let out = host.has_flag(HealthFlag::FailedOutlier) || host.has_flag(HealthFlag::FailedActiveHc);
+        let ramps = |at| Moment::now().since(at) < window;
+        Some(match host.returned() {
+            _ if out => "open",
+            Some(at) if ramps(at) => "half-open",
+            _ => "closed",
+        })
+    }
+
     /// Takes note of how an attempt at a host ended: its counters, and ejection.
     pub fn report(&self, host: &Arc<Host>, outcome: Outcome) {
         match outcome {
             Outcome::Answered(status) => {
-                self.stats().answered(status);
                 if status.is_server_error() {
                     host.count_error();
                 } else {
@@ -253,15 +421,19 @@ impl Cluster {
                 }
             }
             Outcome::TimedOut => {
-                self.stats().upstream_rq_timeout.inc();
                 host.count_timeout();
                 host.count_error();
             }
             Outcome::ConnectFailed => host.count_error(),
-            Outcome::Reset => {
-                self.stats().upstream_rq_rx_reset.inc();
-                host.count_error();
-            }
+            Outcome::Reset => host.count_error(),
+        }
+        let failed = !matches!(outcome, Outcome::Answered(status) if !status.is_server_error());
+        if failed
+            && self.outlier.is_none()
+            && self.circuit(host) == Some("half-open")
+            && let Some(health) = &self.health
+        {
+            self.fail_passively(host, health);
         }
         if let Some(detector) = &self.outlier
             && detector.report(host, outcome, self.hosts.load().len(), Instant::now(), self.stats())
@@ -275,6 +447,14 @@ impl Cluster {
         self.outlier.as_ref().map(|d| d.config().interval)
     }
 
+    /// Makes the host set anew once the ramps of its hosts are over, so that balancing costs no more than it must. Called
+    /// on the control thread, often.
+    pub fn settle(&self, now: Instant) {
+        if self.hosts.load().ramps_end().is_some_and(|end| end <= Moment::of(now)) {
+            self.refresh();
+        }
+    }
+
     /// Lets ejected hosts return whose time is over. Called on the control thread, once an interval.
     pub fn sweep(&self, now: Instant) {
         self.original.sweep();
@@ -282,6 +462,17 @@ impl Cluster {
         let present: Vec<_> = self.hosts.load().hosts().cloned().collect();
         if detector.sweep(&present, now, self.stats()) {
             self.rebuild(&self.members.lock());
+        }
+    }
+}
+
+/// Keeps a host that is no longer assigned in its locality and priority.
+fn keep(localities: &mut Vec<LocalityHosts>, host: &Arc<Host>) {
+    let (locality, priority) = (host.facts().locality.clone(), host.priority());
+    match localities.iter_mut().find(|l| l.priority == priority && l.locality == locality) {
+        Some(group) => group.hosts.push(host.clone()),
+        None => {
+            localities.push(LocalityHosts { locality, weight: None, priority, hosts: vec![host.clone()] })
         }
     }
 }

@@ -4,7 +4,9 @@
 use std::sync::{Arc, OnceLock};
 
 use super::limits::{Resource, RoutingPriority, Thresholds};
+use super::outlier::Kind;
 use crate::identity::tls::TlsStats;
+use crate::telemetry::codes::Codes;
 use crate::telemetry::registry::{Counter, Gauge, Group, Histogram};
 
 /// A cluster's statistics, made when first asked for.
@@ -39,6 +41,21 @@ pub struct LimitCells {
     pub remaining: Gauge,
 }
 
+/// The names of a statistic by kind of ejection, in the order of [`Kind`].
+macro_rules! by_kind {
+    ($prefix:literal) => {
+        [
+            concat!($prefix, "consecutive_5xx"),
+            concat!($prefix, "consecutive_gateway_failure"),
+            concat!($prefix, "consecutive_local_origin_failure"),
+            concat!($prefix, "success_rate"),
+            concat!($prefix, "local_origin_success_rate"),
+            concat!($prefix, "failure_percentage"),
+            concat!($prefix, "local_origin_failure_percentage"),
+        ]
+    };
+}
+
 macro_rules! stats {
     ($($field:ident: $kind:ident $name:literal,)*) => {
         /// The cells; the field names are Envoy's.
@@ -47,8 +64,12 @@ macro_rules! stats {
         pub struct ClusterStats {
             _group: Arc<Group>,
             $(pub $field: stats!(@type $kind),)*
-            /// `upstream_rq_1xx` to `upstream_rq_5xx`.
-            pub classes: [Counter; 5],
+            /// Answers.
+            pub codes: Codes,
+            /// `outlier_detection.ejections_detected_*`, by kind.
+            pub ejections_detected: [Counter; Kind::COUNT],
+            /// `outlier_detection.ejections_enforced_*`, by kind.
+            pub ejections_enforced: [Counter; Kind::COUNT],
             /// `ssl.*`.
             pub tls: TlsStats,
             limits: [[LimitCells; 4]; 2],
@@ -59,8 +80,9 @@ macro_rules! stats {
                 let group = Group::new(prefix, Vec::new());
                 Self {
                     $($field: group.$kind($name),)*
-                    classes: ["upstream_rq_1xx", "upstream_rq_2xx", "upstream_rq_3xx", "upstream_rq_4xx", "upstream_rq_5xx"]
-                        .map(|n| group.counter(n)),
+                    codes: Codes::new(&group),
+                    ejections_detected: by_kind!("outlier_detection.ejections_detected_").map(|n| group.counter(n)),
+                    ejections_enforced: by_kind!("outlier_detection.ejections_enforced_").map(|n| group.counter(n)),
                     tls: TlsStats::new(&group),
                     limits: limit_cells(&group, thresholds),
                     _group: group,
@@ -79,6 +101,7 @@ stats! {
     upstream_cx_http1_total: counter "upstream_cx_http1_total",
     upstream_cx_http2_total: counter "upstream_cx_http2_total",
     upstream_cx_connect_fail: counter "upstream_cx_connect_fail",
+    upstream_cx_connect_attempts_exceeded: counter "upstream_cx_connect_attempts_exceeded",
     upstream_cx_connect_timeout: counter "upstream_cx_connect_timeout",
     upstream_cx_connect_ms: histogram "upstream_cx_connect_ms",
     upstream_cx_destroy: counter "upstream_cx_destroy",
@@ -89,7 +112,6 @@ stats! {
     upstream_cx_pool_overflow: counter "upstream_cx_pool_overflow",
     upstream_rq_total: counter "upstream_rq_total",
     upstream_rq_active: gauge "upstream_rq_active",
-    upstream_rq_completed: counter "upstream_rq_completed",
     upstream_rq_pending_total: counter "upstream_rq_pending_total",
     upstream_rq_pending_active: gauge "upstream_rq_pending_active",
     upstream_rq_pending_overflow: counter "upstream_rq_pending_overflow",
@@ -99,6 +121,13 @@ stats! {
     upstream_rq_retry_success: counter "upstream_rq_retry_success",
     upstream_rq_retry_overflow: counter "upstream_rq_retry_overflow",
     upstream_rq_retry_limit_exceeded: counter "upstream_rq_retry_limit_exceeded",
+    upstream_rq_retry_backoff_exponential: counter "upstream_rq_retry_backoff_exponential",
+    upstream_rq_retry_backoff_ratelimited: counter "upstream_rq_retry_backoff_ratelimited",
+    retry_or_shadow_abandoned: counter "retry_or_shadow_abandoned",
+    upstream_rq_per_try_idle_timeout: counter "upstream_rq_per_try_idle_timeout",
+    upstream_rq_max_duration_reached: counter "upstream_rq_max_duration_reached",
+    upstream_internal_redirect_succeeded_total: counter "upstream_internal_redirect_succeeded_total",
+    upstream_internal_redirect_failed_total: counter "upstream_internal_redirect_failed_total",
     upstream_rq_rx_reset: counter "upstream_rq_rx_reset",
     upstream_rq_tx_reset: counter "upstream_rq_tx_reset",
     upstream_rq_time: histogram "upstream_rq_time",
@@ -112,12 +141,9 @@ stats! {
     ejections_active: gauge "outlier_detection.ejections_active",
     ejections_enforced_total: counter "outlier_detection.ejections_enforced_total",
     ejections_overflow: counter "outlier_detection.ejections_overflow",
-    ejections_detected_5xx: counter "outlier_detection.ejections_detected_consecutive_5xx",
-    ejections_enforced_5xx: counter "outlier_detection.ejections_enforced_consecutive_5xx",
-    ejections_detected_gateway: counter "outlier_detection.ejections_detected_consecutive_gateway_failure",
-    ejections_enforced_gateway: counter "outlier_detection.ejections_enforced_consecutive_gateway_failure",
-    ejections_detected_local: counter "outlier_detection.ejections_detected_consecutive_local_origin_failure",
-    ejections_enforced_local: counter "outlier_detection.ejections_enforced_consecutive_local_origin_failure",
+    ejections_total: counter "outlier_detection.ejections_total",
+    ejections_consecutive_5xx: counter "outlier_detection.ejections_consecutive_5xx",
+    ejections_success_rate: counter "outlier_detection.ejections_success_rate",
 }
 
 impl ClusterStats {
@@ -132,14 +158,6 @@ impl ClusterStats {
             Resource::Connections => self.upstream_cx_overflow,
             Resource::Pending | Resource::Requests => self.upstream_rq_pending_overflow,
             Resource::Retries => self.upstream_rq_retry_overflow,
-        }
-    }
-
-    /// Counts an answer by its class.
-    pub fn answered(&self, status: http::StatusCode) {
-        self.upstream_rq_completed.inc();
-        if let Some(class) = self.classes.get(usize::from(status.as_u16() / 100).wrapping_sub(1)) {
-            class.inc();
         }
     }
 }

@@ -126,6 +126,189 @@ fn a_new_version_of_a_cluster_knows_who_is_ejected() {
     assert_eq!(picks(&without), 50);
 }
 
+/// Picks so often, and says how often the first host came up.
+fn picks_of_first(cluster: &Arc<Cluster>, n: usize) -> usize {
+    let first = cluster.hosts().hosts().next().unwrap().id();
+    (0..n).filter(|_| cluster.pick(&PickContext::default()).unwrap().host().id() == first).count()
+}
+
+/// Makes the first host new since this long, and the others old.
+fn age_first(cluster: &Arc<Cluster>, age: std::time::Duration) {
+    for (i, host) in cluster.hosts().hosts().enumerate() {
+        let age = if i == 0 { age } else { std::time::Duration::from_secs(10_000) };
+        host.start_at(Moment::now().minus(age));
+    }
+    cluster.refresh();
+}
+
+#[test]
+fn a_new_host_gets_a_growing_share_of_its_weight() {
+    let seconds = std::time::Duration::from_secs;
+    let slow =
+        "slow_start_config: {slow_start_window: 1000s, aggression: {runtime_key: k, default_value: 1.0}";
+    for (policy, field) in [
+        ("lb_policy: ROUND_ROBIN", "round_robin_lb_config"),
+        ("lb_policy: LEAST_REQUEST", "least_request_lb_config"),
+    ] {
+        let cluster = one(&[1, 2], &format!("{policy}\n{field}: {{{slow}}}}}"));
+        // All are new: nobody is ahead.
+        assert!((400..=600).contains(&picks_of_first(&cluster, 1000)), "{policy}");
+        // A host of share s gets s / (1 + s) of the requests.
+        for (age, least, most) in [(0, 85, 97), (100, 85, 97), (500, 325, 342), (1000, 495, 505)] {
+            age_first(&cluster, seconds(age));
+            let picks = picks_of_first(&cluster, 1000);
+            // Least request at even weights is chance: five standard deviations.
+            let (least, most) =
+                if age == 1000 && field.starts_with("least") { (420, 580) } else { (least, most) };
+            assert!((least..=most).contains(&picks), "{policy} {age}: {picks}");
+        }
+    }
+}
+
+#[test]
+fn the_least_share_and_the_aggression_are_as_configured() {
+    let cluster = one(
+        &[1, 2],
+        "round_robin_lb_config: {slow_start_config: {slow_start_window: 1000s, min_weight_percent: {value: 50}}}",
+    );
+    age_first(&cluster, std::time::Duration::ZERO);
+    assert!((328..=339).contains(&picks_of_first(&cluster, 1000)));
+    let cluster = one(
+        &[1, 2],
+        "round_robin_lb_config: {slow_start_config: {slow_start_window: 1000s, aggression: {default_value: 2, runtime_key: k}}}",
+    );
+    // A quarter of the window to the power of a half.
+    age_first(&cluster, std::time::Duration::from_secs(250));
+    assert!((328..=339).contains(&picks_of_first(&cluster, 1000)));
+}
+
+#[test]
+fn when_the_window_is_over_balancing_looks_at_no_clock() {
+    let cluster = one(&[1, 2], "round_robin_lb_config: {slow_start_config: {slow_start_window: 1000s}}");
+    let ramps = |c: &Arc<Cluster>| c.hosts().priorities()[0].healthy.is_weighted();
+    assert!(ramps(&cluster));
+    cluster.settle(Instant::now() + std::time::Duration::from_secs(999));
+    assert!(ramps(&cluster));
+    age_first(&cluster, std::time::Duration::from_secs(1000));
+    assert!(!ramps(&cluster));
+    assert!(!ramps(&one(&[1, 2], "")), "without slow start there is no ramp at all");
+}
+
+#[test]
+fn an_assignment_gives_only_its_new_hosts_a_slow_start() {
+    let cluster = one(&[1, 2], "round_robin_lb_config: {slow_start_config: {slow_start_window: 1000s}}");
+    age_first(&cluster, std::time::Duration::from_secs(1000));
+    cluster.assign(&assignment(&[3, 1, 2]));
+    // A tenth of a weight among two and a tenth.
+    assert!((40..=55).contains(&picks_of_first(&cluster, 1000)));
+}
+
+#[test]
+fn a_returning_host_ramps_up_and_its_first_failure_ejects_it_again() {
+    let options = "lb_policy: ROUND_ROBIN\nmetadata: {filter_metadata: {weft.dev: {return_window: 100s}}}\n\
+                   outlier_detection: {consecutive_5xx: 3, base_ejection_time: 1s, max_ejection_percent: 100}\n\
+                   common_lb_config: {healthy_panic_threshold: {value: 0}}";
+    let cluster = one(&[1, 2], options);
+    let sick = cluster.hosts().hosts().next().unwrap().clone();
+    let fail = || cluster.report(&sick, Outcome::Answered(http::StatusCode::BAD_GATEWAY));
+    let share = || picks_of_first(&cluster, 1000);
+    assert_eq!((cluster.circuit(&sick), share()), (Some("closed"), 500));
+    (0..3).for_each(|_| fail());
+    assert_eq!((cluster.circuit(&sick), share()), (Some("open"), 0));
+    cluster.sweep(Instant::now() + std::time::Duration::from_secs(1));
+    assert_eq!(cluster.circuit(&sick), Some("half-open"));
+    assert!((85..=97).contains(&share()));
+    sick.return_at(Some(Moment::now().minus(std::time::Duration::from_secs(50))));
+    assert!((325..=342).contains(&share()));
+    fail();
+    assert_eq!((cluster.circuit(&sick), share()), (Some("open"), 0));
+    // Without the metadata there is no such state.
+    assert_eq!(one(&[1], "").circuit(&sick), None);
+}
+
+#[test]
+fn a_typed_policy_is_the_same_as_the_old_fields() {
+    let policy = |options: &str| one(&[1, 2], options).config().balancing.clone();
+    let typed = |name: &str, fields: &str| {
+        policy(&format!(
+            "load_balancing_policy: {{policies: [{{typed_extension_config: {{name: p, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.load_balancing_policies.{name}, {fields}}}}}}}]}}"
+        ))
+    };
+    let slow = "slow_start_config: {slow_start_window: 5s, aggression: {default_value: 1.5, runtime_key: k}}";
+    assert_eq!(
+        typed("round_robin.v3.RoundRobin", slow),
+        policy(&format!("round_robin_lb_config: {{{slow}}}"))
+    );
+    assert_eq!(
+        typed(
+            "least_request.v3.LeastRequest",
+            "choice_count: 3, active_request_bias: {default_value: 0.5, runtime_key: k}"
+        ),
+        policy(
+            "lb_policy: LEAST_REQUEST\nleast_request_lb_config: {choice_count: 3, active_request_bias: \
+             {default_value: 0.5, runtime_key: k}}"
+        )
+    );
+    assert_eq!(
+        typed(
+            "ring_hash.v3.RingHash",
+            "minimum_ring_size: 10, hash_function: MURMUR_HASH_2, consistent_hashing_lb_config: \
+             {use_hostname_for_hashing: true, hash_balance_factor: 120}"
+        ),
+        policy(
+            "lb_policy: RING_HASH\nring_hash_lb_config: {minimum_ring_size: 10, hash_function: MURMUR_HASH_2}\n\
+             common_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true, hash_balance_factor: 120}}"
+        )
+    );
+    assert_eq!(
+        typed("maglev.v3.Maglev", "table_size: 7, locality_weighted_lb_config: {}"),
+        policy(
+            "lb_policy: MAGLEV\nmaglev_lb_config: {table_size: 7}\ncommon_lb_config: {locality_weighted_lb_config: {}}"
+        )
+    );
+    assert_eq!(
+        typed(
+            "wrr_locality.v3.WrrLocality",
+            "endpoint_picking_policy: {policies: [{typed_extension_config: {name: p, typed_config: {'@type': \
+             type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random}}}]}"
+        ),
+        policy("lb_policy: RANDOM\ncommon_lb_config: {locality_weighted_lb_config: {}}")
+    );
+    // It replaces the old field.
+    assert_eq!(
+        policy(
+            "lb_policy: MAGLEV\nload_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: \
+             {'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random}}}]}"
+        )
+        .policy,
+        Policy::Random
+    );
+}
+
+#[test]
+fn with_bounded_loads_a_busy_host_gives_to_another_one_and_always_the_same() {
+    for kind in ["RING_HASH", "MAGLEV"] {
+        let cluster = one(
+            &[1, 2, 3],
+            &format!(
+                "lb_policy: {kind}\ncommon_lb_config: {{consistent_hashing_lb_config: {{hash_balance_factor: 100}}}}"
+            ),
+        );
+        let context = PickContext { hash: Some(42), ..PickContext::default() };
+        let pick = || cluster.pick(&context).unwrap();
+        let at_home = pick().host().clone();
+        assert_eq!(pick().host().id(), at_home.id());
+        let _busy: Vec<_> = (0..4).map(|_| at_home.start_request()).collect();
+        let second = pick().host().clone();
+        assert_ne!(second.id(), at_home.id());
+        assert!((0..20).all(|_| pick().host().id() == second.id()), "{kind}");
+        let _busy: Vec<_> = (0..3).map(|_| second.start_request()).collect();
+        let third = pick().host().id();
+        assert!(third != at_home.id() && third != second.id());
+    }
+}
+
 fn get() -> Request {
     let head = RequestHead {
         method: Method::GET,
@@ -141,11 +324,11 @@ fn get() -> Request {
 
 fn want() -> Want {
     Want {
+        origin: None,
         protocol: Protocol::Http11,
         alpn: None,
         authority: None,
         priority: RoutingPriority::Default,
-        tunnel: false,
     }
 }
 
@@ -236,6 +419,75 @@ fn over_the_connection_limit_requests_wait_and_over_the_pending_limit_they_are_r
 }
 
 #[test]
+fn a_host_takes_no_more_connections_than_are_allowed_for_one() {
+    run(|| async {
+        let port = server(std::time::Duration::from_millis(20)).await;
+        let cluster = one(&[port], "circuit_breakers: {per_host_thresholds: [{max_connections: 1}]}");
+        let tasks: Vec<_> = (0..4)
+            .map(|_| {
+                let cluster = cluster.clone();
+                tokio::task::spawn_local(async move { request(&cluster).await })
+            })
+            .collect();
+        for task in tasks {
+            assert_eq!(task.await.unwrap().unwrap(), "1");
+        }
+        assert_eq!(cluster.stats().upstream_cx_total.value(), 1);
+        assert!(cluster.stats().upstream_cx_overflow.value() > 0);
+    });
+}
+
+#[test]
+fn an_original_destination_keeps_its_address_and_may_get_another_port() {
+    let cluster = |options: &str| {
+        compile(&format!("name: c\ntype: ORIGINAL_DST\nlb_policy: CLUSTER_PROVIDED\n{options}"))
+    };
+    let go = |cluster: &Arc<Cluster>| {
+        let context =
+            PickContext { original_dst: Some("10.0.0.1:80".parse().unwrap()), ..PickContext::default() };
+        cluster.pick(&context).unwrap().host().address().to_string()
+    };
+    assert_eq!(go(&cluster("")), "10.0.0.1:80");
+    assert_eq!(go(&cluster("original_dst_lb_config: {upstream_port_override: 15008}")), "10.0.0.1:15008");
+    let header = |options: &str| cluster(options).config().original_dst.header.clone();
+    assert_eq!(header(""), None);
+    assert_eq!(
+        header("original_dst_lb_config: {use_http_header: true}").unwrap(),
+        "x-envoy-original-dst-host"
+    );
+    let own = "original_dst_lb_config: {use_http_header: true, http_header_name: X-To}";
+    assert_eq!(header(own).unwrap(), "x-to");
+}
+
+#[test]
+fn the_typed_dns_cluster_is_the_same_as_the_old_fields() {
+    let name = "load_assignment: {endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: host, \
+                port_value: 1}}}}]}]}";
+    let discovery =
+        |options: &str| compile(&format!("name: c\n{name}\n{options}")).config().discovery.clone();
+    let typed = |fields: &str| {
+        discovery(&format!(
+            "cluster_type: {{name: dns, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster, {fields}}}}}"
+        ))
+    };
+    assert_eq!(
+        typed(
+            "dns_refresh_rate: 60s, dns_jitter: 0.1s, respect_dns_ttl: true, dns_lookup_family: V4_ONLY, \
+               dns_failure_refresh_rate: {base_interval: 2s}"
+        ),
+        discovery(
+            "type: STRICT_DNS\ndns_refresh_rate: 60s\ndns_jitter: 0.1s\nrespect_dns_ttl: true\n\
+                   dns_lookup_family: V4_ONLY\ndns_failure_refresh_rate: {base_interval: 2s, max_interval: 20s}"
+        )
+    );
+    assert_eq!(
+        typed("all_addresses_in_single_endpoint: true, dns_lookup_family: ALL"),
+        discovery("type: LOGICAL_DNS\ndns_lookup_family: ALL")
+    );
+}
+
+#[test]
 fn a_closed_port_is_a_connect_failure_in_envoys_words() {
     run(|| async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -252,6 +504,19 @@ fn what_is_wrong_is_refused_at_its_path() {
     for (yaml, path) in [
         ("name: c\ntype: EDS\nlb_policy: CLUSTER_PROVIDED", "lb_policy"),
         ("name: ''", "name"),
+        (
+            "name: c\nload_balancing_policy: {policies: []}",
+            "load_balancing_policy.policies[0].typed_extension_config.typed_config",
+        ),
+        ("name: c\nlb_policy: MAGLEV\nmaglev_lb_config: {table_size: 8}", "maglev_lb_config.table_size"),
+        (
+            "name: c\noutlier_detection: {base_ejection_time: 2s, max_ejection_time: 1s}",
+            "outlier_detection.max_ejection_time",
+        ),
+        (
+            "name: c\nmetadata: {filter_metadata: {weft.dev: {return_window: soon}}}",
+            "metadata.filter_metadata[weft.dev].return_window",
+        ),
         ("name: c\ntype: STRICT_DNS", "load_assignment"),
         (
             "name: c\nload_assignment: {endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: \

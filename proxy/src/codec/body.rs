@@ -115,6 +115,20 @@ impl Body {
         }
     }
 
+    /// Reads what has come already, up to about so many bytes, and lets go of it. It does not wait.
+    pub async fn discard_ready(&mut self, most: usize) {
+        let mut left = most;
+        poll_fn(|cx| {
+            while left > 0
+                && let Poll::Ready(Some(Ok(Frame::Data(data)))) = self.poll_frame(cx)
+            {
+                left = left.saturating_sub(data.len());
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// The next frame; `None` at the end.
     pub async fn frame(&mut self) -> Option<Result<Frame, BodyError>> {
         poll_fn(|cx| self.poll_frame(cx)).await

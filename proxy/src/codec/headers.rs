@@ -3,23 +3,29 @@
 //! A flat list: requests carry ten to thirty fields, for which a scan that compares interned names beats hashing, and
 //! order and duplicates survive as they do in Envoy's header map. Values are slices of the read buffer where possible.
 
+use std::sync::Arc;
+
 pub use http::{HeaderName, HeaderValue};
+
+use super::spelling::Spelling;
 
 /// Header fields, names lower-case, in wire order; pseudo-header fields are never in here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Headers {
     fields: Vec<(HeaderName, HeaderValue)>,
+    /// How the names were spelt, where that is kept.
+    pub spelling: Option<Arc<Spelling>>,
 }
 
 impl Headers {
     /// An empty list; allocates nothing.
     pub const fn new() -> Self {
-        Self { fields: Vec::new() }
+        Self { fields: Vec::new(), spelling: None }
     }
 
     /// An empty list with room for `n` fields.
     pub fn with_capacity(n: usize) -> Self {
-        Self { fields: Vec::with_capacity(n) }
+        Self { fields: Vec::with_capacity(n), spelling: None }
     }
 
     /// The number of fields, duplicates counted.
@@ -57,6 +63,35 @@ impl Headers {
         self.fields.push((name, value));
     }
 
+    /// Adds a field to a message of this kind: to the value that is there, behind a comma, if there is at most one field of
+    /// the name in such messages, else at the end.
+    pub fn append_to(&mut self, of: Of, name: HeaderName, value: HeaderValue) {
+        match self.fields.iter().position(|(n, _)| *n == name) {
+            Some(at) if is_singular(of, &name) => join(&mut self.fields[at].1, &value),
+            _ => self.append(name, value),
+        }
+    }
+
+    /// Joins the fields of which a message of this kind has at most one, as Envoy does when it takes a message in: whatever
+    /// looks at one of them sees all that was sent.
+    pub fn join_singular(&mut self, of: Of) {
+        // Names that are alike in length and end are few, and nearly no message has one twice.
+        let mut seen = 0u128;
+        let twice = self.fields.iter().enumerate().any(|(at, (name, _))| {
+            let text = name.as_str().as_bytes();
+            let end = text.last().copied().unwrap_or_default();
+            let bit = 1u128 << ((text.len() * 5 + usize::from(end)) % 128);
+            let alike = seen & bit != 0;
+            seen |= bit;
+            alike && self.fields[..at].iter().any(|(n, _)| n == name) && is_singular(of, name)
+        });
+        if twice {
+            for (name, value) in std::mem::take(&mut self.fields) {
+                self.append_to(of, name, value);
+            }
+        }
+    }
+
     /// Sets `name` to one value: in place of its first field (the others go), else at the end.
     pub fn set(&mut self, name: HeaderName, value: HeaderValue) {
         match self.fields.iter().position(|(n, _)| *n == name) {
@@ -90,6 +125,81 @@ impl Headers {
     }
 }
 
+/// What message fields belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// A request.
+    Request,
+    /// A response.
+    Response,
+}
+
+/// Fields that requests and responses have once (Envoy's inline headers); those that framing or the authority depend on are
+/// the codecs' matter.
+const OF_BOTH: &[&str] =
+    &["content-type", "x-request-id", "via", "x-envoy-decorator-operation", "x-envoy-attempt-count"];
+const OF_REQUESTS: &[&str] = &[
+    "te",
+    "user-agent",
+    "grpc-timeout",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-forwarded-client-cert",
+    "x-client-trace-id",
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+    "x-envoy-external-address",
+    "x-envoy-force-trace",
+    "x-envoy-hedge-on-per-try-timeout",
+    "x-envoy-ip-tags",
+    "x-envoy-is-timeout-retry",
+    "x-envoy-max-retries",
+    "x-envoy-original-host",
+    "x-envoy-original-path",
+    "x-envoy-retry-on",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retriable-status-codes",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+];
+const OF_RESPONSES: &[&str] = &[
+    "date",
+    "location",
+    "server",
+    "proxy-status",
+    "grpc-message",
+    "grpc-status",
+    "x-envoy-degraded",
+    "x-envoy-immediate-health-check-fail",
+    "x-envoy-ratelimited",
+    "x-envoy-upstream-canary",
+    "x-envoy-upstream-healthchecked-cluster",
+    "x-envoy-upstream-service-time",
+];
+
+fn is_singular(of: Of, name: &HeaderName) -> bool {
+    let own = if of == Of::Request { OF_REQUESTS } else { OF_RESPONSES };
+    OF_BOTH.iter().chain(own).any(|n| *n == name.as_str())
+}
+
+fn join(value: &mut HeaderValue, more: &HeaderValue) {
+    if value.is_empty() {
+        *value = more.clone();
+    } else if !more.is_empty() {
+        let joined = [value.as_bytes(), b",", more.as_bytes()].concat();
+        // Both were values, and so is this.
+        if let Ok(joined) = HeaderValue::from_maybe_shared(bytes::Bytes::from(joined)) {
+            *value = joined;
+        }
+    }
+}
+
 impl IntoIterator for Headers {
     type Item = (HeaderName, HeaderValue);
     type IntoIter = std::vec::IntoIter<(HeaderName, HeaderValue)>;
@@ -100,7 +210,7 @@ impl IntoIterator for Headers {
 
 impl FromIterator<(HeaderName, HeaderValue)> for Headers {
     fn from_iter<I: IntoIterator<Item = (HeaderName, HeaderValue)>>(fields: I) -> Self {
-        Self { fields: fields.into_iter().collect() }
+        Self { fields: fields.into_iter().collect(), spelling: None }
     }
 }
 
@@ -127,5 +237,20 @@ mod tests {
         assert!(headers.remove(&HeaderName::from_static("a")));
         assert!(!headers.remove(&HeaderName::from_static("a")));
         assert_eq!(headers, list(&[("b", "2")]));
+    }
+
+    #[test]
+    fn fields_that_a_message_has_once_are_joined_and_others_stay_apart() {
+        let mut headers: Headers =
+            [("x-a", "1"), ("user-agent", "a"), ("x-a", "2"), ("user-agent", ""), ("user-agent", "b")]
+                .into_iter()
+                .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)))
+                .collect();
+        let mut answer = headers.clone();
+        headers.join_singular(Of::Request);
+        let text: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        assert_eq!(text, ["x-a: 1", "user-agent: a,b", "x-a: 2"]);
+        answer.join_singular(Of::Response);
+        assert_eq!(answer.len(), 5, "an answer may have several of them");
     }
 }

@@ -126,6 +126,20 @@ pub trait HttpService: 'static {
     /// Answers a request that the codec could not parse or refused: the reply's head and body are sent as they are and the
     /// connection closes. `details` is Envoy's response code detail, such as `http1.codec_error`.
     fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply;
+
+    /// The connection is about to be closed for a time limit of its own.
+    fn ending(&self, why: ConnectionLimit) {
+        let _ = why;
+    }
+}
+
+/// A time limit of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionLimit {
+    /// Too long without a request (`common_http_protocol_options.idle_timeout`).
+    Idle,
+    /// Open for too long (`common_http_protocol_options.max_connection_duration`).
+    Age,
 }
 
 /// How far a request had come when its attempt failed: what the router needs to know about retrying it.

@@ -11,11 +11,13 @@ pub mod h1;
 pub mod h2;
 pub mod headers;
 pub mod message;
+pub mod spelling;
 
 pub use body::{Body, BodyError, BodyStream, Frame};
 pub use drain::{Drain, DrainPhase};
 pub use headers::Headers;
 pub use message::{
-    Downstream, HttpService, InformationalSink, Progress, Protocol, Release, Reply, Request, RequestHead,
-    ResetReason, ResponseHead, UpstreamError,
+    ConnectionLimit, Downstream, HttpService, InformationalSink, Progress, Protocol, Release, Reply, Request,
+    RequestHead, ResetReason, ResponseHead, UpstreamError,
 };
+pub use spelling::{KeyFormat, Spelling};

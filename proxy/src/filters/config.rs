@@ -11,9 +11,13 @@ use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3
 use xds_protos::io::istio::http::peer_metadata::Config as PeerMetadataConfig;
 use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig as AlpnConfig;
 
-use super::cors::CorsPolicy;
-use super::fault::Fault;
+use super::cors::{CorsPolicy, CorsStats};
+use super::fault::{Fault, FaultStats};
+use super::grpc_stats::GrpcStats;
+use super::header_mutation::{HeaderMutation, Mutations};
+use super::local_ratelimit::{Limits, LocalRateLimit};
 use super::peer_metadata::{self, PeerMetadata};
+use super::rbac::{self, Rbac};
 use super::{Filter, FilterList, Named};
 use crate::io::Direction;
 use crate::router::RouterConfig;
@@ -35,6 +39,12 @@ pub enum PerFilter {
     Fault(Arc<Fault>),
     /// The CORS policy.
     Cors(Arc<CorsPolicy>),
+    /// Limits in place of the chain's.
+    LocalRateLimit(Arc<Limits>),
+    /// More changes of header fields.
+    HeaderMutation(Arc<Mutations>),
+    /// Rules in place of the chain's.
+    Rbac(Arc<rbac::Rules>),
 }
 
 /// Settings by the filter's name.
@@ -90,6 +100,17 @@ fn per_filter(any: &Any) -> Result<Option<PerFilter>, Errors> {
         "envoy.extensions.filters.http.cors.v3.CorsPolicy" => {
             CorsPolicy::compile(&unpack(&any)?).map(|c| Some(PerFilter::Cors(Arc::new(c))))
         }
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+            Limits::compile(&unpack(&any)?, true).map(|l| Some(PerFilter::LocalRateLimit(Arc::new(l))))
+        }
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute" => {
+            let config: proto::header_mutation::v3::HeaderMutationPerRoute = unpack(&any)?;
+            Mutations::compile(config.mutations.as_ref())
+                .map(|m| Some(PerFilter::HeaderMutation(Arc::new(m))))
+        }
+        "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
+            rbac::Rules::compile_for_route(&unpack(&any)?).map(|r| Some(PerFilter::Rbac(Arc::new(r))))
+        }
         "envoy.extensions.filters.http.cors.v3.Cors" => Ok(Some(PerFilter::Enabled)),
         other => Err(ConfigError::unsupported("", format!("a setting of type {other}")).into()),
     }
@@ -100,17 +121,21 @@ fn known(type_name: &str) -> bool {
         type_name,
         "envoy.extensions.filters.http.fault.v3.HTTPFault"
             | "envoy.extensions.filters.http.cors.v3.CorsPolicy"
+            | "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
+            | "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"
+            | "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
     )
 }
 
 impl FilterList {
-    /// Compiles the filters of a connection manager. `direction` is the listener's.
+    /// Compiles the filters of a connection manager. `stat_prefix` is its own, `direction` the listener's.
     ///
     /// # Errors
     /// A filter that this proxy does not have (unless it is optional), settings that are wrong, a router that is missing
     /// or not the last.
     pub fn compile(
         filters: &[HttpFilter],
+        stat_prefix: &str,
         direction: Direction,
         context: &CompileContext,
     ) -> Result<Self, Errors> {
@@ -118,7 +143,7 @@ impl FilterList {
         let mut list = Vec::with_capacity(filters.len());
         let mut router = None;
         for (index, filter) in filters.iter().enumerate() {
-            let compiled = match compile_one(filter, direction, context) {
+            let compiled = match compile_one(filter, stat_prefix, direction, context) {
                 Ok(compiled) => compiled,
                 Err(found) => {
                     errors.extend(found.into_iter().map(|e| e.at(format!("http_filters[{index}]"))));
@@ -161,6 +186,7 @@ enum Compiled {
 
 fn compile_one(
     filter: &HttpFilter,
+    stat_prefix: &str,
     direction: Direction,
     context: &CompileContext,
 ) -> Result<Option<Compiled>, Errors> {
@@ -183,11 +209,31 @@ fn compile_one(
         }
         "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
             let fault = unpack(&any).and_then(|f| Fault::compile(&f)).map_err(at("typed_config"))?;
-            Filter::Fault(Arc::new(fault))
+            Filter::Fault(Arc::new(fault), Arc::new(FaultStats::new(stat_prefix)))
         }
-        "envoy.extensions.filters.http.cors.v3.Cors" => Filter::Cors,
-        // Its numbers are Istio's request and response message counts, which need no settings.
-        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => Filter::GrpcStats,
+        "envoy.extensions.filters.http.cors.v3.Cors" => Filter::Cors(Arc::new(CorsStats::new(stat_prefix))),
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+            let limits = unpack(&any).and_then(|c| Limits::compile(&c, false)).map_err(at("typed_config"))?;
+            Filter::LocalRateLimit(Arc::new(LocalRateLimit::new(limits, &context.node.cluster)))
+        }
+        "envoy.extensions.filters.http.rbac.v3.RBAC" => {
+            let rbac =
+                unpack(&any).and_then(|c| Rbac::compile(&c, stat_prefix)).map_err(at("typed_config"))?;
+            Filter::Rbac(Arc::new(rbac))
+        }
+        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => {
+            let config = unpack(&any).map_err(at("typed_config"))?;
+            Filter::GrpcStats(Arc::new(GrpcStats::compile(&config)))
+        }
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
+            let config: proto::header_mutation::v3::HeaderMutation =
+                unpack(&any).map_err(at("typed_config"))?;
+            let own = Mutations::compile(config.mutations.as_ref()).map_err(at("typed_config"))?;
+            Filter::HeaderMutation(Arc::new(HeaderMutation {
+                own: Arc::new(own),
+                most_specific_wins: config.most_specific_header_mutations_wins,
+            }))
+        }
         "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => {
             let config: AlpnConfig = unpack(&any).map_err(at("typed_config"))?;
             Filter::Alpn(Arc::new(AlpnOverride::compile(&config)))

@@ -1,5 +1,7 @@
 //! `envoy.filters.http.cors`: answers preflights, marks responses. The policy is the most specific one of the route.
 
+use std::sync::Arc;
+
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use xds_protos::envoy::extensions::filters::http::cors::v3 as proto;
 
@@ -10,9 +12,29 @@ use crate::route::matching::Chance;
 use crate::route::text::StringMatch;
 use crate::router::{Exchange, LocalReply};
 use crate::state::ConfigError;
+use crate::telemetry::registry::{Counter, Group};
 
 const PRIVATE_REQUEST: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const PRIVATE_ALLOW: HeaderName = HeaderName::from_static("access-control-allow-private-network");
+
+/// How many origins were allowed, and how many were not.
+pub struct CorsStats {
+    _group: Arc<Group>,
+    valid: Counter,
+    invalid: Counter,
+}
+
+impl CorsStats {
+    /// The numbers of the filter of one connection manager.
+    pub fn new(stat_prefix: &str) -> Self {
+        let group = Group::new(format!("http.{stat_prefix}"), Vec::new());
+        Self {
+            valid: group.counter("cors.origin_valid"),
+            invalid: group.counter("cors.origin_invalid"),
+            _group: group,
+        }
+    }
+}
 
 /// A compiled policy.
 #[derive(Debug)]
@@ -25,6 +47,8 @@ pub struct CorsPolicy {
     credentials: bool,
     private_network: bool,
     enabled: Chance,
+    /// Where it is not enabled, how often it is evaluated for the counters alone.
+    shadow: Option<Chance>,
     forward_unmatched_preflights: bool,
 }
 
@@ -42,9 +66,10 @@ impl CorsPolicy {
                 Err(e) => errors.push(e.at(format!("allow_origin_string_match[{index}]"))),
             }
         }
-        if policy.shadow_enabled.is_some() {
-            errors.push(ConfigError::unsupported("shadow_enabled", "evaluating CORS without enforcing it"));
-        }
+        let shadow = match &policy.shadow_enabled {
+            Some(fraction) => runtime_chance(fraction).map_err(|e| errors.push(e.at("shadow_enabled"))).ok(),
+            None => None,
+        };
         let enabled = match &policy.filter_enabled {
             Some(fraction) => runtime_chance(fraction).map_err(|e| errors.push(e.at("filter_enabled"))).ok(),
             None => Some(Chance::ALWAYS),
@@ -66,6 +91,7 @@ impl CorsPolicy {
             credentials: policy.allow_credentials.unwrap_or(false),
             private_network: policy.allow_private_network_access.unwrap_or(false),
             enabled: enabled.unwrap_or(Chance::ALWAYS),
+            shadow,
             forward_unmatched_preflights: policy.forward_not_matching_preflights.unwrap_or(true),
         };
         if errors.is_empty() { Ok(compiled) } else { Err(errors) }
@@ -76,26 +102,32 @@ impl CorsPolicy {
     }
 
     /// Answers a preflight; remembers the origin of other requests for the response.
-    pub(super) fn request_head(&self, exchange: &mut Exchange) -> Verdict {
+    pub(super) fn request_head(&self, exchange: &mut Exchange, stats: &CorsStats) -> Verdict {
         let head = &exchange.head;
         let Some(origin) = head.headers.get(&header::ORIGIN).filter(|o| !o.is_empty()).cloned() else {
             return Verdict::Continue;
         };
-        if !self.enabled.hits(exchange.random) {
+        let enabled = self.enabled.hits(exchange.random);
+        if !enabled && !self.shadow.is_some_and(|s| s.hits(fastrand::u64(..))) {
             return Verdict::Continue;
         }
         let asked = head.headers.get(&header::ACCESS_CONTROL_REQUEST_METHOD).is_some_and(|m| !m.is_empty());
         let preflight = head.method == Method::OPTIONS && asked;
         let reply = || LocalReply::new(StatusCode::OK, "", "cors_response");
         if !self.allows(origin.as_bytes()) {
+            stats.invalid.inc();
             return if preflight && !self.forward_unmatched_preflights {
                 Verdict::Reply(reply())
             } else {
                 Verdict::Continue
             };
         }
+        stats.valid.inc();
+        if !enabled {
+            return Verdict::Continue;
+        }
         if !preflight {
-            exchange.scratch.cors_origin = Some(origin);
+            exchange.scratch.later().cors_origin = Some(origin);
             return Verdict::Continue;
         }
         let mut reply = reply();
@@ -104,6 +136,7 @@ impl CorsPolicy {
         let optional = [
             (header::ACCESS_CONTROL_ALLOW_METHODS, &self.methods),
             (header::ACCESS_CONTROL_ALLOW_HEADERS, &self.headers),
+            (header::ACCESS_CONTROL_EXPOSE_HEADERS, &self.expose),
             (header::ACCESS_CONTROL_MAX_AGE, &self.max_age),
         ];
         if self.credentials {

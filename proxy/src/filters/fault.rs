@@ -1,12 +1,15 @@
-//! `envoy.filters.http.fault`: delays and aborts by chance.
+//! `envoy.filters.http.fault`: delays, aborts and slow answers by chance.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
+use parking_lot::Mutex;
 use xds_protos::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
+use xds_protos::envoy::extensions::filters::common::fault::v3::fault_rate_limit::LimitType;
 use xds_protos::envoy::extensions::filters::http::fault::v3 as proto;
 
 use super::Verdict;
@@ -17,6 +20,7 @@ use crate::router::{Exchange, LocalReply};
 use crate::state::ConfigError;
 use crate::state::error::collect;
 use crate::telemetry::Flag;
+use crate::telemetry::registry::{Counter, Gauge, Group};
 
 const DELAY: HeaderName = HeaderName::from_static("x-envoy-fault-delay-request");
 const DELAY_PERCENT: HeaderName = HeaderName::from_static("x-envoy-fault-delay-request-percentage");
@@ -24,6 +28,10 @@ const ABORT: HeaderName = HeaderName::from_static("x-envoy-fault-abort-request")
 const ABORT_GRPC: HeaderName = HeaderName::from_static("x-envoy-fault-abort-grpc-request");
 const ABORT_PERCENT: HeaderName = HeaderName::from_static("x-envoy-fault-abort-request-percentage");
 const SERVICE_NODE: HeaderName = HeaderName::from_static("x-envoy-downstream-service-node");
+const SERVICE_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-downstream-service-cluster");
+const THROUGHPUT: HeaderName = HeaderName::from_static("x-envoy-fault-throughput-response");
+const THROUGHPUT_PERCENT: HeaderName =
+    HeaderName::from_static("x-envoy-fault-throughput-response-percentage");
 
 #[derive(Clone, Copy, Debug)]
 enum Delay {
@@ -44,19 +52,71 @@ pub struct Fault {
     delay: Option<(Delay, Chance)>,
     abort: Option<(Abort, Chance)>,
     abort_body: Bytes,
+    /// KiB a second of an answer's body; none where the request says it.
+    rate: Option<(Option<u64>, Chance)>,
+    count_by_caller: bool,
     upstream_cluster: Option<Box<str>>,
     headers: Vec<HeaderMatch>,
     downstream_nodes: Vec<String>,
     max_active: Option<u32>,
-    active: Arc<AtomicU32>,
 }
 
-/// A delay under way counts as active until this is dropped.
-struct Active(Arc<AtomicU32>);
+/// The numbers of the filter of a connection manager; its routes' settings count there.
+pub struct FaultStats {
+    group: Arc<Group>,
+    delays: Counter,
+    aborts: Counter,
+    slowed: Counter,
+    overflow: Counter,
+    active_gauge: Gauge,
+    active: AtomicU32,
+    /// By the service cluster that the caller names: delays and aborts.
+    by_caller: Mutex<HashMap<Box<str>, (Counter, Counter)>>,
+}
+
+/// Callers beyond so many are not counted for themselves: their names are theirs to choose.
+const MOST_CALLERS: usize = 1000;
+
+/// A request with a fault counts as active until this is dropped, at its end.
+struct Active(Arc<FaultStats>);
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.0.active_gauge.add(-1);
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+impl FaultStats {
+    /// The numbers of the filter of one connection manager.
+    pub fn new(stat_prefix: &str) -> Self {
+        let group = Group::new(format!("http.{stat_prefix}"), Vec::new());
+        Self {
+            delays: group.counter("fault.delays_injected"),
+            aborts: group.counter("fault.aborts_injected"),
+            slowed: group.counter("fault.response_rl_injected"),
+            overflow: group.counter("fault.faults_overflow"),
+            active_gauge: group.gauge("fault.active_faults"),
+            active: AtomicU32::new(0),
+            by_caller: Mutex::default(),
+            group,
+        }
+    }
+
+    fn of_caller(&self, name: Option<&str>, count: impl FnOnce((Counter, Counter))) {
+        let Some(name) = name else { return };
+        let mut all = self.by_caller.lock();
+        let known = all.get(name).copied();
+        if let Some(counters) = known.or_else(|| {
+            (all.len() < MOST_CALLERS).then(|| {
+                let counter = |what: &str| self.group.counter(format!("fault.{name}.{what}"));
+                let counters = (counter("delays_injected"), counter("aborts_injected"));
+                all.insert(name.into(), counters);
+                counters
+            })
+        }) {
+            count(counters);
+        }
     }
 }
 
@@ -67,9 +127,25 @@ impl Fault {
     /// Everything that is wrong in them.
     pub fn compile(config: &proto::HttpFault) -> Result<Self, Vec<ConfigError>> {
         let mut errors = Vec::new();
-        if config.response_rate_limit.is_some() {
-            errors.push(ConfigError::unsupported("response_rate_limit", "limiting a response's rate"));
-        }
+        let rate = config.response_rate_limit.as_ref().and_then(|r| {
+            let chance = optional_chance(r.percentage.as_ref()).map_err(Vec::from);
+            let chance = collect(chance, "response_rate_limit", &mut errors)?;
+            match &r.limit_type {
+                Some(LimitType::HeaderLimit(_)) => Some((None, chance)),
+                Some(LimitType::FixedLimit(fixed)) if fixed.limit_kbps > 0 => {
+                    Some((Some(fixed.limit_kbps), chance))
+                }
+                Some(LimitType::FixedLimit(_)) => {
+                    let path = "response_rate_limit.fixed_limit.limit_kbps";
+                    errors.push(ConfigError::new(path, "must be more than zero"));
+                    None
+                }
+                None => {
+                    errors.push(ConfigError::missing("response_rate_limit.limit_type"));
+                    None
+                }
+            }
+        });
         let delay = config.delay.as_ref().and_then(|d| {
             let chance =
                 collect(optional_chance(d.percentage.as_ref()).map_err(Vec::from), "delay", &mut errors)?;
@@ -127,35 +203,62 @@ impl Fault {
             headers,
             downstream_nodes: config.downstream_nodes.clone(),
             max_active: config.max_active_faults,
-            active: Arc::default(),
+            rate,
+            count_by_caller: !config.disable_downstream_cluster_stats,
         })
     }
 
-    /// Delays, aborts, or lets pass.
-    pub(super) fn request_head(self: &Arc<Self>, exchange: &mut Exchange) -> Verdict {
+    /// Delays, aborts, or lets pass; slows the answer.
+    pub(super) fn request_head(
+        self: &Arc<Self>,
+        exchange: &mut Exchange,
+        stats: &Arc<FaultStats>,
+    ) -> Verdict {
         if !self.applies(exchange) {
             return Verdict::Continue;
         }
-        let delay = self.delay_of(&exchange.head).and_then(|d| Some((d, self.take()?)));
-        let abort = self.abort_of(&exchange.head);
-        let Some((delay, active)) = delay else {
+        let mut active = None;
+        if let Some(rate) = self.rate_of(&exchange.head)
+            && self.take(&mut active, stats)
+        {
+            stats.slowed.inc();
+            exchange.scratch.later().slow = Some(rate);
+        }
+        let delay = self.delay_of(&exchange.head).filter(|_| self.take(&mut active, stats));
+        let Some(delay) = delay else {
+            let abort = self.abort_of(&exchange.head).filter(|_| self.take(&mut active, stats));
+            keep(exchange, active);
             return match abort {
-                Some(abort) => Verdict::Reply(self.abort(abort, exchange)),
+                Some(abort) => {
+                    exchange.flow.flag(Flag::FaultInjected);
+                    stats.aborts.inc();
+                    stats.of_caller(self.caller(&exchange.head), |(_, aborts)| aborts.inc());
+                    Verdict::Reply(self.reply(abort))
+                }
                 None => Verdict::Continue,
             };
         };
+        stats.delays.inc();
+        stats.of_caller(self.caller(&exchange.head), |(delays, _)| delays.inc());
         exchange.flow.flag(Flag::DelayInjected);
-        let fault = self.clone();
+        keep(exchange, active);
+        let abort = self.abort_of(&exchange.head);
+        let caller = abort.and_then(|_| self.caller(&exchange.head)).map(str::to_owned);
+        let (fault, stats) = (self.clone(), stats.clone());
         Verdict::Wait(Box::pin(async move {
             tokio::time::sleep(delay).await;
-            drop(active);
-            abort.map(|abort| (Flag::FaultInjected, fault.reply(abort)))
+            abort.map(|abort| {
+                stats.aborts.inc();
+                stats.of_caller(caller.as_deref(), |(_, aborts)| aborts.inc());
+                (Flag::FaultInjected, fault.reply(abort))
+            })
         }))
     }
 
-    fn abort(&self, abort: Abort, exchange: &Exchange) -> LocalReply {
-        exchange.flow.flag(Flag::FaultInjected);
-        self.reply(abort)
+    /// The service cluster that the caller names, where it is counted for itself.
+    fn caller<'h>(&self, head: &'h RequestHead) -> Option<&'h str> {
+        let name = head.headers.get_str(&SERVICE_CLUSTER).filter(|n| !n.is_empty());
+        name.filter(|_| self.count_by_caller)
     }
 
     fn reply(&self, abort: Abort) -> LocalReply {
@@ -178,10 +281,29 @@ impl Fault {
                 || node.is_some_and(|n| self.downstream_nodes.iter().any(|d| d == n)))
     }
 
-    fn take(&self) -> Option<Active> {
+    /// Whether one more request may have a fault, or this one has one already.
+    fn take(&self, active: &mut Option<Active>, stats: &Arc<FaultStats>) -> bool {
+        if active.is_some() {
+            return true;
+        }
         let max = self.max_active.unwrap_or(u32::MAX);
-        let taken = self.active.fetch_update(Relaxed, Relaxed, |n| (n < max).then_some(n + 1));
-        taken.is_ok().then(|| Active(self.active.clone()))
+        if stats.active.fetch_update(Relaxed, Relaxed, |n| (n < max).then_some(n + 1)).is_err() {
+            stats.overflow.inc();
+            return false;
+        }
+        stats.active_gauge.add(1);
+        *active = Some(Active(stats.clone()));
+        true
+    }
+
+    /// Bytes a second.
+    fn rate_of(&self, head: &RequestHead) -> Option<u64> {
+        let (fixed, chance) = self.rate?;
+        let (kib, chance) = match fixed {
+            Some(kib) => (kib, chance),
+            None => (number(head, &THROUGHPUT)?, narrowed(chance, head, &THROUGHPUT_PERCENT)),
+        };
+        (kib > 0 && chance.hits(fastrand::u64(..))).then(|| kib.saturating_mul(1024))
     }
 
     fn delay_of(&self, head: &RequestHead) -> Option<Duration> {
@@ -208,6 +330,12 @@ impl Fault {
             fixed => (fixed, chance),
         };
         chance.hits(fastrand::u64(..)).then_some(abort)
+    }
+}
+
+fn keep(exchange: &mut Exchange, active: Option<Active>) {
+    if let Some(active) = active {
+        exchange.scratch.later().held.push(Box::new(active));
     }
 }
 

@@ -7,21 +7,32 @@
 pub mod config;
 pub mod cors;
 pub mod fault;
+pub mod grpc_stats;
+pub mod header_mutation;
+pub mod local_ratelimit;
 pub mod peer_metadata;
+pub mod rbac;
+mod slow;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use self::config::PerFilter;
-use self::cors::CorsPolicy;
-use self::fault::Fault;
+use self::cors::{CorsPolicy, CorsStats};
+use self::fault::{Fault, FaultStats};
+use self::grpc_stats::{GrpcStats, Messages};
+use self::header_mutation::HeaderMutation;
+use self::local_ratelimit::LocalRateLimit;
 use self::peer_metadata::PeerMetadata;
-use crate::codec::Headers;
+use self::rbac::Rbac;
+use self::slow::Slow;
+use crate::codec::{Body, Headers};
 use crate::io::ConnectionInfo;
 use crate::route::Matched;
 use crate::router::alpn::AlpnOverride;
-use crate::router::{Admitted, Exchange, ForRouter, LocalReply, RouterConfig, Scratch};
+use crate::router::{Admitted, Exchange, Flow, ForRouter, LocalReply, RouterConfig, Scratch};
 use crate::telemetry::istio::{Far, Reporter};
 use crate::telemetry::{Flag, StreamInfo};
 
@@ -29,9 +40,9 @@ use crate::telemetry::{Flag, StreamInfo};
 #[derive(Clone)]
 pub enum Filter {
     /// Delays and aborts.
-    Fault(Arc<Fault>),
+    Fault(Arc<Fault>, Arc<FaultStats>),
     /// Cross-origin requests.
-    Cors,
+    Cors(Arc<CorsStats>),
     /// Application protocols to offer upstream.
     Alpn(Arc<AlpnOverride>),
     /// Workload metadata in header fields.
@@ -39,7 +50,13 @@ pub enum Filter {
     /// Istio's metrics.
     IstioStats(Arc<Reporter>),
     /// gRPC message counts.
-    GrpcStats,
+    GrpcStats(Arc<GrpcStats>),
+    /// Changes of header fields.
+    HeaderMutation(Arc<HeaderMutation>),
+    /// Who may do what.
+    Rbac(Arc<Rbac>),
+    /// How often.
+    LocalRateLimit(Arc<LocalRateLimit>),
 }
 
 /// A filter in a chain.
@@ -100,15 +117,15 @@ impl FilterList {
                 continue;
             }
             let verdict = match &named.filter {
-                Filter::Fault(own) => {
+                Filter::Fault(own, stats) => {
                     let fault = match setting {
                         Some(PerFilter::Fault(of_route)) => of_route.clone(),
                         _ => own.clone(),
                     };
-                    fault.request_head(&mut exchange)
+                    fault.request_head(&mut exchange, stats)
                 }
-                Filter::Cors => match setting {
-                    Some(PerFilter::Cors(policy)) => policy.clone().request_head(&mut exchange),
+                Filter::Cors(stats) => match setting {
+                    Some(PerFilter::Cors(policy)) => policy.clone().request_head(&mut exchange, stats),
                     _ => Verdict::Continue,
                 },
                 Filter::Alpn(names) => {
@@ -122,7 +139,29 @@ impl FilterList {
                     own_metadata = filter.for_requests().cloned();
                     Verdict::Continue
                 }
-                Filter::IstioStats(_) | Filter::GrpcStats => Verdict::Continue,
+                Filter::Rbac(rbac) => {
+                    let of_route = match setting {
+                        Some(PerFilter::Rbac(rules)) => Some(rules),
+                        _ => None,
+                    };
+                    rbac.request_head(&exchange, of_route)
+                }
+                Filter::LocalRateLimit(filter) => {
+                    let of_route = match setting {
+                        Some(PerFilter::LocalRateLimit(limits)) => Some(limits.clone()),
+                        _ => None,
+                    };
+                    filter.request_head(&mut exchange, of_route.as_ref())
+                }
+                Filter::GrpcStats(stats) => {
+                    stats.request_head(&mut exchange);
+                    Verdict::Continue
+                }
+                Filter::HeaderMutation(filter) => {
+                    filter.request_head(&mut exchange, &named.name);
+                    Verdict::Continue
+                }
+                Filter::IstioStats(_) => Verdict::Continue,
             };
             match verdict {
                 Verdict::Continue => {}
@@ -141,12 +180,19 @@ impl FilterList {
     }
 
     /// Runs the filters in reverse over a response's head.
-    pub fn response_head(&self, headers: &mut Headers, scratch: &mut Scratch, matched: Option<&Matched>) {
+    pub fn response_head(
+        &self,
+        headers: &mut Headers,
+        scratch: &mut Scratch,
+        matched: Option<&Matched>,
+        context: (&Flow, &ConnectionInfo),
+    ) {
         for named in self.filters.iter().rev() {
             match &named.filter {
-                Filter::Cors => {
+                Filter::Cors(_) => {
                     let setting = matched.and_then(|m| m.per_filter().find_map(|p| p.get(&named.name)));
-                    if let (Some(origin), Some(PerFilter::Cors(policy))) = (&scratch.cors_origin, setting) {
+                    let origin = scratch.later.as_ref().and_then(|l| l.cors_origin.as_ref());
+                    if let (Some(origin), Some(PerFilter::Cors(policy))) = (origin, setting) {
                         CorsPolicy::response_head(policy, origin, headers);
                     }
                 }
@@ -156,13 +202,38 @@ impl FilterList {
                     }
                     filter.write_response(headers, scratch.caller_told);
                 }
-                Filter::Fault(_) | Filter::Alpn(_) | Filter::IstioStats(_) | Filter::GrpcStats => {}
+                Filter::HeaderMutation(filter) => {
+                    filter.response_head(headers, matched, &named.name, context)
+                }
+                Filter::LocalRateLimit(_) => {
+                    if let Some(tell) = scratch.later.as_mut().and_then(|l| l.tells.pop()) {
+                        tell(headers);
+                    }
+                }
+                Filter::Fault(..)
+                | Filter::Alpn(_)
+                | Filter::IstioStats(_)
+                | Filter::GrpcStats(_)
+                | Filter::Rbac(_) => {}
             }
         }
     }
 
+    /// Gives filters the response's body, which most leave alone.
+    pub fn response_body(&self, body: Body, scratch: &mut Scratch, flow: &Rc<Flow>) -> Body {
+        let Some(later) = &mut scratch.later else { return body };
+        let body = if later.at_end.is_empty() { body } else { Messages::wrap(body, flow, false) };
+        match later.slow.take() {
+            Some(rate) => Slow::wrap(body, rate),
+            None => body,
+        }
+    }
+
     /// Tells the filters that the stream ended.
-    pub fn done(&self, info: &StreamInfo, connection: &ConnectionInfo, scratch: &Scratch) {
+    pub fn done(&self, info: &StreamInfo, connection: &ConnectionInfo, scratch: &mut Scratch) {
+        if let Some(later) = &mut scratch.later {
+            later.at_end.drain(..).for_each(|tell| tell(info));
+        }
         for named in self.filters.iter() {
             if let Filter::IstioStats(reporter) = &named.filter {
                 let far = match connection.direction {

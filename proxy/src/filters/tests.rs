@@ -13,7 +13,7 @@ fn compile(filters: serde_json::Value) -> Result<FilterList, String> {
         .iter()
         .map(|f| xds_protos::json::from_value(f.clone()).unwrap())
         .collect();
-    FilterList::compile(&filters, Direction::Outbound, &CompileContext::for_tests())
+    FilterList::compile(&filters, "t", Direction::Outbound, &CompileContext::for_tests())
         .map_err(|e| crate::state::error::join(&e))
 }
 
@@ -47,10 +47,10 @@ fn istios_chain_compiles_from_its_typed_structs() {
         .iter()
         .map(|f| match &f.filter {
             Filter::PeerMetadata(_) => "peer",
-            Filter::GrpcStats => "grpc",
+            Filter::GrpcStats(_) => "grpc",
             Filter::Alpn(_) => "alpn",
             Filter::IstioStats(_) => "stats",
-            Filter::Fault(_) | Filter::Cors => "other",
+            _ => "other",
         })
         .collect();
     assert_eq!(kinds, ["peer", "grpc", "alpn", "stats"]);

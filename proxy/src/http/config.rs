@@ -11,8 +11,15 @@ use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3 as proto;
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
 
+mod h1;
+
+pub use self::h1::h1;
+
+use super::local_reply::LocalReplies;
 use super::normalize::{EscapedSlashes, PathRules};
 use super::stats::HttpStats;
+use crate::codec::h1::H1Options;
+use crate::codec::h2::Keepalive;
 use crate::filters::FilterList;
 use crate::io::Direction;
 use crate::route::RouteConfig;
@@ -98,16 +105,14 @@ pub enum Underscores {
 }
 
 /// HTTP/1 settings.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Http1Options {
-    /// Take HTTP/1.0.
-    pub accept_http_10: bool,
+    /// The codec's.
+    pub h1: H1Options,
     /// The authority of HTTP/1.0 requests without one.
     pub default_host_for_http_10: Bytes,
-    /// Pass trailers.
-    pub enable_trailers: bool,
-    /// Take methods that are not on the list of usual ones.
-    pub any_method: bool,
+    /// A connection goes on after a request that was answered with 400 before it was routed.
+    pub keep_after_bad_request: bool,
 }
 
 /// HTTP/2 settings; `None` where the codec's default holds.
@@ -118,6 +123,7 @@ pub struct Http2Options {
     pub initial_stream_window_size: Option<u32>,
     pub initial_connection_window_size: Option<u32>,
     pub allow_connect: bool,
+    pub keepalive: Option<Keepalive>,
 }
 
 /// Where routes come from.
@@ -203,6 +209,16 @@ pub struct HcmConfig {
     pub strip_trailing_dot: bool,
     /// Set `user-agent` where there is none, and tell our service cluster's name.
     pub user_agent: Option<HeaderValue>,
+    /// What becomes of answers of our own.
+    pub local_replies: Option<LocalReplies>,
+    /// Tell the port that the client used in `x-forwarded-port`.
+    pub append_forwarded_port: bool,
+    /// The scheme of every request, in place of its own.
+    pub scheme: Option<&'static str>,
+    /// The scheme that goes upstream follows the upstream's transport.
+    pub scheme_of_upstream: bool,
+    /// A line when a request begins, too.
+    pub log_start: bool,
     logs: Vec<AccessLogConfig>,
     opened: OnceLock<Vec<AccessLog>>,
 }
@@ -237,12 +253,21 @@ impl HcmConfig {
             }
         };
         let routes = collect(routes(config, context), "", &mut errors);
-        let filters = collect(FilterList::compile(&config.http_filters, direction, context), "", &mut errors);
+        let filters = collect(
+            FilterList::compile(&config.http_filters, &config.stat_prefix, direction, context),
+            "",
+            &mut errors,
+        );
         let mut logs = Vec::with_capacity(config.access_log.len());
         for (index, log) in config.access_log.iter().enumerate() {
             logs.extend(collect(AccessLogConfig::compile(log), format!("access_log[{index}]"), &mut errors));
         }
         let internal_ranges = internal_ranges(config, &mut errors);
+        let local_replies = config
+            .local_reply_config
+            .as_ref()
+            .and_then(|c| collect(LocalReplies::compile(c), "local_reply_config", &mut errors));
+        let (scheme, scheme_of_upstream) = scheme(config, &mut errors);
         let common = config.common_http_protocol_options.unwrap_or_default();
         let mut time = |value: &Option<prost_types::Duration>, path: &str, default: u64| {
             duration(value.as_ref(), path)
@@ -263,7 +288,8 @@ impl HcmConfig {
         let drain_timeout = time(&config.drain_timeout, "drain_timeout", 5);
         let stream_idle_timeout = time(&config.stream_idle_timeout, "stream_idle_timeout", 300);
         let request_timeout = time(&config.request_timeout, "request_timeout", 0);
-        let http1 = http1(config.http_protocol_options.as_ref());
+        let log_options = config.access_log_options;
+        let http1 = collect(http1(config).map_err(Vec::from), "http_protocol_options", &mut errors);
         let http2 = http2(config.http2_protocol_options.as_ref(), &mut errors);
         let via = value(&config.via, "via", &mut errors).filter(|v| !v.is_empty());
         let server_name = match config.server_name.as_str() {
@@ -286,7 +312,8 @@ impl HcmConfig {
             let token = upgrade.upgrade_type.to_ascii_lowercase().into_bytes().into();
             upgrades.push((token, upgrade.enabled.unwrap_or(true)));
         }
-        let (Some(routes), Some(filters), true) = (routes, filters, errors.is_empty()) else {
+        let (Some(routes), Some(filters), Some(http1), true) = (routes, filters, http1, errors.is_empty())
+        else {
             return Err(errors);
         };
         Ok(Self {
@@ -355,6 +382,11 @@ impl HcmConfig {
             },
             strip_trailing_dot: config.strip_trailing_host_dot,
             user_agent,
+            local_replies,
+            append_forwarded_port: config.append_x_forwarded_port,
+            scheme,
+            scheme_of_upstream,
+            log_start: log_options.is_some_and(|o| o.flush_access_log_on_new_request),
             logs,
             opened: OnceLock::new(),
         })
@@ -409,6 +441,28 @@ fn routes(
     }
 }
 
+/// The scheme that replaces every request's, and whether the upstream's transport decides.
+fn scheme(
+    config: &proto::HttpConnectionManager,
+    errors: &mut Vec<ConfigError>,
+) -> (Option<&'static str>, bool) {
+    use core::scheme_header_transformation::Transformation;
+    let Some(transformation) = &config.scheme_header_transformation else { return (None, false) };
+    let scheme = match &transformation.transformation {
+        None => None,
+        Some(Transformation::SchemeToOverwrite(scheme)) => match scheme.as_str() {
+            "http" => Some("http"),
+            "https" => Some("https"),
+            other => {
+                let path = "scheme_header_transformation.scheme_to_overwrite";
+                errors.push(ConfigError::new(path, format!("{other:?} is neither http nor https")));
+                None
+            }
+        },
+    };
+    (scheme, transformation.match_upstream)
+}
+
 fn path_rules(config: &proto::HttpConnectionManager) -> PathRules {
     PathRules {
         normalize: config.normalize_path.unwrap_or(false),
@@ -423,23 +477,37 @@ fn path_rules(config: &proto::HttpConnectionManager) -> PathRules {
     }
 }
 
-fn http1(options: Option<&core::Http1ProtocolOptions>) -> Http1Options {
-    let Some(options) = options else { return Http1Options::default() };
-    Http1Options {
-        accept_http_10: options.accept_http_10,
-        default_host_for_http_10: options.default_host_for_http_10.clone().into(),
-        enable_trailers: options.enable_trailers,
-        any_method: options.allow_custom_methods,
-    }
+fn http1(config: &proto::HttpConnectionManager) -> Result<Http1Options, ConfigError> {
+    let options = config.http_protocol_options.as_ref();
+    let own = options.and_then(|o| o.override_stream_error_on_invalid_http_message);
+    Ok(Http1Options {
+        h1: h1(H1Options::default(), options)?,
+        default_host_for_http_10: options
+            .map(|o| o.default_host_for_http_10.clone())
+            .unwrap_or_default()
+            .into(),
+        keep_after_bad_request: own.or(config.stream_error_on_invalid_http_message).unwrap_or(false),
+    })
+}
+
+/// `connection_keepalive`; none where no PING goes out.
+///
+/// # Errors
+/// A duration is wrong, or the timeout is missing.
+pub fn keepalive(options: &core::Http2ProtocolOptions) -> Result<Option<Keepalive>, ConfigError> {
+    let Some(settings) = &options.connection_keepalive else { return Ok(None) };
+    let at = |e: ConfigError| e.at("connection_keepalive");
+    let interval = duration(settings.interval.as_ref(), "interval").map_err(at)?;
+    let timeout = duration(settings.timeout.as_ref(), "timeout").map_err(at)?;
+    let timeout = timeout.ok_or_else(|| ConfigError::missing("connection_keepalive.timeout"))?;
+    Ok(interval.filter(|i| !i.is_zero()).map(|interval| Keepalive { interval, timeout }))
 }
 
 fn http2(options: Option<&core::Http2ProtocolOptions>, errors: &mut Vec<ConfigError>) -> Http2Options {
     let Some(options) = options else { return Http2Options::default() };
-    if options.connection_keepalive.is_some() {
-        let path = "http2_protocol_options.connection_keepalive";
-        errors.push(ConfigError::unsupported(path, "keeping connections alive by PING"));
-    }
+    let keepalive = keepalive(options).map_err(|e| errors.push(e.at("http2_protocol_options"))).ok();
     Http2Options {
+        keepalive: keepalive.flatten(),
         max_concurrent_streams: options.max_concurrent_streams,
         initial_stream_window_size: options.initial_stream_window_size,
         initial_connection_window_size: options.initial_connection_window_size,

@@ -12,9 +12,9 @@ use http::{HeaderName, StatusCode};
 use super::manager::Shared;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
 use crate::router::attempt::{reset_flag, reset_words};
-use crate::router::{Expired, Flow, Scratch, Watchdog};
+use crate::router::{self, Expired, Flow, Scratch, Watchdog};
 use crate::telemetry::Flag;
-use crate::telemetry::access_log::LogContext;
+use crate::telemetry::access_log::{LogContext, LogType};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -59,16 +59,16 @@ impl Ending {
             stats.status(info.status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
             stats.downstream_rq_time.record(info.start.elapsed().as_secs_f64() * 1000.0);
             let context = LogContext {
-                stream: info,
-                connection: &self.shared.connection,
                 request: kept.as_ref(),
                 response: self.response.as_ref(),
                 trailers: self.trailers.as_ref(),
+                occasion: LogType::DownstreamEnd,
+                ..LogContext::new(info, &self.shared.connection)
             };
             for log in config.logs() {
                 log.log(&context);
             }
-            config.filters.done(info, &self.shared.connection, &self.scratch);
+            config.filters.done(info, &self.shared.connection, &mut self.scratch);
         });
     }
 }
@@ -80,8 +80,8 @@ impl Drop for Ending {
         }
         self.flow.info(|i| {
             i.flags.set(Flag::DownstreamConnectionTermination);
-            if i.details.is_none() || i.details == Some("via_upstream") {
-                i.details = Some("downstream_remote_disconnect");
+            if i.details.as_deref().is_none_or(|d| d == "via_upstream") {
+                i.details = Some("downstream_remote_disconnect".into());
             }
         });
         self.shared.config.stats.downstream_rq_rx_reset.inc();
@@ -119,6 +119,14 @@ impl ResponseBody {
         }
     }
 
+    /// The message is whole.
+    fn whole(&mut self, trailers: Option<&Headers>) {
+        if self.ending.is_some() {
+            router::completed(&self.flow);
+        }
+        self.end(trailers);
+    }
+
     fn end(&mut self, trailers: Option<&Headers>) {
         let Some(mut ending) = self.ending.take() else { return };
         if let Some(trailers) = trailers {
@@ -135,15 +143,21 @@ impl ResponseBody {
     fn expire(&mut self, why: Expired) -> BodyError {
         let stats = self.ending.as_ref().map(|e| e.shared.clone());
         let (flag, details) = match why {
-            Expired::Idle => (Flag::StreamIdleTimeout, "stream_idle_timeout"),
-            Expired::MaxDuration => (Flag::DurationTimeout, "max_duration_timeout"),
-            Expired::Request => (Flag::StreamIdleTimeout, "request_overall_timeout"),
-            Expired::Route => (Flag::UpstreamRequestTimeout, "response_timeout"),
-            Expired::TryIdle => (Flag::UpstreamRequestTimeout, "upstream_per_try_idle_timeout"),
+            Expired::Idle => (Some(Flag::StreamIdleTimeout), "stream_idle_timeout"),
+            // The flag DT is of connections.
+            Expired::MaxDuration => (None, "max_duration_timeout"),
+            Expired::Request => (Some(Flag::StreamIdleTimeout), "request_overall_timeout"),
+            Expired::Route => (Some(Flag::UpstreamRequestTimeout), "response_timeout"),
+            Expired::TryIdle => (Some(Flag::UpstreamRequestTimeout), "upstream_per_try_idle_timeout"),
         };
         self.flow.set_expired(why);
-        self.flow.flag(flag);
+        if let Some(flag) = flag {
+            self.flow.flag(flag);
+        }
         self.flow.details(details);
+        if let (Expired::Route, Some(charge)) = (why, &*self.flow.charge.borrow()) {
+            charge.timed_out();
+        }
         if let Some(shared) = stats {
             let stats = &shared.config.stats;
             stats.downstream_rq_tx_reset.inc();
@@ -175,11 +189,11 @@ impl BodyStream for ResponseBody {
                 self.flow.touch();
                 self.flow.info(|i| i.bytes_sent += data.len() as u64);
                 if self.inner.remaining() == Some(0) {
-                    self.end(None);
+                    self.whole(None);
                 }
             }
-            Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => self.end(Some(trailers)),
-            Poll::Ready(None) => self.end(None),
+            Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => self.whole(Some(trailers)),
+            Poll::Ready(None) => self.whole(None),
             Poll::Ready(Some(Err(error))) => {
                 self.flow.flag(reset_flag(error.reason));
                 self.flow.details(reset_words(error.reason).2);

@@ -1,10 +1,12 @@
 //! One request from its head to its answer, on one screen: shape, route, filters, router, filters in reverse, guard.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::config::HcmConfig;
@@ -12,18 +14,22 @@ use super::ending::{Ending, ResponseBody};
 use super::manager::Shared;
 use super::request::FORWARDED_PROTO;
 use super::request_id::REQUEST_ID;
-use super::{request, response};
+use super::{local_reply, request, response};
 use crate::codec::{
     Body, Downstream, InformationalSink, Protocol, Reply, Request, RequestHead, ResetReason, ResponseHead,
 };
-use crate::route::action::Action;
-use crate::route::matching::is_grpc;
+use crate::route::action::{Action, DirectResponse, PathRewrite};
+use crate::route::matching::{PathMatch, is_grpc};
 use crate::route::redirect::Redirect;
-use crate::route::{Matched, RouteConfig};
+use crate::route::rewrite::rewrite_path;
+use crate::route::{Asked, Matched, RouteConfig};
 use crate::router::{self, Exchange, Expired, Flow, LocalReply, RequestBody, Routed, Scratch, Watchdog};
+use crate::telemetry::access_log::config::BodyFormat;
+use crate::telemetry::access_log::{LogContext, LogType};
 use crate::telemetry::{Flag, StreamInfo};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
 /// What is remembered of a request for its response.
 struct Before {
@@ -35,10 +41,12 @@ struct Before {
 pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream) -> Reply {
     let flow = Rc::new(Flow::new(record(&request.head)));
     let stream = downstream.stream;
-    flow.keep_head.set(!shared.config.logs().is_empty());
+    flow.keep_head.set(!shared.config.logs().is_empty() || shared.config.local_replies.is_some());
     let mut ending = Ending::new(shared.clone(), flow.clone());
     shared.count_request(request.head.protocol);
-    let before = Before { head: outline(&request.head), request_id: None };
+    // An answer to a request that goes no further tells the id that the request came with.
+    let told = shared.config.request_id_in_response.then(|| request.head.headers.get(&REQUEST_ID).cloned());
+    let before = Before { head: outline(&request.head), request_id: told.flatten() };
 
     let (mut reply, before, matched) = {
         let work = pin!(answer(&shared, &flow, request, downstream, before, &mut ending.scratch));
@@ -48,7 +56,12 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
     if let Some(token) = &before.head.upgrade {
         response::translate_upgrade(&mut reply.head, token, before.head.protocol);
     }
-    shared.config.filters.response_head(&mut reply.head.headers, &mut ending.scratch, matched.as_ref());
+    shared.config.filters.response_head(
+        &mut reply.head.headers,
+        &mut ending.scratch,
+        matched.as_ref(),
+        (&flow, &shared.connection),
+    );
     response::shape(&mut reply.head, &shared.config, before.request_id.as_ref());
     if before.head.method == Method::HEAD {
         reply.body = Body::Empty;
@@ -63,6 +76,7 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
         ending.response = Some(reply.head.headers.clone());
     }
     reply.close |= shared.is_spent(stream);
+    reply.body = shared.config.filters.response_body(reply.body, &mut ending.scratch, &flow);
     reply.body = ResponseBody::guard(reply.body, &flow, ending);
     reply
 }
@@ -79,10 +93,7 @@ async fn answer(
     let config = &shared.config;
     let Request { mut head, body } = request;
     let body = RequestBody::wrap(body, flow);
-    let local = |reply: LocalReply, before: &Before| {
-        flow.details(reply.details);
-        reply.into_reply(&before.head)
-    };
+    let local = |reply: LocalReply, before: &Before| local_reply::reply(shared, flow, &before.head, reply);
 
     let origin = match request::shape(&mut head, config, &shared.connection) {
         Ok(origin) => origin,
@@ -97,27 +108,33 @@ async fn answer(
     flow.info(|i| {
         i.path = head.path.clone();
         i.authority = head.authority.clone();
+        if origin.client != shared.connection.remote.ip() {
+            i.client = Some((origin.client, 0).into());
+        }
     });
+    flow.scheme_of_upstream.set(config.scheme_of_upstream);
     keep(flow, &head);
 
     let routes = config.route_config();
     let random = fastrand::u64(..);
-    let find = |head: &RequestHead| match &routes {
-        Some(routes) => Matched::find(routes, head, random, origin.secure, origin.internal),
-        None => Err(false),
+    let (secure, internal, tls) = (origin.secure, origin.internal, shared.connection.tls.as_deref());
+    // A virtual host that asks for TLS has no route for plain requests; the redirect is its answer after the filters.
+    let wants_tls = Cell::new(false);
+    let find = |head: &RequestHead| {
+        let routes = routes.as_ref()?;
+        let found = Matched::find(routes, &Asked { head, random, secure, internal, tls });
+        wants_tls.set(matches!(found, Err(true)));
+        found.ok()
     };
     if let (Some(routes), false) = (&routes, origin.internal) {
         remove_internal_only(routes, &mut head);
     }
-    let matched = match find(&head) {
-        Ok(matched) => Some(matched),
-        Err(true) => {
-            let reply = redirect(&Redirect::to_https(), &head, &crate::route::RouteMatch::any().path);
-            return (local(reply, &before), before, None);
-        }
-        Err(false) => None,
-    };
+    let matched = find(&head);
     set_clocks(shared, flow, &head, matched.as_ref());
+    router::remember(flow, matched.as_ref(), &head);
+    if config.log_start {
+        log_start(shared, flow, &head);
+    }
     let exchange = Exchange {
         head,
         body,
@@ -131,7 +148,10 @@ async fn answer(
             .then(|| Rc::new(Continue(downstream.informational)) as Rc<dyn InformationalSink>),
     };
 
-    let reroute = |exchange: &mut Exchange| exchange.matched = find(&exchange.head).ok();
+    let reroute = |exchange: &mut Exchange| {
+        exchange.matched = find(&exchange.head);
+        router::remember(flow, exchange.matched.as_ref(), &exchange.head);
+    };
     let admitted = match config.filters.admit(exchange, reroute).await {
         Ok(admitted) => admitted,
         Err(answered) => {
@@ -140,15 +160,13 @@ async fn answer(
             return (local(reply, &before), before, exchange.matched);
         }
     };
-    let Routed { result, exchange } = match terminal(shared, admitted.exchange()) {
+    config.stats.rq_total.inc();
+    let Routed { result, exchange } = match terminal(shared, admitted.exchange(), wants_tls.get()) {
         Some(reply) => {
             let (exchange, _) = admitted.into_parts();
             Routed { result: Err(reply), exchange }
         }
-        None => {
-            config.stats.rq_total.inc();
-            router::route(admitted, config.buffer_limit).await
-        }
+        None => router::route(admitted, config.buffer_limit).await,
     };
     let reply = match result {
         Ok(reply) => reply,
@@ -160,12 +178,7 @@ async fn answer(
             if flow.info(|i| i.flags.has(Flag::NoClusterFound)) {
                 config.stats.no_cluster.inc();
             }
-            let direct = reply.details == "direct_response";
-            let mut reply = local(reply, &before);
-            if let (true, Some(matched)) = (direct, &exchange.matched) {
-                router::change_response(matched, &exchange, &mut reply.head.headers);
-            }
-            reply
+            local(reply, &before)
         }
     };
     *scratch = exchange.scratch;
@@ -173,26 +186,30 @@ async fn answer(
 }
 
 /// The reply to a request whose route does not forward, or may not forward it.
-fn terminal(shared: &Shared, exchange: &Exchange) -> Option<LocalReply> {
+fn terminal(shared: &Shared, exchange: &Exchange, wants_tls: bool) -> Option<LocalReply> {
     let config = &shared.config;
     let flow = &exchange.flow;
+    if wants_tls {
+        config.stats.rq_direct_response.inc();
+        let head = &exchange.head;
+        return Some(redirect(&Redirect::to_https(head), head, &crate::route::RouteMatch::any().path));
+    }
     let Some(matched) = &exchange.matched else {
         config.stats.no_route.inc();
         flow.flag(Flag::NoRouteFound);
         return Some(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found"));
     };
     let route = matched.route();
-    if !route.name.is_empty() {
-        flow.info(|i| i.route = Some(route.name.clone()));
-    }
     match &route.action {
         Action::Redirect(to) => {
-            config.stats.rq_redirect.inc();
+            // Envoy counts a redirect as an answer of its own; its `rq_redirect` stays zero.
+            config.stats.rq_direct_response.inc();
+            log_rewritten(flow, &to.rewrite, &route.matching.path);
             Some(redirect(to, &exchange.head, &route.matching.path))
         }
         Action::Direct(direct) => {
             config.stats.rq_direct_response.inc();
-            Some(LocalReply::new(direct.status, direct.body.clone(), "direct_response"))
+            Some(direct_response(direct, exchange))
         }
         Action::Forward(forward) => {
             let token: &[u8] = match (&exchange.head.upgrade, exchange.head.method == Method::CONNECT) {
@@ -211,6 +228,40 @@ fn terminal(shared: &Shared, exchange: &Exchange) -> Option<LocalReply> {
             })
         }
     }
+}
+
+/// Logs speak of a redirected request as if it had been rewritten so.
+fn log_rewritten(flow: &Flow, rewrite: &PathRewrite, matched: &PathMatch) {
+    let mut kept = flow.kept_head.borrow_mut();
+    let Some(head) = kept.as_mut() else { return };
+    let Some(path) = rewrite_path(rewrite, matched, &head.path) else { return };
+    let original = std::mem::replace(&mut head.path, path);
+    if let Ok(value) = HeaderValue::from_maybe_shared(original) {
+        head.headers.set(ORIGINAL_PATH, value);
+    }
+}
+
+fn direct_response(direct: &DirectResponse, exchange: &Exchange) -> LocalReply {
+    let mut reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response");
+    // RFC 9110, section 10.2.2; without a place of its own it is the request's.
+    if direct.status == StatusCode::CREATED || direct.status.is_redirection() {
+        let head = &exchange.head;
+        let place = [&head.scheme[..], b"://", &head.authority, &head.path].concat();
+        if let Ok(location) = HeaderValue::from_maybe_shared(Bytes::from(place)) {
+            reply = reply.header(header::LOCATION, location);
+        }
+    }
+    let Some(BodyFormat { format, content_type }) = direct.format.as_deref() else { return reply };
+    let mut text = Vec::new();
+    exchange.flow.info(|info| {
+        let context = LogContext {
+            request: Some(&exchange.head),
+            body: Some(&direct.body),
+            ..LogContext::new(info, &exchange.connection)
+        };
+        format.write(&context, &mut text);
+    });
+    LocalReply { body: text.into(), content_type: content_type.clone().map(Box::new), ..reply }
 }
 
 fn redirect(to: &Redirect, head: &RequestHead, matched: &crate::route::matching::PathMatch) -> LocalReply {
@@ -254,7 +305,6 @@ fn expired(shared: &Shared, flow: &Flow, why: Expired) -> (Reply, Before, Option
         }
         Expired::MaxDuration => {
             stats.downstream_rq_max_duration_reached.inc();
-            flow.flag(Flag::DurationTimeout);
             LocalReply::new(late, "downstream duration timeout", "max_duration_timeout").grpc(4)
         }
         Expired::Request => {
@@ -263,14 +313,31 @@ fn expired(shared: &Shared, flow: &Flow, why: Expired) -> (Reply, Before, Option
         }
         Expired::Route | Expired::TryIdle => {
             flow.flag(Flag::UpstreamRequestTimeout);
-            router::attempt::timeout_reply("response_timeout")
+            let reply = router::attempt::timeout_reply("response_timeout");
+            if let Some(charge) = &*flow.charge.borrow() {
+                charge.timed_out();
+                charge.answered(reply.status, None);
+            }
+            reply
         }
     };
-    flow.details(reply.details);
     flow.set_route_timeout(None);
     let head = outline_of(flow);
     let before = Before { request_id: None, head };
-    (reply.into_reply(&before.head), before, None)
+    let reply = local_reply::reply(shared, flow, &before.head, reply);
+    (reply, before, None)
+}
+
+/// Logs that a request has come.
+fn log_start(shared: &Shared, flow: &Flow, head: &RequestHead) {
+    flow.info(|info| {
+        let context = LogContext {
+            request: Some(head),
+            occasion: LogType::DownstreamStart,
+            ..LogContext::new(info, &shared.connection)
+        };
+        shared.config.logs().iter().for_each(|log| log.log(&context));
+    });
 }
 
 /// Limits that hold from here on: the route's where it has some, else the connection manager's.
@@ -290,6 +357,7 @@ fn answer_expectation(head: &mut RequestHead, config: &HcmConfig, downstream: &D
     if expects && !config.proxy_100_continue {
         head.headers.remove(&header::EXPECT);
         config.stats.downstream_rq_1xx.inc();
+        config.stats.downstream_rq_completed.inc();
         downstream.informational.send(ResponseHead {
             status: StatusCode::CONTINUE,
             protocol: head.protocol,

@@ -8,10 +8,10 @@ use std::time::Instant;
 use http::{HeaderValue, StatusCode};
 
 use super::config::{ClientCert, HcmConfig};
-use super::{exchange, response, xfcc};
-use crate::codec::{Downstream, Headers, HttpService, Protocol, Reply, Request};
+use super::{exchange, local_reply, response, xfcc};
+use crate::codec::{ConnectionLimit, Downstream, Headers, HttpService, Protocol, Reply, Request};
 use crate::io::{Alarm, ConnectionInfo};
-use crate::router::LocalReply;
+use crate::router::{Flow, LocalReply};
 
 const KEPT_ALARMS: usize = 4;
 
@@ -72,6 +72,14 @@ impl HttpService for ConnectionManager {
 
     fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply {
         self.shared.bad_request(status, details, protocol)
+    }
+
+    fn ending(&self, why: ConnectionLimit) {
+        let stats = &self.shared.config.stats;
+        match why {
+            ConnectionLimit::Idle => stats.downstream_cx_idle_timeout.inc(),
+            ConnectionLimit::Age => stats.downstream_cx_max_duration_reached.inc(),
+        }
     }
 }
 
@@ -135,10 +143,14 @@ impl Shared {
     }
 
     fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply {
-        use crate::telemetry::access_log::LogContext;
+        use crate::telemetry::access_log::{LogContext, LogType};
         use crate::telemetry::{Flag, StreamInfo};
         let stats = &self.config.stats;
-        stats.downstream_cx_protocol_error.inc();
+        // A head that takes too long is slow, not wrong.
+        let slow = details == "request_header_timeout";
+        if !slow {
+            stats.downstream_cx_protocol_error.inc();
+        }
         stats.downstream_rq_total.inc();
         stats.downstream_rq_completed.inc();
         stats.status(status);
@@ -147,19 +159,21 @@ impl Shared {
             "missing_host_header" => "",
             _ => status.canonical_reason().unwrap_or_default(),
         };
-        let mut reply = LocalReply::new(status, text, details).into_reply(&exchange::no_head(protocol));
+        let flow = Flow::new(StreamInfo::new(Some(protocol)));
+        let reply = LocalReply::new(status, text, details);
+        let mut reply = local_reply::reply(self, &flow, &exchange::no_head(protocol), reply);
         reply.close = true;
         response::shape(&mut reply.head, &self.config, None);
-        let mut info = StreamInfo::new(Some(protocol));
-        info.status = Some(status);
-        info.details = Some(details);
-        info.flags.set(Flag::DownstreamProtocolError);
+        let mut info = flow.info(|i| i.clone());
+        info.status = Some(reply.head.status);
+        info.bytes_sent = reply.body.remaining().unwrap_or(0);
+        if !slow {
+            info.flags.set(Flag::DownstreamProtocolError);
+        }
         let context = LogContext {
-            stream: &info,
-            connection: &self.connection,
-            request: None,
             response: Some(&reply.head.headers),
-            trailers: None,
+            occasion: LogType::DownstreamEnd,
+            ..LogContext::new(&info, &self.connection)
         };
         for log in self.config.logs() {
             log.log(&context);

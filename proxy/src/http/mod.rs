@@ -8,6 +8,7 @@ pub mod config;
 mod date;
 mod ending;
 pub mod exchange;
+pub mod local_reply;
 mod manager;
 pub mod normalize;
 mod request;

@@ -74,6 +74,10 @@ pub fn path(path: &Bytes, rules: PathRules) -> PathVerdict {
                 merged.push(*byte);
             }
         }
+        // Envoy keeps the first and the last slash, even where nothing is between them.
+        if merged == b"/" {
+            merged.push(b'/');
+        }
         new = Some(merged);
     }
     match new {
@@ -240,9 +244,11 @@ mod tests {
             ("/a//b", plain, Unchanged),
             ("/a///b//", merge, changed("/a/b/")),
             ("/a//../b", merge, changed("/a/b")),
+            ("//", merge, Unchanged),
+            ("///?q", merge, changed("//?q")),
             ("/a/../b", PathRules::default(), Unchanged),
             ("/a%2fb", plain, Unchanged),
-            ("/a%2Fb", slashes(EscapedSlashes::Reject), Reject),
+            ("/a%2Fb?q", slashes(EscapedSlashes::Reject), Reject),
             ("/a%2Fb", slashes(EscapedSlashes::UnescapeAndForward), changed("/a/b")),
             ("/a%5c..%2fb", slashes(EscapedSlashes::UnescapeAndForward), changed("/b")),
             (

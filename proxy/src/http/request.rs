@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use super::config::{HcmConfig, StripPort, Underscores};
 use super::normalize::{self, PathVerdict};
 use super::{request_id, xff};
+use crate::codec::headers::Of;
 use crate::codec::{Headers, Protocol, RequestHead};
 use crate::io::ConnectionInfo;
 use crate::route::hosts::port_at;
@@ -16,6 +17,7 @@ use crate::router::LocalReply;
 
 /// `x-forwarded-proto`.
 pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 const DOWNSTREAM_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-downstream-service-cluster");
@@ -23,7 +25,7 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Fields by which callers steer the router; only internal requests may.
-const STEERING: [HeaderName; 12] = [
+const STEERING: [HeaderName; 14] = [
     HeaderName::from_static("x-envoy-retriable-status-codes"),
     HeaderName::from_static("x-envoy-retriable-header-names"),
     HeaderName::from_static("x-envoy-retry-on"),
@@ -36,12 +38,15 @@ const STEERING: [HeaderName; 12] = [
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
     HeaderName::from_static("x-envoy-force-trace"),
     HeaderName::from_static("x-envoy-ip-tags"),
+    HeaderName::from_static("x-envoy-original-url"),
+    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
 ];
 
 /// Fields that a request from the edge may not bring.
-const EDGE: [HeaderName; 2] = [
+const EDGE: [HeaderName; 3] = [
     HeaderName::from_static("x-envoy-decorator-operation"),
     HeaderName::from_static("x-envoy-downstream-service-node"),
+    HeaderName::from_static("x-envoy-original-path"),
 ];
 
 /// What is known of a request once it is in shape.
@@ -64,6 +69,7 @@ pub fn shape(
     config: &HcmConfig,
     connection: &ConnectionInfo,
 ) -> Result<Origin, LocalReply> {
+    head.headers.join_singular(Of::Request);
     check(head, config)?;
     normalize_path(head, config)?;
     normalize_authority(head, config, connection);
@@ -74,7 +80,7 @@ pub fn shape(
 }
 
 fn check(head: &mut RequestHead, config: &HcmConfig) -> Result<(), LocalReply> {
-    if head.protocol == Protocol::Http10 && !config.http1.accept_http_10 {
+    if head.protocol == Protocol::Http10 && !config.http1.h1.accept_http_10 {
         return Err(LocalReply::new(StatusCode::UPGRADE_REQUIRED, "", "low_version"));
     }
     // HTTP/1.1's codec has seen to it that there is one; it may be empty.
@@ -120,11 +126,16 @@ fn normalize_path(head: &mut RequestHead, config: &HcmConfig) -> Result<(), Loca
         }
         PathVerdict::Reject => reject(),
         // A gRPC client follows no redirect.
-        PathVerdict::Redirect(_) if is_grpc(head) => reject(),
+        PathVerdict::Redirect(path) if is_grpc(head) => {
+            head.path = path;
+            reject()
+        }
         PathVerdict::Redirect(path) => {
             config.stats.downstream_rq_redirected_with_normalized_path.inc();
+            // Logs speak of the path as it should have been; Envoy has one detail for both verdicts.
+            head.path = path.clone();
             let location = HeaderValue::from_maybe_shared(path);
-            let reply = LocalReply::new(StatusCode::TEMPORARY_REDIRECT, "", "path_normalization_redirect");
+            let reply = LocalReply::new(StatusCode::TEMPORARY_REDIRECT, "", "path_normalization_failed");
             Err(match location {
                 Ok(location) => reply.header(header::LOCATION, location),
                 Err(_) => return reject(),
@@ -213,7 +224,7 @@ fn forwarding(head: &mut RequestHead, config: &HcmConfig, connection: &Connectio
         };
         if !config.skip_xff_append {
             // A peer on this machine is known to the others by this machine's address.
-            xff::append(headers, if peer.is_loopback() { connection.local.ip() } else { peer });
+            xff::append(headers, if peer.is_loopback() { crate::io::local::own_address() } else { peer });
         }
         if config.trusted_hops == 0 || !headers.contains(&FORWARDED_PROTO) {
             headers.set(FORWARDED_PROTO, proto());
@@ -228,12 +239,22 @@ fn forwarding(head: &mut RequestHead, config: &HcmConfig, connection: &Connectio
             None => (None, false),
         }
     };
+    let told_by_trusted = !config.use_remote_address || config.trusted_hops > 0;
+    if config.append_forwarded_port && !(told_by_trusted && headers.contains(&FORWARDED_PORT)) {
+        headers.set(FORWARDED_PORT, HeaderValue::from(connection.local.port()));
+    }
+    if let Some(scheme) = config.scheme {
+        headers.set(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
     let forwarded = headers.get(&FORWARDED_PROTO).map(|v| v.as_bytes());
     let secure = forwarded == Some(b"https");
-    match forwarded {
-        Some(b"https") => head.scheme = Bytes::from_static(b"https"),
-        Some(b"http") => head.scheme = Bytes::from_static(b"http"),
-        _ => {}
+    // An HTTP/2 request says its scheme itself.
+    if head.protocol != Protocol::Http2 || config.scheme.is_some() || head.scheme.is_empty() {
+        match forwarded {
+            Some(b"https") => head.scheme = Bytes::from_static(b"https"),
+            Some(b"http") => head.scheme = Bytes::from_static(b"http"),
+            _ => {}
+        }
     }
     let internal = single && client.is_some_and(|c| config.is_internal(c));
     Origin { client: client.unwrap_or(peer), internal, secure }

@@ -70,13 +70,12 @@ impl HcmConfig {
             h1: h1::H1Options {
                 max_head_bytes: self.max_request_headers,
                 max_headers: self.max_headers_count,
-                accept_http_10: self.http1.accept_http_10,
-                enable_trailers: self.http1.enable_trailers,
-                any_method: self.http1.any_method,
+                ..self.http1.h1
             },
             idle_timeout: some(self.idle_timeout),
             head_timeout: some(self.request_headers_timeout),
             drain_timeout: self.drain_timeout,
+            longest: some(self.max_connection_duration),
             tls,
             ..h1::server::ServerOptions::default()
         }
@@ -94,7 +93,10 @@ impl HcmConfig {
             connection_window: self.http2.initial_connection_window_size.unwrap_or(default.connection_window),
             max_head_bytes: u32::try_from(self.max_request_headers).unwrap_or(u32::MAX),
             allow_connect: self.http2.allow_connect,
+            keepalive: self.http2.keepalive,
             idle_timeout: (!self.idle_timeout.is_zero()).then_some(self.idle_timeout),
+            longest: (!self.max_connection_duration.is_zero()).then_some(self.max_connection_duration),
+            ..default
         }
     }
 }

@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::metadata::{FilterState, Notes};
+use super::proxy_header::Tlv;
+
 /// The direction a listener says it has (Envoy's `traffic_direction`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -20,7 +23,7 @@ pub enum Direction {
 pub struct TlsInfo {
     /// `TLSv1.3`, `TLSv1.2`.
     pub version: &'static str,
-    /// The cipher suite's IANA name.
+    /// The cipher suite's name, OpenSSL's.
     pub cipher: &'static str,
     /// The key exchange group, such as `X25519MLKEM768`.
     pub group: &'static str,
@@ -42,6 +45,49 @@ pub struct TlsInfo {
     pub peer_dns_sans: Vec<String>,
     /// The subject of the peer's certificate as RFC 2253 text; empty where there is none.
     pub peer_subject: String,
+}
+
+/// The source that connections to the upstream are to have (`original_src`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UpstreamSource {
+    /// The downstream's address; its port is 0 where the kernel chooses one.
+    pub address: SocketAddr,
+    /// The mark of the packets (SO_MARK); 0 is none.
+    pub mark: u32,
+}
+
+/// What of a downstream connection shapes those to the upstream; connections that differ in it are not shared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PassedOn {
+    /// Bind to the downstream's address.
+    pub source: Option<UpstreamSource>,
+    /// Values of the downstream's PROXY protocol header, for the upstream's.
+    pub tlvs: Vec<Tlv>,
+}
+
+/// What a connection to the upstream shows of the downstream's; those that show different things are not shared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// For the upstream's PROXY protocol header: the client's address, and the one that it dialled.
+    pub addresses: Option<(SocketAddr, SocketAddr)>,
+    /// The rest.
+    pub passed_on: PassedOn,
+}
+
+impl Origin {
+    /// What this downstream shows; none if nothing. `header`: the upstream gets a PROXY protocol header.
+    pub fn of(info: &ConnectionInfo, header: bool) -> Option<Self> {
+        let passed_on = info.passed_on.as_deref();
+        let addresses = header.then_some((info.remote, info.local));
+        if addresses.is_none() && passed_on.is_none_or(|p| p.source.is_none()) {
+            return None;
+        }
+        let mut passed_on = passed_on.cloned().unwrap_or_default();
+        if !header {
+            passed_on.tlvs.clear();
+        }
+        Some(Self { addresses, passed_on })
+    }
 }
 
 /// A downstream connection's facts.
@@ -67,6 +113,12 @@ pub struct ConnectionInfo {
     pub sni: Option<Arc<str>>,
     /// The transport was terminated TLS.
     pub tls: Option<Arc<TlsInfo>>,
+    /// Where network filters say something of the connection to its access log; none if no filter may.
+    pub notes: Option<Arc<Notes>>,
+    /// What they say to later filters, HTTP's included.
+    pub filter_state: FilterState,
+    /// What shapes connections to the upstream, if anything does.
+    pub passed_on: Option<Arc<PassedOn>>,
 }
 
 impl ConnectionInfo {

@@ -24,27 +24,30 @@ pub enum CopyEnd {
     UpstreamError,
 }
 
-/// Bytes copied, and how it ended.
-#[derive(Clone, Copy, Debug)]
+/// Bytes copied so far; whoever cuts a copy off still knows.
+#[derive(Debug, Default)]
 pub struct Copied {
     /// From the first stream to the second.
-    pub received: u64,
+    pub received: Cell<u64>,
     /// From the second stream to the first.
-    pub sent: u64,
-    /// How it ended.
-    pub end: CopyEnd,
+    pub sent: Cell<u64>,
 }
 
 /// Copies until both directions have ended; the end of one is handed on (half-close) while the other goes on. Buffers exist
 /// only while bytes are on their way: an idle connection holds none.
-pub async fn copy_bidirectional(downstream: &mut Io, upstream: &mut Io, idle: Option<Duration>) -> Copied {
-    let (received, sent) = (Cell::new(0), Cell::new(0));
+pub async fn copy_bidirectional(
+    downstream: &mut Io,
+    upstream: &mut Io,
+    idle: Option<Duration>,
+    copied: &Copied,
+) -> CopyEnd {
+    let Copied { received, sent } = copied;
     let (mut up, mut down) = (Way::default(), Way::default());
     let mut timer = Idle { limit: idle, alarm: Alarm::default(), last: now() };
-    let end = poll_fn(|cx| {
+    poll_fn(|cx| {
         let moved = received.get() + sent.get();
-        let forth = up.poll(downstream, upstream, &received, cx);
-        let back = down.poll(upstream, downstream, &sent, cx);
+        let forth = up.poll(downstream, upstream, received, cx);
+        let back = down.poll(upstream, downstream, sent, cx);
         for (way, first) in [(&forth, true), (&back, false)] {
             if let Poll::Ready(Err(broken)) = way {
                 // The reading side of one direction is the writing side of the other.
@@ -61,8 +64,7 @@ pub async fn copy_bidirectional(downstream: &mut Io, upstream: &mut Io, idle: Op
         }
         timer.poll(moved != received.get() + sent.get(), cx).map(|()| CopyEnd::Idle)
     })
-    .await;
-    Copied { received: received.get(), sent: sent.get(), end }
+    .await
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -176,7 +178,8 @@ mod tests {
     async fn bytes_go_both_ways_and_a_half_close_is_handed_on() {
         let ((mut client, near), (far, mut server)) = (tokio::io::duplex(64), tokio::io::duplex(64));
         let (mut near, mut far) = (Io::memory(near), Io::memory(far));
-        let copy = copy_bidirectional(&mut near, &mut far, None);
+        let counts = Copied::default();
+        let copy = copy_bidirectional(&mut near, &mut far, None, &counts);
         let talk = async {
             client.write_all(&[b'q'; 1000]).await.unwrap();
             client.shutdown().await.unwrap();
@@ -192,9 +195,9 @@ mod tests {
             server.shutdown().await.unwrap();
             question.len()
         };
-        let (copied, answer, question) = tokio::join!(copy, talk, serve);
+        let (end, answer, question) = tokio::join!(copy, talk, serve);
         assert_eq!((answer.as_slice(), question), (b"answer".as_slice(), 1000));
-        assert_eq!((copied.received, copied.sent, copied.end), (1000, 6, CopyEnd::Finished));
+        assert_eq!((counts.received.get(), counts.sent.get(), end), (1000, 6, CopyEnd::Finished));
     }
 
     #[tokio::test(start_paused = true)]
@@ -207,11 +210,12 @@ mod tests {
             client.write_all(b"x").await.unwrap();
             std::future::pending::<()>().await;
         };
-        let copied = tokio::select! {
-            copied = copy_bidirectional(&mut near, &mut far, Some(Duration::from_secs(60))) => copied,
+        let counts = Copied::default();
+        let end = tokio::select! {
+            end = copy_bidirectional(&mut near, &mut far, Some(Duration::from_secs(60)), &counts) => end,
             () = talk => unreachable!(),
         };
-        assert_eq!(copied.end, CopyEnd::Idle);
+        assert_eq!((end, counts.received.get()), (CopyEnd::Idle, 1));
         assert_eq!((now() - began).as_secs(), 100);
     }
 }

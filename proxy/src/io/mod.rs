@@ -3,31 +3,44 @@
 pub mod alarm;
 pub mod connection;
 mod copy;
+mod gate;
+pub mod local;
+pub mod metadata;
+pub mod proxy_header;
 pub mod scratch;
+pub mod socket_option;
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
-use tokio::net::TcpStream;
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 
 pub use alarm::Alarm;
-pub use connection::{ConnectionInfo, Direction, TlsInfo};
+pub use connection::{ConnectionInfo, Direction, Origin, PassedOn, TlsInfo, UpstreamSource};
 pub use copy::{Copied, CopyEnd, copy_bidirectional};
+pub use gate::{Gate, Pass};
+pub use metadata::{DynamicMetadata, FilterState, Notes};
+pub use socket_option::{Moment, SocketOption};
+
+use gate::Watch;
 
 /// One concrete type for every byte stream, with a prefix that is read again before it: bytes that were sniffed feed the TLS
 /// acceptor, or the next filter, untouched.
 #[derive(Debug)]
 pub struct Io {
     prefix: Bytes,
+    /// Network filters that decide when bytes come.
+    watch: Option<Box<Watch>>,
     kind: Kind,
 }
 
 #[derive(Debug)]
 enum Kind {
     Tcp(TcpStream),
+    Unix(UnixStream),
     TlsServer(Box<tokio_rustls::server::TlsStream<Io>>),
     TlsClient(Box<tokio_rustls::client::TlsStream<Io>>),
     Memory(DuplexStream),
@@ -37,6 +50,11 @@ impl Io {
     /// A TCP connection.
     pub fn tcp(stream: TcpStream) -> Self {
         Kind::Tcp(stream).into()
+    }
+
+    /// A connection to a UNIX socket.
+    pub fn unix(stream: UnixStream) -> Self {
+        Kind::Unix(stream).into()
     }
 
     /// The inside of a TLS connection that we accepted.
@@ -65,20 +83,61 @@ impl Io {
         }
     }
 
+    /// Asks `gate` about what is read from here on.
+    pub fn watch(&mut self, gate: impl Gate + 'static) {
+        self.watch = Some(Box::new(Watch::Asking(Box::new(gate))));
+    }
+
     /// The TCP socket at the bottom, if there is one.
     pub fn tcp_stream(&self) -> Option<&TcpStream> {
         match &self.kind {
             Kind::Tcp(stream) => Some(stream),
             Kind::TlsServer(stream) => stream.get_ref().0.tcp_stream(),
             Kind::TlsClient(stream) => stream.get_ref().0.tcp_stream(),
-            Kind::Memory(_) => None,
+            Kind::Unix(_) | Kind::Memory(_) => None,
         }
+    }
+}
+
+/// Bytes that are read ahead: they go back in front of the stream when this is dropped, also when a time limit cuts off whoever
+/// reads.
+#[derive(Debug)]
+pub struct Ahead<'a> {
+    io: &'a mut Io,
+    read: BytesMut,
+}
+
+impl<'a> Ahead<'a> {
+    /// Nothing is read yet.
+    pub fn of(io: &'a mut Io) -> Self {
+        Self { io, read: BytesMut::new() }
+    }
+
+    /// Reads more; gives the number of bytes, 0 at the stream's end.
+    pub async fn more(&mut self) -> io::Result<usize> {
+        self.io.read_buf(&mut self.read).await
+    }
+
+    /// What was read.
+    pub fn bytes(&self) -> &[u8] {
+        &self.read
+    }
+
+    /// Takes this many of the first bytes for good.
+    pub fn take(&mut self, length: usize) {
+        self.read.advance(length.min(self.read.len()));
+    }
+}
+
+impl Drop for Ahead<'_> {
+    fn drop(&mut self) {
+        self.io.rewind(std::mem::take(&mut self.read).freeze());
     }
 }
 
 impl From<Kind> for Io {
     fn from(kind: Kind) -> Self {
-        Self { prefix: Bytes::new(), kind }
+        Self { prefix: Bytes::new(), watch: None, kind }
     }
 }
 
@@ -86,6 +145,7 @@ macro_rules! each {
     ($self:expr, $stream:ident => $call:expr) => {
         match &mut $self.kind {
             Kind::Tcp($stream) => $call,
+            Kind::Unix($stream) => $call,
             Kind::TlsServer($stream) => $call,
             Kind::TlsClient($stream) => $call,
             Kind::Memory($stream) => $call,
@@ -99,6 +159,31 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.watch.is_some() { self.poll_watched(cx, buffer) } else { self.poll_plain(cx, buffer) }
+    }
+}
+
+impl Io {
+    fn poll_watched(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(watch) = &mut self.watch {
+            ready!(watch.poll_closing(cx))?;
+        }
+        let before = buffer.filled().len();
+        ready!(self.poll_plain(cx, buffer))?;
+        match self.watch.as_mut().map_or(Some(true), |watch| watch.ask()) {
+            Some(true) => self.watch = None,
+            Some(false) => {}
+            None => {
+                buffer.set_filled(before);
+                if let Some(watch) = &mut self.watch {
+                    return watch.poll_closing(cx);
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_plain(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.prefix.is_empty() {
             let n = self.prefix.len().min(buffer.remaining());
             buffer.put_slice(&self.prefix[..n]);
@@ -133,6 +218,7 @@ impl AsyncWrite for Io {
     fn is_write_vectored(&self) -> bool {
         match &self.kind {
             Kind::Tcp(stream) => stream.is_write_vectored(),
+            Kind::Unix(stream) => stream.is_write_vectored(),
             Kind::TlsServer(stream) => stream.is_write_vectored(),
             Kind::TlsClient(stream) => stream.is_write_vectored(),
             Kind::Memory(stream) => stream.is_write_vectored(),
@@ -142,7 +228,7 @@ impl AsyncWrite for Io {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
 
@@ -158,5 +244,23 @@ mod tests {
         let mut all = [0; 12];
         io.read_exact(&mut all).await.unwrap();
         assert_eq!(&all, b">hello world");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_ahead_survives_whoever_is_cut_off_while_reading() {
+        let (near, mut far) = tokio::io::duplex(64);
+        far.write_all(b"hello").await.unwrap();
+        let mut io = Io::memory(near);
+        let look = async {
+            let mut ahead = Ahead::of(&mut io);
+            loop {
+                ahead.more().await.unwrap();
+            }
+        };
+        let _: Result<(), _> = tokio::time::timeout(std::time::Duration::from_secs(1), look).await;
+        drop(far);
+        let mut all = Vec::new();
+        io.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"hello");
     }
 }

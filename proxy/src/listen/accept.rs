@@ -10,15 +10,17 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use xds_protos::envoy::config::core::v3 as core;
 
 use super::chain::{self, FilterChain, Seen};
 use super::config::ListenerConfig;
-use super::inspect::{Findings, inspect};
+use super::filters::{self, Accepted, ListenerFilter, Refusal};
+use super::inspect::Findings;
 use super::listener::Listener;
-use super::sockets::WorkerCommand;
+use super::sockets::{Directory, WorkerCommand};
 use crate::codec::Drain;
-use crate::io::{ConnectionInfo, Io};
-use crate::telemetry::access_log::LogContext;
+use crate::io::{ConnectionInfo, FilterState, Io, PassedOn};
+use crate::telemetry::access_log::{LogContext, LogType};
 use crate::telemetry::{Flag, StreamInfo};
 
 /// Does what the control thread says until it goes away. Runs on the worker's local runtime.
@@ -26,14 +28,18 @@ pub async fn run(mut commands: mpsc::UnboundedReceiver<WorkerCommand>) {
     let mut sockets: HashMap<u64, oneshot::Sender<()>> = HashMap::new();
     while let Some(command) = commands.recv().await {
         match command {
-            WorkerCommand::Listen { id, socket, listener } => match TcpListener::from_std(socket) {
-                Ok(socket) => {
-                    let (stop, stopped) = oneshot::channel();
-                    sockets.insert(id, stop);
-                    tokio::task::spawn_local(accept(socket, listener, stopped));
+            WorkerCommand::Listen { id, socket, listener, directory } => {
+                match TcpListener::from_std(socket) {
+                    Ok(socket) => {
+                        let (stop, stopped) = oneshot::channel();
+                        sockets.insert(id, stop);
+                        tokio::task::spawn_local(accept(socket, listener, directory, stopped));
+                    }
+                    Err(error) => {
+                        tracing::error!(listener = %listener.name(), %error, "a socket cannot be used")
+                    }
                 }
-                Err(error) => tracing::error!(listener = %listener.name(), %error, "a socket cannot be used"),
-            },
+            }
             WorkerCommand::Close(id) => {
                 sockets.remove(&id);
             }
@@ -41,14 +47,19 @@ pub async fn run(mut commands: mpsc::UnboundedReceiver<WorkerCommand>) {
     }
 }
 
-async fn accept(socket: TcpListener, listener: Arc<Listener>, mut stopped: oneshot::Receiver<()>) {
+async fn accept(
+    socket: TcpListener,
+    listener: Arc<Listener>,
+    directory: Arc<Directory>,
+    mut stopped: oneshot::Receiver<()>,
+) {
     loop {
         tokio::select! {
             // Dropping the sender is the signal.
             _ = &mut stopped => return,
             accepted = socket.accept() => match accepted {
                 Ok((stream, remote)) => {
-                    tokio::task::spawn_local(connection(stream, remote, listener.clone()));
+                    tokio::task::spawn_local(connection(stream, remote, listener.clone(), directory.clone()));
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: it passes as connections end.
@@ -83,56 +94,84 @@ impl Drop for Counted {
     }
 }
 
-async fn connection(stream: TcpStream, remote: SocketAddr, listener: Arc<Listener>) {
-    let Some(policy) = listener.policy() else { return };
-    let counted = Counted::new(listener.clone());
+/// Counts a connection that has no filter chain yet.
+struct Early(Arc<Listener>);
+
+impl Early {
+    fn new(listener: &Arc<Listener>) -> Self {
+        listener.stats.before_chain.add(1);
+        Self(listener.clone())
+    }
+}
+
+impl Drop for Early {
+    fn drop(&mut self) {
+        self.0.stats.before_chain.add(-1);
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    remote: SocketAddr,
+    mut listener: Arc<Listener>,
+    directory: Arc<Directory>,
+) {
+    let Some(mut policy) = listener.policy() else { return };
+    let mut early = Early::new(&listener);
     let Ok(local) = stream.local_addr() else { return };
     // Fails only on a connection that is gone, which the next read will tell.
     let _ = stream.set_nodelay(true);
-    if let Some(keepalive) = &policy.keepalive {
-        let mut options = TcpKeepalive::new();
-        let seconds = |n: u32| Duration::from_secs(u64::from(n.max(1)));
-        if let Some(time) = keepalive.keepalive_time {
-            options = options.with_time(seconds(time));
-        }
-        if let Some(interval) = keepalive.keepalive_interval {
-            options = options.with_interval(seconds(interval));
-        }
-        if let Some(probes) = keepalive.keepalive_probes {
-            options = options.with_retries(probes);
-        }
-        let _ = SockRef::from(&stream).set_tcp_keepalive(&options);
-    }
-    let mut io = Io::tcp(stream);
-    let mut findings = Findings::default();
-    if !look(&mut io, &policy, local, &mut findings, &listener).await {
-        return;
-    }
-    let seen = Seen {
-        destination: local,
-        source: remote,
-        direct_source: remote.ip(),
-        transport: findings.transport,
-        server_name: findings.server_name.as_deref(),
-        application_protocols: &findings.application_protocols,
-    };
-    let chosen = chain::choose(&policy.chains, &seen).or(policy.default_chain.as_ref()).cloned();
-    let mut info = ConnectionInfo {
-        id: Listener::number(),
+    let mut accepted = Accepted {
+        io: Io::tcp(stream),
         remote,
         direct_remote: remote,
         local,
-        local_restored: false,
-        listener: listener.name().clone(),
-        direction: policy.direction,
-        filter_chain: chosen.as_ref().map_or_else(|| "".into(), |c| c.name.clone()),
-        sni: findings.server_name.clone(),
-        tls: None,
+        restored: false,
+        findings: Findings::default(),
+        passed_on: PassedOn::default(),
     };
+    if !filter(&mut accepted, &policy, &listener).await {
+        return log_early(&policy, &early_info(&accepted, &listener, &policy), None);
+    }
+    // Once, and to another listener's own filters, which see what these found.
+    if policy.use_original_dst
+        && accepted.restored
+        && let Some(other) = directory.find(accepted.local)
+    {
+        let Some(its_policy) = other.policy() else { return };
+        if !Arc::ptr_eq(&other, &listener) {
+            early = Early::new(&other);
+            (listener, policy) = (other, its_policy);
+            if !filter(&mut accepted, &policy, &listener).await {
+                return log_early(&policy, &early_info(&accepted, &listener, &policy), None);
+            }
+        }
+    }
+    let seen = Seen {
+        destination: accepted.local,
+        source: accepted.remote,
+        direct_source: accepted.direct_remote.ip(),
+        transport: accepted.findings.transport,
+        server_name: accepted.findings.server_name.as_deref(),
+        application_protocols: &accepted.findings.application_protocols,
+    };
+    let chosen = chain::choose(&policy.chains, &seen).or(policy.default_chain.as_ref()).cloned();
+    let mut info = early_info(&accepted, &listener, &policy);
     let Some(chosen) = chosen else {
         listener.stats.no_chain.inc();
-        return log_no_chain(&policy, &info);
+        log_early(&policy, &info, Some((Flag::NoRouteFound, "filter_chain_not_found")));
+        return discard(&accepted.io);
     };
+    info.filter_chain = chosen.name.clone();
+    let Accepted { io, passed_on, .. } = accepted;
+    if passed_on != PassedOn::default() {
+        info.passed_on = Some(Arc::new(passed_on));
+    }
+    drop(early);
+    let counted = Counted::new(listener.clone());
+    if let Some(keepalive) = &policy.keepalive {
+        keep_alive(&io, keepalive);
+    }
     // From here on the connection belongs to its chain: a newer policy of the listener is not its concern.
     drop(policy);
     let Some(io) = secure(io, &chosen, &listener, &mut info).await else { return };
@@ -141,32 +180,73 @@ async fn connection(stream: TcpStream, remote: SocketAddr, listener: Arc<Listene
     drop(counted);
 }
 
-/// Runs the inspectors; false if the connection is to be closed.
-async fn look(
-    io: &mut Io,
-    policy: &ListenerConfig,
-    local: SocketAddr,
-    findings: &mut Findings,
-    listener: &Listener,
-) -> bool {
-    let wanted =
-        |rule: &Option<super::config::PortRule>| rule.as_ref().is_some_and(|r| !r.is_off(local.port()));
-    let (tls, http) = (wanted(&policy.tls_inspector), wanted(&policy.http_inspector));
-    if !tls && !http {
+/// Takes what has come of a connection that nobody will read, so that closing it does not reset it.
+fn discard(io: &Io) {
+    let mut scratch = [0; 4096];
+    if let Some(stream) = io.tcp_stream() {
+        while stream.try_read(&mut scratch).is_ok_and(|n| n > 0) {}
+    }
+}
+
+fn keep_alive(io: &Io, wanted: &core::TcpKeepalive) {
+    let mut options = TcpKeepalive::new();
+    let seconds = |n: u32| Duration::from_secs(u64::from(n.max(1)));
+    if let Some(time) = wanted.keepalive_time {
+        options = options.with_time(seconds(time));
+    }
+    if let Some(interval) = wanted.keepalive_interval {
+        options = options.with_interval(seconds(interval));
+    }
+    if let Some(probes) = wanted.keepalive_probes {
+        options = options.with_retries(probes);
+    }
+    if let Some(stream) = io.tcp_stream() {
+        let _ = SockRef::from(stream).set_tcp_keepalive(&options);
+    }
+}
+
+/// What is known of a connection before it has a chain.
+fn early_info(accepted: &Accepted, listener: &Listener, policy: &ListenerConfig) -> ConnectionInfo {
+    ConnectionInfo {
+        id: Listener::number(),
+        remote: accepted.remote,
+        direct_remote: accepted.direct_remote,
+        local: accepted.local,
+        local_restored: accepted.restored,
+        listener: listener.name().clone(),
+        direction: policy.direction,
+        filter_chain: "".into(),
+        sni: accepted.findings.server_name.clone(),
+        tls: None,
+        notes: None,
+        filter_state: FilterState::default(),
+        passed_on: None,
+    }
+}
+
+/// Runs the listener filters; false if the connection is to be closed.
+async fn filter(accepted: &mut Accepted, policy: &ListenerConfig, listener: &Listener) -> bool {
+    if policy.filters.is_empty() {
         return true;
     }
-    let looking = inspect(io, tls, http, findings);
-    let looked = match policy.inspect_timeout {
-        None => looking.await,
-        Some(limit) => match tokio::time::timeout(limit, looking).await {
-            Ok(looked) => looked,
+    let running = filters::run(&policy.filters, accepted);
+    let ran = match policy.filters_timeout.filter(|_| policy.filters.iter().any(ListenerFilter::waits)) {
+        None => running.await,
+        Some(limit) => match tokio::time::timeout(limit, running).await {
+            Ok(ran) => ran,
             Err(_) => {
-                listener.stats.inspect_timeout.inc();
+                listener.stats.filters_timeout.inc();
                 return policy.continue_on_timeout;
             }
         },
     };
-    looked.is_ok()
+    match ran {
+        Ok(()) => return true,
+        Err(Refusal::RemoteClose) => listener.stats.filter_remote_close.inc(),
+        Err(Refusal::Broken) => listener.stats.filter_error.inc(),
+        Err(Refusal::Filter) => {}
+    }
+    false
 }
 
 async fn secure(io: Io, chain: &FilterChain, listener: &Listener, info: &mut ConnectionInfo) -> Option<Io> {
@@ -195,11 +275,13 @@ async fn secure(io: Io, chain: &FilterChain, listener: &Listener, info: &mut Con
     }
 }
 
-fn log_no_chain(policy: &ListenerConfig, info: &ConnectionInfo) {
+/// Logs a connection that ended without a chain.
+fn log_early(policy: &ListenerConfig, info: &ConnectionInfo, why: Option<(Flag, &'static str)>) {
     let mut stream = StreamInfo::new(None);
-    stream.flags.set(Flag::NoRouteFound);
-    stream.details = Some("filter_chain_not_found");
-    let context =
-        LogContext { stream: &stream, connection: info, request: None, response: None, trailers: None };
+    if let Some((flag, details)) = why {
+        stream.flags.set(flag);
+        stream.details = Some(details.into());
+    }
+    let context = LogContext { occasion: LogType::NotSet, ..LogContext::new(&stream, info) };
     policy.logs.iter().for_each(|log| log.log(&context));
 }

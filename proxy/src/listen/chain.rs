@@ -5,7 +5,7 @@
 //! port. At each step the most specific value that matches decides, and there is no way back: a connection that matches at one
 //! step and finds nothing at the next has no chain.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -136,6 +136,11 @@ fn asked<T>(wanted: &Option<T>, met: impl FnOnce(&T) -> bool) -> Fit {
     }
 }
 
+/// The loopback's own address; the others of 127.0.0.0/8 are no loopback to Envoy.
+fn is_loopback(ip: IpAddr) -> bool {
+    ip == IpAddr::from(Ipv4Addr::LOCALHOST) || ip == IpAddr::from(Ipv6Addr::LOCALHOST)
+}
+
 impl ChainMatch {
     const STEPS: [fn(&Self, &Seen<'_>) -> Fit; 9] = [
         |m, s| asked(&m.destination_port, |p| *p == s.destination.port()),
@@ -148,7 +153,7 @@ impl ChainMatch {
         },
         |m, s| networks(&m.direct_source_prefix_ranges, s.direct_source.to_canonical()),
         |m, s| {
-            let local = s.source.ip().is_loopback() || s.source.ip() == s.destination.ip();
+            let local = s.source.ip() == s.destination.ip() || is_loopback(s.source.ip());
             match m.source_type {
                 SourceType::Any => Some(0),
                 SourceType::SameIpOrLoopback => local.then_some(1),

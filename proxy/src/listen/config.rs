@@ -9,17 +9,16 @@ use prost::Message;
 use tokio::sync::watch;
 use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::config::listener::v3 as pb;
-use xds_protos::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
-use xds_protos::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
-use xds_protos::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use xds_protos::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
 
 use super::chain::{ChainMatch, FilterChain, SourceType, TransportProtocol};
+use super::filters::ListenerFilter;
 use super::listener::drain;
+use super::sockets::SocketSettings;
 use crate::codec::DrainPhase;
 use crate::identity::tls::DownstreamContext;
-use crate::io::Direction;
+use crate::io::{Direction, SocketOption};
 use crate::network::NetworkChain;
 use crate::state::error::{at, collect};
 use crate::state::{CompileContext, ConfigError};
@@ -29,20 +28,18 @@ use crate::telemetry::access_log::{AccessLog, AccessLogConfig};
 pub struct ListenerConfig {
     /// Its name.
     pub name: Arc<str>,
-    /// The addresses to listen on; none if it is only reached from another listener.
+    /// Its addresses.
     pub addresses: Vec<SocketAddr>,
     /// Which way its traffic goes.
     pub direction: Direction,
-    /// Look for a TLS ClientHello, except on ports for which this is true.
-    pub tls_inspector: Option<PortRule>,
-    /// Look for HTTP.
-    pub http_inspector: Option<PortRule>,
-    /// How long looking may take; none: as long as it takes.
-    pub inspect_timeout: Option<Duration>,
+    /// What runs before a chain is chosen, in order.
+    pub filters: Vec<ListenerFilter>,
+    /// How long that may take; none: as long as it takes.
+    pub filters_timeout: Option<Duration>,
     /// After that time, go on with what was seen.
     pub continue_on_timeout: bool,
-    /// Restore the destination that was redirected from.
-    pub original_dst: bool,
+    /// Hand a connection with a restored destination to the listener that has that address.
+    pub use_original_dst: bool,
     /// The chains in order.
     pub chains: Vec<Arc<FilterChain>>,
     /// For connections that match none.
@@ -51,8 +48,10 @@ pub struct ListenerConfig {
     pub logs: Vec<AccessLog>,
     /// TCP keepalive of accepted connections.
     pub keepalive: Option<core::TcpKeepalive>,
-    /// How many connections may wait to be accepted, at each worker's socket.
-    pub backlog: i32,
+    /// How its sockets are made.
+    pub sockets: SocketSettings,
+    /// What its statistics are called, in place of its address.
+    pub stat_prefix: Option<Arc<str>>,
 }
 
 /// The backlog of a listener that does not say; the kernel cuts it to net.core.somaxconn.
@@ -97,7 +96,8 @@ impl PortRule {
         }
     }
 
-    fn compile(proto: &pb::ListenerFilterChainMatchPredicate) -> Result<Self, ConfigError> {
+    /// Compiles the message.
+    pub fn compile(proto: &pb::ListenerFilterChainMatchPredicate) -> Result<Self, ConfigError> {
         use pb::listener_filter_chain_match_predicate::Rule;
         let all = |set: &pb::listener_filter_chain_match_predicate::MatchSet| {
             set.rules.iter().map(Self::compile).collect::<Result<Vec<_>, _>>()
@@ -154,33 +154,26 @@ impl ListenerConfig {
             errors.push(ConfigError::missing("name"));
         }
         let mut addresses = Vec::new();
-        if proto.bind_to_port.unwrap_or(true) {
-            match address(proto.address.as_ref()) {
+        match address(proto.address.as_ref()) {
+            Ok(a) => addresses.push(a),
+            Err(e) => errors.push(e.at("address")),
+        }
+        for (i, additional) in proto.additional_addresses.iter().enumerate() {
+            match address(additional.address.as_ref()) {
                 Ok(a) => addresses.push(a),
-                Err(e) => errors.push(e.at("address")),
-            }
-            for (i, additional) in proto.additional_addresses.iter().enumerate() {
-                match address(additional.address.as_ref()) {
-                    Ok(a) => addresses.push(a),
-                    Err(e) => errors.push(e.at(format!("additional_addresses[{i}].address"))),
-                }
+                Err(e) => errors.push(e.at(format!("additional_addresses[{i}].address"))),
             }
         }
-        for (field, present) in [
-            ("use_original_dst", proto.use_original_dst.unwrap_or_default()),
-            ("transparent", proto.transparent.unwrap_or_default()),
-            ("freebind", proto.freebind.unwrap_or_default()),
-        ] {
-            if present {
-                errors.push(ConfigError::unsupported(field, "redirected traffic"));
-            }
-        }
+        let bind = proto.bind_to_port.or(proto.deprecated_v1.and_then(|v1| v1.bind_to_port)).unwrap_or(true);
+        let options = collect(super::options::compile(&proto.socket_options), "socket_options", &mut errors);
+        let mut options = options.unwrap_or_default();
+        options.extend(proto.tcp_fast_open_queue_length.map(SocketOption::fast_open));
         let direction = match core::TrafficDirection::try_from(proto.traffic_direction) {
             Ok(core::TrafficDirection::Inbound) => Direction::Inbound,
             Ok(core::TrafficDirection::Outbound) => Direction::Outbound,
             _ => Direction::Unspecified,
         };
-        let filters = collect(listener_filters(proto), "", &mut errors);
+        let filters = collect(ListenerFilter::compile(proto), "", &mut errors);
         let mut chains = Vec::new();
         for (i, chain) in proto.filter_chains.iter().enumerate() {
             let compiled = filter_chain(chain, proto.per_connection_buffer_limit_bytes, direction, ctx);
@@ -222,16 +215,22 @@ impl ListenerConfig {
             name: proto.name.as_str().into(),
             addresses,
             direction,
-            tls_inspector: filters.tls,
-            http_inspector: filters.http,
-            inspect_timeout: timeout,
+            filters,
+            filters_timeout: timeout,
             continue_on_timeout: proto.continue_on_listener_filters_timeout,
-            original_dst: filters.original_dst,
+            use_original_dst: proto.use_original_dst.unwrap_or_default(),
             chains,
             default_chain,
             logs,
             keepalive: proto.tcp_keepalive,
-            backlog: proto.tcp_backlog_size.unwrap_or(DEFAULT_BACKLOG).try_into().unwrap_or(i32::MAX),
+            sockets: SocketSettings {
+                bind,
+                backlog: proto.tcp_backlog_size.unwrap_or(DEFAULT_BACKLOG).try_into().unwrap_or(i32::MAX),
+                transparent: proto.transparent.unwrap_or_default(),
+                freebind: proto.freebind.unwrap_or_default(),
+                options,
+            },
+            stat_prefix: (!proto.stat_prefix.is_empty()).then(|| proto.stat_prefix.as_str().into()),
         })
     }
 
@@ -244,38 +243,6 @@ impl ListenerConfig {
     pub fn drain(&self, phase: DrainPhase) {
         self.all_chains().for_each(|c| drain(c, phase));
     }
-}
-
-#[derive(Default)]
-struct Filters {
-    tls: Option<PortRule>,
-    http: Option<PortRule>,
-    original_dst: bool,
-}
-
-fn listener_filters(proto: &pb::Listener) -> Result<Filters, Vec<ConfigError>> {
-    let mut filters = Filters::default();
-    for (i, filter) in proto.listener_filters.iter().enumerate() {
-        let path = format!("listener_filters[{i}]");
-        let off = match &filter.filter_disabled {
-            None => PortRule::Never,
-            Some(rule) => PortRule::compile(rule).map_err(|e| e.at("filter_disabled").at(&path))?,
-        };
-        let Some(pb::listener_filter::ConfigType::TypedConfig(any)) = &filter.config_type else {
-            return Err(ConfigError::missing("typed_config").at(path).into());
-        };
-        if any.is::<TlsInspector>() {
-            filters.tls = Some(off);
-        } else if any.is::<HttpInspector>() {
-            filters.http = Some(off);
-        } else if any.is::<OriginalDst>() {
-            filters.original_dst = true;
-        } else {
-            let what = format!("the listener filter {}", any.type_name());
-            return Err(ConfigError::unsupported("typed_config", what).at(path).into());
-        }
-    }
-    Ok(filters)
 }
 
 fn filter_chain(

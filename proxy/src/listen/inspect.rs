@@ -2,17 +2,18 @@
 //!
 //! Only a listener that asks pays for it: a declared or server-first port never waits for bytes.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use bytes::BytesMut;
 use rustls::server::Acceptor;
-use tokio::io::AsyncReadExt;
+use xds_protos::envoy::extensions::filters::listener::tls_inspector::v3 as pb;
 
 use super::chain::TransportProtocol;
-use crate::io::Io;
+use super::filters::Refusal;
+use crate::io::{Ahead, Io};
+use crate::telemetry::registry::{Counter, Group};
 
-/// The most that is read ahead; a ClientHello with a post-quantum key share and a long ALPN list fits many times.
-const LIMIT: usize = 64 * 1024;
+/// The most that a ClientHello has by Envoy's default.
+const MAX_HELLO: usize = 16 * 1024;
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
@@ -25,64 +26,154 @@ pub struct Findings {
     pub application_protocols: Vec<Vec<u8>>,
 }
 
-/// Looks at a ClientHello (`tls_inspector`), then at the start of an HTTP request (`http_inspector`), and puts all that was
-/// read back. Ends early when the peer closes or the bytes are neither.
-pub async fn inspect(io: &mut Io, tls: bool, http: bool, findings: &mut Findings) -> std::io::Result<()> {
-    let mut read = BytesMut::new();
-    let result = sniff(io, tls, http, findings, &mut read).await;
-    io.rewind(read.freeze());
-    result
+/// `envoy.filters.listener.tls_inspector`.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsInspector {
+    /// The most that a ClientHello may have, in bytes.
+    max_hello: usize,
+    /// Close a connection whose first record is TLS and holds no ClientHello.
+    close_on_error: bool,
 }
 
-async fn sniff(
-    io: &mut Io,
-    tls: bool,
-    http: bool,
-    findings: &mut Findings,
-    read: &mut BytesMut,
-) -> std::io::Result<()> {
-    let (mut tls, mut http) = (tls, http);
-    while (tls || http) && read.len() < LIMIT {
-        if io.read_buf(read).await? == 0 {
-            return Ok(());
+impl Default for TlsInspector {
+    fn default() -> Self {
+        Self { max_hello: MAX_HELLO, close_on_error: false }
+    }
+}
+
+impl TlsInspector {
+    /// Compiles the message.
+    pub fn compile(proto: &pb::TlsInspector) -> Self {
+        let max_hello = proto.max_client_hello_size.map_or(MAX_HELLO, |n| n as usize);
+        Self { max_hello, close_on_error: proto.close_connection_on_client_hello_parsing_errors }
+    }
+}
+
+struct TlsStats {
+    _group: Arc<Group>,
+    too_large: Counter,
+    found: [Counter; 2],
+    alpn: [Counter; 2],
+    sni: [Counter; 2],
+}
+
+static TLS_STATS: LazyLock<TlsStats> = LazyLock::new(|| {
+    let group = Group::new("tls_inspector", Vec::new());
+    TlsStats {
+        too_large: group.counter("client_hello_too_large"),
+        found: [group.counter("tls_not_found"), group.counter("tls_found")],
+        alpn: [group.counter("alpn_not_found"), group.counter("alpn_found")],
+        sni: [group.counter("sni_not_found"), group.counter("sni_found")],
+        _group: group,
+    }
+});
+
+struct HttpStats {
+    _group: Arc<Group>,
+    not_found: Counter,
+    http10: Counter,
+    http11: Counter,
+    http2: Counter,
+}
+
+static HTTP_STATS: LazyLock<HttpStats> = LazyLock::new(|| {
+    let group = Group::new("http_inspector", Vec::new());
+    HttpStats {
+        not_found: group.counter("http_not_found"),
+        http10: group.counter("http10_found"),
+        http11: group.counter("http11_found"),
+        http2: group.counter("http2_found"),
+        _group: group,
+    }
+});
+
+/// Reads until `look` has seen enough, and puts all that was read back.
+async fn peek(io: &mut Io, mut look: impl FnMut(&[u8]) -> Seen) -> Result<(), Refusal> {
+    let mut ahead = Ahead::of(io);
+    loop {
+        if ahead.more().await? == 0 {
+            return Err(Refusal::RemoteClose);
         }
-        if tls {
-            match client_hello(read) {
-                Hello::Incomplete => continue,
-                Hello::NotTls => tls = false,
-                Hello::Found { name, protocols } => {
-                    findings.transport = TransportProtocol::Tls;
-                    findings.server_name = name;
-                    findings.application_protocols = protocols;
-                    return Ok(());
-                }
-            }
-        }
-        if http && let Some(protocol) = http_protocol(read) {
-            findings.application_protocols.extend(protocol.map(<[u8]>::to_vec));
-            http = false;
+        match look(ahead.bytes()) {
+            Seen::More => {}
+            Seen::Enough => return Ok(()),
+            Seen::Bad => return Err(Refusal::Filter),
         }
     }
-    Ok(())
+}
+
+enum Seen {
+    More,
+    Enough,
+    Bad,
+}
+
+/// Looks at a ClientHello.
+pub async fn inspect_tls(io: &mut Io, wanted: &TlsInspector, findings: &mut Findings) -> Result<(), Refusal> {
+    let stats = &*TLS_STATS;
+    peek(io, |bytes| match client_hello(bytes) {
+        Hello::Incomplete if bytes.len() >= wanted.max_hello => {
+            stats.too_large.inc();
+            Seen::Bad
+        }
+        Hello::Incomplete => Seen::More,
+        Hello::NotTls { broken } => {
+            stats.found[0].inc();
+            if broken && wanted.close_on_error { Seen::Bad } else { Seen::Enough }
+        }
+        Hello::Found { name, protocols } => {
+            stats.found[1].inc();
+            stats.sni[usize::from(name.is_some())].inc();
+            stats.alpn[usize::from(!protocols.is_empty())].inc();
+            findings.transport = TransportProtocol::Tls;
+            findings.server_name = name;
+            findings.application_protocols = protocols;
+            Seen::Enough
+        }
+    })
+    .await
+}
+
+/// Looks at the start of an HTTP request.
+pub async fn inspect_http(io: &mut Io, findings: &mut Findings) -> Result<(), Refusal> {
+    let stats = &*HTTP_STATS;
+    peek(io, |bytes| {
+        let Some(found) = http_protocol(bytes) else { return Seen::More };
+        match found {
+            None => stats.not_found.inc(),
+            Some(b"http/1.0") => stats.http10.inc(),
+            Some(b"h2c") => stats.http2.inc(),
+            Some(_) => stats.http11.inc(),
+        }
+        findings.application_protocols.extend(found.map(<[u8]>::to_vec));
+        Seen::Enough
+    })
+    .await
 }
 
 enum Hello {
     Incomplete,
-    NotTls,
-    Found { name: Option<Arc<str>>, protocols: Vec<Vec<u8>> },
+    /// Broken: it began as TLS.
+    NotTls {
+        broken: bool,
+    },
+    Found {
+        name: Option<Arc<str>>,
+        protocols: Vec<Vec<u8>>,
+    },
 }
 
 fn client_hello(bytes: &[u8]) -> Hello {
     // A handshake record of TLS 1.x; everything else is not worth a parser's time.
     let plausible = bytes.iter().zip([22u8, 3]).all(|(b, expected)| *b == expected);
     if !plausible {
-        return Hello::NotTls;
+        return Hello::NotTls { broken: false };
     }
     let mut acceptor = Acceptor::default();
     let mut rest = bytes;
     while !rest.is_empty() {
         if acceptor.read_tls(&mut rest).is_err() {
-            return Hello::NotTls;
+            return Hello::NotTls { broken: true };
         }
         match acceptor.accept() {
             Ok(None) => {}
@@ -93,8 +184,7 @@ fn client_hello(bytes: &[u8]) -> Hello {
                     protocols: hello.alpn().map(|p| p.map(<[u8]>::to_vec).collect()).unwrap_or_default(),
                 };
             }
-            // It is TLS for all that can be seen; whoever terminates it will say what is wrong with it.
-            Err(_) => return Hello::Found { name: None, protocols: Vec::new() },
+            Err(_) => return Hello::NotTls { broken: true },
         }
     }
     Hello::Incomplete
@@ -129,12 +219,12 @@ fn http_protocol(bytes: &[u8]) -> Option<Option<&'static [u8]>> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
     async fn look(bytes: &[u8]) -> (Findings, Vec<u8>) {
-        let (near, mut far) = tokio::io::duplex(LIMIT);
+        let (near, mut far) = tokio::io::duplex(MAX_HELLO);
         let mut io = Io::memory(near);
         let mut findings = Findings::default();
         let write = async {
@@ -144,8 +234,13 @@ mod tests {
             }
             far.shutdown().await.unwrap();
         };
-        let (result, ()) = tokio::join!(inspect(&mut io, true, true, &mut findings), write);
-        result.unwrap();
+        let look = async {
+            inspect_tls(&mut io, &TlsInspector::default(), &mut findings).await.unwrap();
+            if findings.transport == TransportProtocol::RawBuffer {
+                inspect_http(&mut io, &mut findings).await.unwrap();
+            }
+        };
+        tokio::join!(look, write);
         let mut all = Vec::new();
         io.read_to_end(&mut all).await.unwrap();
         (findings, all)

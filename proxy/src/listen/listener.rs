@@ -1,6 +1,5 @@
 //! A listener: named policy, swapped as a whole, and what it counts.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -24,10 +23,12 @@ pub struct Listener {
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
 impl Listener {
-    /// A listener without policy. `address` names it in statistics, as in Envoy (`listener.127.0.0.1_80.`).
-    pub fn new(name: Arc<str>, address: Option<SocketAddr>) -> Arc<Self> {
-        let label = address.map_or_else(|| name.to_string(), |a| a.to_string().replace(':', "_"));
-        let stats = ListenerStats::new(&label);
+    /// A listener without policy. What it counts is called after the prefix that `config` gives, or after its address, as in
+    /// Envoy (`listener.127.0.0.1_80.`).
+    pub fn new(name: Arc<str>, config: &ListenerConfig) -> Arc<Self> {
+        let address = config.addresses.first().map(|a| a.to_string().replace(':', "_"));
+        let label = config.stat_prefix.as_deref().or(address.as_deref()).unwrap_or(&name);
+        let stats = ListenerStats::new(label);
         Arc::new(Self { name, current: ArcSwapOption::empty(), stats })
     }
 
@@ -85,6 +86,8 @@ pub struct ListenerStats {
     pub connections: Counter,
     /// `downstream_cx_active`.
     pub active: Gauge,
+    /// `downstream_pre_cx_active`: those that have no filter chain yet.
+    pub before_chain: Gauge,
     /// `downstream_cx_destroy`.
     pub destroyed: Counter,
     /// `downstream_cx_length_ms`.
@@ -92,7 +95,11 @@ pub struct ListenerStats {
     /// `no_filter_chain_match`.
     pub no_chain: Counter,
     /// `downstream_pre_cx_timeout`.
-    pub inspect_timeout: Counter,
+    pub filters_timeout: Counter,
+    /// `downstream_listener_filter_remote_close`: the peer closed while a listener filter waited.
+    pub filter_remote_close: Counter,
+    /// `downstream_listener_filter_error`: the transport broke meanwhile.
+    pub filter_error: Counter,
     /// `downstream_cx_transport_socket_connect_timeout`.
     pub handshake_timeout: Counter,
     /// `ssl.*`.
@@ -105,10 +112,13 @@ impl ListenerStats {
         Self {
             connections: group.counter("downstream_cx_total"),
             active: group.gauge("downstream_cx_active"),
+            before_chain: group.gauge("downstream_pre_cx_active"),
             destroyed: group.counter("downstream_cx_destroy"),
             length_ms: group.histogram("downstream_cx_length_ms"),
             no_chain: group.counter("no_filter_chain_match"),
-            inspect_timeout: group.counter("downstream_pre_cx_timeout"),
+            filters_timeout: group.counter("downstream_pre_cx_timeout"),
+            filter_remote_close: group.counter("downstream_listener_filter_remote_close"),
+            filter_error: group.counter("downstream_listener_filter_error"),
             handshake_timeout: group.counter("downstream_cx_transport_socket_connect_timeout"),
             tls: TlsStats::new(&group),
             _group: group,

@@ -1,14 +1,16 @@
 //! Downstream connections: sockets, listener filters, sniffing, filter chain match, drain.
 //!
 //! [`sockets`] owns listening sockets by address, one per worker; a listener is policy that is swapped under them. A worker's
-//! [`accept`] loop takes connections, [`inspect`]s what the listener filters ask for, finds the filter chain ([`chain`]),
+//! [`accept`] loop takes connections, runs the listener [`filters`] on them, finds the filter chain ([`chain`]),
 //! terminates TLS and hands over to `network`.
 
 pub mod accept;
 pub mod chain;
 pub mod config;
+pub mod filters;
 pub mod inspect;
 pub mod listener;
+pub mod options;
 pub mod sockets;
 
 pub use chain::{ChainMatch, FilterChain, Seen, TransportProtocol};

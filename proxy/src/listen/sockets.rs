@@ -1,16 +1,51 @@
 //! The socket table: listening sockets belong to addresses, not to listeners.
 //!
 //! Every worker has a socket of its own for each address (SO_REUSEPORT), made here on the control thread and sent to it. A
-//! listener update swaps the policy under the same sockets: no connection attempt is ever refused for it.
+//! listener update swaps the policy under the same sockets: no connection attempt is ever refused for it. A listener that is
+//! only reached from another one (`bind_to_port: false`) has its address in the table all the same: workers look it up there
+//! for connections with a restored destination.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
 use super::listener::Listener;
+use crate::io::{Moment, SocketOption};
+
+/// How a listener's sockets are made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketSettings {
+    /// Listen at all; otherwise the listener is only reached from another one.
+    pub bind: bool,
+    /// How many connections may wait to be accepted, at each worker's socket.
+    pub backlog: i32,
+    /// Take connections to addresses that this machine does not have (IP_TRANSPARENT).
+    pub transparent: bool,
+    /// Listen on an address that this machine does not have (IP_FREEBIND).
+    pub freebind: bool,
+    /// Further options.
+    pub options: Vec<SocketOption>,
+}
+
+/// Which listener has which address, for workers.
+#[derive(Debug, Default)]
+pub struct Directory(ArcSwap<HashMap<SocketAddr, Arc<Listener>>>);
+
+impl Directory {
+    /// The listener for connections to this address: the one that has it, else the one that has its port on all addresses.
+    pub fn find(&self, address: SocketAddr) -> Option<Arc<Listener>> {
+        let all = self.0.load();
+        let any: IpAddr = match address {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        all.get(&address).or_else(|| all.get(&SocketAddr::new(any, address.port()))).cloned()
+    }
+}
 
 /// What the control thread tells a worker.
 pub enum WorkerCommand {
@@ -22,6 +57,8 @@ pub enum WorkerCommand {
         socket: std::net::TcpListener,
         /// Whose it is; its policy is looked up at each connection.
         listener: Arc<Listener>,
+        /// Where other listeners are found.
+        directory: Arc<Directory>,
     },
     /// Close the socket of this number. Connections go on.
     Close(u64),
@@ -47,28 +84,33 @@ fn hint(error: &std::io::Error) -> &'static str {
 }
 
 struct Bound {
-    id: u64,
+    /// The number of its sockets, where it has any.
+    id: Option<u64>,
     listener: Arc<Listener>,
+    settings: SocketSettings,
 }
 
 /// All listening sockets.
 pub struct SocketTable {
     workers: Vec<mpsc::UnboundedSender<WorkerCommand>>,
     bound: HashMap<SocketAddr, Bound>,
+    directory: Arc<Directory>,
     next: u64,
 }
 
 impl SocketTable {
     /// A table for these workers.
     pub fn new(workers: Vec<mpsc::UnboundedSender<WorkerCommand>>) -> Self {
-        Self { workers, bound: HashMap::new(), next: 0 }
+        Self { workers, bound: HashMap::new(), directory: Arc::default(), next: 0 }
     }
 
     /// Whether an address could be listened on by a listener that does not have it yet.
-    pub fn probe(&self, address: SocketAddr) -> Result<(), BindError> {
-        match self.bound.contains_key(&address) {
+    pub fn probe(&self, address: SocketAddr, settings: &SocketSettings) -> Result<(), BindError> {
+        match !settings.bind || self.bound.contains_key(&address) {
             true => Ok(()),
-            false => socket(address, None).map(drop).map_err(|source| BindError { address, source }),
+            false => {
+                socket(address, settings, false).map(drop).map_err(|source| BindError { address, source })
+            }
         }
     }
 
@@ -77,57 +119,78 @@ impl SocketTable {
         self.bound.get(&address).is_some_and(|b| !Arc::ptr_eq(&b.listener, listener))
     }
 
-    /// Listens on an address for a listener. An address that the same listener has already is left as it is.
+    /// Listens on an address for a listener. Sockets that the same listener has there already are left as they are, unless
+    /// they are to be made otherwise.
     pub fn bind(
         &mut self,
         address: SocketAddr,
-        backlog: i32,
+        settings: &SocketSettings,
         listener: &Arc<Listener>,
     ) -> Result<(), BindError> {
+        let mut before = None;
         if let Some(bound) = self.bound.get(&address) {
-            if Arc::ptr_eq(&bound.listener, listener) {
+            if !Arc::ptr_eq(&bound.listener, listener) {
+                let error = format!("the listener {} has it", bound.listener.name());
+                return Err(BindError { address, source: std::io::Error::other(error) });
+            }
+            if bound.settings == *settings {
                 return Ok(());
             }
-            let error = format!("the listener {} has it", bound.listener.name());
-            return Err(BindError { address, source: std::io::Error::other(error) });
+            before = bound.id;
         }
-        // All sockets are made before one is used: an address works on every worker or on none.
-        let first = open(address, backlog, true)?;
-        let mut sockets = vec![first];
-        while sockets.len() < self.workers.len() {
-            sockets.push(open(address, backlog, false)?);
+        let mut id = None;
+        if settings.bind {
+            // All sockets are made before one is used: an address works on every worker or on none.
+            let first = open(address, settings, before.is_none())?;
+            let mut sockets = vec![first];
+            while sockets.len() < self.workers.len() {
+                sockets.push(open(address, settings, false)?);
+            }
+            id = Some(self.next);
+            for (worker, socket) in self.workers.iter().zip(sockets) {
+                // A worker that is gone ends the process by itself.
+                let directory = self.directory.clone();
+                let (id, listener) = (self.next, listener.clone());
+                let _ = worker.send(WorkerCommand::Listen { id, socket, listener, directory });
+            }
+            self.next += 1;
         }
-        let id = self.next;
-        self.next += 1;
-        for (worker, socket) in self.workers.iter().zip(sockets) {
-            // A worker that is gone ends the process by itself.
-            let _ = worker.send(WorkerCommand::Listen { id, socket, listener: listener.clone() });
-        }
-        self.bound.insert(address, Bound { id, listener: listener.clone() });
+        self.close(before);
+        self.bound.insert(address, Bound { id, listener: listener.clone(), settings: settings.clone() });
+        self.publish();
         Ok(())
+    }
+
+    fn close(&self, id: Option<u64>) {
+        for (worker, id) in self.workers.iter().zip(std::iter::repeat(id)) {
+            if let Some(id) = id {
+                let _ = worker.send(WorkerCommand::Close(id));
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let all = self.bound.iter().map(|(address, bound)| (*address, bound.listener.clone())).collect();
+        self.directory.0.store(Arc::new(all));
     }
 
     /// Closes every socket of a listener but those at `keep`.
     pub fn release(&mut self, listener: &Arc<Listener>, keep: &[SocketAddr]) {
-        let workers = &self.workers;
-        self.bound.retain(|address, bound| {
-            let stays = !Arc::ptr_eq(&bound.listener, listener) || keep.contains(address);
-            if !stays {
-                for worker in workers {
-                    let _ = worker.send(WorkerCommand::Close(bound.id));
-                }
-            }
-            stays
-        });
+        let stays = |address: &SocketAddr, bound: &Bound| {
+            !Arc::ptr_eq(&bound.listener, listener) || keep.contains(address)
+        };
+        let gone: Vec<_> = self.bound.extract_if(|address, bound| !stays(address, bound)).collect();
+        gone.iter().for_each(|(_, bound)| self.close(bound.id));
+        if !gone.is_empty() {
+            self.publish();
+        }
     }
 
     /// Closes every socket: the first step of draining.
     pub fn close_all(&mut self) {
-        for (_, bound) in self.bound.drain() {
-            for worker in &self.workers {
-                let _ = worker.send(WorkerCommand::Close(bound.id));
-            }
-        }
+        let all: Vec<_> = self.bound.drain().collect();
+        all.iter().for_each(|(_, bound)| self.close(bound.id));
+        self.publish();
     }
 
     /// The addresses listened on.
@@ -136,27 +199,52 @@ impl SocketTable {
     }
 }
 
-fn open(address: SocketAddr, backlog: i32, probe: bool) -> Result<std::net::TcpListener, BindError> {
+fn open(
+    address: SocketAddr,
+    settings: &SocketSettings,
+    probe: bool,
+) -> Result<std::net::TcpListener, BindError> {
     let fail = |source| BindError { address, source };
     if probe {
         // SO_REUSEPORT would share the address with another process of ours without a word: without it, the kernel tells.
-        socket(address, None).map_err(fail)?;
+        socket(address, settings, false).map_err(fail)?;
     }
-    socket(address, Some(backlog)).map_err(fail)
+    socket(address, settings, true).map_err(fail)
 }
 
-/// A socket at an address: one that listens with a backlog and shares the address, or one that only holds it.
-fn socket(address: SocketAddr, backlog: Option<i32>) -> std::io::Result<std::net::TcpListener> {
+/// A socket at an address: one that listens and shares the address, or one that only holds it.
+fn socket(
+    address: SocketAddr,
+    settings: &SocketSettings,
+    listen: bool,
+) -> std::io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(backlog.is_some())?;
-    if address.is_ipv6() {
+    socket.set_reuse_port(listen)?;
+    let ipv4 = address.is_ipv4();
+    if !ipv4 {
         socket.set_only_v6(true)?;
     }
+    if settings.transparent {
+        match ipv4 {
+            true => socket.set_ip_transparent_v4(true)?,
+            false => socket.set_ip_transparent_v6(true)?,
+        }
+    }
+    if settings.freebind {
+        match ipv4 {
+            true => socket.set_freebind_v4(true)?,
+            false => socket.set_freebind_v6(true)?,
+        }
+    }
+    let set = |moment| SocketOption::set_all(&settings.options, moment, ipv4, &socket);
+    set(Moment::Prebind)?;
     socket.bind(&address.into())?;
-    if let Some(backlog) = backlog {
-        socket.listen(backlog)?;
+    set(Moment::Bound)?;
+    if listen {
+        socket.listen(settings.backlog)?;
+        set(Moment::Listening)?;
     }
     Ok(socket.into())
 }

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use xds_protos::envoy::config::listener::v3 as pb;
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use xds_protos::envoy::extensions::filters::network::rbac::v3::Rbac;
 use xds_protos::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use xds_protos::envoy::tcp::metadataexchange::config::MetadataExchange;
 use xds_protos::stats::PluginConfig;
 use xds_protos::{Any, typed_struct};
 
-use super::Terminal;
+use super::rbac::NetworkRbac;
 use super::tcp_proxy::TcpProxyConfig;
+use super::{Guard, Terminal};
 use crate::http::HcmConfig;
 use crate::io::Direction;
 use crate::state::error::at;
@@ -20,6 +22,8 @@ use crate::state::{CompileContext, ConfigError};
 pub struct NetworkChain {
     /// What it ends in.
     pub terminal: Terminal,
+    /// What decides over its bytes first, in order.
+    pub guards: Vec<Guard>,
 }
 
 impl NetworkChain {
@@ -32,6 +36,7 @@ impl NetworkChain {
     ) -> Result<Self, Vec<ConfigError>> {
         let mut terminal = None;
         let mut reports = false;
+        let mut guards = Vec::new();
         for (i, filter) in filters.iter().enumerate() {
             let path = format!("filters[{i}]");
             if terminal.is_some() {
@@ -48,6 +53,7 @@ impl NetworkChain {
                 .map_err(at(path))?
             {
                 Filter::Terminal(t) => terminal = Some(t),
+                Filter::Guard(guard) => guards.push(guard),
                 Filter::Stats => reports = true,
                 Filter::Nothing => {}
             }
@@ -58,12 +64,13 @@ impl NetworkChain {
                 "a chain ends in http_connection_manager or tcp_proxy; this one in neither",
             )
         })?;
-        Ok(Self { terminal })
+        Ok(Self { terminal, guards })
     }
 }
 
 enum Filter {
     Terminal(Terminal),
+    Guard(Guard),
     /// Istio's metrics are wanted of what follows.
     Stats,
     /// Accepted for what others do with it.
@@ -91,6 +98,10 @@ fn one(
     if any.is::<TcpProxy>() {
         let config = TcpProxyConfig::compile(&any.unpack().map_err(bad)?, direction, reports, ctx)?;
         return Ok(Filter::Terminal(Terminal::Tcp(Arc::new(config))));
+    }
+    if any.is::<Rbac>() {
+        let rbac = NetworkRbac::compile(&any.unpack().map_err(bad)?)?;
+        return Ok(Filter::Guard(Guard::Rbac(Arc::new(rbac))));
     }
     if any.is::<PluginConfig>() {
         return Ok(Filter::Stats);

@@ -5,16 +5,18 @@
 //! proxy reports connections itself.
 
 pub mod config;
+pub mod rbac;
 pub mod tcp_proxy;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 pub use config::NetworkChain;
+use rbac::NetworkRbac;
 
 use crate::codec::Drain;
 use crate::http::HcmConfig;
-use crate::io::{ConnectionInfo, Io};
+use crate::io::{ConnectionInfo, Gate, Io, Notes, Pass};
 use tcp_proxy::TcpProxyConfig;
 
 /// What a chain ends in.
@@ -25,8 +27,51 @@ pub enum Terminal {
     Tcp(Arc<TcpProxyConfig>),
 }
 
+/// Decides over a connection's bytes, before the terminal filter reads them.
+#[derive(Clone)]
+pub enum Guard {
+    /// Who may send them.
+    Rbac(Arc<NetworkRbac>),
+}
+
+/// The filters of a chain that decide over bytes, for one connection.
+struct Guards {
+    /// Those that are to be asked; one that lets all pass from now on is dropped.
+    asked: Vec<Guard>,
+    info: ConnectionInfo,
+}
+
+impl Gate for Guards {
+    fn data(&mut self) -> Pass {
+        let mut denied = None;
+        self.asked.retain(|guard| {
+            if denied.is_some() {
+                return true;
+            }
+            let Guard::Rbac(rbac) = guard;
+            match rbac.data(&self.info) {
+                Pass::Always => false,
+                Pass::Once => true,
+                Pass::Never(delay) => {
+                    denied = Some(delay);
+                    true
+                }
+            }
+        });
+        match denied {
+            Some(delay) => Pass::Never(delay),
+            None if self.asked.is_empty() => Pass::Always,
+            None => Pass::Once,
+        }
+    }
+}
+
 /// Serves a connection until it ends.
-pub async fn serve(io: Io, info: Rc<ConnectionInfo>, chain: &NetworkChain, drain: Drain) {
+pub async fn serve(mut io: Io, mut info: Rc<ConnectionInfo>, chain: &NetworkChain, drain: Drain) {
+    if !chain.guards.is_empty() {
+        Rc::make_mut(&mut info).notes = Some(Arc::new(Notes::default()));
+        io.watch(Guards { asked: chain.guards.clone(), info: (*info).clone() });
+    }
     match &chain.terminal {
         Terminal::Http(config) => {
             crate::http::serve(io, config.clone(), Arc::new((*info).clone()), drain).await;

@@ -1,20 +1,24 @@
 //! The terminal filter for bytes: picks a cluster and a host, connects, and copies both ways.
 
+use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use xds_protos::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 
+use crate::cluster::balance::xxh64;
 use crate::cluster::connect::{Connected, connect};
 use crate::cluster::{Cluster, ConnectFailure, Outcome, PickContext, RoutingPriority};
 use crate::codec::{Drain, DrainPhase};
 use crate::filters::peer_metadata::local_workload;
 use crate::identity::tls::ConnectOptions;
-use crate::io::{ConnectionInfo, CopyEnd, Direction, Io, TlsInfo, copy_bidirectional};
+use crate::io::{ConnectionInfo, Copied, CopyEnd, Direction, Io, Origin, TlsInfo, copy_bidirectional};
 use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Slot};
-use crate::telemetry::access_log::{AccessLog, AccessLogConfig, LogContext};
+use crate::telemetry::access_log::{AccessLog, AccessLogConfig, LogContext, LogType};
 use crate::telemetry::istio::{Far, Reporter, Side};
 use crate::telemetry::registry::{Counter, Gauge, Group};
 use crate::telemetry::{Flag, StreamInfo};
@@ -28,9 +32,15 @@ pub struct TcpProxyConfig {
     clusters: Vec<(Arc<Slot<Cluster>>, u32)>,
     idle_timeout: Option<Duration>,
     max_duration: Option<Duration>,
+    /// How much longer than that a connection may last by chance, as a part of it.
+    duration_jitter: f64,
     max_attempts: u32,
+    /// How long to wait between attempts: the first time at most, and ever.
+    backoff: Option<(Duration, Duration)>,
+    /// Hash the client's address.
+    hash_source: bool,
     logs: Vec<AccessLog>,
-    stats: Stats,
+    stats: Arc<Stats>,
     reporter: Option<Reporter>,
 }
 
@@ -43,6 +53,32 @@ struct Stats {
     idle_timeout: Counter,
     max_duration: Counter,
     active: Gauge,
+}
+
+/// Proxies with the same prefix count together, and go on counting when their listener is replaced.
+static STATS: LazyLock<Mutex<HashMap<String, Weak<Stats>>>> = LazyLock::new(Mutex::default);
+
+impl Stats {
+    fn of(prefix: &str) -> Arc<Self> {
+        let mut all = STATS.lock();
+        if let Some(stats) = all.get(prefix).and_then(Weak::upgrade) {
+            return stats;
+        }
+        let group = Group::new(format!("tcp.{prefix}"), Vec::new());
+        let stats = Arc::new(Self {
+            total: group.counter("downstream_cx_total"),
+            no_route: group.counter("downstream_cx_no_route"),
+            rx_bytes: group.counter("downstream_cx_rx_bytes_total"),
+            tx_bytes: group.counter("downstream_cx_tx_bytes_total"),
+            idle_timeout: group.counter("idle_timeout"),
+            max_duration: group.counter("max_downstream_connection_duration"),
+            active: group.gauge("downstream_cx_active"),
+            _group: group,
+        });
+        all.retain(|_, stats| stats.strong_count() > 0);
+        all.insert(prefix.to_owned(), Arc::downgrade(&stats));
+        stats
+    }
 }
 
 impl TcpProxyConfig {
@@ -78,6 +114,27 @@ impl TcpProxyConfig {
                 }
             }
         }
+        let mut hash_source = false;
+        for (i, policy) in proto.hash_policy.iter().enumerate() {
+            use xds_protos::envoy::r#type::v3::hash_policy::PolicySpecifier;
+            match &policy.policy_specifier {
+                Some(PolicySpecifier::SourceIp(_)) => hash_source = true,
+                Some(PolicySpecifier::FilterState(_)) => {
+                    let path = format!("hash_policy[{i}].filter_state");
+                    errors.push(ConfigError::unsupported(path, "hashing filter state"));
+                }
+                None => errors.push(ConfigError::missing(format!("hash_policy[{i}].policy_specifier"))),
+            }
+        }
+        let backoff = proto.backoff_options.as_ref().map(|backoff| {
+            let base = backoff.base_interval.as_ref().and_then(xds_protos::duration::to_std);
+            let base = base.unwrap_or_default().max(Duration::from_millis(1));
+            let most = backoff.max_interval.as_ref().and_then(xds_protos::duration::to_std);
+            (base, most.unwrap_or(base * 10))
+        });
+        if backoff.is_some_and(|(base, most)| most < base) {
+            errors.push(ConfigError::new("backoff_options.max_interval", "is below base_interval"));
+        }
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -85,24 +142,19 @@ impl TcpProxyConfig {
             None => default,
             Some(d) => xds_protos::duration::to_std(d).filter(|d| !d.is_zero()),
         };
-        let group = Group::new(format!("tcp.{}", proto.stat_prefix), Vec::new());
         let side = if direction == Direction::Inbound { Side::Destination } else { Side::Source };
         Ok(Self {
             clusters,
             idle_timeout: time(proto.idle_timeout.as_ref(), Some(IDLE)),
             max_duration: time(proto.max_downstream_connection_duration.as_ref(), None),
+            duration_jitter: proto
+                .max_downstream_connection_duration_jitter_percentage
+                .map_or(0.0, |p| p.value.clamp(0.0, 100.0) / 100.0),
             max_attempts: proto.max_connect_attempts.unwrap_or(1).max(1),
+            backoff,
+            hash_source,
             logs,
-            stats: Stats {
-                total: group.counter("downstream_cx_total"),
-                no_route: group.counter("downstream_cx_no_route"),
-                rx_bytes: group.counter("downstream_cx_rx_bytes_total"),
-                tx_bytes: group.counter("downstream_cx_tx_bytes_total"),
-                idle_timeout: group.counter("idle_timeout"),
-                max_duration: group.counter("max_downstream_connection_duration"),
-                active: group.gauge("downstream_cx_active"),
-                _group: group,
-            },
+            stats: Stats::of(&proto.stat_prefix),
             reporter: reports.then(|| Reporter::new(side, Arc::new(local_workload(&ctx.node)))),
         })
     }
@@ -127,17 +179,19 @@ pub async fn serve(downstream: Io, info: &Rc<ConnectionInfo>, config: &TcpProxyC
     config.stats.total.inc();
     config.stats.active.add(1);
     let slot = config.choose();
-    stream.cluster = Some(slot.name().clone());
     let mut callee = Callee::default();
     relay(downstream, info, config, slot, &mut stream, &mut callee, drain).await;
+    if let Some(notes) = &info.notes {
+        stream.metadata = notes.metadata.lock().clone();
+        stream.connection_termination_details = notes.termination.lock().clone().map(Into::into);
+    }
     config.stats.active.add(-1);
     config.stats.rx_bytes.add(stream.bytes_received);
     config.stats.tx_bytes.add(stream.bytes_sent);
     if let Some(reporter) = &config.reporter {
         reporter.tcp_closed(&stream, info, callee.far(info));
     }
-    let context =
-        LogContext { stream: &stream, connection: info, request: None, response: None, trailers: None };
+    let context = LogContext { occasion: LogType::TcpConnectionEnd, ..LogContext::new(&stream, info) };
     config.logs.iter().for_each(|log| log.log(&context));
 }
 
@@ -180,6 +234,7 @@ async fn relay(
         stream.flags.set(Flag::NoClusterFound);
         return;
     };
+    stream.cluster = Some(slot.name().clone());
     callee.cluster = Some(cluster.clone());
     let Some((connected, active)) = open(&cluster, info, config, stream).await else { return };
     let Connected { io: mut upstream, tls, local, guard } = connected;
@@ -190,33 +245,41 @@ async fn relay(
     }
     let too_long = async {
         match config.max_duration {
-            Some(limit) => tokio::time::sleep(limit).await,
+            Some(limit) => {
+                let longer = 1.0 + fastrand::f64() * config.duration_jitter;
+                tokio::time::sleep(limit.mul_f64(longer)).await;
+            }
             None => std::future::pending().await,
         }
     };
     // A cluster that is replaced lets go of its connections only when they end: the tunnel keeps the small guard alone.
     drop(cluster);
-    let copied = tokio::select! {
-        copied = copy_bidirectional(&mut downstream, &mut upstream, config.idle_timeout) => copied,
+    let copied = Copied::default();
+    let end = tokio::select! {
+        end = copy_bidirectional(&mut downstream, &mut upstream, config.idle_timeout, &copied) => Some(end),
         () = too_long => {
             config.stats.max_duration.inc();
             stream.flags.set(Flag::DurationTimeout);
-            return;
+            None
         }
-        () = drain.reached(DrainPhase::Closing) => return,
+        () = drain.reached(DrainPhase::Closing) => None,
     };
     drop((guard, active));
-    stream.bytes_received = copied.received;
-    stream.bytes_sent = copied.sent;
-    match copied.end {
-        CopyEnd::Finished => {}
-        CopyEnd::Idle => {
-            config.stats.idle_timeout.inc();
-            stream.flags.set(Flag::StreamIdleTimeout);
-        }
-        CopyEnd::DownstreamError => stream.flags.set(Flag::DownstreamConnectionTermination),
-        CopyEnd::UpstreamError => stream.flags.set(Flag::UpstreamConnectionTermination),
+    stream.bytes_received = copied.received.get();
+    stream.bytes_sent = copied.sent.get();
+    match end {
+        None | Some(CopyEnd::Finished) => {}
+        // Envoy has no flag for it.
+        Some(CopyEnd::Idle) => config.stats.idle_timeout.inc(),
+        // A network filter closed it, not the client.
+        Some(CopyEnd::DownstreamError) if denied(info) => {}
+        Some(CopyEnd::DownstreamError) => stream.flags.set(Flag::DownstreamConnectionTermination),
+        Some(CopyEnd::UpstreamError) => stream.flags.set(Flag::UpstreamConnectionTermination),
     }
+}
+
+fn denied(info: &ConnectionInfo) -> bool {
+    info.notes.as_ref().is_some_and(|n| n.termination.lock().is_some())
 }
 
 /// Connects to one host after the other.
@@ -228,9 +291,15 @@ async fn open(
 ) -> Option<(Connected, crate::cluster::Picked)> {
     let mut tried = Vec::new();
     let limits = cluster.limits(RoutingPriority::Default);
+    let hash = config.hash_source.then(|| xxh64(info.remote.ip().to_canonical().to_string().as_bytes(), 0));
+    let mut wait = config.backoff;
     while stream.attempts < config.max_attempts {
+        let Some(permit) = limits.connections.try_acquire() else {
+            stream.flags.set(Flag::UpstreamOverflow);
+            return None;
+        };
         let original_dst = info.local_restored.then_some(info.local);
-        let context = PickContext { hash: None, tried: &tried, repicks: 5, original_dst };
+        let context = PickContext { hash, tried: &tried, repicks: 5, original_dst, ..PickContext::default() };
         let Ok(picked) = cluster.pick(&context) else {
             stream.flags.set(Flag::NoHealthyUpstream);
             return None;
@@ -238,12 +307,17 @@ async fn open(
         let host = picked.host().clone();
         stream.attempts += 1;
         stream.upstream_host = host.address().ip();
-        let Some(permit) = limits.connections.try_acquire() else {
+        if !cluster.allows_connection(&host, RoutingPriority::Default) {
             stream.flags.set(Flag::UpstreamOverflow);
             return None;
-        };
-        match connect(cluster, &host, permit, ConnectOptions::default()).await {
+        }
+        let header = cluster.config().transport(&host).is_some_and(|t| t.proxy.is_some());
+        let origin = Origin::of(info, header);
+        let options = ConnectOptions { origin: origin.as_ref(), ..ConnectOptions::default() };
+        match connect(cluster, &host, permit, options).await {
             Ok(connected) => {
+                cluster.connected(&host);
+                cluster.stats().upstream_rq_total.inc();
                 cluster.report(&host, Outcome::Answered(http::StatusCode::OK));
                 return Some((connected, picked));
             }
@@ -251,12 +325,15 @@ async fn open(
                 cluster.report(&host, Outcome::ConnectFailed);
                 stream.upstream_failure = Some((*reason).into());
                 tried.push(host.id());
+                if let Some((next, most)) = wait.as_mut().filter(|_| stream.attempts < config.max_attempts) {
+                    tokio::time::sleep(next.mul_f64(fastrand::f64())).await;
+                    *next = (*next * 2).min(*most);
+                }
             }
         }
     }
+    cluster.stats().upstream_cx_connect_attempts_exceeded.inc();
     stream.flags.set(Flag::UpstreamConnectionFailure);
-    if config.max_attempts > 1 {
-        stream.flags.set(Flag::UpstreamRetryLimitExceeded);
-    }
+    stream.flags.set(Flag::UpstreamRetryLimitExceeded);
     None
 }

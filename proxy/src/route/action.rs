@@ -11,10 +11,13 @@ use super::header_ops::HeaderOps;
 use super::matching::Chance;
 use super::redirect::Redirect;
 use super::retry::RetryPolicy;
+use super::template::TemplateRewrite;
 use super::text::Substitution;
 use crate::cluster::Cluster;
+use crate::codec::RequestHead;
 use crate::filters::config::PerRoute;
 use crate::state::{ClusterTable, Slot};
+use crate::telemetry::access_log::config::BodyFormat;
 
 /// The action.
 #[derive(Clone, Debug)]
@@ -34,13 +37,15 @@ pub struct DirectResponse {
     pub status: StatusCode,
     /// The body; may be empty.
     pub body: Bytes,
+    /// What makes a text of it for each request.
+    pub format: Option<Arc<BodyFormat>>,
 }
 
 /// A cluster of a weighted choice.
 #[derive(Clone, Debug)]
 pub struct WeightedCluster {
     /// The cluster.
-    pub cluster: Arc<Slot<Cluster>>,
+    pub cluster: ClusterName,
     /// Its share of the total.
     pub weight: u32,
     /// Applied before the route's own.
@@ -51,6 +56,53 @@ pub struct WeightedCluster {
     pub host_rewrite: Option<Bytes>,
     /// Filter settings more specific than the route's.
     pub per_filter: PerRoute,
+}
+
+/// A cluster, or the field of the request that names it.
+#[derive(Clone, Debug)]
+pub enum ClusterName {
+    /// This one.
+    Slot(Arc<Slot<Cluster>>),
+    /// The one that the field names.
+    Header(HeaderName, Arc<ClusterTable>),
+}
+
+impl ClusterName {
+    /// The cluster's slot for a request.
+    pub fn slot(&self, head: &RequestHead) -> Option<Arc<Slot<Cluster>>> {
+        match self {
+            Self::Slot(slot) => Some(slot.clone()),
+            Self::Header(name, clusters) => clusters.find(head.headers.get_str(name)?),
+        }
+    }
+
+    /// The cluster's slot, where the request does not matter.
+    pub fn fixed(&self) -> Option<&Arc<Slot<Cluster>>> {
+        match self {
+            Self::Slot(slot) => Some(slot),
+            Self::Header(..) => None,
+        }
+    }
+}
+
+/// What a choice by weight goes by.
+#[derive(Clone, Debug, Default)]
+pub enum ChosenBy {
+    /// Chance.
+    #[default]
+    Chance,
+    /// The number in a field of the request, where it has one.
+    Header(HeaderName),
+}
+
+impl ChosenBy {
+    /// The number that decides, where it is not chance.
+    pub fn number(&self, head: &RequestHead) -> Option<u64> {
+        match self {
+            Self::Chance => None,
+            Self::Header(name) => head.headers.get_str(name)?.parse().ok(),
+        }
+    }
 }
 
 /// How the cluster is chosen.
@@ -64,6 +116,8 @@ pub enum Target {
         clusters: Vec<WeightedCluster>,
         /// The sum of their weights.
         total: u64,
+        /// What the choice goes by.
+        by: ChosenBy,
     },
     /// Named by a request header.
     Header(HeaderName, Arc<ClusterTable>),
@@ -79,6 +133,8 @@ pub enum PathRewrite {
     Prefix(Bytes),
     /// Every hit is replaced.
     Regex(Substitution),
+    /// What a template's variables stood for, in a new place.
+    Template(TemplateRewrite),
 }
 
 /// What becomes of the authority.
@@ -112,11 +168,15 @@ pub struct StreamDurations {
 #[derive(Clone, Debug)]
 pub struct Mirror {
     /// Where to.
-    pub cluster: Arc<Slot<Cluster>>,
+    pub cluster: ClusterName,
     /// Which share.
     pub chance: Chance,
     /// Mark the copy's authority with `-shadow`.
     pub suffix: bool,
+    /// The copy's authority, in place of the request's.
+    pub host: Option<Bytes>,
+    /// Changes of the copy's fields.
+    pub changes: HeaderOps,
 }
 
 /// The circuit breaker thresholds that count for a request (`RoutingPriority`).
@@ -160,6 +220,15 @@ pub struct Forward {
     pub priority: Priority,
     /// Upgrades switched on or off for this route, by lower-case token.
     pub upgrades: Vec<(Box<[u8]>, bool)>,
+    /// CONNECT ends here, and its bytes go to the cluster.
+    pub connect: Option<ConnectConfig>,
     /// Copies.
     pub mirrors: Vec<Mirror>,
+}
+
+/// `RouteAction.UpgradeConfig.ConnectConfig`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectConfig {
+    /// POST is taken for CONNECT.
+    pub allow_post: bool,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue};
 
 use crate::codec::Headers;
+use crate::codec::headers::Of;
 use crate::telemetry::access_log::{Format, LogContext};
 
 /// What to do where the field is there already (`HeaderAppendAction`).
@@ -58,11 +59,28 @@ impl HeaderOps {
         self.add.is_empty() && self.remove.is_empty()
     }
 
-    /// Changes `headers`. `context` supplies what formats speak of; its own view of the fields is from before the change.
+    /// Whether a value is made from the request or its answer.
+    pub fn speaks(&self) -> bool {
+        self.add.iter().any(|a| matches!(a.value, Value::Format(_)))
+    }
+
+    /// Changes a response's `headers`, in which nothing is looked up by the formats' own view of them.
     pub fn apply(&self, headers: &mut Headers, context: &LogContext<'_>) {
+        self.remove_from(headers);
+        self.additions(headers, context).make(headers, Of::Response);
+    }
+
+    /// Takes out what is to be removed; this comes first.
+    pub fn remove_from(&self, headers: &mut Headers) {
         for name in &self.remove {
             headers.remove(name);
         }
+    }
+
+    /// What is to be added to `headers`, which stay as they are: as in Envoy, values and conditions of all additions see the
+    /// fields as they were before the first. `context` supplies what formats speak of.
+    pub fn additions(&self, headers: &Headers, context: &LogContext<'_>) -> Additions {
+        let mut additions = Additions::default();
         for addition in &self.add {
             let value = match &addition.value {
                 Value::Static(value) => value.clone(),
@@ -81,11 +99,32 @@ impl HeaderOps {
             }
             let name = addition.name.clone();
             match addition.action {
-                AppendAction::AppendOrAdd => headers.append(name, value),
+                AppendAction::AppendOrAdd => additions.append.push((name, value)),
                 AppendAction::AddIfAbsent if headers.contains(&name) => {}
+                AppendAction::AddIfAbsent => additions.append.push((name, value)),
                 AppendAction::OverwriteIfExists if !headers.contains(&name) => {}
-                _ => headers.set(name, value),
+                _ => additions.set.push((name, value)),
             }
+        }
+        additions
+    }
+}
+
+/// Fields that were worked out and are to be added: those that replace come first, as in Envoy.
+#[derive(Debug, Default)]
+pub struct Additions {
+    set: Vec<(HeaderName, HeaderValue)>,
+    append: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Additions {
+    /// Adds them to a message's.
+    pub fn make(self, headers: &mut Headers, of: Of) {
+        for (name, value) in self.set {
+            headers.set(name, value);
+        }
+        for (name, value) in self.append {
+            headers.append_to(of, name, value);
         }
     }
 }

@@ -3,6 +3,9 @@
 use http::HeaderName;
 use regex::bytes::Regex;
 
+use super::Asked;
+use super::hash::cookie_value;
+use super::template::Template;
 use super::text::StringMatch;
 use crate::codec::RequestHead;
 
@@ -17,6 +20,8 @@ pub enum PathMatch {
     SeparatedPrefix(Box<[u8]>),
     /// Match as a whole.
     Regex(Regex),
+    /// Be one of these.
+    Template(Template),
     /// The method is CONNECT.
     Connect,
 }
@@ -104,18 +109,25 @@ pub struct HeaderMatch {
 impl HeaderMatch {
     /// Whether the request's field obeys.
     pub fn matches(&self, head: &RequestHead) -> bool {
-        self.field.with(head, |value| {
-            let value = value.or(if self.missing_as_empty { Some(b"") } else { None });
-            let holds = match (&self.rule, value) {
-                (HeaderRule::Present(present), value) => value.is_some() == *present,
-                (_, None) => return false,
-                (HeaderRule::Text(text), Some(value)) => text.matches(value),
-                (HeaderRule::Range(from, to), Some(value)) => {
-                    integer(value).is_some_and(|n| n >= *from && n < *to)
-                }
-            };
-            holds != self.invert
-        })
+        let Field::Name(name) = &self.field else {
+            return self.field.with(head, |value| self.holds(value.into_iter()));
+        };
+        self.holds(head.headers.get_all(name).map(|v| v.as_bytes()))
+    }
+
+    /// Whether these values of the field obey: one of them is enough.
+    fn holds<'a>(&self, mut values: impl Iterator<Item = &'a [u8]>) -> bool {
+        let first = values.next().or(if self.missing_as_empty { Some(b"") } else { None });
+        if let HeaderRule::Present(present) = self.rule {
+            return (first.is_some() == present) != self.invert;
+        }
+        let Some(first) = first else { return false };
+        let one = |value: &[u8]| match &self.rule {
+            HeaderRule::Present(present) => *present,
+            HeaderRule::Text(text) => text.matches(value),
+            HeaderRule::Range(from, to) => integer(value).is_some_and(|n| n >= *from && n < *to),
+        };
+        (one(first) || values.any(one)) != self.invert
     }
 }
 
@@ -176,6 +188,24 @@ impl Chance {
     }
 }
 
+/// `envoy.config.route.v3.CookieMatcher`.
+#[derive(Clone, Debug)]
+pub struct CookieMatch {
+    /// The cookie's name.
+    pub name: String,
+    /// What it must be.
+    pub text: StringMatch,
+    /// It must not be that.
+    pub invert: bool,
+}
+
+impl CookieMatch {
+    /// Whether the request's cookie obeys.
+    pub fn matches(&self, head: &RequestHead) -> bool {
+        cookie_value(head, &self.name).is_some_and(|value| self.text.matches(value)) != self.invert
+    }
+}
+
 /// `envoy.config.route.v3.RouteMatch`.
 #[derive(Clone, Debug)]
 pub struct RouteMatch {
@@ -187,6 +217,12 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatch>,
     /// Query rules; all must hold.
     pub query: Vec<QueryMatch>,
+    /// Cookies; all must obey.
+    pub cookies: Vec<CookieMatch>,
+    /// Whether the client must, or must not, have shown a certificate.
+    pub certificate_shown: Option<bool>,
+    /// Whether it must, or must not, have been found valid.
+    pub certificate_valid: Option<bool>,
     /// Only gRPC requests.
     pub grpc: bool,
     /// Only this share of requests.
@@ -201,19 +237,34 @@ impl RouteMatch {
             case_sensitive: true,
             headers: Vec::new(),
             query: Vec::new(),
+            cookies: Vec::new(),
+            certificate_shown: None,
+            certificate_valid: None,
             grpc: false,
             fraction: None,
         }
     }
 
-    /// Whether the request is this route's. `random` decides the fraction.
-    pub fn matches(&self, head: &RequestHead, random: u64) -> bool {
+    /// Whether the request is this route's.
+    pub fn matches(&self, asked: &Asked<'_>, ignore_parameters: bool) -> bool {
+        let head = asked.head;
         let (path, query) = split_query(&head.path);
+        let plain = (ignore_parameters && path.contains(&b';')).then(|| without_parameters(path));
+        let path = plain.as_deref().unwrap_or(path);
         self.matches_path(head, path)
-            && self.fraction.is_none_or(|f| f.hits(random))
+            && self.fraction.is_none_or(|f| f.hits(asked.random))
             && (!self.grpc || is_grpc(head))
             && self.headers.iter().all(|h| h.matches(head))
             && self.query.iter().all(|q| q.matches(query))
+            && self.cookies.iter().all(|c| c.matches(head))
+            && self.matches_peer(asked)
+    }
+
+    fn matches_peer(&self, asked: &Asked<'_>) -> bool {
+        // A certificate that is shown and not found valid ends the handshake.
+        let shown = asked.tls.is_some_and(|t| !t.peer_chain.is_empty());
+        self.certificate_shown.is_none_or(|wanted| wanted == shown)
+            && self.certificate_valid.is_none_or(|wanted| wanted == shown)
     }
 
     fn matches_path(&self, head: &RequestHead, path: &[u8]) -> bool {
@@ -230,8 +281,16 @@ impl RouteMatch {
                     && path.get(p.len()).is_none_or(|next| *next == b'/')
             }
             PathMatch::Regex(regex) => regex.is_match(path),
+            PathMatch::Template(template) => template.matches(path),
         }
     }
+}
+
+/// A path without what follows a semicolon in each segment.
+fn without_parameters(path: &[u8]) -> Vec<u8> {
+    let segments = path.split(|b| *b == b'/');
+    let bare = segments.map(|s| s.split(|b| *b == b';').next().unwrap_or_default());
+    bare.collect::<Vec<_>>().join(&b'/')
 }
 
 /// Path and query (without the question mark).

@@ -10,10 +10,14 @@ pub mod hash;
 pub mod header_ops;
 pub mod hosts;
 pub mod matching;
+pub mod rate_limit;
 pub mod redirect;
 pub mod retry;
 pub mod rewrite;
+pub mod stats;
+pub mod template;
 pub mod text;
+pub mod values;
 
 use std::sync::Arc;
 
@@ -24,8 +28,13 @@ pub use header_ops::HeaderOps;
 pub use matching::RouteMatch;
 
 use self::hosts::Hosts;
+use self::matching::HeaderMatch;
+use self::rate_limit::RateLimit;
+use self::stats::RouteStats;
+use crate::cluster::endpoint::Metadata;
 use crate::codec::RequestHead;
 use crate::filters::config::PerRoute;
+use crate::io::TlsInfo;
 
 /// When plaintext requests are redirected to https.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +46,39 @@ pub enum RequireTls {
     ExternalOnly,
     /// Always.
     All,
+}
+
+/// What a route is found by.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The request.
+    pub head: &'a RequestHead,
+    /// Decides fractions and weights.
+    pub random: u64,
+    /// The client came by https.
+    pub secure: bool,
+    /// The request is internal.
+    pub internal: bool,
+    /// What is known of the connection's peer by TLS.
+    pub tls: Option<&'a TlsInfo>,
+}
+
+impl<'a> Asked<'a> {
+    /// A request of which nothing else is known.
+    pub fn new(head: &'a RequestHead) -> Self {
+        Self { head, random: 0, secure: false, internal: false, tls: None }
+    }
+}
+
+/// A group of requests that is counted for itself (`VirtualCluster`).
+#[derive(Clone, Debug)]
+pub struct VirtualCluster {
+    /// The name.
+    pub name: Arc<str>,
+    /// The requests; all rules must hold.
+    pub headers: Vec<HeaderMatch>,
+    /// Its numbers.
+    pub stats: Arc<RouteStats>,
 }
 
 /// A rule and what it does.
@@ -56,8 +98,16 @@ pub struct Route {
     pub per_filter: PerRoute,
     /// The name of the operation in traces.
     pub operation: Option<Arc<str>>,
+    /// The route's own numbers, where it has a prefix for them.
+    pub stats: Option<Arc<RouteStats>>,
     /// The most of a request that is kept for retries, in bytes.
     pub buffer_limit: Option<u64>,
+    /// What the configuration says of the route to filters.
+    pub metadata: Option<Arc<Metadata>>,
+    /// What requests count as for rate limits.
+    pub rate_limits: Vec<RateLimit>,
+    /// They count as what the virtual host says, too.
+    pub include_vh_rate_limits: bool,
 }
 
 /// A group of routes for some hosts.
@@ -75,10 +125,16 @@ pub struct VirtualHost {
     pub response_headers: HeaderOps,
     /// Filters' settings.
     pub per_filter: PerRoute,
+    /// Groups of requests with numbers of their own; the first that matches counts, and the last is for all others.
+    pub clusters: Vec<VirtualCluster>,
+    /// What requests count as for rate limits.
+    pub rate_limits: Vec<RateLimit>,
     /// Send `x-envoy-attempt-count` upstream.
     pub attempt_count_in_request: bool,
     /// Send it downstream.
     pub attempt_count_in_response: bool,
+    /// Send `x-envoy-is-timeout-retry` with retries.
+    pub timeout_retry_in_request: bool,
     /// The most of a request that is kept for retries, in bytes.
     pub buffer_limit: Option<u64>,
 }
@@ -94,6 +150,10 @@ pub struct RouteConfig {
     pub hosts: Hosts,
     /// Ports do not count in host matching.
     pub ignore_port: bool,
+    /// The virtual host is found by this field in place of the authority.
+    pub host_header: Option<HeaderName>,
+    /// What follows a semicolon does not count in path matching.
+    pub ignore_path_parameters: bool,
     /// Changes of requests.
     pub request_headers: HeaderOps,
     /// Changes of responses.
@@ -118,9 +178,14 @@ pub struct Found<'a> {
 }
 
 impl RouteConfig {
-    /// The route of a request. `random` decides fractions; `secure` says that the client came by https.
-    pub fn find(&self, head: &RequestHead, random: u64, secure: bool, internal: bool) -> Option<Found<'_>> {
-        let host_index = self.hosts.find(&head.authority, self.ignore_port)?;
+    /// The route of a request.
+    pub fn find(&self, asked: &Asked<'_>) -> Option<Found<'_>> {
+        let Asked { head, secure, internal, .. } = *asked;
+        let named = match &self.host_header {
+            None => &head.authority[..],
+            Some(name) => head.headers.get(name)?.as_bytes(),
+        };
+        let host_index = self.hosts.find(named, self.ignore_port)?;
         let virtual_host = self.virtual_hosts.get(host_index as usize)?;
         let redirect = match virtual_host.require_tls {
             RequireTls::None => false,
@@ -130,8 +195,11 @@ impl RouteConfig {
         if redirect {
             return Some(Found { virtual_host, host_index, route: None });
         }
-        let (index, route) =
-            virtual_host.routes.iter().enumerate().find(|(_, r)| r.matching.matches(head, random))?;
+        let (index, route) = virtual_host
+            .routes
+            .iter()
+            .enumerate()
+            .find(|(_, r)| r.matching.matches(asked, self.ignore_path_parameters))?;
         Some(Found { virtual_host, host_index, route: Some((route, index as u32)) })
     }
 }
@@ -148,18 +216,14 @@ pub struct Matched {
 
 impl Matched {
     /// Finds and pins. `Err(true)` where plaintext must be redirected to https, `Err(false)` where there is no route.
-    pub fn find(
-        config: &Arc<RouteConfig>,
-        head: &RequestHead,
-        random: u64,
-        secure: bool,
-        internal: bool,
-    ) -> Result<Self, bool> {
-        let found = config.find(head, random, secure, internal).ok_or(false)?;
+    pub fn find(config: &Arc<RouteConfig>, asked: &Asked<'_>) -> Result<Self, bool> {
+        let found = config.find(asked).ok_or(false)?;
         let (route, index) = found.route.ok_or(true)?;
         let weighted = match &route.action {
             Action::Forward(forward) => match &forward.target {
-                Target::Weighted { clusters, total } => Some(choose(clusters, *total, random)),
+                Target::Weighted { clusters, total, by } => {
+                    Some(choose(clusters, *total, by.number(asked.head).unwrap_or(asked.random)))
+                }
                 _ => None,
             },
             _ => None,
@@ -196,6 +260,11 @@ impl Matched {
             (Target::Weighted { clusters, .. }, Some(index)) => clusters.get(index as usize),
             _ => None,
         }
+    }
+
+    /// The numbers of the request's virtual cluster.
+    pub fn virtual_cluster(&self, head: &RequestHead) -> Option<&VirtualCluster> {
+        self.virtual_host().clusters.iter().find(|c| c.headers.iter().all(|h| h.matches(head)))
     }
 
     /// The changes of requests (or responses) in the order to apply them.

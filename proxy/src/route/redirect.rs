@@ -29,12 +29,12 @@ pub struct Redirect {
 }
 
 impl Redirect {
-    /// To the same place by https: what `require_tls` asks for.
-    pub fn to_https() -> Self {
+    /// To the same place by https, its port included: what `require_tls` asks for.
+    pub fn to_https(head: &RequestHead) -> Self {
         Self {
             status: StatusCode::MOVED_PERMANENTLY,
             scheme: Some(Bytes::from_static(b"https")),
-            host: None,
+            host: Some(head.authority.clone()),
             port: None,
             path: None,
             rewrite: PathRewrite::None,

@@ -1,8 +1,13 @@
 //! When and how often an attempt is repeated (`envoy.config.route.v3.RetryPolicy`).
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::HeaderName;
 
 use super::matching::HeaderMatch;
+use crate::cluster::balance::Omit;
+use crate::codec::Headers;
 
 /// Conditions of `retry_on`, `retry_grpc_on` and their request headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +70,20 @@ impl RetryOn {
         })
     }
 
+    const GRPC: Self = Self(
+        Self::GRPC_CANCELLED.0
+            | Self::GRPC_DEADLINE_EXCEEDED.0
+            | Self::GRPC_RESOURCE_EXHAUSTED.0
+            | Self::GRPC_UNAVAILABLE.0
+            | Self::GRPC_INTERNAL.0,
+    );
+
+    /// Those that speak of a gRPC status (true), or the others.
+    #[must_use]
+    pub fn only(self, grpc: bool) -> Self {
+        Self(if grpc { self.0 & Self::GRPC.0 } else { self.0 & !Self::GRPC.0 })
+    }
+
     /// The conditions of a comma-separated list, and the names in it that are none.
     pub fn parse(list: &str) -> (Self, Vec<&str>) {
         let mut on = Self::default();
@@ -95,6 +114,27 @@ impl RetryOn {
     }
 }
 
+/// A response field that says when the upstream takes requests again (`RetryPolicy.ResetHeader`).
+#[derive(Clone, Debug)]
+pub struct ResetHeader {
+    /// The field.
+    pub name: HeaderName,
+    /// Its value is a time (seconds since 1970) and not a number of seconds from now.
+    pub timestamp: bool,
+}
+
+impl ResetHeader {
+    /// How long the answer asks to wait, where it does so.
+    pub fn interval(&self, headers: &Headers, now: SystemTime) -> Option<Duration> {
+        let asked = Duration::from_secs(headers.get_str(&self.name)?.parse().ok()?);
+        if !self.timestamp {
+            return Some(asked);
+        }
+        let now = now.duration_since(UNIX_EPOCH).ok()?;
+        (asked.as_secs() >= now.as_secs()).then(|| asked.saturating_sub(now))
+    }
+}
+
 /// The policy.
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
@@ -118,8 +158,16 @@ pub struct RetryPolicy {
     pub request_headers: Vec<HeaderMatch>,
     /// Avoid hosts that were tried.
     pub avoid_tried_hosts: bool,
-    /// How often to choose again when a tried host came up.
+    /// Avoid these hosts on retries.
+    pub omit: Option<Arc<Omit>>,
+    /// How often to choose again when a host to be avoided came up.
     pub host_attempts: u32,
+    /// After so many tries, and every so many, priorities that were tried take no more load.
+    pub priority_update: Option<u32>,
+    /// Fields by which an answer says how long to wait; the first that does so within `reset_max` counts.
+    pub reset_headers: Vec<ResetHeader>,
+    /// A longer wait is not believed.
+    pub reset_max: Duration,
 }
 
 impl Default for RetryPolicy {
@@ -135,7 +183,11 @@ impl Default for RetryPolicy {
             headers: Vec::new(),
             request_headers: Vec::new(),
             avoid_tried_hosts: false,
+            omit: None,
             host_attempts: 1,
+            priority_update: None,
+            reset_headers: Vec::new(),
+            reset_max: Duration::from_secs(300),
         }
     }
 }

@@ -14,10 +14,14 @@ pub fn rewrite_path(rewrite: &PathRewrite, matched: &PathMatch, path: &Bytes) ->
         PathRewrite::Prefix(new) => {
             let replaced = match matched {
                 PathMatch::Prefix(p) | PathMatch::SeparatedPrefix(p) => p.len().min(bare.len()),
-                PathMatch::Exact(_) | PathMatch::Regex(_) => bare.len(),
+                PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::Template(_) => bare.len(),
                 PathMatch::Connect => return None,
             };
             Some([&new[..], &path[replaced..]].concat().into())
+        }
+        PathRewrite::Template(rewrite) => {
+            let new = rewrite.apply(bare)?;
+            Some(if bare.len() == path.len() { new } else { [&new[..], &path[bare.len()..]].concat().into() })
         }
         PathRewrite::Regex(substitution) => {
             let new = substitution.apply(bare);

@@ -32,7 +32,7 @@ fn host(routes: serde_json::Value) -> serde_json::Value {
 
 fn found(config: &RouteConfig, head: &RequestHead) -> String {
     config
-        .find(head, 0, false, false)
+        .find(&Asked::new(head))
         .and_then(|f| f.route.map(|(r, _)| r.name.to_string()))
         .unwrap_or_else(|| "-".to_owned())
 }
@@ -86,7 +86,7 @@ fn the_first_route_whose_rules_all_hold_is_taken() {
     let cases: &[(&str, &str, Fields<'_>, &str)] = &[
         ("GET", "/x", &[("canary", "true")], "canary"),
         ("GET", "/x", &[("canary", "TRUE")], "-"),
-        ("GET", "/x", &[("canary", "true"), ("canary", "true")], "-"),
+        ("GET", "/x", &[("canary", "true"), ("canary", "true")], "canary"),
         ("GET", "/exact?q", &[], "exact"),
         ("GET", "/exact/", &[], "-"),
         ("GET", "/api/users", &[], "separated"),
@@ -126,8 +126,11 @@ fn weights_are_relative_and_each_random_number_falls_in_one_share() {
     let config = Arc::new(config);
     let mut counts = std::collections::BTreeMap::<String, u32>::new();
     for random in 0..1000 {
-        let matched = Matched::find(&config, &head("GET", "h", "/", &[]), random, false, false).unwrap();
-        *counts.entry(matched.weighted().unwrap().cluster.name().to_string()).or_default() += 1;
+        let matched =
+            Matched::find(&config, &Asked { random, ..Asked::new(&head("GET", "h", "/", &[])) }).unwrap();
+        *counts
+            .entry(matched.weighted().unwrap().cluster.fixed().unwrap().name().to_string())
+            .or_default() += 1;
     }
     assert_eq!(counts, [("canary".to_owned(), 100), ("stable".to_owned(), 900)].into());
 }
@@ -174,7 +177,7 @@ fn rewrites_replace_what_the_route_matched() {
 
 #[test]
 fn header_changes_follow_their_action_and_the_most_specific_come_first() {
-    use crate::io::ConnectionInfo;
+    use crate::io::{ConnectionInfo, FilterState};
     use crate::telemetry::StreamInfo;
     use crate::telemetry::access_log::LogContext;
     let add = |key: &str, value: &str, action: &str| json!({"header": {"key": key, "value": value}, "append_action": action});
@@ -188,7 +191,7 @@ fn header_changes_follow_their_action_and_the_most_specific_come_first() {
     config["request_headers_to_add"] = json!([add("order", "config", "APPEND_IF_EXISTS_OR_ADD")]);
     let config = Arc::new(compile(config).unwrap());
     let head = head("GET", "h", "/", &[("a", "1"), ("b", "1"), ("c", "1"), ("gone", "1")]);
-    let matched = Matched::find(&config, &head, 0, false, false).unwrap();
+    let matched = Matched::find(&config, &Asked::new(&head)).unwrap();
     let stream = StreamInfo::new(None);
     let address = "127.0.0.1:1".parse().unwrap();
     let connection = ConnectionInfo {
@@ -197,19 +200,16 @@ fn header_changes_follow_their_action_and_the_most_specific_come_first() {
         direct_remote: address,
         local: address,
         local_restored: false,
+        passed_on: None,
         listener: "".into(),
         direction: crate::io::Direction::Inbound,
         filter_chain: "".into(),
         sni: None,
         tls: None,
+        notes: None,
+        filter_state: FilterState::default(),
     };
-    let context = LogContext {
-        stream: &stream,
-        connection: &connection,
-        request: Some(&head),
-        response: None,
-        trailers: None,
-    };
+    let context = LogContext { request: Some(&head), ..LogContext::new(&stream, &connection) };
     let mut headers = head.headers.clone();
     for ops in matched.header_ops(true) {
         ops.apply(&mut headers, &context);

@@ -11,6 +11,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::flow::Flow;
 use super::reply::LocalReply;
+use crate::cluster::balance::Omit;
 use crate::codec::{BodyError, Reply, Request, ResetReason};
 use crate::telemetry::{Flag, Flags};
 
@@ -20,7 +21,9 @@ pub struct Attempt<'a> {
     pub request: Request,
     /// Hosts that earlier tries used, to be avoided.
     pub tried: &'a [u64],
-    /// How often to choose again when a tried host came up.
+    /// Hosts to be avoided for what is said of them.
+    pub omit: Option<&'a Omit>,
+    /// How often to choose again when a host to be avoided came up.
     pub repicks: u32,
     /// The limit from having a connection and the whole request to the answer's head; zero for none.
     pub timeout: Duration,
@@ -90,6 +93,12 @@ pub enum Event {
     RetryLimitExceeded,
     /// The circuit breaker for retries is open.
     RetryOverflow,
+    /// A retry waits for a time of the policy's.
+    BackOff,
+    /// A retry waits for a time that the upstream asked for.
+    RateLimitedBackOff,
+    /// An answer of this status is followed by another try.
+    Retried(StatusCode),
 }
 
 /// Makes tries: the cluster in production, a script in tests.
@@ -102,6 +111,8 @@ pub trait Upstreams {
     fn retry_permit(&self) -> Option<Self::Permit>;
     /// Counts.
     fn count(&self, event: Event);
+    /// Called when the request's body is too large to be kept for another try.
+    fn abandoned(&self) -> Box<dyn FnOnce()>;
 }
 
 impl Failure {

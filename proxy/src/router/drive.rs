@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue};
 use super::attempt::{Attempt, Event, Failure, Upstreams, forget_failures};
 use super::flow::Flow;
 use super::replay::Replay;
-use super::retry::Retries;
+use super::retry::{Pause, Retries};
 use super::timeouts::{Announce, Timeouts};
 use crate::codec::{Body, Headers, Protocol, Reply, Request, RequestHead};
 use crate::route::retry::RetryPolicy;
@@ -15,6 +15,9 @@ use crate::telemetry::Flag;
 
 /// `x-envoy-attempt-count`.
 pub const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+
+/// `x-envoy-is-timeout-retry`.
+const IS_TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
 
 /// What the loop works on.
 pub struct Tries<'a> {
@@ -36,6 +39,8 @@ pub struct Tries<'a> {
     pub announce: Announce,
     /// Tell the upstream the number of the try.
     pub attempt_count: bool,
+    /// Tell the upstream of a retry whether the try before it took too long.
+    pub timeout_retry: bool,
     /// Random numbers for the pauses.
     pub random: fn() -> u64,
 }
@@ -51,12 +56,15 @@ enum Source {
 /// No try brought an answer.
 pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Reply, Failure> {
     let Tries { flow, policy, mut retries, mut head, body, buffer_limit, .. } = tries;
-    let Tries { limits, announce, attempt_count, random, .. } = tries;
+    let Tries { limits, announce, attempt_count, timeout_retry, random, .. } = tries;
     let mut source = match (&retries, body) {
-        (Some(_), body) if !body.is_empty() => Source::Again(Replay::new(body, buffer_limit)),
+        (Some(_), body) if !body.is_empty() => {
+            Source::Again(Replay::new(body, buffer_limit, upstreams.abandoned()))
+        }
         (_, body) => Source::Once(body),
     };
     let (avoid, repicks) = policy.map_or((false, 0), |p| (p.avoid_tried_hosts, p.host_attempts));
+    let omit = policy.and_then(|p| p.omit.as_deref());
     let mut tried: Vec<u64> = Vec::new();
     let mut permit = None;
     for number in 1u32.. {
@@ -77,8 +85,9 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Repl
         let request =
             Request { head: if last { mem::replace(&mut head, nothing()) } else { head.clone() }, body };
         let hosts: &[u64] = if avoid { &tried } else { &[] };
-        let outcome =
-            upstreams.attempt(Attempt { request, tried: hosts, repicks, timeout: limits.per_try }).await;
+        let omit = omit.filter(|_| number > 1);
+        let attempt = Attempt { request, tried: hosts, omit, repicks, timeout: limits.per_try };
+        let outcome = upstreams.attempt(attempt).await;
         if let Some(seen) = &outcome.seen {
             flow.info(|i| {
                 i.upstream_host = seen.address;
@@ -124,10 +133,24 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Repl
             return outcome.result;
         }
         upstreams.count(Event::Retry);
+        if timeout_retry {
+            let late = matches!(outcome.result, Err(Failure::PerTryTimeout));
+            let value = HeaderValue::from_static(if late { "true" } else { "false" });
+            head.headers.set(IS_TIMEOUT_RETRY, value);
+        }
+        if let (Ok(reply), Some(retries)) = (&outcome.result, &mut retries) {
+            upstreams.count(Event::Retried(reply.head.status));
+            retries.heed(policy, &reply.head.headers);
+        }
         // The unwanted answer's stream ends before the pause, not after it.
         drop(outcome);
         if let Some(retries) = &mut retries {
-            tokio::time::sleep(retries.pause(policy, random())).await;
+            let (event, pause) = match retries.pause(policy, random()) {
+                Pause::BackOff(pause) => (Event::BackOff, pause),
+                Pause::Asked(pause) => (Event::RateLimitedBackOff, pause),
+            };
+            upstreams.count(event);
+            tokio::time::sleep(pause).await;
         }
     }
     Err(Failure::NoHost)

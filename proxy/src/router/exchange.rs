@@ -7,9 +7,12 @@ use http::{HeaderName, HeaderValue};
 
 use super::alpn::AlpnOverride;
 use super::{Flow, RouterConfig};
+use crate::cluster::Cluster;
 use crate::codec::{Body, Headers, InformationalSink, RequestHead};
 use crate::io::{ConnectionInfo, TlsInfo};
 use crate::route::{Matched, Target};
+use crate::state::Slot;
+use crate::telemetry::StreamInfo;
 use crate::telemetry::istio::{Service, Workload};
 
 /// The field that describes a workload: a protobuf `Struct` in base64.
@@ -36,11 +39,17 @@ impl OwnMetadata {
     }
 }
 
+/// What a filter adds to a response's head.
+pub type Tell = Box<dyn FnOnce(&mut Headers)>;
+
+/// What a filter does with a request's record at its end.
+pub type AtEnd = Box<dyn FnOnce(&StreamInfo)>;
+
 /// What filters remember of a request until its end.
 #[derive(Default)]
 pub struct Scratch {
-    /// The origin of a cross-origin request.
-    pub cors_origin: Option<HeaderValue>,
+    /// What filters do later, where one does.
+    pub later: Option<Box<Later>>,
     /// The caller sent workload metadata.
     pub caller_told: bool,
     /// The caller's workload.
@@ -51,6 +60,28 @@ pub struct Scratch {
     pub service: Option<Arc<Service>>,
     /// Both identities of the connection to the callee.
     pub upstream_tls: Option<Arc<TlsInfo>>,
+}
+
+/// What filters do when an answer or the end comes; most requests have none of it, so it lies apart.
+#[derive(Default)]
+pub struct Later {
+    /// The origin of a cross-origin request.
+    pub cors_origin: Option<HeaderValue>,
+    /// What filters that count will add to the response's head, in their order.
+    pub tells: Vec<Tell>,
+    /// Bytes a second at which the answer's body may go.
+    pub slow: Option<u64>,
+    /// Who is told the record when the request ended.
+    pub at_end: Vec<AtEnd>,
+    /// What is let go at the request's end.
+    pub held: Vec<Box<dyn std::any::Any>>,
+}
+
+impl Scratch {
+    /// What filters do later; made when one has something.
+    pub fn later(&mut self) -> &mut Later {
+        self.later.get_or_insert_default()
+    }
 }
 
 /// A request on its way through the filters.
@@ -76,12 +107,16 @@ pub struct Exchange {
 impl Exchange {
     /// The cluster that the route names, where it does so by itself.
     pub fn cluster_name(&self) -> Option<Arc<str>> {
-        let matched = self.matched.as_ref()?;
-        match &matched.forward()?.target {
-            Target::Cluster(slot) => Some(slot.name().clone()),
-            Target::Weighted { .. } => matched.weighted().map(|w| w.cluster.name().clone()),
-            Target::Header(..) => None,
-        }
+        named_cluster(self.matched.as_ref()?).map(|slot| slot.name().clone())
+    }
+}
+
+/// The cluster that a route names by itself, where it does so.
+fn named_cluster(matched: &Matched) -> Option<&Arc<Slot<Cluster>>> {
+    match &matched.forward()?.target {
+        Target::Cluster(slot) => Some(slot),
+        Target::Weighted { .. } => matched.weighted().and_then(|w| w.cluster.fixed()),
+        Target::Header(..) => None,
     }
 }
 

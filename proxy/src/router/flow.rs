@@ -7,9 +7,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::codec::{Body, BodyError, BodyStream, Frame, RequestHead};
+use super::charge::Charge;
+use crate::codec::{Body, BodyError, BodyStream, Frame, Protocol, RequestHead};
 use crate::io::Alarm;
-use crate::telemetry::{Flag, StreamInfo};
+use crate::route::Matched;
+use crate::telemetry::{Details, Flag, StreamInfo};
 
 /// A stream's record and clocks.
 pub struct Flow {
@@ -27,6 +29,14 @@ pub struct Flow {
     waker: RefCell<Option<Waker>>,
     expired: Cell<Option<Expired>>,
     broken: Cell<Option<BodyError>>,
+    /// The request is on its way to an upstream.
+    sending: Cell<bool>,
+    /// The scheme that goes upstream follows the upstream's transport.
+    pub scheme_of_upstream: Cell<bool>,
+    /// Who counts what becomes of the request, once it is on its way to a cluster.
+    pub charge: RefCell<Option<Charge>>,
+    /// The route, where answers of our own to its requests are changed by it.
+    pub route: RefCell<Option<Matched>>,
     /// The request's head as it went upstream, where logs want it.
     pub kept_head: RefCell<Option<RequestHead>>,
     /// Whether logs want it.
@@ -64,6 +74,10 @@ impl Flow {
             waker: RefCell::new(None),
             expired: Cell::new(None),
             broken: Cell::new(None),
+            sending: Cell::new(false),
+            charge: RefCell::new(None),
+            route: RefCell::new(None),
+            scheme_of_upstream: Cell::new(false),
             kept_head: RefCell::new(None),
             keep_head: Cell::new(false),
         }
@@ -80,8 +94,8 @@ impl Flow {
     }
 
     /// Sets the response code detail.
-    pub fn details(&self, details: &'static str) {
-        self.info(|i| i.details = Some(details));
+    pub fn details(&self, details: impl Into<Details>) {
+        self.info(|i| i.details = Some(details.into()));
     }
 
     /// The request's last byte came.
@@ -96,12 +110,26 @@ impl Flow {
             self.request_end.set(Some(now));
             self.info(|i| {
                 i.request_end = Some(now);
+                if self.sending.get() {
+                    i.request_sent = Some(now);
+                }
                 i.bytes_received = self.received.get();
             });
             if let Some(waker) = self.waker.borrow_mut().take() {
                 waker.wake();
             }
         }
+    }
+
+    /// The request is being sent to an upstream, by this version.
+    pub fn sending(&self, protocol: Protocol) {
+        self.sending.set(true);
+        self.info(|i| {
+            i.upstream_protocol = Some(protocol);
+            if i.request_end.is_some() {
+                i.request_sent = Some(Instant::now());
+            }
+        });
     }
 
     /// When the request's last byte came.

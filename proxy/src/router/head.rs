@@ -5,9 +5,9 @@ use http::{HeaderName, HeaderValue};
 
 use super::flow::Flow;
 use crate::codec::RequestHead;
+use crate::codec::headers::Of;
 use crate::io::ConnectionInfo;
 use crate::route::action::HostRewrite;
-use crate::route::header_ops::Value;
 use crate::route::matching::split_query;
 use crate::route::rewrite::rewrite_path;
 use crate::route::{Forward, Matched};
@@ -26,32 +26,26 @@ pub fn prepare(
     connection: &ConnectionInfo,
     envoy_headers: bool,
 ) {
-    let formats = |ops: &crate::route::HeaderOps| ops.add.iter().any(|a| matches!(a.value, Value::Format(_)));
-    if matched.header_ops(true).next().is_some() {
-        // Formats read the head while its fields change; they see it as it was.
-        let before = matched.header_ops(true).any(formats).then(|| head.clone());
-        flow.info(|info| {
-            let context = LogContext {
-                stream: info,
-                connection,
-                request: before.as_ref(),
-                response: None,
-                trailers: None,
-            };
-            for ops in matched.header_ops(true) {
-                ops.apply(&mut head.headers, &context);
-            }
+    for ops in matched.header_ops(true) {
+        ops.remove_from(&mut head.headers);
+        let additions = flow.info(|info| {
+            let context = LogContext { request: Some(head), ..LogContext::new(info, connection) };
+            ops.additions(&head.headers, &context)
         });
+        additions.make(&mut head.headers, Of::Request);
     }
-    let of_weighted = matched.weighted().and_then(|w| w.host_rewrite.clone());
-    let authority = of_weighted.or_else(|| match &forward.host_rewrite {
+    if let Some(of_weighted) = matched.weighted().and_then(|w| w.host_rewrite.clone()) {
+        // Envoy does not tell the upstream of this one.
+        set_authority(head, of_weighted, forward.append_x_forwarded_host, false);
+    }
+    let authority = match &forward.host_rewrite {
         HostRewrite::None | HostRewrite::Auto => None,
         HostRewrite::Literal(text) => Some(text.clone()),
         HostRewrite::Header(name) => {
             head.headers.get(name).filter(|v| !v.is_empty()).map(|v| Bytes::copy_from_slice(v.as_bytes()))
         }
         HostRewrite::Path(substitution) => Some(substitution.apply(split_query(&head.path).0)),
-    });
+    };
     if let Some(authority) = authority {
         set_authority(head, authority, forward.append_x_forwarded_host, envoy_headers);
     }

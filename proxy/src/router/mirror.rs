@@ -9,9 +9,16 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 
+use super::Exchange;
 use crate::codec::{Body, BodyError, BodyStream, Frame, RequestHead, ResetReason};
+use crate::route::action::Mirror;
 use crate::route::hosts::port_at;
+use crate::telemetry::access_log::LogContext;
+
+const INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 #[derive(Default)]
 struct Pipe {
@@ -49,9 +56,27 @@ pub fn tee(body: Body, mirrors: usize, limit: u64) -> (Body, Vec<Body>) {
 }
 
 /// The copy's head: its authority says that it is one, unless that is switched off.
-pub fn head(of: &RequestHead, suffix: bool) -> RequestHead {
+pub fn head(of: &RequestHead, mirror: &Mirror, exchange: &Exchange) -> RequestHead {
     let mut head = of.clone();
-    if suffix {
+    if !mirror.changes.is_empty() {
+        exchange.flow.info(|info| {
+            let context = LogContext { request: Some(of), ..LogContext::new(info, &exchange.connection) };
+            mirror.changes.apply(&mut head.headers, &context);
+        });
+    }
+    // The copy is a request of this proxy's own.
+    head.headers.set(INTERNAL, HeaderValue::from_static("true"));
+    let own = crate::io::local::own_address().to_string();
+    let list = match head.headers.get(&FORWARDED_FOR) {
+        Some(before) => [before.as_bytes(), b",", own.as_bytes()].concat(),
+        None => own.into_bytes(),
+    };
+    if let Ok(list) = HeaderValue::from_maybe_shared(Bytes::from(list)) {
+        head.headers.set(FORWARDED_FOR, list);
+    }
+    if let Some(host) = &mirror.host {
+        head.authority = host.clone();
+    } else if mirror.suffix {
         let end = port_at(&head.authority).unwrap_or(head.authority.len());
         head.authority = Bytes::from([&head.authority[..end], b"-shadow", &head.authority[end..]].concat());
     }

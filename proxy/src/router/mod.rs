@@ -5,6 +5,7 @@
 
 pub mod alpn;
 pub mod attempt;
+pub mod charge;
 mod config;
 pub mod drive;
 mod exchange;
@@ -15,6 +16,7 @@ pub mod replay;
 mod reply;
 pub mod retry;
 pub mod timeouts;
+mod tunnel;
 mod upstream;
 
 pub use config::RouterConfig;
@@ -28,15 +30,18 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue};
 
-use self::attempt::{Attempt, Upstreams};
+use self::attempt::{Attempt, Failure, Upstreams};
+use self::charge::Charge;
 use self::drive::{ATTEMPT_COUNT, Tries, drive};
 use self::retry::Retries;
 use self::timeouts::Announce;
 use self::upstream::ClusterUpstreams;
 use crate::cluster::Cluster;
 use crate::cluster::balance::xxhash::xxh64;
+use crate::codec::headers::Of;
 use crate::codec::{Body, Reply, Request, RequestHead};
-use crate::route::{Forward, Matched, Target, hash};
+use crate::io::ConnectionInfo;
+use crate::route::{Forward, HeaderOps, Matched, Target, hash};
 use crate::state::Slot;
 use crate::telemetry::Flag;
 use crate::telemetry::access_log::LogContext;
@@ -79,7 +84,18 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
         return Routed { result: Err(reply), exchange };
     };
-    flow.info(|i| i.cluster = Some(slot.name().clone()));
+    if slot.get().is_none() {
+        flow.flag(Flag::NoClusterFound);
+        let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
+        return Routed { result: Err(reply), exchange };
+    }
+    let head_method = head.method.clone();
+    let charge = Charge::new(slot.clone(), &matched, &head);
+    *flow.charge.borrow_mut() = Some(charge.clone());
+    flow.info(|i| {
+        i.cluster = Some(slot.name().clone());
+        i.virtual_cluster = matched.virtual_cluster(&head).map(|c| c.name.clone());
+    });
 
     let is_grpc = flow.info(|i| i.is_grpc);
     let limits = timeouts::of(forward, &mut head, is_grpc, config.respect_expected_timeout);
@@ -97,11 +113,19 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let host = matched.virtual_host();
     let buffer_limit = matched.route().buffer_limit.or(host.buffer_limit).unwrap_or(buffer_limit);
     let addresses = || format!("{}{}", connection.remote, connection.local);
-    let client = connection.remote.ip();
+    let client = flow.info(|i| i.client).map_or(connection.remote.ip(), |c| c.ip());
     let (hash, cookie) = hash::hash(&forward.hash, &head, client, addresses, |b| xxh64(b, 0));
+    if host.attempt_count_in_request {
+        // Copies say it as well.
+        head.headers.set(ATTEMPT_COUNT, HeaderValue::from(1));
+    }
     let body = mirror(forward, &wishes, &exchange, &head, body, buffer_limit);
     let mut upstreams = ClusterUpstreams::new(slot, forward, wishes, connection.clone(), flow.clone());
     upstreams.hash = hash;
+    upstreams.charge = Some(charge.clone());
+    upstreams.terminate = forward.connect.is_some_and(|c| {
+        head_method == http::Method::CONNECT || (c.allow_post && head_method == http::Method::POST)
+    });
     upstreams.informational = exchange.informational.clone();
     let tries = Tries {
         flow: &flow,
@@ -113,14 +137,23 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         limits,
         announce,
         attempt_count: host.attempt_count_in_request,
+        timeout_retry: host.timeout_retry_in_request,
         random: || fastrand::u64(..),
     };
     let result = match drive(&upstreams, tries).await {
         Err(failure) => {
             let retried = flow.info(|i| i.attempts) > 1;
-            Err(failure.reply(retried, not_found, envoy_headers))
+            let reply = failure.reply(retried, not_found, envoy_headers);
+            if !matches!(failure, Failure::Downstream(_)) {
+                charge.answered(reply.status, None);
+            }
+            Err(reply)
         }
         Ok(mut reply) => {
+            charge.answered(reply.head.status, Some(&reply.head.headers));
+            if reply.body.is_empty() {
+                completed(&flow);
+            }
             flow.set_try_idle(policy.map(|p| p.per_try_idle_timeout));
             answer_head(&mut reply, &matched, &exchange, envoy_headers, cookie);
             Ok(reply)
@@ -128,6 +161,13 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     };
     upstreams.leave(&mut exchange.scratch);
     Routed { result, exchange }
+}
+
+/// The upstream's answer is whole.
+pub fn completed(flow: &Flow) {
+    if let (Some(charge), Some(end)) = (&*flow.charge.borrow(), flow.request_end()) {
+        charge.completed(end);
+    }
 }
 
 /// Sends the copies that the route asks for, each on a task of its own, and returns the request's own body.
@@ -147,19 +187,23 @@ fn mirror(
     for (mirror, body) in chosen.into_iter().zip(copies) {
         let flow = Rc::new(Flow::new(exchange.flow.info(|i| i.clone())));
         let body = RequestBody::wrap(body, &flow);
-        let request = Request { head: mirror::head(head, mirror.suffix), body };
+        let Some(cluster) = mirror.cluster.slot(head) else { continue };
+        let slot = cluster.clone();
+        let request = Request { head: mirror::head(head, mirror, exchange), body };
         let timeout = forward.timeout;
-        let upstreams = ClusterUpstreams::new(
-            mirror.cluster.clone(),
-            forward,
-            wishes.clone(),
-            exchange.connection.clone(),
-            flow,
-        );
+        let upstreams =
+            ClusterUpstreams::new(cluster, forward, wishes.clone(), exchange.connection.clone(), flow);
         tokio::task::spawn_local(async move {
-            let attempt = Attempt { request, tried: &[], repicks: 0, timeout };
-            if let Ok(mut reply) = upstreams.attempt(attempt).await.result {
-                while let Some(Ok(_)) = reply.body.frame().await {}
+            let attempt = Attempt { request, tried: &[], omit: None, repicks: 0, timeout };
+            match upstreams.attempt(attempt).await.result {
+                Ok(mut reply) => {
+                    charge::copy_answered(&slot, reply.head.status);
+                    while let Some(Ok(_)) = reply.body.frame().await {}
+                }
+                Err(failure) => {
+                    let reply = failure.reply(false, http::StatusCode::SERVICE_UNAVAILABLE, false);
+                    charge::copy_answered(&slot, reply.status);
+                }
             }
         });
     }
@@ -170,7 +214,7 @@ fn mirror(
 fn cluster_slot(matched: &Matched, forward: &Forward, head: &RequestHead) -> Option<Arc<Slot<Cluster>>> {
     match &forward.target {
         Target::Cluster(slot) => Some(slot.clone()),
-        Target::Weighted { .. } => matched.weighted().map(|w| w.cluster.clone()),
+        Target::Weighted { .. } => matched.weighted()?.cluster.slot(head),
         Target::Header(name, clusters) => clusters.find(head.headers.get_str(name)?),
     }
 }
@@ -198,30 +242,61 @@ fn answer_head(
     }
     flow.info(|i| {
         i.upstream_first_byte = Some(now);
-        i.details = Some("via_upstream");
+        i.details = Some("via_upstream".into());
+        i.status = Some(reply.head.status);
     });
-    change_response(matched, exchange, &mut reply.head.headers);
+    change_response(matched, flow, &exchange.connection, &mut reply.head.headers);
 }
 
 /// Applies the route's changes to a response's head.
-pub fn change_response(matched: &Matched, exchange: &Exchange, headers: &mut crate::codec::Headers) {
-    if matched.header_ops(false).next().is_none() {
-        return;
+pub fn change_response(
+    matched: &Matched,
+    flow: &Flow,
+    connection: &ConnectionInfo,
+    headers: &mut crate::codec::Headers,
+) {
+    let kept = flow.kept_head.borrow();
+    for ops in matched.header_ops(false) {
+        ops.remove_from(headers);
+        let additions = flow.info(|info| {
+            let context = LogContext {
+                request: kept.as_ref(),
+                response: Some(headers),
+                ..LogContext::new(info, connection)
+            };
+            ops.additions(headers, &context)
+        });
+        additions.make(headers, Of::Response);
     }
-    let before = headers.clone();
-    let kept = exchange.flow.kept_head.borrow();
-    exchange.flow.info(|info| {
-        let context = LogContext {
-            stream: info,
-            connection: &exchange.connection,
-            request: kept.as_ref(),
-            response: Some(&before),
-            trailers: None,
-        };
-        for ops in matched.header_ops(false) {
-            ops.apply(headers, &context);
-        }
+}
+
+/// Remembers the route of a request: for logs, and as far as answers of our own are changed by it, with what those changes
+/// speak of.
+pub fn remember(flow: &Flow, matched: Option<&Matched>, head: &RequestHead) {
+    // Logs name both even where a filter answers in the cluster's place.
+    let cluster =
+        matched.and_then(|m| cluster_slot(m, m.forward()?, head)).filter(|slot| slot.get().is_some());
+    flow.info(|i| {
+        i.route = matched.map(|m| m.route().name.clone()).filter(|name| !name.is_empty());
+        i.cluster = cluster.map(|slot| slot.name().clone());
     });
+    let changes = |m: &Matched| m.header_ops(false).next().is_some();
+    let wanted = matched.filter(|m| m.virtual_host().attempt_count_in_response || changes(m));
+    *flow.route.borrow_mut() = wanted.cloned();
+    if matched.is_some_and(|m| m.header_ops(false).any(HeaderOps::speaks)) && !flow.keep_head.replace(true) {
+        *flow.kept_head.borrow_mut() = Some(head.clone());
+    }
+}
+
+/// Changes an answer of our own to a request whose route is known.
+pub fn change_own(flow: &Flow, connection: &ConnectionInfo, headers: &mut crate::codec::Headers) {
+    let route = flow.route.borrow();
+    let Some(matched) = &*route else { return };
+    change_response(matched, flow, connection, headers);
+    let attempts = flow.info(|i| i.attempts);
+    if attempts > 0 && matched.virtual_host().attempt_count_in_response {
+        headers.set(ATTEMPT_COUNT, HeaderValue::from(attempts));
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,17 @@ struct Shared {
     ended: bool,
     /// Over the limit, or the source failed: nobody can start again.
     spoiled: bool,
+    /// Called when the body proves too large.
+    too_large: Option<Box<dyn FnOnce()>>,
+}
+
+impl Shared {
+    fn give_up(&mut self) {
+        self.spoiled = true;
+        if let Some(tell) = self.too_large.take() {
+            tell();
+        }
+    }
 }
 
 /// A body that can be sent more than once.
@@ -33,10 +44,14 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Keeps up to `limit` bytes of `source`.
-    pub fn new(source: Body, limit: u64) -> Self {
-        let spoiled = matches!(&source, Body::Full(b) if b.len() as u64 > limit);
-        let shared = Shared { source, kept: Vec::new(), size: 0, limit, ended: false, spoiled };
+    /// Keeps up to `limit` bytes of `source`; calls `too_large` if that does not suffice.
+    pub fn new(source: Body, limit: u64, too_large: Box<dyn FnOnce()>) -> Self {
+        let over = matches!(&source, Body::Full(b) if b.len() as u64 > limit);
+        let (kept, too_large) = (Vec::new(), Some(too_large));
+        let mut shared = Shared { source, kept, size: 0, limit, ended: false, spoiled: false, too_large };
+        if over {
+            shared.give_up();
+        }
         Self { shared: Rc::new(RefCell::new(shared)) }
     }
 
@@ -49,6 +64,7 @@ impl Replay {
     pub fn abandon(&self) {
         let mut shared = self.shared.borrow_mut();
         shared.spoiled = true;
+        shared.too_large = None;
         shared.limit = 0;
     }
 
@@ -98,7 +114,7 @@ impl BodyStream for Reader {
                 shared.ended |= matches!(kept, Kept::Trailers(_));
                 shared.size += size;
                 if shared.size > shared.limit {
-                    shared.spoiled = true;
+                    shared.give_up();
                     shared.kept = Vec::new();
                     self.position = 0;
                 } else if !shared.spoiled {
@@ -136,7 +152,8 @@ mod tests {
 
     #[tokio::test]
     async fn every_try_reads_the_whole_body_even_if_an_earlier_one_stopped_in_the_middle() {
-        let replay = Replay::new(frames(&["ab", "cd", "ef"]), 100);
+        let replay =
+            Replay::new(frames(&["ab", "cd", "ef"]), 100, Box::new(|| panic!("it is not too large")));
         let mut first = replay.body();
         assert!(matches!(first.frame().await, Some(Ok(Frame::Data(d))) if d == "ab"));
         drop(first);
@@ -147,10 +164,17 @@ mod tests {
 
     #[tokio::test]
     async fn over_the_limit_the_try_goes_on_and_is_the_last() {
-        let replay = Replay::new(frames(&["ab", "cd", "ef"]), 3);
+        let told = Rc::new(std::cell::Cell::new(0));
+        let tell = || {
+            let told = told.clone();
+            Box::new(move || told.set(told.get() + 1)) as Box<dyn FnOnce()>
+        };
+        let replay = Replay::new(frames(&["ab", "cd", "ef"]), 3, tell());
         let mut body = replay.body();
         assert_eq!(read(&mut body).await, b"abcdef");
         assert!(!replay.can_replay());
-        assert!(Replay::new(Body::Empty, 0).body().is_empty());
+        assert_eq!(told.get(), 1);
+        assert!(Replay::new(Body::Empty, 0, tell()).body().is_empty());
+        assert_eq!(told.get(), 1);
     }
 }

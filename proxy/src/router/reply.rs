@@ -5,6 +5,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
 use crate::codec::{Body, Headers, Protocol, Reply, RequestHead, ResponseHead};
 use crate::route::matching::is_grpc;
+use crate::telemetry::Details;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -19,17 +20,28 @@ pub struct LocalReply {
     /// Further fields.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Envoy's response code detail.
-    pub details: &'static str,
+    pub details: Details,
     /// The gRPC status for gRPC requests, where it does not follow from the HTTP status.
     pub grpc_status: Option<u32>,
     /// Close the connection afterwards.
     pub close: bool,
+    /// The type of the text, where it is not plain.
+    pub content_type: Option<Box<HeaderValue>>,
 }
 
 impl LocalReply {
     /// An answer.
-    pub fn new(status: StatusCode, body: impl Into<Bytes>, details: &'static str) -> Self {
-        Self { status, body: body.into(), headers: Vec::new(), details, grpc_status: None, close: false }
+    pub fn new(status: StatusCode, body: impl Into<Bytes>, details: impl Into<Details>) -> Self {
+        let (body, headers) = (body.into(), Vec::new());
+        Self {
+            status,
+            body,
+            headers,
+            details: details.into(),
+            grpc_status: None,
+            close: false,
+            content_type: None,
+        }
     }
 
     /// With this gRPC status.
@@ -46,39 +58,57 @@ impl LocalReply {
         self
     }
 
-    /// The reply to `request`: for gRPC the error is in the header fields and the HTTP status is 200.
-    pub fn into_reply(self, request: &RequestHead) -> Reply {
-        let grpc = is_grpc(request);
+    /// The reply to `request`.
+    pub fn into_reply(mut self, request: &RequestHead) -> Reply {
         let mut headers = Headers::with_capacity(self.headers.len() + 4);
-        let (status, body) = if grpc {
+        for (name, value) in std::mem::take(&mut self.headers) {
+            headers.set(name, value);
+        }
+        // After a request that is not as it should be, what follows on the connection is not to be trusted either.
+        self.close |= self.status == StatusCode::BAD_REQUEST && request.protocol != Protocol::Http2;
+        self.assemble(request, headers)
+    }
+
+    /// The reply to `request` with these fields: for gRPC the error is in the fields and the HTTP status is 200.
+    pub fn assemble(self, request: &RequestHead, mut headers: Headers) -> Reply {
+        let head = request.method == Method::HEAD;
+        headers.remove(&header::CONTENT_LENGTH);
+        let (status, body) = if is_grpc(request) {
             let code = self.grpc_status.unwrap_or_else(|| grpc_status_of(self.status));
-            headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.append(GRPC_STATUS, HeaderValue::from(code));
+            headers.set(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            if !headers.contains(&GRPC_STATUS) {
+                headers.append(GRPC_STATUS, HeaderValue::from(code));
+            }
+            let text = self.body.strip_suffix(b"\n").filter(|_| self.is_json()).unwrap_or(&self.body);
             if !self.body.is_empty()
-                && let Ok(message) = HeaderValue::try_from(percent_encoded(&self.body))
+                && !head
+                && let Ok(message) = HeaderValue::try_from(percent_encoded(text))
             {
-                headers.append(GRPC_MESSAGE, message);
+                headers.set(GRPC_MESSAGE, message);
             }
             (StatusCode::OK, Bytes::new())
         } else {
-            if !self.body.is_empty() {
+            if self.body.is_empty() {
+                headers.remove(&header::CONTENT_TYPE);
+            } else {
                 headers.append(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
-                headers.append(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+                if !headers.contains(&header::CONTENT_TYPE) {
+                    let text = HeaderValue::from_static("text/plain");
+                    headers.append(header::CONTENT_TYPE, self.content_type.map_or(text, |t| *t));
+                }
             }
             (self.status, self.body)
         };
-        for (name, value) in self.headers {
-            headers.set(name, value);
-        }
-        let body = if request.method == Method::HEAD { Body::Empty } else { Body::full(body) };
         Reply {
             head: ResponseHead { status, protocol: Protocol::Http11, headers },
-            body,
-            // After a request that is not as it should be, what follows on the connection is not to be trusted either.
-            close: self.close
-                || (self.status == StatusCode::BAD_REQUEST && request.protocol != Protocol::Http2),
+            body: if head { Body::Empty } else { Body::full(body) },
+            close: self.close,
             reset: None,
         }
+    }
+
+    fn is_json(&self) -> bool {
+        self.content_type.as_ref().is_some_and(|t| **t == "application/json")
     }
 }
 

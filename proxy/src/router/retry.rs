@@ -1,11 +1,12 @@
 //! Whether a try that failed is followed by another: Envoy's conditions, counts and pauses.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, StatusCode};
 
 use super::attempt::Failure;
-use crate::codec::{RequestHead, ResetReason, ResponseHead};
+use crate::codec::{Headers, RequestHead, ResetReason, ResponseHead};
+use crate::route::matching::{Field, HeaderMatch, HeaderRule};
 use crate::route::retry::{RetryOn, RetryPolicy};
 
 const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
@@ -14,6 +15,7 @@ const RETRY_ON: HeaderName = HeaderName::from_static("x-envoy-retry-on");
 const RETRY_GRPC_ON: HeaderName = HeaderName::from_static("x-envoy-retry-grpc-on");
 const MAX_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
 const STATUS_CODES: HeaderName = HeaderName::from_static("x-envoy-retriable-status-codes");
+const HEADER_NAMES: HeaderName = HeaderName::from_static("x-envoy-retriable-header-names");
 
 /// What a request's retries go by: the route's policy and what a trusted caller asked for in header fields (the
 /// connection manager has removed those of others).
@@ -22,23 +24,38 @@ pub struct Retries {
     on: RetryOn,
     left: u32,
     status_codes: Vec<u16>,
+    /// Fields of an answer that the caller named, beside the policy's.
+    headers: Vec<HeaderMatch>,
     /// The range of the next pause.
     range: Duration,
+    /// The pause that the last answer asked for.
+    asked: Option<Duration>,
+}
+
+/// How long to wait before the next try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// By the policy's back-off.
+    BackOff(Duration),
+    /// By the upstream's answer.
+    Asked(Duration),
 }
 
 impl Retries {
     /// The retries of a request; none where nothing asks for any.
     pub fn of(policy: Option<&RetryPolicy>, head: &mut RequestHead) -> Option<Self> {
-        let asked = |name: &HeaderName, head: &RequestHead| {
-            head.headers.get_str(name).map(|list| RetryOn::parse(list).0).unwrap_or_default()
+        let asked = |name: &HeaderName, grpc: bool| {
+            let list = head.headers.get_str(name).map(|list| RetryOn::parse(list).0).unwrap_or_default();
+            list.only(grpc)
         };
-        let from_headers = asked(&RETRY_ON, head).and(asked(&RETRY_GRPC_ON, head));
-        let count = head.headers.get_str(&MAX_RETRIES).and_then(|v| v.parse().ok());
+        let from_headers = asked(&RETRY_ON, false).and(asked(&RETRY_GRPC_ON, true));
+        let count = head.headers.get_str(&MAX_RETRIES).and_then(|v| v.trim().parse().ok());
         let codes = head
             .headers
             .get_str(&STATUS_CODES)
             .map(|list| list.split(',').filter_map(|c| c.trim().parse().ok()).collect::<Vec<u16>>());
-        for name in [&RETRY_ON, &RETRY_GRPC_ON, &MAX_RETRIES, &STATUS_CODES] {
+        let names = head.headers.get_str(&HEADER_NAMES).map(present).unwrap_or_default();
+        for name in [&RETRY_ON, &RETRY_GRPC_ON, &MAX_RETRIES, &STATUS_CODES, &HEADER_NAMES] {
             head.headers.remove(name);
         }
         let allowed = policy.is_none_or(|p| {
@@ -54,7 +71,9 @@ impl Retries {
             on,
             left: count.or(policy.map(|p| p.retries)).unwrap_or(1),
             status_codes,
+            headers: names,
             range: policy.map_or(Duration::from_millis(25), |p| p.base_interval),
+            asked: None,
         })
     }
 
@@ -69,7 +88,7 @@ impl Retries {
             || (on.has(RetryOn::GATEWAY_ERROR) && matches!(status.as_u16(), 502..=504))
             || (on.has(RetryOn::RETRIABLE_4XX) && status == StatusCode::CONFLICT)
             || (on.has(RetryOn::RETRIABLE_STATUS_CODES) && self.status_codes.contains(&status.as_u16()))
-            || (on.has(RetryOn::RETRIABLE_HEADERS) && policy.is_some_and(|p| matches_any(p, head)))
+            || (on.has(RetryOn::RETRIABLE_HEADERS) && self.matches_any(policy, head))
             || head
                 .headers
                 .get_str(&GRPC_STATUS)
@@ -108,27 +127,58 @@ impl Retries {
         some
     }
 
-    /// The pause before the next try: a random part of a range that doubles each time.
-    pub fn pause(&mut self, policy: Option<&RetryPolicy>, random: u64) -> Duration {
+    /// Takes note of the pause that an answer asks for which is followed by another try.
+    pub fn heed(&mut self, policy: Option<&RetryPolicy>, headers: &Headers) {
+        let Some(policy) = policy.filter(|p| !p.reset_headers.is_empty()) else { return };
+        let now = SystemTime::now();
+        let asked = policy.reset_headers.iter().filter_map(|h| h.interval(headers, now));
+        self.asked = asked
+            .into_iter()
+            .find(|asked| *asked <= policy.reset_max)
+            .filter(|asked| *asked > Duration::from_millis(1));
+    }
+
+    /// The pause before the next try: what the last answer asked for and up to half of that, else a random part of a range
+    /// that doubles each time.
+    pub fn pause(&mut self, policy: Option<&RetryPolicy>, random: u64) -> Pause {
+        if let Some(asked) = self.asked.take() {
+            let millis = u64::try_from(asked.as_millis()).unwrap_or(u64::MAX);
+            return Pause::Asked(Duration::from_millis(millis + random % (millis / 2).max(1)));
+        }
         let max = policy.map_or(Duration::from_millis(250), |p| p.max_interval);
         let range = self.range.min(max);
         self.range = (self.range * 2).min(max);
-        Duration::from_millis(random % u64::try_from(range.as_millis()).unwrap_or(u64::MAX).max(1))
+        let millis = u64::try_from(range.as_millis()).unwrap_or(u64::MAX).max(1);
+        Pause::BackOff(Duration::from_millis(random % millis))
+    }
+
+    fn matches_any(&self, policy: Option<&RetryPolicy>, response: &ResponseHead) -> bool {
+        // Header rules look at a request's head; a response has no pseudo-header that they could name.
+        let head = RequestHead {
+            method: http::Method::GET,
+            scheme: bytes::Bytes::new(),
+            authority: bytes::Bytes::new(),
+            path: bytes::Bytes::new(),
+            protocol: response.protocol,
+            upgrade: None,
+            headers: response.headers.clone(),
+        };
+        policy.iter().flat_map(|p| &p.headers).chain(&self.headers).any(|h| h.matches(&head))
     }
 }
 
-fn matches_any(policy: &RetryPolicy, response: &ResponseHead) -> bool {
-    // Header rules look at a request's head; a response has no pseudo-header that they could name.
-    let head = RequestHead {
-        method: http::Method::GET,
-        scheme: bytes::Bytes::new(),
-        authority: bytes::Bytes::new(),
-        path: bytes::Bytes::new(),
-        protocol: response.protocol,
-        upgrade: None,
-        headers: response.headers.clone(),
+/// Rules that these fields be there.
+fn present(list: &str) -> Vec<HeaderMatch> {
+    let rule = |name: &str| {
+        HeaderMatch {
+            field: Field::Name(HeaderName::from_bytes(name.trim().as_bytes()).ok()?),
+            rule: HeaderRule::Present(true),
+            invert: false,
+            missing_as_empty: false,
+        }
+        .into()
     };
-    policy.headers.iter().any(|h| h.matches(&head))
+    list.split(',').filter_map(rule).collect()
 }
 
 fn grpc_condition(code: u32) -> RetryOn {

@@ -10,11 +10,11 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
 use super::drive::{Tries, drive};
 use super::reply::LocalReply;
-use super::retry::Retries;
+use super::retry::{Pause, Retries};
 use super::timeouts;
 use super::{Flow, RequestBody};
 use crate::codec::{Body, Frame, Headers, Protocol, Reply, RequestHead, ResetReason, ResponseHead};
-use crate::route::retry::{RetryOn, RetryPolicy};
+use crate::route::retry::{ResetHeader, RetryOn, RetryPolicy};
 use crate::telemetry::{Flag, StreamInfo};
 
 fn head(fields: &[(&'static str, &'static str)]) -> RequestHead {
@@ -90,6 +90,10 @@ impl Upstreams for Script {
     fn count(&self, event: Event) {
         self.counts.borrow_mut().push(event);
     }
+
+    fn abandoned(&self) -> Box<dyn FnOnce()> {
+        Box::new(|| {})
+    }
 }
 
 fn policy(on: &str, retries: u32) -> RetryPolicy {
@@ -116,6 +120,7 @@ async fn run(
         limits: timeouts::Timeouts::default(),
         announce: timeouts::Announce::default(),
         attempt_count: true,
+        timeout_retry: true,
         random: || 0,
     };
     let result = drive(script, tries).await;
@@ -133,7 +138,17 @@ async fn a_retry_sends_the_same_body_to_another_host_and_its_answer_hides_the_fa
     assert_eq!(result.unwrap().head.status, 200);
     assert_eq!(*script.bodies.borrow(), [b"abcd".to_vec(), b"abcd".to_vec(), b"abcd".to_vec()]);
     assert_eq!(*script.tried.borrow(), [vec![], vec![1], vec![1, 2]]);
-    assert_eq!(*script.counts.borrow(), [Event::Retry, Event::Retry, Event::RetrySuccess]);
+    assert_eq!(
+        *script.counts.borrow(),
+        [
+            Event::Retry,
+            Event::BackOff,
+            Event::Retry,
+            Event::Retried(StatusCode::SERVICE_UNAVAILABLE),
+            Event::BackOff,
+            Event::RetrySuccess
+        ]
+    );
     flow.info(|i| {
         assert_eq!((i.attempts, i.flags.to_string().as_str(), i.bytes_received), (3, "-", 4));
         assert!(i.upstream_failure.is_none());
@@ -220,7 +235,10 @@ impl Retries {
         let mut other = self.clone();
         let longest = (0..1000).map(|random| {
             let mut at = other.clone();
-            at.pause(Some(policy), random).as_millis() as u64
+            match at.pause(Some(policy), random) {
+                Pause::BackOff(pause) => pause.as_millis() as u64,
+                Pause::Asked(_) => panic!("no answer asked for a pause"),
+            }
         });
         let longest = longest.max().unwrap();
         other.pause(Some(policy), 0);
@@ -287,4 +305,48 @@ fn local_replies_speak_the_clients_protocol() {
         "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: \
          remote connection failure"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_may_say_when_to_try_again_and_is_not_believed_beyond_a_limit() {
+    let reset = |name, timestamp| ResetHeader { name: HeaderName::from_static(name), timestamp };
+    let policy = RetryPolicy {
+        reset_headers: vec![reset("x-reset", true), reset("retry-after", false)],
+        reset_max: Duration::from_secs(60),
+        ..policy("5xx", 3)
+    };
+    let mut retries = Retries::of(Some(&policy), &mut head(&[])).unwrap();
+    let mut asked = |fields: &[(&'static str, &'static str)]| {
+        retries.heed(Some(&policy), &headers(fields));
+        retries.pause(Some(&policy), 999)
+    };
+    let millis = Duration::from_millis;
+    // At least what is asked for, and up to half of it more.
+    assert_eq!(asked(&[("retry-after", "2")]), Pause::Asked(millis(2999)));
+    for nothing in ["61", "0", "", "soon", "-1"] {
+        assert!(matches!(asked(&[("retry-after", nothing)]), Pause::BackOff(_)), "{nothing}");
+    }
+    // A time that is over is none, and the next field counts.
+    assert_eq!(asked(&[("x-reset", "1"), ("retry-after", "10")]), Pause::Asked(millis(10_999)));
+    let now = std::time::UNIX_EPOCH + Duration::from_millis(100_500);
+    let at = |text| reset("x-reset", true).interval(&headers(&[("x-reset", text)]), now);
+    assert_eq!([at("103"), at("99")], [Some(millis(2500)), None]);
+}
+
+#[test]
+fn callers_name_conditions_codes_and_fields_in_the_headers_meant_for_them() {
+    let mut head = head(&[
+        ("x-envoy-retry-on", "retriable-headers,cancelled"),
+        ("x-envoy-retry-grpc-on", "unavailable,5xx"),
+        ("x-envoy-retriable-header-names", "x-again, x-more"),
+        ("x-envoy-max-retries", "0"),
+    ]);
+    let retries = Retries::of(None, &mut head).unwrap();
+    assert!(head.headers.is_empty() && !retries.any_left());
+    let wants = |status, fields: &[(&'static str, &'static str)]| {
+        retries.wants_after_response(None, &answer(status, fields).unwrap().head)
+    };
+    assert!(wants(200, &[("x-more", "")]) && wants(200, &[("grpc-status", "14")]));
+    // Each field has its own vocabulary.
+    assert!(!wants(503, &[]) && !wants(200, &[("grpc-status", "1")]));
 }

@@ -35,7 +35,7 @@ pub fn of(route: &Forward, head: &mut RequestHead, is_grpc: bool, respect_expect
         _ => route.timeout,
     };
     let mut per_try = route.retry.as_ref().map_or(Duration::ZERO, |r| r.per_try_timeout);
-    let expected = take_millis(&mut head.headers, &EXPECTED);
+    let expected = head.headers.get_str(&EXPECTED).and_then(|v| v.parse().ok()).map(Duration::from_millis);
     match expected.filter(|_| respect_expected) {
         Some(expected) => global = expected,
         None => {

@@ -10,20 +10,25 @@ use http::{HeaderName, StatusCode};
 use prost_types::value::Kind;
 
 use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
+use super::charge::Charge;
 use super::flow::{Expired, Flow};
 use super::head::set_authority;
-use super::{ForRouter, Scratch};
+use super::{ForRouter, Scratch, tunnel};
+use crate::cluster::balance::TriedPriorities;
 use crate::cluster::limits::Permit;
 use crate::cluster::{
     self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority, Want,
 };
-use crate::codec::{InformationalSink, Progress, Protocol, Reply, RequestHead, UpstreamError};
-use crate::io::{ConnectionInfo, TlsInfo};
+use crate::codec::headers::Of;
+use crate::codec::{InformationalSink, Progress, Protocol, Reply, RequestHead, ResetReason, UpstreamError};
+use crate::io::{ConnectionInfo, Origin, TlsInfo};
 use crate::route::Forward;
 use crate::route::action::{HostRewrite, Priority};
 use crate::state::Slot;
 use crate::telemetry::istio::{Service, Workload};
 
+/// A host that says so with an answer gets nothing more until it passes its health checks again.
+const IMMEDIATE_FAIL: HeaderName = HeaderName::from_static("x-envoy-immediate-health-check-fail");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// What is known of the callee.
@@ -49,6 +54,12 @@ pub struct ClusterUpstreams {
     /// Where 1xx heads go; nowhere for mirrors.
     pub informational: Option<Rc<dyn InformationalSink>>,
     callee: RefCell<Callee>,
+    /// The request is a tunnel that ends here.
+    pub terminate: bool,
+    /// Who counts; nobody for mirrors.
+    pub charge: Option<Charge>,
+    /// The priorities that tries went to, where they are to be left out.
+    priorities: Option<RefCell<TriedPriorities>>,
 }
 
 impl ClusterUpstreams {
@@ -74,6 +85,13 @@ impl ClusterUpstreams {
             flow,
             informational: None,
             callee: RefCell::default(),
+            terminate: false,
+            charge: None,
+            priorities: forward
+                .retry
+                .as_ref()
+                .and_then(|r| r.priority_update)
+                .map(|every| RefCell::new(TriedPriorities::new(every))),
         }
     }
 
@@ -88,23 +106,40 @@ impl ClusterUpstreams {
     }
 
     async fn send(&self, attempt: Attempt<'_>, seen: &mut Option<Seen>) -> Result<Reply, Failure> {
-        let Attempt { mut request, tried, repicks, timeout } = attempt;
+        let Attempt { mut request, tried, omit, repicks, timeout } = attempt;
         let cluster = self.slot.get().ok_or(Failure::NoCluster)?;
         self.callee.borrow_mut().service = cluster.config().service.clone();
         let tried: Vec<HostId> = tried.iter().map(|id| HostId(*id)).collect();
         let local = &self.connection;
-        let context = PickContext {
-            hash: self.hash,
-            tried: &tried,
-            repicks,
-            original_dst: local.local_restored.then_some(local.local),
+        let header = cluster.config().original_dst.header.as_ref();
+        let told = header.and_then(|name| request.head.headers.get_str(name)?.parse().ok());
+        let picked = {
+            let mut priorities = self.priorities.as_ref().map(RefCell::borrow_mut);
+            let context = PickContext {
+                hash: self.hash,
+                tried: &tried,
+                omit,
+                load: priorities.as_mut().and_then(|p| p.load(&cluster.hosts())),
+                repicks,
+                original_dst: told.or(local.local_restored.then_some(local.local)),
+            };
+            cluster.pick(&context).map_err(|e| match e {
+                NoHost::NoHealthyUpstream | NoHost::NoOriginalDestination => Failure::NoHost,
+            })?
         };
-        let picked = cluster.pick(&context).map_err(|e| match e {
-            NoHost::NoHealthyUpstream | NoHost::NoOriginalDestination => Failure::NoHost,
-        })?;
         let host = picked.host().clone();
+        if let Some(priorities) = &self.priorities {
+            priorities.borrow_mut().add(host.priority());
+        }
         *seen = Some(Seen { host: host.id().0, address: host.address().ip(), local: None });
         self.callee.borrow_mut().host = Some(host.clone());
+        if self.terminate {
+            let opened = tunnel::open(&cluster, picked, self.priority, request.body).await?;
+            if let Some(seen) = seen {
+                seen.local = opened.local;
+            }
+            return Ok(opened.reply);
+        }
         let want = self.shape(&mut request.head, &cluster, &picked);
 
         let under_way = UnderWay::new(&cluster, &host, &self.flow);
@@ -112,20 +147,40 @@ impl ClusterUpstreams {
             Ok(upstream) => upstream,
             Err(AcquireError::Overflow) => {
                 under_way.end(None);
+                // It was not so much as tried.
+                *seen = None;
                 return Err(Failure::Overflow);
             }
             Err(AcquireError::Connect(failure)) => {
+                // While we tried to connect, the request's body went on coming; a downstream whose request is whole keeps
+                // its connection.
+                request.body.discard_ready(BODY_READ_WHILE_CONNECTING).await;
                 under_way.end(Some(cluster::Outcome::ConnectFailed));
                 return Err(Failure::Connect { timeout: failure.timeout, reason: (&*failure.reason).into() });
             }
         };
+        cluster.connected(&host);
         if let Some(seen) = seen {
             seen.local = upstream.local();
         }
+        // A request that is given up in the middle of the try is logged with its host, too.
+        self.flow.info(|i| i.upstream_host = host.address().ip());
         self.callee.borrow_mut().tls = upstream.tls().cloned();
+        self.flow.sending(upstream.protocol());
+        if let Some(charge) = &self.charge {
+            charge.began();
+        }
+        if self.flow.scheme_of_upstream.get() {
+            let scheme: &[u8] = if upstream.tls().is_some() { b"https" } else { b"http" };
+            request.head.scheme = bytes::Bytes::from_static(scheme);
+        }
         let sending = pin!(upstream.send(request, self.informational.clone()));
         match within(&self.flow, timeout, sending).await {
-            Ok(Ok(reply)) => {
+            Ok(Ok(mut reply)) => {
+                if cluster.health().is_some() && reply.head.headers.contains(&IMMEDIATE_FAIL) {
+                    cluster.told_unhealthy(&host);
+                }
+                reply.head.headers.join_singular(Of::Response);
                 under_way.end(Some(cluster::Outcome::Answered(status_of(&reply))));
                 Ok(reply)
             }
@@ -135,6 +190,9 @@ impl ClusterUpstreams {
                     Err(Failure::Downstream(broken))
                 }
                 None => {
+                    if matches!(error.reason, ResetReason::Remote | ResetReason::RemoteRefused) {
+                        cluster.stats().upstream_rq_rx_reset.inc();
+                    }
                     under_way.end(Some(cluster::Outcome::Reset));
                     Err(reset(error))
                 }
@@ -176,8 +234,12 @@ impl ClusterUpstreams {
             protocol: head.protocol,
             alpn: alpn.cloned(),
             authority: named.then(|| String::from_utf8_lossy(&head.authority).into()),
+            origin: Origin::of(
+                &self.connection,
+                config.transport(picked.host()).is_some_and(|t| t.proxy.is_some()),
+            )
+            .map(Arc::new),
             priority: self.priority,
-            tunnel: head.upgrade.is_some() || head.method == http::Method::CONNECT,
         }
     }
 }
@@ -230,15 +292,18 @@ impl Upstreams for ClusterUpstreams {
     }
 
     fn count(&self, event: Event) {
-        let Some(cluster) = self.slot.get() else { return };
-        let stats = cluster.stats();
-        match event {
-            Event::Retry => stats.upstream_rq_retry.inc(),
-            Event::RetrySuccess => stats.upstream_rq_retry_success.inc(),
-            Event::RetryLimitExceeded => stats.upstream_rq_retry_limit_exceeded.inc(),
-            // Counted where the permit was refused.
-            Event::RetryOverflow => {}
+        if let Some(charge) = &self.charge {
+            charge.event(event);
         }
+    }
+
+    fn abandoned(&self) -> Box<dyn FnOnce()> {
+        let slot = self.slot.clone();
+        Box::new(move || {
+            if let Some(cluster) = slot.get() {
+                cluster.stats().retry_or_shadow_abandoned.inc();
+            }
+        })
     }
 }
 
@@ -265,6 +330,9 @@ fn status_of(reply: &Reply) -> StatusCode {
     };
     StatusCode::from_u16(code).unwrap_or(reply.head.status)
 }
+
+/// As much of a body as is looked for when a connection failed: a small request has come whole by then.
+const BODY_READ_WHILE_CONNECTING: usize = 64 * 1024;
 
 /// Workloads by host that a worker remembers; more than a mesh's endpoints that one worker calls.
 const REMEMBERED: usize = 10_000;

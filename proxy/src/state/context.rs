@@ -1,8 +1,11 @@
 //! What a compile function sees beside its message: the slots it may refer to, who we are, and the time.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use parking_lot::RwLock;
 
 use super::node::NodeInfo;
 use super::slot::{Slot, SlotTable};
@@ -57,8 +60,10 @@ pub enum SecretSource {
     Static,
     /// The control plane's ADS stream (a gateway's `kubernetes://...`).
     Ads,
-    /// The workload's own identity: `default`, `ROOTCA`, and Istio's `file-cert:`, `file-root:` names.
+    /// The workload's own SDS server: the one of the bootstrap's cluster `sds-grpc`, or what the proxy holds inside.
     Identity,
+    /// The SDS server of this cluster of the bootstrap.
+    Server(String),
     /// A file that holds a discovery response, watched.
     File(String),
 }
@@ -72,6 +77,8 @@ pub struct Tables {
     pub routes: Arc<RouteTable>,
     /// Secrets by SDS name.
     pub secrets: Arc<SecretTable>,
+    /// The clusters of the bootstrap that can be asked for secrets.
+    pub sds_servers: Arc<RwLock<BTreeSet<String>>>,
 }
 
 /// The surroundings of one resource's compilation. One context serves one resource: what was taken from it are that
@@ -85,6 +92,7 @@ pub struct CompileContext {
     /// Secrets by SDS name; TLS contexts take them.
     pub secrets: Refs<Secret>,
     secret_sources: RefCell<Vec<(Arc<str>, SecretSource)>>,
+    sds_servers: Arc<RwLock<BTreeSet<String>>>,
     /// Who we are.
     pub node: Arc<NodeInfo>,
     /// The wall clock, an argument so that compilation is a pure function.
@@ -99,6 +107,7 @@ impl CompileContext {
             routes: Refs::new(tables.routes.clone()),
             secrets: Refs::new(tables.secrets.clone()),
             secret_sources: RefCell::default(),
+            sds_servers: tables.sds_servers.clone(),
             node,
             now,
         }
@@ -109,6 +118,11 @@ impl CompileContext {
         let slot = self.secrets.slot(name);
         self.secret_sources.borrow_mut().push((slot.name().clone(), source));
         slot
+    }
+
+    /// Whether a cluster of the bootstrap can be asked for secrets.
+    pub fn is_sds_server(&self, cluster: &str) -> bool {
+        self.sds_servers.read().contains(cluster)
     }
 
     /// The secrets taken so far and where they come from.

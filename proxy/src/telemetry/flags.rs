@@ -126,11 +126,38 @@ impl Flags {
     }
 }
 
+/// Flags by their long names (`%RESPONSE_FLAGS_LONG%`).
+pub struct Long(Flags);
+
+impl fmt::Display for Long {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write(f, |flag, _, f| match flag {
+            Flag::OverloadManager => f.write_str("OverloadManagerTerminated"),
+            other => write!(f, "{other:?}"),
+        })
+    }
+}
+
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
             return f.write_str("-");
         }
+        self.write(f, |_, letters, f| f.write_str(letters))
+    }
+}
+
+impl Flags {
+    /// The long names.
+    pub fn long(self) -> Long {
+        Long(self)
+    }
+
+    fn write(
+        self,
+        f: &mut fmt::Formatter<'_>,
+        one: impl Fn(Flag, &str, &mut fmt::Formatter<'_>) -> fmt::Result,
+    ) -> fmt::Result {
         // Envoy prints flags in the order they were set; these are set before the failure that ends the stream.
         const FIRST: [Flag; 3] =
             [Flag::DelayInjected, Flag::UpstreamRetryLimitExceeded, Flag::UpstreamOverflow];
@@ -139,7 +166,8 @@ impl fmt::Display for Flags {
         let mut separator = "";
         for (flag, letters) in first.chain(others) {
             if self.has(*flag) {
-                write!(f, "{separator}{letters}")?;
+                f.write_str(separator)?;
+                one(*flag, letters, f)?;
                 separator = ",";
             }
         }
@@ -158,6 +186,7 @@ mod tests {
         flags.set(Flag::UpstreamRetryLimitExceeded);
         flags.set(Flag::UpstreamConnectionFailure);
         assert_eq!(flags.to_string(), "URX,UF");
+        assert_eq!(flags.long().to_string(), "UpstreamRetryLimitExceeded,UpstreamConnectionFailure");
         assert!(ALL.iter().enumerate().all(|(i, (flag, _))| *flag as usize == i));
     }
 }

@@ -288,7 +288,7 @@ impl Reporter {
 mod tests {
     use super::*;
     use crate::codec::Protocol;
-    use crate::io::Direction;
+    use crate::io::{Direction, FilterState};
     use crate::telemetry::registry::Metric;
 
     fn connection() -> ConnectionInfo {
@@ -299,11 +299,14 @@ mod tests {
             direct_remote: address,
             local: address,
             local_restored: false,
+            passed_on: None,
             listener: "".into(),
             direction: Direction::Inbound,
             filter_chain: "".into(),
             sni: None,
             tls: None,
+            notes: None,
+            filter_state: FilterState::default(),
         }
     }
 

@@ -1,10 +1,13 @@
 //! The metrics registry, the metrics vocabularies (Envoy's names, Istio's), the access log.
 
 pub mod access_log;
+pub mod codes;
+pub mod details;
 pub mod flags;
 pub mod istio;
 pub mod registry;
 pub mod stream;
 
+pub use details::Details;
 pub use flags::{Flag, Flags};
 pub use stream::StreamInfo;

@@ -4,6 +4,7 @@
 //! memory nobody else writes, never a locked instruction. Handles are made when configuration is compiled; a scrape adds
 //! the threads' cells up. Metrics live in a [`Group`] (a cluster's, a listener's); dropping the group frees its cells.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, OnceLock};
@@ -178,7 +179,7 @@ pub enum Metric {
 pub struct Entry {
     /// The name within the group: for Envoy's vocabulary the part after the prefix (`upstream_rq_total`), for Istio's the
     /// whole name (`istio_requests_total`).
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Labels of this entry alone, rendered after the group's.
     pub labels: Vec<(&'static str, String)>,
     /// The cells.
@@ -206,26 +207,30 @@ impl Group {
         group
     }
 
-    fn push(&self, name: &'static str, labels: Vec<(&'static str, String)>, metric: Metric) {
+    fn push(&self, name: Cow<'static, str>, labels: Vec<(&'static str, String)>, metric: Metric) {
         self.entries.lock().push(Entry { name, labels, metric });
     }
 
     /// Adds a counter.
-    pub fn counter(&self, name: &'static str) -> Counter {
+    pub fn counter(&self, name: impl Into<Cow<'static, str>>) -> Counter {
         self.counter_with(name, Vec::new())
     }
 
     /// Adds a counter with labels of its own.
-    pub fn counter_with(&self, name: &'static str, labels: Vec<(&'static str, String)>) -> Counter {
+    pub fn counter_with(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+        labels: Vec<(&'static str, String)>,
+    ) -> Counter {
         let counter = Counter(allocate(1));
-        self.push(name, labels, Metric::Counter(counter));
+        self.push(name.into(), labels, Metric::Counter(counter));
         counter
     }
 
     /// Adds a gauge.
     pub fn gauge(&self, name: &'static str) -> Gauge {
         let gauge = Gauge(allocate(1));
-        self.push(name, Vec::new(), Metric::Gauge(gauge));
+        self.push(name.into(), Vec::new(), Metric::Gauge(gauge));
         gauge
     }
 
@@ -237,7 +242,7 @@ impl Group {
     /// Adds a histogram with labels of its own.
     pub fn histogram_with(&self, name: &'static str, labels: Vec<(&'static str, String)>) -> Histogram {
         let histogram = Histogram(allocate(HISTOGRAM_CELLS as u32));
-        self.push(name, labels, Metric::Histogram(histogram));
+        self.push(name.into(), labels, Metric::Histogram(histogram));
         histogram
     }
 

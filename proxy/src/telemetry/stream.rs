@@ -1,6 +1,7 @@
 //! What is recorded of one stream (an HTTP request or a TCP connection) while it lives: the one source for access logs,
 //! metrics and traces. The stages fill it; when the flow ends it is read once.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -8,8 +9,10 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use http::StatusCode;
 
+use super::details::Details;
 use super::flags::Flags;
 use crate::codec::Protocol;
+use crate::io::{DynamicMetadata, FilterState};
 
 /// The record of a stream.
 #[derive(Clone, Debug)]
@@ -25,9 +28,9 @@ pub struct StreamInfo {
     /// Why it ended, in Envoy's letters.
     pub flags: Flags,
     /// Envoy's `%RESPONSE_CODE_DETAILS%`, such as `via_upstream`, `route_not_found`.
-    pub details: Option<&'static str>,
+    pub details: Option<Details>,
     /// Envoy's `%CONNECTION_TERMINATION_DETAILS%`.
-    pub connection_termination_details: Option<&'static str>,
+    pub connection_termination_details: Option<Details>,
     /// Body bytes from the downstream.
     pub bytes_received: u64,
     /// Body bytes to the downstream.
@@ -46,6 +49,14 @@ pub struct StreamInfo {
     pub attempts: u32,
     /// When the last request byte came from the downstream.
     pub request_end: Option<Instant>,
+    /// When the last request byte went to the upstream.
+    pub request_sent: Option<Instant>,
+    /// The client by address, as far as proxies in between can be trusted; none where it is the connection's peer.
+    pub client: Option<SocketAddr>,
+    /// The upstream's version.
+    pub upstream_protocol: Option<Protocol>,
+    /// The virtual cluster that the request counts for.
+    pub virtual_cluster: Option<Arc<str>>,
     /// When the first upstream response byte came.
     pub upstream_first_byte: Option<Instant>,
     /// The request's head as far as logs need it: method, path, authority, and named headers are read before filters change
@@ -63,9 +74,23 @@ pub struct StreamInfo {
     pub is_grpc: bool,
     /// gRPC messages seen from the downstream and towards it.
     pub grpc_messages: (u64, u64),
+    /// What filters say of the stream.
+    pub metadata: DynamicMetadata,
+    /// Objects that filters leave for later ones; the connection has some of its own.
+    pub filter_state: FilterState,
 }
 
 impl StreamInfo {
+    /// The response code details, with what the transport said where the upstream's stream was reset.
+    pub fn code_details(&self) -> Option<Cow<'_, str>> {
+        let details: &str = self.details.as_ref()?;
+        let reset = details.strip_suffix('}').filter(|d| d.starts_with("upstream_reset_"));
+        Some(match (reset, &self.upstream_failure) {
+            (Some(reset), Some(words)) => format!("{reset}|{words}}}").into(),
+            _ => details.into(),
+        })
+    }
+
     /// A record that starts now.
     pub fn new(protocol: Option<Protocol>) -> Self {
         Self {
@@ -85,6 +110,10 @@ impl StreamInfo {
             upstream_failure: None,
             attempts: 0,
             request_end: None,
+            request_sent: None,
+            client: None,
+            upstream_protocol: None,
+            virtual_cluster: None,
             upstream_first_byte: None,
             method: None,
             path: Bytes::new(),
@@ -93,6 +122,8 @@ impl StreamInfo {
             grpc_status: None,
             is_grpc: false,
             grpc_messages: (0, 0),
+            metadata: DynamicMetadata::default(),
+            filter_state: FilterState::default(),
         }
     }
 }

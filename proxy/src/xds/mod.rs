@@ -24,7 +24,7 @@ use bytes::Bytes;
 use xds_protos::ResourceType;
 
 pub use channel::{Address, ChannelError, Endpoint, Tls};
-pub use client::{Client, ClientConfig};
+pub use client::{Client, ClientConfig, Service};
 pub use credentials::{Credentials, CredentialsError};
 pub use stats::{Stats, TypeStats};
 pub use subscriptions::Subscriptions;

@@ -18,6 +18,8 @@ pub struct Subscriptions {
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// The one type that is asked for, where it is one.
+    only: Option<ResourceType>,
     types: Mutex<[Wanted; ResourceType::ALL.len()]>,
     changed: Notify,
 }
@@ -34,6 +36,17 @@ impl Subscriptions {
     /// Nothing wanted by name.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Nothing wanted by name, and nothing of any type but this one ever: for servers of one type.
+    pub fn only(kind: ResourceType) -> Self {
+        Self { shared: Arc::new(Shared { only: Some(kind), ..Shared::default() }) }
+    }
+
+    /// The types that are asked for.
+    pub(super) fn kinds(&self) -> impl Iterator<Item = ResourceType> + use<> {
+        let only = self.shared.only;
+        ResourceType::ALL.into_iter().filter(move |kind| only.is_none_or(|only| only == *kind))
     }
 
     /// Wants exactly these names of a type from now on.

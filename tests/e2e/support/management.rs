@@ -28,6 +28,8 @@ pub struct Management {
 struct Shared {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
+    /// It answers as istiod does: clusters are followed by all endpoints, a route configuration that is not there is empty.
+    istiod: bool,
 }
 
 #[derive(Default)]
@@ -52,10 +54,20 @@ pub struct Heard {
 impl Management {
     /// Serves on a free port of loopback.
     pub fn start() -> Self {
+        Self::serve(false)
+    }
+
+    /// The same with istiod's habits: every answer about clusters is followed by all endpoints that are asked for, and a route
+    /// configuration that is not there comes as an empty one.
+    pub fn istiod() -> Self {
+        Self::serve(true)
+    }
+
+    fn serve(istiod: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a socket");
         let address = listener.local_addr().expect("an address");
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: watch::Sender::new(0) });
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: watch::Sender::new(0), istiod });
         let server = Self { address, shared };
         let service = AggregatedDiscoveryServiceServer::new(server.clone());
         std::thread::spawn(move || {
@@ -110,6 +122,12 @@ impl Management {
         state.heard.iter().find(|h| h.kind == kind && h.version >= version).map(|h| h.refused.clone())
     }
 
+    /// Every refusal so far.
+    pub fn refusals(&self) -> Vec<String> {
+        let state = self.shared.state.lock().unwrap();
+        state.heard.iter().filter_map(|h| h.refused.clone()).collect()
+    }
+
     /// Streams that were opened so far.
     pub fn connections(&self) -> usize {
         self.shared.state.lock().unwrap().connections
@@ -133,7 +151,16 @@ impl Management {
         let state = self.shared.state.lock().unwrap();
         let all = state.resources.get(&kind).cloned().unwrap_or_default();
         let wildcard = kind.wildcard();
-        let some = all.into_iter().filter(|(name, _)| wildcard || wanted.contains(name)).collect();
+        let mut some: BTreeMap<_, _> =
+            all.into_iter().filter(|(name, _)| wildcard || wanted.contains(name)).collect();
+        if self.shared.istiod && kind == ResourceType::Route {
+            for name in wanted {
+                let empty = serde_json::json!({"name": name});
+                let message = kind.type_url().split_once('/').expect("a type URL").1;
+                some.entry(name.clone())
+                    .or_insert_with(|| (0, json::encode(message, &empty).expect("a name")));
+            }
+        }
         (state.version, some)
     }
 }
@@ -201,8 +228,13 @@ impl AggregatedDiscoveryService for Management {
                     }
                     _ = changed.changed() => {}
                 }
+                let mut clusters = false;
                 for (kind, watched) in &mut kinds {
+                    if clusters && *kind == ResourceType::Endpoint && !watched.names.is_empty() {
+                        watched.sent = None;
+                    }
                     let Some(resources) = watched.news(&server, *kind) else { continue };
+                    clusters |= server.shared.istiod && *kind == ResourceType::Cluster;
                     let response = DiscoveryResponse {
                         version_info: watched.version.to_string(),
                         nonce: watched.nonce.clone(),
@@ -243,9 +275,14 @@ impl AggregatedDiscoveryService for Management {
                     }
                     _ = changed.changed() => {}
                 }
+                let mut clusters = false;
                 for (kind, watched) in &mut kinds {
+                    if clusters && *kind == ResourceType::Endpoint && !watched.names.is_empty() {
+                        watched.sent = None;
+                    }
                     let before = watched.sent.clone().unwrap_or_default();
                     let Some(resources) = watched.news(&server, *kind) else { continue };
+                    clusters |= server.shared.istiod && *kind == ResourceType::Cluster;
                     let removed = before.keys().filter(|name| !resources.contains_key(*name)).cloned();
                     let response = DeltaDiscoveryResponse {
                         nonce: watched.nonce.clone(),

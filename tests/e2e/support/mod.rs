@@ -6,6 +6,7 @@ pub mod logged;
 pub mod management;
 pub mod mesh;
 pub mod pair;
+pub mod service;
 pub mod world;
 
 use std::net::{SocketAddr, TcpListener};

@@ -82,23 +82,31 @@ fn broken(error: &h2::Error) -> String {
 pub fn client(address: SocketAddr, requests: &[H2Request]) -> String {
     runtime().block_on(async {
         let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let (mut send, connection) = match h2::client::handshake(stream).await {
-            Ok(pair) => pair,
-            Err(error) => return broken(&error),
-        };
-        let driver = tokio::spawn(connection);
-        // Extended CONNECT waits for the peer's settings.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let mut out = String::new();
-        for request in requests {
-            let exchange = exchange(&mut send, request, &mut out);
-            if tokio::time::timeout(PATIENCE, exchange).await.is_err() {
-                out.push_str("(waited in vain)\n");
-            }
-        }
-        driver.abort();
-        out
+        client_on(stream, requests).await
     })
+}
+
+/// The same on a connection that is there already.
+pub async fn client_on<S>(stream: S, requests: &[H2Request]) -> String
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut send, connection) = match h2::client::handshake(stream).await {
+        Ok(pair) => pair,
+        Err(error) => return broken(&error),
+    };
+    let driver = tokio::spawn(connection);
+    // Extended CONNECT waits for the peer's settings.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let mut out = String::new();
+    for request in requests {
+        let exchange = exchange(&mut send, request, &mut out);
+        if tokio::time::timeout(PATIENCE, exchange).await.is_err() {
+            out.push_str("(waited in vain)\n");
+        }
+    }
+    driver.abort();
+    out
 }
 
 async fn exchange(send: &mut h2::client::SendRequest<Bytes>, request: &H2Request, out: &mut String) {
@@ -228,20 +236,26 @@ impl Upstream {
     }
 }
 
+/// A whole request as text.
+pub async fn request_text(request: Request<RecvStream>) -> String {
+    let (parts, stream) = request.into_parts();
+    let mut text = format!("{} {}", parts.method, parts.uri);
+    if let Some(protocol) = parts.extensions.get::<h2::ext::Protocol>() {
+        let _ = write!(text, " (protocol {})", protocol.as_str());
+    }
+    text = text.replace("127.30.0.2", "127.30.0.1").replace("127.30.3.2", "127.30.3.1") + "\n";
+    fields("", &parts.headers, &mut text);
+    body(stream, None, &mut text).await;
+    text
+}
+
 async fn answer_one(
     request: Request<RecvStream>,
     mut respond: h2::server::SendResponse<Bytes>,
     answer: Option<H2Answer>,
     out: Arc<Mutex<String>>,
 ) {
-    let (parts, stream) = request.into_parts();
-    let mut text = format!("{} {}", parts.method, parts.uri);
-    if let Some(protocol) = parts.extensions.get::<h2::ext::Protocol>() {
-        let _ = write!(text, " (protocol {})", protocol.as_str());
-    }
-    text = text.replace("127.30.0.2", "127.30.0.1") + "\n";
-    fields("", &parts.headers, &mut text);
-    body(stream, None, &mut text).await;
+    let text = request_text(request).await;
     out.lock().unwrap().push_str(&text);
     let reply = |status: u16, headers: &[(&'static str, &'static str)]| {
         let mut response = Response::new(());

@@ -7,6 +7,7 @@
 mod case;
 mod cases;
 mod client;
+pub mod configured;
 mod h2;
 mod normalize;
 mod pair;

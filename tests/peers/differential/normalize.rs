@@ -215,6 +215,7 @@ fn normal(line: &[u8]) -> String {
 /// The same for a field that is text already.
 pub fn field(line: &str) -> String {
     let line = line.replace("127.30.0.2", "127.30.0.1").replace("127.30.1.2", "127.30.1.1");
+    let line = line.replace("127.30.3.2", "127.30.3.1");
     let Some((name, value)) = line.split_once(": ") else { return short(&line) };
     let uuid = value.len() == 36 && value.bytes().filter(|b| *b == b'-').count() == 4;
     match name.to_ascii_lowercase().as_str() {
@@ -223,7 +224,12 @@ pub fn field(line: &str) -> String {
         "x-envoy-upstream-service-time" if value.bytes().all(|b| b.is_ascii_digit()) => {
             format!("{name}: <time>")
         }
-        // What is left of the time for a retry.
+        // What is left of the time for a retry: a number that is not round.
+        "x-envoy-expected-rq-timeout-ms"
+            if value.parse().is_ok_and(|v: u64| v < 14_000 && !v.is_multiple_of(50)) =>
+        {
+            format!("{name}: <left>")
+        }
         "x-envoy-expected-rq-timeout-ms" if value.parse().is_ok_and(|v| (14_000..15_000).contains(&v)) => {
             format!("{name}: 15000")
         }

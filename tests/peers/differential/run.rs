@@ -145,7 +145,7 @@ fn ending(who: &str, end: Option<End>, missed: Option<String>, out: &mut String)
 const CONTEXT: usize = 8;
 
 /// The lines of both, those that only one has marked.
-fn diff(a: &str, b: &str) -> String {
+pub fn diff(a: &str, b: &str) -> String {
     let (a, b): (Vec<_>, Vec<_>) = (a.lines().collect(), b.lines().collect());
     // The longest common subsequence, from the end.
     let mut longest = vec![vec![0usize; b.len() + 1]; a.len() + 1];

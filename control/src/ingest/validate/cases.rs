@@ -41,7 +41,59 @@ fn virtual_services() {
     let routed = |more: &str| with(&format!("{route}, {more}"));
     let cases = [
         (with(route), ""),
-        (format!("{{http: [{{{route}}}]}}"), "spec.hosts: missing"),
+        (format!("{{http: [{{{route}}}]}}"), ""),
+        (format!("{{gateways: [g], http: [{{{route}}}]}}"), "spec.gateways: not allowed without spec.hosts"),
+        ("{http: [{delegate: {name: b}}]}".to_owned(), "spec.http[0].delegate: a delegate cannot delegate"),
+        (with("delegate: {name: b}"), ""),
+        (with("delegate: {}"), "spec.http[0].delegate.name: missing"),
+        (routed("delegate: {name: b}"), "spec.http[0].delegate: stands beside an action"),
+        (routed("fault: {}"), "spec.http[0].fault: empty"),
+        (routed("fault: {delay: {percentage: {value: 1}}}"), "spec.http[0].fault.delay.fixedDelay: missing"),
+        (
+            routed("fault: {delay: {fixedDelay: 1us, percentage: {value: 1}}}"),
+            "spec.http[0].fault.delay.fixedDelay: ",
+        ),
+        (routed("fault: {delay: {fixedDelay: 1s}}"), "warning: spec.http[0].fault.delay: no percentage"),
+        (
+            routed("fault: {delay: {fixedDelay: 1s, percent: 5}}"),
+            "warning: spec.http[0].fault.delay.percent: deprecated",
+        ),
+        (
+            routed("fault: {delay: {exponentialDelay: 1s}}"),
+            "spec.http[0].fault.delay.exponentialDelay: not supported",
+        ),
+        (routed("fault: {abort: {percentage: {value: 1}}}"), "spec.http[0].fault.abort: no status"),
+        (
+            routed("fault: {abort: {httpStatus: 600, percentage: {value: 1}}}"),
+            "spec.http[0].fault.abort.httpStatus: 600",
+        ),
+        (
+            routed("fault: {abort: {grpcStatus: UNAVAILABEL, percentage: {value: 1}}}"),
+            "spec.http[0].fault.abort.grpcStatus: unknown",
+        ),
+        (
+            routed("fault: {abort: {httpStatus: 500, percentage: {value: 0.00001}}}"),
+            "spec.http[0].fault.abort.percentage: ",
+        ),
+        (with("redirect: {uri: /x}, fault: {abort: {httpStatus: 500}}"), "spec.http[0].fault: a redirect"),
+        (routed("mirror: {host: b}"), ""),
+        (routed("mirror: {host: b}, mirrors: [{destination: {host: c}}]"), "spec.http[0].mirror: both"),
+        (
+            routed("mirrors: [{destination: {host: c}, percentage: {value: 101}}]"),
+            "spec.http[0].mirrors[0].percentage: 101",
+        ),
+        (routed("mirror: {host: b}, mirrorPercent: 5"), "warning: spec.http[0].mirrorPercent: deprecated"),
+        (routed("mirrorPercentage: {value: 5}"), "spec.http[0].mirrorPercentage: there is no mirror"),
+        (
+            routed("corsPolicy: {allowOrigins: [{exact: 'https://a'}], allowMethods: ['G T']}"),
+            "spec.http[0].corsPolicy.allowMethods[0]",
+        ),
+        (routed("corsPolicy: {allowOrigins: [{regex: '(('}]}"), "spec.http[0].corsPolicy.allowOrigins[0]"),
+        (
+            routed("corsPolicy: {allowOrigin: ['*']}"),
+            "warning: spec.http[0].corsPolicy.allowOrigin: deprecated",
+        ),
+        (routed("corsPolicy: {maxAge: 1500ms}"), "spec.http[0].corsPolicy.maxAge: browsers"),
         (format!("{{hosts: [\"*\"], http: [{{{route}}}]}}"), "spec.hosts[0]: the host * is not allowed"),
         (format!("{{hosts: [\"*\"], gateways: [g], http: [{{{route}}}]}}"), ""),
         (
@@ -140,6 +192,67 @@ fn destination_rules() {
                 "{host: a, trafficPolicy: {outlierDetection: {consecutiveErrors: 3}}}",
                 "warning: spec.trafficPolicy.outlierDetection.consecutiveErrors: deprecated",
             ),
+            ("{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x}}}}", ""),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {simple: RANDOM, consistentHash: {httpHeaderName: x}}}}",
+                "spec.trafficPolicy.loadBalancer: both simple and consistentHash",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {}}}}",
+                "spec.trafficPolicy.loadBalancer.consistentHash: nothing to hash",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true, httpHeaderName: x}}}}",
+                "spec.trafficPolicy.loadBalancer.consistentHash: more than one",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x, maglev: {tableSize: 100}}}}}",
+                "spec.trafficPolicy.loadBalancer.consistentHash.maglev.tableSize: 100 is no prime",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x, maglev: {}, ringHash: {}}}}}",
+                "spec.trafficPolicy.loadBalancer.consistentHash: both ringHash and maglev",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x, minimumRingSize: 9}}}}",
+                "warning: spec.trafficPolicy.loadBalancer.consistentHash.minimumRingSize: deprecated",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpCookie: {ttl: 0s}}}}}",
+                "spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.name: missing",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpCookie: {name: c, attributes: [{name: A}, {name: a}]}}}}}",
+                "spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes[1].name: \"a\" is given twice",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}]}}}}",
+                "warning: spec.trafficPolicy.loadBalancer.localityLbSetting: failover without outlierDetection",
+            ),
+            (
+                "{host: a, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [{from: a, to: a}]}}}}",
+                "spec.trafficPolicy.loadBalancer.localityLbSetting.failover[0]: a region cannot",
+            ),
+            (
+                "{host: a, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [{from: a/b, to: c}]}}}}",
+                "spec.trafficPolicy.loadBalancer.localityLbSetting.failover[0].from: \"a/b\" is no region",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: a, to: {a: 99}}]}}}}",
+                "spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to: the shares add up to 99",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: a, to: {a/b: 50, a: 50}}]}}}}",
+                "spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to.a/b: a/b overlaps a",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: 'a/*/c', to: {a: 100}}]}}}}",
+                "spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].from: \"a/*/c\" is no locality",
+            ),
+            (
+                "{host: a, trafficPolicy: {connectionPool: {http: {http2KeepAlive: {interval: 1s}}}}}",
+                "spec.trafficPolicy.connectionPool.http.http2KeepAlive.timeout: missing",
+            ),
             ("{host: a, trafficPolicy: {tls: {mode: MUTUAL}}}", "spec.trafficPolicy.tls.clientCertificate"),
             (
                 "{host: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL, caCertificates: x}}}",
@@ -159,8 +272,8 @@ fn destination_rules() {
                 "spec.trafficPolicy.portLevelSettings[0].port.number",
             ),
             (
-                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}}",
-                "spec.trafficPolicy.loadBalancer.consistentHash: not supported by Weft yet",
+                "{host: a, trafficPolicy: {loadBalancer: {warmup: {duration: 1s}}}}",
+                "spec.trafficPolicy.loadBalancer.warmup: not supported by Weft yet",
             ),
             (
                 "{host: a, trafficPolicy: {loadBalancer: {simple: LEAST_CONNS}}}",

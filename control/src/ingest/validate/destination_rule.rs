@@ -3,13 +3,16 @@
 use std::collections::HashSet;
 
 use super::super::diagnostic::Findings;
-use super::{export_to, host, period, port};
+use super::load_balancer::load_balancer;
+use super::{annotations, export_to, host, period, port};
 use crate::model::destination_rule::{
     ClientTls, ClientTlsMode, ConnectionPool, DestinationRule, H2UpgradePolicy, LoadBalancer,
     OutlierDetection, TcpKeepalive, TrafficPolicy,
 };
+use crate::model::meta::Meta;
 
-pub(in super::super) fn destination_rule(spec: &DestinationRule, findings: &mut Findings) {
+pub(in super::super) fn destination_rule(spec: &DestinationRule, meta: &Meta, findings: &mut Findings) {
+    annotations(findings, meta, &[]);
     if spec.host.is_empty() {
         findings.error("spec.host", "missing", "name the service");
     } else {
@@ -83,13 +86,13 @@ fn traffic_policy(findings: &mut Findings, path: &str, policy: &TrafficPolicy) {
 fn blocks(
     findings: &mut Findings,
     path: &str,
-    load_balancer: Option<&LoadBalancer>,
+    balancer: Option<&LoadBalancer>,
     pool: Option<&ConnectionPool>,
     outlier: Option<&OutlierDetection>,
     tls: Option<&ClientTls>,
 ) {
-    if load_balancer.is_some_and(|balancer| balancer.simple.is_none()) {
-        findings.warn(format!("{path}.loadBalancer"), "empty", "give simple, or take it out");
+    if let Some(balancer) = balancer {
+        load_balancer(findings, &format!("{path}.loadBalancer"), balancer, outlier.is_some());
     }
     if let Some(pool) = pool {
         connection_pool(findings, &format!("{path}.connectionPool"), pool);
@@ -122,6 +125,15 @@ pub(super) fn connection_pool(findings: &mut Findings, path: &str, pool: &Connec
         if http.use_client_protocol && http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade) {
             let help = "keep one of useClientProtocol and h2UpgradePolicy: UPGRADE";
             findings.error(&path, "the client's protocol cannot be both kept and upgraded", help);
+        }
+        if let Some(pings) = http.http2_keep_alive {
+            for (name, value) in [("interval", pings.interval), ("timeout", pings.timeout)] {
+                let at = format!("{path}.http2KeepAlive.{name}");
+                if value.is_none() {
+                    findings.error(&at, "missing", "give both interval and timeout");
+                }
+                period(findings, &at, value);
+            }
         }
     }
 }

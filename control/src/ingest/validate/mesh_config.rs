@@ -1,6 +1,7 @@
 //! MeshConfig.
 
 use super::super::diagnostic::Findings;
+use super::load_balancer::locality_setting;
 use super::virtual_service::retries;
 use super::{destination_rule, period, period_or_zero};
 use crate::model::gateway::TlsVersion;
@@ -43,6 +44,9 @@ pub(in super::super) fn mesh_config(spec: &MeshConfig, findings: &mut Findings) 
     );
     if let Some(keepalive) = &spec.tcp_keepalive {
         destination_rule::tcp_keepalive(findings, "tcpKeepalive", keepalive);
+    }
+    if let Some(setting) = &spec.locality_lb_setting {
+        locality_setting(findings, "localityLbSetting", setting);
     }
     if let Some(policy) = &spec.default_http_retry_policy {
         retries(findings, "defaultHttpRetryPolicy", policy);

@@ -7,6 +7,7 @@ mod across;
 mod cases;
 mod destination_rule;
 mod gateway;
+mod load_balancer;
 mod mesh_config;
 mod peer_authentication;
 mod service;
@@ -27,6 +28,7 @@ pub(super) use virtual_service::virtual_service;
 use std::collections::HashSet;
 
 use super::diagnostic::Findings;
+use crate::model::meta::Meta;
 use crate::model::values::Timespan;
 
 /// A host: a DNS name, or a wildcard whose `*` is the whole first label; an IP address where `address` allows it.
@@ -111,6 +113,20 @@ fn export_to(findings: &mut Findings, list: &[String]) {
         }
         if entry.is_empty() {
             findings.error(&path, "empty", "write a namespace, \".\" for this one or \"*\" for all");
+        }
+    }
+}
+
+/// Annotations of Weft's own that an object cannot have.
+fn annotations(findings: &mut Findings, meta: &Meta, known: &[&str]) {
+    for name in meta.annotations.keys().filter(|name| name.starts_with("weft.dev/")) {
+        if !known.contains(&name.as_str()) {
+            let help = match super::suggest::closest(name, known.iter().copied()) {
+                Some(meant) => format!("did you mean {meant}?"),
+                None if known.is_empty() => format!("{} has none; take it out", meta.kind),
+                None => format!("known are {}", known.join(" and ")),
+            };
+            findings.error(format!("metadata.annotations.{name}"), "unknown annotation of Weft's", help);
         }
     }
 }

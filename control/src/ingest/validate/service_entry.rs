@@ -192,14 +192,5 @@ pub(in super::super) fn workload_entry(spec: &WorkloadEntry, meta: &Meta, findin
         let path = format!("metadata.annotations.{ROLE_ANNOTATION}");
         findings.error(path, format!("unknown role {role:?}"), "it is sidecar or gateway");
     }
-    const KNOWN: [&str; 2] = [COMMAND_ANNOTATION, ROLE_ANNOTATION];
-    for name in meta.annotations.keys().filter(|name| name.starts_with("weft.dev/")) {
-        if !KNOWN.contains(&name.as_str()) {
-            let help = match super::super::suggest::closest(name, KNOWN) {
-                Some(meant) => format!("did you mean {meant}?"),
-                None => format!("known are {}", KNOWN.join(" and ")),
-            };
-            findings.error(format!("metadata.annotations.{name}"), "unknown annotation of Weft's", help);
-        }
-    }
+    super::annotations(findings, meta, &[COMMAND_ANNOTATION, ROLE_ANNOTATION]);
 }

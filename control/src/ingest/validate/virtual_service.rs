@@ -7,10 +7,10 @@ use base64::Engine;
 use super::super::diagnostic::Findings;
 use super::{export_to, host, period, period_or_zero, port, regex};
 use crate::model::host::covers;
-use crate::model::values::StringMatch;
+use crate::model::values::{Percent, StringMatch};
 use crate::model::virtual_service::{
-    Destination, Headers, HttpBody, HttpMatch, HttpRedirect, HttpRetry, HttpRewrite, HttpRoute,
-    RouteDestination, TcpRoute, TlsRoute, VirtualService,
+    CorsPolicy, Destination, GRPC_STATUSES, Headers, HttpBody, HttpFault, HttpMatch, HttpRedirect, HttpRetry,
+    HttpRewrite, HttpRoute, RouteDestination, TcpRoute, TlsRoute, VirtualService, grpc_status,
 };
 
 /// Conditions that Envoy knows for `retryOn`, HTTP's and gRPC's.
@@ -40,11 +40,7 @@ const LARGE_BODY: usize = 100 * 1024;
 
 pub(in super::super) fn virtual_service(spec: &VirtualService, findings: &mut Findings) {
     if spec.hosts.is_empty() {
-        findings.error(
-            "spec.hosts",
-            "missing; a VirtualService without hosts is a delegate, which Weft does not support yet",
-            "name the hosts that it speaks for",
-        );
+        delegate(spec, findings);
     }
     let on_mesh = spec.gateways.iter().any(|gateway| gateway == "mesh");
     let mut seen = HashSet::new();
@@ -92,6 +88,32 @@ pub(in super::super) fn virtual_service(spec: &VirtualService, findings: &mut Fi
     }
 }
 
+/// One without hosts speaks where another delegates to it, for HTTP only.
+fn delegate(spec: &VirtualService, findings: &mut Findings) {
+    for (field, given) in [
+        ("gateways", !spec.gateways.is_empty()),
+        ("tls", !spec.tls.is_empty()),
+        ("tcp", !spec.tcp.is_empty()),
+    ] {
+        if given {
+            let help = "name the hosts that it speaks for, or take the field out";
+            findings.error(
+                format!("spec.{field}"),
+                "not allowed without spec.hosts: such a VirtualService is a delegate",
+                help,
+            );
+        }
+    }
+    for (index, _) in spec.http.iter().enumerate().filter(|(_, rule)| rule.delegate.is_some()) {
+        let at = format!("spec.http[{index}].delegate");
+        findings.error(
+            at,
+            "a delegate cannot delegate further",
+            "put the rules here, or give this one hosts",
+        );
+    }
+}
+
 fn matches_everything(matching: &HttpMatch) -> bool {
     let named = HttpMatch { name: matching.name.clone(), ..HttpMatch::default() };
     let root = HttpMatch { uri: Some(StringMatch::Prefix("/".to_owned())), ..named.clone() };
@@ -103,7 +125,15 @@ fn http_route(findings: &mut Findings, path: &str, rule: &HttpRoute) {
         .iter()
         .filter(|on| **on)
         .count();
-    if actions != 1 {
+    if let Some(named) = &rule.delegate {
+        if named.name.is_empty() {
+            findings.error(format!("{path}.delegate.name"), "missing", "name a VirtualService without hosts");
+        }
+        if actions != 0 {
+            let help = "the delegate's rules say where requests go; keep one of the two";
+            findings.error(format!("{path}.delegate"), "stands beside an action of its own", help);
+        }
+    } else if actions != 1 {
         let reason = if actions == 0 { "no action" } else { "more than one action" };
         findings.error(path, reason, "give exactly one of route, redirect and directResponse");
     }
@@ -130,6 +160,20 @@ fn http_route(findings: &mut Findings, path: &str, rule: &HttpRoute) {
                 "remove one of the two",
             );
         }
+        if rule.fault.is_some() {
+            findings.error(format!("{path}.fault"), "a redirect cannot fail", "remove one of the two");
+        }
+    }
+    if let Some(made) = &rule.fault {
+        fault(findings, &format!("{path}.fault"), made);
+    }
+    for (index, mirror) in rule.mirrors.iter().enumerate() {
+        let path = format!("{path}.mirrors[{index}]");
+        destination(findings, &path, &mirror.destination);
+        percentage(findings, &format!("{path}.percentage"), mirror.percentage);
+    }
+    if let Some(policy) = &rule.cors_policy {
+        cors(findings, &format!("{path}.corsPolicy"), policy);
     }
     if let Some(rewrite) = &rule.rewrite {
         http_rewrite(findings, &format!("{path}.rewrite"), rewrite);
@@ -145,6 +189,87 @@ fn http_route(findings: &mut Findings, path: &str, rule: &HttpRoute) {
         }
         if let Some(body) = &response.body {
             http_body(findings, &format!("{path}.body"), body);
+        }
+    }
+}
+
+/// 0, or from a ten-thousandth of a percent up, which is what proxies can draw.
+fn percentage(findings: &mut Findings, path: &str, percent: Option<Percent>) {
+    let Some(Percent { value }) = percent else { return };
+    if value != 0.0 && !(0.0001..=100.0).contains(&value) {
+        findings.error(path, format!("{value} is no percentage"), "give 0, or 0.0001 to 100");
+    }
+}
+
+fn fault(findings: &mut Findings, path: &str, fault: &HttpFault) {
+    if fault.delay.is_none() && fault.abort.is_none() {
+        findings.error(path, "empty", "give delay or abort, or take it out");
+    }
+    let never = |findings: &mut Findings, path: String| {
+        let help = "without a percentage it never happens; write percentage: {value: 100} for every request";
+        findings.warn(path, "no percentage", help);
+    };
+    if let Some(delay) = &fault.delay {
+        let path = format!("{path}.delay");
+        if delay.fixed_delay.is_none() {
+            findings.error(format!("{path}.fixedDelay"), "missing", "say how long, such as 5s");
+        }
+        period(findings, &format!("{path}.fixedDelay"), delay.fixed_delay);
+        percentage(findings, &format!("{path}.percentage"), delay.percentage);
+        if delay.percentage.is_none() {
+            never(findings, path);
+        }
+    }
+    if let Some(abort) = &fault.abort {
+        let path = format!("{path}.abort");
+        match (abort.http_status, &abort.grpc_status) {
+            (None, None) => findings.error(&path, "no status", "give httpStatus or grpcStatus"),
+            (Some(_), Some(_)) => findings.error(&path, "both httpStatus and grpcStatus", "keep one of them"),
+            (Some(status), None) if !(200..=599).contains(&status) => {
+                findings.error(
+                    format!("{path}.httpStatus"),
+                    format!("{status} is no status"),
+                    "give 200 to 599",
+                );
+            }
+            (None, Some(name)) if grpc_status(name).is_none() => {
+                let help = match super::super::suggest::closest(name, GRPC_STATUSES) {
+                    Some(meant) => format!("did you mean {meant}?"),
+                    None => format!("it is one of {}", GRPC_STATUSES.join(", ")),
+                };
+                findings.error(format!("{path}.grpcStatus"), format!("unknown status {name:?}"), help);
+            }
+            _ => {}
+        }
+        percentage(findings, &format!("{path}.percentage"), abort.percentage);
+        if abort.percentage.is_none() {
+            never(findings, path);
+        }
+    }
+}
+
+fn cors(findings: &mut Findings, path: &str, policy: &CorsPolicy) {
+    for (index, origin) in policy.allow_origins.iter().enumerate() {
+        string_match(findings, &format!("{path}.allowOrigins[{index}]"), origin);
+    }
+    for (index, method) in policy.allow_methods.iter().enumerate() {
+        if method != "*" && http::Method::from_bytes(method.as_bytes()).is_err() {
+            findings.error(format!("{path}.allowMethods[{index}]"), format!("{method:?} is no method"), "");
+        }
+    }
+    for (field, names) in [("allowHeaders", &policy.allow_headers), ("exposeHeaders", &policy.expose_headers)]
+    {
+        for (index, name) in names.iter().enumerate() {
+            if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+                let path = format!("{path}.{field}[{index}]");
+                findings.error(path, format!("{name:?} is not the name of a header"), "");
+            }
+        }
+    }
+    if let Some(age) = policy.max_age {
+        period_or_zero(findings, &format!("{path}.maxAge"), Some(age));
+        if age.get().subsec_nanos() != 0 {
+            findings.error(format!("{path}.maxAge"), "browsers count whole seconds", "round it");
         }
     }
 }

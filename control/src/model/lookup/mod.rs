@@ -1,5 +1,6 @@
 //! Questions that rendering asks of a [`World`](super::World): pure functions, one file per kind of object.
 
+mod delegates;
 mod destination_rules;
 mod gateways;
 mod peer;
@@ -9,6 +10,7 @@ mod sidecars;
 mod tests;
 mod virtual_services;
 
+pub(super) use delegates::resolve as resolve_delegates;
 pub(super) use destination_rules::merge;
 pub use destination_rules::{MergedRule, PortPolicy, effective_policy};
 pub use gateways::served_hosts;

@@ -13,9 +13,11 @@ use crate::model::world::World;
 pub const MESH_GATEWAY: &str = "mesh";
 
 impl VirtualService {
-    /// Every destination that it names, in order.
+    /// Every destination that it names, those of mirrors included.
     pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
-        let http = self.http.iter().flat_map(|rule| &rule.route).map(|route| &route.destination);
+        let routes = self.http.iter().flat_map(|rule| &rule.route).map(|route| &route.destination);
+        let mirrors = self.http.iter().flat_map(|rule| &rule.mirrors).map(|mirror| &mirror.destination);
+        let http = routes.chain(mirrors);
         let tls = self.tls.iter().flat_map(|rule| &rule.route).map(|route| &route.destination);
         let tcp = self.tcp.iter().flat_map(|rule| &rule.route).map(|route| &route.destination);
         http.chain(tls).chain(tcp)

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::murmur::murmur64;
 use super::xxhash::xxh64;
 use super::{Maglev, RingHash};
 use crate::cluster::host::Host;
@@ -33,14 +34,16 @@ impl HashTable {
         let mut key = String::new();
         for (index, host) in hosts.iter().enumerate() {
             want += scale * weights[index];
-            let name = host_key(host, parameters.use_hostname);
+            let name = host_key(host, parameters.hashing.use_hostname);
             let mut copy = 0u32;
             while have < want {
                 key.clear();
                 key.push_str(&name);
                 key.push('_');
                 key.push_str(&copy.to_string());
-                ring.push((xxh64(key.as_bytes(), 0), index as u32));
+                let hash =
+                    if parameters.murmur { murmur64(key.as_bytes()) } else { xxh64(key.as_bytes(), 0) };
+                ring.push((hash, index as u32));
                 copy += 1;
                 have += 1.0;
             }
@@ -63,7 +66,7 @@ impl HashTable {
         let mut walks: Vec<Walk> = hosts
             .iter()
             .map(|host| {
-                let name = host_key(host, parameters.use_hostname);
+                let name = host_key(host, parameters.hashing.use_hostname);
                 Walk {
                     offset: xxh64(name.as_bytes(), 0) % size,
                     skip: xxh64(name.as_bytes(), 1) % (size - 1).max(1) + 1,
@@ -124,6 +127,46 @@ impl HashTable {
             Kind::Maglev(table) => table.len(),
         }
     }
+}
+
+/// Keeps what a hash chose unless it has more than its share of the load (times `factor` percent): then one of the others
+/// that has not, in an order that only the hash decides; if all have, the least loaded. `in_flight` is what the cluster has
+/// of requests now.
+pub(super) fn bounded<'a>(
+    hosts: &'a [Arc<Host>],
+    chosen: &'a Arc<Host>,
+    hash: u64,
+    factor: u32,
+    in_flight: u64,
+) -> &'a Arc<Host> {
+    let total: f64 = hosts.iter().map(|h| f64::from(h.weight())).sum();
+    let slots = (in_flight + 1).saturating_mul(u64::from(factor)).saturating_add(99) / 100;
+    let load = |host: &Host| {
+        let own = (slots as f64 * f64::from(host.weight()) / total).ceil().max(1.0);
+        f64::from(host.active_requests()) / own
+    };
+    let mut least = load(chosen);
+    if least <= 1.0 {
+        return chosen;
+    }
+    let mut random = fastrand::Rng::with_seed(hash);
+    let mut order: Vec<usize> = (0..hosts.len()).collect();
+    let mut best = chosen;
+    for at in 0..order.len() {
+        order.swap(at, random.usize(at..hosts.len()));
+        let other = &hosts[order[at]];
+        if Arc::ptr_eq(other, chosen) {
+            continue;
+        }
+        let load = load(other);
+        if load <= 1.0 {
+            return other;
+        }
+        if load < least {
+            (best, least) = (other, load);
+        }
+    }
+    best
 }
 
 /// What a host is hashed by: `hash_key` of its `envoy.lb` metadata, else its name or address.

@@ -12,7 +12,7 @@ use crate::cluster::host_set::HostList;
 #[inline]
 pub(super) fn choose<'a>(parameters: &LeastRequest, list: &'a HostList) -> &'a Arc<Host> {
     let hosts = list.hosts();
-    if list.weights_differ() {
+    if list.is_weighted() {
         return weighted(parameters, list);
     }
     if parameters.full_scan {
@@ -58,11 +58,11 @@ fn least_of_all(hosts: &[Arc<Host>]) -> &Arc<Host> {
 
 fn weighted<'a>(parameters: &LeastRequest, list: &'a HostList) -> &'a Arc<Host> {
     let hosts = list.hosts();
+    let weights = list.weights();
     let weight = |index: usize| {
-        let host = &hosts[index];
-        let crowd = f64::from(host.active_requests()) + 1.0;
+        let crowd = f64::from(hosts[index].active_requests()) + 1.0;
         let divisor = if parameters.bias == 1.0 { crowd } else { crowd.powf(parameters.bias) };
-        f64::from(host.weight()) / divisor
+        weights.of(index) / divisor
     };
     let index = with_schedule(
         list.id(),

@@ -9,11 +9,12 @@ use crate::cluster::host_set::HostList;
 /// The next host.
 pub(super) fn choose(list: &HostList) -> Option<&Arc<Host>> {
     let hosts = list.hosts();
-    let weight = |index: usize| f64::from(hosts[index].weight());
+    let weights = list.weights();
+    let weight = |index| weights.of(index);
     let index = with_schedule(
         list.id(),
         || {
-            if list.weights_differ() {
+            if list.is_weighted() {
                 Schedule::Weighted(Edf::new(hosts.len(), weight))
             } else {
                 // Workers start at different hosts, or a burst of their first requests meets on one.

@@ -22,7 +22,7 @@ use super::limits::{Permit, RoutingPriority};
 use super::{Cluster, HttpMode, Picked};
 use crate::codec::{Protocol, h1, h2};
 use crate::identity::tls::ConnectOptions;
-use crate::io::TlsInfo;
+use crate::io::{Origin, TlsInfo};
 
 /// A shared HTTP/2 connection takes at most so many streams; then another one is opened.
 const H2_STREAMS: usize = 100;
@@ -36,10 +36,10 @@ pub struct Want {
     pub alpn: Option<Arc<Vec<Vec<u8>>>>,
     /// The request's authority, for clusters with auto_sni.
     pub authority: Option<Arc<str>>,
+    /// What the connection shows of the downstream's.
+    pub origin: Option<Arc<Origin>>,
     /// Whose circuit breakers.
     pub priority: RoutingPriority,
-    /// The stream will be a tunnel (an upgrade): it takes an HTTP/1 connection of its own.
-    pub tunnel: bool,
 }
 
 /// Why there is no connection to send on.
@@ -60,6 +60,7 @@ struct Key {
     protocol: Option<Protocol>,
     alpn: Option<Arc<Vec<Vec<u8>>>>,
     authority: Option<Arc<str>>,
+    origin: Option<Arc<Origin>>,
 }
 
 impl Hash for Key {
@@ -68,6 +69,9 @@ impl Hash for Key {
         state.write_u64(self.cluster ^ self.host.0.rotate_left(32));
         if let Some(authority) = &self.authority {
             authority.hash(state);
+        }
+        if let Some(origin) = &self.origin {
+            origin.hash(state);
         }
     }
 }
@@ -193,7 +197,8 @@ pub async fn acquire(cluster: &Arc<Cluster>, picked: Picked, want: &Want) -> Res
             pending = Some(Pending::new(cluster, permit));
             stats.upstream_rq_pending_total.inc();
         }
-        let permit = match limits.connections.try_acquire() {
+        let allowed = cluster.allows_connection(picked.host(), want.priority);
+        let permit = match allowed.then(|| limits.connections.try_acquire()).flatten() {
             Some(permit) => permit,
             // A pool without any connection may always have one, or one worker could be starved by the others.
             None if with(&key, |p| p.places == 0) => limits.connections.acquire_over(),
@@ -213,7 +218,6 @@ pub async fn acquire(cluster: &Arc<Cluster>, picked: Picked, want: &Want) -> Res
 fn key(cluster: &Cluster, host: &Host, want: &Want) -> Key {
     let config = cluster.config();
     let protocol = match config.http {
-        _ if want.tunnel => Some(Protocol::Http11),
         HttpMode::Http1 => Some(Protocol::Http11),
         HttpMode::Http2 => Some(Protocol::Http2),
         HttpMode::Downstream if want.protocol == Protocol::Http2 => Some(Protocol::Http2),
@@ -227,6 +231,7 @@ fn key(cluster: &Cluster, host: &Host, want: &Want) -> Key {
         protocol,
         alpn: want.alpn.clone(),
         authority: want.authority.clone().filter(|_| config.auto_sni || config.auto_san),
+        origin: want.origin.clone(),
     }
 }
 
@@ -244,7 +249,14 @@ async fn open(
     let options = ConnectOptions {
         sni: name.filter(|_| config.auto_sni),
         alpn: want.alpn.as_ref().map(|a| a.as_slice()),
+        fallback: match key.protocol {
+            Some(Protocol::Http2) => &[b"h2"],
+            Some(_) => &[b"http/1.1"],
+            None => &[b"h2", b"http/1.1"],
+        },
         san: name.filter(|_| config.auto_san),
+        host: None,
+        origin: key.origin.as_deref(),
     };
     let connected = connect(cluster, host, permit, options).await.map_err(AcquireError::Connect)?;
     let Connected { io, tls, local, guard } = connected;

@@ -15,7 +15,7 @@ use super::parse::{self, Framing, ParsedResponse};
 use super::transport::{Incoming, Outgoing, SendError, Transport};
 use crate::codec::body::{Body, BodyError, BodyStream, Frame};
 use crate::codec::message::{
-    InformationalSink, Progress, Release, Reply, Request, ResetReason, UpstreamError,
+    InformationalSink, Progress, Protocol, Release, Reply, Request, ResetReason, UpstreamError,
 };
 use crate::io::Io;
 
@@ -76,13 +76,17 @@ impl Connection {
             keep_alive: false,
             tunnel: false,
             asked_upgrade: false,
+            half_close: head.protocol == Protocol::Http2,
+            held: false,
             release: Some(release),
         };
         let method = head.method.clone();
         exchange.asked_upgrade = head.upgrade.is_some();
+        exchange.held = exchange.asked_upgrade && !head.headers.contains(&http::header::CONTENT_LENGTH);
         if let Some(connection) = &mut exchange.connection {
             connection.requests += 1;
-            let output = encode::request(&head, body.is_empty(), &mut connection.transport.write);
+            let Inner { transport, options, .. } = &mut **connection;
+            let output = encode::request(&head, body.is_empty(), options, &mut transport.write);
             exchange.outgoing = Outgoing::new(body, output, connection.options.enable_trailers);
         }
         let parsed = poll_fn(|cx| exchange.poll_head(&method, sink.as_deref(), cx)).await?;
@@ -90,6 +94,11 @@ impl Connection {
         exchange.keep_alive = keep_alive;
         exchange.tunnel = framing == Framing::UntilClose
             && (head.status == StatusCode::SWITCHING_PROTOCOLS || method == Method::CONNECT);
+        if std::mem::take(&mut exchange.held) && !exchange.tunnel {
+            // Nobody wants the bytes of the protocol that was refused, and the request will not be whole.
+            exchange.sent = true;
+            exchange.write_failed = true;
+        }
         exchange.incoming = Incoming::new(framing, exchange.max_head());
         let body = if framing == Framing::None {
             exchange.finish();
@@ -112,6 +121,10 @@ struct Exchange {
     tunnel: bool,
     /// The request asked for an upgrade, so that 101 is an answer to it.
     asked_upgrade: bool,
+    /// The downstream may end its own side of a tunnel and still be there.
+    half_close: bool,
+    /// What follows the head of such a request is of the other protocol: it waits until that is granted.
+    held: bool,
     release: Option<Release<Connection>>,
 }
 
@@ -124,6 +137,13 @@ impl Exchange {
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
         if self.sent {
+            return Ok(());
+        }
+        if self.held {
+            if let Poll::Ready(Err(_)) = connection.transport.poll_flush(cx) {
+                self.sent = true;
+                self.write_failed = true;
+            }
             return Ok(());
         }
         match self.outgoing.poll_send(&mut connection.transport, cx) {
@@ -223,8 +243,8 @@ impl BodyStream for Exchange {
         if let Err(error) = self.poll_request(cx) {
             return Poll::Ready(Some(Err(error)));
         }
-        if self.tunnel && self.sent {
-            // Our side of the tunnel has ended; HTTP/1 upgrades have no half-close, as in Envoy.
+        if self.tunnel && self.sent && !self.half_close {
+            // Our side of the tunnel has ended; HTTP/1 has no half-close of its own, as in Envoy.
             self.finish();
             return Poll::Ready(None);
         }

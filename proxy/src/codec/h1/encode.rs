@@ -3,8 +3,10 @@
 use bytes::BytesMut;
 use http::{Method, StatusCode};
 
+use super::H1Options;
 use crate::codec::headers::Headers;
 use crate::codec::message::{Protocol, RequestHead, ResponseHead};
+use crate::codec::spelling::KeyFormat;
 
 /// How the body is framed on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,26 +19,36 @@ pub(super) enum Output {
     Chunked,
 }
 
-fn put(out: &mut BytesMut, headers: &Headers) {
+fn put(out: &mut BytesMut, headers: &Headers, keys: KeyFormat) {
     for (name, value) in headers.iter() {
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
+        put_one(out, headers, keys, name.as_str(), value.as_bytes());
     }
 }
 
+fn put_one(out: &mut BytesMut, headers: &Headers, keys: KeyFormat, name: &str, value: &[u8]) {
+    keys.put(headers.spelling.as_deref(), name, out);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Writes a request head. `bodiless` says that the body is known to be empty.
-pub(super) fn request(head: &RequestHead, bodiless: bool, out: &mut BytesMut) -> Output {
+pub(super) fn request(head: &RequestHead, bodiless: bool, options: &H1Options, out: &mut BytesMut) -> Output {
+    let keys = options.keys;
+    let field = |out: &mut BytesMut, name, value: &[u8]| put_one(out, &head.headers, keys, name, value);
     out.reserve(256 + head.path.len());
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.extend_from_slice(b" ");
     let connect = head.method == Method::CONNECT;
+    if options.full_url && !connect {
+        out.extend_from_slice(&head.scheme);
+        out.extend_from_slice(b"://");
+        out.extend_from_slice(&head.authority);
+    }
     out.extend_from_slice(if connect { &head.authority } else { &head.path });
-    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-    out.extend_from_slice(&head.authority);
-    out.extend_from_slice(b"\r\n");
-    put(out, &head.headers);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    field(out, "host", &head.authority);
+    put(out, &head.headers, keys);
     let output = if connect || head.upgrade.is_some() {
         Output::Raw
     } else if head.headers.contains(&http::header::CONTENT_LENGTH) {
@@ -47,11 +59,11 @@ pub(super) fn request(head: &RequestHead, bodiless: bool, out: &mut BytesMut) ->
             head.method,
             Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT
         ) {
-            out.extend_from_slice(b"content-length: 0\r\n");
+            field(out, "content-length", b"0");
         }
         Output::None
     } else {
-        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        field(out, "transfer-encoding", b"chunked");
         Output::Chunked
     };
     out.extend_from_slice(b"\r\n");
@@ -68,20 +80,23 @@ pub(super) struct Answering<'a> {
     pub(super) close: bool,
     /// The body is known to be empty.
     pub(super) bodiless: bool,
+    /// How names are spelt.
+    pub(super) keys: KeyFormat,
 }
 
 /// Writes a response head.
 pub(super) fn response(head: &ResponseHead, to: &Answering<'_>, out: &mut BytesMut) -> Output {
-    status_line(head.status, to.protocol, out);
-    put(out, &head.headers);
+    let field = |out: &mut BytesMut, name, value: &[u8]| put_one(out, &head.headers, to.keys, name, value);
+    status_line(head, to.protocol, out);
+    put(out, &head.headers, to.keys);
     let status = head.status;
     let tunnel =
         status == StatusCode::SWITCHING_PROTOCOLS || (*to.method == Method::CONNECT && status.is_success());
     if !tunnel && !head.headers.contains(&http::header::CONNECTION) {
         if to.close {
-            out.extend_from_slice(b"connection: close\r\n");
+            field(out, "connection", b"close");
         } else if to.protocol == Protocol::Http10 {
-            out.extend_from_slice(b"connection: keep-alive\r\n");
+            field(out, "connection", b"keep-alive");
         }
     }
     let output = if tunnel {
@@ -93,17 +108,17 @@ pub(super) fn response(head: &ResponseHead, to: &Answering<'_>, out: &mut BytesM
     } else if *to.method == Method::HEAD {
         // What a GET would be answered with has no length known here.
         if to.protocol != Protocol::Http10 {
-            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            field(out, "transfer-encoding", b"chunked");
         }
         Output::None
     } else if to.bodiless {
-        out.extend_from_slice(b"content-length: 0\r\n");
+        field(out, "content-length", b"0");
         Output::None
     } else if to.protocol == Protocol::Http10 {
         // No chunked coding for HTTP/1.0: the end of the connection is the end of the body.
         Output::Raw
     } else {
-        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        field(out, "transfer-encoding", b"chunked");
         Output::Chunked
     };
     out.extend_from_slice(b"\r\n");
@@ -119,18 +134,21 @@ pub(super) fn self_delimiting(head: &ResponseHead, to: &Answering<'_>) -> bool {
 }
 
 /// Writes an informational head.
-pub(super) fn informational(head: &ResponseHead, out: &mut BytesMut) {
-    status_line(head.status, Protocol::Http11, out);
-    put(out, &head.headers);
+pub(super) fn informational(head: &ResponseHead, keys: KeyFormat, out: &mut BytesMut) {
+    status_line(head, Protocol::Http11, out);
+    put(out, &head.headers, keys);
     out.extend_from_slice(b"\r\n");
 }
 
-fn status_line(status: StatusCode, protocol: Protocol, out: &mut BytesMut) {
+fn status_line(head: &ResponseHead, protocol: Protocol, out: &mut BytesMut) {
     out.reserve(256);
     out.extend_from_slice(if protocol == Protocol::Http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-    out.extend_from_slice(status.as_str().as_bytes());
+    out.extend_from_slice(head.status.as_str().as_bytes());
     out.extend_from_slice(b" ");
-    out.extend_from_slice(reason_phrase(status).as_bytes());
+    match head.headers.spelling.as_ref().and_then(|s| s.reason.as_ref()) {
+        Some(reason) => out.extend_from_slice(reason),
+        None => out.extend_from_slice(reason_phrase(head.status).as_bytes()),
+    }
     out.extend_from_slice(b"\r\n");
 }
 
@@ -154,7 +172,7 @@ pub(super) fn chunk_start(length: usize, out: &mut BytesMut) {
 pub(super) fn last_chunk(trailers: Option<&Headers>, out: &mut BytesMut) {
     out.extend_from_slice(b"0\r\n");
     if let Some(trailers) = trailers {
-        put(out, trailers);
+        put(out, trailers, KeyFormat::Lower);
     }
     out.extend_from_slice(b"\r\n");
 }

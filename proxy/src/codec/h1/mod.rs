@@ -12,6 +12,8 @@ pub mod server;
 mod tests;
 mod transport;
 
+use super::spelling::KeyFormat;
+
 /// Limits and manners of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct H1Options {
@@ -25,6 +27,14 @@ pub struct H1Options {
     pub enable_trailers: bool,
     /// Take every method that is a token (`allow_custom_methods`); else those that are registered for use.
     pub any_method: bool,
+    /// Take a content length beside the chunked coding, and drop it (`allow_chunked_length`); else that is an error.
+    pub allow_chunked_length: bool,
+    /// Take absolute targets apart (`allow_absolute_url`); else they are paths, which nobody takes.
+    pub absolute_targets: bool,
+    /// The target of requests is their whole URL (`send_fully_qualified_url`).
+    pub full_url: bool,
+    /// How names are spelt (`header_key_format`).
+    pub keys: KeyFormat,
 }
 
 impl H1Options {
@@ -42,6 +52,10 @@ impl Default for H1Options {
             accept_http_10: false,
             enable_trailers: false,
             any_method: false,
+            allow_chunked_length: false,
+            absolute_targets: true,
+            full_url: false,
+            keys: KeyFormat::Lower,
         }
     }
 }

@@ -6,6 +6,7 @@ use http::{Method, StatusCode};
 use super::H1Options;
 use crate::codec::headers::{HeaderName, HeaderValue, Headers};
 use crate::codec::message::{Protocol, RequestHead, ResponseHead};
+use crate::codec::spelling::{KeyFormat, Spelling};
 
 /// How a message's body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,8 +109,20 @@ struct Facts {
 }
 
 /// Fields as slices of `block`; `None` if a name or value may not be.
-fn collect(block: &Bytes, parsed: &[httparse::Header<'_>], extra: usize) -> Option<Headers> {
+fn collect(
+    block: &Bytes,
+    parsed: &[httparse::Header<'_>],
+    extra: usize,
+    keys: KeyFormat,
+    reason: Option<&str>,
+) -> Option<Headers> {
     let mut headers = Headers::with_capacity(parsed.len() + extra);
+    if let KeyFormat::Preserve { proper_case_others, reason: keep } = keys {
+        let names = parsed.iter().map(|f| block.slice_ref(f.name.as_bytes())).collect();
+        let reason = reason.filter(|r| keep && !r.is_empty());
+        let reason = reason.map(|r| block.slice_ref(r.as_bytes()));
+        headers.spelling = Some(Spelling::new(names, proper_case_others, reason));
+    }
     for field in parsed {
         let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
         let value = HeaderValue::from_maybe_shared(block.slice_ref(field.value)).ok()?;
@@ -122,7 +135,9 @@ fn collect(block: &Bytes, parsed: &[httparse::Header<'_>], extra: usize) -> Opti
 pub(super) fn fields(block: &Bytes) -> Option<Headers> {
     let mut storage = [httparse::EMPTY_HEADER; 100];
     match httparse::parse_headers(block, &mut storage) {
-        Ok(httparse::Status::Complete((_, parsed))) if strict(block) => collect(block, parsed, 0),
+        Ok(httparse::Status::Complete((_, parsed))) if strict(block) => {
+            collect(block, parsed, 0, KeyFormat::Lower, None)
+        }
         _ => None,
     }
 }
@@ -200,8 +215,10 @@ pub(super) fn request(
     }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| bad("http1.codec_error"))?;
     let protocol = if version == 0 { Protocol::Http10 } else { Protocol::Http11 };
-    let mut headers = collect(&block, parsed.headers, 8).ok_or(bad("http1.codec_error"))?;
-    let facts = facts(&headers);
+    let mut headers =
+        collect(&block, parsed.headers, 8, options.keys, None).ok_or(bad("http1.codec_error"))?;
+    let mut facts = facts(&headers);
+    drop_length(&mut facts, &mut headers, options);
     let framing = request_framing(&facts, &method)?;
     if protocol == Protocol::Http10 && !options.accept_http_10 {
         return Err(low_version());
@@ -211,7 +228,7 @@ pub(super) fn request(
         return Err(bad("http1.codec_error"));
     }
     let target = block.slice_ref(target.as_bytes());
-    let (scheme, authority, path) = split_target(&method, target, host, tls)?;
+    let (scheme, authority, path) = split_target(&method, target, host, tls, options)?;
     if authority.is_empty() && protocol == Protocol::Http11 && !has_host(&block) {
         return Err(bad("missing_host_header"));
     }
@@ -333,6 +350,13 @@ fn early(buffer: &[u8], options: &H1Options) -> Result<Option<ParsedRequest>, Re
     }
 }
 
+/// The chunked coding is what counts where both are allowed (RFC 9112, section 6.3).
+fn drop_length(facts: &mut Facts, headers: &mut Headers, options: &H1Options) {
+    if options.allow_chunked_length && facts.chunked && facts.length.take().is_some() {
+        headers.remove(&http::header::CONTENT_LENGTH);
+    }
+}
+
 fn request_framing(facts: &Facts, method: &Method) -> Result<Framing, Refused> {
     if facts.bad_length {
         return Err(bad("http1.unexpected_content_length"));
@@ -386,12 +410,14 @@ fn split_target(
     target: Bytes,
     host: Bytes,
     tls: bool,
+    options: &H1Options,
 ) -> Result<(Bytes, Bytes, Bytes), Refused> {
     let own = Bytes::from_static(if tls { b"https" } else { b"http" });
     if *method == Method::CONNECT {
         return Ok((own, target, Bytes::new()));
     }
-    if target.starts_with(b"/") || (target.as_ref() == b"*" && *method == Method::OPTIONS) {
+    let plain = target.starts_with(b"/") || (target.as_ref() == b"*" && *method == Method::OPTIONS);
+    if plain || !options.absolute_targets {
         return Ok((own, host, target));
     }
     // Absolute form: its authority wins over the Host field.
@@ -451,8 +477,10 @@ pub(super) fn response(
         return Err("http/1.1 protocol error");
     };
     let status = StatusCode::from_u16(code).map_err(|_| "http/1.1 protocol error")?;
-    let mut headers = collect(&block, parsed.headers, 8).ok_or("http/1.1 protocol error")?;
-    let facts = facts(&headers);
+    let mut headers =
+        collect(&block, parsed.headers, 8, options.keys, parsed.reason).ok_or("http/1.1 protocol error")?;
+    let mut facts = facts(&headers);
+    drop_length(&mut facts, &mut headers, options);
     if facts.bad_length || facts.other_coding || (facts.chunked && facts.length.is_some()) {
         return Err("http/1.1 protocol error");
     }

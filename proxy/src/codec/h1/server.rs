@@ -18,8 +18,10 @@ use super::transport::{Incoming, Outgoing, Transport};
 use crate::codec::body::{Body, BodyError, BodyStream, Frame};
 use crate::codec::drain::{Drain, DrainPhase};
 use crate::codec::message::{
-    Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResetReason, ResponseHead,
+    ConnectionLimit, Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResetReason,
+    ResponseHead,
 };
+use crate::codec::spelling::KeyFormat;
 use crate::io::{Alarm, Io};
 
 /// What a downstream connection goes by.
@@ -38,6 +40,8 @@ pub struct ServerOptions {
     /// How long an idle connection still takes a request, whose answer then ends it (`drain_timeout`): one may be on its way
     /// when the idle timeout is over.
     pub drain_timeout: Duration,
+    /// How long a connection may be open before it ends in the same way (`max_connection_duration`).
+    pub longest: Option<Duration>,
 }
 
 impl Default for ServerOptions {
@@ -49,6 +53,7 @@ impl Default for ServerOptions {
             tls: false,
             delayed_close: Duration::from_secs(1),
             drain_timeout: Duration::ZERO,
+            longest: None,
         }
     }
 }
@@ -58,6 +63,7 @@ struct Shared {
     transport: Transport,
     incoming: Incoming,
     trailers: bool,
+    keys: KeyFormat,
     /// An upgrade was asked for and not granted yet: bytes that come are not this body's.
     held: bool,
     /// The final head is out; later 1xx are dropped.
@@ -78,17 +84,19 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOption
         transport: Transport::new(io),
         incoming: Incoming::Done,
         trailers: options.h1.enable_trailers,
+        keys: options.h1.keys,
         held: false,
         answered: false,
         idled: false,
     }));
     let mut stream = 0;
+    let aged = options.longest.map(|t| Instant::now() + t);
     let mut closes = drain.clone();
     // One wait for the end and one timer for all requests: making them anew for each would cost more than they do.
     let mut closing = pin!(closes.reached(DrainPhase::Closing));
     let mut alarm = Alarm::default();
     loop {
-        let goes_on = match next(&shared, &options, closing.as_mut(), &mut alarm).await {
+        let goes_on = match next(&shared, &*service, &options, aged, closing.as_mut(), &mut alarm).await {
             Next::Request(parsed) => exchange(&shared, &service, *parsed, stream, &options, &drain).await,
             Next::Refused(refused) => {
                 let reply = service.bad_request(refused.status, refused.details, Protocol::Http11);
@@ -105,14 +113,17 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOption
 }
 
 /// Waits for the next request's head.
-async fn next(
+async fn next<S: HttpService>(
     shared: &RefCell<Shared>,
+    service: &S,
     options: &ServerOptions,
+    aged: Option<Instant>,
     mut closing: Pin<&mut impl Future<Output = ()>>,
     alarm: &mut Alarm,
 ) -> Next {
     let mut began = None;
-    let mut idle_end = options.idle_timeout.map(|t| Instant::now() + t);
+    let idle = options.idle_timeout.map(|t| Instant::now() + t);
+    let mut idle_end = [idle, aged].into_iter().flatten().min();
     loop {
         {
             let transport = &mut shared.borrow_mut().transport;
@@ -147,7 +158,12 @@ async fn next(
                     details: "request_header_timeout",
                 });
             }
-            None if !shared.borrow().idled && !options.drain_timeout.is_zero() => {
+            None if !shared.borrow().idled => {
+                let old = aged.is_some_and(|end| end <= Instant::now());
+                service.ending(if old { ConnectionLimit::Age } else { ConnectionLimit::Idle });
+                if options.drain_timeout.is_zero() {
+                    return Next::Closed;
+                }
                 shared.borrow_mut().idled = true;
                 idle_end = Some(Instant::now() + options.drain_timeout);
             }
@@ -233,6 +249,7 @@ async fn answer(
         protocol,
         close: reply.close || !keep_alive || drain.phase() >= DrainPhase::Draining,
         bodiless: reply.body.is_empty(),
+        keys: shared.borrow().keys,
     };
     let granted = reply.head.status == StatusCode::SWITCHING_PROTOCOLS
         || (*method == Method::CONNECT && reply.head.status.is_success());
@@ -346,7 +363,8 @@ impl InformationalSink for Informational {
     fn send(&self, head: ResponseHead) {
         let mut shared = self.0.borrow_mut();
         if !shared.answered {
-            encode::informational(&head, &mut shared.transport.write);
+            let keys = shared.keys;
+            encode::informational(&head, keys, &mut shared.transport.write);
         }
     }
 }

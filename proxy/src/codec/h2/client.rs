@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 
 use super::transfer::{Incoming, Outgoing, SendError};
-use super::{H2Options, convert};
+use super::{H2Options, convert, keepalive};
 use crate::codec::body::{Body, BodyError, BodyStream, Frame};
 use crate::codec::message::{InformationalSink, Progress, Reply, Request, ResetReason, UpstreamError};
 use crate::io::Io;
@@ -53,8 +53,13 @@ impl Connection {
         let state = Rc::new(State::default());
         let closed = state.clone();
         tokio::task::spawn_local(async move {
-            // How it ended is told to each stream.
-            let _ = connection.await;
+            let mut connection = connection;
+            let ping = options.keepalive.and_then(|_| connection.ping_pong());
+            tokio::select! {
+                // How it ended is told to each stream.
+                _ = &mut connection => {}
+                () = keepalive::lost(ping, options.keepalive) => {}
+            }
             closed.closed.set(true);
         });
         Ok(Self { send, state })

@@ -2,12 +2,16 @@
 
 pub mod client;
 mod convert;
+mod keepalive;
 pub mod server;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod transfer;
 
 use std::time::Duration;
+
+pub use keepalive::Keepalive;
 
 /// Windows and limits of a connection, as Envoy's Http2ProtocolOptions name them.
 #[derive(Clone, Copy, Debug)]
@@ -23,8 +27,14 @@ pub struct H2Options {
     pub max_head_bytes: u32,
     /// Take extended CONNECT (`allow_connect`).
     pub allow_connect: bool,
+    /// Ask the peer whether it is still there.
+    pub keepalive: Option<Keepalive>,
     /// Servers: how long a connection may be without a stream.
     pub idle_timeout: Option<Duration>,
+    /// Servers: how long a connection may be open (`max_connection_duration`).
+    pub longest: Option<Duration>,
+    /// Servers: how long to wait for the peer's end after ours (`delayed_close_timeout`).
+    pub delayed_close: Duration,
 }
 
 impl Default for H2Options {
@@ -35,7 +45,10 @@ impl Default for H2Options {
             connection_window: 4 * 1024 * 1024,
             max_head_bytes: 60 * 1024,
             allow_connect: false,
+            keepalive: None,
             idle_timeout: Some(Duration::from_secs(3600)),
+            longest: None,
+            delayed_close: Duration::from_secs(1),
         }
     }
 }

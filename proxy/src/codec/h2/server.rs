@@ -11,15 +11,25 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use tokio::time::Instant;
 
+use super::shared::SharedIo;
 use super::transfer::{Incoming, Outgoing};
-use super::{H2Options, convert};
+use super::{H2Options, convert, keepalive};
 use crate::codec::body::Body;
 use crate::codec::drain::{Drain, DrainPhase};
-use crate::codec::message::{Downstream, HttpService, InformationalSink, Reply, Request, ResponseHead};
+use crate::codec::message::{
+    ConnectionLimit, Downstream, HttpService, InformationalSink, Reply, Request, ResponseHead,
+};
 use crate::io::Io;
 
-/// Serves a connection until it ends.
-pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: H2Options, mut drain: Drain) {
+/// Serves a connection until it ends, and closes it.
+pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: H2Options, drain: Drain) {
+    let (io, socket) = SharedIo::pair(io);
+    serve_streams(io, service, options, drain).await;
+    // Boxed, so that its buffer is not part of every connection for all its life.
+    Box::pin(socket.linger(options.delayed_close)).await;
+}
+
+async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2Options, mut drain: Drain) {
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(options.stream_window)
@@ -29,10 +39,14 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: H2Options, m
     if options.allow_connect {
         builder.enable_connect_protocol();
     }
-    let Ok(mut connection) = builder.handshake::<Io, Bytes>(io).await else { return };
+    let Ok(mut connection) = builder.handshake::<SharedIo, Bytes>(io).await else { return };
     let active = Rc::new(Active { streams: Cell::new(0), since: Cell::new(Instant::now()) });
+    // Boxed, for most connections have no use for it.
+    let asks = options.keepalive.map(|k| (connection.ping_pong(), k));
+    let mut lost = asks.map(|(ping, k)| Box::pin(keepalive::lost(ping, Some(k))));
     let mut number = 0;
     let mut draining = false;
+    let opened = Instant::now();
     loop {
         let idle = async {
             match options.idle_timeout {
@@ -41,11 +55,25 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: H2Options, m
                 Some(limit) => tokio::time::sleep_until(active.since.get() + limit).await,
             }
         };
+        let aged = async {
+            match options.longest {
+                Some(longest) if !draining => tokio::time::sleep_until(opened + longest).await,
+                _ => std::future::pending().await,
+            }
+        };
         let closing = async {
             // One GOAWAY is enough; the streams under way then finish.
             if draining { std::future::pending().await } else { drain.reached(DrainPhase::Draining).await }
         };
+        let lost = async {
+            match &mut lost {
+                Some(lost) => lost.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            // The peer is gone; the streams learn of it by themselves.
+            () = lost => return,
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
                     let task = stream(request, respond, service.clone(), number, Busy::new(&active));
@@ -59,9 +87,17 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: H2Options, m
                 draining = true;
                 connection.graceful_shutdown();
             }
+            () = aged => {
+                service.ending(ConnectionLimit::Age);
+                draining = true;
+                connection.graceful_shutdown();
+            }
             () = idle => {
                 let over = options.idle_timeout.is_some_and(|t| active.since.get().elapsed() >= t);
                 if over && active.streams.get() == 0 {
+                    if !draining {
+                        service.ending(ConnectionLimit::Idle);
+                    }
                     draining = true;
                     active.since.set(Instant::now());
                     connection.graceful_shutdown();

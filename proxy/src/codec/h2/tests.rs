@@ -158,3 +158,36 @@ fn a_draining_server_finishes_what_it_has_and_takes_no_more() {
         assert!(connection.send(request("/2", Body::Empty), None, Box::new(|| {})).await.is_err());
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_answer_a_ping_is_taken_for_gone() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let keepalive = Some(Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(20) });
+    let options = H2Options { keepalive, ..H2Options::default() };
+    LocalSet::new()
+        .run_until(async {
+            // As a server: the peer says hello and nothing more.
+            let (ours, mut peer) = tokio::io::duplex(64 * 1024);
+            let (_, drain) = Drain::new();
+            let began = tokio::time::Instant::now();
+            tokio::task::spawn_local(serve(Io::memory(ours), Rc::new(Echo), options, drain));
+            peer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+            let mut all = Vec::new();
+            peer.read_to_end(&mut all).await.unwrap();
+            assert_eq!(began.elapsed().as_secs(), 30);
+            // As a client: nobody is there.
+            let (ours, _peer) = tokio::io::duplex(64 * 1024);
+            let mut client = Connection::new(Io::memory(ours), options).await.unwrap();
+            assert!(!client.is_dead());
+            tokio::time::sleep(Duration::from_secs(31)).await;
+            assert!(client.is_dead());
+            // One that answers stays.
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            let (_keep, drain) = Drain::new();
+            tokio::task::spawn_local(serve(Io::memory(theirs), Rc::new(Echo), H2Options::default(), drain));
+            let mut client = Connection::new(Io::memory(ours), options).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(100)).await;
+            assert!(!client.is_dead());
+        })
+        .await;
+}

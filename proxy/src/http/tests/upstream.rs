@@ -531,7 +531,7 @@ async fn each_stream_writes_one_line_of_access_log() {
             text(reply.body).await;
         }
         let expected = "/a /b 200 - via_upstream 4 5 c a - envoy\n\
-            /d /d 503 URX,UF upstream_reset_before_response_started{remote_connection_failure} 0 121 dead d \
+            /d /d 503 URX,UF upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused} 0 121 dead d \
             delayed_connect_error:_Connection_refused envoy\n\
             /none /none 404 NR route_not_found 0 0 - - - envoy\n";
         let mut seen = String::new();

@@ -208,12 +208,12 @@ fn slot(sds: &pb::SdsSecretConfig, ctx: &CompileContext) -> Result<Arc<Slot<Secr
     }
     let source = match &sds.sds_config {
         None => SecretSource::Static,
-        Some(config) => source(config).map_err(|e| e.at("sds_config"))?,
+        Some(config) => source(config, ctx).map_err(|e| e.at("sds_config"))?,
     };
     Ok(ctx.secret(&sds.name, source))
 }
 
-fn source(config: &core::ConfigSource) -> Result<SecretSource, ConfigError> {
+fn source(config: &core::ConfigSource, ctx: &CompileContext) -> Result<SecretSource, ConfigError> {
     use core::config_source::ConfigSourceSpecifier as From;
     match &config.config_source_specifier {
         Some(From::Ads(_)) => Ok(SecretSource::Ads),
@@ -223,11 +223,11 @@ fn source(config: &core::ConfigSource) -> Result<SecretSource, ConfigError> {
                 _ => None,
             });
             match cluster.map(String::as_str) {
-                // The one SDS server of a sidecar, which this proxy holds inside.
                 Some("sds-grpc") => Ok(SecretSource::Identity),
+                Some(cluster) if ctx.is_sds_server(cluster) => Ok(SecretSource::Server(cluster.to_owned())),
                 _ => Err(ConfigError::unsupported(
                     "api_config_source",
-                    "an SDS server other than the workload's own (cluster sds-grpc) or the ADS stream",
+                    "an SDS server that is neither a static cluster of the bootstrap nor the ADS stream",
                 )),
             }
         }

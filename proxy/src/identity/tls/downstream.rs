@@ -6,13 +6,11 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::Ticketer;
-use rustls::server::{
-    ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
-};
-use rustls::sign::CertifiedKey;
+use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use tokio_rustls::LazyConfigAcceptor;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3 as pb;
 
+use super::choice::Choice;
 use super::common::{Common, Material, finish};
 use super::error::{TlsError, TlsStats};
 use super::validation::{PeerRole, Validation};
@@ -26,6 +24,8 @@ use crate::state::{CompileContext, ConfigError};
 pub struct DownstreamContext {
     common: Common,
     require_client_certificate: bool,
+    /// Look at all certificates for a client that asks for a name which none carries.
+    scan_all: bool,
     resumption: bool,
     built: ArcSwapOption<Built>,
     building: Mutex<()>,
@@ -100,6 +100,7 @@ impl DownstreamContext {
             Some(common) if errors.is_empty() => Ok(Self {
                 common,
                 require_client_certificate: require,
+                scan_all: proto.full_scan_certs_on_sni_mismatch.unwrap_or_default(),
                 resumption,
                 built: ArcSwapOption::empty(),
                 building: Mutex::new(()),
@@ -173,7 +174,7 @@ impl DownstreamContext {
                 .with_client_cert_verifier(Verifier::new(rules.clone(), self.require_client_certificate)),
             None => builder.with_client_cert_verifier(WebPkiClientVerifier::no_client_auth()),
         };
-        let mut without_alpn = builder.with_cert_resolver(Arc::new(ByScheme(certificates)));
+        let mut without_alpn = builder.with_cert_resolver(Arc::new(Choice::new(certificates, self.scan_all)));
         // Sessions live in tickets alone, and a ticket is worth nothing once the rules for peers changed: the key that
         // seals it goes with them. A new certificate of our own leaves it.
         without_alpn.session_storage = Arc::new(NoServerSessionStorage {});
@@ -198,16 +199,5 @@ impl DownstreamContext {
             rules,
             local_id,
         })
-    }
-}
-
-/// Picks the first certificate whose key the client can verify (an ECDSA and an RSA one side by side).
-#[derive(Debug)]
-struct ByScheme(Vec<Arc<CertifiedKey>>);
-
-impl ResolvesServerCert for ByScheme {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let fits = |c: &&Arc<CertifiedKey>| c.key.choose_scheme(hello.signature_schemes()).is_some();
-        self.0.iter().find(fits).cloned()
     }
 }

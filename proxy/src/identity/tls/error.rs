@@ -1,7 +1,9 @@
 //! Handshakes that failed, and their counters.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustls::CertificateError;
 
 use crate::telemetry::registry::{Counter, Group};
@@ -40,6 +42,8 @@ impl TlsError {
                 CertificateError::UnknownIssuer => "unknown_issuer",
                 CertificateError::ApplicationVerificationFailure => "san_mismatch",
                 CertificateError::BadEncoding => "unparsable",
+                CertificateError::Revoked => "revoked",
+                CertificateError::InvalidPurpose => "hash_mismatch",
                 _ => "bad_chain",
             },
             _ => return Self::Handshake(error),
@@ -75,13 +79,16 @@ pub struct TlsStats {
     pub fail_verify_error: Counter,
     /// The chain verified, the names did not match.
     pub fail_verify_san: Counter,
-    /// Good handshakes with TLS 1.2 and 1.3.
-    pub versions: [Counter; 2],
+    /// The certificate is none of those whose hashes are given.
+    pub fail_verify_cert_hash: Counter,
+    /// What was agreed on, by name: `ciphers.*`, `curves.*`, `versions.*`; made when first counted.
+    agreed: Mutex<HashMap<(Agreed, &'static str), Counter>>,
+    groups: [Arc<Group>; 3],
     validation: Vec<(&'static str, Counter)>,
 }
 
 /// All reasons of [`TlsError::Refused`].
-const REASONS: [&str; 7] = [
+const REASONS: [&str; 9] = [
     "no_certificate",
     "expired",
     "not_valid_yet",
@@ -89,7 +96,16 @@ const REASONS: [&str; 7] = [
     "bad_chain",
     "san_mismatch",
     "unparsable",
+    "revoked",
+    "hash_mismatch",
 ];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Agreed {
+    Cipher,
+    Curve,
+    Version,
+}
 
 impl TlsStats {
     /// Registers the counters in the listener's or cluster's group.
@@ -102,7 +118,10 @@ impl TlsStats {
             fail_verify_no_cert: group.counter("ssl.fail_verify_no_cert"),
             fail_verify_error: group.counter("ssl.fail_verify_error"),
             fail_verify_san: group.counter("ssl.fail_verify_san"),
-            versions: [group.counter("ssl.versions.TLSv1.2"), group.counter("ssl.versions.TLSv1.3")],
+            fail_verify_cert_hash: group.counter("ssl.fail_verify_cert_hash"),
+            agreed: Mutex::default(),
+            groups: ["ciphers", "curves", "versions"]
+                .map(|what| Group::new(format!("{}.ssl.{what}", group.prefix), group.labels.clone())),
             validation: REASONS
                 .iter()
                 .map(|r| {
@@ -122,6 +141,7 @@ impl TlsStats {
         match *reason {
             "no_certificate" => self.fail_verify_no_cert.inc(),
             "san_mismatch" => self.fail_verify_san.inc(),
+            "hash_mismatch" => self.fail_verify_cert_hash.inc(),
             _ => self.fail_verify_error.inc(),
         }
         if let Some((_, counter)) = self.validation.iter().find(|(r, _)| r == reason) {
@@ -129,10 +149,19 @@ impl TlsStats {
         }
     }
 
+    fn agreed_on(&self, what: Agreed, name: &'static str) {
+        let make = || self.groups[what as usize].counter(name);
+        self.agreed.lock().entry((what, name)).or_insert_with(make).inc();
+    }
+
     /// Counts a good one.
     pub(super) fn succeeded(&self, info: &crate::io::TlsInfo) {
         self.handshake.inc();
-        self.versions[usize::from(info.version == "TLSv1.3")].inc();
+        self.agreed_on(Agreed::Version, info.version);
+        self.agreed_on(Agreed::Cipher, info.cipher);
+        if !info.group.is_empty() {
+            self.agreed_on(Agreed::Curve, info.group);
+        }
         if info.resumed {
             self.session_reused.inc();
         }

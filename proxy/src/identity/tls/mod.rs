@@ -4,6 +4,7 @@
 //! secrets of the moment and made anew by the first handshake after a secret changed. Connections that stand are not
 //! touched by that.
 
+mod choice;
 mod common;
 pub mod data_source;
 mod downstream;

@@ -110,24 +110,26 @@ fn versions(
     versions
 }
 
+/// OpenSSL's names of the suites of TLS 1.2 that there are.
+const TLS12: [(&str, CipherSuite); 6] = [
+    ("ECDHE-ECDSA-AES128-GCM-SHA256", CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+    ("ECDHE-ECDSA-AES256-GCM-SHA384", CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
+    ("ECDHE-ECDSA-CHACHA20-POLY1305", CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
+    ("ECDHE-RSA-AES128-GCM-SHA256", CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256),
+    ("ECDHE-RSA-AES256-GCM-SHA384", CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384),
+    ("ECDHE-RSA-CHACHA20-POLY1305", CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256),
+];
+
 /// TLS 1.2 suites by OpenSSL's names; a bracketed group of equal preference is read in its order.
 fn suites(names: &[String]) -> Vec<SupportedCipherSuite> {
     let all = aws_lc_rs::ALL_CIPHER_SUITES;
     let mut found = Vec::new();
     for name in names.iter().flat_map(|n| n.trim_matches(['[', ']']).split('|')) {
-        let suite = match name {
-            "ECDHE-ECDSA-AES128-GCM-SHA256" => CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-            "ECDHE-ECDSA-AES256-GCM-SHA384" => CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-            "ECDHE-ECDSA-CHACHA20-POLY1305" => CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-            "ECDHE-RSA-AES128-GCM-SHA256" => CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-            "ECDHE-RSA-AES256-GCM-SHA384" => CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-            "ECDHE-RSA-CHACHA20-POLY1305" => CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-            other => {
-                tracing::debug!(cipher = other, "cipher suite is not in this proxy's TLS and is left out");
-                continue;
-            }
+        let Some((_, suite)) = TLS12.iter().find(|(known, _)| *known == name) else {
+            tracing::debug!(cipher = name, "cipher suite is not in this proxy's TLS and is left out");
+            continue;
         };
-        if let Some(suite) = all.iter().find(|s| s.suite() == suite)
+        if let Some(suite) = all.iter().find(|s| s.suite() == *suite)
             && !found.contains(suite)
         {
             found.push(*suite);
@@ -150,8 +152,11 @@ fn group(name: &str) -> Option<&'static dyn SupportedKxGroup> {
     }
 }
 
-/// The IANA name of a suite that this proxy may negotiate.
+/// A suite's name as OpenSSL, and so Envoy, has it.
 pub fn cipher_name(suite: CipherSuite) -> &'static str {
+    if let Some((name, _)) = TLS12.iter().find(|(_, s)| *s == suite) {
+        return name;
+    }
     match suite {
         CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
         CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",

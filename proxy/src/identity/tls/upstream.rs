@@ -16,7 +16,7 @@ use super::error::{TlsError, TlsStats};
 use super::san::SanMatcher;
 use super::validation::{PeerRole, Validation, ValidationConfig};
 use super::verifier::Verifier;
-use crate::io::{Io, TlsInfo};
+use crate::io::{Io, Origin, TlsInfo};
 use crate::state::error::at;
 use crate::state::{CompileContext, ConfigError};
 
@@ -25,6 +25,10 @@ use crate::state::{CompileContext, ConfigError};
 pub struct UpstreamContext {
     common: Common,
     sni: Option<ServerName<'static>>,
+    /// Ask for the host's own name.
+    host_sni: bool,
+    /// The server's certificate has to carry the name that was asked for, in place of the names that the rules want.
+    san_is_sni: bool,
     resumption: bool,
     built: ArcSwapOption<Built>,
     building: Mutex<()>,
@@ -45,8 +49,14 @@ pub struct ConnectOptions<'a> {
     pub sni: Option<&'a str>,
     /// The protocols to offer instead of the context's (the filter `istio.alpn`).
     pub alpn: Option<&'a [Vec<u8>]>,
+    /// The protocols to offer where neither that nor the context names any: those that the connection is for.
+    pub fallback: &'a [&'a [u8]],
     /// A host name that the server's certificate has to carry as well (`auto_san_validation`).
     pub san: Option<&'a str>,
+    /// The host's own name, where it has one.
+    pub host: Option<&'a str>,
+    /// What the connection shows of the downstream's.
+    pub origin: Option<&'a Origin>,
 }
 
 impl UpstreamContext {
@@ -73,6 +83,8 @@ impl UpstreamContext {
             Some(common) if errors.is_empty() => Ok(Self {
                 common,
                 sni,
+                host_sni: proto.auto_host_sni,
+                san_is_sni: proto.auto_sni_san_validation,
                 resumption: proto.max_session_keys != Some(0),
                 built: ArcSwapOption::empty(),
                 building: Mutex::new(()),
@@ -109,7 +121,8 @@ impl UpstreamContext {
     async fn handshake(&self, io: Io, options: ConnectOptions<'_>) -> Result<(Io, TlsInfo), TlsError> {
         let built = self.current()?;
         let asked = options.sni.and_then(|n| server_name(n).ok());
-        let name = asked.or_else(|| self.sni.clone());
+        let hosts = || options.host.filter(|_| self.host_sni).and_then(|n| server_name(n).ok());
+        let name = asked.or_else(hosts).or_else(|| self.sni.clone());
         let sni = name.as_ref().map(|n| Arc::<str>::from(n.to_str().as_ref()));
         let mut config = built.config.clone();
         if name.is_none() {
@@ -122,11 +135,16 @@ impl UpstreamContext {
         let connector = TlsConnector::from(config);
         let stream = match options.alpn {
             Some(alpn) => connector.with_alpn(alpn.to_vec()).connect(name, io).await,
+            None if self.common.alpn.is_empty() && !options.fallback.is_empty() => {
+                let alpn = options.fallback.iter().map(|p| p.to_vec()).collect();
+                connector.with_alpn(alpn).connect(name, io).await
+            }
             None => connector.connect(name, io).await,
         }
         .map_err(TlsError::from_io)?;
         let mut info = finish(stream.get_ref().1, built.rules.as_ref(), built.local_id.clone())?;
-        if let Some(host) = options.san {
+        let same = sni.as_deref().filter(|_| self.san_is_sni);
+        if let Some(host) = options.san.or(same) {
             let rules = ValidationConfig::with_san(SanMatcher::host(host));
             Validation::new(rules, PeerRole::Server)
                 .verify_peer(&info.peer_chain, UnixTime::now())
@@ -159,6 +177,7 @@ impl UpstreamContext {
         let params = &self.common.params;
         // Without rules any server is taken, as in Envoy without a validation context.
         let open = || Arc::new(Validation::new(ValidationConfig::default(), PeerRole::Server));
+        let rules = rules.map(|r| if self.san_is_sni { Arc::new(r.without_names()) } else { r });
         let verifier = Verifier::new(rules.clone().unwrap_or_else(open), true);
         let mut config = ClientConfig::builder_with_provider(params.provider.clone())
             .with_protocol_versions(&params.versions)

@@ -4,9 +4,18 @@
 //! right alert, and once more after every resumed one, where rustls calls no verifier: a ticket must not outlive the trust
 //! or the certificate it was issued under.
 
+use std::sync::Arc;
+
+use base64::Engine;
 use rustls::CertificateError;
-use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyUsage};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
+use webpki::{
+    CertRevocationList, EndEntityCert, ExpirationPolicy, ExtendedKeyUsageValidator, KeyUsage,
+    OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+    VerifiedPath,
+};
+use x509_parser::prelude::{FromDer, X509Certificate};
 use xds_protos::envoy::extensions::transport_sockets::tls::v3 as pb;
 
 use super::data_source;
@@ -25,6 +34,15 @@ pub struct ValidationConfig {
     sans: Vec<SanMatcher>,
     allow_expired: bool,
     accept_untrusted: bool,
+    /// Revocation lists; a chain whose certificates none of them speaks for does not verify.
+    crls: Vec<Arc<CertRevocationList<'static>>>,
+    /// Only the leaf has to be spoken for.
+    crl_of_leaf_only: bool,
+    /// SHA-256 of leaves, of which one has to be the peer's; or of their public keys.
+    hashes: Vec<[u8; 32]>,
+    key_hashes: Vec<[u8; 32]>,
+    /// How many certificates may be between the leaf and the root.
+    max_depth: Option<usize>,
 }
 
 impl ValidationConfig {
@@ -60,6 +78,45 @@ impl ValidationConfig {
                 Err(e) => errors.push(e),
             }
         }
+        if proto.system_root_certs.is_some() && proto.trusted_ca.is_none() {
+            match system_roots().and_then(Self::from_roots) {
+                Ok(with_roots) => config = with_roots,
+                Err(e) => errors.push(e.at("system_root_certs")),
+            }
+        }
+        if let Some(source) = &proto.crl {
+            match data_source::read(source).and_then(|pem| revocation_lists(&pem)) {
+                Ok(lists) => config.crls = lists,
+                Err(e) => errors.push(e.at("crl")),
+            }
+            if proto.trusted_ca.is_none() && proto.system_root_certs.is_none() {
+                errors.push(ConfigError::new(
+                    "crl",
+                    "needs trusted_ca: lists of unknown authorities say nothing",
+                ));
+            }
+        }
+        config.crl_of_leaf_only = proto.only_verify_leaf_cert_crl;
+        for (i, text) in proto.verify_certificate_hash.iter().enumerate() {
+            match hex(text) {
+                Some(hash) => config.hashes.push(hash),
+                None => errors.push(ConfigError::new(
+                    format!("verify_certificate_hash[{i}]"),
+                    format!("{text:?} is not a SHA-256 in hexadecimal digits, with or without colons"),
+                )),
+            }
+        }
+        for (i, text) in proto.verify_certificate_spki.iter().enumerate() {
+            let hash = base64::engine::general_purpose::STANDARD.decode(text).ok();
+            match hash.and_then(|h| <[u8; 32]>::try_from(h).ok()) {
+                Some(hash) => config.key_hashes.push(hash),
+                None => errors.push(ConfigError::new(
+                    format!("verify_certificate_spki[{i}]"),
+                    format!("{text:?} is not a SHA-256 in base64"),
+                )),
+            }
+        }
+        config.max_depth = proto.max_verify_depth.map(|n| n as usize);
         for (i, m) in proto.match_typed_subject_alt_names.iter().enumerate() {
             match SanMatcher::typed(m) {
                 Ok(m) => config.sans.push(m),
@@ -76,9 +133,6 @@ impl ValidationConfig {
         config.accept_untrusted = proto.trust_chain_verification()
             == pb::certificate_validation_context::TrustChainVerification::AcceptUntrusted;
         for (field, present) in [
-            ("verify_certificate_spki", !proto.verify_certificate_spki.is_empty()),
-            ("verify_certificate_hash", !proto.verify_certificate_hash.is_empty()),
-            ("crl", proto.crl.is_some()),
             ("custom_validator_config", proto.custom_validator_config.is_some()),
             ("require_signed_certificate_timestamp", proto.require_signed_certificate_timestamp.is_some()),
         ] {
@@ -100,7 +154,19 @@ impl ValidationConfig {
         merged.sans.extend(over.sans.iter().cloned());
         merged.allow_expired |= over.allow_expired;
         merged.accept_untrusted |= over.accept_untrusted;
+        if !over.crls.is_empty() {
+            merged.crls.clone_from(&over.crls);
+        }
+        merged.crl_of_leaf_only |= over.crl_of_leaf_only;
+        merged.hashes.extend(&over.hashes);
+        merged.key_hashes.extend(&over.key_hashes);
+        merged.max_depth = over.max_depth.or(merged.max_depth);
         merged
+    }
+
+    /// The same without names of its own: another's names are asked for in their place.
+    pub fn without_names(&self) -> Self {
+        Self { sans: Vec::new(), ..self.clone() }
     }
 
     /// Whether peers are checked against roots at all.
@@ -137,6 +203,9 @@ pub enum VerifyError {
     /// The chain holds, the names are not the wanted ones.
     #[error("the peer's certificate carries none of the wanted names; it has {0}")]
     San(String),
+    /// It is none of those that are pinned.
+    #[error("the peer's certificate is none of those whose hashes are given")]
+    Hash,
     /// Not X.509.
     #[error("the peer's certificate does not parse")]
     Unparsable,
@@ -150,8 +219,10 @@ impl VerifyError {
             Self::Chain(webpki::Error::CertExpired { .. }) => "expired",
             Self::Chain(webpki::Error::CertNotValidYet { .. }) => "not_valid_yet",
             Self::Chain(webpki::Error::UnknownIssuer) => "unknown_issuer",
+            Self::Chain(webpki::Error::CertRevoked) => "revoked",
             Self::Chain(_) => "bad_chain",
             Self::San(_) => "san_mismatch",
+            Self::Hash => "hash_mismatch",
             Self::Unparsable => "unparsable",
         }
     }
@@ -168,6 +239,8 @@ impl From<&VerifyError> for rustls::Error {
             VerifyError::Chain(W::CertExpired { .. }) => CertificateError::Expired.into(),
             VerifyError::Chain(W::CertNotValidYet { .. }) => CertificateError::NotValidYet.into(),
             VerifyError::Chain(W::UnknownIssuer) => CertificateError::UnknownIssuer.into(),
+            VerifyError::Hash => CertificateError::InvalidPurpose.into(),
+            VerifyError::Chain(W::CertRevoked) => CertificateError::Revoked.into(),
             VerifyError::Chain(W::BadDer) => CertificateError::BadEncoding.into(),
             VerifyError::Chain(_) => CertificateError::BadSignature.into(),
         }
@@ -180,6 +253,11 @@ impl Validation {
         Self { config, role }
     }
 
+    /// The same without names of its own.
+    pub fn without_names(&self) -> Self {
+        Self { config: self.config.without_names(), role: self.role }
+    }
+
     /// Checks a chain (leaf first) at `now` and reads the leaf's names. Without roots every chain passes, as in Envoy
     /// without `trusted_ca`; what it says is then not a verified identity ([`Self::verifies`]).
     pub fn verify_peer(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Peer, VerifyError> {
@@ -188,6 +266,9 @@ impl Validation {
             self.verify_chain(leaf, intermediates, now).map_err(VerifyError::Chain)?;
         }
         let peer = Peer::of(leaf).ok_or(VerifyError::Unparsable)?;
+        if !self.pinned(leaf).ok_or(VerifyError::Unparsable)? {
+            return Err(VerifyError::Hash);
+        }
         if !self.config.sans.is_empty() && !self.config.sans.iter().any(|m| m.matches(&peer)) {
             let names: Vec<_> = peer.uri_sans.iter().chain(&peer.dns_sans).cloned().collect();
             return Err(VerifyError::San(if names.is_empty() { "none".into() } else { names.join(", ") }));
@@ -198,6 +279,20 @@ impl Validation {
     /// Whether a peer that passed is one that the roots vouch for.
     pub fn verifies(&self) -> bool {
         self.config.has_roots() && !self.config.accept_untrusted
+    }
+
+    /// Whether a leaf is one of those whose hashes are given, if any are; none if it does not parse.
+    fn pinned(&self, leaf: &CertificateDer<'_>) -> Option<bool> {
+        let (hashes, key_hashes) = (&self.config.hashes, &self.config.key_hashes);
+        if hashes.is_empty() && key_hashes.is_empty() {
+            return Some(true);
+        }
+        let is_one = |hashes: &[[u8; 32]], bytes: &[u8]| {
+            let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+            hashes.iter().any(|h| h == digest.as_ref())
+        };
+        let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
+        Some(is_one(hashes, leaf) || is_one(key_hashes, parsed.public_key().raw))
     }
 
     fn verify_chain(
@@ -226,6 +321,25 @@ impl Validation {
         now: UnixTime,
         usage: impl ExtendedKeyUsageValidator,
     ) -> Result<(), webpki::Error> {
+        let crls: Vec<_> = self.config.crls.iter().map(Arc::as_ref).collect();
+        // A certificate that no list speaks for, and a list that has expired, are as good as revoked, as in OpenSSL.
+        let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
+            let depth = match self.config.crl_of_leaf_only {
+                true => RevocationCheckDepth::EndEntity,
+                false => RevocationCheckDepth::Chain,
+            };
+            options
+                .with_depth(depth)
+                .with_status_policy(UnknownStatusPolicy::Deny)
+                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .build()
+        });
+        let short_enough = |path: &VerifiedPath<'_>| match self.config.max_depth {
+            Some(max) if path.intermediate_certificates().count() > max => {
+                Err(webpki::Error::MaximumPathDepthExceeded)
+            }
+            _ => Ok(()),
+        };
         EndEntityCert::try_from(leaf)?
             .verify_for_usage(
                 provider().signature_verification_algorithms.all,
@@ -233,9 +347,59 @@ impl Validation {
                 intermediates,
                 now,
                 usage,
-                None,
-                None,
+                revocation,
+                Some(&short_enough),
             )
             .map(|_| ())
     }
 }
+
+/// The revocation lists of a PEM text, which must hold at least one.
+fn revocation_lists(pem: &[u8]) -> Result<Vec<Arc<CertRevocationList<'static>>>, ConfigError> {
+    let mut lists = Vec::new();
+    for (i, der) in CertificateRevocationListDer::pem_slice_iter(pem).enumerate() {
+        let der = der.map_err(|e| ConfigError::new("", format!("is not PEM: {e}")))?;
+        let list = OwnedCertRevocationList::from_der(&der)
+            .map_err(|e| ConfigError::new("", format!("list {i} cannot be used: {e}")))?;
+        lists.push(Arc::new(CertRevocationList::Owned(list)));
+    }
+    if lists.is_empty() {
+        return Err(ConfigError::new("", "holds no PEM revocation list"));
+    }
+    Ok(lists)
+}
+
+/// Where systems keep the roots that they trust.
+const SYSTEM_ROOTS: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+fn system_roots() -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    let pem = SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok());
+    let pem = pem.ok_or_else(|| {
+        ConfigError::new("", format!("this system has none of {}", SYSTEM_ROOTS.join(", ")))
+    })?;
+    // A system's list may hold what is no root to us; one such certificate spoils none of the others.
+    let all = certificates(&pem)?;
+    Ok(all.into_iter().filter(|root| webpki::anchor_from_trusted_cert(root).is_ok()).collect())
+}
+
+/// 32 bytes in hexadecimal digits, with or without colons between them.
+fn hex(text: &str) -> Option<[u8; 32]> {
+    let digits: Vec<u8> = text.bytes().filter(|b| *b != b':').collect();
+    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,37 +5,51 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
+use xds_protos::envoy::config::common::mutation_rules::v3::HeaderMutation;
 use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::config::route::v3 as proto;
+use xds_protos::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
 use xds_protos::envoy::r#type::matcher::v3 as matcher;
 
-use super::{Shared, chance, duration, header_ops, runtime_chance};
+use super::{Shared, addition, chance, duration, header_ops, runtime_chance};
 use crate::filters::config::PerRoute;
+use crate::route::HeaderOps;
 use crate::route::action::{
-    Action, DirectResponse, Forward, HostRewrite, Mirror, PathRewrite, Priority, StreamDurations, Target,
-    WeightedCluster,
+    Action, ChosenBy, ClusterName, ConnectConfig, DirectResponse, Forward, HostRewrite, Mirror, PathRewrite,
+    Priority, StreamDurations, Target, WeightedCluster,
 };
 use crate::route::hash::{CookiePolicy, HashPolicy, HashSource};
-use crate::route::matching::{Chance, Field};
+use crate::route::matching::{Chance, Field, PathMatch};
 use crate::route::redirect::Redirect;
 use crate::route::retry::RetryPolicy;
+use crate::route::template::TemplateRewrite;
 use crate::route::text::Substitution;
 use crate::state::ConfigError;
 use crate::state::error::collect;
+use crate::telemetry::access_log::config::BodyFormat;
 
 type Errors = Vec<ConfigError>;
 
+/// What a route has of its virtual host where it says nothing itself.
+pub(super) struct Inherited<'a> {
+    /// Retries.
+    pub retry: Option<&'a Arc<RetryPolicy>>,
+    /// Copies.
+    pub mirrors: Vec<Mirror>,
+}
+
 pub(super) fn action(
     action: &proto::route::Action,
-    host_retry: Option<&Arc<RetryPolicy>>,
+    matched: Option<&PathMatch>,
+    inherited: &Inherited<'_>,
     shared: &Shared<'_>,
 ) -> Result<Action, Errors> {
     use crate::state::error::at;
     use proto::route::Action as Proto;
     match action {
-        Proto::Route(route) => {
-            forward(route, host_retry, shared).map(|f| Action::Forward(Box::new(f))).map_err(at("route"))
-        }
+        Proto::Route(route) => forward(route, matched, inherited, shared)
+            .map(|f| Action::Forward(Box::new(f)))
+            .map_err(at("route")),
         Proto::Redirect(r) => redirect(r).map(|r| Action::Redirect(Box::new(r))).map_err(at("redirect")),
         Proto::DirectResponse(d) => direct(d, shared).map(Action::Direct).map_err(at("direct_response")),
         Proto::FilterAction(_) => Err(ConfigError::unsupported("filter_action", "a filter action").into()),
@@ -53,21 +67,29 @@ fn status(code: u32, path: &str) -> Result<StatusCode, ConfigError> {
         .ok_or_else(|| ConfigError::new(path, format!("{code} is not a status from 200 to 599")))
 }
 
-fn direct(direct: &proto::DirectResponseAction, shared: &Shared<'_>) -> Result<DirectResponse, Errors> {
+/// The text of a data source.
+///
+/// # Errors
+/// It is not there, or cannot be read.
+pub fn data_source(source: &core::DataSource) -> Result<Bytes, ConfigError> {
     use core::data_source::Specifier;
-    if direct.body_format.is_some() {
-        return Err(ConfigError::unsupported("body_format", "a body format").into());
-    }
-    let body = match direct.body.as_ref().and_then(|b| b.specifier.as_ref()) {
+    Ok(match &source.specifier {
         None => Bytes::new(),
         Some(Specifier::InlineString(text)) => Bytes::from(text.clone()),
         Some(Specifier::InlineBytes(bytes)) => bytes.clone(),
-        Some(Specifier::Filename(_)) => {
-            return Err(ConfigError::unsupported("body.filename", "a body from a file").into());
-        }
+        Some(Specifier::Filename(path)) => std::fs::read(path)
+            .map(Bytes::from)
+            .map_err(|e| ConfigError::new("filename", format!("{path} cannot be read: {e}")))?,
         Some(Specifier::EnvironmentVariable(name)) => std::env::var(name).map(Bytes::from).map_err(|_| {
-            ConfigError::new("body.environment_variable", format!("the variable {name} is not set"))
+            ConfigError::new("environment_variable", format!("the variable {name} is not set"))
         })?,
+    })
+}
+
+fn direct(direct: &proto::DirectResponseAction, shared: &Shared<'_>) -> Result<DirectResponse, Errors> {
+    let body = match &direct.body {
+        Some(source) => data_source(source).map_err(|e| e.at("body"))?,
+        None => Bytes::new(),
     };
     if body.len() > shared.max_direct_body {
         let message = format!(
@@ -77,7 +99,11 @@ fn direct(direct: &proto::DirectResponseAction, shared: &Shared<'_>) -> Result<D
         );
         return Err(ConfigError::new("body", message).into());
     }
-    Ok(DirectResponse { status: status(direct.status, "status")?, body })
+    let format = match &direct.body_format {
+        Some(format) => Some(BodyFormat::compile(format).map_err(|e| e.at("body_format"))?),
+        None => None,
+    };
+    Ok(DirectResponse { status: status(direct.status, "status")?, body, format: format.map(Arc::new) })
 }
 
 fn redirect(redirect: &proto::RedirectAction) -> Result<Redirect, Errors> {
@@ -129,17 +155,15 @@ pub fn substitution(s: &matcher::RegexMatchAndSubstitute) -> Result<Substitution
 
 fn forward(
     route: &proto::RouteAction,
-    host_retry: Option<&Arc<RetryPolicy>>,
+    matched: Option<&PathMatch>,
+    inherited: &Inherited<'_>,
     shared: &Shared<'_>,
 ) -> Result<Forward, Errors> {
     use proto::route_action::{ClusterNotFoundResponseCode, HostRewriteSpecifier};
     let mut errors = Vec::new();
     for (there, path, what) in [
-        (route.metadata_match.is_some(), "metadata_match", "choosing endpoints by metadata"),
         (route.hedge_policy.is_some(), "hedge_policy", "hedging"),
         (route.internal_redirect_policy.is_some(), "internal_redirect_policy", "following redirects"),
-        (!route.rate_limits.is_empty(), "rate_limits", "rate limiting"),
-        (route.path_rewrite_policy.is_some(), "path_rewrite_policy", "a path rewrite extension"),
         (!route.path_rewrite.is_empty(), "path_rewrite", "a path rewrite format"),
         (route.retry_policy_typed_config.is_some(), "retry_policy_typed_config", "a retry policy extension"),
         (route.cors.is_some(), "cors", "CORS outside typed_per_filter_config"),
@@ -158,6 +182,18 @@ fn forward(
             .map_or(PathRewrite::None, PathRewrite::Regex),
         (None, "") => PathRewrite::None,
         (None, prefix) => PathRewrite::Prefix(prefix.to_owned().into()),
+    };
+    let path_rewrite = match &route.path_rewrite_policy {
+        None => path_rewrite,
+        Some(_) if !matches!(path_rewrite, PathRewrite::None) => {
+            let message = "cannot stand beside prefix_rewrite or regex_rewrite";
+            errors.push(ConfigError::new("path_rewrite_policy", message));
+            PathRewrite::None
+        }
+        Some(policy) => {
+            let compiled = template_rewrite(policy, matched).map_err(Vec::from);
+            collect(compiled, "path_rewrite_policy", &mut errors).unwrap_or_default()
+        }
     };
     let host_rewrite = match &route.host_rewrite_specifier {
         None | Some(HostRewriteSpecifier::AutoHostRewrite(false)) => HostRewrite::None,
@@ -181,18 +217,17 @@ fn forward(
     };
     let retry = match &route.retry_policy {
         Some(policy) => collect(RetryPolicy::compile(policy), "retry_policy", &mut errors).map(Arc::new),
-        None => host_retry.cloned(),
+        None => inherited.retry.cloned(),
     };
     let mut hash = Vec::with_capacity(route.hash_policy.len());
     for (index, policy) in route.hash_policy.iter().enumerate() {
         let compiled = hash_policy(policy).map_err(Vec::from);
         hash.extend(collect(compiled, format!("hash_policy[{index}]"), &mut errors));
     }
-    let mut mirrors = Vec::with_capacity(route.request_mirror_policies.len());
-    for (index, policy) in route.request_mirror_policies.iter().enumerate() {
-        let compiled = mirror(policy, shared).map_err(Vec::from);
-        mirrors.extend(collect(compiled, format!("request_mirror_policies[{index}]"), &mut errors));
-    }
+    let mirrors = match route.request_mirror_policies.is_empty() {
+        true => inherited.mirrors.clone(),
+        false => self::mirrors(&route.request_mirror_policies, shared, &mut errors),
+    };
     let mut time = |value: &Option<prost_types::Duration>, path| {
         duration(value.as_ref(), path).map_err(|e| errors.push(e)).ok().flatten()
     };
@@ -205,13 +240,17 @@ fn forward(
         grpc_max: time(&d.grpc_timeout_header_max, "max_stream_duration.grpc_timeout_header_max"),
         grpc_offset: time(&d.grpc_timeout_header_offset, "max_stream_duration.grpc_timeout_header_offset"),
     });
-    let mut upgrades = Vec::new();
+    let (mut upgrades, mut connect) = (Vec::new(), None);
     for (index, upgrade) in route.upgrade_configs.iter().enumerate() {
-        if upgrade.connect_config.is_some() {
-            let path = format!("upgrade_configs[{index}].connect_config");
-            errors.push(ConfigError::unsupported(path, "ending CONNECT tunnels"));
+        let token = upgrade.upgrade_type.to_ascii_lowercase();
+        if let Some(config) = &upgrade.connect_config {
+            if token != "connect" {
+                let path = format!("upgrade_configs[{index}].connect_config");
+                errors.push(ConfigError::new(path, "is for the upgrade type CONNECT alone"));
+            }
+            connect = Some(ConnectConfig { allow_post: config.allow_post });
         }
-        let token = upgrade.upgrade_type.to_ascii_lowercase().into_bytes().into();
+        let token = token.into_bytes().into();
         upgrades.push((token, upgrade.enabled.unwrap_or(true)));
     }
     let not_found = match ClusterNotFoundResponseCode::try_from(route.cluster_not_found_response_code) {
@@ -237,6 +276,7 @@ fn forward(
             hash,
             priority,
             upgrades,
+            connect,
             mirrors,
         }),
         _ => Err(errors),
@@ -251,9 +291,7 @@ fn target(route: &proto::RouteAction, shared: &Shared<'_>) -> Result<Target, Err
         }
         Some(ClusterSpecifier::Cluster(name)) => Ok(Target::Cluster(shared.cluster(name, "cluster")?)),
         Some(ClusterSpecifier::ClusterHeader(name)) => {
-            let header = HeaderName::try_from(name.as_str())
-                .map_err(|_| ConfigError::new("cluster_header", format!("{name:?} is not a header name")))?;
-            Ok(Target::Header(header, shared.context.clusters.table().clone()))
+            Ok(Target::Header(header(name, "cluster_header")?, shared.context.clusters.table().clone()))
         }
         Some(ClusterSpecifier::WeightedClusters(weighted)) => {
             self::weighted(weighted, shared).map_err(crate::state::error::at("weighted_clusters"))
@@ -263,29 +301,48 @@ fn target(route: &proto::RouteAction, shared: &Shared<'_>) -> Result<Target, Err
     }
 }
 
+fn header(name: &str, path: &str) -> Result<HeaderName, ConfigError> {
+    HeaderName::try_from(name).map_err(|_| ConfigError::new(path, format!("{name:?} is not a header name")))
+}
+
+/// A cluster by its name or by the field that names it.
+fn cluster_name(name: &str, from: &str, path: &str, shared: &Shared<'_>) -> Result<ClusterName, ConfigError> {
+    match (name, from) {
+        ("", "") => Err(ConfigError::missing(path)),
+        ("", from) => {
+            Ok(ClusterName::Header(header(from, "cluster_header")?, shared.context.clusters.table().clone()))
+        }
+        (name, "") => Ok(ClusterName::Slot(shared.cluster(name, path)?)),
+        _ => Err(ConfigError::new("cluster_header", format!("cannot stand beside {path}"))),
+    }
+}
+
 fn weighted(weighted: &proto::WeightedCluster, shared: &Shared<'_>) -> Result<Target, Errors> {
+    use proto::weighted_cluster::RandomValueSpecifier;
     use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier;
     let mut errors = Vec::new();
-    if weighted.random_value_specifier.is_some() {
-        errors.push(ConfigError::unsupported("random_value_specifier", "a choice that is not by chance"));
-    }
+    let by = match &weighted.random_value_specifier {
+        None => ChosenBy::Chance,
+        Some(RandomValueSpecifier::HeaderName(name)) => {
+            collect(header(name, "header_name").map_err(Vec::from), "", &mut errors)
+                .map_or(ChosenBy::Chance, ChosenBy::Header)
+        }
+        Some(RandomValueSpecifier::UseHashPolicy(false)) => ChosenBy::Chance,
+        Some(RandomValueSpecifier::UseHashPolicy(true)) => {
+            errors.push(ConfigError::unsupported("use_hash_policy", "a choice by the request's hash"));
+            ChosenBy::Chance
+        }
+    };
     let mut clusters = Vec::with_capacity(weighted.clusters.len());
     for (index, cluster) in weighted.clusters.iter().enumerate() {
         let mut own = Vec::new();
-        if cluster.name.is_empty() {
-            let what = "a weighted cluster without a name (cluster_header)";
-            own.push(ConfigError::unsupported("name", what));
-        }
-        if cluster.metadata_match.is_some() {
-            own.push(ConfigError::unsupported("metadata_match", "choosing endpoints by metadata"));
-        }
-        let Some(slot) = collect(shared.cluster(&cluster.name, "name").map_err(Vec::from), "", &mut own)
-        else {
+        let named = cluster_name(&cluster.name, &cluster.cluster_header, "name", shared);
+        let Some(named) = collect(named.map_err(Vec::from), "", &mut own) else {
             errors.extend(own.into_iter().map(|e| e.at(format!("clusters[{index}]"))));
             continue;
         };
         let compiled = WeightedCluster {
-            cluster: slot,
+            cluster: named,
             weight: cluster.weight.unwrap_or(0),
             request_headers: header_ops(
                 &cluster.request_headers_to_add,
@@ -319,22 +376,81 @@ fn weighted(weighted: &proto::WeightedCluster, shared: &Shared<'_>) -> Result<Ta
         errors
             .push(ConfigError::new("total_weight", format!("is {said}, but the weights add up to {total}")));
     }
-    if errors.is_empty() { Ok(Target::Weighted { clusters, total }) } else { Err(errors) }
+    if errors.is_empty() { Ok(Target::Weighted { clusters, total, by }) } else { Err(errors) }
+}
+
+/// Copies of requests.
+pub(super) fn mirrors(
+    policies: &[proto::route_action::RequestMirrorPolicy],
+    shared: &Shared<'_>,
+    errors: &mut Errors,
+) -> Vec<Mirror> {
+    let compiled = policies.iter().enumerate().filter_map(|(index, policy)| {
+        let compiled = mirror(policy, shared).map_err(Vec::from);
+        collect(compiled, format!("request_mirror_policies[{index}]"), errors)
+    });
+    compiled.collect()
+}
+
+/// Changes of fields, in order.
+fn mutations(list: &[HeaderMutation]) -> Result<HeaderOps, ConfigError> {
+    use xds_protos::envoy::config::common::mutation_rules::v3::header_mutation::Action;
+    let mut ops = HeaderOps::default();
+    for (index, mutation) in list.iter().enumerate() {
+        let path = format!("request_headers_mutations[{index}]");
+        match &mutation.action {
+            // Removals are done first, so one behind an addition would take away what was added.
+            Some(Action::Remove(_)) if !ops.add.is_empty() => {
+                return Err(ConfigError::unsupported(path, "a removal behind an addition"));
+            }
+            Some(Action::Remove(name)) => ops.remove.push(header(name, "remove").map_err(|e| e.at(path))?),
+            Some(Action::Append(option)) => {
+                let added = addition(option).map_err(|e| first(e).at("append").at(&path))?;
+                ops.add.push(added);
+            }
+            _ => return Err(ConfigError::unsupported(path, "this change of fields")),
+        }
+    }
+    Ok(ops)
+}
+
+fn first(errors: Errors) -> ConfigError {
+    errors.into_iter().next().unwrap_or_else(|| ConfigError::new("", "is not well-formed"))
+}
+
+fn template_rewrite(
+    policy: &core::TypedExtensionConfig,
+    matched: Option<&PathMatch>,
+) -> Result<PathRewrite, ConfigError> {
+    let any = policy.typed_config.as_ref().ok_or_else(|| ConfigError::missing("typed_config"))?;
+    if !any.is::<UriTemplateRewriteConfig>() {
+        return Err(ConfigError::unsupported("typed_config", format!("the type {}", any.type_name())));
+    }
+    let config: UriTemplateRewriteConfig =
+        any.unpack().map_err(|e| ConfigError::new("typed_config", e.to_string()))?;
+    let Some(PathMatch::Template(template)) = matched else {
+        return Err(ConfigError::new("", "needs a path_match_policy by a URI template"));
+    };
+    TemplateRewrite::new(&config.path_template_rewrite, template)
+        .map(PathRewrite::Template)
+        .map_err(|e| ConfigError::new("typed_config.path_template_rewrite", e))
 }
 
 fn mirror(
     policy: &proto::route_action::RequestMirrorPolicy,
     shared: &Shared<'_>,
 ) -> Result<Mirror, ConfigError> {
-    if policy.cluster.is_empty() {
-        return Err(ConfigError::unsupported("cluster", "a mirror without a cluster name"));
-    }
     let chance = match &policy.runtime_fraction {
         Some(fraction) => runtime_chance(fraction).map_err(|e| e.at("runtime_fraction"))?,
         None => Chance::ALWAYS,
     };
-    let cluster = shared.cluster(&policy.cluster, "cluster")?;
-    Ok(Mirror { cluster, chance, suffix: !policy.disable_shadow_host_suffix_append })
+    Ok(Mirror {
+        cluster: cluster_name(&policy.cluster, &policy.cluster_header, "cluster", shared)?,
+        chance,
+        suffix: !policy.disable_shadow_host_suffix_append,
+        host: (!policy.host_rewrite_literal.is_empty()).then(|| policy.host_rewrite_literal.clone().into()),
+        changes: mutations(&policy.request_headers_mutations)?,
+    })
 }
 
 fn hash_policy(policy: &proto::route_action::HashPolicy) -> Result<HashPolicy, ConfigError> {

@@ -1,11 +1,17 @@
 //! Match rules.
 
+use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::config::route::v3 as proto;
+use xds_protos::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use xds_protos::envoy::r#type::matcher::v3 as matcher;
 
 use super::runtime_chance;
-use crate::route::matching::{Field, HeaderMatch, HeaderRule, PathMatch, QueryMatch, RouteMatch};
+use crate::route::matching::{
+    CookieMatch, Field, HeaderMatch, HeaderRule, PathMatch, QueryMatch, RouteMatch,
+};
+use crate::route::template::Template;
 use crate::route::text::{Pattern, StringMatch, full_regex};
+use crate::route::values::{MetadataMatch, ValueMatch};
 use crate::state::ConfigError;
 use crate::state::error::collect;
 
@@ -13,10 +19,8 @@ pub(super) fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<Confi
     use proto::route_match::PathSpecifier;
     let mut errors = Vec::new();
     for (there, path, what) in [
-        (m.tls_context.is_some(), "tls_context", "matching by client certificate"),
         (!m.dynamic_metadata.is_empty(), "dynamic_metadata", "matching by dynamic metadata"),
         (!m.filter_state.is_empty(), "filter_state", "matching by filter state"),
-        (!m.cookies.is_empty(), "cookies", "matching by cookies"),
     ] {
         if there {
             errors.push(ConfigError::unsupported(path, what));
@@ -35,9 +39,9 @@ pub(super) fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<Confi
                 None
             }
         },
-        Some(PathSpecifier::PathMatchPolicy(_)) => {
-            errors.push(ConfigError::unsupported("path_match_policy", "a path match extension"));
-            None
+        Some(PathSpecifier::PathMatchPolicy(policy)) => {
+            collect(template(policy).map_err(Vec::from), "path_match_policy", &mut errors)
+                .map(PathMatch::Template)
         }
         None => {
             errors.push(ConfigError::missing("path_specifier"));
@@ -52,6 +56,10 @@ pub(super) fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<Confi
     for (index, parameter) in m.query_parameters.iter().enumerate() {
         query.extend(collect(query_match(parameter), format!("query_parameters[{index}]"), &mut errors));
     }
+    let mut cookies = Vec::with_capacity(m.cookies.len());
+    for (index, cookie) in m.cookies.iter().enumerate() {
+        cookies.extend(collect(cookie_match(cookie), format!("cookies[{index}]"), &mut errors));
+    }
     let fraction = m
         .runtime_fraction
         .as_ref()
@@ -62,6 +70,9 @@ pub(super) fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<Confi
             case_sensitive: m.case_sensitive.unwrap_or(true),
             headers,
             query,
+            cookies,
+            certificate_shown: m.tls_context.and_then(|t| t.presented),
+            certificate_valid: m.tls_context.and_then(|t| t.validated),
             grpc: m.grpc.is_some(),
             fraction,
         }),
@@ -95,7 +106,26 @@ pub fn header_match(m: &proto::HeaderMatcher) -> Result<HeaderMatch, Vec<ConfigE
     Ok(HeaderMatch { field, rule, invert: m.invert_match, missing_as_empty: m.treat_missing_header_as_empty })
 }
 
-fn query_match(m: &proto::QueryParameterMatcher) -> Result<QueryMatch, Vec<ConfigError>> {
+fn template(policy: &core::TypedExtensionConfig) -> Result<Template, ConfigError> {
+    let any = policy.typed_config.as_ref().ok_or_else(|| ConfigError::missing("typed_config"))?;
+    if !any.is::<UriTemplateMatchConfig>() {
+        return Err(ConfigError::unsupported("typed_config", format!("the type {}", any.type_name())));
+    }
+    let config: UriTemplateMatchConfig =
+        any.unpack().map_err(|e| ConfigError::new("typed_config", e.to_string()))?;
+    Template::new(&config.path_template).map_err(|e| ConfigError::new("typed_config.path_template", e))
+}
+
+fn cookie_match(m: &proto::CookieMatcher) -> Result<CookieMatch, Vec<ConfigError>> {
+    let text = m.string_match.as_ref().ok_or_else(|| ConfigError::missing("string_match"))?;
+    if m.name.is_empty() {
+        return Err(ConfigError::missing("name").into());
+    }
+    let text = string_match(text).map_err(|e| e.at("string_match"))?;
+    Ok(CookieMatch { name: m.name.clone(), text, invert: m.invert_match })
+}
+
+pub(super) fn query_match(m: &proto::QueryParameterMatcher) -> Result<QueryMatch, Vec<ConfigError>> {
     use proto::query_parameter_matcher::QueryParameterMatchSpecifier as Spec;
     let (text, present) = match &m.query_parameter_match_specifier {
         None => (None, true),
@@ -129,4 +159,55 @@ pub fn string_match(m: &matcher::StringMatcher) -> Result<StringMatch, ConfigErr
         None => return Err(ConfigError::missing("match_pattern")),
     };
     Ok(StringMatch::new(pattern, m.ignore_case))
+}
+
+/// A rule over metadata.
+///
+/// # Errors
+/// A value that is missing or malformed.
+pub fn metadata_match(m: &matcher::MetadataMatcher) -> Result<MetadataMatch, ConfigError> {
+    use matcher::metadata_matcher::path_segment::Segment;
+    let mut path = Vec::with_capacity(m.path.len());
+    for (index, segment) in m.path.iter().enumerate() {
+        match &segment.segment {
+            Some(Segment::Key(key)) => path.push(key.as_str().into()),
+            None => return Err(ConfigError::missing(format!("path[{index}].key"))),
+        }
+    }
+    let value = m.value.as_ref().ok_or_else(|| ConfigError::missing("value"))?;
+    let value = value_match(value).map_err(|e| e.at("value"))?;
+    Ok(MetadataMatch { namespace: m.filter.as_str().into(), path, value, invert: m.invert })
+}
+
+fn value_match(m: &matcher::ValueMatcher) -> Result<ValueMatch, ConfigError> {
+    use matcher::value_matcher::MatchPattern;
+    use matcher::{double_matcher, list_matcher};
+    Ok(match &m.match_pattern {
+        None => return Err(ConfigError::missing("match_pattern")),
+        Some(MatchPattern::NullMatch(_)) => ValueMatch::Null,
+        Some(MatchPattern::DoubleMatch(number)) => match &number.match_pattern {
+            Some(double_matcher::MatchPattern::Exact(n)) => ValueMatch::Number(*n),
+            Some(double_matcher::MatchPattern::Range(range)) => ValueMatch::Range(range.start, range.end),
+            None => return Err(ConfigError::missing("double_match.match_pattern")),
+        },
+        Some(MatchPattern::StringMatch(text)) => {
+            ValueMatch::Text(string_match(text).map_err(|e| e.at("string_match"))?)
+        }
+        Some(MatchPattern::BoolMatch(b)) => ValueMatch::Bool(*b),
+        Some(MatchPattern::PresentMatch(present)) => ValueMatch::Present(*present),
+        Some(MatchPattern::ListMatch(list)) => match &list.match_pattern {
+            Some(list_matcher::MatchPattern::OneOf(one)) => {
+                ValueMatch::OneOf(Box::new(value_match(one).map_err(|e| e.at("list_match.one_of"))?))
+            }
+            None => return Err(ConfigError::missing("list_match.one_of")),
+        },
+        Some(MatchPattern::OrMatch(any)) => {
+            let mut all = Vec::with_capacity(any.value_matchers.len());
+            for (index, one) in any.value_matchers.iter().enumerate() {
+                let path = format!("or_match.value_matchers[{index}]");
+                all.push(value_match(one).map_err(|e| e.at(path))?);
+            }
+            ValueMatch::Any(all)
+        }
+    })
 }

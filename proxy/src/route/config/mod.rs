@@ -2,6 +2,7 @@
 
 mod action;
 mod matching;
+mod rate_limit;
 mod retry;
 
 use std::sync::Arc;
@@ -13,19 +14,23 @@ use xds_protos::envoy::config::route::v3 as proto;
 use xds_protos::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use xds_protos::envoy::r#type::v3 as r#type;
 
+use super::action::Mirror;
 use super::header_ops::{Addition, AppendAction, HeaderOps, Value};
 use super::hosts::{DomainError, Hosts};
-use super::matching::Chance;
+pub use super::matching::{Chance, HeaderMatch};
 use super::retry::RetryPolicy;
-use super::{RequireTls, Route, RouteConfig, VirtualHost};
+use super::stats::RouteStats;
+use super::{RequireTls, Route, RouteConfig, VirtualCluster, VirtualHost};
 use crate::cluster::Cluster;
+use crate::cluster::endpoint::Metadata;
 use crate::filters::config::PerRoute;
 use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Slot, SlotState};
 use crate::telemetry::access_log::Format;
 
-pub use action::{optional_chance, substitution};
-pub use matching::{header_match, string_match};
+pub use action::{data_source, optional_chance, substitution};
+pub use matching::{header_match, metadata_match, string_match};
+pub use rate_limit::rate_limits;
 
 /// What the routes of a configuration share while they are compiled.
 struct Shared<'a> {
@@ -87,6 +92,7 @@ impl RouteConfig {
         if config.vhds.is_some() {
             errors.push(ConfigError::unsupported("vhds", "virtual host discovery"));
         }
+        let mirrors = action::mirrors(&config.request_mirror_policies, &shared, &mut errors);
         let mut hosts = Hosts::default();
         let mut virtual_hosts = Vec::with_capacity(config.virtual_hosts.len());
         for (index, host) in config.virtual_hosts.iter().enumerate() {
@@ -105,7 +111,7 @@ impl RouteConfig {
             if host.domains.is_empty() {
                 errors.push(ConfigError::missing(format!("virtual_hosts[{index}].domains")));
             }
-            let compiled = virtual_host(host, &shared);
+            let compiled = virtual_host(host, &mirrors, &shared);
             virtual_hosts.extend(collect(compiled, format!("virtual_hosts[{index}]"), &mut errors));
         }
         let (request_headers, response_headers) = (
@@ -125,6 +131,12 @@ impl RouteConfig {
         let internal_only_headers =
             names(&config.internal_only_headers, "internal_only_headers", &mut errors);
         let per_filter = collect(PerRoute::compile(&config.typed_per_filter_config), "", &mut errors);
+        let host_header = match config.vhost_header.as_str() {
+            "" => None,
+            name => HeaderName::try_from(name)
+                .map_err(|_| errors.push(ConfigError::new("vhost_header", "is not a header name")))
+                .ok(),
+        };
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -133,6 +145,8 @@ impl RouteConfig {
             virtual_hosts,
             hosts,
             ignore_port: config.ignore_port_in_host_matching,
+            host_header,
+            ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
             request_headers,
             response_headers,
             most_specific_wins: config.most_specific_header_mutations_wins,
@@ -142,7 +156,11 @@ impl RouteConfig {
     }
 }
 
-fn virtual_host(host: &proto::VirtualHost, shared: &Shared<'_>) -> Result<VirtualHost, Vec<ConfigError>> {
+fn virtual_host(
+    host: &proto::VirtualHost,
+    of_config: &[Mirror],
+    shared: &Shared<'_>,
+) -> Result<VirtualHost, Vec<ConfigError>> {
     let mut errors = Vec::new();
     if host.name.is_empty() {
         errors.push(ConfigError::missing("name"));
@@ -154,9 +172,14 @@ fn virtual_host(host: &proto::VirtualHost, shared: &Shared<'_>) -> Result<Virtua
         .retry_policy
         .as_ref()
         .and_then(|policy| collect(RetryPolicy::compile(policy), "retry_policy", &mut errors).map(Arc::new));
+    let mirrors = match host.request_mirror_policies.is_empty() {
+        true => of_config.to_vec(),
+        false => action::mirrors(&host.request_mirror_policies, shared, &mut errors),
+    };
+    let inherited = action::Inherited { retry: retry.as_ref(), mirrors };
     let mut routes = Vec::with_capacity(host.routes.len());
     for (index, route) in host.routes.iter().enumerate() {
-        let compiled = self::route(route, retry.as_ref(), shared);
+        let compiled = self::route(route, host, &inherited, shared);
         routes.extend(collect(compiled, format!("routes[{index}]"), &mut errors));
     }
     let require_tls = match TlsRequirementType::try_from(host.require_tls) {
@@ -186,16 +209,45 @@ fn virtual_host(host: &proto::VirtualHost, shared: &Shared<'_>) -> Result<Virtua
         ),
         per_filter: collect(PerRoute::compile(&host.typed_per_filter_config), "", &mut errors)
             .unwrap_or_default(),
+        clusters: virtual_clusters(host, &mut errors),
+        rate_limits: collect(rate_limits(&host.rate_limits), "", &mut errors).unwrap_or_default(),
         attempt_count_in_request: host.include_request_attempt_count,
         attempt_count_in_response: host.include_attempt_count_in_response,
+        timeout_retry_in_request: host.include_is_timeout_retry_header,
         buffer_limit: host.request_body_buffer_limit.or(host.per_request_buffer_limit_bytes.map(u64::from)),
     };
     if errors.is_empty() { Ok(compiled) } else { Err(errors) }
 }
 
+/// Virtual clusters, and one for all requests that are in none of them.
+fn virtual_clusters(host: &proto::VirtualHost, errors: &mut Vec<ConfigError>) -> Vec<VirtualCluster> {
+    let stats = |name: &str| RouteStats::new(format!("vhost.{}.vcluster.{name}", host.name));
+    let mut clusters = Vec::new();
+    for (index, cluster) in host.virtual_clusters.iter().enumerate() {
+        let mut headers = Vec::with_capacity(cluster.headers.len());
+        for (at, header) in cluster.headers.iter().enumerate() {
+            let path = format!("virtual_clusters[{index}].headers[{at}]");
+            headers.extend(collect(header_match(header), path, errors));
+        }
+        if headers.is_empty() {
+            errors.push(ConfigError::missing(format!("virtual_clusters[{index}].headers")));
+        }
+        clusters.push(VirtualCluster {
+            name: cluster.name.as_str().into(),
+            headers,
+            stats: stats(&cluster.name),
+        });
+    }
+    if !clusters.is_empty() {
+        clusters.push(VirtualCluster { name: "other".into(), headers: Vec::new(), stats: stats("other") });
+    }
+    clusters
+}
+
 fn route(
     route: &proto::Route,
-    host_retry: Option<&Arc<RetryPolicy>>,
+    host: &proto::VirtualHost,
+    inherited: &action::Inherited<'_>,
     shared: &Shared<'_>,
 ) -> Result<Route, Vec<ConfigError>> {
     let mut errors = Vec::new();
@@ -207,7 +259,10 @@ fn route(
         }
     };
     let action = match &route.action {
-        Some(action) => collect(action::action(action, host_retry, shared), "", &mut errors),
+        Some(action) => {
+            let matched = matching.as_ref().map(|m| &m.path);
+            collect(action::action(action, matched, inherited, shared), "", &mut errors)
+        }
         None => {
             errors.push(ConfigError::missing("action"));
             None
@@ -222,6 +277,12 @@ fn route(
         &mut errors,
     );
     let per_filter = collect(PerRoute::compile(&route.typed_per_filter_config), "", &mut errors);
+    let forward = match &route.action {
+        Some(proto::route::Action::Route(forward)) => Some(forward),
+        _ => None,
+    };
+    let limits = forward.map_or(Ok(Vec::new()), |f| rate_limits(&f.rate_limits));
+    let limits = collect(limits, "route", &mut errors);
     match (matching, action) {
         (Some(matching), Some(action)) if errors.is_empty() => Ok(Route {
             name: route.name.as_str().into(),
@@ -230,6 +291,11 @@ fn route(
             request_headers,
             response_headers,
             per_filter: per_filter.unwrap_or_default(),
+            stats: (!route.stat_prefix.is_empty())
+                .then(|| RouteStats::new(format!("vhost.{}.route.{}", host.name, route.stat_prefix))),
+            rate_limits: limits.unwrap_or_default(),
+            include_vh_rate_limits: forward.is_some_and(|f| f.include_vh_rate_limits.unwrap_or(false)),
+            metadata: route.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata)),
             operation: route.decorator.as_ref().map(|d| d.operation.as_str().into()),
             buffer_limit: route
                 .request_body_buffer_limit
@@ -240,7 +306,7 @@ fn route(
 }
 
 /// Additions and removals. `of` is `request` or `response`, for the fields' paths.
-fn header_ops(
+pub fn header_ops(
     add: &[core::HeaderValueOption],
     remove: &[String],
     of: &str,

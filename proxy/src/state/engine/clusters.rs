@@ -9,7 +9,7 @@ use xds_protos::envoy::config::endpoint::v3::ClusterLoadAssignment;
 
 use super::{Stored, decode};
 use crate::cluster::config::load_assignment;
-use crate::cluster::{Cluster, ClusterConfig, Discovery, LoadAssignment, dns};
+use crate::cluster::{Cluster, ClusterConfig, Discovery, LoadAssignment, dns, health};
 use crate::state::{ClusterTable, CompileContext, ConfigError};
 
 /// Envoy's default for how long a cluster waits for its endpoints; then it serves without.
@@ -68,6 +68,9 @@ impl Clusters {
         if matches!(cluster.config().discovery, Discovery::Dns { .. }) {
             tokio::task::spawn_local(dns::run(cluster.clone()));
         }
+        if cluster.health().is_some() {
+            tokio::task::spawn_local(health::run(cluster.clone()));
+        }
         self.table.slot(name).warming();
         let now = Instant::now();
         let serving = old.and_then(|e| e.serving);
@@ -112,7 +115,8 @@ impl Clusters {
         for (name, entry) in &mut self.entries {
             let Some((cluster, since)) = &entry.warming else { continue };
             let late = since.elapsed() >= FETCH;
-            if !cluster.is_assigned() && !late {
+            let ready = cluster.is_assigned() && cluster.is_checked();
+            if !ready && !late {
                 continue;
             }
             // A cluster whose secrets are missing serves, and says so at each attempt; it would answer no better by not being
@@ -138,6 +142,7 @@ impl Clusters {
     pub(super) fn sweep(&mut self, now: Instant) {
         for entry in self.entries.values_mut() {
             let Some(cluster) = &entry.serving else { continue };
+            cluster.settle(now);
             let interval = cluster.sweep_interval().unwrap_or(Duration::from_secs(10));
             if now.saturating_duration_since(entry.swept) >= interval {
                 entry.swept = now;

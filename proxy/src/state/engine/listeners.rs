@@ -68,7 +68,7 @@ impl Listeners {
             return Ok(());
         }
         let config = ListenerConfig::compile(message, context)?;
-        self.can_have(name, &config.addresses)?;
+        self.can_have(name, &config)?;
         let routes = context.routes.used();
         match self.entries.get_mut(name) {
             Some(entry) => {
@@ -80,7 +80,7 @@ impl Listeners {
                 entry.warming = Some(Warming { config, routes, before });
             }
             None => {
-                let listener = Listener::new(name.into(), config.addresses.first().copied());
+                let listener = Listener::new(name.into(), &config);
                 let warming = Some(Warming { config, routes, before: None });
                 let entry = Entry { stored, listener, warming, routes: Vec::new(), addresses: Vec::new() };
                 self.entries.insert(name.to_owned(), entry);
@@ -91,15 +91,15 @@ impl Listeners {
 
     /// Whether a listener can have these addresses. Found out when it comes, so that its control plane hears of it, though it
     /// takes them only when it is warm.
-    fn can_have(&self, name: &str, addresses: &[SocketAddr]) -> Result<(), Vec<ConfigError>> {
+    fn can_have(&self, name: &str, config: &ListenerConfig) -> Result<(), Vec<ConfigError>> {
         let mut errors = Vec::new();
-        for address in addresses {
+        for address in &config.addresses {
             let has = |e: &Entry| e.newest_addresses().contains(address);
             let other = self.entries.iter().find(|(other, entry)| *other != name && has(entry));
             if let Some((other, _)) = other {
                 let text = format!("the listener {other} has {address}; an address may have one listener");
                 errors.push(ConfigError::new("address", text));
-            } else if let Err(error) = self.sockets.probe(*address) {
+            } else if let Err(error) = self.sockets.probe(*address, &config.sockets) {
                 errors.push(ConfigError::new("address", error.to_string()));
             }
         }
@@ -121,8 +121,8 @@ impl Listeners {
             }
             let addresses = warming.config.addresses.clone();
             // Sockets first: a listener that cannot have them all changes nothing.
-            let backlog = warming.config.backlog;
-            let bound = addresses.iter().try_for_each(|a| self.sockets.bind(*a, backlog, &entry.listener));
+            let settings = &warming.config.sockets;
+            let bound = addresses.iter().try_for_each(|a| self.sockets.bind(*a, settings, &entry.listener));
             if let Err(error) = bound {
                 self.sockets.release(&entry.listener, &entry.addresses);
                 if let Some(before) = warming.before {

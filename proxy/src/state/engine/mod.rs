@@ -103,6 +103,13 @@ impl Engine {
         Err(failed.into_iter().map(|(_, e)| ConfigError::new("address", e.to_string())).collect())
     }
 
+    /// Lets resources name a cluster of the bootstrap as their SDS server; gives what to ask it for, as that becomes known.
+    pub fn add_sds_server(&self, cluster: &str) -> Subscriptions {
+        let mut inner = self.0.lock();
+        inner.tables.sds_servers.write().insert(cluster.to_owned());
+        inner.secrets.add_server(cluster)
+    }
+
     /// Publishes the workload's own certificate as the secrets `default` and `ROOTCA`.
     pub fn set_identity(&self, certificate: &crate::identity::workload::WorkloadCertificate) {
         let mut inner = self.0.lock();

@@ -11,7 +11,9 @@ use xds_protos::prost_types::{self, value::Kind};
 
 use super::filter::{Comparison, Filter};
 use super::format::{Format, FormatError};
-use super::{AccessLog, Sink};
+use super::{AccessLog, LogType, Sink};
+use crate::codec::headers::HeaderValue;
+use crate::route::config::{Chance, chance, header_match};
 use crate::state::ConfigError;
 use crate::telemetry::Flags;
 
@@ -70,6 +72,34 @@ impl AccessLogConfig {
     }
 }
 
+/// How the text of an answer of the proxy's own is made.
+#[derive(Debug)]
+pub struct BodyFormat {
+    /// The format.
+    pub format: Format,
+    /// The type of what it makes; none for plain text.
+    pub content_type: Option<HeaderValue>,
+}
+
+impl BodyFormat {
+    /// Compiles a format and its type.
+    ///
+    /// # Errors
+    /// What is wrong in it.
+    pub fn compile(config: &SubstitutionFormatString) -> Result<Self, ConfigError> {
+        let format = substitution(config)?;
+        let content_type = match config.content_type.as_str() {
+            "" if format.is_json() => Some(HeaderValue::from_static("application/json")),
+            "" => None,
+            text => Some(
+                HeaderValue::from_str(text)
+                    .map_err(|_| ConfigError::new("content_type", "is no header value"))?,
+            ),
+        };
+        Ok(Self { format, content_type })
+    }
+}
+
 fn default_format() -> SubstitutionFormatString {
     let text = DataSource {
         specifier: Some(data_source::Specifier::InlineString(Format::ENVOY.to_owned())),
@@ -91,8 +121,12 @@ fn file_format(format: Option<&file::v3::file_access_log::AccessLogFormat>) -> R
 }
 
 #[allow(deprecated, reason = "Envoy still takes the old fields, so configurations still have them")]
-fn substitution(format: &SubstitutionFormatString) -> Result<Format, ConfigError> {
-    match &format.format {
+/// Compiles a format.
+///
+/// # Errors
+/// What is wrong in it.
+pub fn substitution(format: &SubstitutionFormatString) -> Result<Format, ConfigError> {
+    let compiled = match &format.format {
         Some(Source::TextFormat(source)) => text(source).map_err(|e| e.at("text_format")),
         Some(Source::JsonFormat(object)) => json(object).map_err(|e| e.at("json_format")),
         Some(Source::TextFormatSource(source)) => match &source.specifier {
@@ -107,7 +141,8 @@ fn substitution(format: &SubstitutionFormatString) -> Result<Format, ConfigError
             }
         },
         None => Err(ConfigError::missing("format")),
-    }
+    };
+    compiled.map(|f| f.omit_empty(format.omit_empty_values))
 }
 
 fn text(source: &str) -> Result<Format, ConfigError> {
@@ -129,6 +164,8 @@ fn object_value(object: &prost_types::Struct) -> serde_json::Value {
 fn value(source: &prost_types::Value) -> serde_json::Value {
     match &source.kind {
         None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        // A number that could be an integer is written as one.
+        Some(Kind::NumberValue(n)) if n.fract() == 0.0 && n.abs() < 9e15 => (*n as i64).into(),
         Some(Kind::NumberValue(n)) => (*n).into(),
         Some(Kind::StringValue(s)) => s.clone().into(),
         Some(Kind::BoolValue(b)) => (*b).into(),
@@ -137,7 +174,11 @@ fn value(source: &prost_types::Value) -> serde_json::Value {
     }
 }
 
-fn filter(proto: &pb::AccessLogFilter) -> Result<Filter, ConfigError> {
+/// Compiles a filter.
+///
+/// # Errors
+/// What is wrong in it or not supported.
+pub fn filter(proto: &pb::AccessLogFilter) -> Result<Filter, ConfigError> {
     use pb::access_log_filter::FilterSpecifier as F;
     match &proto.filter_specifier {
         None => Err(ConfigError::missing("filter_specifier")),
@@ -160,19 +201,58 @@ fn filter(proto: &pb::AccessLogFilter) -> Result<Filter, ConfigError> {
         }
         Some(F::AndFilter(f)) => all(&f.filters).map(Filter::And).map_err(|e| e.at("and_filter")),
         Some(F::OrFilter(f)) => all(&f.filters).map(Filter::Or).map_err(|e| e.at("or_filter")),
+        Some(F::HeaderFilter(f)) => match &f.header {
+            None => Err(ConfigError::missing("header_filter.header")),
+            Some(header) => header_match(header)
+                .map(|h| Filter::Header(Box::new(h)))
+                .map_err(|e| first(e).at("header_filter.header")),
+        },
+        Some(F::GrpcStatusFilter(f)) => {
+            let statuses = f.statuses.iter().map(|s| s.unsigned_abs()).collect();
+            Ok(unless(f.exclude, Filter::GrpcStatus(statuses)))
+        }
+        Some(F::LogTypeFilter(f)) => {
+            let types = f.types.iter().map(|t| occasion(*t)).collect();
+            Ok(unless(f.exclude, Filter::Occasion(types)))
+        }
+        Some(F::RuntimeFilter(f)) => {
+            let percent = f.percent_sampled.as_ref();
+            let chance = percent.map_or(Ok(Chance { numerator: 0, denominator: 100 }), chance);
+            chance
+                .map(|c| Filter::Chance(c, f.use_independent_randomness))
+                .map_err(|e| e.at("runtime_filter.percent_sampled"))
+        }
+        // No request is one of a health check: there is no filter that would find it to be one.
+        Some(F::NotHealthCheckFilter(_)) => Ok(Filter::Any),
         Some(other) => {
             let name = match other {
-                F::NotHealthCheckFilter(_) => "not_health_check_filter",
                 F::TraceableFilter(_) => "traceable_filter",
-                F::RuntimeFilter(_) => "runtime_filter",
-                F::HeaderFilter(_) => "header_filter",
-                F::GrpcStatusFilter(_) => "grpc_status_filter",
                 F::ExtensionFilter(_) => "extension_filter",
                 F::MetadataFilter(_) => "metadata_filter",
-                _ => "log_type_filter",
+                _ => "filter_specifier",
             };
             Err(ConfigError::unsupported(name, "this access log filter"))
         }
+    }
+}
+
+fn unless(exclude: bool, filter: Filter) -> Filter {
+    if exclude { Filter::Not(Box::new(filter)) } else { filter }
+}
+
+fn first(errors: Vec<ConfigError>) -> ConfigError {
+    errors.into_iter().next().unwrap_or_else(|| ConfigError::new("", "is not well-formed"))
+}
+
+/// Occasions on which nothing is logged here match nothing.
+fn occasion(kind: i32) -> LogType {
+    use xds_protos::envoy::data::accesslog::v3::AccessLogType as T;
+    match T::try_from(kind) {
+        Ok(T::TcpConnectionEnd) => LogType::TcpConnectionEnd,
+        Ok(T::DownstreamStart) => LogType::DownstreamStart,
+        Ok(T::DownstreamPeriodic) => LogType::DownstreamPeriodic,
+        Ok(T::DownstreamEnd) => LogType::DownstreamEnd,
+        _ => LogType::NotSet,
     }
 }
 

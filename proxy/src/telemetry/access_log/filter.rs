@@ -1,7 +1,13 @@
 //! Which streams an access log takes (`envoy.config.accesslog.v3.AccessLogFilter`).
 
-use super::LogContext;
+use super::{LogContext, LogType};
+use crate::codec::headers::HeaderName;
+use crate::codec::{Headers, Protocol, RequestHead};
+use crate::route::config::{Chance, HeaderMatch};
 use crate::telemetry::flags::Flags;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// How a number is compared with a configured one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +42,18 @@ pub enum Filter {
     Duration(Comparison),
     /// Any of these response flags; any flag at all if the set is empty.
     ResponseFlags(Flags),
+    /// The request's field obeys.
+    Header(Box<HeaderMatch>),
+    /// The gRPC status is one of these.
+    GrpcStatus(Vec<u32>),
+    /// The occasion is one of these.
+    Occasion(Vec<LogType>),
+    /// By chance; by the request's id where it has one, unless told otherwise.
+    Chance(Chance, bool),
+    /// Every stream.
+    Any,
+    /// Not this.
+    Not(Box<Filter>),
     /// All of these.
     And(Vec<Filter>),
     /// One of these.
@@ -56,8 +74,56 @@ impl Filter {
                     stream.flags.intersects(*wanted)
                 }
             }
+            Self::Header(rule) => match context.request {
+                Some(head) => rule.matches(head),
+                None => rule.matches(&no_head()),
+            },
+            Self::GrpcStatus(wanted) => wanted.contains(&grpc_status(context)),
+            Self::Occasion(wanted) => wanted.contains(&context.occasion),
+            Self::Chance(chance, independent) => {
+                let id =
+                    context.request.filter(|_| !independent).and_then(|r| r.headers.get_str(&REQUEST_ID));
+                chance.hits(id.and_then(number).unwrap_or_else(|| fastrand::u64(..)))
+            }
+            Self::Any => true,
+            Self::Not(filter) => !filter.matches(context),
             Self::And(all) => all.iter().all(|f| f.matches(context)),
             Self::Or(any) => any.iter().any(|f| f.matches(context)),
         }
+    }
+}
+
+/// The gRPC status that the answer has, or that stands for its HTTP status.
+fn grpc_status(context: &LogContext<'_>) -> u32 {
+    let written = |h: &Headers| h.get_str(&GRPC_STATUS).and_then(|s| s.parse().ok());
+    let from_http = |status: http::StatusCode| match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    };
+    let fields = context.trailers.and_then(written).or_else(|| context.response.and_then(written));
+    fields.or(context.stream.grpc_status).or(context.stream.status.map(from_http)).unwrap_or(2)
+}
+
+/// The number that an id decides fractions by: its first eight digits.
+fn number(id: &str) -> Option<u64> {
+    if id.len() < 36 {
+        return None;
+    }
+    u64::from_str_radix(id.get(..8)?, 16).ok()
+}
+
+fn no_head() -> RequestHead {
+    RequestHead {
+        method: http::Method::GET,
+        scheme: bytes::Bytes::new(),
+        authority: bytes::Bytes::new(),
+        path: bytes::Bytes::new(),
+        protocol: Protocol::Http11,
+        upgrade: None,
+        headers: Headers::new(),
     }
 }

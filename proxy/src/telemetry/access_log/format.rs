@@ -123,6 +123,7 @@ fn split(command: &str) -> Result<(&str, Option<&str>, Option<usize>), FormatErr
 enum JsonNode {
     Template(Template),
     Object(Vec<(String, JsonNode)>),
+    List(Vec<JsonNode>),
     Other(serde_json::Value),
 }
 
@@ -135,18 +136,25 @@ impl JsonNode {
                     .map(|(k, v)| Ok((k.clone(), Self::parse(v)?)))
                     .collect::<Result<_, FormatError>>()?,
             ),
+            serde_json::Value::Array(items) => {
+                Self::List(items.iter().map(Self::parse).collect::<Result<_, _>>()?)
+            }
             other => Self::Other(other.clone()),
         })
     }
 
-    fn value(&self, context: &LogContext<'_>) -> serde_json::Value {
-        match self {
+    /// The value; none where it is absent and such are left out.
+    fn value(&self, context: &LogContext<'_>, omit_empty: bool) -> Option<serde_json::Value> {
+        Some(match self {
             Self::Template(template) => match template.0.as_slice() {
                 // A lone command keeps its type: numbers stay numbers, what is absent is null.
                 [Piece::Command(operator, None)] => {
+                    if let Some(value) = operator.json(context) {
+                        return (!omit_empty || !value.is_null()).then_some(value);
+                    }
                     let mut text = Vec::new();
                     if !operator.write(context, &mut text) {
-                        return serde_json::Value::Null;
+                        return (!omit_empty).then_some(serde_json::Value::Null);
                     }
                     let text = String::from_utf8_lossy(&text);
                     match operator.is_number().then(|| text.parse::<i64>().ok()).flatten() {
@@ -156,23 +164,32 @@ impl JsonNode {
                 }
                 _ => {
                     let mut text = Vec::new();
-                    template.write(context, b"-", &mut text);
+                    template.write(context, if omit_empty { b"" } else { b"-" }, &mut text);
                     String::from_utf8_lossy(&text).into_owned().into()
                 }
             },
-            Self::Object(fields) => fields
-                .iter()
-                .map(|(k, v)| (k.clone(), v.value(context)))
-                .collect::<serde_json::Map<_, _>>()
-                .into(),
+            Self::Object(fields) => {
+                let properties =
+                    fields.iter().filter_map(|(k, v)| Some((k.clone(), v.value(context, omit_empty)?)));
+                let object: serde_json::Map<_, _> = properties.collect();
+                if object.is_empty() && omit_empty {
+                    return None;
+                }
+                object.into()
+            }
+            Self::List(items) => items.iter().filter_map(|v| v.value(context, omit_empty)).collect(),
             Self::Other(value) => value.clone(),
-        }
+        })
     }
 }
 
 /// What a line says.
 #[derive(Debug)]
-pub struct Format(Kind);
+pub struct Format {
+    kind: Kind,
+    /// What is absent is left out.
+    omit_empty: bool,
+}
 
 #[derive(Debug)]
 enum Kind {
@@ -197,17 +214,32 @@ impl Format {
 
     /// Compiles a text format; the line end is part of it.
     pub fn text(source: &str) -> Result<Self, FormatError> {
-        Template::parse(source).map(|t| Self(Kind::Text(t)))
+        Template::parse(source).map(|t| Self { kind: Kind::Text(t), omit_empty: false })
     }
 
     /// Compiles an object whose strings are formats; written on one line.
     pub fn json(object: &serde_json::Value) -> Result<Self, FormatError> {
-        JsonNode::parse(object).map(|n| Self(Kind::Json(n)))
+        JsonNode::parse(object).map(|n| Self { kind: Kind::Json(n), omit_empty: false })
+    }
+
+    /// The same with what is absent left out (`omit_empty_values`): nothing in a text, no property in an object.
+    #[must_use]
+    pub fn omit_empty(self, omit_empty: bool) -> Self {
+        Self { omit_empty, ..self }
+    }
+
+    /// Whether it makes objects.
+    pub fn is_json(&self) -> bool {
+        matches!(self.kind, Kind::Json(_))
+    }
+
+    fn absent(&self) -> &'static [u8] {
+        if self.omit_empty { b"" } else { b"-" }
     }
 
     /// Appends the text with nothing in the place of what is absent: the value of a header field.
     pub fn write_or_empty(&self, context: &LogContext<'_>, out: &mut Vec<u8>) {
-        match &self.0 {
+        match &self.kind {
             Kind::Text(template) => template.write(context, b"", out),
             Kind::Json(_) => self.write(context, out),
         }
@@ -215,11 +247,12 @@ impl Format {
 
     /// Appends the stream's line.
     pub fn write(&self, context: &LogContext<'_>, out: &mut Vec<u8>) {
-        match &self.0 {
-            Kind::Text(template) => template.write(context, b"-", out),
+        match &self.kind {
+            Kind::Text(template) => template.write(context, self.absent(), out),
             Kind::Json(node) => {
+                let value = node.value(context, self.omit_empty).unwrap_or_else(|| serde_json::json!({}));
                 // Writing a value to memory cannot fail.
-                let _ = serde_json::to_writer(&mut *out, &node.value(context));
+                let _ = serde_json::to_writer(&mut *out, &value);
                 out.push(b'\n');
             }
         }

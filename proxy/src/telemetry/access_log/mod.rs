@@ -20,6 +20,31 @@ use super::stream::StreamInfo;
 use crate::codec::{Headers, RequestHead};
 use crate::io::ConnectionInfo;
 
+/// On which occasion a line is written (`envoy.data.accesslog.v3.AccessLogType`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are Envoy's")]
+pub enum LogType {
+    #[default]
+    NotSet,
+    TcpConnectionEnd,
+    DownstreamStart,
+    DownstreamPeriodic,
+    DownstreamEnd,
+}
+
+impl LogType {
+    /// The name in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotSet => "NotSet",
+            Self::TcpConnectionEnd => "TcpConnectionEnd",
+            Self::DownstreamStart => "DownstreamStart",
+            Self::DownstreamPeriodic => "DownstreamPeriodic",
+            Self::DownstreamEnd => "DownstreamEnd",
+        }
+    }
+}
+
 /// What a line may speak of.
 #[derive(Clone, Copy)]
 pub struct LogContext<'a> {
@@ -33,6 +58,18 @@ pub struct LogContext<'a> {
     pub response: Option<&'a Headers>,
     /// The response's trailers.
     pub trailers: Option<&'a Headers>,
+    /// The text of an answer of the proxy's own, while it is made.
+    pub body: Option<&'a [u8]>,
+    /// The occasion.
+    pub occasion: LogType,
+}
+
+impl<'a> LogContext<'a> {
+    /// A stream of which nothing is there but its record.
+    pub fn new(stream: &'a StreamInfo, connection: &'a ConnectionInfo) -> Self {
+        let (request, response, trailers, body) = (None, None, None, None);
+        Self { stream, connection, request, response, trailers, body, occasion: LogType::NotSet }
+    }
 }
 
 /// One configured access log.

@@ -9,6 +9,9 @@ use time::OffsetDateTime;
 use super::{FormatError, LogContext};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, RequestHead};
+use crate::io::metadata::{json, json_of};
+
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
 /// Where a header operator looks.
 #[derive(Clone, Debug)]
@@ -17,6 +20,7 @@ pub(super) enum Field {
     Path,
     Authority,
     Scheme,
+    Status,
     Name(HeaderName),
 }
 
@@ -27,6 +31,7 @@ impl Field {
             ":path" => Self::Path,
             ":authority" | "host" => Self::Authority,
             ":scheme" => Self::Scheme,
+            ":status" => Self::Status,
             other => Self::Name(HeaderName::from_bytes(other.as_bytes()).ok()?),
         })
     }
@@ -37,6 +42,7 @@ impl Field {
             Self::Path => &head.path,
             Self::Authority => &head.authority,
             Self::Scheme => &head.scheme,
+            Self::Status => return None,
             Self::Name(name) => return head.headers.get(name).map(|v| v.as_bytes()),
         };
         (!found.is_empty()).then_some(found)
@@ -81,6 +87,139 @@ pub(super) enum Part {
     Port,
 }
 
+/// How a gRPC status is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum GrpcShape {
+    Camel,
+    Snake,
+    Number,
+}
+
+/// A moment of a stream that `%COMMON_DURATION%` knows.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Point {
+    RequestStart,
+    RequestEnd,
+    RequestSent,
+    ResponseStart,
+    Now,
+}
+
+impl Point {
+    fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "DS_RX_BEG" => Self::RequestStart,
+            "DS_RX_END" => Self::RequestEnd,
+            "US_TX_END" => Self::RequestSent,
+            "US_RX_BEG" => Self::ResponseStart,
+            "DS_TX_END" => Self::Now,
+            _ => return None,
+        })
+    }
+
+    fn of(self, context: &LogContext<'_>) -> Option<Instant> {
+        let stream = context.stream;
+        match self {
+            Self::RequestStart => Some(stream.start),
+            Self::RequestEnd => stream.request_end,
+            Self::RequestSent => stream.request_sent,
+            Self::ResponseStart => stream.upstream_first_byte,
+            Self::Now => Some(Instant::now()),
+        }
+    }
+}
+
+/// What a duration is counted in.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Unit {
+    Millis,
+    Micros,
+    Nanos,
+}
+
+impl Unit {
+    fn count(self, duration: std::time::Duration) -> u128 {
+        match self {
+            Self::Millis => duration.as_millis(),
+            Self::Micros => duration.as_micros(),
+            Self::Nanos => duration.as_nanos(),
+        }
+    }
+}
+
+fn required<'a>(name: &str, arguments: Option<&'a str>, what: &'static str) -> Result<&'a str, FormatError> {
+    arguments.filter(|a| !a.is_empty()).ok_or_else(|| FormatError::Arguments(name.to_owned(), what))
+}
+
+/// `%PATH(with or without query:which path)%`.
+fn path(arguments: &str) -> Result<Operator, FormatError> {
+    let bad = || {
+        FormatError::Arguments(
+            "PATH".to_owned(),
+            "takes WQ or NQ, then a colon and ORIG, PATH or ORIG_OR_PATH",
+        )
+    };
+    let (query, which) = arguments.split_once(':').unwrap_or((arguments, ""));
+    let query = match query {
+        "" | "WQ" => true,
+        "NQ" => false,
+        _ => return Err(bad()),
+    };
+    let original = match which {
+        "PATH" => Some(false),
+        "ORIG" => Some(true),
+        "" | "ORIG_OR_PATH" => None,
+        _ => return Err(bad()),
+    };
+    Ok(Operator::Path { query, original })
+}
+
+/// `%COMMON_DURATION(from:to:unit)%`.
+fn common_duration(arguments: &str) -> Result<Operator, FormatError> {
+    let bad = || {
+        FormatError::Arguments(
+            "COMMON_DURATION".to_owned(),
+            "takes two of DS_RX_BEG, DS_RX_END, US_TX_END, US_RX_BEG, DS_TX_END, and one of ms, us, ns",
+        )
+    };
+    let mut parts = arguments.split(':');
+    let mut next = || parts.next().ok_or_else(bad);
+    let (from, to) = (Point::parse(next()?).ok_or_else(bad)?, Point::parse(next()?).ok_or_else(bad)?);
+    let unit = match next()? {
+        "ms" => Unit::Millis,
+        "us" => Unit::Micros,
+        "ns" => Unit::Nanos,
+        _ => return Err(bad()),
+    };
+    Ok(Operator::CommonDuration(from, to, unit))
+}
+
+/// The first value of a parameter; unlike those that routes match by, it is decoded.
+fn query_value(path: &[u8], name: &[u8]) -> Option<Vec<u8>> {
+    let query = &path[path.iter().position(|b| *b == b'?')? + 1..];
+    query.split(|b| *b == b'&').find_map(|pair| {
+        let end = pair.iter().position(|b| *b == b'=');
+        let (key, value) = end.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
+        (!pair.is_empty() && decoded(key) == name).then(|| decoded(value))
+    })
+}
+
+/// Text without percent-encoding (RFC 3986, section 2.1); what is none stays.
+fn decoded(mut text: &[u8]) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let mut out = Vec::with_capacity(text.len());
+    while let Some((first, rest)) = text.split_first() {
+        (text, _) = match rest {
+            [high, low, after @ ..] if *first == b'%' => match digit(*high).zip(digit(*low)) {
+                Some((high, low)) => (after, out.push((high * 16 + low) as u8)),
+                None => (rest, out.push(*first)),
+            },
+            _ => (rest, out.push(*first)),
+        };
+    }
+    out
+}
+
 /// One command.
 #[derive(Clone, Debug)]
 pub(super) enum Operator {
@@ -88,9 +227,18 @@ pub(super) enum Operator {
     Response(FieldOr),
     Trailer(FieldOr),
     StartTime(TimeFormat),
+    EmitTime(TimeFormat),
     Protocol,
+    UpstreamProtocol,
     ResponseCode,
-    ResponseFlags,
+    ResponseFlags(bool),
+    LocalReplyBody,
+    LogType,
+    VirtualCluster,
+    Environment(Option<String>),
+    Query(String),
+    Path { query: bool, original: Option<bool> },
+    CommonDuration(Point, Point, Unit),
     ResponseCodeDetails,
     ConnectionTerminationDetails,
     UpstreamTransportFailureReason,
@@ -98,9 +246,10 @@ pub(super) enum Operator {
     BytesSent,
     Duration,
     RequestDuration,
+    RequestTxDuration,
     ResponseDuration,
     ResponseTxDuration,
-    UpstreamHost,
+    UpstreamHost(Part),
     UpstreamCluster,
     UpstreamLocal(Part),
     DownstreamLocal(Part),
@@ -117,8 +266,10 @@ pub(super) enum Operator {
     LocalUriSan,
     TlsVersion,
     TlsCipher,
-    GrpcStatus(bool),
+    PeerFingerprint,
+    GrpcStatus(GrpcShape),
     Hostname(String),
+    DynamicMetadata(Vec<String>),
 }
 
 impl Operator {
@@ -129,17 +280,48 @@ impl Operator {
             "RESP" => return Ok(Self::Response(FieldOr::parse(name, arguments)?)),
             "TRAILER" => return Ok(Self::Trailer(FieldOr::parse(name, arguments)?)),
             "START_TIME" => return TimeFormat::parse(arguments).map(Self::StartTime),
+            "EMIT_TIME" => return TimeFormat::parse(arguments).map(Self::EmitTime),
+            "ENVIRONMENT" => {
+                let name = required(name, arguments, "give it a variable's name")?;
+                return Ok(Self::Environment(std::env::var(name).ok()));
+            }
+            "QUERY_PARAM" => {
+                let parameter = required(name, arguments, "give it a parameter's name")?;
+                return Ok(Self::Query(parameter.to_owned()));
+            }
+            "PATH" => return path(arguments.unwrap_or_default()),
+            "COMMON_DURATION" => return common_duration(arguments.unwrap_or_default()),
             "GRPC_STATUS" => {
                 return match arguments {
-                    None | Some("CAMEL_STRING") => Ok(Self::GrpcStatus(false)),
-                    Some("NUMBER") => Ok(Self::GrpcStatus(true)),
-                    Some(_) => Err(FormatError::Arguments(name.to_owned(), "takes CAMEL_STRING or NUMBER")),
+                    None | Some("" | "CAMEL_STRING") => Ok(Self::GrpcStatus(GrpcShape::Camel)),
+                    Some("SNAKE_STRING") => Ok(Self::GrpcStatus(GrpcShape::Snake)),
+                    Some("NUMBER") => Ok(Self::GrpcStatus(GrpcShape::Number)),
+                    Some(_) => Err(FormatError::Arguments(
+                        name.to_owned(),
+                        "takes CAMEL_STRING, SNAKE_STRING or NUMBER",
+                    )),
                 };
             }
-            "GRPC_STATUS_NUMBER" => Self::GrpcStatus(true),
+            "GRPC_STATUS_NUMBER" => Self::GrpcStatus(GrpcShape::Number),
+            "LOCAL_REPLY_BODY" => Self::LocalReplyBody,
+            "ACCESS_LOG_TYPE" => Self::LogType,
+            "VIRTUAL_CLUSTER_NAME" => Self::VirtualCluster,
+            "UPSTREAM_PROTOCOL" => Self::UpstreamProtocol,
+            "RESPONSE_FLAGS_LONG" => Self::ResponseFlags(true),
+            "REQUEST_TX_DURATION" => Self::RequestTxDuration,
+            "UPSTREAM_REMOTE_ADDRESS" => Self::UpstreamHost(Part::Whole),
+            "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Self::UpstreamHost(Part::Ip),
+            "UPSTREAM_REMOTE_PORT" => Self::UpstreamHost(Part::Port),
+            "DOWNSTREAM_DIRECT_REMOTE_PORT" => Self::DownstreamDirectRemote(Part::Port),
+            "DOWNSTREAM_PEER_FINGERPRINT_256" => Self::PeerFingerprint,
+            "DYNAMIC_METADATA" => return metadata(name, arguments),
+            "METADATA" => match arguments.and_then(|a| a.strip_prefix("DYNAMIC:")) {
+                Some(rest) => return metadata(name, Some(rest)),
+                None => return Err(FormatError::Arguments(name.to_owned(), "takes DYNAMIC and a namespace")),
+            },
             "PROTOCOL" => Self::Protocol,
             "RESPONSE_CODE" => Self::ResponseCode,
-            "RESPONSE_FLAGS" => Self::ResponseFlags,
+            "RESPONSE_FLAGS" => Self::ResponseFlags(false),
             "RESPONSE_CODE_DETAILS" => Self::ResponseCodeDetails,
             "CONNECTION_TERMINATION_DETAILS" => Self::ConnectionTerminationDetails,
             "UPSTREAM_TRANSPORT_FAILURE_REASON" => Self::UpstreamTransportFailureReason,
@@ -149,7 +331,7 @@ impl Operator {
             "REQUEST_DURATION" => Self::RequestDuration,
             "RESPONSE_DURATION" => Self::ResponseDuration,
             "RESPONSE_TX_DURATION" => Self::ResponseTxDuration,
-            "UPSTREAM_HOST" => Self::UpstreamHost,
+            "UPSTREAM_HOST" => Self::UpstreamHost(Part::Whole),
             "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Self::UpstreamCluster,
             "UPSTREAM_LOCAL_ADDRESS" => Self::UpstreamLocal(Part::Whole),
             "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Self::UpstreamLocal(Part::Ip),
@@ -182,6 +364,12 @@ impl Operator {
         Ok(plain)
     }
 
+    /// The value that a JSON log shows as it is, where the operator has such values.
+    pub(super) fn json(&self, context: &LogContext<'_>) -> Option<serde_json::Value> {
+        let Self::DynamicMetadata(path) = self else { return None };
+        Some(found(context, path).unwrap_or(serde_json::Value::Null))
+    }
+
     /// Whether a JSON log shows it as a number.
     pub(super) fn is_number(&self) -> bool {
         matches!(
@@ -195,7 +383,11 @@ impl Operator {
                 | Self::ResponseTxDuration
                 | Self::ConnectionId
                 | Self::AttemptCount
-                | Self::GrpcStatus(true)
+                | Self::RequestTxDuration
+                | Self::CommonDuration(..)
+                | Self::UpstreamHost(Part::Port)
+                | Self::DownstreamDirectRemote(Part::Port)
+                | Self::GrpcStatus(GrpcShape::Number)
                 | Self::UpstreamLocal(Part::Port)
                 | Self::DownstreamLocal(Part::Port)
                 | Self::DownstreamRemote(Part::Port)
@@ -213,6 +405,9 @@ impl Operator {
                 bytes(out, found.map(|v| if *without_query { &v[..cut(v)] } else { v }))
             }
             Self::Response(field) => {
+                if let FieldOr(Field::Status, _) = field {
+                    return stream.status.is_some_and(|s| show(out, s.as_u16()));
+                }
                 bytes(out, field.find(|f| context.response.and_then(|h| f.of_fields(h))))
             }
             Self::Trailer(field) => bytes(out, field.find(|f| context.trailers.and_then(|h| f.of_fields(h)))),
@@ -220,26 +415,59 @@ impl Operator {
                 format.write(stream.start_time, out);
                 true
             }
+            Self::EmitTime(format) => {
+                format.write(SystemTime::now(), out);
+                true
+            }
             Self::Protocol => text(out, stream.protocol.map(|p| p.as_str())),
+            Self::UpstreamProtocol => text(out, stream.upstream_protocol.map(|p| p.as_str())),
+            Self::LocalReplyBody => bytes(out, context.body),
+            Self::LogType => text(out, Some(context.occasion.as_str())),
+            Self::VirtualCluster => text(out, stream.virtual_cluster.as_deref()),
+            Self::Environment(value) => text(out, value.as_deref()),
+            Self::Query(name) => {
+                let path = context.request.map(|r| &r.path[..]).unwrap_or_default();
+                bytes(out, query_value(path, name.as_bytes()).as_deref())
+            }
+            Self::Path { query, original } => {
+                let Some(head) = context.request else { return false };
+                let before = || head.headers.get(&ORIGINAL_PATH).map(|v| v.as_bytes());
+                let path = match original {
+                    Some(true) => before(),
+                    Some(false) => Some(&head.path[..]),
+                    None => before().or(Some(&head.path[..])),
+                };
+                let cut = |v: &[u8]| v.iter().position(|b| *b == b'?').unwrap_or(v.len());
+                bytes(out, path.filter(|p| !p.is_empty()).map(|v| if *query { v } else { &v[..cut(v)] }))
+            }
+            Self::CommonDuration(from, to, unit) => match (from.of(context), to.of(context)) {
+                (Some(from), Some(to)) if to >= from => show(out, unit.count(to.duration_since(from))),
+                _ => false,
+            },
             Self::ResponseCode => show(out, stream.status.map_or(0, |s| s.as_u16())),
-            Self::ResponseFlags => !stream.flags.is_empty() && show(out, stream.flags),
-            Self::ResponseCodeDetails => text(out, stream.details),
-            Self::ConnectionTerminationDetails => text(out, stream.connection_termination_details),
+            // Envoy writes a dash for no flags wherever it may stand.
+            Self::ResponseFlags(true) if !stream.flags.is_empty() => show(out, stream.flags.long()),
+            Self::ResponseFlags(_) => show(out, stream.flags),
+            Self::ResponseCodeDetails => text(out, stream.code_details().as_deref()),
+            Self::ConnectionTerminationDetails => text(out, stream.connection_termination_details.as_deref()),
             Self::UpstreamTransportFailureReason => text(out, stream.upstream_failure.as_deref()),
             Self::BytesReceived => show(out, stream.bytes_received),
             Self::BytesSent => show(out, stream.bytes_sent),
             Self::Duration => show(out, stream.start.elapsed().as_millis()),
             Self::RequestDuration => since(out, stream.start, stream.request_end),
+            Self::RequestTxDuration => since(out, stream.start, stream.request_sent),
             Self::ResponseDuration => since(out, stream.start, stream.upstream_first_byte),
             Self::ResponseTxDuration => match stream.upstream_first_byte {
                 Some(first) => show(out, first.elapsed().as_millis()),
                 None => false,
             },
-            Self::UpstreamHost => address(out, stream.upstream_host, Part::Whole),
+            Self::UpstreamHost(part) => address(out, stream.upstream_host, *part),
             Self::UpstreamCluster => text(out, stream.cluster.as_deref()),
             Self::UpstreamLocal(part) => address(out, stream.upstream_local, *part),
             Self::DownstreamLocal(part) => address(out, Some(connection.local), *part),
-            Self::DownstreamRemote(part) => address(out, Some(connection.remote), *part),
+            Self::DownstreamRemote(part) => {
+                address(out, Some(stream.client.unwrap_or(connection.remote)), *part)
+            }
             Self::DownstreamDirectRemote(part) => address(out, Some(connection.direct_remote), *part),
             Self::RequestedServerName => text(out, connection.sni.as_deref()),
             Self::RouteName => text(out, stream.route.as_deref()),
@@ -252,13 +480,40 @@ impl Operator {
             Self::LocalUriSan => text(out, tls.and_then(|t| t.local_id.as_deref())),
             Self::TlsVersion => text(out, tls.map(|t| t.version)),
             Self::TlsCipher => text(out, tls.map(|t| t.cipher)),
-            Self::GrpcStatus(number) => match stream.grpc_status {
-                Some(code) if *number => show(out, code),
-                Some(code) => text(out, Some(grpc_name(code))),
+            Self::PeerFingerprint => match tls.and_then(|t| t.peer_chain.first()) {
+                Some(leaf) => text(out, Some(&fingerprint(leaf))),
                 None => false,
             },
+            Self::GrpcStatus(shape) => match (stream.grpc_status, shape) {
+                (Some(code), GrpcShape::Number) => show(out, code),
+                (Some(code), GrpcShape::Camel) => text(out, Some(grpc_name(code))),
+                (Some(code), GrpcShape::Snake) => text(out, Some(grpc_snake(code))),
+                (None, _) => false,
+            },
             Self::Hostname(name) => text(out, Some(name)),
+            Self::DynamicMetadata(path) => match found(context, path) {
+                None => false,
+                Some(serde_json::Value::String(s)) => text(out, Some(&s)),
+                Some(other) => show(out, other),
+            },
         }
+    }
+}
+
+/// `NAMESPACE:KEY:KEY...`; without keys it is the whole namespace.
+fn metadata(name: &str, arguments: Option<&str>) -> Result<Operator, FormatError> {
+    let path: Vec<_> = arguments.unwrap_or_default().split(':').map(str::to_owned).collect();
+    if path[0].is_empty() {
+        return Err(FormatError::Arguments(name.to_owned(), "give it a namespace, such as a filter's name"));
+    }
+    Ok(Operator::DynamicMetadata(path))
+}
+
+fn found(context: &LogContext<'_>, path: &[String]) -> Option<serde_json::Value> {
+    let (namespace, keys) = path.split_first()?;
+    match keys {
+        [] => context.stream.metadata.namespace(namespace).as_ref().map(json_of),
+        keys => context.stream.metadata.get(namespace, keys).map(|v| json(&v)),
     }
 }
 
@@ -300,6 +555,39 @@ fn list(out: &mut Vec<u8>, values: Option<&[String]>) -> bool {
         Some(values) if !values.is_empty() => text(out, Some(&values.join(","))),
         _ => false,
     }
+}
+
+fn fingerprint(certificate: &[u8]) -> String {
+    use std::fmt::Write;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
+    digest.as_ref().iter().fold(String::with_capacity(64), |mut out, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+fn grpc_snake(code: u32) -> &'static str {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    NAMES.get(code as usize).copied().unwrap_or("INVALID_CODE")
 }
 
 fn grpc_name(code: u32) -> &'static str {

@@ -2,11 +2,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
+use xds_protos::prost_types::Value;
+use xds_protos::prost_types::value::Kind;
 
 use super::*;
 use crate::codec::Protocol;
 use crate::codec::headers::{HeaderName, HeaderValue};
-use crate::io::Direction;
+use crate::io::metadata::Datum;
+use crate::io::{Direction, FilterState};
 use crate::telemetry::Flag;
 
 fn connection() -> ConnectionInfo {
@@ -16,11 +19,14 @@ fn connection() -> ConnectionInfo {
         direct_remote: "127.0.0.1:5000".parse().unwrap(),
         local: "127.0.10.1:8080".parse().unwrap(),
         local_restored: false,
+        passed_on: None,
         listener: "l".into(),
         direction: Direction::Inbound,
         filter_chain: "".into(),
         sni: None,
         tls: None,
+        notes: None,
+        filter_state: FilterState::default(),
     }
 }
 
@@ -43,18 +49,15 @@ fn line(format: &Format) -> String {
     stream.start_time = std::time::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
     stream.status = Some(StatusCode::SERVICE_UNAVAILABLE);
     stream.flags.set(Flag::UpstreamConnectionFailure);
-    stream.details = Some("upstream_reset_before_response_started");
+    stream.details = Some("upstream_reset_before_response_started".into());
     stream.bytes_sent = 19;
     stream.cluster = Some("outbound|8080||a".into());
     stream.upstream_host = Some("127.0.11.1:8080".parse().unwrap());
+    stream.metadata.set("a.filter", &"result".into(), Datum::Text("allowed".into()));
+    let two = Value { kind: Some(Kind::NumberValue(2.0)) };
+    stream.metadata.set("a.filter", &"n".into(), Datum::Other(Box::new(two)));
     let (connection, request) = (connection(), request());
-    let context = LogContext {
-        stream: &stream,
-        connection: &connection,
-        request: Some(&request),
-        response: None,
-        trailers: None,
-    };
+    let context = LogContext { request: Some(&request), ..LogContext::new(&stream, &connection) };
     let mut out = Vec::new();
     format.write(&context, &mut out);
     String::from_utf8(out).unwrap()
@@ -90,6 +93,19 @@ fn json_keeps_numbers_and_nulls() {
 fn lengths_time_formats_and_percent_signs_are_honoured() {
     let format = Format::text("%REQ(:AUTHORITY):4% %START_TIME(%s.%3f)% 100%%").unwrap();
     assert_eq!(line(&format), "user 1700000000.123 100%");
+}
+
+#[test]
+fn dynamic_metadata_is_text_in_a_line_and_a_value_in_json() {
+    let format = Format::text(
+        "%DYNAMIC_METADATA(a.filter:result)% %DYNAMIC_METADATA(a.filter)% %METADATA(DYNAMIC:a.filter:n)% %DYNAMIC_METADATA(b)%",
+    );
+    assert_eq!(line(&format.unwrap()), r#"allowed {"n":2,"result":"allowed"} 2 -"#);
+    let format =
+        Format::json(&serde_json::json!({"a": "%DYNAMIC_METADATA(a.filter)%", "b": "%DYNAMIC_METADATA(b)%"}));
+    let value: serde_json::Value = serde_json::from_str(&line(&format.unwrap())).unwrap();
+    assert_eq!(value, serde_json::json!({"a": {"n": 2, "result": "allowed"}, "b": null}));
+    assert!(matches!(Format::text("%METADATA(CLUSTER:a)%").unwrap_err(), FormatError::Arguments(..)));
 }
 
 #[test]

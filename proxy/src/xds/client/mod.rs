@@ -12,6 +12,7 @@ use xds_protos::envoy::service::discovery::v3::aggregated_discovery_service_clie
 use xds_protos::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use xds_protos::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
 
 use super::backoff::Backoff;
 use super::credentials::{Credentials, CredentialsError};
@@ -34,6 +35,17 @@ pub struct ClientConfig {
     pub node: Node,
     /// Delta or state of the world.
     pub variant: Variant,
+    /// Everything, or secrets alone.
+    pub service: Service,
+}
+
+/// What a server serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// All types, aggregated.
+    Aggregated,
+    /// Secrets (SDS).
+    Secrets,
 }
 
 /// The client: one per proxy, on the control thread.
@@ -110,7 +122,6 @@ impl<S: ResourceSink> Client<S> {
     ) -> Result<Infallible, StreamError> {
         let metadata = self.config.credentials.metadata()?;
         let channel = self.config.endpoint.connect().await?;
-        let client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
 
         // Requests are queued before the call: many servers send no headers before their first response.
         let (requests, queue) = mpsc::unbounded_channel();
@@ -120,7 +131,8 @@ impl<S: ResourceSink> Client<S> {
         send(protocol.open(&self.wanted))?;
         let mut request = Request::new(UnboundedReceiverStream::new(queue));
         *request.metadata_mut() = metadata;
-        let mut responses = P::call(client, request).await.map_err(Box::new)?.into_inner();
+        let mut responses =
+            P::call(self.config.service, channel, request).await.map_err(Box::new)?.into_inner();
         self.stats.stream_opened();
         loop {
             tokio::select! {
@@ -137,29 +149,46 @@ impl<S: ResourceSink> Client<S> {
     }
 }
 
+fn aggregated(channel: Channel) -> AggregatedDiscoveryServiceClient<Channel> {
+    AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE)
+}
+
+fn secrets(channel: Channel) -> SecretDiscoveryServiceClient<Channel> {
+    SecretDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE)
+}
+
 /// The call of a variant.
 trait Ads: Protocol {
     async fn call(
-        client: AggregatedDiscoveryServiceClient<Channel>,
+        service: Service,
+        channel: Channel,
         requests: Request<UnboundedReceiverStream<Self::Request>>,
     ) -> Result<Response<Streaming<Self::Response>>, Status>;
 }
 
 impl Ads for Delta {
     async fn call(
-        mut client: AggregatedDiscoveryServiceClient<Channel>,
+        service: Service,
+        channel: Channel,
         requests: Request<UnboundedReceiverStream<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Streaming<DeltaDiscoveryResponse>>, Status> {
-        client.delta_aggregated_resources(requests).await
+        match service {
+            Service::Aggregated => aggregated(channel).delta_aggregated_resources(requests).await,
+            Service::Secrets => secrets(channel).delta_secrets(requests).await,
+        }
     }
 }
 
 impl Ads for Sotw {
     async fn call(
-        mut client: AggregatedDiscoveryServiceClient<Channel>,
+        service: Service,
+        channel: Channel,
         requests: Request<UnboundedReceiverStream<DiscoveryRequest>>,
     ) -> Result<Response<Streaming<DiscoveryResponse>>, Status> {
-        client.stream_aggregated_resources(requests).await
+        match service {
+            Service::Aggregated => aggregated(channel).stream_aggregated_resources(requests).await,
+            Service::Secrets => secrets(channel).stream_secrets(requests).await,
+        }
     }
 }
 

@@ -114,6 +114,7 @@ async fn a_lost_stream_is_opened_again_with_a_fresh_token_and_what_is_held() {
 
     let wanted = Subscriptions::new();
     let config = ClientConfig {
+        service: Service::Aggregated,
         endpoint: Endpoint { address: Address::Unix(socket), tls: None },
         credentials: Credentials {
             token: Some(token.clone()),
@@ -177,6 +178,7 @@ async fn while_the_control_plane_is_away_the_sink_hears_nothing() {
     }
     let dir = tempfile::tempdir().unwrap();
     let config = ClientConfig {
+        service: Service::Aggregated,
         endpoint: Endpoint { address: Address::Unix(dir.path().join("nobody")), tls: None },
         credentials: Credentials::default(),
         node: node(),
@@ -199,6 +201,7 @@ async fn a_stream_of_the_state_of_the_world_is_taken_too() {
             .serve_with_incoming(UnixListenerStream::new(listener)),
     );
     let config = ClientConfig {
+        service: Service::Aggregated,
         endpoint: Endpoint { address: Address::Unix(socket), tls: None },
         credentials: Credentials::default(),
         node: node(),

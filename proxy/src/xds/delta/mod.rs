@@ -98,7 +98,7 @@ impl Protocol for Delta {
     }
 
     fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<DeltaDiscoveryRequest> {
-        ResourceType::ALL.into_iter().flat_map(|kind| self.requests(kind, wanted)).collect()
+        wanted.kinds().flat_map(|kind| self.requests(kind, wanted)).collect()
     }
 
     fn response(

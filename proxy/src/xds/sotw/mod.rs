@@ -105,7 +105,7 @@ impl Protocol for Sotw {
     }
 
     fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<DiscoveryRequest> {
-        ResourceType::ALL.into_iter().flat_map(|kind| self.requests(kind, wanted)).collect()
+        wanted.kinds().flat_map(|kind| self.requests(kind, wanted)).collect()
     }
 
     fn response(

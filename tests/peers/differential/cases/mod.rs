@@ -26,9 +26,13 @@ mod bodies;
 mod connections;
 mod http2;
 mod informational;
+mod manager;
 mod request_heads;
 mod resets;
+mod retries;
+mod routes;
 mod targets;
+mod tunnels;
 mod upgrades;
 
 use super::case::Case;
@@ -38,10 +42,14 @@ pub fn all() -> Vec<Case> {
     [
         request_heads::all(),
         targets::all(),
+        tunnels::all(),
         bodies::all(),
         informational::all(),
+        manager::all(),
         connections::all(),
         resets::all(),
+        retries::all(),
+        routes::all(),
         upgrades::all(),
         http2::all(),
     ]

@@ -1,23 +1,35 @@
 //! `envoy.config.cluster.v3.Cluster` and `ClusterLoadAssignment` -> compiled data.
 
+mod balance;
+mod dns;
+mod health;
+mod outlier;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 use xds_protos::envoy::config::cluster::v3 as pb;
 use xds_protos::envoy::config::cluster::v3::cluster as cl;
 use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::config::endpoint::v3 as ep;
+use xds_protos::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use xds_protos::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use xds_protos::envoy::extensions::upstreams::http::v3 as up;
 
-use super::balance::{LeastRequest, Maglev, Policy, RingHash};
+pub use self::balance::Balancing;
+pub use self::dns::DnsTimes;
 use super::endpoint::{
-    Endpoint, EndpointHealth, HostAddress, LoadAssignment, Locality, LocalityEndpoints, Metadata,
+    Endpoint, EndpointCheck, EndpointHealth, HostAddress, LoadAssignment, Locality, LocalityEndpoints,
+    Metadata,
 };
+use super::health::HealthCheck;
+use super::host::Host;
 use super::limits::{RetryBudget, Thresholds};
 use super::outlier::OutlierConfig;
+use super::proxy_header::ProxyHeaderWriter;
 use crate::codec::h1::H1Options;
 use crate::codec::h2::H2Options;
 use crate::identity::tls::UpstreamContext;
@@ -37,10 +49,8 @@ pub enum Discovery {
         names: Vec<DnsName>,
         /// LOGICAL_DNS: only one address at a time.
         logical: bool,
-        /// The longest time between two look-ups.
-        refresh: Duration,
-        /// Ask again when the answer's own time is over, if that is sooner.
-        respect_ttl: bool,
+        /// When they are asked for.
+        times: DnsTimes,
         /// Which families to use.
         family: cl::DnsLookupFamily,
     },
@@ -81,6 +91,8 @@ pub struct Transport {
     pub matches: Vec<(String, String)>,
     /// TLS, or plain bytes.
     pub tls: Option<Arc<UpstreamContext>>,
+    /// The PROXY protocol header that goes before everything else.
+    pub proxy: Option<Arc<ProxyHeaderWriter>>,
 }
 
 /// A compiled cluster.
@@ -95,15 +107,23 @@ pub struct ClusterConfig {
     /// How a connection's making is bounded.
     pub connect_timeout: Duration,
     /// How a host is chosen.
-    pub policy: Policy,
+    pub balancing: Balancing,
     /// Below this percentage of healthy hosts, health is ignored.
     pub panic_threshold: u32,
-    /// Localities have weights.
-    pub locality_weighted: bool,
     /// Circuit breakers: default and high priority.
     pub thresholds: [Thresholds; 2],
+    /// The most connections to one host, by priority.
+    pub connections_per_host: [Option<u32>; 2],
+    /// How an ORIGINAL_DST cluster knows where to go.
+    pub original_dst: OriginalDstOptions,
     /// Ejection.
     pub outlier: Option<OutlierConfig>,
+    /// Active health checks.
+    pub health_check: Option<HealthCheck>,
+    /// New hosts count nowhere until they were checked.
+    pub ignore_new_hosts: bool,
+    /// A host that is no longer assigned goes at once, even if it passes its checks.
+    pub remove_healthy: bool,
     /// Transports in order; the last one matches anything.
     pub transports: Vec<Transport>,
     /// The protocol of requests.
@@ -167,20 +187,28 @@ impl ClusterConfig {
         if proto.name.is_empty() {
             errors.push(ConfigError::missing("name"));
         }
-        let discovery = collect(discovery(proto), "", &mut errors).map(|d| fix_dns(d, proto));
+        let discovery = collect(discovery(proto), "", &mut errors);
         let connect_timeout = duration(proto.connect_timeout.as_ref(), "connect_timeout");
         let connect_timeout = connect_timeout.map_err(|e| errors.push(e)).ok().flatten();
         if connect_timeout.is_some_and(|t| t.is_zero()) {
             errors.push(ConfigError::new("connect_timeout", "must be more than zero"));
         }
-        let policy = collect(policy(proto, discovery.as_ref()), "", &mut errors);
+        let balancing = collect(balance::balancing(proto, discovery.as_ref()), "", &mut errors);
         let transports = collect(transports(proto, ctx), "", &mut errors);
-        let outlier = proto.outlier_detection.as_ref().map(outlier);
+        let outlier = proto.outlier_detection.as_ref().map(outlier::outlier).transpose();
+        let outlier = collect(outlier.map_err(Vec::from), "outlier_detection", &mut errors).flatten();
         let http = collect(http_options(proto), "typed_extension_protocol_options", &mut errors);
+        let connections_per_host = collect(connections_per_host(proto), "circuit_breakers", &mut errors);
+        let original_dst = collect(original_dst(proto), "original_dst_lb_config", &mut errors);
+        let (connections_per_host, original_dst) =
+            (connections_per_host.unwrap_or_default(), original_dst.unwrap_or_default());
+        let mode = http.as_ref().map_or(HttpMode::Http1, |h| h.mode);
+        let health_check = health::health_check(proto, mode).map_err(Vec::from);
+        let health_check = collect(health_check, "", &mut errors).flatten();
         let bind = collect(bind(proto), "upstream_bind_config", &mut errors).flatten();
         let common = proto.common_lb_config.as_ref();
-        let (Some(discovery), Some(policy), Some(transports), Some(http), true) =
-            (discovery, policy, transports, http, errors.is_empty())
+        let (Some(discovery), Some(balancing), Some(transports), Some(http), true) =
+            (discovery, balancing, transports, http, errors.is_empty())
         else {
             return Err(errors);
         };
@@ -197,19 +225,20 @@ impl ClusterConfig {
             },
             discovery,
             connect_timeout: connect_timeout.unwrap_or(Duration::from_secs(5)),
-            policy,
+            balancing,
             panic_threshold: common
                 .and_then(|c| c.healthy_panic_threshold.as_ref())
-                .map_or(50, |p| p.value.clamp(0.0, 100.0) as u32),
-            locality_weighted: matches!(
-                common.and_then(|c| c.locality_config_specifier.as_ref()),
-                Some(cl::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
-            ),
+                .map_or(50, |p| p.value.clamp(0.0, 100.0).round() as u32),
             thresholds: thresholds(proto),
+            connections_per_host,
+            original_dst,
             outlier,
+            health_check,
+            ignore_new_hosts: common.is_some_and(|c| c.ignore_new_hosts_until_first_hc),
+            remove_healthy: proto.ignore_health_on_host_removal,
             transports,
             http: http.mode,
-            h1: H1Options { enable_trailers: http.trailers, ..H1Options::upstream() },
+            h1: http.h1,
             h2: http.h2,
             idle_timeout: timeout(options.idle_timeout.as_ref(), Some(Duration::from_secs(3600))),
             max_requests: max_requests.map(u64::from),
@@ -230,6 +259,11 @@ impl ClusterConfig {
             service: metadata.as_deref().and_then(istio_service).map(Arc::new),
             metadata,
         })
+    }
+
+    /// How a host is connected to.
+    pub fn transport(&self, host: &Host) -> Option<&Transport> {
+        self.transports.get(host.facts().transport)
     }
 
     /// The transport for a host of this metadata.
@@ -270,11 +304,7 @@ fn discovery(proto: &pb::Cluster) -> Result<Discovery, Vec<ConfigError>> {
         None => cl::DiscoveryType::Static,
         Some(cl::ClusterDiscoveryType::Type(kind)) => cl::DiscoveryType::try_from(*kind)
             .map_err(|_| ConfigError::new("type", format!("there is no discovery type {kind}")))?,
-        Some(cl::ClusterDiscoveryType::ClusterType(t)) => {
-            return Err(
-                ConfigError::unsupported("cluster_type", format!("the cluster type {}", t.name)).into()
-            );
-        }
+        Some(cl::ClusterDiscoveryType::ClusterType(config)) => return Ok(dns::extension(proto, config)?),
     };
     let assignment = || proto.load_assignment.clone().unwrap_or_default();
     match kind {
@@ -287,86 +317,49 @@ fn discovery(proto: &pb::Cluster) -> Result<Discovery, Vec<ConfigError>> {
             Ok(Discovery::Eds(name.into()))
         }
         cl::DiscoveryType::OriginalDst => Ok(Discovery::OriginalDst),
-        cl::DiscoveryType::StrictDns | cl::DiscoveryType::LogicalDns => {
-            let mut names = Vec::new();
-            for (i, locality) in assignment().endpoints.iter().enumerate() {
-                for (j, endpoint) in locality.lb_endpoints.iter().enumerate() {
-                    let path = format!("load_assignment.endpoints[{i}].lb_endpoints[{j}]");
-                    names.push(dns_name(endpoint).map_err(|e| e.at(path))?);
-                }
-            }
-            if names.is_empty() {
-                return Err(
-                    ConfigError::new("load_assignment", "a DNS cluster needs a name to resolve").into()
-                );
-            }
-            Ok(Discovery::Dns {
-                names,
-                logical: kind == cl::DiscoveryType::LogicalDns,
-                refresh: Duration::from_secs(5),
-                respect_ttl: proto.respect_dns_ttl,
-                family: proto.dns_lookup_family(),
-            })
-        }
+        cl::DiscoveryType::StrictDns => Ok(dns::legacy(proto, false)?),
+        cl::DiscoveryType::LogicalDns => Ok(dns::legacy(proto, true)?),
     }
 }
 
-fn fix_dns(mut discovery: Discovery, proto: &pb::Cluster) -> Discovery {
-    if let Discovery::Dns { refresh, .. } = &mut discovery
-        && let Some(wanted) = timeout(proto.dns_refresh_rate.as_ref(), None)
-    {
-        *refresh = wanted;
-    }
-    discovery
+/// How an ORIGINAL_DST cluster knows where to go, before the connection's own original destination.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OriginalDstOptions {
+    /// A request's header that says it.
+    pub header: Option<HeaderName>,
+    /// The port, whatever else says another one.
+    pub port: Option<u16>,
 }
 
-fn policy(proto: &pb::Cluster, discovery: Option<&Discovery>) -> Result<Policy, Vec<ConfigError>> {
-    let original = matches!(discovery, Some(Discovery::OriginalDst));
-    let kind = cl::LbPolicy::try_from(proto.lb_policy)
-        .map_err(|_| ConfigError::new("lb_policy", format!("there is no policy {}", proto.lb_policy)))?;
-    if original != (kind == cl::LbPolicy::ClusterProvided) {
-        return Err(ConfigError::new(
-            "lb_policy",
-            "CLUSTER_PROVIDED goes with the type ORIGINAL_DST, and only with it",
-        )
-        .into());
-    }
-    Ok(match kind {
-        cl::LbPolicy::RoundRobin => Policy::RoundRobin,
-        cl::LbPolicy::Random => Policy::Random,
-        cl::LbPolicy::LeastRequest => {
-            let mut parameters = LeastRequest::default();
-            if let Some(cl::LbConfig::LeastRequestLbConfig(c)) = &proto.lb_config {
-                parameters.choices = c.choice_count.unwrap_or(2).max(2);
-                parameters.bias = c.active_request_bias.as_ref().map_or(1.0, |b| b.default_value);
-            }
-            Policy::LeastRequest(parameters)
-        }
-        cl::LbPolicy::RingHash => {
-            let mut parameters =
-                RingHash { minimum_size: 1024, maximum_size: 8 * 1024 * 1024, use_hostname: false };
-            if let Some(cl::LbConfig::RingHashLbConfig(c)) = &proto.lb_config {
-                parameters.minimum_size = c.minimum_ring_size.unwrap_or(parameters.minimum_size);
-                parameters.maximum_size = c.maximum_ring_size.unwrap_or(parameters.maximum_size);
-            }
-            if parameters.minimum_size > parameters.maximum_size {
-                let message = "minimum_ring_size is more than maximum_ring_size";
-                return Err(ConfigError::new("ring_hash_lb_config", message).into());
-            }
-            Policy::RingHash(parameters)
-        }
-        cl::LbPolicy::Maglev => {
-            let mut table_size = 65_537;
-            if let Some(cl::LbConfig::MaglevLbConfig(c)) = &proto.lb_config {
-                table_size = c.table_size.unwrap_or(table_size);
-            }
-            Policy::Maglev(Maglev { table_size, use_hostname: false })
-        }
-        cl::LbPolicy::ClusterProvided => Policy::OriginalDst,
-        cl::LbPolicy::LoadBalancingPolicyConfig => {
-            return Err(ConfigError::unsupported("lb_policy", "LOAD_BALANCING_POLICY_CONFIG").into());
-        }
+fn original_dst(proto: &pb::Cluster) -> Result<OriginalDstOptions, Vec<ConfigError>> {
+    let Some(cl::LbConfig::OriginalDstLbConfig(config)) = &proto.lb_config else {
+        return Ok(OriginalDstOptions::default());
+    };
+    let name = match config.http_header_name.as_str() {
+        "" => "x-envoy-original-dst-host",
+        name => name,
+    };
+    let header = HeaderName::try_from(name)
+        .map_err(|_| ConfigError::new("http_header_name", format!("{name:?} is not a header's name")))?;
+    let port = config.upstream_port_override.map(u16::try_from).transpose();
+    let port = port.map_err(|_| ConfigError::new("upstream_port_override", "is not a port"))?;
+    Ok(OriginalDstOptions {
+        header: config.use_http_header.then_some(header),
+        port: port.filter(|port| *port > 0),
     })
+}
+
+fn connections_per_host(proto: &pb::Cluster) -> Result<[Option<u32>; 2], Vec<ConfigError>> {
+    let mut found = [None; 2];
+    for (i, t) in proto.circuit_breakers.iter().flat_map(|c| &c.per_host_thresholds).enumerate() {
+        let others = [t.max_pending_requests, t.max_requests, t.max_retries];
+        if others.iter().any(Option::is_some) || t.retry_budget.is_some() || t.track_remaining {
+            let message = "only max_connections can be limited per host, as in Envoy";
+            return Err(ConfigError::new(format!("per_host_thresholds[{i}]"), message).into());
+        }
+        found[usize::from(t.priority == core::RoutingPriority::High as i32)] = t.max_connections;
+    }
+    Ok(found)
 }
 
 fn thresholds(proto: &pb::Cluster) -> [Thresholds; 2] {
@@ -396,25 +389,6 @@ fn thresholds(proto: &pb::Cluster) -> [Thresholds; 2] {
     found
 }
 
-fn outlier(proto: &pb::OutlierDetection) -> OutlierConfig {
-    let default = OutlierConfig::default();
-    let time = |d: Option<&prost_types::Duration>, default| timeout(d, Some(default)).unwrap_or(default);
-    OutlierConfig {
-        consecutive_5xx: proto.consecutive_5xx.unwrap_or(default.consecutive_5xx),
-        enforcing_5xx: proto.enforcing_consecutive_5xx.unwrap_or(default.enforcing_5xx),
-        consecutive_gateway: proto.consecutive_gateway_failure.unwrap_or(default.consecutive_gateway),
-        enforcing_gateway: proto.enforcing_consecutive_gateway_failure.unwrap_or(default.enforcing_gateway),
-        consecutive_local: proto.consecutive_local_origin_failure.unwrap_or(default.consecutive_local),
-        enforcing_local: proto.enforcing_consecutive_local_origin_failure.unwrap_or(default.enforcing_local),
-        split: proto.split_external_local_origin_errors,
-        interval: time(proto.interval.as_ref(), default.interval),
-        base_ejection: time(proto.base_ejection_time.as_ref(), default.base_ejection),
-        max_ejection: time(proto.max_ejection_time.as_ref(), default.max_ejection),
-        max_percent: proto.max_ejection_percent.unwrap_or(default.max_percent),
-        always_one: proto.always_eject_one_host.unwrap_or(default.always_one),
-    }
-}
-
 fn transports(proto: &pb::Cluster, ctx: &CompileContext) -> Result<Vec<Transport>, Vec<ConfigError>> {
     let mut found = Vec::new();
     let mut errors = Vec::new();
@@ -429,16 +403,40 @@ fn transports(proto: &pb::Cluster, ctx: &CompileContext) -> Result<Vec<Transport
                 _ => errors.push(ConfigError::new(format!("{path}.match"), format!("{key} is not text"))),
             }
         }
-        match transport_tls(t.transport_socket.as_ref(), ctx) {
-            Ok(tls) => found.push(Transport { name: t.name.as_str().into(), matches, tls }),
+        match transport_parts(t.transport_socket.as_ref(), ctx) {
+            Ok((tls, proxy)) => found.push(Transport { name: t.name.as_str().into(), matches, tls, proxy }),
             Err(e) => errors.extend(e.into_iter().map(|e| e.at(format!("{path}.transport_socket")))),
         }
     }
-    match transport_tls(proto.transport_socket.as_ref(), ctx) {
-        Ok(tls) => found.push(Transport { name: "default".into(), matches: Vec::new(), tls }),
+    match transport_parts(proto.transport_socket.as_ref(), ctx) {
+        Ok((tls, proxy)) => {
+            found.push(Transport { name: "default".into(), matches: Vec::new(), tls, proxy });
+        }
         Err(e) => errors.extend(e.into_iter().map(|e| e.at("transport_socket"))),
     }
     if errors.is_empty() { Ok(found) } else { Err(errors) }
+}
+
+type Parts = (Option<Arc<UpstreamContext>>, Option<Arc<ProxyHeaderWriter>>);
+
+/// What a transport socket is made of: TLS, and a PROXY protocol header around it.
+fn transport_parts(
+    socket: Option<&core::TransportSocket>,
+    ctx: &CompileContext,
+) -> Result<Parts, Vec<ConfigError>> {
+    if let Some(core::transport_socket::ConfigType::TypedConfig(any)) =
+        socket.and_then(|s| s.config_type.as_ref())
+        && any.is::<ProxyProtocolUpstreamTransport>()
+    {
+        let outer: ProxyProtocolUpstreamTransport =
+            any.unpack().map_err(|e| ConfigError::new("typed_config", e.to_string()))?;
+        let writer = ProxyHeaderWriter::compile(&outer).map_err(|e| e.at("typed_config"))?;
+        let tls = transport_tls(outer.transport_socket.as_ref(), ctx)
+            .map_err(at("transport_socket"))
+            .map_err(at("typed_config"))?;
+        return Ok((tls, Some(Arc::new(writer))));
+    }
+    Ok((transport_tls(socket, ctx)?, None))
 }
 
 fn transport_tls(
@@ -466,14 +464,18 @@ struct HttpSettings {
     common: Option<core::HttpProtocolOptions>,
     auto_sni: bool,
     auto_san: bool,
-    trailers: bool,
+    h1: H1Options,
     h2: H2Options,
 }
 
 /// What an HTTP/2 client of ours is told: windows, and how many streams it may open.
-fn h2_options(proto: Option<&core::Http2ProtocolOptions>) -> H2Options {
+fn h2_options(proto: Option<&core::Http2ProtocolOptions>) -> Result<H2Options, ConfigError> {
     let default = H2Options::default();
-    H2Options {
+    Ok(H2Options {
+        keepalive: match proto {
+            Some(proto) => crate::http::config::keepalive(proto)?,
+            None => None,
+        },
         max_concurrent_streams: proto
             .and_then(|p| p.max_concurrent_streams)
             .unwrap_or(default.max_concurrent_streams),
@@ -482,7 +484,7 @@ fn h2_options(proto: Option<&core::Http2ProtocolOptions>) -> H2Options {
             .and_then(|p| p.initial_connection_window_size)
             .unwrap_or(default.connection_window),
         ..default
-    }
+    })
 }
 
 #[allow(deprecated, reason = "control planes still send http2_protocol_options")]
@@ -491,37 +493,43 @@ fn http_options(proto: &pb::Cluster) -> Result<HttpSettings, Vec<ConfigError>> {
     use up::http_protocol_options::explicit_http_config::ProtocolConfig as P;
     const KEY: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     let mode = if proto.http2_protocol_options.is_some() { HttpMode::Http2 } else { HttpMode::Http1 };
-    let h2 = h2_options(proto.http2_protocol_options.as_ref());
+    let h2 = h2_options(proto.http2_protocol_options.as_ref()).map_err(|e| e.at("http2_protocol_options"))?;
     let mut settings =
-        HttpSettings { mode, common: None, auto_sni: false, auto_san: false, trailers: false, h2 };
+        HttpSettings { mode, common: None, auto_sni: false, auto_san: false, h1: H1Options::upstream(), h2 };
     for (key, any) in &proto.typed_extension_protocol_options {
         if key != KEY {
             return Err(ConfigError::unsupported(format!("[{key}]"), "this extension").into());
         }
         let options: up::HttpProtocolOptions =
             any.unpack().map_err(|e| ConfigError::new(format!("[{key}]"), e.to_string()))?;
-        let trailers = |h1: Option<&core::Http1ProtocolOptions>| h1.is_some_and(|o| o.enable_trailers);
+        let h1 = |h1: Option<&core::Http1ProtocolOptions>, of: &str| {
+            let path = format!("[{key}].{of}.http_protocol_options");
+            crate::http::config::h1(H1Options::upstream(), h1).map_err(|e| e.at(path))
+        };
         settings.mode = match &options.upstream_protocol_options {
             None => return Err(ConfigError::missing(format!("[{key}].upstream_protocol_options")).into()),
             Some(U::ExplicitHttpConfig(c)) => match &c.protocol_config {
                 Some(P::Http2ProtocolOptions(h2)) => {
-                    settings.h2 = h2_options(Some(h2));
+                    settings.h2 =
+                        h2_options(Some(h2)).map_err(|e| e.at(format!("[{key}].http2_protocol_options")))?;
                     HttpMode::Http2
                 }
-                Some(P::HttpProtocolOptions(h1)) => {
-                    settings.trailers = trailers(Some(h1));
+                Some(P::HttpProtocolOptions(options)) => {
+                    settings.h1 = h1(Some(options), "explicit_http_config")?;
                     HttpMode::Http1
                 }
                 _ => HttpMode::Http1,
             },
             Some(U::UseDownstreamProtocolConfig(c)) => {
-                settings.trailers = trailers(c.http_protocol_options.as_ref());
-                settings.h2 = h2_options(c.http2_protocol_options.as_ref());
+                settings.h1 = h1(c.http_protocol_options.as_ref(), "use_downstream_protocol_config")?;
+                settings.h2 = h2_options(c.http2_protocol_options.as_ref())
+                    .map_err(|e| e.at(format!("[{key}].http2_protocol_options")))?;
                 HttpMode::Downstream
             }
             Some(U::AutoConfig(c)) => {
-                settings.trailers = trailers(c.http_protocol_options.as_ref());
-                settings.h2 = h2_options(c.http2_protocol_options.as_ref());
+                settings.h1 = h1(c.http_protocol_options.as_ref(), "auto_config")?;
+                settings.h2 = h2_options(c.http2_protocol_options.as_ref())
+                    .map_err(|e| e.at(format!("[{key}].http2_protocol_options")))?;
                 HttpMode::Auto
             }
         };
@@ -570,8 +578,12 @@ pub fn load_assignment(proto: &ep::ClusterLoadAssignment) -> Result<LoadAssignme
     if !errors.is_empty() {
         return Err(errors);
     }
-    let factor = proto.policy.as_ref().and_then(|p| p.overprovisioning_factor);
-    Ok(LoadAssignment { localities, overprovisioning_factor: factor.unwrap_or(140) })
+    let policy = proto.policy.as_ref();
+    Ok(LoadAssignment {
+        localities,
+        overprovisioning_factor: policy.and_then(|p| p.overprovisioning_factor).unwrap_or(140),
+        weighted_priority_health: policy.is_some_and(|p| p.weighted_priority_health),
+    })
 }
 
 fn endpoint(proto: &ep::LbEndpoint) -> Result<Endpoint, ConfigError> {
@@ -585,9 +597,48 @@ fn endpoint(proto: &ep::LbEndpoint) -> Result<Endpoint, ConfigError> {
             })?;
             HostAddress::Ip(SocketAddr::new(ip, port(&socket)?))
         }
+        core::address::Address::Pipe(pipe) if !pipe.path.is_empty() => {
+            HostAddress::Pipe(pipe.path.as_str().into())
+        }
         _ => return Err(ConfigError::unsupported("endpoint.address", "this kind of address")),
     };
-    Ok(finish(proto, &inner, address))
+    let mut endpoint = finish(proto, &inner, address);
+    if let Some(check) = &inner.health_check_config {
+        endpoint.check =
+            endpoint_check(check, endpoint.address.ip()).map_err(|e| e.at("endpoint.health_check_config"))?;
+    }
+    Ok(endpoint)
+}
+
+fn endpoint_check(
+    proto: &ep::endpoint::HealthCheckConfig,
+    own: Option<SocketAddr>,
+) -> Result<EndpointCheck, ConfigError> {
+    let other = match proto.address.as_ref().and_then(|a| a.address.as_ref()) {
+        None => None,
+        Some(core::address::Address::SocketAddress(socket)) => {
+            let ip: Result<IpAddr, _> = socket.address.parse();
+            let ip = ip.map_err(|_| {
+                ConfigError::new(
+                    "address.socket_address.address",
+                    format!("{:?} is not an IP address", socket.address),
+                )
+            })?;
+            Some(SocketAddr::new(ip, port(socket)?))
+        }
+        Some(_) => return Err(ConfigError::unsupported("address", "this kind of address")),
+    };
+    let mut address = other.or(own);
+    if proto.port_value > 0 {
+        let port = u16::try_from(proto.port_value)
+            .map_err(|_| ConfigError::new("port_value", format!("{} is not a port", proto.port_value)))?;
+        address = address.map(|a| SocketAddr::new(a.ip(), port));
+    }
+    Ok(EndpointCheck {
+        address: address.filter(|a| Some(*a) != own),
+        hostname: proto.hostname.clone(),
+        disabled: proto.disable_active_health_check,
+    })
 }
 
 fn finish(proto: &ep::LbEndpoint, inner: &ep::Endpoint, address: HostAddress) -> Endpoint {
@@ -603,6 +654,7 @@ fn finish(proto: &ep::LbEndpoint, inner: &ep::Endpoint, address: HostAddress) ->
         weight: proto.load_balancing_weight.unwrap_or(1),
         health,
         metadata: proto.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata)),
+        check: EndpointCheck::default(),
     }
 }
 

@@ -1,0 +1,405 @@
+//! What the traffic API of Istio becomes: each setting, by the fields of the message that proxies get.
+
+use super::tests::{mesh, node, value};
+use super::*;
+
+const CLIENT: &str = "127.0.9.1";
+
+/// A service `a` with two ports, and `b`, in namespace `n`; with more objects.
+fn world(more: &str) -> World {
+    mesh(&format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: a, namespace: n}}
+spec: {{selector: {{app: a}}, ports: [{{name: http, port: 80}}, {{name: http-admin, port: 81}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: b, namespace: n}}
+spec: {{selector: {{app: b}}, ports: [{{name: http, port: 80}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: default, namespace: n}}
+spec:
+  egress:
+    - {{port: {{number: 80, protocol: HTTP, name: http}}, captureMode: NONE, hosts: ['*/*']}}
+    - {{port: {{number: 81, protocol: HTTP, name: admin}}, captureMode: NONE, hosts: ['*/*']}}
+---
+{more}"
+    ))
+}
+
+fn rendered(world: &World) -> Resources {
+    render(world, &node("sidecar", CLIENT, "n"), false, &Memo::default())
+}
+
+fn virtual_service(rules: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: a, namespace: n}}
+spec: {{hosts: [a], http: [{rules}]}}
+---
+"
+    )
+}
+
+fn destination_rule(policy: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: a, namespace: n}}
+spec: {{host: a, {policy}}}
+---
+"
+    )
+}
+
+/// The routes to `a` on port 80 with these objects.
+fn routes(more: &str) -> Vec<Value> {
+    let config = value(&rendered(&world(more)), ResourceType::Route, "80");
+    let hosts = config["virtual_hosts"].as_array().unwrap();
+    let host = hosts.iter().find(|h| h["name"] == "a.n.svc.cluster.local:80").unwrap();
+    host["routes"].as_array().unwrap().clone()
+}
+
+fn cluster(more: &str) -> Value {
+    value(&rendered(&world(more)), ResourceType::Cluster, "outbound|80||a.n.svc.cluster.local")
+}
+
+#[test]
+fn faults_are_the_filters_settings_of_the_route() {
+    let rules = virtual_service(
+        "{fault: {delay: {fixedDelay: 250ms, percentage: {value: 12.5}}, abort: {httpStatus: 418, percentage: {value: 0.01}}},
+          route: [{destination: {host: a}}]}",
+    );
+    let fault = &routes(&rules)[0]["typed_per_filter_config"]["envoy.filters.http.fault"];
+    assert_eq!(fault["delay"]["fixed_delay"], "0.250s");
+    assert_eq!(
+        fault["delay"]["percentage"],
+        serde_json::json!({"numerator": 125_000, "denominator": "MILLION"})
+    );
+    assert_eq!(fault["abort"]["http_status"], 418);
+    assert_eq!(fault["abort"]["percentage"], serde_json::json!({"numerator": 100, "denominator": "MILLION"}));
+    let rules = virtual_service(
+        "{fault: {abort: {grpcStatus: UNAVAILABLE, percentage: {value: 100}}}, route: [{destination: {host: a}}]}",
+    );
+    let fault = &routes(&rules)[0]["typed_per_filter_config"]["envoy.filters.http.fault"];
+    assert_eq!(fault["abort"]["grpc_status"], 14);
+}
+
+#[test]
+fn mirrors_get_their_share_and_one_of_nothing_is_left_out() {
+    let rules = virtual_service(
+        "{mirrors: [{destination: {host: b}}, {destination: {host: b, subset: s}, percentage: {value: 2.5}},
+                    {destination: {host: a}, percentage: {value: 0}}], route: [{destination: {host: a}}]}",
+    );
+    let copies = routes(&rules)[0]["route"]["request_mirror_policies"].as_array().unwrap().clone();
+    assert_eq!(copies.len(), 2);
+    assert_eq!(copies[0]["cluster"], "outbound|80||b.n.svc.cluster.local");
+    assert_eq!(copies[0]["runtime_fraction"]["default_value"], serde_json::json!({"numerator": 100}));
+    assert_eq!(copies[1]["cluster"], "outbound|80|s|b.n.svc.cluster.local");
+    assert_eq!(
+        copies[1]["runtime_fraction"]["default_value"],
+        serde_json::json!({"numerator": 25_000, "denominator": "MILLION"})
+    );
+    // The old spellings say the same.
+    let rules = virtual_service(
+        "{mirror: {host: b}, mirrorPercentage: {value: 50}, route: [{destination: {host: a}}]}",
+    );
+    let copies = &routes(&rules)[0]["route"]["request_mirror_policies"];
+    assert_eq!(copies[0]["runtime_fraction"]["default_value"]["numerator"], 500_000);
+}
+
+#[test]
+fn cors_is_the_filters_policy_of_the_route() {
+    let rules = virtual_service(
+        "{corsPolicy: {allowOrigins: [{exact: 'https://a.com'}, {prefix: 'https://b.'}, {regex: '.*c'}], allowMethods: [GET, PUT],
+          allowHeaders: [x-a, x-b], exposeHeaders: [x-c], maxAge: 24h, allowCredentials: true, unmatchedPreflights: IGNORE},
+          route: [{destination: {host: a}}]}",
+    );
+    let mut policy = routes(&rules)[0]["typed_per_filter_config"]["envoy.filters.http.cors"].clone();
+    policy.as_object_mut().unwrap().remove("@type");
+    assert_eq!(
+        policy,
+        serde_json::json!({
+            "allow_origin_string_match": [{"exact": "https://a.com"}, {"prefix": "https://b."}, {"safe_regex": {"regex": ".*c"}}],
+            "allow_methods": "GET,PUT", "allow_headers": "x-a,x-b", "expose_headers": "x-c", "max_age": "86400",
+            "allow_credentials": true, "filter_enabled": {"default_value": {"numerator": 100}},
+            "forward_not_matching_preflights": false,
+        })
+    );
+}
+
+#[test]
+fn a_delegates_rules_stand_in_the_roots_place() {
+    let delegate = "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: inner, namespace: team}
+spec:
+  http:
+    - {name: deep, match: [{uri: {prefix: /api/deep}}, {uri: {prefix: /other}}], route: [{destination: {host: b.n.svc.cluster.local}}]}
+    - {timeout: 3s, headers: {request: {set: {x-in: '1'}}}, route: [{destination: {host: a.n.svc.cluster.local, port: {number: 81}}}]}
+    - {match: [{uri: {regex: '/api/.*'}}], route: [{destination: {host: b.n.svc.cluster.local}}]}
+---
+";
+    let root = virtual_service(
+        "{name: outer, match: [{name: m, uri: {prefix: /api}, headers: {x-v: {exact: '1'}}}], timeout: 9s, delegate: {name: inner, namespace: team}},
+         {match: [{uri: {prefix: /gone}}], delegate: {name: nobody}}, {route: [{destination: {host: a}}]}",
+    );
+    let found = routes(&(root + delegate));
+    let names: Vec<_> = found.iter().map(|r| r["name"].as_str().unwrap_or_default()).collect();
+    assert_eq!(names, ["outer-deep.m", "outer.m", ""], "{found:#?}");
+    assert_eq!(found[0]["match"]["prefix"], "/api/deep");
+    assert_eq!(found[0]["match"]["headers"][0]["name"], "x-v");
+    assert_eq!(found[0]["route"]["timeout"], "9s");
+    assert_eq!(found[0]["route"]["cluster"], "outbound|80||b.n.svc.cluster.local");
+    assert_eq!(found[1]["match"]["prefix"], "/api");
+    assert_eq!(found[1]["route"]["timeout"], "3s");
+    assert_eq!(found[1]["route"]["cluster"], "outbound|81||a.n.svc.cluster.local");
+}
+
+#[test]
+fn a_delegate_that_is_not_exported_to_the_root_is_none() {
+    let delegate = "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: inner, namespace: team}
+spec: {exportTo: ['.'], http: [{route: [{destination: {host: b.n.svc.cluster.local}}]}]}
+---
+";
+    let root =
+        virtual_service("{delegate: {name: inner, namespace: team}}, {route: [{destination: {host: a}}]}");
+    assert_eq!(routes(&(root + delegate)).len(), 1);
+}
+
+#[test]
+fn a_redirects_port_and_prefix_are_istios() {
+    let redirect = |text: &str| {
+        routes(&virtual_service(&format!("{{match: [{{uri: {{prefix: /a}}}}], redirect: {{{text}}}}}")))[0]["redirect"].clone()
+    };
+    assert_eq!(redirect("uri: '%PREFIX()%/b', redirectCode: 308")["prefix_rewrite"], "/b");
+    assert_eq!(redirect("uri: /b")["path_redirect"], "/b");
+    assert_eq!(redirect("authority: x, derivePort: FROM_REQUEST_PORT")["port_redirect"], 80);
+    assert!(redirect("scheme: http, derivePort: FROM_REQUEST_PORT")["port_redirect"].is_null());
+    assert!(redirect("scheme: https, derivePort: FROM_PROTOCOL_DEFAULT")["port_redirect"].is_null());
+    assert!(redirect("scheme: https, port: 443")["port_redirect"].is_null());
+    assert_eq!(redirect("scheme: https, port: 8443")["port_redirect"], 8443);
+}
+
+#[test]
+fn a_header_operation_on_the_authority_rewrites_the_host() {
+    let rules = virtual_service(
+        "{headers: {request: {set: {host: whole.com, x-a: b}}}, route: [
+          {destination: {host: a}, weight: 1, headers: {request: {set: {':authority': part.com}}}}, {destination: {host: b}, weight: 1}]}",
+    );
+    let route = &routes(&rules)[0];
+    assert_eq!(route["route"]["host_rewrite_literal"], "whole.com");
+    assert_eq!(route["request_headers_to_add"].as_array().unwrap().len(), 1);
+    let clusters = &route["route"]["weighted_clusters"]["clusters"];
+    assert_eq!(clusters[0]["host_rewrite_literal"], "part.com");
+    assert!(clusters[1]["host_rewrite_literal"].is_null());
+}
+
+#[test]
+fn a_consistent_hash_is_on_the_cluster_and_on_its_routes() {
+    let of = |hash: &str| {
+        let rule =
+            destination_rule(&format!("trafficPolicy: {{loadBalancer: {{consistentHash: {{{hash}}}}}}}"));
+        (cluster(&rule), routes(&rule)[0]["route"].clone())
+    };
+    let (ring, route) = of("httpHeaderName: x-user");
+    assert_eq!(
+        (&ring["lb_policy"], &ring["ring_hash_lb_config"]["minimum_ring_size"]),
+        (&"RING_HASH".into(), &"1024".into())
+    );
+    assert_eq!(route["hash_policy"][0]["header"]["header_name"], "x-user");
+    // Tried again where it belongs.
+    assert!(route["retry_policy"]["retry_host_predicate"].is_null());
+    let (ring, route) = of(
+        "httpCookie: {name: c, path: /p, ttl: 1h, attributes: [{name: SameSite, value: Lax}]}, ringHash: {minimumRingSize: 7}",
+    );
+    assert_eq!(ring["ring_hash_lb_config"]["minimum_ring_size"], "7");
+    assert_eq!(
+        route["hash_policy"][0]["cookie"],
+        serde_json::json!({"name": "c", "path": "/p", "ttl": "3600s", "attributes": [{"name": "SameSite", "value": "Lax"}]})
+    );
+    let (maglev, route) = of("useSourceIp: true, maglev: {tableSize: 101}");
+    assert_eq!(
+        (&maglev["lb_policy"], &maglev["maglev_lb_config"]["table_size"]),
+        (&"MAGLEV".into(), &"101".into())
+    );
+    assert_eq!(route["hash_policy"][0]["connection_properties"]["source_ip"], true);
+    let (_, route) = of("httpQueryParameterName: q");
+    assert_eq!(route["hash_policy"][0]["query_parameter"]["name"], "q");
+}
+
+#[test]
+fn a_hash_is_found_by_subset_and_port_of_the_destination() {
+    let rule = destination_rule(
+        "trafficPolicy: {portLevelSettings: [{port: {number: 81}, loadBalancer: {consistentHash: {httpHeaderName: x-port}}}]},
+         subsets: [{name: s, labels: {v: s}, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-subset}}}}]",
+    );
+    let rules = virtual_service(
+        "{match: [{uri: {prefix: /port}}], route: [{destination: {host: a, port: {number: 81}}}]},
+         {match: [{uri: {prefix: /subset}}], route: [{destination: {host: a, subset: s}}]}, {route: [{destination: {host: a}}]}",
+    );
+    let found = routes(&(rule + &rules));
+    assert_eq!(found[0]["route"]["hash_policy"][0]["header"]["header_name"], "x-port");
+    assert_eq!(found[1]["route"]["hash_policy"][0]["header"]["header_name"], "x-subset");
+    assert!(found[2]["route"]["hash_policy"].is_null());
+}
+
+#[test]
+fn pings_and_streams_are_on_http2_connections() {
+    let rule = destination_rule(
+        "trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 9, http2KeepAlive: {interval: 30s, timeout: 5s}}}}",
+    );
+    let options = &cluster(&rule)["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+    let http2 = &options["explicit_http_config"]["http2_protocol_options"];
+    assert_eq!(http2["max_concurrent_streams"], 9);
+    assert_eq!(http2["connection_keepalive"], serde_json::json!({"interval": "30s", "timeout": "5s"}));
+}
+
+/// Six endpoints of `a`: near (in the client's sub-zone), zone, region, stand-in, far, and one without a place.
+const PLACES: &str = "
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: near, namespace: n}
+spec: {address: 127.9.0.1, labels: {app: a, v: one}, locality: r/z/s}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: zone, namespace: n}
+spec: {address: 127.9.0.2, labels: {app: a, v: two}, locality: r/z/t, weight: 3}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: region, namespace: n}
+spec: {address: 127.9.0.3, labels: {app: a, v: one}, locality: r/y/s}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: standin, namespace: n}
+spec: {address: 127.9.0.4, labels: {app: a, v: two}, locality: q/z/s}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: far, namespace: n}
+spec: {address: 127.9.0.5, labels: {app: a, v: two}, locality: p}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: client, namespace: n}
+spec: {address: 127.0.9.1, labels: {app: client, v: one}, locality: r/z/s}
+---
+";
+
+/// Each group's priority, weight and last octets.
+fn groups(more: &str) -> Vec<(u64, u64, Vec<String>)> {
+    let world = world(&(PLACES.to_owned() + more));
+    let assignment = value(&rendered(&world), ResourceType::Endpoint, "outbound|80||a.n.svc.cluster.local");
+    let group = |g: &Value| {
+        let members = g["lb_endpoints"].as_array().into_iter().flatten();
+        let address =
+            |e: &Value| e["endpoint"]["address"]["socket_address"]["address"].as_str().unwrap().to_owned();
+        let octet = |e: &Value| address(e).rsplit('.').next().unwrap().to_owned();
+        let number = |key: &str| g[key].as_u64().unwrap_or_default();
+        (number("priority"), number("load_balancing_weight"), members.map(octet).collect())
+    };
+    assignment["endpoints"].as_array().unwrap().iter().map(group).collect()
+}
+
+fn one(priority: u64, weight: u64, octet: &str) -> (u64, u64, Vec<String>) {
+    (priority, weight, octet.split(' ').filter(|o| !o.is_empty()).map(str::to_owned).collect())
+}
+
+#[test]
+fn with_outlier_detection_nearer_places_come_first() {
+    // Without it, nobody would ever move on from the nearest.
+    assert!(groups("").iter().all(|g| g.0 == 0));
+    let outlier = destination_rule("trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3}}");
+    assert_eq!(
+        groups(&outlier),
+        [one(0, 1, "1"), one(1, 3, "2"), one(2, 1, "3"), one(3, 1, "5"), one(3, 1, "4")]
+    );
+    let standing_in = destination_rule(
+        "trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [{from: r, to: q}]}}}",
+    );
+    assert_eq!(
+        groups(&standing_in),
+        [one(0, 1, "1"), one(1, 3, "2"), one(2, 1, "3"), one(3, 1, "4"), one(4, 1, "5")]
+    );
+    let off = destination_rule(
+        "trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {enabled: false}}}",
+    );
+    assert!(groups(&off).iter().all(|g| g.0 == 0));
+}
+
+#[test]
+fn the_meshs_locality_setting_holds_where_no_rule_has_one() {
+    let mesh = "apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data: {mesh: 'localityLbSetting: {enabled: false}'}
+---
+";
+    let outlier = destination_rule("trafficPolicy: {outlierDetection: {}}");
+    assert!(groups(&(outlier.clone() + mesh)).iter().all(|g| g.0 == 0));
+    let own = destination_rule(
+        "trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {enabled: true}}}",
+    );
+    assert!(groups(&(own + mesh)).iter().any(|g| g.0 > 0));
+}
+
+#[test]
+fn priorities_may_follow_labels() {
+    let rule = destination_rule(
+        "trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {failoverPriority: [v, topology.kubernetes.io/region, topology.kubernetes.io/zone]}}}",
+    );
+    // All three as the client: 1. Then `v` and region: 3. Nothing else has the client's `v`.
+    assert_eq!(
+        groups(&rule),
+        [one(0, 1, "1"), one(1, 1, "3"), one(2, 1, "5"), one(2, 1, "4"), one(2, 3, "2")]
+    );
+    let given = destination_rule(
+        "trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {failoverPriority: ['v=two', topology.kubernetes.io/region]}}}",
+    );
+    assert_eq!(
+        groups(&given),
+        [one(0, 3, "2"), one(1, 1, "5"), one(1, 1, "4"), one(2, 1, "3"), one(2, 1, "1")]
+    );
+}
+
+#[test]
+fn shares_are_weights_and_who_has_none_gets_nothing() {
+    let rule = destination_rule(
+        "trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [
+           {from: 'x/*', to: {'r/*': 100}}, {from: r/z, to: {'r/z/*': 80, 'q/*': 20}}]}}}",
+    );
+    assert_eq!(
+        groups(&rule),
+        [one(0, 0, ""), one(0, 20, "4"), one(0, 0, ""), one(0, 20, "1"), one(0, 60, "2")]
+    );
+    assert!(
+        cluster(&(PLACES.to_owned() + &rule))["common_lb_config"]["locality_weighted_lb_config"].is_object()
+    );
+    assert!(cluster(PLACES)["common_lb_config"]["locality_weighted_lb_config"].is_null());
+}
+
+#[test]
+fn a_proxy_says_where_it_runs_by_labels_or_by_its_message() {
+    use xds_protos::envoy::config::core::v3::{Locality, Node};
+    let id = "sidecar~127.0.8.1~x.n~n.svc.cluster.local".to_owned();
+    let locality = Some(Locality { region: "r".into(), zone: "z".into(), sub_zone: "s".into() });
+    let node = ProxyNode::parse(&Node { id, locality, ..Node::default() }).unwrap();
+    assert_eq!(node.locality(&World::default()).to_string(), "r/z/s");
+    // What its WorkloadEntry says goes before.
+    let entry = "apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: client, namespace: n}
+spec: {address: 127.0.8.1, locality: w/x}
+";
+    assert_eq!(node.locality(&world(entry)).to_string(), "w/x");
+}

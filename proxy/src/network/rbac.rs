@@ -1,0 +1,96 @@
+//! `envoy.filters.network.rbac`: who may send bytes. It decides when the first ones come, as Envoy does; whoever follows in
+//! the chain has begun by then, so a server that speaks first is heard.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use xds_protos::envoy::extensions::filters::network::rbac::v3 as pb;
+
+use crate::filters::rbac::{Engine, Keys, RbacStats, Subject, details};
+use crate::io::{ConnectionInfo, DynamicMetadata, Pass};
+use crate::state::ConfigError;
+use crate::state::error::collect;
+
+const NAMESPACE: &str = "envoy.filters.network.rbac";
+
+/// The compiled filter.
+pub struct NetworkRbac {
+    enforced: Option<Engine>,
+    shadow: Option<Engine>,
+    shadow_keys: Keys,
+    stats: RbacStats,
+    /// Ask for every piece, not only for the first.
+    continuous: bool,
+    /// A connection that is denied is closed so much later.
+    delay: Option<Duration>,
+    allowed: Arc<str>,
+    denied: Arc<str>,
+    nobody: Arc<str>,
+}
+
+impl NetworkRbac {
+    /// Compiles the filter.
+    ///
+    /// # Errors
+    /// Everything that is wrong in its settings; rules over header fields are.
+    pub fn compile(config: &pb::Rbac) -> Result<Self, Vec<ConfigError>> {
+        let mut errors = Vec::new();
+        let mut engine = |rules: &Option<xds_protos::envoy::config::rbac::v3::Rbac>, path: &str| {
+            rules.as_ref().and_then(|r| collect(Engine::compile(r, false), path, &mut errors))
+        };
+        let (enforced, shadow) =
+            (engine(&config.rules, "rules"), engine(&config.shadow_rules, "shadow_rules"));
+        if config.stat_prefix.is_empty() {
+            errors.push(ConfigError::missing("stat_prefix"));
+        }
+        let delay = crate::route::config::duration(config.delay_deny.as_ref(), "delay_deny");
+        let delay = delay.map_err(|e| errors.push(e)).ok().flatten();
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        Ok(Self {
+            enforced,
+            shadow,
+            shadow_keys: Keys::new(&config.shadow_rules_stat_prefix, "shadow"),
+            stats: RbacStats::new(&config.stat_prefix, "", &config.shadow_rules_stat_prefix),
+            continuous: config.enforcement_type() == pb::rbac::EnforcementType::Continuous,
+            delay: delay.filter(|d| !d.is_zero()),
+            allowed: "allowed".into(),
+            denied: "denied".into(),
+            nobody: details("none").into(),
+        })
+    }
+
+    /// Whether bytes that came may go on.
+    pub fn data(&self, info: &ConnectionInfo) -> Pass {
+        let metadata = info.notes.as_ref().map(|n| n.metadata.lock().clone()).unwrap_or_default();
+        if let Some(engine) = &self.shadow {
+            let decision = engine.decide(&subject(info, &metadata));
+            self.stats.shadow(decision.allowed);
+            if let Some(notes) = &info.notes {
+                let result = if decision.allowed { &self.allowed } else { &self.denied };
+                self.shadow_keys.write(&mut notes.metadata.lock(), NAMESPACE, &decision, result);
+            }
+        }
+        let Some(engine) = &self.enforced else { return self.pass() };
+        let decision = engine.decide(&subject(info, &metadata));
+        self.stats.enforced(decision.allowed);
+        if decision.allowed {
+            return self.pass();
+        }
+        if let Some(notes) = &info.notes {
+            let words = decision.policy.map_or(&self.nobody, |(_, policy)| &policy.details);
+            *notes.termination.lock() = Some(words.clone());
+        }
+        Pass::Never(self.delay)
+    }
+
+    fn pass(&self) -> Pass {
+        if self.continuous { Pass::Once } else { Pass::Always }
+    }
+}
+
+/// A connection without a request: no header fields, and nothing that HTTP filters said.
+fn subject<'a>(info: &'a ConnectionInfo, metadata: &'a DynamicMetadata) -> Subject<'a> {
+    Subject { connection: info, head: None, client: info.remote.ip(), metadata, route: None, state: None }
+}

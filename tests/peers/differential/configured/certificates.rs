@@ -1,0 +1,151 @@
+//! The suite's own certificate authorities and certificates, made at its start: files in the pair's directory.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+
+use super::spec::Tls;
+
+/// Name, issuer, subject alternative names (`dns:`, `uri:`, `ip:`).
+const LEAVES: &[(&str, &str, &[&str])] = &[
+    ("server", "ca", &["dns:a.example", "dns:*.wild.example", "uri:spiffe://cluster.local/ns/a/sa/server"]),
+    ("server-b", "ca", &["dns:b.example"]),
+    ("upstream", "ca", &["dns:up.example", "uri:spiffe://cluster.local/ns/a/sa/upstream", "ip:127.30.2.10"]),
+    ("client", "ca", &["uri:spiffe://cluster.local/ns/a/sa/client", "dns:client.example"]),
+    ("client-b", "ca", &["uri:spiffe://cluster.local/ns/b/sa/client"]),
+    ("client-other", "ca", &["uri:spiffe://other.domain/ns/a/sa/client"]),
+    ("foreign", "foreign-ca", &["uri:spiffe://cluster.local/ns/a/sa/client"]),
+];
+
+/// Writes them all: `NAME.pem`, `NAME.key`, and the authorities' `ca.pem`, `foreign-ca.pem`.
+pub fn write(directory: &Path) {
+    let mut authorities = HashMap::new();
+    for name in ["ca", "foreign-ca"] {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.self_signed(&key).unwrap();
+        std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
+        authorities.insert(name, Issuer::new(params, key));
+    }
+    for (name, issuer, sans) in LEAVES {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, *name);
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.subject_alt_names = sans
+            .iter()
+            .map(|san| match san.split_once(':').unwrap() {
+                ("dns", n) => SanType::DnsName(n.try_into().unwrap()),
+                ("uri", n) => SanType::URI(n.try_into().unwrap()),
+                (_, n) => SanType::IpAddress(n.parse().unwrap()),
+            })
+            .collect();
+        let certificate = params.signed_by(&key, &authorities[issuer]).unwrap();
+        std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
+        std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+}
+
+fn chain(directory: &Path, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let certificates = CertificateDer::pem_file_iter(directory.join(format!("{name}.pem"))).unwrap();
+    let key = PrivateKeyDer::from_pem_file(directory.join(format!("{name}.key"))).unwrap();
+    (certificates.map(Result::unwrap).collect(), key)
+}
+
+/// What a client of the suite connects by. Any certificate of a server is taken: which one it was is compared.
+pub fn client(directory: &Path, tls: &Tls) -> (Arc<rustls::ClientConfig>, ServerName<'static>) {
+    let provider = weft_certs::provider().clone();
+    let versions: &[&rustls::SupportedProtocolVersion] = match tls.version.as_deref() {
+        Some("1.2") => &[&rustls::version::TLS12],
+        Some("1.3") => &[&rustls::version::TLS13],
+        _ => rustls::ALL_VERSIONS,
+    };
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(versions)
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)));
+    let mut config = match &tls.certificate {
+        None => builder.with_no_client_auth(),
+        Some(name) => {
+            let (certificates, key) = chain(directory, name);
+            builder.with_client_auth_cert(certificates, key).unwrap()
+        }
+    };
+    config.alpn_protocols = tls.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    config.enable_sni = tls.sni.is_some();
+    let name = tls.sni.clone().unwrap_or_else(|| "no-name.example".to_owned());
+    (Arc::new(config), ServerName::try_from(name).unwrap())
+}
+
+/// What a server of the suite (an upstream) shows: its certificate, and whether it demands one.
+pub fn server(directory: &Path, demands: bool, alpn: &[&str]) -> Arc<rustls::ServerConfig> {
+    let provider = weft_certs::provider().clone();
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let builder = if demands {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(directory.join("ca.pem")).unwrap()).unwrap();
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
+        builder.with_client_cert_verifier(verifier.build().unwrap())
+    } else {
+        builder.with_no_client_auth()
+    };
+    let (certificates, key) = chain(directory, "upstream");
+    let mut config = builder.with_single_cert(certificates, key).unwrap();
+    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    Arc::new(config)
+}
+
+#[derive(Debug)]
+struct AnyServer(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

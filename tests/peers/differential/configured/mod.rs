@@ -1,0 +1,32 @@
+//! The part of the suite that is about configuration: cases in YAML (`differential/data/*.yaml`), each a configuration, what its
+//! upstreams answer, and requests. Compared are answers, what the upstreams got, access log lines and counters.
+
+mod certificates;
+mod client;
+mod generated;
+mod observed;
+mod pair;
+mod run;
+mod spec;
+mod upstream;
+
+/// A test for each file of cases.
+macro_rules! files {
+    ($($name:ident)*) => {
+        /// All cases, in the order of the files.
+        fn all() -> Vec<spec::Case> {
+            [$(spec::read(stringify!($name), include_str!(concat!("../data/", stringify!($name), ".yaml")))),*].concat()
+        }
+
+        $(
+            #[test]
+            fn $name() {
+                run::file(stringify!($name));
+            }
+        )*
+    };
+}
+
+files! {
+    matchers rewriting connections retries filters clusters tcp tls
+}
