@@ -176,11 +176,12 @@ async fn http(
     let name = authority(cluster, host, &http.host);
     let tls = is_tls(cluster, host, check);
     let mut head = head(http.method.clone(), tls, &name, http.path.clone(), protocol);
-    add(&mut head.headers, &http.add);
+    // In Envoy's order: what is added stays, though its name is one to remove.
     for name in &http.remove {
         head.headers.remove(name);
     }
-    if !http.send.is_empty() && http.http2 {
+    add(&mut head.headers, &http.add);
+    if !http.send.is_empty() {
         head.headers.set(http::header::CONTENT_LENGTH, HeaderValue::from(http.send.len()));
     }
     let request = Request { head, body: Body::full(http.send.clone()) };

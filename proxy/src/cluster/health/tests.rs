@@ -143,6 +143,22 @@ fn expected_and_retriable_statuses_and_the_body_decide() {
 }
 
 #[test]
+fn a_check_sends_its_body_whole_and_adds_headers_after_it_removed_some() {
+    local(|| async {
+        let server = Server::default();
+        server.says("200 OK");
+        let port = server.start().await;
+        let check = "http_health_check: {path: /, method: POST, send: {text: '70696e67'}, request_headers_to_remove: \
+                     [user-agent, x-kept], request_headers_to_add: [{header: {key: x-kept, value: me}}]}";
+        let cluster = cluster(&[port], check, "");
+        until("the check passed", || text(&cluster) == ["healthy"]).await;
+        let asked = server.asked.borrow().to_lowercase();
+        assert!(asked.contains("content-length: 4\r\n") && asked.contains("x-kept: me\r\n"), "{asked}");
+        assert!(!asked.contains("user-agent"), "{asked}");
+    });
+}
+
+#[test]
 fn a_closed_port_is_a_network_failure_and_silence_a_timeout() {
     local(|| async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
