@@ -22,11 +22,16 @@ pub enum Pass {
 pub trait Gate: Send {
     /// Asked when bytes, or the end, came.
     fn data(&mut self) -> Pass;
+
+    /// Told how many bytes it let go nowhere.
+    fn refused(&mut self, bytes: u64);
 }
 
 /// A gate and where it stands.
 pub(super) enum Watch {
     Asking(Box<dyn Gate>),
+    /// What was refused is still being read, so that the close is not a reset.
+    Refused(Box<dyn Gate>, Option<Duration>),
     Closing(Pin<Box<Sleep>>),
     Closed,
 }
@@ -35,6 +40,7 @@ impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Asking(_) => "Asking",
+            Self::Refused(..) => "Refused",
             Self::Closing(_) => "Closing",
             Self::Closed => "Closed",
         })
@@ -50,7 +56,7 @@ impl Watch {
     /// Whether the reader must wait, or read no more. Ready where bytes may be read and then asked about.
     pub(super) fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         match self {
-            Self::Asking(_) => Poll::Ready(Ok(())),
+            Self::Asking(_) | Self::Refused(..) => Poll::Ready(Ok(())),
             Self::Closing(sleep) => sleep.as_mut().poll(cx).map(|()| {
                 *self = Self::Closed;
                 Err(denied())
@@ -66,12 +72,22 @@ impl Watch {
             Pass::Always => Some(true),
             Pass::Once => Some(false),
             Pass::Never(delay) => {
-                *self = match delay {
-                    Some(delay) => Self::Closing(Box::pin(tokio::time::sleep(delay))),
-                    None => Self::Closed,
-                };
+                if let Self::Asking(gate) = std::mem::replace(self, Self::Closed) {
+                    *self = Self::Refused(gate, delay);
+                }
                 None
             }
+        }
+    }
+
+    /// All that came of what was refused is read: so many bytes.
+    pub(super) fn refused(&mut self, bytes: u64) {
+        if let Self::Refused(gate, delay) = self {
+            gate.refused(bytes);
+            *self = match delay {
+                Some(delay) => Self::Closing(Box::pin(tokio::time::sleep(*delay))),
+                None => Self::Closed,
+            };
         }
     }
 }

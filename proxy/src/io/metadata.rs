@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 use xds_protos::prost_types::value::Kind;
@@ -80,6 +81,8 @@ impl DynamicMetadata {
 pub struct Notes {
     /// Dynamic metadata.
     pub metadata: Mutex<DynamicMetadata>,
+    /// Bytes that came and that a filter let go nowhere.
+    pub refused: AtomicU64,
     /// Why a filter ended the connection, in Envoy's words.
     pub termination: Mutex<Option<Arc<str>>>,
 }

@@ -27,6 +27,9 @@ pub use socket_option::{Moment, SocketOption};
 
 use gate::Watch;
 
+/// The most bytes that are read of what a network filter refused.
+const REFUSED_MOST: u64 = 1 << 20;
+
 /// One concrete type for every byte stream, with a prefix that is read again before it: bytes that were sniffed feed the TLS
 /// acceptor, or the next filter, untouched.
 #[derive(Debug)]
@@ -174,7 +177,22 @@ impl Io {
             Some(true) => self.watch = None,
             Some(false) => {}
             None => {
+                let mut refused = (buffer.filled().len() - before) as u64;
                 buffer.set_filled(before);
+                // What is left unread would turn the close into a reset; a peer that never stops does not keep us.
+                let mut rest = [0u8; 4096];
+                while refused < REFUSED_MOST {
+                    let mut more = ReadBuf::new(&mut rest);
+                    match self.poll_plain(cx, &mut more) {
+                        Poll::Ready(Ok(())) if !more.filled().is_empty() => {
+                            refused += more.filled().len() as u64
+                        }
+                        _ => break,
+                    }
+                }
+                if let Some(watch) = &mut self.watch {
+                    watch.refused(refused);
+                }
                 if let Some(watch) = &mut self.watch {
                     return watch.poll_closing(cx);
                 }

@@ -64,6 +64,12 @@ impl Gate for Guards {
             None => Pass::Once,
         }
     }
+
+    fn refused(&mut self, bytes: u64) {
+        if let Some(notes) = &self.info.notes {
+            notes.refused.store(bytes, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
 }
 
 /// Serves a connection until it ends.

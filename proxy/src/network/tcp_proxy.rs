@@ -182,6 +182,7 @@ pub async fn serve(downstream: Io, info: &Rc<ConnectionInfo>, config: &TcpProxyC
     let mut callee = Callee::default();
     relay(downstream, info, config, slot, &mut stream, &mut callee, drain).await;
     if let Some(notes) = &info.notes {
+        stream.bytes_received += notes.refused.load(std::sync::atomic::Ordering::Relaxed);
         stream.metadata = notes.metadata.lock().clone();
         stream.connection_termination_details = notes.termination.lock().clone().map(Into::into);
     }
