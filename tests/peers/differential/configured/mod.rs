@@ -28,5 +28,5 @@ macro_rules! files {
 }
 
 files! {
-    matchers rewriting connections retries filters clusters tcp tls
+    matchers rewriting connections retries filters clusters tcp tls rbac limits
 }
