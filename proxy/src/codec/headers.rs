@@ -139,6 +139,9 @@ pub enum Of {
 const OF_BOTH: &[&str] =
     &["content-type", "x-request-id", "via", "x-envoy-decorator-operation", "x-envoy-attempt-count"];
 const OF_REQUESTS: &[&str] = &[
+    "origin",
+    "access-control-request-headers",
+    "access-control-request-method",
     "te",
     "user-agent",
     "grpc-timeout",
@@ -169,6 +172,12 @@ const OF_REQUESTS: &[&str] = &[
     "x-envoy-upstream-rq-per-try-timeout-ms",
 ];
 const OF_RESPONSES: &[&str] = &[
+    "access-control-allow-credentials",
+    "access-control-allow-headers",
+    "access-control-allow-methods",
+    "access-control-allow-origin",
+    "access-control-expose-headers",
+    "access-control-max-age",
     "date",
     "location",
     "server",

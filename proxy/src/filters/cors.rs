@@ -103,7 +103,7 @@ impl CorsPolicy {
 
     /// Answers a preflight; remembers the origin of other requests for the response.
     pub(super) fn request_head(&self, exchange: &mut Exchange, stats: &CorsStats) -> Verdict {
-        // Envoy looks at routes to upstreams alone: redirects and direct responses are none of it.
+        // As in Envoy, redirects and direct responses are not shared with other origins.
         if exchange.matched.as_ref().is_none_or(|m| m.forward().is_none()) {
             return Verdict::Continue;
         }
@@ -120,7 +120,7 @@ impl CorsPolicy {
         let reply = || LocalReply::new(StatusCode::OK, "", "cors_response");
         if !self.allows(origin.as_bytes()) {
             stats.invalid.inc();
-            return if enabled && preflight && !self.forward_unmatched_preflights {
+            return if preflight && !self.forward_unmatched_preflights {
                 Verdict::Reply(reply())
             } else {
                 Verdict::Continue

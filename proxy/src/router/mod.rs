@@ -292,6 +292,10 @@ pub fn remember(flow: &Flow, matched: Option<&Matched>, head: &RequestHead) {
 pub fn change_own(flow: &Flow, connection: &ConnectionInfo, headers: &mut crate::codec::Headers) {
     let route = flow.route.borrow();
     let Some(matched) = &*route else { return };
+    // A route that answers itself has its say only there: not where a filter answers before it.
+    if matched.forward().is_none() && flow.info(|i| i.details.as_deref() != Some("direct_response")) {
+        return;
+    }
     change_response(matched, flow, connection, headers);
     let attempts = flow.info(|i| i.attempts);
     if attempts > 0 && matched.virtual_host().attempt_count_in_response {

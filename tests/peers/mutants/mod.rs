@@ -89,11 +89,21 @@ fn every_mutant_has_one_place_and_one_name() {
     );
 }
 
-/// Copies what changed, so that a second build builds only that.
+/// Makes the copy like the sources; only what changed is written, so that a second build builds only that.
 fn copy(path: &Path, to: &Path, mutants: &[Mutant]) {
     let from = root().join(path);
     if from.is_dir() {
-        std::fs::create_dir_all(to.join(path)).unwrap();
+        let to_directory = to.join(path);
+        std::fs::create_dir_all(&to_directory).unwrap();
+        // What has gone from the sources must go from the copy: a module may have become a directory.
+        for entry in std::fs::read_dir(&to_directory).unwrap().map(Result::unwrap) {
+            if !from.join(entry.file_name()).exists() {
+                match entry.path().is_dir() {
+                    true => std::fs::remove_dir_all(entry.path()).unwrap(),
+                    false => std::fs::remove_file(entry.path()).unwrap(),
+                }
+            }
+        }
         for entry in std::fs::read_dir(&from).unwrap() {
             let name = entry.unwrap().file_name();
             if name != "target" {
@@ -175,6 +185,14 @@ fn run(filter: &str, proxy: &Path, mutant: &str) -> Verdict {
     }
 }
 
+/// The same, but what failed must fail again: on a busy machine a case of time limits may fail by itself.
+fn twice(filter: &str, proxy: &Path, mutant: &str) -> Verdict {
+    match run(filter, proxy, mutant) {
+        Verdict::Failed(failed) => run(&failed[0], proxy, mutant),
+        other => other,
+    }
+}
+
 #[test]
 #[ignore = "builds a proxy of its own and runs the suite many times; .ci/long does it"]
 fn the_suite_catches_every_mutant() {
@@ -182,7 +200,7 @@ fn the_suite_catches_every_mutant() {
     let mutants = mutants();
     let proxy = build(&mutants);
     if only.is_empty()
-        && let Verdict::Failed(failed) = run("differential::", &proxy, "none")
+        && let Verdict::Failed(failed) = twice("differential::", &proxy, "none")
     {
         panic!("without a mutant these fail already: {failed:?}");
     }
@@ -190,7 +208,7 @@ fn the_suite_catches_every_mutant() {
     for mutant in mutants.iter().filter(|m| m.name.contains(&only)) {
         let began = Instant::now();
         let caught = [mutant.shown_by.as_str(), "differential::"].iter().find_map(|filter| {
-            match run(filter, &proxy, &mutant.name) {
+            match twice(filter, &proxy, &mutant.name) {
                 Verdict::Passed => None,
                 Verdict::Failed(by) => Some(by.join(", ")),
                 Verdict::Stuck => Some(format!("{filter} did not end in {PATIENCE:?}")),
