@@ -120,7 +120,7 @@ impl CorsPolicy {
         let reply = || LocalReply::new(StatusCode::OK, "", "cors_response");
         if !self.allows(origin.as_bytes()) {
             stats.invalid.inc();
-            return if preflight && !self.forward_unmatched_preflights {
+            return if enabled && preflight && !self.forward_unmatched_preflights {
                 Verdict::Reply(reply())
             } else {
                 Verdict::Continue
