@@ -1,5 +1,7 @@
 //! Istio's traffic settings, from YAML through the control plane to what a proxy does with requests.
 
+mod upstreams;
+
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -63,7 +65,8 @@ spec:
 
 /// A control plane with this configuration, and a sidecar that listens at port 8080 of `ip`, in region `r`, zone `z`.
 struct Mesh {
-    _control: Control,
+    control: Control,
+    shared: String,
     _proxy: Logged,
     at: SocketAddr,
 }
@@ -86,7 +89,7 @@ spec: {{address: {ip}, locality: r/z}}
 ---
 "
         );
-        let control = Control::start(control, &(shared + yaml));
+        let control = Control::start(control, &(shared.clone() + yaml));
         let proxy = Logged::weft(&[
             "proxy",
             "--xds-address",
@@ -103,9 +106,14 @@ spec: {{address: {ip}, locality: r/z}}
             "--concurrency",
             "1",
         ]);
-        let mesh = Self { _control: control, _proxy: proxy, at: format!("{ip}:8080").parse().unwrap() };
+        let mesh = Self { control, shared, _proxy: proxy, at: format!("{ip}:8080").parse().unwrap() };
         eventually("the proxy serves", || mesh.try_get("/ready", "").is_ok_and(|a| a.0 == 200));
         mesh
+    }
+
+    /// Another configuration in the place of the first.
+    fn write(&self, yaml: &str) {
+        std::fs::write(self.control.config("mesh.yaml"), self.shared.clone() + yaml).unwrap();
     }
 
     fn try_get(&self, path: &str, headers: &str) -> std::io::Result<(u16, String)> {

@@ -107,27 +107,11 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
 const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     (Kind::VirtualService, "fault.delay", &["exponentialDelay"]),
     (Kind::VirtualService, "fault.abort", &["http2Error"]),
-    (Kind::VirtualService, "http.match", &["statPrefix"]),
     (Kind::VirtualService, "tls.match", &["destinationSubnets"]),
     (Kind::VirtualService, "tcp.match", &["destinationSubnets"]),
-    (Kind::DestinationRule, "loadBalancer", &["warmup", "warmupDurationSecs", "zoneAwareLbSetting"]),
-    (Kind::DestinationRule, "trafficPolicy", &["tunnel", "proxyProtocol"]),
-    (Kind::DestinationRule, "tls", &["caCrl", "credentialName"]),
+    (Kind::DestinationRule, "loadBalancer", &["zoneAwareLbSetting"]),
+    (Kind::DestinationRule, "trafficPolicy", &["tunnel"]),
     (Kind::Gateway, "servers", &["defaultEndpoint"]),
-    (
-        Kind::Gateway,
-        "servers.tls",
-        &[
-            "verifyCertificateSpki",
-            "verifyCertificateHash",
-            "tlsCertificates",
-            "credentialNames",
-            "caCertCredentialName",
-            "caCrl",
-        ],
-    ),
-    (Kind::Sidecar, "spec", &["inboundConnectionPool"]),
-    (Kind::Sidecar, "ingress", &["tls", "connectionPool"]),
     (Kind::Sidecar, "outboundTrafficPolicy", &["egressProxy"]),
     (Kind::PeerAuthentication, "spec", &["targetRef", "targetRefs"]),
     // Endpoints behind another network's gateway; one network is all there is yet.
@@ -380,8 +364,8 @@ mod tests {
 
     #[test]
     fn a_field_is_refused_only_where_istio_has_it() {
-        assert!(advise(Kind::VirtualService, "spec.http[3].match[0]", "statPrefix", false).is_some());
-        assert_eq!(advise(Kind::VirtualService, "spec.http[3].route[0]", "statPrefix", false), None);
+        assert!(advise(Kind::VirtualService, "spec.tcp[3].match[0]", "destinationSubnets", true).is_some());
+        assert_eq!(advise(Kind::VirtualService, "spec.http[3].match[0]", "destinationSubnets", false), None);
         assert_eq!(advise(Kind::Service, "metadata", "uid", false), Some(Counsel::Ignore));
     }
 }

@@ -50,6 +50,26 @@ pub struct TrafficPolicy {
     pub port_level_settings: Vec<PortTrafficPolicy>,
     /// Retries allowed beside active requests.
     pub retry_budget: Option<RetryBudget>,
+    /// What a connection says first of the client that it is for; of all ports.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// The PROXY protocol's header in front of upstream connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ProxyProtocol {
+    /// Its version.
+    pub version: ProxyProtocolVersion,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+pub enum ProxyProtocolVersion {
+    /// A line of text.
+    #[default]
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// The part of a traffic policy that may differ by port.
@@ -78,6 +98,30 @@ pub struct LoadBalancer {
     pub consistent_hash: Option<ConsistentHash>,
     /// How near and far endpoints are told apart; unset means the mesh's setting.
     pub locality_lb_setting: Option<LocalityBalancer>,
+    /// Time in which a new endpoint gets ever more requests; the old form of `warmup.duration`, which goes before it.
+    pub warmup_duration_secs: Option<Timespan>,
+    /// How a new endpoint gets ever more requests, where endpoints take turns or the less busy is chosen.
+    pub warmup: Option<Warmup>,
+}
+
+impl LoadBalancer {
+    /// How new endpoints are warmed up, whichever way it is written.
+    pub fn warm_up(&self) -> Option<Warmup> {
+        let old = || Some(Warmup { duration: Some(self.warmup_duration_secs?), ..Warmup::default() });
+        self.warmup.or_else(old)
+    }
+}
+
+/// How a new endpoint gets ever more requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Warmup {
+    /// How long it takes.
+    pub duration: Option<Timespan>,
+    /// The share that it begins with, in percent; unset means 10.
+    pub minimum_percent: Option<f64>,
+    /// How fast it grows: 1 (unset) in a line, more is faster at the start.
+    pub aggression: Option<f64>,
 }
 
 /// Requests that are alike go to the same endpoint. One of the first four says what makes them alike.
@@ -331,7 +375,10 @@ pub struct ClientTls {
     pub private_key: String,
     /// File with the roots that sign the server; empty means the system's.
     pub ca_certificates: String,
-    /// Secret with the client's key and chain, for gateways.
+    /// File with the certificates that the server's authorities have revoked.
+    pub ca_crl: String,
+    /// Secret with the client's key and chain, and with the roots that sign the server: for gateways, and for the workloads
+    /// that the rule selects.
     pub credential_name: String,
     /// Names of which the server must carry one.
     pub subject_alt_names: Vec<String>,

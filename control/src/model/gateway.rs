@@ -66,6 +66,18 @@ pub struct ServerTls {
     pub ca_certificates: String,
     /// Secret with key and chain.
     pub credential_name: String,
+    /// Several Secrets with key and chain, such as one of RSA and one of ECDSA. Instead of `credential_name`.
+    pub credential_names: Vec<String>,
+    /// Secret with the roots that sign clients; goes before those of `credential_name`.
+    pub ca_cert_credential_name: String,
+    /// Several pairs of files. Instead of `server_certificate` and `private_key`.
+    pub tls_certificates: Vec<CertificateFiles>,
+    /// File with the client certificates that were revoked.
+    pub ca_crl: String,
+    /// SHA-256 of client keys (SPKI, base64) of which a client must have one.
+    pub verify_certificate_spki: Vec<String>,
+    /// SHA-256 of client certificates (hexadecimal) of which a client must have one.
+    pub verify_certificate_hash: Vec<String>,
     /// Names of which a client must carry one.
     pub subject_alt_names: Vec<String>,
     /// Lowest TLS version.
@@ -74,6 +86,37 @@ pub struct ServerTls {
     pub max_protocol_version: TlsVersion,
     /// Ciphers for TLS 1.2; empty for the default set.
     pub cipher_suites: Vec<String>,
+}
+
+impl ServerTls {
+    /// The Secrets with key and chain, whichever way they are named.
+    pub fn credentials(&self) -> impl Iterator<Item = &str> {
+        let one = Some(self.credential_name.as_str()).filter(|name| !name.is_empty());
+        one.into_iter().chain(self.credential_names.iter().map(String::as_str))
+    }
+
+    /// The files with key and chain, whichever way they are named.
+    pub fn files(&self) -> Vec<CertificateFiles> {
+        let one = CertificateFiles {
+            server_certificate: self.server_certificate.clone(),
+            private_key: self.private_key.clone(),
+            ..CertificateFiles::default()
+        };
+        let one = Some(one).filter(|files| !files.server_certificate.is_empty());
+        one.into_iter().chain(self.tls_certificates.iter().cloned()).collect()
+    }
+}
+
+/// Files of a key and its chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct CertificateFiles {
+    /// The chain.
+    pub server_certificate: String,
+    /// The key.
+    pub private_key: String,
+    /// Roots that sign clients: not here but in the settings around it.
+    pub ca_certificates: String,
 }
 
 /// What a server does with TLS.

@@ -217,6 +217,8 @@ pub struct HttpMatch {
     pub source_namespace: String,
     /// Gateways to which this match applies; empty for all of the VirtualService's.
     pub gateways: Vec<String>,
+    /// Under which name the route's requests are counted apart; empty counts them with the others.
+    pub stat_prefix: String,
 }
 
 /// One weighted destination of an HTTP rule.

@@ -8,9 +8,10 @@ use super::locality::Nearness;
 use super::memo::Output;
 use super::{ProxyKind, ProxyNode, seconds, tls};
 use crate::model::destination_rule::{
-    ClientTlsMode, ConsistentHash, H2UpgradePolicy, Http2KeepAlive, HttpPool, OutlierDetection,
-    SimpleBalancer,
+    ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, H2UpgradePolicy, Http2KeepAlive, HttpPool,
+    OutlierDetection, ProxyProtocol, ProxyProtocolVersion, SimpleBalancer, TcpKeepalive, TcpPool, Warmup,
 };
+use crate::model::gateway::ServerTls;
 use crate::model::lookup::{MergedRule, PortPolicy, effective_policy};
 use crate::model::service::{Resolution, ServiceLocation};
 use crate::model::{EffectivePeerMode, Service, ServicePort, World};
@@ -59,9 +60,11 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
                 let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
                 let nearness = Nearness::new(world, node, &policy);
                 let place = if endpoints == 0 { String::new() } else { nearness.key() };
-                let inputs = (versions, rule.map(|r| r.version), world.mesh_version(), peer, place);
+                let ours = (node.kind, node.extensions);
+                let inputs = (versions, rule.map(|r| r.version), world.mesh_version(), peer, place, ours);
                 out.put(&name, inputs, || {
-                    outbound(world, service, port, Rules { policy, rule, subset, nearness }, &name)
+                    let rules = Rules { policy, rule, subset, nearness };
+                    outbound(world, node, service, port, rules, &name)
                 });
             }
         }
@@ -84,7 +87,8 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
         });
         for inbound in inbound_ports(world, node) {
             let served = inbound.service.as_ref().map(|(service, port)| (service.versions.shape, *port));
-            let inputs = (world.mesh_version(), inbound.port, inbound.protocol, &inbound.to, served);
+            let pool = inbound.pool.as_ref().map(|(_, version)| version);
+            let inputs = (world.mesh_version(), inbound.port, inbound.protocol, &inbound.to, served, pool);
             out.put(&inbound.cluster(), inputs, || inbound_cluster(world, &inbound));
         }
     }
@@ -106,6 +110,10 @@ pub(super) struct Inbound {
     pub(super) to: (String, u16),
     /// The service and its port, for names and metrics.
     pub(super) service: Option<(Arc<Service>, u16)>,
+    /// Limits for connections to the application, and the version of the Sidecar that sets them.
+    pool: Option<(ConnectionPool, u64)>,
+    /// How TLS ends here where mutual TLS of the mesh is off.
+    pub(super) tls: Option<ServerTls>,
 }
 
 impl Inbound {
@@ -127,6 +135,11 @@ pub(super) fn inbound_ports(world: &World, node: &ProxyNode) -> Vec<Inbound> {
     }
     let of = |target: u16| served.iter().find(|s| s.2 == target).map(|s| (s.0.clone(), s.1));
     let sidecar = world.sidecar_for(&node.namespace, node.selected_by(world));
+    // A port's own limits replace those of all ports.
+    let pool = |own: Option<&ConnectionPool>| {
+        let sidecar = sidecar?;
+        Some((own.or(sidecar.spec.inbound_connection_pool.as_ref())?.clone(), sidecar.meta.version))
+    };
     if let Some(sidecar) = sidecar.filter(|s| !s.spec.ingress.is_empty()) {
         for ingress in &sidecar.spec.ingress {
             let number = ingress.port.number;
@@ -143,7 +156,15 @@ pub(super) fn inbound_ports(world: &World, node: &ProxyNode) -> Vec<Inbound> {
                 socket if socket.starts_with("unix://") => (socket.to_owned(), 0),
                 _ => (host.to_owned(), port.parse().unwrap_or(number)),
             };
-            found.push(Inbound { port: number, bind, protocol, to, service: of(number) });
+            found.push(Inbound {
+                port: number,
+                bind,
+                protocol,
+                to,
+                service: of(number),
+                pool: pool(ingress.connection_pool.as_ref()),
+                tls: ingress.tls.clone(),
+            });
         }
         return found;
     }
@@ -155,6 +176,8 @@ pub(super) fn inbound_ports(world: &World, node: &ProxyNode) -> Vec<Inbound> {
                 protocol: *protocol,
                 to: ("127.0.0.1".to_owned(), *target),
                 service: Some((service.clone(), *number)),
+                pool: pool(None),
+                tls: None,
             });
         }
     }
@@ -168,21 +191,30 @@ fn inbound_cluster(world: &World, inbound: &Inbound) -> Value {
         Some(path) => json!({"pipe": {"path": path}}),
         None => json!({"socket_address": {"address": host, "port_value": port}}),
     };
+    let pool = inbound.pool.as_ref().map(|(pool, _)| pool.clone()).unwrap_or_default();
+    let (tcp, http) = (pool.tcp.unwrap_or_default(), pool.http.unwrap_or_default());
     let mut cluster = json!({
         "name": name,
         "type": "STATIC",
-        "connect_timeout": seconds(world.mesh().connect_timeout.get()),
-        "circuit_breakers": unlimited(),
+        "connect_timeout": seconds(tcp.connect_timeout.unwrap_or(world.mesh().connect_timeout).get()),
+        "circuit_breakers": breakers(None, tcp.max_connections, &http),
         "load_assignment": {"cluster_name": name, "endpoints": [
             {"lb_endpoints": [{"endpoint": {"address": address}}]}]},
         "common_lb_config": {},
     });
+    if let Some(own) = &tcp.tcp_keepalive {
+        cluster["upstream_connection_options"] = keepalive(own);
+    }
+    let common = common_options(&tcp, &http);
     if inbound.protocol.is_http2() {
-        cluster["typed_extension_protocol_options"] = http2_options(&json!({}), &HttpPool::default());
+        cluster["typed_extension_protocol_options"] = http2_options(&common, &http);
     } else if inbound.protocol.is_http() || inbound.protocol.is_auto() {
-        cluster["typed_extension_protocol_options"] =
-            protocol_options(json!({"use_downstream_protocol_config": {
-            "http_protocol_options": {}, "http2_protocol_options": {}}}));
+        let mut options = json!({"use_downstream_protocol_config": {
+            "http_protocol_options": {}, "http2_protocol_options": http2_limits(&http)}});
+        if common.as_object().is_some_and(|c| !c.is_empty()) {
+            options["common_http_protocol_options"] = common;
+        }
+        cluster["typed_extension_protocol_options"] = protocol_options(options);
     }
     if let Some((service, _)) = &inbound.service {
         cluster["metadata"] = service_metadata(service, None);
@@ -238,7 +270,14 @@ struct Rules<'a> {
     nearness: Nearness,
 }
 
-fn outbound(world: &World, service: &Service, port: &ServicePort, rules: Rules<'_>, name: &str) -> Value {
+fn outbound(
+    world: &World,
+    node: &ProxyNode,
+    service: &Service,
+    port: &ServicePort,
+    rules: Rules<'_>,
+    name: &str,
+) -> Value {
     let Rules { policy, rule, subset, nearness } = rules;
     let mesh = world.mesh();
     let pool = policy.connection_pool.clone().unwrap_or_default();
@@ -295,7 +334,15 @@ fn outbound(world: &World, service: &Service, port: &ServicePort, rules: Rules<'
     if let Some(hash) = balancer.and_then(|l| l.consistent_hash.as_ref()).filter(|_| !original) {
         consistent_hash(hash, &mut cluster);
     }
-    cluster["circuit_breakers"] = breakers(&policy, tcp.max_connections, &http);
+    if let Some(warmup) = balancer.and_then(|l| l.warm_up()) {
+        warm_up(warmup, &mut cluster);
+    }
+    // A plain Envoy knows nothing of it.
+    let window = rule.filter(|_| node.extensions).and_then(|r| r.return_window());
+    if let Some(window) = window {
+        cluster["metadata"]["filter_metadata"]["weft.dev"] = json!({"return_window": seconds(window.get())});
+    }
+    cluster["circuit_breakers"] = breakers(Some(&policy), tcp.max_connections, &http);
     let panic = policy.outlier_detection.as_ref().and_then(|o| o.min_health_percent).unwrap_or_default();
     cluster["common_lb_config"] = json!({"healthy_panic_threshold": {"value": panic}});
     if matches!(nearness, Nearness::Shares(_)) {
@@ -304,30 +351,10 @@ fn outbound(world: &World, service: &Service, port: &ServicePort, rules: Rules<'
     if let Some(outlier) = &policy.outlier_detection {
         cluster["outlier_detection"] = outlier_detection(outlier);
     }
-    let keepalive = tcp.tcp_keepalive.as_ref().or(mesh.tcp_keepalive.as_ref());
-    if let Some(keepalive) = keepalive {
-        let mut fields = json!({});
-        for (key, value) in [
-            ("keepalive_probes", keepalive.probes),
-            ("keepalive_time", keepalive.time.map(|t| t.get().as_secs() as u32)),
-            ("keepalive_interval", keepalive.interval.map(|t| t.get().as_secs() as u32)),
-        ] {
-            if let Some(value) = value {
-                fields[key] = value.into();
-            }
-        }
-        cluster["upstream_connection_options"] = json!({"tcp_keepalive": fields});
+    if let Some(own) = tcp.tcp_keepalive.as_ref().or(mesh.tcp_keepalive.as_ref()) {
+        cluster["upstream_connection_options"] = keepalive(own);
     }
-    let mut common = json!({});
-    if let Some(idle) = http.idle_timeout.or(tcp.idle_timeout) {
-        common["idle_timeout"] = seconds(idle.get());
-    }
-    if let Some(most) = http.max_requests_per_connection.filter(|n| *n > 0) {
-        common["max_requests_per_connection"] = most.into();
-    }
-    if let Some(longest) = tcp.max_connection_duration {
-        common["max_connection_duration"] = seconds(longest.get());
-    }
+    let common = common_options(&tcp, &http);
     let upgrade = match http.h2_upgrade_policy {
         None | Some(H2UpgradePolicy::Default) => mesh.h2_upgrade_policy,
         Some(given) => given,
@@ -348,8 +375,83 @@ fn outbound(world: &World, service: &Service, port: &ServicePort, rules: Rules<'
         cluster["typed_extension_protocol_options"] = protocol_options(json!({
             "explicit_http_config": {"http_protocol_options": {}}, "common_http_protocol_options": common}));
     }
-    secure(world, service, port, subset, &policy, http2, &mut cluster);
+    let selected = rule.is_some_and(|r| r.spec.workload_selector.is_some());
+    let credentials = node.kind == ProxyKind::Router || selected;
+    secure(world, service, port, subset, &policy, http2, credentials, &mut cluster);
+    if let Some(header) = policy.proxy_protocol {
+        say_first(header, &mut cluster);
+    }
     cluster
+}
+
+fn keepalive(keepalive: &TcpKeepalive) -> Value {
+    let mut fields = json!({});
+    for (key, value) in [
+        ("keepalive_probes", keepalive.probes),
+        ("keepalive_time", keepalive.time.map(|t| t.get().as_secs() as u32)),
+        ("keepalive_interval", keepalive.interval.map(|t| t.get().as_secs() as u32)),
+    ] {
+        if let Some(value) = value {
+            fields[key] = value.into();
+        }
+    }
+    json!({"tcp_keepalive": fields})
+}
+
+/// The options of connections of either HTTP version.
+fn common_options(tcp: &TcpPool, http: &HttpPool) -> Value {
+    let mut common = json!({});
+    if let Some(idle) = http.idle_timeout.or(tcp.idle_timeout) {
+        common["idle_timeout"] = seconds(idle.get());
+    }
+    if let Some(most) = http.max_requests_per_connection.filter(|n| *n > 0) {
+        common["max_requests_per_connection"] = most.into();
+    }
+    if let Some(longest) = tcp.max_connection_duration {
+        common["max_connection_duration"] = seconds(longest.get());
+    }
+    common
+}
+
+/// New endpoints get ever more requests; Envoy does this by turns and by the less busy, so that others stay as they are.
+fn warm_up(warmup: Warmup, cluster: &mut Value) {
+    let config = match cluster["lb_policy"].as_str() {
+        Some("ROUND_ROBIN") => "round_robin_lb_config",
+        Some("LEAST_REQUEST") => "least_request_lb_config",
+        _ => return,
+    };
+    let mut ramp = json!({
+        // Envoy wants a runtime key, and istiod gives it one that nobody can set.
+        "aggression": {"default_value": warmup.aggression.unwrap_or(1.0), "runtime_key": "("},
+        "min_weight_percent": {"value": warmup.minimum_percent.unwrap_or(10.0)},
+    });
+    if let Some(duration) = warmup.duration {
+        ramp["slow_start_window"] = seconds(duration.get());
+    }
+    cluster[config] = json!({"slow_start_config": ramp});
+}
+
+/// Puts the PROXY protocol's header in front of whatever the cluster's connections speak.
+fn say_first(header: ProxyProtocol, cluster: &mut Value) {
+    let wrapped = |inner: Value| {
+        let version = match header.version {
+            ProxyProtocolVersion::V1 => "V1",
+            ProxyProtocolVersion::V2 => "V2",
+        };
+        let mut typed = json!({"config": {"version": version}, "transport_socket": inner});
+        typed["@type"] =
+            "type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport"
+                .into();
+        json!({"name": "envoy.transport_sockets.upstream_proxy_protocol", "typed_config": typed})
+    };
+    if let Some(matches) = cluster.get_mut("transport_socket_matches").and_then(Value::as_array_mut) {
+        for entry in matches {
+            entry["transport_socket"] = wrapped(entry["transport_socket"].take());
+        }
+        return;
+    }
+    let inner = cluster.get("transport_socket").cloned().unwrap_or_else(tls::raw_buffer);
+    cluster["transport_socket"] = wrapped(inner);
 }
 
 /// A ring, or Maglev's table.
@@ -366,7 +468,7 @@ fn consistent_hash(hash: &ConsistentHash, cluster: &mut Value) {
     cluster["ring_hash_lb_config"] = json!({"minimum_ring_size": size.unwrap_or(1024)});
 }
 
-fn breakers(policy: &PortPolicy, connections: Option<u32>, http: &HttpPool) -> Value {
+fn breakers(policy: Option<&PortPolicy>, connections: Option<u32>, http: &HttpPool) -> Value {
     let or = |n: Option<u32>| n.filter(|n| *n > 0).unwrap_or(UNLIMITED);
     let mut threshold = json!({
         "max_connections": or(connections),
@@ -375,7 +477,7 @@ fn breakers(policy: &PortPolicy, connections: Option<u32>, http: &HttpPool) -> V
         "max_retries": or(http.max_retries),
         "track_remaining": true,
     });
-    if let Some(budget) = &policy.retry_budget {
+    if let Some(budget) = policy.and_then(|p| p.retry_budget.as_ref()) {
         threshold["retry_budget"] = json!({
             "budget_percent": {"value": budget.percent.as_ref().map_or(20.0, |p| p.value)},
             "min_retry_concurrency": budget.min_retry_concurrency.unwrap_or(3),
@@ -414,6 +516,8 @@ fn outlier_detection(outlier: &OutlierDetection) -> Value {
 }
 
 /// How connections to the cluster are secured: by its DestinationRule, else automatically by what its endpoints can.
+/// `credentials`: the node may have the rule's Secret.
+#[expect(clippy::too_many_arguments, reason = "what a cluster's security depends on")]
 fn secure(
     world: &World,
     service: &Service,
@@ -421,6 +525,7 @@ fn secure(
     subset: Option<&str>,
     policy: &PortPolicy,
     http2: bool,
+    credentials: bool,
     cluster: &mut Value,
 ) {
     let sni = format!("outbound_.{}_.{}_.{}", port.number, subset.unwrap_or_default(), service.hostname);
@@ -434,10 +539,7 @@ fn secure(
             cluster["transport_socket_matches"] = json!([
                 {"name": "tlsMode-istio", "match": {"tlsMode": "istio"},
                  "transport_socket": tls::mutual(world, service, &sni, http2)},
-                {"name": "tlsMode-disabled", "match": {}, "transport_socket": {
-                    "name": "envoy.transport_sockets.raw_buffer",
-                    "typed_config": {"@type":
-                        "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"}}},
+                {"name": "tlsMode-disabled", "match": {}, "transport_socket": tls::raw_buffer()},
             ]);
         }
         return;
@@ -449,38 +551,28 @@ fn secure(
             cluster["transport_socket"] = tls::mutual(world, service, &sni, http2);
         }
         ClientTlsMode::Simple | ClientTlsMode::Mutual => {
-            let mut common = json!({});
-            if http2 {
-                common["alpn_protocols"] = json!(["h2"]);
-            }
-            if settings.mode == ClientTlsMode::Mutual {
-                common["tls_certificates"] = json!([{
-                    "certificate_chain": {"filename": settings.client_certificate},
-                    "private_key": {"filename": settings.private_key},
-                }]);
-            }
-            let roots = match settings.ca_certificates.as_str() {
-                "" => "/etc/ssl/certs/ca-certificates.crt",
-                given => given,
-            };
-            if settings.insecure_skip_verify != Some(true) {
-                let names: Vec<_> = settings
-                    .subject_alt_names
-                    .iter()
-                    .map(|n| json!({"san_type": if n.contains("://") { "URI" } else { "DNS" }, "matcher": {"exact": n}}))
-                    .collect();
-                common["validation_context"] =
-                    json!({"trusted_ca": {"filename": roots}, "match_typed_subject_alt_names": names});
-            }
-            cluster["transport_socket"] = json!({
-                "name": "envoy.transport_sockets.tls",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                    "sni": settings.sni,
-                    "common_tls_context": common,
-                },
-            });
+            cluster["transport_socket"] = tls::external(settings, http2, credentials);
             cluster["metadata"]["filter_metadata"]["istio"]["alpn_override"] = "false".into();
         }
     }
+}
+
+/// The Secrets that the node's clusters name: of the rules for services that it calls, as far as it may have them.
+pub(super) fn credentials(world: &World, node: &ProxyNode) -> Vec<String> {
+    let mut names = std::collections::BTreeSet::new();
+    for service in services(world, node) {
+        let Some(rule) = world.destination_rule(&node.namespace, node.selected_by(world), service) else {
+            continue;
+        };
+        if node.kind != ProxyKind::Router && rule.spec.workload_selector.is_none() {
+            continue;
+        }
+        let subsets = rule.spec.subsets.iter().filter_map(|s| s.traffic_policy.as_ref());
+        for policy in rule.spec.traffic_policy.iter().chain(subsets) {
+            let ports = policy.port_level_settings.iter().filter_map(|p| p.tls.as_ref());
+            let named = |tls: &ClientTls| Some(tls.credential_name.clone()).filter(|n| !n.is_empty());
+            names.extend(policy.tls.iter().chain(ports).filter_map(named));
+        }
+    }
+    names.into_iter().collect()
 }

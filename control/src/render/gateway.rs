@@ -62,7 +62,7 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
                     let name = place.https_routes(port);
                     let context = match settings.mode {
                         ServerTlsMode::IstioMutual => Some(tls::inbound(world, true)),
-                        _ => tls::server(place.server),
+                        _ => Some(tls::server(settings)),
                     };
                     let hcm = http_connection_manager(
                         world,

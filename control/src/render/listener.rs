@@ -73,7 +73,14 @@ fn inbound_listener(world: &World, node: &ProxyNode, inbound: &Inbound, name: &s
     let is_http = inbound.protocol.is_http();
     let auto = inbound.protocol.is_auto();
     let mut inspect_http = false;
+    let own = inbound.tls.as_ref().filter(|_| mode == EffectivePeerMode::Disable);
     let chains = match (mode, auto) {
+        // The Sidecar's own TLS holds where the mesh's is off.
+        _ if own.is_some() => vec![json!({
+            "filter_chain_match": {"transport_protocol": "tls"},
+            "filters": filters(is_http),
+            "transport_socket": own.map(tls::server),
+        })],
         (EffectivePeerMode::Strict, true) => vec![
             secured(json!({"transport_protocol": "tls", "application_protocols": istio_http}), true),
             secured(json!({"transport_protocol": "tls"}), false),
@@ -120,7 +127,7 @@ fn inbound_listener(world: &World, node: &ProxyNode, inbound: &Inbound, name: &s
         }
     };
     let mut inspectors = Vec::new();
-    if mode != EffectivePeerMode::Disable {
+    if mode != EffectivePeerMode::Disable || own.is_some() {
         inspectors.push(inspector("tls_inspector"));
     }
     if inspect_http {

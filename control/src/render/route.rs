@@ -344,6 +344,9 @@ fn route(
     if !name.is_empty() {
         route["name"] = name.into();
     }
+    if !wanted.stat_prefix.is_empty() {
+        route["stat_prefix"] = wanted.stat_prefix.as_str().into();
+    }
     let (meta, kind) = (&rules.meta, "virtual-service");
     let config = format!("/apis/networking.istio.io/v1/namespaces/{}/{kind}/{}", meta.namespace, meta.name);
     route["metadata"] = json!({"filter_metadata": {"istio": {"config": config}}});

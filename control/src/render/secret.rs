@@ -1,4 +1,7 @@
-//! Gateway credentials as secrets. A gateway gets those of its own namespace, and only those that it uses.
+//! Credentials as secrets: of a gateway's servers, and of DestinationRules for what a gateway, or a workload that the rule
+//! selects, calls. A proxy gets those of its own namespace, and only those that it uses.
+
+use std::collections::BTreeSet;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,17 +12,21 @@ use super::{ProxyKind, ProxyNode};
 use crate::model::World;
 
 pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
-    if node.kind != ProxyKind::Router {
-        return;
+    let mut used: BTreeSet<String> = super::cluster::credentials(world, node).into_iter().collect();
+    if node.kind == ProxyKind::Router {
+        for gateway in world.gateways_for(node.selected_by(world)) {
+            for tls in gateway.spec.servers.iter().filter_map(|s| s.tls.as_ref()) {
+                used.extend(tls.credentials().map(str::to_owned));
+                used.insert(tls.ca_cert_credential_name.clone());
+            }
+        }
     }
-    for gateway in world.gateways_for(node.selected_by(world)) {
-        for credential in
-            gateway.spec.servers.iter().filter_map(|s| s.tls.as_ref()).map(|t| &t.credential_name)
-        {
-            let Some(secret) = world.secret(&node.namespace, credential) else { continue };
-            let inline = |bytes: &[u8]| json!({"inline_bytes": STANDARD.encode(bytes)});
-            let name = format!("kubernetes://{credential}");
-            let inputs = (&node.namespace, secret.meta.version);
+    for credential in used {
+        let Some(secret) = world.secret(&node.namespace, &credential) else { continue };
+        let inline = |bytes: &[u8]| json!({"inline_bytes": STANDARD.encode(bytes)});
+        let name = format!("kubernetes://{credential}");
+        let inputs = (&node.namespace, secret.meta.version);
+        if !secret.spec.certificate_chain.is_empty() {
             out.put(&name, inputs, || {
                 let pair = json!({
                     "certificate_chain": inline(&secret.spec.certificate_chain),
@@ -27,15 +34,15 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
                 });
                 json!({"name": name, "tls_certificate": pair})
             });
-            let roots = &secret.spec.ca_certificates;
-            if !roots.is_empty() {
-                let name = format!("{name}-cacert");
-                out.put(
-                    &name,
-                    inputs,
-                    || json!({"name": name, "validation_context": {"trusted_ca": inline(roots)}}),
-                );
-            }
+        }
+        let roots = &secret.spec.ca_certificates;
+        if !roots.is_empty() {
+            let name = format!("{name}-cacert");
+            out.put(
+                &name,
+                inputs,
+                || json!({"name": name, "validation_context": {"trusted_ca": inline(roots)}}),
+            );
         }
     }
 }

@@ -403,3 +403,253 @@ spec: {address: 127.0.8.1, locality: w/x}
 ";
     assert_eq!(node.locality(&world(entry)).to_string(), "w/x");
 }
+
+#[test]
+fn new_endpoints_warm_up_where_the_balancer_can() {
+    let ramp = |config: &Value| config["slow_start_config"].clone();
+    let made = cluster(&destination_rule(
+        "trafficPolicy: {loadBalancer: {warmup: {duration: 45s, minimumPercent: 20, aggression: 1.5}}}",
+    ));
+    let least = ramp(&made["least_request_lb_config"]);
+    assert_eq!(least["slow_start_window"], "45s");
+    assert_eq!(least["min_weight_percent"]["value"], 20.0);
+    assert_eq!(least["aggression"]["default_value"], 1.5);
+    let old = "trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN, warmupDurationSecs: 30s}}";
+    let old = ramp(&cluster(&destination_rule(old))["round_robin_lb_config"]);
+    assert_eq!(old["slow_start_window"], "30s");
+    assert_eq!(
+        (&old["min_weight_percent"]["value"], &old["aggression"]["default_value"]),
+        (&10.0.into(), &1.0.into())
+    );
+    for other in ["simple: RANDOM", "consistentHash: {httpHeaderName: x}"] {
+        let rule = destination_rule(&format!(
+            "trafficPolicy: {{loadBalancer: {{{other}, warmup: {{duration: 45s}}}}}}"
+        ));
+        let made = cluster(&rule).to_string();
+        assert!(!made.contains("slow_start"), "{made}");
+    }
+}
+
+#[test]
+fn only_our_own_proxies_hear_of_a_return_window() {
+    let rule = "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: a, namespace: n, annotations: {weft.dev/return-window: 1m30s}}
+spec: {host: a, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3}}}
+---
+";
+    let window =
+        |cluster: &Value| cluster["metadata"]["filter_metadata"]["weft.dev"]["return_window"].clone();
+    assert_eq!(window(&cluster(rule)), "90s");
+    let memo = Memo::default();
+    let world = world(rule);
+    let mut plain = node("sidecar", CLIENT, "n");
+    render(&world, &plain, false, &memo);
+    plain.extensions = false;
+    let resources = render(&world, &plain, false, &memo);
+    let cluster = value(&resources, ResourceType::Cluster, "outbound|80||a.n.svc.cluster.local");
+    assert_eq!(window(&cluster), Value::Null, "{cluster}");
+}
+
+#[test]
+fn the_proxy_protocol_wraps_every_transport() {
+    let header = |socket: &Value| socket["typed_config"]["config"].clone();
+    let rule = "trafficPolicy: {proxyProtocol: {version: V2}, tls: {mode: DISABLE}}";
+    let socket = cluster(&destination_rule(rule))["transport_socket"].clone();
+    assert_eq!(socket["name"], "envoy.transport_sockets.upstream_proxy_protocol");
+    assert_eq!(header(&socket)["version"], "V2");
+    assert_eq!(socket["typed_config"]["transport_socket"]["name"], "envoy.transport_sockets.raw_buffer");
+    let both =
+        cluster(&destination_rule("trafficPolicy: {proxyProtocol: {}}"))["transport_socket_matches"].clone();
+    for (index, inner) in ["tls", "raw_buffer"].into_iter().enumerate() {
+        let socket = &both[index]["transport_socket"];
+        assert_eq!(socket["name"], "envoy.transport_sockets.upstream_proxy_protocol");
+        let name = format!("envoy.transport_sockets.{inner}");
+        assert_eq!(socket["typed_config"]["transport_socket"]["name"], name.as_str());
+    }
+}
+
+#[test]
+fn a_rules_secret_goes_to_gateways_and_to_the_workloads_that_it_selects() {
+    let rule = |selector: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: a, namespace: n}}
+spec: {{host: a, {selector} trafficPolicy: {{tls: {{mode: MUTUAL, credentialName: client}}}}}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {{name: client, namespace: n}}
+type: Opaque
+stringData: {{tls.crt: '-----BEGIN C', tls.key: '-----BEGIN K', ca.crt: '-----BEGIN R'}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: client, namespace: n}}
+spec: {{address: {CLIENT}, labels: {{app: client}}}}
+---
+"
+        )
+    };
+    let of = |yaml: &str, kind: &str| {
+        let world = mesh(&format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: a, namespace: n}}
+spec: {{selector: {{app: a}}, ports: [{{name: http, port: 80}}]}}
+---
+{yaml}"
+        ));
+        let resources = render(&world, &node(kind, CLIENT, "n"), true, &Memo::default());
+        let cluster = value(&resources, ResourceType::Cluster, "outbound|80||a.n.svc.cluster.local");
+        let common = cluster["transport_socket"]["typed_config"]["common_tls_context"].clone();
+        let secrets =
+            resources[&ResourceType::Secret].keys().map(|name| name.to_string()).collect::<Vec<_>>();
+        (common, secrets)
+    };
+    let selecting = rule("workloadSelector: {matchLabels: {app: client}},");
+    for (yaml, kind) in [(selecting.as_str(), "sidecar"), (rule("").as_str(), "router")] {
+        let (common, secrets) = of(yaml, kind);
+        assert_eq!(secrets, ["kubernetes://client", "kubernetes://client-cacert"], "{kind}");
+        assert_eq!(common["tls_certificate_sds_secret_configs"][0]["name"], "kubernetes://client");
+        let roots = &common["combined_validation_context"]["validation_context_sds_secret_config"];
+        assert_eq!(roots["name"], "kubernetes://client-cacert");
+    }
+    // A sidecar that the rule does not select still speaks TLS, without the certificate.
+    let (common, secrets) = of(&rule(""), "sidecar");
+    assert!(secrets.is_empty(), "{secrets:?}");
+    assert_eq!(common["validation_context"]["trusted_ca"]["filename"], "/etc/ssl/certs/ca-certificates.crt");
+    assert!(common.get("tls_certificate_sds_secret_configs").is_none(), "{common}");
+}
+
+#[test]
+fn revoked_servers_are_in_the_list_that_the_rule_names() {
+    let rule = "trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /ca.pem, caCrl: /crl.pem}}";
+    let made = cluster(&destination_rule(rule));
+    let rules = &made["transport_socket"]["typed_config"]["common_tls_context"]["validation_context"];
+    assert_eq!(
+        (&rules["trusted_ca"]["filename"], &rules["crl"]["filename"]),
+        (&"/ca.pem".into(), &"/crl.pem".into())
+    );
+}
+
+#[test]
+fn a_matchs_stat_prefix_is_its_routes() {
+    let rules = virtual_service(
+        "{match: [{uri: {prefix: /a}, statPrefix: first}, {uri: {prefix: /b}}], route: [{destination: {host: a}}]}",
+    );
+    let routes = routes(&rules);
+    assert_eq!(routes[0]["stat_prefix"], "first");
+    assert_eq!(routes[1].get("stat_prefix"), None);
+}
+
+#[test]
+fn the_applications_limits_are_the_sidecars_and_a_ports_own_go_first() {
+    let yaml = |ingress: &str| {
+        format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: s, namespace: m}}
+spec: {{selector: {{app: s}}, ports: [{{name: http, port: 80}}, {{name: tcp, port: 90}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: s, namespace: m}}
+spec: {{address: 127.0.9.2, labels: {{app: s}}}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: s, namespace: m}}
+spec: {{selector: {{matchLabels: {{app: s}}}}, portLevelMtls: {{80: {{mode: DISABLE}}}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: s, namespace: m}}
+spec:
+  inboundConnectionPool: {{tcp: {{maxConnections: 7, connectTimeout: 3s}}, http: {{http1MaxPendingRequests: 2, idleTimeout: 5s}}}}
+{ingress}
+---
+"
+        )
+    };
+    let of = |yaml: &str| render(&mesh(yaml), &node("sidecar", "127.0.9.2", "m"), false, &Memo::default());
+    let resources = of(&yaml(""));
+    let http = value(&resources, ResourceType::Cluster, "inbound|80||");
+    assert_eq!(http["circuit_breakers"]["thresholds"][0]["max_connections"], 7);
+    assert_eq!(http["circuit_breakers"]["thresholds"][0]["max_pending_requests"], 2);
+    assert_eq!(http["connect_timeout"], "3s");
+    let options =
+        &http["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+    assert_eq!(options["common_http_protocol_options"]["idle_timeout"], "5s");
+    let ingress = "  ingress:
+    - {port: {number: 80, name: http, protocol: HTTP}, connectionPool: {tcp: {maxConnections: 9}},
+       tls: {mode: MUTUAL, serverCertificate: /cert, privateKey: /key, caCertificates: /ca, caCrl: /crl}}
+    - {port: {number: 90, name: tcp, protocol: TCP}, tls: {mode: SIMPLE, serverCertificate: /cert, privateKey: /key}}
+";
+    let resources = of(&yaml(ingress));
+    let http = value(&resources, ResourceType::Cluster, "inbound|80||");
+    assert_eq!(http["circuit_breakers"]["thresholds"][0]["max_connections"], 9);
+    assert_eq!(http["circuit_breakers"]["thresholds"][0]["max_pending_requests"], u32::MAX);
+    let tcp = value(&resources, ResourceType::Cluster, "inbound|90||");
+    assert_eq!(tcp["circuit_breakers"]["thresholds"][0]["max_connections"], 7);
+    // The Sidecar's TLS is at the port whose mutual TLS is off, and only there.
+    let listener = value(&resources, ResourceType::Listener, "127.0.9.2_80");
+    let chains = listener["filter_chains"].as_array().unwrap();
+    assert_eq!(chains.len(), 1);
+    assert_eq!(listener["listener_filters"][0]["name"], "envoy.filters.listener.tls_inspector");
+    let context = &chains[0]["transport_socket"]["typed_config"];
+    assert_eq!(context["require_client_certificate"], true);
+    let common = &context["common_tls_context"];
+    assert_eq!(common["tls_certificates"][0]["certificate_chain"]["filename"], "/cert");
+    assert_eq!(common["validation_context"]["crl"]["filename"], "/crl");
+    let listener = value(&resources, ResourceType::Listener, "127.0.9.2_90").to_string();
+    assert!(!listener.contains("/cert") && listener.contains("ROOTCA"), "{listener}");
+}
+
+#[test]
+fn a_gateways_certificates_and_its_clients_are_as_the_server_says() {
+    let of = |tls: &str| {
+        let world = mesh(&format!(
+            "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: g, namespace: n}}
+spec:
+  servers: [{{port: {{number: 443, name: https, protocol: HTTPS}}, hosts: ['a.com'], tls: {tls}}}]
+---
+apiVersion: v1
+kind: Secret
+metadata: {{name: roots, namespace: n}}
+type: Opaque
+stringData: {{ca.crt: '-----BEGIN R'}}
+---
+"
+        ));
+        let resources = render(&world, &node("router", CLIENT, "n"), true, &Memo::default());
+        let listener = value(&resources, ResourceType::Listener, &format!("{CLIENT}_443"));
+        let context =
+            listener["filter_chains"][0]["transport_socket"]["typed_config"]["common_tls_context"].clone();
+        (context, resources[&ResourceType::Secret].keys().map(|name| name.to_string()).collect::<Vec<_>>())
+    };
+    let (common, secrets) = of("{mode: MUTUAL, credentialNames: [rsa, ecdsa], caCertCredentialName: roots}");
+    let names: Vec<_> = common["tls_certificate_sds_secret_configs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["name"].clone())
+        .collect();
+    assert_eq!(names, ["kubernetes://rsa", "kubernetes://ecdsa"]);
+    let roots = &common["combined_validation_context"]["validation_context_sds_secret_config"]["name"];
+    assert_eq!(roots, "kubernetes://roots-cacert");
+    assert_eq!(secrets, ["kubernetes://roots-cacert"]);
+    let (hash, spki) = ("ab".repeat(32), "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+    let (common, _) = of(&format!(
+        "{{mode: OPTIONAL_MUTUAL, tlsCertificates: [{{serverCertificate: /1, privateKey: /2}}, {{serverCertificate: /3, privateKey: /4}}],
+          caCertificates: /ca, caCrl: /crl, verifyCertificateHash: ['{hash}'], verifyCertificateSpki: ['{spki}']}}"
+    ));
+    assert_eq!(common["tls_certificates"][1]["private_key"]["filename"], "/4");
+    let rules = &common["validation_context"];
+    assert_eq!(rules["crl"]["filename"], "/crl");
+    assert_eq!(rules["verify_certificate_hash"][0], hash.as_str());
+    assert_eq!(rules["verify_certificate_spki"][0], spki);
+}

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::model::gateway::{Server, ServerTls, ServerTlsMode, TlsVersion};
+use crate::model::destination_rule::{ClientTls, ClientTlsMode};
+use crate::model::gateway::{ServerTls, ServerTlsMode, TlsVersion};
 use crate::model::{Service, World};
 
 /// A version as Envoy writes it. Older ones than 1.2 are refused where they are read.
@@ -115,9 +116,84 @@ pub(super) fn mutual(world: &World, service: &Service, sni: &str, http2: bool) -
     })
 }
 
-/// The TLS of a gateway's server. Its certificate comes by SDS over the same stream, or from files where the gateway runs.
-pub(super) fn server(server: &Server) -> Option<Value> {
-    let tls = server.tls.as_ref()?;
+/// Plain text.
+pub(super) fn raw_buffer() -> Value {
+    json!({
+        "name": "envoy.transport_sockets.raw_buffer",
+        "typed_config": {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"},
+    })
+}
+
+/// A gateway's credential, over the same stream as everything else.
+fn over_ads(name: String) -> Value {
+    json!({"name": name, "sds_config": {"ads": {}, "resource_api_version": "V3"}})
+}
+
+fn file(name: &str) -> Value {
+    json!({"filename": name})
+}
+
+/// Names of the other side of which it must carry one.
+fn names(names: &[String]) -> Vec<Value> {
+    let kind = |name: &String| if name.contains("://") { "URI" } else { "DNS" };
+    names.iter().map(|n| json!({"san_type": kind(n), "matcher": {"exact": n}})).collect()
+}
+
+/// TLS towards a service outside the mesh, as its DestinationRule says. Certificates come from files where the proxy runs,
+/// or from the Secret that the rule names, where the node may have it (`credentials`). A sidecar that may not have it does
+/// as istiod's do: it verifies the server by the system's roots; and it never falls back to plain text.
+pub(super) fn external(settings: &ClientTls, http2: bool, credentials: bool) -> Value {
+    let mut common = json!({});
+    if http2 {
+        common["alpn_protocols"] = json!(["h2"]);
+    }
+    let secret = Some(&settings.credential_name).filter(|name| credentials && !name.is_empty());
+    let mutual = settings.mode == ClientTlsMode::Mutual;
+    match secret {
+        Some(name) if mutual => {
+            let secrets = json!([over_ads(format!("kubernetes://{name}"))]);
+            common["tls_certificate_sds_secret_configs"] = secrets;
+        }
+        None if mutual && !settings.client_certificate.is_empty() => {
+            common["tls_certificates"] = json!([{
+                "certificate_chain": file(&settings.client_certificate),
+                "private_key": file(&settings.private_key),
+            }]);
+        }
+        _ => {}
+    }
+    if settings.insecure_skip_verify != Some(true) {
+        let mut rules = json!({"match_typed_subject_alt_names": names(&settings.subject_alt_names)});
+        if !settings.ca_crl.is_empty() {
+            rules["crl"] = file(&settings.ca_crl);
+        }
+        if let Some(name) = secret {
+            common["combined_validation_context"] = json!({
+                "default_validation_context": rules,
+                "validation_context_sds_secret_config": over_ads(format!("kubernetes://{name}-cacert")),
+            });
+        } else {
+            let roots = match settings.ca_certificates.as_str() {
+                "" => "/etc/ssl/certs/ca-certificates.crt",
+                given => given,
+            };
+            rules["trusted_ca"] = file(roots);
+            common["validation_context"] = rules;
+        }
+    }
+    json!({
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "sni": settings.sni,
+            "common_tls_context": common,
+        },
+    })
+}
+
+/// The TLS that a gateway's server or a Sidecar's port ends. Its certificates come by SDS over the same stream, or from
+/// files where the proxy runs.
+pub(super) fn server(tls: &ServerTls) -> Value {
     let mut parameters = json!({
         "tls_minimum_protocol_version": version(tls.min_protocol_version, "TLSv1_2"),
         "tls_maximum_protocol_version": version(tls.max_protocol_version, "TLSv1_3"),
@@ -126,42 +202,48 @@ pub(super) fn server(server: &Server) -> Option<Value> {
         parameters["cipher_suites"] = tls.cipher_suites.clone().into();
     }
     let mut common = json!({"alpn_protocols": ["h2", "http/1.1"], "tls_params": parameters});
-    let over_ads =
-        |name: String| json!({"name": name, "sds_config": {"ads": {}, "resource_api_version": "V3"}});
-    let secret = format!("kubernetes://{}", tls.credential_name);
-    if tls.credential_name.is_empty() {
-        common["tls_certificates"] = json!([{
-            "certificate_chain": {"filename": tls.server_certificate},
-            "private_key": {"filename": tls.private_key},
-        }]);
+    let secrets: Vec<&str> = tls.credentials().collect();
+    if secrets.is_empty() {
+        let pair = |files: &crate::model::gateway::CertificateFiles| {
+            json!({
+                "certificate_chain": file(&files.server_certificate),
+                "private_key": file(&files.private_key),
+            })
+        };
+        common["tls_certificates"] = tls.files().iter().map(pair).collect();
     } else {
-        common["tls_certificate_sds_secret_configs"] = json!([over_ads(secret.clone())]);
+        let all = secrets.iter().map(|name| over_ads(format!("kubernetes://{name}")));
+        common["tls_certificate_sds_secret_configs"] = all.collect();
     }
     if matches!(tls.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual) {
-        let names = client_names(tls);
-        if tls.credential_name.is_empty() {
-            common["validation_context"] = json!({
-                "trusted_ca": {"filename": tls.ca_certificates}, "match_typed_subject_alt_names": names});
-        } else {
+        let mut rules = json!({"match_typed_subject_alt_names": names(&tls.subject_alt_names)});
+        if !tls.ca_crl.is_empty() {
+            rules["crl"] = file(&tls.ca_crl);
+        }
+        if !tls.verify_certificate_spki.is_empty() {
+            rules["verify_certificate_spki"] = tls.verify_certificate_spki.clone().into();
+        }
+        if !tls.verify_certificate_hash.is_empty() {
+            rules["verify_certificate_hash"] = tls.verify_certificate_hash.clone().into();
+        }
+        let own = Some(tls.ca_cert_credential_name.as_str()).filter(|name| !name.is_empty());
+        let roots = own.or(secrets.first().copied()).map(|name| format!("kubernetes://{name}-cacert"));
+        if let Some(roots) = roots {
             common["combined_validation_context"] = json!({
-                "default_validation_context": {"match_typed_subject_alt_names": names},
-                "validation_context_sds_secret_config": over_ads(format!("{secret}-cacert")),
+                "default_validation_context": rules,
+                "validation_context_sds_secret_config": over_ads(roots),
             });
+        } else {
+            rules["trusted_ca"] = file(&tls.ca_certificates);
+            common["validation_context"] = rules;
         }
     }
-    Some(json!({
+    json!({
         "name": "envoy.transport_sockets.tls",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
             "require_client_certificate": tls.mode == ServerTlsMode::Mutual,
             "common_tls_context": common,
         },
-    }))
-}
-
-fn client_names(tls: &ServerTls) -> Vec<Value> {
-    let names = tls.subject_alt_names.iter();
-    names
-        .map(|n| json!({"san_type": if n.contains("://") { "URI" } else { "DNS" }, "matcher": {"exact": n}}))
-        .collect()
+    })
 }

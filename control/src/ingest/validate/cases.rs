@@ -193,6 +193,51 @@ fn destination_rules() {
                 "warning: spec.trafficPolicy.outlierDetection.consecutiveErrors: deprecated",
             ),
             ("{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x}}}}", ""),
+            ("{host: a, trafficPolicy: {proxyProtocol: {version: V2}}}", ""),
+            (
+                "{host: a, trafficPolicy: {proxyProtocol: {version: V3}}}",
+                "spec.trafficPolicy.proxyProtocol.version",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {warmup: {duration: 30s, minimumPercent: 5, aggression: 1.5}}}}",
+                "",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {warmup: {minimumPercent: 5}}}}",
+                "spec.trafficPolicy.loadBalancer.warmup.duration: missing",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {warmup: {duration: 1s, minimumPercent: 101}}}}",
+                "spec.trafficPolicy.loadBalancer.warmup.minimumPercent: 101",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {warmup: {duration: 1s, aggression: 0}}}}",
+                "spec.trafficPolicy.loadBalancer.warmup.aggression: 0",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {simple: RANDOM, warmup: {duration: 1s}}}}",
+                "warning: spec.trafficPolicy.loadBalancer: this balancer does not warm endpoints up",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {warmupDurationSecs: 1s}}}",
+                "warning: spec.trafficPolicy.loadBalancer.warmupDurationSecs: deprecated",
+            ),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {warmupDurationSecs: 1s, warmup: {duration: 1s}}}}",
+                "spec.trafficPolicy.loadBalancer.warmupDurationSecs: stands beside",
+            ),
+            (
+                "{host: a, workloadSelector: {matchLabels: {x: y}}, trafficPolicy: {tls: {mode: MUTUAL, credentialName: c}}}",
+                "",
+            ),
+            (
+                "{host: a, trafficPolicy: {tls: {mode: SIMPLE, credentialName: c}}}",
+                "warning: spec: credentialName counts at gateways only",
+            ),
+            (
+                "{host: a, trafficPolicy: {tls: {mode: SIMPLE, credentialName: c, caCrl: /x}}}",
+                "spec.trafficPolicy.tls.caCrl: given beside credentialName",
+            ),
             (
                 "{host: a, trafficPolicy: {loadBalancer: {simple: RANDOM, consistentHash: {httpHeaderName: x}}}}",
                 "spec.trafficPolicy.loadBalancer: both simple and consistentHash",
@@ -272,8 +317,8 @@ fn destination_rules() {
                 "spec.trafficPolicy.portLevelSettings[0].port.number",
             ),
             (
-                "{host: a, trafficPolicy: {loadBalancer: {warmup: {duration: 1s}}}}",
-                "spec.trafficPolicy.loadBalancer.warmup: not supported by Weft yet",
+                "{host: a, trafficPolicy: {loadBalancer: {zoneAwareLbSetting: {enabled: true}}}}",
+                "spec.trafficPolicy.loadBalancer.zoneAwareLbSetting: not supported by Weft yet",
             ),
             (
                 "{host: a, trafficPolicy: {loadBalancer: {simple: LEAST_CONNS}}}",
@@ -315,6 +360,43 @@ fn gateways() {
         ),
         (with(&format!("{{{https}, tls: {{mode: SIMPLE}}}}")), "spec.servers[0].tls.serverCertificate"),
         (with(&format!("{{{https}, tls: {{mode: SIMPLE, credentialName: c}}}}")), ""),
+        (with(&format!("{{{https}, tls: {{mode: SIMPLE, credentialNames: [a, b]}}}}")), ""),
+        (
+            with(&format!("{{{https}, tls: {{mode: SIMPLE, credentialName: c, credentialNames: [a, b]}}}}")),
+            "spec.servers[0].tls: more than one source",
+        ),
+        (
+            with(&format!("{{{https}, tls: {{mode: SIMPLE, tlsCertificates: [{{serverCertificate: a}}]}}}}")),
+            "spec.servers[0].tls.tlsCertificates[0].privateKey: missing",
+        ),
+        (
+            with(&format!("{{{https}, tls: {{mode: SIMPLE, credentialName: c, caCrl: /crl}}}}")),
+            "spec.servers[0].tls.caCrl: SIMPLE asks for no client certificate",
+        ),
+        (
+            with(&format!("{{{https}, tls: {{mode: MUTUAL, credentialName: c, caCertCredentialName: d}}}}")),
+            "",
+        ),
+        (
+            with(&format!("{{{https}, tls: {{mode: MUTUAL, credentialName: c, caCrl: /crl}}}}")),
+            "spec.servers[0].tls.caCrl: given beside a Secret",
+        ),
+        (
+            with(&format!(
+                "{{{https}, tls: {{mode: MUTUAL, credentialName: c, verifyCertificateHash: [beef]}}}}"
+            )),
+            "spec.servers[0].tls.verifyCertificateHash[0]: \"beef\" is no SHA-256",
+        ),
+        (
+            with(&format!(
+                "{{{https}, tls: {{mode: MUTUAL, credentialName: c, verifyCertificateSpki: [beef]}}}}"
+            )),
+            "spec.servers[0].tls.verifyCertificateSpki[0]: \"beef\" is no SHA-256",
+        ),
+        (
+            with(&format!("{{{https}, tls: {{mode: ISTIO_MUTUAL, caCrl: /crl}}}}")),
+            "spec.servers[0].tls.caCrl: not allowed with ISTIO_MUTUAL",
+        ),
         (
             with(&format!("{{{https}, tls: {{mode: MUTUAL, serverCertificate: a, privateKey: b}}}}")),
             "spec.servers[0].tls.caCertificates",
@@ -397,6 +479,12 @@ fn sidecars_and_peer_authentications() {
         (ingress(", defaultEndpoint: '0.0.0.0:18080'"), ""),
         (ingress(", defaultEndpoint: '10.0.0.1:18080'"), "spec.ingress[0].defaultEndpoint"),
         (ingress(", tls: {mode: PASSTHROUGH}"), "spec.ingress[0].tls"),
+        (ingress(", tls: {mode: SIMPLE, serverCertificate: a, privateKey: b}"), ""),
+        (ingress(", tls: {mode: SIMPLE, credentialName: c}"), "spec.ingress[0].tls.credentialName"),
+        (ingress(", tls: {mode: SIMPLE}"), "spec.ingress[0].tls.serverCertificate: a key"),
+        (ingress(", connectionPool: {tcp: {maxConnections: 5}}"), ""),
+        (ingress(", connectionPool: {}"), "spec.ingress[0].connectionPool: empty"),
+        ("{inboundConnectionPool: {tcp: {maxConnections: 5}}}".to_owned(), ""),
         ("{egress: [{hosts: [a]}]}".to_owned(), "spec.egress[0].hosts[0]: \"a\" lacks its namespace"),
         ("{egress: [{hosts: ['./*', 'm/a.m.svc.cluster.local', '~/*']}]}".to_owned(), ""),
         ("{egress: [{hosts: ['./*']}, {hosts: ['*/*']}]}".to_owned(), "spec.egress[0].port: only the last"),
@@ -465,4 +553,21 @@ spec: {mtls: {mode: STRICT}}
     );
     let world = outcome.world.expect("a warning refuses nothing");
     assert_eq!(world.peer_mode("n", &Labels::new(), None), EffectivePeerMode::Strict);
+}
+
+#[test]
+fn a_return_window_is_a_period() {
+    let with = |value: &str| {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+             metadata: {{name: x, namespace: n, annotations: {{weft.dev/return-window: '{value}'}}}}\nspec: {{host: a}}\n"
+        );
+        load_str("x.yaml", &text).diagnostics
+    };
+    assert!(with("30s").is_empty());
+    for wrong in ["soon", "0s", "30", "-5s"] {
+        let found = with(wrong);
+        let path = found[0].path.as_deref();
+        assert_eq!(path, Some("metadata.annotations.weft.dev/return-window"), "{wrong}: {found:?}");
+    }
 }

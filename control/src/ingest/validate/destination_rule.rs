@@ -9,10 +9,19 @@ use crate::model::destination_rule::{
     ClientTls, ClientTlsMode, ConnectionPool, DestinationRule, H2UpgradePolicy, LoadBalancer,
     OutlierDetection, TcpKeepalive, TrafficPolicy,
 };
+use crate::model::lookup::RETURN_WINDOW_ANNOTATION;
 use crate::model::meta::Meta;
+use crate::model::values::Timespan;
 
 pub(in super::super) fn destination_rule(spec: &DestinationRule, meta: &Meta, findings: &mut Findings) {
-    annotations(findings, meta, &[]);
+    annotations(findings, meta, &[RETURN_WINDOW_ANNOTATION]);
+    if let Some(text) = meta.annotations.get(RETURN_WINDOW_ANNOTATION) {
+        let path = format!("metadata.annotations.{RETURN_WINDOW_ANNOTATION}");
+        match Timespan::parse(text) {
+            Ok(window) => period(findings, &path, Some(window)),
+            Err(error) => findings.error(path, error.to_string(), "write it such as 30s"),
+        }
+    }
     if spec.host.is_empty() {
         findings.error("spec.host", "missing", "name the service");
     } else {
@@ -25,6 +34,15 @@ pub(in super::super) fn destination_rule(spec: &DestinationRule, meta: &Meta, fi
     }
     if let Some(policy) = &spec.traffic_policy {
         traffic_policy(findings, "spec.trafficPolicy", policy);
+    }
+    let subsets = spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+    let by_name = spec.traffic_policy.iter().chain(subsets).any(|policy| {
+        let ports = policy.port_level_settings.iter().filter_map(|settings| settings.tls.as_ref());
+        policy.tls.iter().chain(ports).any(|tls| !tls.credential_name.is_empty())
+    });
+    if by_name && spec.workload_selector.is_none() {
+        let help = "select the workloads that may have the Secret, with spec.workloadSelector";
+        findings.warn("spec", "credentialName counts at gateways only where no workload is selected", help);
     }
     let mut names = HashSet::new();
     for (index, subset) in spec.subsets.iter().enumerate() {
@@ -175,6 +193,13 @@ fn client_tls(findings: &mut Findings, path: &str, tls: &ClientTls) {
         ("privateKey", &tls.private_key),
         ("caCertificates", &tls.ca_certificates),
     ];
+    if !tls.ca_crl.is_empty() && !tls.credential_name.is_empty() {
+        let help = "keep the files, or put the roots of the server in the Secret and take the list out";
+        findings.error(format!("{path}.caCrl"), "given beside credentialName", help);
+    }
+    if !tls.ca_crl.is_empty() && tls.insecure_skip_verify == Some(true) {
+        findings.error(format!("{path}.caCrl"), "the server's certificate is not verified", "remove one");
+    }
     match tls.mode {
         ClientTlsMode::Mutual if tls.credential_name.is_empty() => {
             for (name, value) in &files[..2] {
@@ -193,7 +218,8 @@ fn client_tls(findings: &mut Findings, path: &str, tls: &ClientTls) {
             }
         }
         ClientTlsMode::IstioMutual => {
-            for (name, value) in files.into_iter().chain([("credentialName", &tls.credential_name)]) {
+            let more = [("caCrl", &tls.ca_crl), ("credentialName", &tls.credential_name)];
+            for (name, value) in files.into_iter().chain(more) {
                 if !value.is_empty() {
                     let help = "take it out: ISTIO_MUTUAL uses the workload's own certificate";
                     findings.error(format!("{path}.{name}"), "not allowed with ISTIO_MUTUAL", help);

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use base64::Engine;
+
 use super::super::diagnostic::Findings;
 use super::{host, port};
 use crate::model::gateway::{Gateway, ServerTls, ServerTlsMode, TlsVersion};
@@ -80,6 +82,113 @@ pub(super) fn gateway_protocol(findings: &mut Findings, path: &str, name: &str) 
     protocol
 }
 
+/// Everything that names a certificate, key, root or list, and whether it is given.
+fn sources(tls: &ServerTls) -> [(&'static str, bool); 8] {
+    [
+        ("serverCertificate", !tls.server_certificate.is_empty()),
+        ("privateKey", !tls.private_key.is_empty()),
+        ("tlsCertificates", !tls.tls_certificates.is_empty()),
+        ("caCertificates", !tls.ca_certificates.is_empty()),
+        ("caCrl", !tls.ca_crl.is_empty()),
+        ("credentialName", !tls.credential_name.is_empty()),
+        ("credentialNames", !tls.credential_names.is_empty()),
+        ("caCertCredentialName", !tls.ca_cert_credential_name.is_empty()),
+    ]
+}
+
+/// Where key and certificate come from: one source, and all of it. A Sidecar's port has the same form.
+pub(super) fn certificates(findings: &mut Findings, path: &str, tls: &ServerTls) {
+    let pair = !tls.server_certificate.is_empty() || !tls.private_key.is_empty();
+    let given: Vec<&str> = [
+        ("credentialName", !tls.credential_name.is_empty()),
+        ("credentialNames", !tls.credential_names.is_empty()),
+        ("serverCertificate and privateKey", pair),
+        ("tlsCertificates", !tls.tls_certificates.is_empty()),
+    ]
+    .into_iter()
+    .filter_map(|(name, given)| given.then_some(name))
+    .collect();
+    if given.len() > 1 {
+        let reason = format!("more than one source of key and certificate: {}", given.join(", "));
+        findings.error(path, reason, "keep one of them");
+        return;
+    }
+    let several = tls.credential_names.len().max(tls.tls_certificates.len());
+    if several > 2 {
+        let reason = format!("{several} certificates");
+        findings.error(format!("{path}.{}", given[0]), reason, "give one of RSA and one of ECDSA at most");
+    }
+    for (index, name) in tls.credential_names.iter().enumerate().filter(|(_, name)| name.is_empty()) {
+        findings.error(format!("{path}.credentialNames[{index}]"), format!("{name:?} names nothing"), "");
+    }
+    for (index, files) in tls.tls_certificates.iter().enumerate() {
+        let path = format!("{path}.tlsCertificates[{index}]");
+        for (name, value) in
+            [("serverCertificate", &files.server_certificate), ("privateKey", &files.private_key)]
+        {
+            if value.is_empty() {
+                findings.error(format!("{path}.{name}"), "missing", "name the file");
+            }
+        }
+        if !files.ca_certificates.is_empty() {
+            let help = "put it beside tlsCertificates";
+            findings.error(format!("{path}.caCertificates"), "roots are of the server, not of a pair", help);
+        }
+    }
+    if given.is_empty() || pair {
+        for (name, value) in
+            [("serverCertificate", &tls.server_certificate), ("privateKey", &tls.private_key)]
+        {
+            if value.is_empty() {
+                let help = "give credentialName, or serverCertificate and privateKey";
+                findings.error(format!("{path}.{name}"), "a key and certificate are missing", help);
+            }
+        }
+    }
+}
+
+/// What clients must show, where they must show something. A Sidecar's port has the same form.
+pub(super) fn client_certificates(findings: &mut Findings, path: &str, tls: &ServerTls) {
+    let by_name = tls.credentials().next().is_some();
+    if tls.mode == ServerTlsMode::Simple {
+        for (name, given) in [
+            ("caCrl", !tls.ca_crl.is_empty()),
+            ("caCertCredentialName", !tls.ca_cert_credential_name.is_empty()),
+            ("verifyCertificateSpki", !tls.verify_certificate_spki.is_empty()),
+            ("verifyCertificateHash", !tls.verify_certificate_hash.is_empty()),
+        ] {
+            if given {
+                let help = "make the mode MUTUAL, or take it out";
+                findings.error(format!("{path}.{name}"), "SIMPLE asks for no client certificate", help);
+            }
+        }
+        return;
+    }
+    let roots = by_name || !tls.ca_cert_credential_name.is_empty();
+    if !roots && tls.ca_certificates.is_empty() {
+        let help = "give the file with the roots that sign clients";
+        findings.error(format!("{path}.caCertificates"), "missing for client certificates", help);
+    }
+    if !tls.ca_crl.is_empty() && roots {
+        let help = "name the roots by file (caCertificates), or take the list out";
+        findings.error(format!("{path}.caCrl"), "given beside a Secret", help);
+    }
+    let hexadecimal = |text: &str| {
+        let digits: String = text.chars().filter(|c| *c != ':').collect();
+        digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit())
+    };
+    for (index, hash) in tls.verify_certificate_hash.iter().enumerate().filter(|(_, h)| !hexadecimal(h)) {
+        let reason = format!("{hash:?} is no SHA-256 in hexadecimal digits");
+        findings.error(format!("{path}.verifyCertificateHash[{index}]"), reason, "give 64 of them");
+    }
+    for (index, hash) in tls.verify_certificate_spki.iter().enumerate() {
+        if base64::engine::general_purpose::STANDARD.decode(hash).map(|bytes| bytes.len()) != Ok(32) {
+            let reason = format!("{hash:?} is no SHA-256 in base64");
+            findings.error(format!("{path}.verifyCertificateSpki[{index}]"), reason, "give 32 bytes");
+        }
+    }
+}
+
 fn server_tls(findings: &mut Findings, path: &str, tls: &ServerTls, protocol: Protocol) {
     let settings = ServerTls { https_redirect: false, ..tls.clone() } != ServerTls::default();
     if protocol.is_http() && settings {
@@ -91,43 +200,22 @@ fn server_tls(findings: &mut Findings, path: &str, tls: &ServerTls, protocol: Pr
         let help = "put it on the plain HTTP server";
         findings.warn(format!("{path}.httpsRedirect"), "only plain HTTP is redirected", help);
     }
-    let files = [
-        ("serverCertificate", &tls.server_certificate),
-        ("privateKey", &tls.private_key),
-        ("caCertificates", &tls.ca_certificates),
-    ];
     match tls.mode {
         ServerTlsMode::IstioMutual => {
-            for (name, value) in files.into_iter().chain([("credentialName", &tls.credential_name)]) {
-                if !value.is_empty() {
+            for (name, given) in sources(tls) {
+                if given {
                     let help = "take it out: ISTIO_MUTUAL uses the workload's own certificate";
                     findings.error(format!("{path}.{name}"), "not allowed with ISTIO_MUTUAL", help);
                 }
             }
         }
         ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {
-            let by_name = !tls.credential_name.is_empty();
-            if by_name && files[..2].iter().any(|(_, value)| !value.is_empty()) {
-                findings.error(
-                    path,
-                    "both credentialName and files",
-                    "keep one source of key and certificate",
-                );
-            }
-            for (name, value) in &files[..2] {
-                if !by_name && value.is_empty() {
-                    let help = "give credentialName, or serverCertificate and privateKey";
-                    findings.error(format!("{path}.{name}"), "a key and certificate are missing", help);
-                }
-            }
-            if tls.mode != ServerTlsMode::Simple && !by_name && tls.ca_certificates.is_empty() {
-                let help = "give the file with the roots that sign clients";
-                findings.error(format!("{path}.caCertificates"), "missing for client certificates", help);
-            }
+            certificates(findings, path, tls);
+            client_certificates(findings, path, tls);
         }
         ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => {
-            for (name, value) in files.into_iter().chain([("credentialName", &tls.credential_name)]) {
-                if !value.is_empty() {
+            for (name, given) in sources(tls) {
+                if given {
                     findings.warn(format!("{path}.{name}"), "not used: TLS is passed through", "take it out");
                 }
             }

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::super::diagnostic::Findings;
-use super::period_or_zero;
-use crate::model::destination_rule::{ConsistentHash, LoadBalancer, LocalityBalancer};
+use super::{period, period_or_zero};
+use crate::model::destination_rule::{ConsistentHash, LoadBalancer, LocalityBalancer, SimpleBalancer};
 
 /// Envoy's bound on Maglev's table: a prime not above this.
 const MAGLEV_MOST: u64 = 5_000_011;
@@ -19,6 +19,7 @@ pub(super) fn load_balancer(findings: &mut Findings, path: &str, balancer: &Load
     if let Some(hash) = &balancer.consistent_hash {
         consistent_hash(findings, &format!("{path}.consistentHash"), hash);
     }
+    warm_up(findings, path, balancer);
     if let Some(locality) = &balancer.locality_lb_setting {
         let path = format!("{path}.localityLbSetting");
         locality_setting(findings, &path, locality);
@@ -27,6 +28,42 @@ pub(super) fn load_balancer(findings: &mut Findings, path: &str, balancer: &Load
             let help = "traffic fails over only from ejected endpoints; add outlierDetection";
             findings.warn(path, "failover without outlierDetection", help);
         }
+    }
+}
+
+fn warm_up(findings: &mut Findings, path: &str, balancer: &LoadBalancer) {
+    if let Some(duration) = balancer.warmup_duration_secs {
+        let at = format!("{path}.warmupDurationSecs");
+        period(findings, &at, Some(duration));
+        if balancer.warmup.is_some() {
+            findings.error(&at, "stands beside warmup", "keep warmup.duration");
+        } else {
+            findings.warn(&at, "deprecated", "write warmup: {duration: TIME}");
+        }
+    }
+    if let Some(warmup) = &balancer.warmup {
+        let path = format!("{path}.warmup");
+        if warmup.duration.is_none() {
+            findings.error(format!("{path}.duration"), "missing", "say how long an endpoint warms up");
+        }
+        period(findings, &format!("{path}.duration"), warmup.duration);
+        if let Some(percent) = warmup.minimum_percent.filter(|percent| !(0.0..=100.0).contains(percent)) {
+            let reason = format!("{percent} is no percentage");
+            findings.error(format!("{path}.minimumPercent"), reason, "give 0 to 100");
+        }
+        if let Some(aggression) = warmup.aggression.filter(|n| !(n.is_finite() && *n > 0.0)) {
+            let help = "1 grows in a line; more is faster at the start";
+            findings.error(format!("{path}.aggression"), format!("{aggression} is not above 0"), help);
+        }
+    }
+    let warms = matches!(
+        balancer.simple,
+        None | Some(SimpleBalancer::Unspecified | SimpleBalancer::LeastRequest | SimpleBalancer::RoundRobin)
+    );
+    if balancer.warm_up().is_some() && (!warms || balancer.consistent_hash.is_some()) {
+        let help =
+            "endpoints warm up with LEAST_REQUEST and ROUND_ROBIN only; choose one, or take warmup out";
+        findings.warn(path, "this balancer does not warm endpoints up", help);
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::super::diagnostic::Findings;
 use super::destination_rule::connection_pool;
-use super::gateway::gateway_protocol;
+use super::gateway::{certificates, client_certificates, gateway_protocol};
 use super::{host, port};
 use crate::model::gateway::ServerTlsMode;
 use crate::model::sidecar::{EgressListener, IngressListener, Sidecar};
@@ -77,9 +77,17 @@ fn ingress(findings: &mut Findings, path: &str, listener: &IngressListener) {
         if !matches!(tls.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual) {
             findings.error(format!("{at}.mode"), "a Sidecar ends TLS in mode SIMPLE or MUTUAL only", "");
         }
-        if !tls.credential_name.is_empty() {
-            findings.error(format!("{at}.credentialName"), "not allowed in a Sidecar", "name files");
+        for (name, given) in [
+            ("credentialName", !tls.credential_name.is_empty()),
+            ("credentialNames", !tls.credential_names.is_empty()),
+            ("caCertCredentialName", !tls.ca_cert_credential_name.is_empty()),
+        ] {
+            if given {
+                findings.error(format!("{at}.{name}"), "not allowed in a Sidecar", "name files");
+            }
         }
+        certificates(findings, &at, tls);
+        client_certificates(findings, &at, tls);
         if !tls.subject_alt_names.is_empty() {
             findings.error(format!("{at}.subjectAltNames"), "not allowed in a Sidecar", "take them out");
         }

@@ -115,7 +115,8 @@ fn delegate(spec: &VirtualService, findings: &mut Findings) {
 }
 
 fn matches_everything(matching: &HttpMatch) -> bool {
-    let named = HttpMatch { name: matching.name.clone(), ..HttpMatch::default() };
+    let (name, stat_prefix) = (matching.name.clone(), matching.stat_prefix.clone());
+    let named = HttpMatch { name, stat_prefix, ..HttpMatch::default() };
     let root = HttpMatch { uri: Some(StringMatch::Prefix("/".to_owned())), ..named.clone() };
     *matching == named || *matching == root
 }

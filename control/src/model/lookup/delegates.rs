@@ -141,6 +141,7 @@ fn both(outer: &HttpMatch, inner: &HttpMatch) -> Option<HttpMatch> {
             .collect(),
         source_namespace: text(&outer.source_namespace, &inner.source_namespace),
         gateways: if inner.gateways.is_empty() { outer.gateways.clone() } else { inner.gateways.clone() },
+        stat_prefix: text(&outer.stat_prefix, &inner.stat_prefix),
     })
 }
 

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::model::destination_rule::{
-    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, RetryBudget, TrafficPolicy,
+    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, ProxyProtocol, RetryBudget,
+    TrafficPolicy,
 };
 use crate::model::host;
 use crate::model::meta::{Meta, Object};
 use crate::model::service::{ExportTo, Service};
-use crate::model::values::Labels;
+use crate::model::values::{Labels, Timespan};
 use crate::model::world::World;
 
 /// DestinationRules of one namespace for one host, merged: the first traffic policy given, and the union of the subsets.
@@ -24,6 +25,17 @@ pub struct MergedRule {
     /// Changes whenever one of the merged objects does.
     pub version: u64,
 }
+
+impl MergedRule {
+    /// The time in which an endpoint that returns from ejection gets ever more requests: Weft's own annotation, which the
+    /// reader has checked. Of merged objects the oldest's counts.
+    pub fn return_window(&self) -> Option<Timespan> {
+        Timespan::parse(self.meta.annotations.get(RETURN_WINDOW_ANNOTATION)?).ok()
+    }
+}
+
+/// Annotation of a DestinationRule: how long an endpoint that returns from ejection is on probation, such as `30s`.
+pub const RETURN_WINDOW_ANNOTATION: &str = "weft.dev/return-window";
 
 /// Merges rules for the same host, selector and audience; `rules` come oldest first.
 pub(in crate::model) fn merge(
@@ -119,6 +131,8 @@ pub struct PortPolicy {
     pub tls: Option<ClientTls>,
     /// Retries allowed beside active requests.
     pub retry_budget: Option<RetryBudget>,
+    /// What a connection says first of the client that it is for.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// What `rule` says for `subset` (`None` for the whole service) on the service's port `port`.
@@ -148,6 +162,7 @@ impl PortPolicy {
         replace(&mut self.outlier_detection, &layer.outlier_detection);
         replace(&mut self.tls, &layer.tls);
         replace(&mut self.retry_budget, &layer.retry_budget);
+        replace(&mut self.proxy_protocol, &layer.proxy_protocol);
         if let Some(settings) = layer.port_level_settings.iter().find(|settings| settings.port.number == port)
         {
             self.load_balancer.clone_from(&settings.load_balancer);
