@@ -58,7 +58,10 @@ pub async fn run(cluster: Arc<Cluster>) {
             .flat_map(|(name, addresses)| {
                 addresses.iter().map(|ip| Endpoint {
                     address: HostAddress::Ip(SocketAddr::new(*ip, name.port)),
-                    hostname: name.host.as_str().into(),
+                    hostname: match &*name.endpoint.hostname {
+                        "" => name.host.as_str().into(),
+                        _ => name.endpoint.hostname.clone(),
+                    },
                     ..name.endpoint.clone()
                 })
             })

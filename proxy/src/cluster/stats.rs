@@ -115,6 +115,7 @@ stats! {
     upstream_rq_pending_total: counter "upstream_rq_pending_total",
     upstream_rq_pending_active: gauge "upstream_rq_pending_active",
     upstream_rq_pending_overflow: counter "upstream_rq_pending_overflow",
+    upstream_rq_active_overflow: counter "upstream_rq_active_overflow",
     upstream_rq_timeout: counter "upstream_rq_timeout",
     upstream_rq_per_try_timeout: counter "upstream_rq_per_try_timeout",
     upstream_rq_retry: counter "upstream_rq_retry",
@@ -156,7 +157,8 @@ impl ClusterStats {
     pub fn overflow(&self, resource: Resource) -> Counter {
         match resource {
             Resource::Connections => self.upstream_cx_overflow,
-            Resource::Pending | Resource::Requests => self.upstream_rq_pending_overflow,
+            Resource::Pending => self.upstream_rq_pending_overflow,
+            Resource::Requests => self.upstream_rq_active_overflow,
             Resource::Retries => self.upstream_rq_retry_overflow,
         }
     }

@@ -335,6 +335,6 @@ async fn open(
     }
     cluster.stats().upstream_cx_connect_attempts_exceeded.inc();
     stream.flags.set(Flag::UpstreamConnectionFailure);
-    stream.flags.set(Flag::UpstreamRetryLimitExceeded);
+    stream.flags.set_limit_last();
     None
 }

@@ -145,6 +145,10 @@ impl ClusterUpstreams {
         let under_way = UnderWay::new(&cluster, &host, &self.flow);
         let upstream = match cluster::acquire(&cluster, picked, &want).await {
             Ok(upstream) => upstream,
+            Err(AcquireError::TooManyRequests) => {
+                under_way.end(None);
+                return Err(Failure::Overflow);
+            }
             Err(AcquireError::Overflow) => {
                 under_way.end(None);
                 // It was not so much as tried.

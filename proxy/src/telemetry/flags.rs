@@ -99,10 +99,19 @@ const ALL: [(Flag, &str); 28] = [
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Flags(u32);
 
+/// A bit that is no flag's: the limit of tries was found to be reached after the failure, not before it.
+const LIMIT_LAST: u32 = 1 << 31;
+
 impl Flags {
     /// Adds one.
     pub fn set(&mut self, flag: Flag) {
         self.0 |= 1 << flag as u8;
+    }
+
+    /// Adds `URX` after what is there: a TCP proxy counts its attempts when one has failed, a router before it says so.
+    pub fn set_limit_last(&mut self) {
+        self.set(Flag::UpstreamRetryLimitExceeded);
+        self.0 |= LIMIT_LAST;
     }
 
     /// Whether it is there.
@@ -159,10 +168,13 @@ impl Flags {
         one: impl Fn(Flag, &str, &mut fmt::Formatter<'_>) -> fmt::Result,
     ) -> fmt::Result {
         // Envoy prints flags in the order they were set; these are set before the failure that ends the stream.
-        const FIRST: [Flag; 3] =
-            [Flag::DelayInjected, Flag::UpstreamRetryLimitExceeded, Flag::UpstreamOverflow];
-        let first = ALL.iter().filter(|(flag, _)| FIRST.contains(flag));
-        let others = ALL.iter().filter(|(flag, _)| !FIRST.contains(flag));
+        let is_first = |flag: Flag| match flag {
+            Flag::DelayInjected | Flag::UpstreamOverflow => true,
+            Flag::UpstreamRetryLimitExceeded => self.0 & LIMIT_LAST == 0,
+            _ => false,
+        };
+        let first = ALL.iter().filter(|(flag, _)| is_first(*flag));
+        let others = ALL.iter().filter(|(flag, _)| !is_first(*flag));
         let mut separator = "";
         for (flag, letters) in first.chain(others) {
             if self.has(*flag) {
@@ -187,6 +199,10 @@ mod tests {
         flags.set(Flag::UpstreamConnectionFailure);
         assert_eq!(flags.to_string(), "URX,UF");
         assert_eq!(flags.long().to_string(), "UpstreamRetryLimitExceeded,UpstreamConnectionFailure");
+        let mut flags = Flags::default();
+        flags.set(Flag::UpstreamConnectionFailure);
+        flags.set_limit_last();
+        assert_eq!(flags.to_string(), "UF,URX");
         assert!(ALL.iter().enumerate().all(|(i, (flag, _))| *flag as usize == i));
     }
 }

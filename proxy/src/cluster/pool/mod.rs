@@ -45,8 +45,10 @@ pub struct Want {
 /// Why there is no connection to send on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AcquireError {
-    /// A circuit breaker is open.
+    /// Too many requests wait for a connection.
     Overflow,
+    /// There is a connection, but too many requests are under way.
+    TooManyRequests,
     /// It could not be made.
     Connect(ConnectFailure),
 }
@@ -188,7 +190,7 @@ pub async fn acquire(cluster: &Arc<Cluster>, picked: Picked, want: &Want) -> Res
         if let Some(found) = take(cluster, &key) {
             let Some(permit) = limits.requests.try_acquire() else {
                 put_back(found);
-                return Err(AcquireError::Overflow);
+                return Err(AcquireError::TooManyRequests);
             };
             return Ok(Upstream::new(found, picked, permit, cluster.clone()));
         }
