@@ -134,7 +134,8 @@ pub struct Case {
     pub client: Client,
     /// The upstream.
     pub upstream: Upstream,
-    /// A difference that we want: why, and what our side must have seen. The test demands that it is there.
+    /// A difference that we want: its name in `differences.yaml`, and what our side must have seen. The test demands that it is
+    /// there.
     pub deliberate: Option<(&'static str, &'static str)>,
 }
 
@@ -282,9 +283,9 @@ impl Case {
         self
     }
 
-    /// A difference that we want: why, and what our client or our upstream must have seen.
-    pub fn deliberate(mut self, why: &'static str, ours: &'static str) -> Self {
-        self.deliberate = Some((why, ours));
+    /// A difference that we want: its name in `differences.yaml`, and what our client or our upstream must have seen.
+    pub fn deliberate(mut self, difference: &'static str, ours: &'static str) -> Self {
+        self.deliberate = Some((difference, ours));
         self
     }
 }

@@ -11,5 +11,6 @@ pub mod configured;
 mod h2;
 mod normalize;
 mod pair;
+mod registry;
 mod run;
 mod upstream;

@@ -73,7 +73,9 @@ pub fn run(name: &str) {
             weft.client,
             weft.upstream
         ),
-        (Some((why, _)), true) => panic!("{name}: no difference any more; it was wanted because: {why}"),
+        (Some((difference, _)), true) => {
+            panic!("{name}: no difference any more; it is said to be {difference}")
+        }
     }
 }
 

@@ -69,10 +69,10 @@ cases! {
         .routes(json!([{ "match": { "prefix": "/only" }, "direct_response": { "status": 200 } }]));
     h2_head_larger_than_the_limit => Case::h2(vec![H2Request { headers: vec![("x-a", LARGE)], ..get("/") }])
         .hcm(json!({ "max_request_headers_kb": 1 }))
-        .deliberate("Envoy resets the stream; 431 tells the client what to do about it", "status 431");
+        .deliberate("large_heads_over_http2", "status 431");
     h2_a_field_name_with_an_underscore => Case::h2(vec![H2Request { headers: vec![("x_a", "1")], ..get("/") }])
         .hcm(json!({ "common_http_protocol_options": { "headers_with_underscores_action": "REJECT_REQUEST" } }))
-        .deliberate("Envoy resets the stream with INTERNAL_ERROR; 400 says whose fault it is", "status 400");
+        .deliberate("underscores_over_http2", "status 400");
     h2_fragment => Case::h2(vec![H2Request { path: "/a", authority: "a", ..get("/") }, get("/b")]);
     h2_websocket_to_http_1 => Case::h2(vec![H2Request {
         method: "CONNECT",
@@ -92,14 +92,14 @@ cases! {
     }])
     .hcm(websockets())
     .upstream(vec![Play::Head, send(GRANT), Play::Until("ping"), send("pong"), Play::Fin])
-    .deliberate("Envoy resets the stream; an orderly end of the connection behind it is an orderly end of the stream (RFC 8441, section 5)", "body: pong");
+    .deliberate("websockets_that_end", "body: pong");
     h2_websocket_where_the_codec_does_not_take_connect => Case::h2(vec![H2Request {
         method: "CONNECT",
         protocol: Some("websocket"),
         ..get("/chat")
     }])
     .hcm(json!({ "upgrade_configs": [{ "upgrade_type": "websocket" }] }))
-    .deliberate("Envoy ends the whole connection; a malformed request is its stream's error (RFC 9113, section 8.1.1)", "the stream was reset: PROTOCOL_ERROR");
+    .deliberate("extended_connect_not_enabled", "the stream was reset: PROTOCOL_ERROR");
     h2_websocket_where_none_is_configured => Case::h2(vec![H2Request {
         method: "CONNECT",
         protocol: Some("websocket"),

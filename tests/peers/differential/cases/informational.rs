@@ -42,5 +42,5 @@ cases! {
     an_unasked_101 => Case::raw("GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         .reply("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n")
         .answer()
-        .deliberate("Envoy hands on a 101 that nobody asked for, after which client and proxy disagree on what the connection speaks; we answer 502", "502 Bad Gateway");
+        .deliberate("unasked_101", "502 Bad Gateway");
 }

@@ -75,7 +75,7 @@ cases! {
         .until("hal")
         .tell("half")
         .pause(300)
-        .deliberate("Envoy takes a reset for the end of the body; the client must not believe that it got all of it", "(its end did not come)");
+        .deliberate("resets_as_the_end_of_a_body", "(its end did not come)");
     more_than_the_answer => get()
         .upstreams(vec![
             vec![Play::Request, send(format!("{OK}and more")), Play::Until("never")],
@@ -93,7 +93,7 @@ cases! {
         ])
         .answer()
         .send("fes")
-        .deliberate("Envoy resets a client that sends on after the answer; we read on for a moment, so that the client can read the answer (RFC 9112, section 9.6)", "(the proxy closed the connection)");
+        .deliberate("early_answers", "(the proxy closed the connection)");
     an_answer_that_begins_before_the_body_came => Case::raw("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\nhal")
         .upstream(vec![
             Play::Until("hal"),

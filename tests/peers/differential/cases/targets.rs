@@ -8,14 +8,11 @@ fn request(line: &str, fields: &str) -> String {
     format!("{line} HTTP/1.1\r\n{fields}\r\n")
 }
 
-const TWO_HOSTS: &str =
-    "RFC 9112, section 3.2 demands 400; Envoy routes by, and sends, both names joined with a comma";
-
 cases! {
     no_host => Case::raw(request("GET /", "")).answer();
     an_empty_host => Case::raw(request("GET /", "host:\r\n")).answer();
-    two_hosts => Case::raw(request("GET /", "host: a\r\nhost: b\r\n")).answer().deliberate(TWO_HOSTS, "400 Bad Request");
-    two_equal_hosts => Case::raw(request("GET /", "host: a\r\nhost: a\r\n")).answer().deliberate(TWO_HOSTS, "400 Bad Request");
+    two_hosts => Case::raw(request("GET /", "host: a\r\nhost: b\r\n")).answer().deliberate("two_hosts", "400 Bad Request");
+    two_equal_hosts => Case::raw(request("GET /", "host: a\r\nhost: a\r\n")).answer().deliberate("two_hosts", "400 Bad Request");
     a_host_with_a_port_and_capitals => Case::raw(request("GET /", "host: A.Example:8080\r\n")).answer();
     a_host_with_a_bad_character => Case::raw(request("GET /", "host: a/b?c\r\n")).answer();
     a_host_with_userinfo => Case::raw(request("GET /", "host: u@a\r\n")).answer();

@@ -39,7 +39,7 @@ cases! {
     a_websocket_answered_with_200 => websocket(ASK)
         .reply("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno")
         .answer()
-        .deliberate("a server may ignore an upgrade (RFC 9110, section 7.8); Envoy loses the body of its answer", "body: no");
+        .deliberate("upgrades_answered_with_200", "body: no");
     a_websocket_whose_connection_field_says_more =>
         websocket(&ASK.replace("Connection: Upgrade", "connection: keep-alive, upgrade, x-gone\r\nx-gone: 1"))
             .upstream(vec![Play::Head, send(GRANT)])

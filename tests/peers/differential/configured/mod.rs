@@ -7,15 +7,15 @@ mod generated;
 mod observed;
 mod pair;
 mod run;
-mod spec;
+pub mod spec;
 mod upstream;
 
 /// A test for each file of cases.
 macro_rules! files {
     ($($name:ident)*) => {
         /// All cases, in the order of the files.
-        fn all() -> Vec<spec::Case> {
-            [$(spec::read(stringify!($name), include_str!(concat!("../data/", stringify!($name), ".yaml")))),*].concat()
+        pub fn all() -> Vec<spec::Case> {
+            [$(spec::file(stringify!($name))),*].concat()
         }
 
         $(
@@ -28,5 +28,5 @@ macro_rules! files {
 }
 
 files! {
-    matchers rewriting connections retries filters clusters tcp tls rbac limits
+    matchers rewriting connections retries filters clusters balancing health outlier tcp tls rbac limits
 }

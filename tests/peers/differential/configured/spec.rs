@@ -83,8 +83,8 @@ pub struct Case {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deliberate {
-    /// The harm to a user that Envoy's behaviour does.
-    pub why: String,
+    /// Which one, by its name in `differences.yaml`.
+    pub difference: String,
     /// What must be in what our side shows.
     pub ours: String,
 }
@@ -262,7 +262,13 @@ impl Answer {
     }
 }
 
-/// The cases of a file.
+/// The cases of `data/FILE.yaml`.
+pub fn file(file: &'static str) -> Vec<Case> {
+    let path = format!("{}/tests/peers/differential/data/{file}.yaml", env!("CARGO_MANIFEST_DIR"));
+    read(file, &std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}")))
+}
+
+/// The cases of a file's text.
 pub fn read(file: &'static str, text: &str) -> Vec<Case> {
     let documents: Vec<Value> =
         serde_saphyr::from_str(text).unwrap_or_else(|e| panic!("data/{file}.yaml: {e}"));
