@@ -77,12 +77,14 @@ async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {
             serve(address, surface, state.clone()).await?;
         }
     }
+    tokio::task::spawn_local(engine.tables().jwks.run());
     let ticking = engine.clone();
     tokio::task::spawn_local(async move {
         let mut interval = tokio::time::interval(TICK);
         loop {
             interval.tick().await;
             ticking.tick(Instant::now());
+            crate::cluster::pool::sweep();
         }
     });
     told_to_end(&state).await?;

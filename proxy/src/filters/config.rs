@@ -12,9 +12,11 @@ use xds_protos::io::istio::http::peer_metadata::Config as PeerMetadataConfig;
 use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig as AlpnConfig;
 
 use super::cors::{CorsPolicy, CorsStats};
+use super::ext_authz::{self, ExtAuthz};
 use super::fault::{Fault, FaultStats};
 use super::grpc_stats::GrpcStats;
 use super::header_mutation::{HeaderMutation, Mutations};
+use super::jwt_authn::{self, JwtAuthn};
 use super::local_ratelimit::{Limits, LocalRateLimit};
 use super::peer_metadata::{self, PeerMetadata};
 use super::rbac::{self, Rbac};
@@ -45,6 +47,10 @@ pub enum PerFilter {
     HeaderMutation(Arc<Mutations>),
     /// Rules in place of the chain's.
     Rbac(Arc<rbac::Rules>),
+    /// What token is required here.
+    JwtAuthn(Arc<jwt_authn::OfRoute>),
+    /// What another service is asked here.
+    ExtAuthz(Arc<ext_authz::OfRoute>),
 }
 
 /// Settings by the filter's name.
@@ -111,6 +117,12 @@ fn per_filter(any: &Any) -> Result<Option<PerFilter>, Errors> {
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
             rbac::Rules::compile_for_route(&unpack(&any)?).map(|r| Some(PerFilter::Rbac(Arc::new(r))))
         }
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => {
+            jwt_authn::OfRoute::compile(&unpack(&any)?).map(|r| Some(PerFilter::JwtAuthn(Arc::new(r))))
+        }
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute" => {
+            ext_authz::OfRoute::compile(&unpack(&any)?).map(|r| Some(PerFilter::ExtAuthz(Arc::new(r))))
+        }
         "envoy.extensions.filters.http.cors.v3.Cors" => Ok(Some(PerFilter::Enabled)),
         other => Err(ConfigError::unsupported("", format!("a setting of type {other}")).into()),
     }
@@ -124,6 +136,8 @@ fn known(type_name: &str) -> bool {
             | "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
             | "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"
             | "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
+            | "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig"
+            | "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
     )
 }
 
@@ -220,6 +234,18 @@ fn compile_one(
             let rbac =
                 unpack(&any).and_then(|c| Rbac::compile(&c, stat_prefix)).map_err(at("typed_config"))?;
             Filter::Rbac(Arc::new(rbac))
+        }
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => {
+            let filter = unpack(&any)
+                .and_then(|c| JwtAuthn::compile(&c, stat_prefix, context))
+                .map_err(at("typed_config"))?;
+            Filter::JwtAuthn(Arc::new(filter))
+        }
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz" => {
+            let filter = unpack(&any)
+                .and_then(|c| ExtAuthz::compile(&c, stat_prefix, context))
+                .map_err(at("typed_config"))?;
+            Filter::ExtAuthz(Arc::new(filter))
         }
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => {
             let config = unpack(&any).map_err(at("typed_config"))?;

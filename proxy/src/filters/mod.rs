@@ -6,9 +6,11 @@
 
 pub mod config;
 pub mod cors;
+pub mod ext_authz;
 pub mod fault;
 pub mod grpc_stats;
 pub mod header_mutation;
+pub mod jwt_authn;
 pub mod local_ratelimit;
 pub mod peer_metadata;
 pub mod rbac;
@@ -21,9 +23,11 @@ use std::sync::Arc;
 
 use self::config::PerFilter;
 use self::cors::{CorsPolicy, CorsStats};
+use self::ext_authz::ExtAuthz;
 use self::fault::{Fault, FaultStats};
 use self::grpc_stats::{GrpcStats, Messages};
 use self::header_mutation::HeaderMutation;
+use self::jwt_authn::JwtAuthn;
 use self::local_ratelimit::LocalRateLimit;
 use self::peer_metadata::PeerMetadata;
 use self::rbac::Rbac;
@@ -55,6 +59,10 @@ pub enum Filter {
     HeaderMutation(Arc<HeaderMutation>),
     /// Who may do what.
     Rbac(Arc<Rbac>),
+    /// Who has a token.
+    JwtAuthn(Arc<JwtAuthn>),
+    /// What another service says.
+    ExtAuthz(Arc<ExtAuthz>),
     /// How often.
     LocalRateLimit(Arc<LocalRateLimit>),
 }
@@ -146,6 +154,28 @@ impl FilterList {
                     };
                     rbac.request_head(&exchange, of_route)
                 }
+                Filter::JwtAuthn(filter) => {
+                    let of_route = match setting {
+                        Some(PerFilter::JwtAuthn(of_route)) => Some(of_route.clone()),
+                        _ => None,
+                    };
+                    match filter.request_head(&mut exchange, of_route.as_deref(), &[]) {
+                        Ok(verdict) => verdict,
+                        Err(keys) => {
+                            Box::pin(filter.with_keys(&mut exchange, of_route.as_deref(), keys)).await
+                        }
+                    }
+                }
+                Filter::ExtAuthz(filter) => {
+                    let of_route = match setting {
+                        Some(PerFilter::ExtAuthz(of_route)) => Some(&**of_route),
+                        _ => None,
+                    };
+                    match filter.request_head(&exchange, of_route) {
+                        Some(verdict) => verdict,
+                        None => Box::pin(filter.check(&mut exchange, &named.name)).await,
+                    }
+                }
                 Filter::LocalRateLimit(filter) => {
                     let of_route = match setting {
                         Some(PerFilter::LocalRateLimit(limits)) => Some(limits.clone()),
@@ -205,7 +235,7 @@ impl FilterList {
                 Filter::HeaderMutation(filter) => {
                     filter.response_head(headers, matched, &named.name, context)
                 }
-                Filter::LocalRateLimit(_) => {
+                Filter::LocalRateLimit(_) | Filter::ExtAuthz(_) => {
                     if let Some(tell) = scratch.later.as_mut().and_then(|l| l.tells.pop()) {
                         tell(headers);
                     }
@@ -214,6 +244,7 @@ impl FilterList {
                 | Filter::Alpn(_)
                 | Filter::IstioStats(_)
                 | Filter::GrpcStats(_)
+                | Filter::JwtAuthn(_)
                 | Filter::Rbac(_) => {}
             }
         }

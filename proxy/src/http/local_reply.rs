@@ -152,7 +152,7 @@ pub fn reply(shared: &Shared, flow: &Flow, outline: &RequestHead, mut reply: Loc
         && !shared.config.http1.keep_after_bad_request;
     let mut headers = Headers::with_capacity(reply.headers.len() + 4);
     for (name, value) in std::mem::take(&mut reply.headers) {
-        headers.set(name, value);
+        headers.append(name, value);
     }
     router::change_own(flow, &shared.connection, &mut headers);
     if let Some(kind) = reply.content_type.take() {

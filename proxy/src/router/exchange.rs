@@ -105,6 +105,12 @@ pub struct Exchange {
 }
 
 impl Exchange {
+    /// The cluster that the request is for.
+    pub fn cluster(&self) -> Option<Arc<Slot<Cluster>>> {
+        let matched = self.matched.as_ref()?;
+        super::cluster_slot(matched, matched.forward()?, &self.head)
+    }
+
     /// The cluster that the route names, where it does so by itself.
     pub fn cluster_name(&self) -> Option<Arc<str>> {
         named_cluster(self.matched.as_ref()?).map(|slot| slot.name().clone())

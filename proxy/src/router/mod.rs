@@ -5,6 +5,7 @@
 
 pub mod alpn;
 pub mod attempt;
+pub mod call;
 pub mod charge;
 mod config;
 pub mod drive;

@@ -62,7 +62,7 @@ impl LocalReply {
     pub fn into_reply(mut self, request: &RequestHead) -> Reply {
         let mut headers = Headers::with_capacity(self.headers.len() + 4);
         for (name, value) in std::mem::take(&mut self.headers) {
-            headers.set(name, value);
+            headers.append(name, value);
         }
         // After a request that is not as it should be, what follows on the connection is not to be trusted either.
         self.close |= self.status == StatusCode::BAD_REQUEST && request.protocol != Protocol::Http2;

@@ -95,6 +95,25 @@ impl ClusterUpstreams {
         }
     }
 
+    /// For one request of the proxy's own, which no route shapes.
+    pub fn own(slot: Arc<Slot<Cluster>>, connection: Arc<ConnectionInfo>, flow: Rc<Flow>) -> Self {
+        Self {
+            slot,
+            priority: RoutingPriority::Default,
+            auto_host: false,
+            append_forwarded_host: false,
+            hash: None,
+            wishes: ForRouter { config: Arc::default(), alpn: None, own_metadata: None },
+            connection,
+            flow,
+            informational: None,
+            callee: RefCell::default(),
+            terminate: false,
+            charge: None,
+            priorities: None,
+        }
+    }
+
     /// Leaves what is known of the callee for those who report on the request.
     pub fn leave(self, scratch: &mut Scratch) {
         let callee = self.callee.into_inner();

@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use super::node::NodeInfo;
 use super::slot::{Slot, SlotTable};
 use crate::cluster::Cluster;
+use crate::filters::jwt_authn::remote::KeySets;
 use crate::identity::Secret;
 use crate::route::RouteConfig;
 
@@ -79,6 +80,8 @@ pub struct Tables {
     pub secrets: Arc<SecretTable>,
     /// The clusters of the bootstrap that can be asked for secrets.
     pub sds_servers: Arc<RwLock<BTreeSet<String>>>,
+    /// Key sets of servers, for verifying tokens.
+    pub jwks: Arc<KeySets>,
 }
 
 /// The surroundings of one resource's compilation. One context serves one resource: what was taken from it are that
@@ -93,6 +96,8 @@ pub struct CompileContext {
     pub secrets: Refs<Secret>,
     secret_sources: RefCell<Vec<(Arc<str>, SecretSource)>>,
     sds_servers: Arc<RwLock<BTreeSet<String>>>,
+    /// Key sets of servers, for verifying tokens.
+    pub jwks: Arc<KeySets>,
     /// Who we are.
     pub node: Arc<NodeInfo>,
     /// The wall clock, an argument so that compilation is a pure function.
@@ -108,6 +113,7 @@ impl CompileContext {
             secrets: Refs::new(tables.secrets.clone()),
             secret_sources: RefCell::default(),
             sds_servers: tables.sds_servers.clone(),
+            jwks: tables.jwks.clone(),
             node,
             now,
         }

@@ -15,7 +15,11 @@ use crate::route::values::{MetadataMatch, ValueMatch};
 use crate::state::ConfigError;
 use crate::state::error::collect;
 
-pub(super) fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<ConfigError>> {
+/// A route's rules.
+///
+/// # Errors
+/// Everything that is wrong in them.
+pub fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<ConfigError>> {
     use proto::route_match::PathSpecifier;
     let mut errors = Vec::new();
     for (there, path, what) in [

@@ -29,7 +29,7 @@ use crate::state::{CompileContext, ConfigError, Slot, SlotState};
 use crate::telemetry::access_log::Format;
 
 pub use action::{data_source, optional_chance, substitution};
-pub use matching::{header_match, metadata_match, string_match};
+pub use matching::{header_match, metadata_match, route_match, string_match};
 pub use rate_limit::rate_limits;
 
 /// What the routes of a configuration share while they are compiled.

@@ -2,12 +2,14 @@
 //! upstreams answer, and requests. Compared are answers, what the upstreams got, access log lines and counters.
 
 mod certificates;
+mod checks;
 mod client;
 mod generated;
 mod observed;
 mod pair;
 mod run;
 pub mod spec;
+mod tokens;
 mod upstream;
 
 /// A test for each file of cases.
@@ -28,5 +30,5 @@ macro_rules! files {
 }
 
 files! {
-    matchers rewriting connections retries filters clusters balancing health outlier tcp tls rbac limits
+    matchers rewriting connections retries filters clusters balancing health outlier tcp tls rbac limits jwt ext_authz
 }

@@ -160,6 +160,9 @@ pub struct FullAnswer {
     pub close: bool,
     /// These bytes in place of an answer, then the connection is closed.
     pub raw: Option<String>,
+    /// By HTTP/2: this `envoy.service.auth.v3.CheckResponse` in a gRPC frame as the body, and `grpc-status: 0` behind it
+    /// where no trailers are given.
+    pub check: Option<Value>,
 }
 
 /// What the client does.
@@ -289,6 +292,7 @@ pub fn case(file: &'static str, mut document: Value) -> Case {
             .iter()
             .fold(text.to_owned(), |text, c| text.replace(&format!("@{c}"), &cluster_name(&name, c)))
     });
+    super::tokens::fill(&mut document);
     let mut case: Case =
         serde_json::from_value(document).unwrap_or_else(|e| panic!("data/{file}.yaml: {name}: {e}"));
     case.file = file;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::certificates;
+use super::{certificates, checks};
 use super::observed::sorted;
 use super::pair::{Side, endpoint_address};
 use super::spec::{Case, Cluster, Endpoint, FullAnswer};
@@ -213,7 +213,10 @@ impl Server {
             let (server, tls) = (self.clone(), tls.clone());
             let head = request.method() == http::Method::HEAD;
             tokio::spawn(async move {
-                let text = crate::differential::h2::request_text(request).await;
+                let text = match checks::is_check(&request) {
+                    true => checks::text(request).await,
+                    false => crate::differential::h2::request_text(request).await,
+                };
                 server.note(side, tls + &text);
                 let answer = server.next(side);
                 tokio::time::sleep(Duration::from_millis(answer.delay)).await;
@@ -263,6 +266,9 @@ async fn respond_h2(mut respond: h2::server::SendResponse<Bytes>, answer: &FullA
     let mut head = http::Response::new(());
     *head.status_mut() = http::StatusCode::from_u16(status(answer)).unwrap();
     *head.headers_mut() = fields(&answer.headers);
+    if let Some(check) = &answer.check {
+        return checks::respond(respond, head, check, answer).await;
+    }
     let empty = of_head || matches!(status(answer), 204 | 304);
     let body = body(answer);
     let Ok(mut stream) = respond.send_response(head, empty) else { return };
