@@ -6,6 +6,7 @@
 mod balance;
 mod compile;
 mod handshake;
+mod rbac;
 mod route;
 
 use std::time::Duration;
@@ -19,7 +20,7 @@ fn quick() -> Criterion {
 criterion_group! {
     name = path;
     config = quick();
-    targets = route::benches, balance::benches, handshake::benches
+    targets = route::benches, rbac::benches, balance::benches, handshake::benches
 }
 criterion_group! {
     name = configuration;

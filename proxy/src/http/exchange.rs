@@ -157,6 +157,9 @@ async fn answer(
         Err(answered) => {
             let (reply, exchange) = *answered;
             *scratch = exchange.scratch;
+            if reply.status == StatusCode::PAYLOAD_TOO_LARGE && reply.details == router::BODY_TOO_LARGE {
+                config.stats.downstream_rq_too_large.inc();
+            }
             return (local(reply, &before), before, exchange.matched);
         }
     };

@@ -85,7 +85,10 @@ pub struct Notes {
     pub refused: AtomicU64,
     /// Why a filter ended the connection, in Envoy's words.
     pub termination: Mutex<Option<Arc<str>>>,
+    /// Why a service that was asked about the connection had it ended, in Envoy's words.
+    pub unauthorized: Mutex<Option<&'static str>>,
 }
+
 /// The value at a path inside of a struct; none where a step leads nowhere.
 pub fn at_path<'a, P: AsRef<str>>(fields: &'a Struct, path: &[P]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;

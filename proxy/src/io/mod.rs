@@ -25,7 +25,7 @@ pub use gate::{Gate, Pass};
 pub use metadata::{DynamicMetadata, FilterState, Notes};
 pub use socket_option::{Moment, SocketOption};
 
-use gate::Watch;
+use gate::{Asked, Watch};
 
 /// The most bytes that are read of what a network filter refused.
 const REFUSED_MOST: u64 = 1 << 20;
@@ -173,10 +173,17 @@ impl Io {
         }
         let before = buffer.filled().len();
         ready!(self.poll_plain(cx, buffer))?;
-        match self.watch.as_mut().map_or(Some(true), |watch| watch.ask()) {
-            Some(true) => self.watch = None,
-            Some(false) => {}
-            None => {
+        match self.watch.as_mut().map_or(Asked::Always, |watch| watch.ask()) {
+            Asked::Always => self.watch = None,
+            Asked::Once => {}
+            Asked::Later => {
+                let bytes = Bytes::copy_from_slice(&buffer.filled()[before..]);
+                buffer.set_filled(before);
+                // An end that came is seen again at the next read.
+                self.rewind(bytes);
+                return self.poll_watched(cx, buffer);
+            }
+            Asked::Never => {
                 let mut refused = (buffer.filled().len() - before) as u64;
                 buffer.set_filled(before);
                 // What is left unread would turn the close into a reset; a peer that never stops does not keep us.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use xds_protos::envoy::config::listener::v3 as pb;
+use xds_protos::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz;
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use xds_protos::envoy::extensions::filters::network::rbac::v3::Rbac;
 use xds_protos::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
@@ -10,6 +11,7 @@ use xds_protos::envoy::tcp::metadataexchange::config::MetadataExchange;
 use xds_protos::stats::PluginConfig;
 use xds_protos::{Any, typed_struct};
 
+use super::ext_authz::NetworkExtAuthz;
 use super::rbac::NetworkRbac;
 use super::tcp_proxy::TcpProxyConfig;
 use super::{Guard, Terminal};
@@ -102,6 +104,10 @@ fn one(
     if any.is::<Rbac>() {
         let rbac = NetworkRbac::compile(&any.unpack().map_err(bad)?)?;
         return Ok(Filter::Guard(Guard::Rbac(Arc::new(rbac))));
+    }
+    if any.is::<ExtAuthz>() {
+        let filter = NetworkExtAuthz::compile(&any.unpack().map_err(bad)?, ctx)?;
+        return Ok(Filter::Guard(Guard::ExtAuthz(Arc::new(filter))));
     }
     if any.is::<PluginConfig>() {
         return Ok(Filter::Stats);

@@ -5,6 +5,7 @@
 //! proxy reports connections itself.
 
 pub mod config;
+mod ext_authz;
 pub mod rbac;
 pub mod tcp_proxy;
 
@@ -12,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use config::NetworkChain;
+use ext_authz::{Asking, NetworkExtAuthz};
 use rbac::NetworkRbac;
 
 use crate::codec::Drain;
@@ -32,37 +34,32 @@ pub enum Terminal {
 pub enum Guard {
     /// Who may send them.
     Rbac(Arc<NetworkRbac>),
+    /// What another service says.
+    ExtAuthz(Arc<NetworkExtAuthz>),
 }
 
 /// The filters of a chain that decide over bytes, for one connection.
 struct Guards {
-    /// Those that are to be asked; one that lets all pass from now on is dropped.
-    asked: Vec<Guard>,
-    info: ConnectionInfo,
+    /// Those that are to be asked, each with what it waits for; one that lets all pass from now on is dropped.
+    asked: Vec<(Guard, Option<Asking>)>,
+    info: Arc<ConnectionInfo>,
 }
 
 impl Gate for Guards {
     fn data(&mut self) -> Pass {
-        let mut denied = None;
-        self.asked.retain(|guard| {
-            if denied.is_some() {
-                return true;
+        let mut at = 0;
+        while let Some((guard, asking)) = self.asked.get_mut(at) {
+            let pass = match guard {
+                Guard::Rbac(rbac) => rbac.data(&self.info),
+                Guard::ExtAuthz(filter) => filter.data(&self.info, asking),
+            };
+            match pass {
+                Pass::Always => drop(self.asked.remove(at)),
+                Pass::Once => at += 1,
+                ended => return ended,
             }
-            let Guard::Rbac(rbac) = guard;
-            match rbac.data(&self.info) {
-                Pass::Always => false,
-                Pass::Once => true,
-                Pass::Never(delay) => {
-                    denied = Some(delay);
-                    true
-                }
-            }
-        });
-        match denied {
-            Some(delay) => Pass::Never(delay),
-            None if self.asked.is_empty() => Pass::Always,
-            None => Pass::Once,
         }
+        if self.asked.is_empty() { Pass::Always } else { Pass::Once }
     }
 
     fn refused(&mut self, bytes: u64) {
@@ -76,7 +73,8 @@ impl Gate for Guards {
 pub async fn serve(mut io: Io, mut info: Rc<ConnectionInfo>, chain: &NetworkChain, drain: Drain) {
     if !chain.guards.is_empty() {
         Rc::make_mut(&mut info).notes = Some(Arc::new(Notes::default()));
-        io.watch(Guards { asked: chain.guards.clone(), info: (*info).clone() });
+        let asked = chain.guards.iter().map(|g| (g.clone(), None)).collect();
+        io.watch(Guards { asked, info: Arc::new((*info).clone()) });
     }
     match &chain.terminal {
         Terminal::Http(config) => {

@@ -185,6 +185,10 @@ pub async fn serve(downstream: Io, info: &Rc<ConnectionInfo>, config: &TcpProxyC
         stream.bytes_received += notes.refused.load(std::sync::atomic::Ordering::Relaxed);
         stream.metadata = notes.metadata.lock().clone();
         stream.connection_termination_details = notes.termination.lock().clone().map(Into::into);
+        if let Some(details) = *notes.unauthorized.lock() {
+            stream.flags.set(Flag::UnauthorizedExternalService);
+            stream.details = Some(details.into());
+        }
     }
     config.stats.active.add(-1);
     config.stats.rx_bytes.add(stream.bytes_received);
@@ -280,7 +284,7 @@ async fn relay(
 }
 
 fn denied(info: &ConnectionInfo) -> bool {
-    info.notes.as_ref().is_some_and(|n| n.termination.lock().is_some())
+    info.notes.as_ref().is_some_and(|n| n.termination.lock().is_some() || n.unauthorized.lock().is_some())
 }
 
 /// Connects to one host after the other.

@@ -49,6 +49,8 @@ use crate::telemetry::access_log::LogContext;
 
 /// `x-envoy-overloaded`.
 pub(crate) const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
+/// The response code details of a request whose body is longer than a filter may keep.
+pub const BODY_TOO_LARGE: &str = "request_payload_too_large";
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
 /// The most of a request that is kept for retries where neither route nor listener say.

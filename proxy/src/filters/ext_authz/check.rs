@@ -69,9 +69,9 @@ impl Told {
                 principal: tls.and_then(|t| t.local_id.as_deref()).unwrap_or_default().to_owned(),
                 ..attributes::Peer::default()
             }),
-            tls_session: tls.filter(|_| self.tls_session).map(|tls| attributes::TlsSession {
-                sni: tls.sni.as_deref().unwrap_or_default().to_owned(),
-            }),
+            tls_session: tls
+                .filter(|_| self.tls_session)
+                .map(|tls| attributes::TlsSession { sni: tls.sni.as_deref().unwrap_or_default().to_owned() }),
             ..auth::AttributeContext::default()
         }
     }
@@ -133,9 +133,7 @@ impl Told {
             let mut map = HashMap::<String, String>::with_capacity(fields.len());
             for (key, value) in fields {
                 let value = text(&value);
-                map.entry(key)
-                    .and_modify(|before| *before = format!("{before},{value}"))
-                    .or_insert(value);
+                map.entry(key).and_modify(|before| *before = format!("{before},{value}")).or_insert(value);
             }
             http.headers = map;
         }

@@ -47,7 +47,8 @@ impl ExtAuthz {
                 grpc(service, context).map(Service::Grpc).map_err(at("grpc_service"))
             }
             Some(Services::HttpService(service)) => {
-                let of_service = service.authorization_request.as_ref().and_then(|r| r.allowed_headers.as_ref());
+                let of_service =
+                    service.authorization_request.as_ref().and_then(|r| r.allowed_headers.as_ref());
                 if let (None, Some(list)) = (&allowed, of_service) {
                     let path = "http_service.authorization_request.allowed_headers";
                     allowed = collect(texts(list), path, &mut errors);
@@ -202,10 +203,11 @@ pub fn grpc(service: &core::GrpcService, context: &CompileContext) -> Result<Grp
     }
     let mut metadata = Vec::with_capacity(service.initial_metadata.len());
     for (index, entry) in service.initial_metadata.iter().enumerate() {
-        let pair = HeaderName::from_bytes(entry.key.as_bytes()).ok().zip(HeaderValue::from_str(&entry.value).ok());
-        metadata.push(pair.ok_or_else(|| {
-            ConfigError::new(format!("initial_metadata[{index}]"), "is no header field")
-        })?);
+        let pair =
+            HeaderName::from_bytes(entry.key.as_bytes()).ok().zip(HeaderValue::from_str(&entry.value).ok());
+        metadata.push(
+            pair.ok_or_else(|| ConfigError::new(format!("initial_metadata[{index}]"), "is no header field"))?,
+        );
     }
     let authority = if target.authority.is_empty() { &target.cluster_name } else { &target.authority };
     Ok(GrpcService {

@@ -45,7 +45,8 @@ impl GrpcService {
         request: &auth::CheckRequest,
         connection: &Arc<ConnectionInfo>,
     ) -> Option<auth::CheckResponse> {
-        let mut head = call::head(Method::POST, self.authority.clone(), Bytes::from_static(METHOD.as_bytes()));
+        let mut head =
+            call::head(Method::POST, self.authority.clone(), Bytes::from_static(METHOD.as_bytes()));
         head.protocol = Protocol::Http2;
         let headers = &mut head.headers;
         headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -140,7 +141,8 @@ fn changes(ok: auth::OkHttpResponse, metadata: Option<xds_protos::prost_types::S
         }
     }
     // Fields that say where a request goes cannot be removed.
-    let names = ok.headers_to_remove.iter().filter(|n| !n.starts_with(':') && !n.eq_ignore_ascii_case("host"));
+    let names =
+        ok.headers_to_remove.iter().filter(|n| !n.starts_with(':') && !n.eq_ignore_ascii_case("host"));
     changes.remove.extend(names.filter_map(|n| HeaderName::from_bytes(n.as_bytes()).ok()));
     changes.query.extend(ok.query_parameters_to_set.into_iter().map(|p| (p.key, p.value)));
     changes.query_remove = ok.query_parameters_to_remove;

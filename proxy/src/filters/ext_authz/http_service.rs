@@ -59,7 +59,9 @@ impl HttpService {
         let asked = Instant::now();
         let work = async {
             let mut reply =
-                call::call(&self.cluster, head, Body::full(body), self.timeout, connection.clone()).await.ok()?;
+                call::call(&self.cluster, head, Body::full(body), self.timeout, connection.clone())
+                    .await
+                    .ok()?;
             let (bytes, _) = call::read(&mut reply.body, LONGEST).await.ok()?;
             let mut headers = reply.head.headers;
             // As for any upstream's answer.

@@ -29,11 +29,13 @@ use crate::codec::headers::Of;
 use crate::io::metadata::Datum;
 use crate::route::matching::Chance;
 use crate::route::values::MetadataMatch;
-use crate::router::{Exchange, LocalReply, charge};
+use crate::router::{BODY_TOO_LARGE, Exchange, LocalReply, charge};
 use crate::telemetry::Flag;
 use crate::telemetry::registry::{Counter, Group};
 
 const NAMESPACE: &str = "envoy.filters.http.ext_authz";
+/// The namespace of the network filter of the same kind.
+pub const NETWORK_NAMESPACE: &str = "envoy.filters.network.ext_authz";
 const FAILURE_ALLOWED: HeaderName = HeaderName::from_static("x-envoy-auth-failure-mode-allowed");
 
 /// The filter of a connection manager.
@@ -222,8 +224,7 @@ impl ExtAuthz {
             return std::future::pending().await;
         };
         if kept.more && !settings.partial {
-            let details = "request_payload_too_large";
-            let reply = LocalReply::new(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", details);
+            let reply = LocalReply::new(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", BODY_TOO_LARGE);
             // What is left of the body is not the next request.
             return Err(Verdict::Reply(LocalReply { close: true, ..reply }));
         }

@@ -155,11 +155,9 @@ mod tests {
             query_remove: vec!["x".into()],
             ..Changes::default()
         };
-        for (before, after) in [
-            ("/p?a=1&b=1&x=9&b=3", "/p?a=1&b=2&n=new"),
-            ("/p", "/p?b=2&n=new"),
-            ("/p?x", "/p?b=2&n=new"),
-        ] {
+        for (before, after) in
+            [("/p?a=1&b=1&x=9&b=3", "/p?a=1&b=2&n=new"), ("/p", "/p?b=2&n=new"), ("/p?x", "/p?b=2&n=new")]
+        {
             let mut head = head(before);
             changes().apply(&mut head);
             assert_eq!(head.path, after);

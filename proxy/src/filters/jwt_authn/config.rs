@@ -63,7 +63,9 @@ impl JwtAuthn {
         let mut named = BTreeMap::new();
         for (name, requirement) in &config.requirement_map {
             let path = format!("requirement_map[{name:?}]");
-            if let Some(compiled) = collect(self::requirement(requirement, &providers, &[]), path, &mut errors) {
+            if let Some(compiled) =
+                collect(self::requirement(requirement, &providers, &[]), path, &mut errors)
+            {
                 named.insert(Box::from(name.as_str()), compiled.map(Arc::new));
             }
         }
@@ -180,7 +182,9 @@ fn any(list: &[proto::JwtRequirement], providers: &Providers) -> Result<Option<V
             Some(RequiresType::AllowMissing(_)) => bypass = bypass.or(Some((index, one))),
             other => {
                 match other {
-                    Some(RequiresType::ProviderName(name)) => named.extend(providers.get(name.as_str()).cloned()),
+                    Some(RequiresType::ProviderName(name)) => {
+                        named.extend(providers.get(name.as_str()).cloned())
+                    }
                     Some(RequiresType::ProviderAndAudiences(both)) => {
                         named.extend(providers.get(both.provider_name.as_str()).cloned());
                     }
@@ -237,9 +241,9 @@ fn provider(config: &proto::JwtProvider, context: &CompileContext) -> Result<Pro
         let path = format!("claim_to_headers[{index}]");
         claim_headers.extend(collect(claim_header(claim), path, &mut errors));
     }
-    let payload_header = Some(&config.forward_payload_header).filter(|n| !n.is_empty()).and_then(|name| {
-        collect(header_name(name, "forward_payload_header"), "", &mut errors)
-    });
+    let payload_header = Some(&config.forward_payload_header)
+        .filter(|n| !n.is_empty())
+        .and_then(|name| collect(header_name(name, "forward_payload_header"), "", &mut errors));
     let subjects = config
         .subjects
         .as_ref()

@@ -46,8 +46,10 @@ impl Found<'_> {
             Place::Header(name) => drop(head.headers.remove(name)),
             Place::Param(name) => {
                 let (path, query) = split_query(&head.path);
-                let kept: Vec<_> =
-                    query.split(|b| *b == b'&').filter(|pair| decoded(key_of(pair)) != name.as_bytes()).collect();
+                let kept: Vec<_> = query
+                    .split(|b| *b == b'&')
+                    .filter(|pair| decoded(key_of(pair)) != name.as_bytes())
+                    .collect();
                 let mut whole = path.to_vec();
                 let kept = kept.join(&b'&');
                 if !kept.is_empty() {

@@ -124,8 +124,8 @@ impl Key {
                 let mut point = vec![4];
                 for name in ["x", "y"] {
                     let part = bytes(name)?;
-                    let missing =
-                        usize::checked_sub(length, part.len()).ok_or_else(|| format!("has a [{name}] too long"))?;
+                    let missing = usize::checked_sub(length, part.len())
+                        .ok_or_else(|| format!("has a [{name}] too long"))?;
                     point.resize(point.len() + missing, 0);
                     point.extend_from_slice(&part);
                 }

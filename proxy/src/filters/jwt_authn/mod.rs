@@ -111,7 +111,8 @@ impl JwtAuthn {
             }
         };
         // What is done in vain, because keys are missing, is undone.
-        let before = requirement.has_remote().then(|| (exchange.head.headers.clone(), exchange.head.path.clone()));
+        let before =
+            requirement.has_remote().then(|| (exchange.head.headers.clone(), exchange.head.path.clone()));
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut run = Run {
             head: &mut exchange.head,
@@ -218,7 +219,8 @@ impl JwtAuthn {
         let path = head.headers.get(&ORIGINAL_PATH).map_or(path, |v| v.as_bytes());
         let path = &path[..path.len().min(LONGEST_PATH)];
         let error: &[u8] = if refusal == Refusal::Missing { b"" } else { b", error=\"invalid_token\"" };
-        let realm = [b"Bearer realm=\"", &*head.scheme, b"://", &*head.authority, path, b"\"", error].concat();
+        let realm =
+            [b"Bearer realm=\"", &*head.scheme, b"://", &*head.authority, path, b"\"", error].concat();
         match HeaderValue::from_bytes(&realm) {
             Ok(value) => reply.header(header::WWW_AUTHENTICATE, value),
             Err(_) => reply,

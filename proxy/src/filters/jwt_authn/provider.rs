@@ -86,7 +86,8 @@ impl Audiences {
 }
 
 fn bare(audience: &str) -> &str {
-    let rest = audience.strip_prefix("https://").or_else(|| audience.strip_prefix("http://")).unwrap_or(audience);
+    let rest =
+        audience.strip_prefix("https://").or_else(|| audience.strip_prefix("http://")).unwrap_or(audience);
     rest.strip_suffix('/').unwrap_or(rest)
 }
 
@@ -107,11 +108,7 @@ impl Provider {
             return Err(Refusal::Verification);
         }
         token.holds(now, self.skew)?;
-        if audiences.unwrap_or(&self.audiences).allow(&token.aud) {
-            Ok(())
-        } else {
-            Err(Refusal::Audience)
-        }
+        if audiences.unwrap_or(&self.audiences).allow(&token.aud) { Ok(()) } else { Err(Refusal::Audience) }
     }
 
     /// Writes what the upstream is told of a good token; says whether a claim was written.

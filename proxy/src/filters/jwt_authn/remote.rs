@@ -196,8 +196,9 @@ impl Remote {
         if reply.head.status != StatusCode::OK {
             return Err(format!("the server answers {}", reply.head.status));
         }
-        let (text, _) =
-            call::read(&mut reply.body, LONGEST).await.map_err(|e| format!("the answer breaks off: {e:?}"))?;
+        let (text, _) = call::read(&mut reply.body, LONGEST)
+            .await
+            .map_err(|e| format!("the answer breaks off: {e:?}"))?;
         KeySet::read(&text)
     }
 }

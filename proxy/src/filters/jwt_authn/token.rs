@@ -223,7 +223,8 @@ mod tests {
     #[test]
     fn a_token_is_read_and_every_malformed_part_has_its_own_name() {
         let header = json!({"alg": "RS256", "kid": "k"});
-        let token = read(&header, &json!({"iss": "i", "aud": ["a", "b"], "exp": 9, "n": {"m": [1]}})).unwrap();
+        let token =
+            read(&header, &json!({"iss": "i", "aud": ["a", "b"], "exp": 9, "n": {"m": [1]}})).unwrap();
         assert_eq!((token.alg, &*token.kid, &*token.iss, token.exp), (Alg::Rs(256), "k", "i", 9));
         assert_eq!(token.aud, ["a", "b"]);
         assert!(token.signed.ends_with(token.payload_text()) && !token.payload_text().contains('.'));

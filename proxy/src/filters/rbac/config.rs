@@ -1,6 +1,5 @@
 //! `envoy.config.rbac.v3.RBAC` to an [`Engine`].
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -11,17 +10,13 @@ use xds_protos::envoy::config::rbac::v3::principal::Identifier;
 use xds_protos::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use xds_protos::envoy::r#type::matcher::v3 as matcher;
 
-use super::engine::{Action, Engine, Policy, Rule};
+use super::engine::{Action, Engine, OneOf, Policy, Rule};
 use crate::route::config::{header_match, metadata_match, string_match};
 use crate::route::template::Template;
-use crate::route::text::{Pattern, StringMatch};
 use crate::state::ConfigError;
 use crate::state::error::{at, collect};
 
 type Errors = Vec<ConfigError>;
-
-/// From so many exact names on a set finds them faster than comparing each.
-const SET_FROM: usize = 4;
 
 impl Engine {
     /// Compiles policies. `http` says whether there are requests; rules over header fields are refused where there are not.
@@ -43,7 +38,7 @@ impl Engine {
             let path = format!("policies[{name:?}]");
             policies.extend(collect(policy(name, &rules.policies[name], http), path, &mut errors));
         }
-        if errors.is_empty() { Ok(Self { action, policies: policies.into() }) } else { Err(errors) }
+        if errors.is_empty() { Ok(Self::new(action, policies)) } else { Err(errors) }
     }
 }
 
@@ -58,12 +53,11 @@ fn policy(name: &str, policy: &proto::Policy, http: bool) -> Result<Policy, Erro
     let permissions = all(&policy.permissions, "permissions", &mut errors, |p| permission(p, http));
     let principals = all(&policy.principals, "principals", &mut errors, |p| principal(p, http));
     if errors.is_empty() {
-        let principals = hashed(principals);
         Ok(Policy {
             name: name.into(),
             details: details(name).into(),
-            permissions: permissions.into(),
-            principals,
+            permissions: OneOf::new(permissions),
+            principals: OneOf::new(principals),
         })
     } else {
         Err(errors)
@@ -86,27 +80,8 @@ fn set<T>(list: &[T], path: &str, one: impl Fn(&T) -> Result<Rule, Errors>) -> R
     if errors.is_empty() { Ok(rules.into()) } else { Err(errors) }
 }
 
-/// Puts exact names of certificates, of which one is enough, into a set.
-fn hashed(rules: Vec<Rule>) -> Box<[Rule]> {
-    let exact = |rule: &Rule| match rule {
-        Rule::Authenticated(Some(StringMatch { pattern: Pattern::Exact(name), ignore_case: false })) => {
-            std::str::from_utf8(name).ok().map(Box::from)
-        }
-        _ => None,
-    };
-    if rules.iter().filter(|r| exact(r).is_some()).count() < SET_FROM {
-        return rules.into();
-    }
-    let mut names = HashSet::<Box<str>>::new();
-    let mut rest = Vec::new();
-    for rule in rules {
-        match exact(&rule) {
-            Some(name) => drop(names.insert(name)),
-            None => rest.push(rule),
-        }
-    }
-    rest.insert(0, Rule::AuthenticatedAs(names));
-    rest.into()
+fn either(rules: Box<[Rule]>) -> Rule {
+    Rule::Either(OneOf::new(rules.into_vec()))
 }
 
 fn permission(permission: &proto::Permission, http: bool) -> Result<Rule, Errors> {
@@ -118,7 +93,7 @@ fn permission(permission: &proto::Permission, http: bool) -> Result<Rule, Errors
             set(&rules.rules, "rules", of).map(Rule::All).map_err(at("and_rules"))
         }
         Some(Permission::OrRules(rules)) => {
-            set(&rules.rules, "rules", of).map(Rule::Either).map_err(at("or_rules"))
+            set(&rules.rules, "rules", of).map(either).map_err(at("or_rules"))
         }
         Some(Permission::NotRule(rule)) => of(rule).map(|r| Rule::Not(Box::new(r))).map_err(at("not_rule")),
         Some(Permission::Header(header)) => self::header(header, http),
@@ -162,9 +137,7 @@ fn principal(principal: &proto::Principal, http: bool) -> Result<Rule, Errors> {
         None => Err(ConfigError::missing("identifier").into()),
         Some(Identifier::Any(_)) => Ok(Rule::Any),
         Some(Identifier::AndIds(ids)) => set(&ids.ids, "ids", of).map(Rule::All).map_err(at("and_ids")),
-        Some(Identifier::OrIds(ids)) => {
-            set(&ids.ids, "ids", of).map(|rules| Rule::Either(hashed(rules.into_vec()))).map_err(at("or_ids"))
-        }
+        Some(Identifier::OrIds(ids)) => set(&ids.ids, "ids", of).map(either).map_err(at("or_ids")),
         Some(Identifier::NotId(id)) => of(id).map(|r| Rule::Not(Box::new(r))).map_err(at("not_id")),
         Some(Identifier::Authenticated(authenticated)) => authenticated
             .principal_name

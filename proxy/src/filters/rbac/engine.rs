@@ -1,12 +1,12 @@
 //! The decision: policies by name, each a set of permissions and a set of principals, over what is known of a connection
 //! and of its request.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::index::Index;
 use crate::cluster::endpoint::Metadata;
 use crate::codec::RequestHead;
 use crate::io::{ConnectionInfo, DynamicMetadata, FilterState};
@@ -33,6 +33,37 @@ pub struct Engine {
     pub action: Action,
     /// In the order of their names; the first that matches counts.
     pub policies: Box<[Policy]>,
+    /// Which of them may match.
+    index: Option<Index>,
+}
+
+/// Rules of which one is enough.
+#[derive(Debug)]
+pub struct OneOf {
+    rules: Box<[Rule]>,
+    /// Which of them may match.
+    index: Option<Index>,
+}
+
+impl OneOf {
+    /// One of these rules.
+    pub fn new(rules: Vec<Rule>) -> Self {
+        Self { index: Index::of_rules(&rules), rules: rules.into() }
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    fn matches(&self, subject: &Subject<'_>) -> bool {
+        match &self.index {
+            None => self.rules.iter().any(|r| r.matches(subject)),
+            Some(index) => {
+                index.find(subject, |items| items.iter().any(|i| self.rules[*i as usize].matches(subject)))
+            }
+        }
+    }
 }
 
 /// One policy.
@@ -43,9 +74,9 @@ pub struct Policy {
     /// The response code details of a denial by it.
     pub details: Arc<str>,
     /// What is asked for: one of these.
-    pub permissions: Box<[Rule]>,
+    pub permissions: OneOf,
     /// Who asks: one of these.
-    pub principals: Box<[Rule]>,
+    pub principals: OneOf,
 }
 
 /// What an engine found.
@@ -65,7 +96,7 @@ pub enum Rule {
     /// All of these.
     All(Box<[Rule]>),
     /// One of these.
-    Either(Box<[Rule]>),
+    Either(OneOf),
     /// What this is not.
     Not(Box<Rule>),
     /// A header field.
@@ -86,8 +117,6 @@ pub enum Rule {
     RouteMetadata(MetadataMatch),
     /// A certificate's URI, DNS name or subject; any connection by TLS where there is no matcher.
     Authenticated(Option<StringMatch>),
-    /// A certificate with one of these names, exactly.
-    AuthenticatedAs(HashSet<Box<str>>),
     /// The connection's peer, as the PROXY protocol or the socket says.
     SourceIp(IpNet),
     /// The socket's peer.
@@ -118,9 +147,16 @@ pub struct Subject<'a> {
 }
 
 impl Engine {
+    /// Policies, in the order of their names.
+    pub fn new(action: Action, policies: Vec<Policy>) -> Self {
+        let index =
+            Index::of_policies(policies.iter().map(|p| (p.permissions.rules(), p.principals.rules())));
+        Self { action, policies: policies.into(), index }
+    }
+
     /// Decides.
     pub fn decide(&self, subject: &Subject<'_>) -> Decision<'_> {
-        let policy = self.policies.iter().enumerate().find(|(_, p)| p.matches(subject));
+        let policy = self.first(subject).map(|number| (number, &self.policies[number]));
         let allowed = match self.action {
             Action::Allow => policy.is_some(),
             Action::Deny => policy.is_none(),
@@ -130,10 +166,23 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// The first policy that matches.
+    fn first(&self, subject: &Subject<'_>) -> Option<usize> {
+        let Some(index) = &self.index else { return self.policies.iter().position(|p| p.matches(subject)) };
+        let mut found = Vec::new();
+        index.find(subject, |items| {
+            found.extend_from_slice(items);
+            false
+        });
+        found.sort_unstable();
+        found.into_iter().map(|number| number as usize).find(|number| self.policies[*number].matches(subject))
+    }
+}
+
 impl Policy {
     fn matches(&self, subject: &Subject<'_>) -> bool {
-        let one = |rules: &[Rule]| rules.iter().any(|r| r.matches(subject));
-        one(&self.permissions) && one(&self.principals)
+        self.permissions.matches(subject) && self.principals.matches(subject)
     }
 }
 
@@ -144,7 +193,7 @@ impl Rule {
         match self {
             Self::Any => true,
             Self::All(rules) => rules.iter().all(|r| r.matches(subject)),
-            Self::Either(rules) => rules.iter().any(|r| r.matches(subject)),
+            Self::Either(rules) => rules.matches(subject),
             Self::Not(rule) => !rule.matches(subject),
             Self::Header(header) => subject.head.is_some_and(|head| header.matches(head)),
             Self::Path(path) => subject.head.and_then(path_of).is_some_and(|p| path.matches(p)),
@@ -159,9 +208,6 @@ impl Rule {
             Self::Authenticated(None) => connection.tls.is_some(),
             Self::Authenticated(Some(name)) => {
                 names_of(connection).is_some_and(|mut names| names.any(|n| name.matches(n.as_bytes())))
-            }
-            Self::AuthenticatedAs(names) => {
-                names_of(connection).is_some_and(|mut all| all.any(|n| names.contains(n)))
             }
             Self::SourceIp(net) => net.contains(&connection.remote.ip().to_canonical()),
             Self::DirectRemoteIp(net) => net.contains(&connection.direct_remote.ip().to_canonical()),
@@ -185,14 +231,14 @@ impl<'a> Subject<'a> {
 }
 
 /// The path without its query or fragment; none where a request has no path.
-fn path_of(head: &RequestHead) -> Option<&[u8]> {
+pub(super) fn path_of(head: &RequestHead) -> Option<&[u8]> {
     let (path, _) = split_query(&head.path);
     let end = path.iter().position(|b| *b == b'#').unwrap_or(path.len());
     (!head.path.is_empty()).then_some(&path[..end])
 }
 
 /// The names in the peer's certificate, in the order in which Envoy tries them.
-fn names_of(connection: &ConnectionInfo) -> Option<impl Iterator<Item = &str>> {
+pub(super) fn names_of(connection: &ConnectionInfo) -> Option<impl Iterator<Item = &str>> {
     let tls = connection.tls.as_deref()?;
     let sans = tls.peer_uri_sans.iter().chain(&tls.peer_dns_sans).map(String::as_str);
     Some(sans.chain([tls.peer_subject.as_str()]))

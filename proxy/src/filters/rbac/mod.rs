@@ -5,8 +5,10 @@
 
 mod config;
 mod engine;
+mod index;
 #[cfg(test)]
 mod tests;
+mod trie;
 
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ use xds_protos::envoy::config::rbac::v3 as rules;
 use xds_protos::envoy::extensions::filters::http::rbac::v3 as proto;
 
 pub use config::details;
-pub use engine::{Action, Decision, Engine, Policy, Rule, Subject};
+pub use engine::{Action, Decision, Engine, OneOf, Policy, Rule, Subject};
 
 use super::Verdict;
 use crate::io::DynamicMetadata;

@@ -149,18 +149,85 @@ fn principals_look_at_who_asks() {
     assert!(!exact(&["b", "c", "d", "e", "spiffe://cluster.local/ns/foo/sa/aa"]));
 }
 
+/// A rule of the `n`-th policy, of every kind that is filed under something and of some that are not.
+fn permission(n: usize) -> Value {
+    let other = (n * 7) % 40;
+    match n % 9 {
+        0 => json!({"url_path": {"path": {"exact": format!("/a/{n}")}}}),
+        1 => json!({"url_path": {"path": {"prefix": format!("/a/{other}")}}}),
+        2 => json!({"url_path": {"path": {"suffix": format!("{other}")}}}),
+        3 => {
+            json!({"header": {"name": ":authority", "string_match": {"exact": format!("H{n}.example"), "ignore_case": true}}})
+        }
+        4 => json!({"destination_port": 8000 + other}),
+        5 => {
+            json!({"or_rules": {"rules": (0..6).map(|k| json!({"url_path": {"path": {"exact": format!("/a/{}", n + k)}}})).collect::<Vec<_>>()}})
+        }
+        6 => json!({"not_rule": {"url_path": {"path": {"prefix": "/a/1"}}}}),
+        7 => {
+            json!({"and_rules": {"rules": [{"any": true}, {"header": {"name": ":authority", "string_match": {"suffix": format!("{other}.example")}}}]}})
+        }
+        _ => json!({"any": true}),
+    }
+}
+
+fn principal(n: usize) -> Value {
+    let named = |m: Value| json!({"authenticated": {"principal_name": m}});
+    match n % 8 {
+        0 => named(json!({"exact": format!("spiffe://td/ns/n{}/sa/s{n}", n % 5)})),
+        1 => named(json!({"safe_regex": {"regex": format!(".*/ns/n{}/.*", n % 5)}})),
+        2 => named(json!({"prefix": format!("spiffe://td/ns/n{}", n % 7)})),
+        3 => named(json!({"suffix": format!("s{n}")})),
+        4 => json!({"direct_remote_ip": {"address_prefix": format!("10.0.{}.0", n % 6), "prefix_len": 24}}),
+        5 => json!({"remote_ip": {"address_prefix": format!("10.{}.0.0", n % 3), "prefix_len": 16}}),
+        6 => json!({"not_id": named(json!({"exact": format!("spiffe://td/ns/n1/sa/s{n}")}))}),
+        _ => json!({"any": true}),
+    }
+}
+
 #[test]
-fn many_exact_names_are_a_set() {
-    let ids: Vec<_> = (0..9)
-        .map(|n| json!({"authenticated": {"principal_name": {"exact": format!("spiffe://{n}")}}}))
-        .chain([json!({"authenticated": {"principal_name": {"prefix": "x"}}})])
+fn an_index_finds_what_trying_each_policy_finds() {
+    let policy = |n: usize| json!({"permissions": [permission(n)], "principals": [principal(n)]});
+    let many: serde_json::Map<_, _> = (0..200).map(|n| (format!("p{n:03}"), policy(n * 5 + 3))).collect();
+    // Those that match everything would hide the others.
+    let strict: serde_json::Map<_, _> = many
+        .iter()
+        .filter(|(_, p)| !p.to_string().contains("any") && !p.to_string().contains("not_"))
+        .map(|(k, v)| (k.clone(), v.clone()))
         .collect();
-    let engine =
-        engine(json!({"policies": {"p": {"permissions": [{"any": true}], "principals": ids}}})).unwrap();
-    let [Rule::AuthenticatedAs(names), Rule::Authenticated(Some(_))] = &*engine.policies[0].principals else {
-        panic!("{:?}", engine.policies[0].principals)
-    };
-    assert_eq!(names.len(), 9);
+    let mut hits = 0;
+    for policies in [many, strict] {
+        let all = engine(json!({"policies": policies})).unwrap();
+        let one_by_one: Vec<_> =
+            policies.iter().map(|(name, p)| engine(json!({"policies": {name: p}})).unwrap()).collect();
+        for n in 0..400usize {
+            let mut connection = connection();
+            connection.tls = (n % 11 != 0).then(|| {
+                Arc::new(TlsInfo {
+                    peer_uri_sans: vec![format!("spiffe://td/ns/n{}/sa/s{n}", n % 5)],
+                    ..TlsInfo::default()
+                })
+            });
+            connection.direct_remote = format!("10.0.{}.9:1", n % 6).parse().unwrap();
+            connection.local.set_port(8000 + (n % 40) as u16);
+            let mut head = head("/");
+            head.path = format!("/a/{n}?q").into();
+            head.authority = format!("h{n}.Example").into();
+            let metadata = DynamicMetadata::default();
+            let subject = Subject {
+                connection: &connection,
+                head: Some(&head),
+                client: format!("10.{}.1.1", n % 4).parse().unwrap(),
+                metadata: &metadata,
+                route: None,
+                state: None,
+            };
+            let expected = one_by_one.iter().position(|e| e.decide(&subject).policy.is_some());
+            assert_eq!(all.decide(&subject).policy.map(|(number, _)| number), expected, "{n}");
+            hits += usize::from(expected.is_some_and(|number| number > 5));
+        }
+    }
+    assert!(hits > 50, "{hits}");
 }
 
 #[test]

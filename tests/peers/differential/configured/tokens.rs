@@ -185,9 +185,9 @@ pub fn fill(document: &mut Value) {
     let tokens: Option<BTreeMap<String, Token>> = serde_json::from_value(tokens).unwrap();
     let tokens: BTreeMap<_, _> = tokens.unwrap_or_default().into_iter().map(|(n, t)| (n, t.text())).collect();
     substitute(document, &|text| {
-        let text = tokens.iter().fold(text.to_owned(), |text, (name, token)| {
-            text.replace(&format!("{{token:{name}}}"), token)
-        });
+        let text = tokens
+            .iter()
+            .fold(text.to_owned(), |text, (name, token)| text.replace(&format!("{{token:{name}}}"), token));
         sets(text)
     });
 }

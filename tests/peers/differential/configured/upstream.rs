@@ -11,10 +11,10 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{certificates, checks};
 use super::observed::sorted;
 use super::pair::{Side, endpoint_address};
 use super::spec::{Case, Cluster, Endpoint, FullAnswer};
+use super::{certificates, checks};
 use crate::differential::normalize::{Message, render, whole};
 
 /// A request that came, or a connection that brought none.
