@@ -115,7 +115,7 @@ impl Provider {
     pub fn tell(&self, token: &Token, headers: &mut Headers) -> bool {
         if let Some(name) = &self.payload_header {
             let mut text = token.payload_text().to_owned();
-            while self.pad_payload && text.len() % 4 != 0 {
+            while self.pad_payload && !text.len().is_multiple_of(4) {
                 text.push('=');
             }
             if let Ok(value) = HeaderValue::try_from(text) {

@@ -42,13 +42,13 @@ pub struct Engine {
 pub struct OneOf {
     rules: Box<[Rule]>,
     /// Which of them may match.
-    index: Option<Index>,
+    index: Option<Box<Index>>,
 }
 
 impl OneOf {
     /// One of these rules.
     pub fn new(rules: Vec<Rule>) -> Self {
-        Self { index: Index::of_rules(&rules), rules: rules.into() }
+        Self { index: Index::of_rules(&rules).map(Box::new), rules: rules.into() }
     }
 
     /// The rules.
