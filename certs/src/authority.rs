@@ -1,12 +1,13 @@
 //! Certificate authorities: root, intermediate, and the leaves that the intermediate signs.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, PublicKeyData, RsaKeySize, SanType,
-    SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PKCS_RSA_SHA256, PublicKeyData, RevokedCertParams, RsaKeySize, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
 
 use crate::csr::CheckedRequest;
 use crate::spiffe::SpiffeId;
@@ -50,7 +51,7 @@ impl KeyKind {
 pub struct Authority {
     certificate: CertificateDer<'static>,
     certificate_pem: String,
-    key_pem: String,
+    key_pem: Zeroizing<String>,
     issuer: Issuer<'static, KeyPair>,
     not_after: OffsetDateTime,
 }
@@ -62,24 +63,43 @@ impl std::fmt::Debug for Authority {
     }
 }
 
-fn authority_params(name: &str, path_length: u8, now: OffsetDateTime, life: Duration) -> CertificateParams {
+fn authority_params(
+    name: &str,
+    path_length: u8,
+    now: OffsetDateTime,
+    life: Duration,
+) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     let mut subject = DistinguishedName::new();
     subject.push(DnType::OrganizationName, "cluster.local");
-    subject.push(DnType::CommonName, name);
+    // A name of its own for each: revocation lists are found by their issuer's name, and while one authority replaces
+    // another there are two.
+    let serial = random_serial()?;
+    let mark: String = serial[..4].iter().map(|b| format!("{b:02x}")).collect();
+    subject.push(DnType::CommonName, format!("{name} {mark}"));
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.distinguished_name = subject;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.not_before = now - CLOCK_SKEW;
     params.not_after = now + life;
-    params
+    Ok(params)
+}
+
+/// 127 random bits (RFC 5280, section 4.1.2.2: positive, at most 20 octets).
+fn random_serial() -> Result<[u8; 16], AuthorityError> {
+    let mut serial = [0; 16];
+    aws_lc_rs::rand::fill(&mut serial)
+        .map_err(|_| AuthorityError::Stored("the system gives no random numbers".to_owned()))?;
+    serial[0] &= 0x7f;
+    Ok(serial)
 }
 
 impl Authority {
     /// Makes a self-signed root.
     pub fn root(key: KeyKind, now: OffsetDateTime, life: Duration) -> Result<Self, AuthorityError> {
         let pair = key.generate()?;
-        let params = authority_params("Weft root", 1, now, life);
+        let params = authority_params("Weft root", 1, now, life)?;
         let certificate = params.self_signed(&pair)?;
         Self::assemble(certificate.pem(), pair)
     }
@@ -92,7 +112,7 @@ impl Authority {
         life: Duration,
     ) -> Result<Self, AuthorityError> {
         let pair = key.generate()?;
-        let mut params = authority_params("Weft intermediate", 0, now, life);
+        let mut params = authority_params("Weft intermediate", 0, now, life)?;
         params.use_authority_key_identifier_extension = true;
         params.not_after = params.not_after.min(self.not_after);
         let certificate = params.signed_by(&pair, &self.issuer)?;
@@ -126,7 +146,9 @@ impl Authority {
         if !facts.is_ca {
             return Err(stored(&"the certificate is not an authority's (basicConstraints CA)"));
         }
-        let key_pem = pair.serialize_pem();
+        let key_pem = Zeroizing::new(pair.serialize_pem());
+        // Of a text with several, the first is the authority's own.
+        let certificate_pem = crate::pem::encode(&certificate);
         let issuer = Issuer::from_ca_cert_der(&certificate, pair)?;
         Ok(Self { certificate, certificate_pem, key_pem, issuer, not_after: facts.not_after })
     }
@@ -184,6 +206,31 @@ impl Authority {
         Ok((certificate.der().clone(), key.serialize_der().into()))
     }
 
+    /// Signs a list of revoked serial numbers (big-endian) with the moment of each revocation; PEM. It holds until this
+    /// authority's own end, so that a control plane that is away makes nobody's peers doubtful.
+    pub fn revocation_list(
+        &self,
+        revoked: &[(Vec<u8>, OffsetDateTime)],
+        number: u64,
+        now: OffsetDateTime,
+    ) -> Result<String, AuthorityError> {
+        let revoked_certs = revoked.iter().map(|(serial, at)| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: *at,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: now - CLOCK_SKEW,
+            next_update: self.not_after.max(now + Duration::hours(1)),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(params.signed_by(&self.issuer)?.pem()?)
+    }
+
     fn leaf_params(
         &self,
         names: Vec<SanType>,
@@ -200,11 +247,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.not_before = now - CLOCK_SKEW;
         params.not_after = (now + life).min(self.not_after);
-        let mut serial = [0; 16];
-        aws_lc_rs::rand::fill(&mut serial)
-            .map_err(|_| AuthorityError::Stored("the system gives no random numbers".to_owned()))?;
-        serial[0] &= 0x7f;
-        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.serial_number = Some(SerialNumber::from_slice(&random_serial()?));
         Ok(params)
     }
 }

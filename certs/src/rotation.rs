@@ -17,6 +17,11 @@ pub const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause after failures.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// How long a peer's refusal of the certificate counts, at first; each further one counts for twice as long.
+pub const FIRST_DOUBT: Duration = Duration::from_secs(10);
+/// And at the most. Twice as long without a refusal, and all is forgotten.
+pub const LONGEST_DOUBT: Duration = Duration::from_secs(600);
+
 /// A certificate's validity as the machine sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
@@ -59,6 +64,8 @@ pub struct Rotation {
     failures: u32,
     retry_at: Option<OffsetDateTime>,
     rotations: u64,
+    /// When a refusal was last acted on, and how many were in a row.
+    doubted: Option<(OffsetDateTime, u32)>,
 }
 
 impl Rotation {
@@ -70,6 +77,7 @@ impl Rotation {
             failures: 0,
             retry_at: None,
             rotations: 0,
+            doubted: None,
         }
     }
 
@@ -101,6 +109,32 @@ impl Rotation {
     pub fn restored(&mut self, validity: Validity) {
         self.current = Some(validity);
         self.renew_at = OffsetDateTime::UNIX_EPOCH;
+    }
+
+    /// A peer refused the current certificate at `now`. Its successor is asked for at once, but not again and again: what
+    /// peers say is no proof, and the authority is not theirs to wear out. Says whether anything changed.
+    pub fn doubted(&mut self, now: OffsetDateTime) -> bool {
+        let count = match self.doubted {
+            Some((at, count)) if now < at + LONGEST_DOUBT * 2 => {
+                let pause = FIRST_DOUBT.saturating_mul(1 << (count - 1).min(16)).min(LONGEST_DOUBT);
+                if now < at + pause {
+                    return false;
+                }
+                count + 1
+            }
+            _ => 1,
+        };
+        if self.current.is_none() || self.retry_at.is_some() {
+            return false;
+        }
+        self.doubted = Some((now, count));
+        self.renew_at = now;
+        true
+    }
+
+    /// When it is to be renewed; none without a certificate.
+    pub fn renews(&self) -> Option<OffsetDateTime> {
+        self.current.map(|_| self.retry_at.unwrap_or(self.renew_at))
     }
 
     /// When the current certificate expires, if there is one.
@@ -153,6 +187,30 @@ mod tests {
 
     fn day(from: i64) -> Validity {
         Validity { issued: at(from), expires: at(from + 86_400) }
+    }
+
+    #[test]
+    fn a_refused_certificate_is_renewed_at_once_and_not_again_and_again() {
+        let start = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        let mut machine = Rotation::new();
+        assert!(!machine.doubted(start), "there is none to be refused");
+        let validity = |at| Validity { issued: at, expires: at + Duration::from_secs(86_400) };
+        machine.installed(validity(start), 0.0);
+        let mut renewed = Vec::new();
+        for second in 0..3600 {
+            let now = start + Duration::from_secs(second);
+            // A peer that refuses every second.
+            if machine.doubted(now) {
+                assert_eq!(machine.next(now), Action::Request);
+                machine.installed(validity(now), 0.0);
+                renewed.push(second);
+            }
+        }
+        assert_eq!(renewed, [0, 10, 30, 70, 150, 310, 630, 1230, 1830, 2430, 3030]);
+        // After a quiet time the next one counts at once, and then as the first did.
+        let later = start + Duration::from_secs(10_000);
+        assert!(machine.doubted(later) && !machine.doubted(later + Duration::from_secs(9)));
+        assert!(machine.doubted(later + Duration::from_secs(10)));
     }
 
     #[test]

@@ -16,10 +16,14 @@ use tracing_subscriber::EnvFilter;
 use xds_protos::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use xds_protos::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 
-use crate::ca::store::Shape;
-use crate::ca::{Authenticators, CertificateAuthority, CertificateService, Limits, State, serving, token};
+use crate::ca::store::{Lock, Shape};
+use crate::ca::{
+    Audit, CertificateAuthority, CertificateService, Limits, RateLimit, SignerArgs, State, TokenArgs,
+    serving, token,
+};
 use crate::ingest::Watcher;
 use crate::queue::Queue;
+use crate::serve::authority::{Keeper, listen as listen_to_operator};
 use crate::serve::http::{Pages, Port};
 use crate::serve::{AdsService, Proxies, RenderCache};
 
@@ -54,6 +58,18 @@ pub struct ControlArgs {
     /// The longest lifetime that a request may ask for
     #[arg(long, value_name = "DURATION", env = "MAX_WORKLOAD_CERT_TTL", default_value = "90d", value_parser = lifetime)]
     pub max_workload_cert_ttl: Duration,
+    /// How many certificates one identity may ask for in a minute, all of its replicas together; 0 is no limit
+    #[arg(long, value_name = "N", default_value_t = 600)]
+    pub max_csrs_per_minute: u32,
+    /// A line of JSON for each certificate that is issued or refused goes to the end of this file; to standard error without
+    #[arg(long, value_name = "FILE")]
+    pub audit_log: Option<PathBuf>,
+    /// Whose tokens are taken
+    #[command(flatten)]
+    pub tokens: TokenArgs,
+    /// Who signs
+    #[command(flatten)]
+    pub signer: SignerArgs,
     /// How many proxies are brought to a new state at the same time
     #[arg(long, value_name = "N", env = "PILOT_PUSH_THROTTLE", default_value_t = 100)]
     pub push_throttle: usize,
@@ -127,22 +143,42 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let numbers = listen(&args, args.metrics_port, "--metrics-port").await?;
     let debug = listen(&args, args.debug_port, "--debug-port").await?;
 
-    let state = open_authority(args.state_dir.clone()).await?;
-    let root: Arc<str> = state.root.certificate_pem().into();
-    let (_, checker) = token::from_key(&state.token_key)?;
+    // Held until the end: commands that change the state ask us instead.
+    let _lock = args.state_dir.as_deref().map(lock).transpose()?;
     let seconds = |d: Duration| time::Duration::seconds(i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
     let limits =
         Limits { default: seconds(args.workload_cert_ttl), maximum: seconds(args.max_workload_cert_ttl) };
     if limits.default > limits.maximum {
         bail!("--workload-cert-ttl is longer than --max-workload-cert-ttl; no certificate could be issued");
     }
-    let authority = CertificateAuthority::new(state, limits, domain.clone());
-    let authenticators = Authenticators::new(checker, domain);
-    let serving = serving::Serving::new(authority.clone(), vec![args.address])?;
+    let audit = Audit::open(args.audit_log.as_deref())
+        .with_context(|| format!("--audit-log {}", args.audit_log.clone().unwrap_or_default().display()))?;
+    let audit = Arc::new(audit);
+    let (authority, token_key) = match args.signer.settings()? {
+        Some(settings) => {
+            crate::ca::elsewhere::open(settings, args.state_dir.as_deref(), limits, domain.clone()).await?
+        }
+        None => {
+            let state = open_authority(args.state_dir.clone()).await?;
+            let token_key = state.token_key.clone();
+            (CertificateAuthority::new(state, limits, domain.clone(), args.state_dir.clone())?, token_key)
+        }
+    };
+    let (_, checker) = token::from_key(&token_key)?;
+    let authenticators = args.tokens.authenticators(checker, domain)?;
+    let world = watcher.snapshot().world.clone();
+    let aliases = world.mesh().trust_domain_aliases.iter().map(|a| a.parse());
+    let aliases = aliases.collect::<Result<_, _>>().context("trustDomainAliases of the mesh's settings")?;
+    let serving = serving::Serving::new(authority.clone(), vec![args.address], aliases).await?;
     tokio::spawn(serving.clone().rotate());
 
-    let queue = Queue::follow(&watcher, args.push_throttle);
+    let queue = Queue::follow(&watcher, authority.trust(), args.push_throttle);
     let (cache, proxies) = (RenderCache::new(), Proxies::default());
+    let keeper = Keeper::new(authority.clone(), proxies.clone(), audit.clone());
+    tokio::spawn(keeper.clone().run());
+    if let Some(directory) = &args.state_dir {
+        tokio::spawn(listen_to_operator(keeper, directory)?);
+    }
     let ads = |authenticators| {
         AggregatedDiscoveryServiceServer::new(AdsService::new(
             queue.clone(),
@@ -151,13 +187,16 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
             authenticators,
         ))
     };
-    let certificates = CertificateService::new(authority, authenticators.clone());
+    let limit = RateLimit::new(args.max_csrs_per_minute);
+    let trust = authority.trust();
+    let certificates = CertificateService::new(authority, authenticators.clone(), limit, audit);
     let pages = Pages {
         snapshots: watcher.subscribe(),
         proxies: proxies.clone(),
         cache: cache.clone(),
         metrics,
-        root,
+        queue: queue.clone(),
+        trust,
     };
     tokio::spawn(pages.clone().serve(numbers, Port::Metrics));
     tokio::spawn(pages.serve(debug, Port::Debug));
@@ -197,6 +236,22 @@ async fn listen(args: &ControlArgs, port: u16, flag: &str) -> anyhow::Result<Tcp
     let address = SocketAddr::new(args.address, port);
     TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address}: is another control plane running there? Stop it, or choose another port ({flag}) or address (--address)")
+    })
+}
+
+/// Takes the state directory for this control plane.
+fn lock(directory: &std::path::Path) -> anyhow::Result<Lock> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("--state-dir {}", directory.display()))?;
+    Lock::take(directory)?.with_context(|| {
+        format!(
+            "another control plane, or a weft ca command, works on {}; wait for it, stop it, or choose another --state-dir",
+            directory.display()
+        )
     })
 }
 

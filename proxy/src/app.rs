@@ -53,8 +53,12 @@ async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {
         })?;
     }
     let identity = start.identity.as_ref().map(|i| identify(i, &engine)).transpose()?;
+    // Over plain text no secret is asked for: anybody could answer.
+    if identity.is_some() && start.ads.as_ref().is_some_and(|a| a.roots.is_some()) {
+        engine.follow_roots();
+    }
     let ads = match &start.ads {
-        Some(ads) => Some(connect(ads, &start, identity.as_ref(), wanted, &engine)?),
+        Some(ads) => Some(connect(ads, &start, identity.as_ref().map(|(i, _)| i), wanted, &engine)?),
         None => None,
     };
     let state = Arc::new(AdminState {
@@ -63,7 +67,8 @@ async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {
         concurrency: start.concurrency,
         started: Instant::now(),
         ads,
-        identity,
+        renewal: identity.as_ref().map(|(_, status)| status.clone()),
+        identity: identity.map(|(current, _)| current),
         level,
         quit: tokio::sync::Notify::new(),
         readiness: Readiness::default(),
@@ -121,9 +126,9 @@ fn worker(number: usize) -> std::io::Result<mpsc::UnboundedSender<WorkerCommand>
 }
 
 /// Gets the workload's certificate and keeps it fresh.
-fn identify(identity: &Identity, engine: &Engine) -> anyhow::Result<Current> {
+fn identify(identity: &Identity, engine: &Engine) -> anyhow::Result<(Current, Renewal)> {
     let client = identity.client(Vec::new())?;
-    let current = client.current();
+    let (current, status) = (client.current(), client.status());
     let (mut changes, engine) = (current.clone(), engine.clone());
     tokio::task::spawn_local(client.run());
     tokio::task::spawn_local(async move {
@@ -137,8 +142,11 @@ fn identify(identity: &Identity, engine: &Engine) -> anyhow::Result<Current> {
             }
         }
     });
-    Ok(current)
+    Ok((current, status))
 }
+
+/// How renewing the workload's certificate goes, to be followed.
+type Renewal = tokio::sync::watch::Receiver<crate::identity::workload::Status>;
 
 /// Opens the stream to the control plane.
 fn connect(

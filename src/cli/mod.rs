@@ -1,5 +1,6 @@
 //! What can be said on the command line. Each command's own flags live with what it does.
 
+mod ca;
 mod duration;
 mod token;
 
@@ -37,6 +38,9 @@ pub enum Command {
     /// Makes tokens, by which workloads prove who they are
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Looks at and changes the certificate authority of a control plane
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
 }
 
 /// Reads the command line and does what it says; an error is one line on standard error.
@@ -59,5 +63,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::App(args) => crate::app::main(args),
         Command::Agent(args) => weft_proxy::agent::main(*args),
         Command::Token(command) => token::main(command),
+        Command::Ca(command) => ca::main(command),
     }
 }

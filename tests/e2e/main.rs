@@ -5,6 +5,7 @@
 mod admin;
 mod agent;
 mod app;
+mod authority;
 mod bad_input;
 mod churn;
 

@@ -1,4 +1,5 @@
-//! Who calls: authenticators in istiod's order, the client's certificate first, then a bearer token.
+//! Who calls: authenticators in istiod's order, the client's certificate first, then a bearer token by its issuer: our own, an
+//! OIDC provider's, and whatever else Kubernetes can be asked about.
 
 use std::sync::Arc;
 
@@ -6,13 +7,17 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 use weft_certs::spiffe::{SpiffeId, TrustDomain};
 
-use super::token::Checker;
+use super::jwks::Oidc;
+use super::review::TokenReview;
+use super::token::{Checker, ISSUER, Subject, TokenError};
 
 /// A proven identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Who it is.
     pub spiffe: SpiffeId,
+    /// Which authenticator says so.
+    pub by: &'static str,
 }
 
 /// What the transport knows of a caller; on a TLS port it rides in a request's extensions.
@@ -29,19 +34,31 @@ pub struct PeerInfo {
 /// The authenticators.
 pub struct Authenticators {
     tokens: Checker,
+    oidc: Vec<Oidc>,
+    review: Option<TokenReview>,
     domain: TrustDomain,
 }
 
 impl Authenticators {
     /// Takes tokens by `tokens`, for workloads of `domain`.
     pub fn new(tokens: Checker, domain: TrustDomain) -> Arc<Self> {
-        Arc::new(Self { tokens, domain })
+        Self::with_issuers(tokens, Vec::new(), None, domain)
+    }
+
+    /// Takes also tokens of these providers, and those that Kubernetes knows.
+    pub fn with_issuers(
+        tokens: Checker,
+        oidc: Vec<Oidc>,
+        review: Option<TokenReview>,
+        domain: TrustDomain,
+    ) -> Arc<Self> {
+        Arc::new(Self { tokens, oidc, review, domain })
     }
 
     /// The caller's identity. A wrong credential is an error even where another one would do: somebody should know.
-    pub fn authenticate(&self, metadata: &MetadataMap, peer: &PeerInfo) -> Result<Identity, Status> {
+    pub async fn authenticate(&self, metadata: &MetadataMap, peer: &PeerInfo) -> Result<Identity, Status> {
         if let Some(id) = &peer.certificate {
-            return Ok(Identity { spiffe: id.clone() });
+            return Ok(Identity { spiffe: self.ours(id)?, by: "client certificate" });
         }
         let Some(header) = metadata.get("authorization") else {
             return Err(Status::unauthenticated(
@@ -54,17 +71,58 @@ impl Authenticators {
             .ok()
             .and_then(|h| h.strip_prefix("Bearer "))
             .ok_or_else(|| Status::unauthenticated("the authorization header is not \"Bearer TOKEN\""))?;
-        let subject = self.tokens.check(token.trim()).map_err(|e| Status::unauthenticated(e.to_string()))?;
+        let (subject, by) = self.subject(token.trim()).await.map_err(|e| match e {
+            TokenError::Unchecked(_) => Status::unavailable(e.to_string()),
+            _ => Status::unauthenticated(e.to_string()),
+        })?;
         let spiffe = self.domain.workload(&subject.namespace, &subject.service_account).map_err(|e| {
             Status::unauthenticated(format!("the token's service account has no SPIFFE id: {e}"))
         })?;
-        Ok(Identity { spiffe })
+        Ok(Identity { spiffe, by })
+    }
+
+    /// A certificate's holder as a workload of our domain: one of an alias gets a new certificate in ours, which is how a
+    /// mesh moves from one trust domain to another.
+    fn ours(&self, id: &SpiffeId) -> Result<SpiffeId, Status> {
+        if id.trust_domain() == self.domain.as_str() {
+            return Ok(id.clone());
+        }
+        let workload = id.workload().and_then(|(ns, sa)| self.domain.workload(ns, sa).ok());
+        workload.ok_or_else(|| Status::unauthenticated(format!("{id} is not a workload of {}", self.domain)))
+    }
+
+    async fn subject(&self, token: &str) -> Result<(Subject, &'static str), TokenError> {
+        let issuer = issuer(token)?;
+        if issuer == ISSUER {
+            return Ok((self.tokens.check(token)?, "token"));
+        }
+        if let Some(oidc) = self.oidc.iter().find(|o| o.issuer() == issuer) {
+            return Ok((oidc.check(token).await?, "OIDC token"));
+        }
+        if let Some(review) = &self.review {
+            return Ok((review.check(token).await?, "TokenReview"));
+        }
+        let known: Vec<_> = std::iter::once(ISSUER).chain(self.oidc.iter().map(Oidc::issuer)).collect();
+        Err(TokenError::Malformed(format!(
+            "its issuer {issuer:?} is not one whose tokens are taken here ({}); see --oidc-issuer and --token-review",
+            known.join(", ")
+        )))
     }
 
     /// The same for a whole request.
-    pub fn of<T>(&self, request: &Request<T>) -> Result<Identity, Status> {
-        let nothing = PeerInfo::default();
-        let peer = request.extensions().get::<PeerInfo>().unwrap_or(&nothing);
-        self.authenticate(request.metadata(), peer)
+    pub async fn of<T>(&self, request: &Request<T>) -> Result<Identity, Status> {
+        let peer = request.extensions().get::<PeerInfo>().cloned().unwrap_or_default();
+        self.authenticate(request.metadata(), &peer).await
     }
+}
+
+/// What a token says of its issuer. Nothing is proven by it: it chooses who checks.
+fn issuer(token: &str) -> Result<String, TokenError> {
+    use base64::Engine;
+    let malformed = |e: &dyn std::fmt::Display| TokenError::Malformed(e.to_string());
+    let claims = token.split('.').nth(1).ok_or_else(|| malformed(&"it is not a JWT"))?;
+    let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let claims = engine.decode(claims).map_err(|e| malformed(&e))?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).map_err(|e| malformed(&e))?;
+    Ok(claims["iss"].as_str().unwrap_or_default().to_owned())
 }

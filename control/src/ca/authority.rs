@@ -1,13 +1,23 @@
-//! Signs workloads' certificates within the rules for lifetimes.
+//! Signs certificates within the rules for lifetimes, and says whom the mesh trusts.
+//!
+//! All of an authority's state stands behind one lock, which no await is held over: who signs sees one root, one
+//! intermediate and one ledger that fit together. What is changed is stored before it is published.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
+use tokio::sync::watch;
+use weft_certs::authority::AuthorityError;
 use weft_certs::csr::{self, CsrError};
 use weft_certs::spiffe::{SpiffeId, TrustDomain};
 
-use super::store::State;
+use super::elsewhere;
+use super::openbao::{OpenBao, OpenBaoError};
+use super::store::{State, StoreError};
+use crate::model::Trust;
 
 /// Lifetimes of workload certificates.
 #[derive(Clone, Copy, Debug)]
@@ -43,20 +53,73 @@ pub enum SignError {
     },
     /// The authority failed.
     #[error(transparent)]
-    Authority(#[from] weft_certs::authority::AuthorityError),
+    Authority(#[from] AuthorityError),
+    /// What the authority must remember cannot be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The signer elsewhere does not sign.
+    #[error(transparent)]
+    OpenBao(#[from] OpenBaoError),
+}
+
+/// What the lock guards.
+pub(super) struct Inner {
+    pub(super) state: State,
+    /// The last leaf of the present intermediate expires then, in seconds since 1970; later than the truth only after a
+    /// restart.
+    pub(super) leaves_until: i64,
+}
+
+/// Who signs.
+pub(super) enum Backend {
+    /// We do.
+    Own(Mutex<Inner>),
+    /// OpenBao does.
+    OpenBao(OpenBao),
 }
 
 /// The authority at work.
 pub struct CertificateAuthority {
-    state: State,
-    limits: Limits,
+    pub(super) backend: Backend,
+    pub(super) directory: Option<PathBuf>,
+    pub(super) limits: Limits,
     domain: TrustDomain,
+    pub(super) trust: watch::Sender<Arc<Trust>>,
 }
 
 impl CertificateAuthority {
-    /// An authority for one trust domain.
-    pub fn new(state: State, limits: Limits, domain: TrustDomain) -> Arc<Self> {
-        Arc::new(Self { state, limits, domain })
+    /// An authority for one trust domain. What changes is kept in `directory`, if there is one.
+    pub fn new(
+        state: State,
+        limits: Limits,
+        domain: TrustDomain,
+        directory: Option<PathBuf>,
+    ) -> Result<Arc<Self>, SignError> {
+        let leaves_until = state.ledger.leaves_until;
+        let authority = Self {
+            backend: Backend::Own(Mutex::new(Inner { state, leaves_until })),
+            directory,
+            limits,
+            domain,
+            trust: watch::Sender::default(),
+        };
+        if let Backend::Own(inner) = &authority.backend {
+            authority.publish(&inner.lock().state)?;
+        }
+        Ok(Arc::new(authority))
+    }
+
+    /// One for which OpenBao signs. It trusts `roots` (PEM) until OpenBao says others.
+    pub fn elsewhere(
+        openbao: OpenBao,
+        roots: &str,
+        limits: Limits,
+        domain: TrustDomain,
+        directory: Option<PathBuf>,
+    ) -> Arc<Self> {
+        let trust = Trust { roots: roots.into(), ..Trust::default() };
+        let trust = watch::Sender::new(Arc::new(trust));
+        Arc::new(Self { backend: Backend::OpenBao(openbao), directory, limits, domain, trust })
     }
 
     /// The trust domain.
@@ -64,26 +127,105 @@ impl CertificateAuthority {
         &self.domain
     }
 
-    /// Root, intermediate and token key.
-    pub fn state(&self) -> &State {
-        &self.state
+    /// Whom the mesh trusts, to be followed.
+    pub fn trust(&self) -> watch::Receiver<Arc<Trust>> {
+        self.trust.subscribe()
     }
 
-    /// Signs a request for the caller `id`, whose name alone the certificate carries. Gives leaf, intermediate and root.
-    /// `lifetime` in seconds; zero or less means the default.
-    pub fn sign(
+    /// Signs a request for the caller `id`, whose name alone the certificate carries. Gives PEM: leaf, intermediate, and the
+    /// roots to trust. `lifetime` in seconds; zero or less means the default.
+    pub async fn sign(
         &self,
         csr: &str,
         id: &SpiffeId,
         lifetime: i64,
         now: OffsetDateTime,
-    ) -> Result<Vec<CertificateDer<'static>>, SignError> {
+    ) -> Result<Vec<String>, SignError> {
         let request = csr::check(csr)?;
         let life = if lifetime <= 0 { self.limits.default } else { Duration::seconds(lifetime) };
         if life > self.limits.maximum {
             return Err(SignError::Lifetime { asked: lifetime, limit: self.limits.maximum.whole_seconds() });
         }
-        let leaf = self.state.intermediate.sign(&request, id, now, life)?;
-        Ok(vec![leaf, self.state.intermediate.certificate().clone(), self.state.root.certificate().clone()])
+        let inner = match &self.backend {
+            Backend::Own(inner) => inner,
+            Backend::OpenBao(openbao) => {
+                let signed = openbao.sign(csr, id, &[], &[], life).await?;
+                let roots = self.trust.borrow().roots.to_string();
+                return Ok(vec![signed.certificate, signed.intermediates, roots]);
+            }
+        };
+        let mut inner = inner.lock();
+        let leaf = inner.state.intermediate.sign(&request, id, now, life)?;
+        self.note(&mut inner, &leaf, life)?;
+        let state = &inner.state;
+        Ok(vec![
+            weft_certs::pem::encode(&leaf),
+            state.intermediate.certificate_pem().to_owned(),
+            state.roots_pem(),
+        ])
+    }
+
+    /// Remembers how long a leaf lives before anybody gets it. The store is ahead by half a life, so that it is written
+    /// seldom.
+    fn note(&self, inner: &mut Inner, leaf: &CertificateDer<'_>, life: Duration) -> Result<(), SignError> {
+        let facts = weft_certs::inspect::facts(leaf).map_err(|e| AuthorityError::Stored(e.to_string()))?;
+        let until = facts.not_after.unix_timestamp();
+        inner.leaves_until = inner.leaves_until.max(until);
+        if until > inner.state.ledger.leaves_until {
+            inner.state.ledger.leaves_until = until + life.whole_seconds() / 2;
+            self.store(&inner.state)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn store(&self, state: &State) -> Result<(), StoreError> {
+        self.directory.as_ref().map_or(Ok(()), |directory| state.save(directory))
+    }
+
+    /// Makes key and chain for a server of the control plane itself.
+    pub async fn server(
+        &self,
+        dns: &[&str],
+        addresses: &[std::net::IpAddr],
+        now: OffsetDateTime,
+        life: Duration,
+    ) -> Result<(Vec<CertificateDer<'static>>, rustls_pki_types::PrivatePkcs8KeyDer<'static>), SignError>
+    {
+        let bad = |e: &dyn std::fmt::Display| AuthorityError::Stored(e.to_string());
+        let id = self.domain.workload("istio-system", "istiod").map_err(|e| bad(&e))?;
+        let inner = match &self.backend {
+            Backend::Own(inner) => inner,
+            Backend::OpenBao(openbao) => {
+                let made = csr::make(&id)?;
+                let (chain, key) = match openbao.sign(&made.csr, &id, dns, addresses, life).await {
+                    Ok(signed) => (signed.certificate + &signed.intermediates, made.key),
+                    // The last one serves until it expires.
+                    Err(error) => match self.directory.as_deref().and_then(|d| elsewhere::kept(d, now)) {
+                        Some(kept) => {
+                            tracing::warn!(%error, "the secure port goes on with its last certificate");
+                            kept
+                        }
+                        None => return Err(error.into()),
+                    },
+                };
+                if let Some(directory) = &self.directory {
+                    elsewhere::keep(directory, &chain, &key);
+                }
+                let chain = weft_certs::pem::certificates(chain.as_bytes()).map_err(|e| bad(&e))?;
+                return Ok((chain, key));
+            }
+        };
+        // Replaced at once when the root is, it does not count among the leaves that are waited for.
+        let inner = inner.lock();
+        let (leaf, key) = inner.state.intermediate.server(&id, dns, addresses, now, life)?;
+        Ok((vec![leaf, inner.state.intermediate.certificate().clone()], key))
+    }
+
+    /// Whether a certificate's serial number (lower-case hexadecimal) is revoked.
+    pub fn is_revoked(&self, serial: &str) -> bool {
+        match &self.backend {
+            Backend::Own(inner) => inner.lock().state.ledger.revoked.iter().any(|r| r.serial == serial),
+            Backend::OpenBao(_) => false,
+        }
     }
 }

@@ -1,17 +1,36 @@
 //! The certificate authority: CSR in, chain out.
 //!
-//! [`store`] keeps root and intermediate (on disk or in memory), [`authority`] signs by their rules, [`service`] speaks
-//! Istio's certificate API, [`authenticate`] says who calls, [`token`] makes and checks the tokens of the directory mode,
-//! [`serving`] keeps the control plane's own certificate fresh.
+//! [`store`] keeps root, intermediate and [`ledger`] (on disk or in memory), [`authority`] signs by their rules or has
+//! [`openbao`] sign, [`changes`] replaces them ([`rotation`] says when), [`service`] speaks Istio's certificate API,
+//! [`authenticate`] says who calls (by [`token`], [`jwks`] or [`review`]), [`limit`] how often, [`audit`] writes down what was
+//! done, [`serving`] keeps the control plane's own certificate fresh, and [`backup`] is for the day after.
 
+pub mod audit;
 pub mod authenticate;
 pub mod authority;
+pub mod backup;
+pub mod changes;
+pub mod elsewhere;
+mod flags;
+pub mod http;
+pub mod jwks;
+pub mod ledger;
+pub mod limit;
+pub mod openbao;
+pub mod review;
+pub mod rotation;
 pub mod service;
 pub mod serving;
+pub mod status;
 pub mod store;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod token;
 
+pub use audit::Audit;
 pub use authenticate::{Authenticators, Identity, PeerInfo};
 pub use authority::{CertificateAuthority, Limits};
+pub use flags::{SignerArgs, TokenArgs};
+pub use limit::RateLimit;
 pub use service::CertificateService;
 pub use store::{State, StoreError};

@@ -1,26 +1,68 @@
 //! Istio's certificate service (`istio.v1.auth.IstioCertificateService`), as istio-agent and our own proxy call it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 use xds_protos::istio::v1::auth::istio_certificate_service_server::IstioCertificateService;
 use xds_protos::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 
+use super::PeerInfo;
+use super::audit::{Audit, Caller};
 use super::authenticate::Authenticators;
 use super::authority::{CertificateAuthority, SignError};
+use super::limit::RateLimit;
 
 /// The gRPC service.
 #[derive(Clone)]
 pub struct CertificateService {
     authority: Arc<CertificateAuthority>,
     authenticators: Arc<Authenticators>,
+    limit: Arc<RateLimit>,
+    audit: Arc<Audit>,
 }
 
 impl CertificateService {
-    /// Signs with `authority` for whom `authenticators` know.
-    pub fn new(authority: Arc<CertificateAuthority>, authenticators: Arc<Authenticators>) -> Self {
-        Self { authority, authenticators }
+    /// Signs with `authority` for whom `authenticators` know, as often as `limit` lets each, and tells `audit`.
+    pub fn new(
+        authority: Arc<CertificateAuthority>,
+        authenticators: Arc<Authenticators>,
+        limit: RateLimit,
+        audit: Arc<Audit>,
+    ) -> Self {
+        Self { authority, authenticators, limit: Arc::new(limit), audit }
+    }
+
+    async fn sign(
+        &self,
+        request: Request<IstioCertificateRequest>,
+        caller: &mut Caller,
+    ) -> Result<Vec<String>, Status> {
+        let identity = self.authenticators.of(&request).await.inspect_err(|_| {
+            metrics::counter!("citadel_server_authentication_failure_count").increment(1);
+        })?;
+        let id = &identity.spiffe;
+        (caller.identity, caller.by) = (Some(id.to_string()), Some(identity.by));
+        self.limit.take(id.as_str(), Instant::now()).map_err(|seconds| {
+            metrics::counter!("citadel_server_csr_rate_limited_count").increment(1);
+            Status::resource_exhausted(format!(
+                "{id} asks for too many certificates (--max-csrs-per-minute); try again in {seconds} s"
+            ))
+        })?;
+        let request = request.into_inner();
+        let now = OffsetDateTime::now_utc();
+        self.authority.sign(&request.csr, id, request.validity_duration, now).await.map_err(|error| {
+            metrics::counter!("citadel_server_csr_sign_error_count").increment(1);
+            tracing::warn!(caller = %id, %error, "certificate request refused");
+            match error {
+                SignError::Request(_) | SignError::Lifetime { .. } => {
+                    Status::invalid_argument(error.to_string())
+                }
+                SignError::OpenBao(e) if e.passes() => Status::unavailable(e.to_string()),
+                _ => Status::internal(error.to_string()),
+            }
+        })
     }
 }
 
@@ -31,40 +73,21 @@ impl IstioCertificateService for CertificateService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         metrics::counter!("citadel_server_csr_count").increment(1);
-        let identity = self.authenticators.of(&request).inspect_err(|_| {
-            metrics::counter!("citadel_server_authentication_failure_count").increment(1);
-        })?;
-        let request = request.into_inner();
-        let signed = self.authority.sign(
-            &request.csr,
-            &identity.spiffe,
-            request.validity_duration,
-            OffsetDateTime::now_utc(),
-        );
-        let chain = match signed {
-            Ok(chain) => chain,
-            Err(error) => {
-                metrics::counter!("citadel_server_csr_sign_error_count").increment(1);
-                tracing::warn!(caller = %identity.spiffe, %error, "certificate request refused");
-                return Err(match error {
-                    SignError::Authority(e) => Status::internal(e.to_string()),
-                    other => Status::invalid_argument(other.to_string()),
-                });
-            }
+        let address = request.extensions().get::<PeerInfo>().and_then(|p| p.address);
+        let mut caller = Caller {
+            address: address.map(|a| a.to_string()),
+            lifetime: request.get_ref().validity_duration,
+            ..Caller::default()
         };
+        let chain = self.sign(request, &mut caller).await.inspect_err(|status| {
+            self.audit.refused(&caller, status.message());
+        })?;
         metrics::counter!("citadel_server_success_cert_issuance_count").increment(1);
-        if let Some(Ok(facts)) = chain.first().map(weft_certs::inspect::facts) {
-            // The audit line: one for each certificate.
-            tracing::info!(
-                target: "weft::audit",
-                caller = %identity.spiffe,
-                serial = %facts.serial,
-                not_after = %facts.not_after,
-                "certificate issued"
-            );
+        let leaf = chain.first().and_then(|pem| weft_certs::pem::certificates(pem.as_bytes()).ok());
+        if let Some(Ok(facts)) = leaf.and_then(|c| c.first().map(weft_certs::inspect::facts)) {
+            self.audit.issued(&caller, &facts.serial, facts.not_after);
         }
-        let cert_chain = chain.iter().map(weft_certs::pem::encode).collect();
-        Ok(Response::new(IstioCertificateResponse { cert_chain }))
+        Ok(Response::new(IstioCertificateResponse { cert_chain: chain }))
     }
 }
 
@@ -81,8 +104,10 @@ mod tests {
         let state = State::create(SMALL, OffsetDateTime::now_utc()).unwrap();
         let (issuer, checker) = token::from_key(&state.token_key).unwrap();
         let domain: weft_certs::spiffe::TrustDomain = "cluster.local".parse().unwrap();
-        let authority = CertificateAuthority::new(state, Limits::default(), domain.clone());
-        (CertificateService::new(authority, Authenticators::new(checker, domain)), issuer)
+        let authority = CertificateAuthority::new(state, Limits::default(), domain.clone(), None).unwrap();
+        let (authenticators, limit) = (Authenticators::new(checker, domain), RateLimit::new(3));
+        let audit = Arc::new(Audit::open(None).unwrap());
+        (CertificateService::new(authority, authenticators, limit, audit), issuer)
     }
 
     fn now() -> Duration {
@@ -147,5 +172,35 @@ mod tests {
             assert_eq!(status.code(), code, "{status}");
             assert!(status.message().contains(words), "{status}");
         }
+        // Two of these counted against the identity's three a minute.
+        service.create_certificate(request(Some(&token), csr(), 60)).await.unwrap();
+        let status = service.create_certificate(request(Some(&token), csr(), 60)).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status}");
+        let other = issuer.issue("a", "c", now(), Duration::from_secs(60)).unwrap();
+        service.create_certificate(request(Some(&other), csr(), 60)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn every_certificate_and_every_refusal_is_a_line_of_the_audit_log() {
+        let (mut service, issuer) = service();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.jsonl");
+        service.audit = Arc::new(Audit::open(Some(&path)).unwrap());
+        let token = issuer.issue("shop", "cart", now(), Duration::from_secs(60)).unwrap();
+        service.create_certificate(request(Some(&token), csr(), 60)).await.unwrap();
+        service.create_certificate(request(Some(&token), csr(), 91 * 86_400)).await.unwrap_err();
+        service.create_certificate(request(None, csr(), 0)).await.unwrap_err();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(!text.contains(&token));
+        let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let [issued, long, nobody] = lines.as_slice() else { panic!("{lines:?}") };
+        assert_eq!(issued["audit"], "certificate issued");
+        assert_eq!(issued["caller"], "spiffe://cluster.local/ns/shop/sa/cart");
+        assert_eq!(issued["authenticated_by"], "token");
+        assert!(issued["serial"].as_str().is_some_and(|s| s.len() >= 28) && issued["not_after"].is_string());
+        assert_eq!(long["audit"], "certificate refused");
+        assert_eq!(long["requested_seconds"], 91 * 86_400);
+        assert!(long["reason"].as_str().unwrap().contains("over the limit"));
+        assert!(nobody["caller"].is_null() && nobody["reason"].as_str().unwrap().contains("no credentials"));
     }
 }

@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 use weft_certs::rustls_verifiers::{ClientCertificate, PeerVerifier};
+use weft_certs::spiffe::TrustDomain;
 use weft_certs::verify::{Bundle, Expected, Usage, ValidationContext, verify_peer};
 
 use super::authenticate::PeerInfo;
@@ -29,6 +30,8 @@ const NAMES: [&str; 5] = [
     "localhost",
 ];
 const LIFE: Duration = Duration::hours(24);
+/// After a failure to renew it.
+const RETRY: std::time::Duration = std::time::Duration::from_secs(10);
 /// A client that does not finish its handshake in this time is let go.
 const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -36,7 +39,13 @@ const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
 pub struct Serving {
     authority: Arc<CertificateAuthority>,
     addresses: Vec<IpAddr>,
+    aliases: Vec<TrustDomain>,
     current: Arc<Current>,
+    /// What clients are checked by; another one when the mesh trusts others.
+    checks: ArcSwap<Checks>,
+}
+
+struct Checks {
     context: ValidationContext,
     config: Arc<ServerConfig>,
 }
@@ -51,31 +60,43 @@ impl ResolvesServerCert for Current {
 }
 
 impl Serving {
-    /// Issues the first certificate, for Istio's names of a control plane and for these addresses.
-    pub fn new(authority: Arc<CertificateAuthority>, addresses: Vec<IpAddr>) -> anyhow::Result<Arc<Self>> {
-        let provider = weft_certs::provider().clone();
-        let current = Arc::new(Current(ArcSwap::from_pointee(issue(&authority, &addresses)?)));
-        let context = ValidationContext {
-            bundle: Bundle::new(vec![authority.state().root.certificate().clone()])?,
-            expected: Expected::Domains(vec![authority.domain().clone()]),
-        };
-        let clients = PeerVerifier::of_clients(context.clone(), ClientCertificate::Optional);
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_client_cert_verifier(clients)
-            .with_cert_resolver(current.clone());
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Arc::new(Self { authority, addresses, current, context, config: Arc::new(config) }))
+    /// Issues the first certificate, for Istio's names of a control plane and for these addresses. Takes clients of the
+    /// authority's trust domain and of its aliases.
+    pub async fn new(
+        authority: Arc<CertificateAuthority>,
+        addresses: Vec<IpAddr>,
+        aliases: Vec<TrustDomain>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let current = Arc::new(Current(ArcSwap::from_pointee(issue(&authority, &addresses).await?)));
+        let checks = checks(&authority, &aliases, &current)?;
+        Ok(Arc::new(Self { authority, addresses, aliases, current, checks: ArcSwap::from_pointee(checks) }))
     }
 
-    /// Renews the certificate at half of its life, for ever.
+    /// Renews the certificate at half of its life, and at once when the mesh trusts other roots than before, for ever.
     pub async fn rotate(self: Arc<Self>) {
+        let mut trust = self.authority.trust();
+        let mut pause = half(&self.current.0.load());
         loop {
-            tokio::time::sleep(Duration::unsigned_abs(LIFE) / 2).await;
-            match issue(&self.authority, &self.addresses) {
-                Ok(key) => self.current.0.store(Arc::new(key)),
-                // The old one has half of its life left, and the next round tries again.
-                Err(error) => tracing::error!(%error, "the control plane's own certificate was not renewed"),
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                changed = trust.changed() => if changed.is_err() { return },
+            }
+            match issue(&self.authority, &self.addresses).await {
+                Ok(key) => {
+                    pause = half(&key);
+                    self.current.0.store(Arc::new(key));
+                }
+                // The old one has half of its life left.
+                Err(error) => {
+                    tracing::error!(%error, "the control plane's own certificate was not renewed");
+                    pause = RETRY;
+                }
+            }
+            match checks(&self.authority, &self.aliases, &self.current) {
+                Ok(checks) => self.checks.store(Arc::new(checks)),
+                Err(error) => {
+                    tracing::error!(%error, "the roots by which clients are checked stay the old ones")
+                }
             }
         }
     }
@@ -116,11 +137,22 @@ impl Serving {
     async fn handshake(&self, stream: TcpStream) -> anyhow::Result<Secure> {
         stream.set_nodelay(true)?;
         let address = stream.peer_addr().ok();
-        let stream = TlsAcceptor::from(self.config.clone()).accept(stream).await?;
+        let checks = self.checks.load_full();
+        let stream = TlsAcceptor::from(checks.config.clone()).accept(stream).await?;
         let certificate = match stream.get_ref().1.peer_certificates() {
             // Checked once more here, for on a resumed session rustls calls no verifier.
             Some(chain) => {
-                Some(verify_peer(chain, &self.context, rustls_pki_types::UnixTime::now(), Usage::Client)?)
+                let now = rustls_pki_types::UnixTime::now();
+                let id = verify_peer(chain, &checks.context, now, Usage::Client)?;
+                let serial = chain.first().map(weft_certs::inspect::facts).transpose()?.map(|f| f.serial);
+                match serial.filter(|s| self.authority.is_revoked(s)) {
+                    // It proves nothing; a token still does, and brings its workload another certificate.
+                    Some(serial) => {
+                        tracing::warn!(%serial, %id, ?address, "a client shows a revoked certificate");
+                        None
+                    }
+                    None => Some(id),
+                }
             }
             None => None,
         };
@@ -128,12 +160,33 @@ impl Serving {
     }
 }
 
-fn issue(authority: &CertificateAuthority, addresses: &[IpAddr]) -> anyhow::Result<CertifiedKey> {
-    let id = authority.domain().workload("istio-system", "istiod")?;
-    let state = authority.state();
-    let (certificate, key) =
-        state.intermediate.server(&id, &NAMES, addresses, OffsetDateTime::now_utc(), LIFE)?;
-    let chain = vec![certificate, state.intermediate.certificate().clone()];
+/// Half of the time that a certificate has left.
+fn half(key: &CertifiedKey) -> std::time::Duration {
+    let facts = key.cert.first().map(weft_certs::inspect::facts);
+    let left = facts.and_then(Result::ok).map(|f| f.not_after - OffsetDateTime::now_utc());
+    let left = left.and_then(|l| std::time::Duration::try_from(l).ok()).unwrap_or_default();
+    (left / 2).clamp(RETRY, Duration::unsigned_abs(LIFE) / 2)
+}
+
+fn checks(
+    authority: &CertificateAuthority,
+    aliases: &[TrustDomain],
+    current: &Arc<Current>,
+) -> anyhow::Result<Checks> {
+    let roots = weft_certs::pem::certificates(authority.trust().borrow().roots.as_bytes())?;
+    let domains = std::iter::once(authority.domain()).chain(aliases).cloned().collect();
+    let context = ValidationContext { bundle: Bundle::new(roots)?, expected: Expected::Domains(domains) };
+    let clients = PeerVerifier::of_clients(context.clone(), ClientCertificate::Optional);
+    let mut config = ServerConfig::builder_with_provider(weft_certs::provider().clone())
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(clients)
+        .with_cert_resolver(current.clone());
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Checks { context, config: Arc::new(config) })
+}
+
+async fn issue(authority: &CertificateAuthority, addresses: &[IpAddr]) -> anyhow::Result<CertifiedKey> {
+    let (chain, key) = authority.server(&NAMES, addresses, OffsetDateTime::now_utc(), LIFE).await?;
     let key = weft_certs::provider().key_provider.load_private_key(key.into())?;
     Ok(CertifiedKey::new(chain, key))
 }

@@ -1,15 +1,21 @@
 //! The authority's state: root, intermediate and the token key. On disk it is a directory of files that only the owner can
-//! read, each replaced in one step, with a list of checksums: a damaged store is refused, never half used.
+//! read, each replaced in one step, with a list of checksums: a damaged store is refused, never half used. What changes
+//! several files is first written whole into one, the journal, and from there into its places; whoever finds a journal
+//! finishes that work, so that a change is either not there or whole.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use weft_certs::authority::{Authority, AuthorityError, KeyKind};
+use zeroize::Zeroizing;
 
-/// File of the root's certificate; the one file of the store that is made to be handed out.
+use super::ledger::Ledger;
+
+/// File of the trusted roots' certificates, the issuing one first; the one file of the store that is made to be handed out.
 pub const ROOT_CERTIFICATE: &str = "root-cert.pem";
 const ROOT_KEY: &str = "root-key.pem";
 const INTERMEDIATE_CERTIFICATE: &str = "intermediate-cert.pem";
@@ -17,6 +23,10 @@ const INTERMEDIATE_KEY: &str = "intermediate-key.pem";
 /// File of the key that signs tokens.
 pub const TOKEN_KEY: &str = "token-key.pem";
 const CHECKSUMS: &str = "checksums.json";
+/// File of what the authority remembers beside its keys. Stores of earlier versions have none.
+const LEDGER: &str = "ledger.json";
+const JOURNAL: &str = "journal.json";
+const LOCK: &str = "lock";
 const FILES: [&str; 5] = [ROOT_CERTIFICATE, ROOT_KEY, INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY, TOKEN_KEY];
 
 /// A store that cannot be used.
@@ -80,7 +90,56 @@ pub struct State {
     /// What signs workloads.
     pub intermediate: Authority,
     /// The key that signs tokens, as PEM.
-    pub token_key: String,
+    pub token_key: Zeroizing<String>,
+    /// Everything else that must outlive the process.
+    pub ledger: Ledger,
+}
+
+/// Files and their texts, with a checksum over all: a journal, and a backup.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Bundle {
+    pub(super) files: BTreeMap<String, Zeroizing<String>>,
+    pub(super) checksum: String,
+}
+
+impl Bundle {
+    pub(super) fn new(files: BTreeMap<String, Zeroizing<String>>) -> Self {
+        Self { checksum: Self::sum(&files), files }
+    }
+
+    /// Whether the files are those that were put in.
+    pub(super) fn is_whole(&self) -> bool {
+        self.checksum == Self::sum(&self.files)
+    }
+
+    fn sum(files: &BTreeMap<String, Zeroizing<String>>) -> String {
+        let all: String = files.iter().map(|(name, text)| format!("{name} {}\n", checksum(text))).collect();
+        checksum(&all)
+    }
+}
+
+/// Taken by whoever may change a store; given back when dropped, or when the process ends.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held, not read")] std::fs::File);
+
+impl Lock {
+    /// Takes the lock of a state directory; none if another process has it.
+    pub fn take(directory: &Path) -> Result<Option<Self>, StoreError> {
+        let path = directory.join(LOCK);
+        let io = |source| StoreError::Io { path: path.clone(), source };
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(source)) => Err(io(source)),
+        }
+    }
 }
 
 impl State {
@@ -88,14 +147,16 @@ impl State {
     pub fn create(shape: Shape, now: OffsetDateTime) -> Result<Self, StoreError> {
         let root = Authority::root(shape.root_key, now, shape.root_life)?;
         let intermediate = root.intermediate(shape.intermediate_key, now, shape.intermediate_life)?;
-        Ok(Self { root, intermediate, token_key: super::token::new_key()? })
+        let token_key = Zeroizing::new(super::token::new_key()?);
+        Ok(Self { root, intermediate, token_key, ledger: Ledger::default() })
     }
 
     /// Takes up what a directory holds; makes it, if the directory is not there or empty.
     pub fn open(directory: &Path, shape: Shape, now: OffsetDateTime) -> Result<Self, StoreError> {
         let io = |source| StoreError::Io { path: directory.to_owned(), source };
         let empty = match std::fs::read_dir(directory) {
-            Ok(mut entries) => entries.next().is_none(),
+            // Its lock may be there already.
+            Ok(entries) => entries.filter_map(Result::ok).all(|e| e.file_name() == LOCK),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
                 true
@@ -110,7 +171,25 @@ impl State {
         Self::load(directory)
     }
 
-    fn load(directory: &Path) -> Result<Self, StoreError> {
+    /// Takes up what a directory holds. Whoever calls this holds its lock.
+    pub fn load(directory: &Path) -> Result<Self, StoreError> {
+        finish(directory)?;
+        Self::peek(directory)
+    }
+
+    /// Drops a change that was cut off, for all of the state is about to be replaced.
+    pub(super) fn forget_journal(directory: &Path) -> Result<(), StoreError> {
+        let path = directory.join(JOURNAL);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(StoreError::Io { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads what a directory holds and changes nothing. While another process changes it, it may be found half way.
+    pub fn peek(directory: &Path) -> Result<Self, StoreError> {
         let corrupt = |file: &str, what: &dyn std::fmt::Display| StoreError::Corrupt {
             path: directory.join(file),
             what: what.to_string(),
@@ -119,41 +198,91 @@ impl State {
         let sums: BTreeMap<String, String> = serde_json::from_str(&list)
             .map_err(|e| corrupt(CHECKSUMS, &format!("is not a list of checksums ({e})")))?;
         let mut texts = BTreeMap::new();
-        for file in FILES {
-            let text = read(directory, file)?;
+        for file in FILES.into_iter().chain(sums.contains_key(LEDGER).then_some(LEDGER)) {
+            let text = Zeroizing::new(read(directory, file)?);
             if sums.get(file) != Some(&checksum(&text)) {
                 return Err(corrupt(file, &"is not what was written (its checksum differs)"));
             }
             texts.insert(file, text);
         }
-        let authority = |certificate: &str, key: &str| {
-            Authority::load(&texts[certificate], &texts[key])
-                .map_err(|e| corrupt(certificate, &format!("cannot be used: {e}")))
+        Self::from_texts(&texts).map_err(|(file, what)| corrupt(file, &what))
+    }
+
+    /// The state that these files hold, or the file that cannot be used, and why.
+    pub(super) fn from_texts(
+        texts: &BTreeMap<&'static str, Zeroizing<String>>,
+    ) -> Result<Self, (&'static str, String)> {
+        let text = |file: &'static str| texts.get(file).ok_or((file, "is missing".to_owned()));
+        let authority = |certificate: &'static str, key: &'static str| {
+            Authority::load(text(certificate)?, text(key)?)
+                .map_err(|e| (certificate, format!("cannot be used: {e}")))
         };
+        let ledger = texts.get(LEDGER).map(|t| serde_json::from_str(t)).transpose();
         Ok(Self {
             root: authority(ROOT_CERTIFICATE, ROOT_KEY)?,
             intermediate: authority(INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY)?,
-            token_key: texts[TOKEN_KEY].clone(),
+            token_key: text(TOKEN_KEY)?.clone(),
+            ledger: ledger.map_err(|e| (LEDGER, format!("cannot be used: {e}")))?.unwrap_or_default(),
         })
     }
 
-    fn save(&self, directory: &Path) -> Result<(), StoreError> {
-        let texts = [
-            (ROOT_CERTIFICATE, self.root.certificate_pem()),
-            (ROOT_KEY, self.root.key_pem()),
-            (INTERMEDIATE_CERTIFICATE, self.intermediate.certificate_pem()),
-            (INTERMEDIATE_KEY, self.intermediate.key_pem()),
-            (TOKEN_KEY, &self.token_key),
-        ];
-        let mut sums = BTreeMap::new();
-        for (file, text) in texts {
-            write(directory, file, text)?;
-            sums.insert(file, checksum(text));
-        }
-        // The list goes last: a store that was not written to its end has none, and is refused.
-        let list = serde_json::to_string_pretty(&sums).unwrap_or_default();
-        write(directory, CHECKSUMS, &list)
+    /// The state that [`Self::texts`] gave.
+    pub(super) fn from_all(texts: &BTreeMap<String, Zeroizing<String>>) -> Result<Self, StoreError> {
+        let known = FILES.into_iter().chain([LEDGER]);
+        let texts = known.filter_map(|file| Some((file, texts.get(file)?.clone()))).collect();
+        Self::from_texts(&texts)
+            .map_err(|(file, what)| StoreError::Corrupt { path: PathBuf::from(file), what })
     }
+
+    /// The roots to trust, as PEM, the issuing one first.
+    pub fn roots_pem(&self) -> String {
+        let others = self.ledger.other_roots.iter().map(String::as_str);
+        std::iter::once(self.root.certificate_pem()).chain(others).collect()
+    }
+
+    /// Its files.
+    pub(super) fn texts(&self) -> BTreeMap<String, Zeroizing<String>> {
+        let ledger = serde_json::to_string_pretty(&self.ledger).unwrap_or_default();
+        let texts = [
+            (ROOT_CERTIFICATE, self.roots_pem()),
+            (ROOT_KEY, self.root.key_pem().to_owned()),
+            (INTERMEDIATE_CERTIFICATE, self.intermediate.certificate_pem().to_owned()),
+            (INTERMEDIATE_KEY, self.intermediate.key_pem().to_owned()),
+            (TOKEN_KEY, self.token_key.to_string()),
+            (LEDGER, ledger),
+        ];
+        texts.into_iter().map(|(file, text)| (file.to_owned(), Zeroizing::new(text))).collect()
+    }
+
+    /// Replaces what a directory holds, all of it or nothing.
+    pub fn save(&self, directory: &Path) -> Result<(), StoreError> {
+        let journal = serde_json::to_string(&Bundle::new(self.texts())).unwrap_or_default();
+        write(directory, JOURNAL, &Zeroizing::new(journal))?;
+        finish(directory)
+    }
+}
+
+/// Finishes what a journal says. One that is damaged was not written to its end, so that nothing of it was begun; but a
+/// rename brings it whole, so that this is a fault of the disk, and refused.
+fn finish(directory: &Path) -> Result<(), StoreError> {
+    let path = directory.join(JOURNAL);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => Zeroizing::new(text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(StoreError::Io { path, source }),
+    };
+    let journal = serde_json::from_str::<Bundle>(&text).ok().filter(Bundle::is_whole);
+    let Some(journal) = journal else {
+        return Err(StoreError::Corrupt { path, what: "is not what was written".to_owned() });
+    };
+    let mut sums = BTreeMap::new();
+    for (file, text) in &journal.files {
+        write(directory, file, text)?;
+        sums.insert(file, checksum(text));
+    }
+    let list = serde_json::to_string_pretty(&sums).unwrap_or_default();
+    write(directory, CHECKSUMS, &list)?;
+    std::fs::remove_file(&path).map_err(|source| StoreError::Io { path, source })
 }
 
 /// Reads one file of a store.
@@ -171,11 +300,15 @@ pub(super) fn read(directory: &Path, file: &str) -> Result<String, StoreError> {
     }
 }
 
-fn write(directory: &Path, file: &str, text: &str) -> Result<(), StoreError> {
+pub(super) fn write(directory: &Path, file: &str, text: &str) -> Result<(), StoreError> {
     let (path, partial) = (directory.join(file), directory.join(format!(".{file}.partial")));
     let result = (|| {
-        let mut out =
-            std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
+        // A left-over could have another mode.
+        match std::fs::remove_file(&partial) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut out = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&partial)?;
         out.write_all(text.as_bytes())?;
         out.sync_all()?;
         std::fs::rename(&partial, &path)?;
@@ -213,15 +346,48 @@ pub(crate) mod tests {
         let again = State::open(&directory, SMALL, now()).unwrap();
         assert_eq!(made.root.certificate(), again.root.certificate());
         assert_eq!(made.token_key, again.token_key);
-        for file in FILES {
+        for file in FILES.into_iter().chain([LEDGER, CHECKSUMS]) {
             let mode = std::fs::metadata(directory.join(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
     }
 
     #[test]
+    fn a_change_that_was_cut_off_is_finished_and_a_damaged_journal_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("ca");
+        State::open(&directory, SMALL, now()).unwrap();
+        // Cut off after the journal and the first file.
+        let mut next = State::create(SMALL, now()).unwrap();
+        next.ledger.crl_number = 7;
+        let journal = serde_json::to_string(&Bundle::new(next.texts())).unwrap();
+        write(&directory, JOURNAL, &journal).unwrap();
+        write(&directory, ROOT_KEY, next.root.key_pem()).unwrap();
+        let found = State::open(&directory, SMALL, now()).unwrap();
+        assert_eq!(found.root.certificate(), next.root.certificate());
+        assert_eq!(found.intermediate.certificate(), next.intermediate.certificate());
+        assert_eq!(found.ledger.crl_number, 7);
+        assert!(!directory.join(JOURNAL).exists());
+
+        std::fs::write(directory.join(JOURNAL), journal.replacen("MI", "MJ", 1)).unwrap();
+        let error = State::open(&directory, SMALL, now()).unwrap_err().to_string();
+        assert!(error.contains(JOURNAL) && error.contains("restore"), "{error}");
+    }
+
+    #[test]
+    fn one_process_at_a_time_may_change_a_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = Lock::take(directory.path()).unwrap();
+        assert!(lock.is_some() && Lock::take(directory.path()).unwrap().is_none());
+        drop(lock);
+        assert!(Lock::take(directory.path()).unwrap().is_some());
+        // A directory with nothing but its lock is empty.
+        State::open(directory.path(), SMALL, now()).unwrap();
+    }
+
+    #[test]
     fn a_damaged_store_is_refused_by_the_name_of_its_file() {
-        for file in FILES {
+        for file in FILES.into_iter().chain([LEDGER]) {
             for damage in ["changed", "missing"] {
                 let parent = tempfile::tempdir().unwrap();
                 let directory = parent.path().join("ca");
@@ -230,7 +396,8 @@ pub(crate) mod tests {
                 match damage {
                     "changed" => {
                         let text = std::fs::read_to_string(&path).unwrap();
-                        std::fs::write(&path, text.replacen("MI", "MJ", 1)).unwrap();
+                        let (from, to) = if file == LEDGER { ("0", "1") } else { ("MI", "MJ") };
+                        std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
                     }
                     _ => std::fs::remove_file(&path).unwrap(),
                 }

@@ -14,7 +14,7 @@ use super::store::{self, StoreError};
 
 /// The audience that a token for the certificate service must name (Istio's default).
 pub const AUDIENCE: &str = "istio-ca";
-const ISSUER: &str = "weft";
+pub(super) const ISSUER: &str = "weft";
 
 /// A token that does not prove an identity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,16 +23,40 @@ pub enum TokenError {
     #[error("the token has expired; make a new one (weft token create), or let the platform renew its file")]
     Expired,
     /// It is for somebody else than us.
-    #[error("the token is for another audience; it must name {AUDIENCE:?}")]
-    Audience,
+    #[error("the token is for another audience; it must name {0:?}")]
+    Audience(String),
     /// It is not signed by our issuer.
     #[error(
-        "the token's signature is not by this control plane's key; was it made with another --state-dir?"
+        "the token's signature is not by its issuer's key (for weft token create: this control plane's --state-dir)"
     )]
     Signature,
     /// It is not one of ours.
     #[error("the token cannot be used: {0}")]
     Malformed(String),
+    /// Its key is not among its issuer's.
+    #[error("the token's key is not known: {0}")]
+    Key(String),
+    /// Whoever knows cannot be asked.
+    #[error("the token cannot be checked now: {0}")]
+    Unchecked(String),
+}
+
+impl TokenError {
+    /// What the library says, for a token that must be for one of these audiences.
+    pub(super) fn of(error: &jsonwebtoken::errors::Error, audiences: &[impl AsRef<str>]) -> Self {
+        match error.kind() {
+            ErrorKind::ExpiredSignature => Self::Expired,
+            ErrorKind::InvalidAudience => {
+                let all: Vec<_> = audiences.iter().map(AsRef::as_ref).collect();
+                Self::Audience(all.join(" or "))
+            }
+            ErrorKind::InvalidSignature => Self::Signature,
+            ErrorKind::ImmatureSignature => {
+                Self::Malformed("it is not valid yet (nbf); compare the clocks".to_owned())
+            }
+            _ => Self::Malformed(error.to_string()),
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,6 +75,35 @@ pub struct Subject {
     pub namespace: String,
     /// The service account.
     pub service_account: String,
+}
+
+impl Subject {
+    /// From a user's name of Kubernetes' form `system:serviceaccount:NAMESPACE:NAME`.
+    pub(super) fn parse(user: &str) -> Result<Self, TokenError> {
+        match user.split(':').collect::<Vec<_>>().as_slice() {
+            ["system", "serviceaccount", namespace, account] => {
+                Ok(Self { namespace: (*namespace).to_owned(), service_account: (*account).to_owned() })
+            }
+            _ => Err(TokenError::Malformed(format!("its subject {user:?} is not a service account"))),
+        }
+    }
+
+    /// From a token's claims: the subject, with which Kubernetes' own claim must agree where there is one.
+    pub(super) fn of_claims(claims: &serde_json::Value) -> Result<Self, TokenError> {
+        let subject = Self::parse(claims["sub"].as_str().unwrap_or_default())?;
+        if let Some(bound) = claims.get("kubernetes.io") {
+            let (namespace, account) =
+                (bound["namespace"].as_str(), bound["serviceaccount"]["name"].as_str());
+            let agrees = namespace.is_none_or(|n| n == subject.namespace)
+                && account.is_none_or(|a| a == subject.service_account);
+            if !agrees {
+                return Err(TokenError::Malformed(
+                    "its subject and its kubernetes.io claim differ".to_owned(),
+                ));
+            }
+        }
+        Ok(subject)
+    }
 }
 
 /// Makes tokens.
@@ -140,20 +193,8 @@ impl Checker {
         rules.set_audience(&[AUDIENCE]);
         rules.set_issuer(&[ISSUER]);
         rules.leeway = 0;
-        let claims =
-            jsonwebtoken::decode::<Claims>(token, &self.key, &rules).map_err(|e| match e.kind() {
-                ErrorKind::ExpiredSignature => TokenError::Expired,
-                ErrorKind::InvalidAudience => TokenError::Audience,
-                ErrorKind::InvalidSignature => TokenError::Signature,
-                _ => TokenError::Malformed(e.to_string()),
-            })?;
-        let subject = claims.claims.sub;
-        match subject.split(':').collect::<Vec<_>>().as_slice() {
-            ["system", "serviceaccount", namespace, account] => {
-                Ok(Subject { namespace: (*namespace).to_owned(), service_account: (*account).to_owned() })
-            }
-            _ => Err(TokenError::Malformed(format!("its subject {subject:?} is not a service account"))),
-        }
+        let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &rules);
+        Subject::parse(&claims.map_err(|e| TokenError::of(&e, &[AUDIENCE]))?.claims.sub)
     }
 }
 
@@ -185,7 +226,7 @@ mod tests {
         let old = issuer.issue("a", "b", now() - 2 * HOUR, HOUR).unwrap();
         assert_eq!(checker.check(&old), Err(TokenError::Expired));
         let elsewhere = issuer.sign("a", "b", "kubernetes", now(), HOUR).unwrap();
-        assert_eq!(checker.check(&elsewhere), Err(TokenError::Audience));
+        assert_eq!(checker.check(&elsewhere), Err(TokenError::Audience(AUDIENCE.to_owned())));
         let forged = stranger.issue("a", "b", now(), HOUR).unwrap();
         assert_eq!(checker.check(&forged), Err(TokenError::Signature));
         assert!(matches!(checker.check("not a token"), Err(TokenError::Malformed(_))));

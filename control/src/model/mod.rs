@@ -15,6 +15,7 @@ pub mod registry;
 pub mod service;
 pub mod service_entry;
 pub mod sidecar;
+pub mod trust;
 pub mod values;
 pub mod virtual_service;
 pub mod world;
@@ -31,6 +32,7 @@ pub use service::{
 };
 pub use service_entry::{ServiceEntry, WorkloadEntry};
 pub use sidecar::Sidecar;
+pub use trust::Trust;
 pub use values::{Labels, Locality, StringMatch, Timespan};
 pub use virtual_service::VirtualService;
 pub use world::{Objects, World};

@@ -10,14 +10,16 @@ use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::ingest::{Snapshot, Watcher};
-use crate::model::World;
+use crate::model::{Trust, World};
 
 /// One state of the mesh that proxies are brought to.
 #[derive(Clone, Debug)]
 pub struct Revision {
     /// What the mesh is.
     pub world: World,
-    /// Counts good states since the start, from 1.
+    /// Whom it trusts.
+    pub trust: Arc<Trust>,
+    /// Counts states since the start, from 1.
     pub number: u64,
     /// `version_info` of what is sent: when it was read, and its number.
     pub version: Arc<str>,
@@ -26,13 +28,14 @@ pub struct Revision {
 }
 
 impl Revision {
-    pub(crate) fn of(snapshot: &Snapshot) -> Self {
+    fn of(snapshot: &Snapshot, trust: Arc<Trust>, number: u64) -> Self {
         let now = time::OffsetDateTime::now_utc();
         let stamp = now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
         Self {
             world: snapshot.world.clone(),
-            number: snapshot.generation,
-            version: format!("{stamp}/{}", snapshot.generation).into(),
+            trust,
+            number,
+            version: format!("{stamp}/{number}").into(),
             read: Instant::now(),
         }
     }
@@ -46,18 +49,30 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Follows `watcher`; at most `throttle` connections render and send at once.
-    pub fn follow(watcher: &Watcher, throttle: usize) -> Self {
+    /// Follows `watcher`, and whom the authority says to `trust`; at most `throttle` connections render and send at once.
+    pub fn follow(watcher: &Watcher, mut trust: watch::Receiver<Arc<Trust>>, throttle: usize) -> Self {
         let mut snapshots = watcher.subscribe();
-        let first = Revision::of(&snapshots.borrow_and_update());
+        let first = Revision::of(&snapshots.borrow_and_update(), trust.borrow_and_update().clone(), 1);
+        let mut generation = snapshots.borrow().generation;
         let trust_domain = first.world.mesh().trust_domain.clone();
         let (sender, revisions) = watch::channel(Arc::new(first));
         tokio::spawn(async move {
-            while snapshots.changed().await.is_ok() {
-                let next = Revision::of(&snapshots.borrow_and_update());
-                if next.number == sender.borrow().number {
+            loop {
+                let goes_on = tokio::select! {
+                    changed = snapshots.changed() => changed.is_ok(),
+                    // An authority that is gone changes nothing any more.
+                    Ok(()) = trust.changed() => true,
+                };
+                if !goes_on {
+                    return;
+                }
+                let (number, trusted) = (sender.borrow().number + 1, trust.borrow_and_update().clone());
+                let next = Revision::of(&snapshots.borrow_and_update(), trusted, number);
+                let read = snapshots.borrow().generation;
+                if read == generation && next.trust == sender.borrow().trust {
                     continue;
                 }
+                generation = read;
                 metrics::counter!("pilot_k8s_cfg_events", "event" => "update").increment(1);
                 if next.world.mesh().trust_domain != trust_domain {
                     tracing::error!(

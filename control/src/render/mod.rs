@@ -31,7 +31,7 @@ use xds_protos::ResourceType;
 pub use memo::Memo;
 pub use node::{NodeError, ProxyKind, ProxyNode};
 
-use crate::model::World;
+use crate::model::{Trust, World};
 use memo::Output;
 
 /// A rendered resource.
@@ -66,6 +66,23 @@ pub fn render(world: &World, node: &ProxyNode, secrets: bool, memo: &Memo) -> Re
         secret::render(world, node, &mut found);
     }
     [clusters, endpoints, listeners, routes, found].into_iter().map(Output::into_all).collect()
+}
+
+/// The name under which workloads ask for the roots that they trust.
+pub const ROOTS: &str = "ROOTCA";
+
+/// Whom the mesh trusts, as the secret [`ROOTS`]. It depends on the authority alone, and not on who asks.
+pub fn roots(trust: &Trust) -> Option<Resource> {
+    use base64::Engine;
+    let engine = base64::engine::general_purpose::STANDARD;
+    let inline = |text: &str| serde_json::json!({"inline_bytes": engine.encode(text)});
+    let mut context = serde_json::json!({"trusted_ca": inline(&trust.roots)});
+    if !trust.revocations.is_empty() {
+        // A list of the root's own would be needed to doubt intermediates, and the root is seldom at hand.
+        context["crl"] = inline(&trust.revocations);
+        context["only_verify_leaf_cert_crl"] = true.into();
+    }
+    encode(ResourceType::Secret, &serde_json::json!({"name": ROOTS, "validation_context": context}))
 }
 
 /// Whether a name of this kind that is not there is answered, rather than left waiting.

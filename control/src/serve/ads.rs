@@ -40,9 +40,9 @@ impl AdsService {
         Self { queue, cache, proxies, authenticators }
     }
 
-    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+    async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         let identity = match &self.authenticators {
-            Some(authenticators) => Some(authenticators.of(request).inspect_err(|_| {
+            Some(authenticators) => Some(authenticators.of(request).await.inspect_err(|_| {
                 metrics::counter!("pilot_xds_auth_failures").increment(1);
             })?),
             None => None,
@@ -62,7 +62,7 @@ impl AggregatedDiscoveryService for AdsService {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.caller(&request).await?;
         let (sender, receiver) = mpsc::channel(WINDOW);
         tokio::spawn(connection::run(self.clone(), caller, request.into_inner(), sender));
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -72,7 +72,7 @@ impl AggregatedDiscoveryService for AdsService {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.caller(&request).await?;
         let (sender, receiver) = mpsc::channel(WINDOW);
         tokio::spawn(connection::run(self.clone(), caller, request.into_inner(), sender));
         Ok(Response::new(ReceiverStream::new(receiver)))

@@ -5,8 +5,10 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use xds_protos::ResourceType;
+
 use crate::queue::Revision;
-use crate::render::{Memo, ProxyNode, Resources, render};
+use crate::render::{Memo, ProxyNode, ROOTS, Resources, render, roots};
 
 /// What rendering depends on, beside the world.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -57,7 +59,10 @@ impl RenderCache {
         };
         cell.get_or_init(|| {
             let began = std::time::Instant::now();
-            let rendered = render(&revision.world, node, secrets, &self.memo);
+            let mut rendered = render(&revision.world, node, secrets, &self.memo);
+            if secrets && let Some(roots) = roots(&revision.trust) {
+                rendered.entry(ResourceType::Secret).or_default().insert(ROOTS.into(), roots);
+            }
             metrics::histogram!("pilot_xds_push_context_init_seconds").record(began.elapsed().as_secs_f64());
             Arc::new(rendered)
         })

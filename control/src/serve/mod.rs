@@ -4,6 +4,7 @@
 //! [`cache`] renders for all of them, and [`proxies`] knows who is there. [`http`] has the metrics and debug ports.
 
 pub mod ads;
+pub mod authority;
 pub mod cache;
 mod connection;
 pub mod http;

@@ -66,7 +66,8 @@ struct Plane {
 
 async fn plane(dir: &Path) -> Plane {
     let watcher = Watcher::start(dir).await.unwrap();
-    let queue = Queue::follow(&watcher, 10);
+    let (_trust, trust) = tokio::sync::watch::channel(Arc::default());
+    let queue = Queue::follow(&watcher, trust, 10);
     let (cache, proxies) = (RenderCache::new(), Proxies::default());
     let state = State::create(SMALL, time::OffsetDateTime::now_utc()).unwrap();
     let (issuer, checker) = token::from_key(&state.token_key).unwrap();
@@ -271,6 +272,7 @@ fn big(services: usize, last_octet: usize) -> World {
 fn one_moved_endpoint_among_a_thousand_services_is_one_assignment_for_all_proxies() {
     let revision = |world: World, number: u64| Revision {
         world,
+        trust: Arc::default(),
         number,
         version: number.to_string().into(),
         read: std::time::Instant::now(),

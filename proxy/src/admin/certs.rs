@@ -1,4 +1,5 @@
-//! `/certs`: the workload's own certificate and roots, in Envoy's shape.
+//! `/certs`: the workload's own certificate and roots, in Envoy's shape, and beside
+//! them how renewing goes.
 
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
@@ -12,7 +13,19 @@ pub(super) fn json(state: &AdminState) -> Value {
     let Some(own) = current else { return json!({"certificates": []}) };
     let chain: Vec<_> = own.chain().iter().map(|c| entry(c, Some(own.validity().issued))).collect();
     let roots: Vec<_> = own.bundle().iter().map(|c| entry(c, None)).collect();
-    json!({"certificates": [{"ca_cert": roots, "cert_chain": chain}]})
+    let mut page = json!({"certificates": [{"ca_cert": roots, "cert_chain": chain}]});
+    if let Some(renewal) = &state.renewal {
+        let renewal = renewal.borrow();
+        page["renewal"] = json!({
+            "next": renewal.renews.and_then(|t| t.format(&Rfc3339).ok()),
+            "received": renewal.received,
+            "rotations": renewal.rotations,
+            "failures": renewal.failures,
+            "refused_by_peers": renewal.doubts,
+            "last_error": renewal.last_error,
+        });
+    }
+    page
 }
 
 /// `issued` replaces not-before, which is back-dated for clocks that are behind.

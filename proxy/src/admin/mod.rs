@@ -44,6 +44,8 @@ pub struct AdminState {
     pub ads: Option<Arc<xds::Stats>>,
     /// The workload's certificate, if it has one.
     pub identity: Option<Current>,
+    /// How renewing it goes.
+    pub renewal: Option<tokio::sync::watch::Receiver<crate::identity::workload::Status>>,
     /// The log's level.
     pub level: SetLevel,
     /// Somebody asked for the end (`/quitquitquit`).

@@ -17,7 +17,7 @@ pub use args::ProxyArgs;
 pub use node::node_info;
 pub use shared::{ControlPlaneArgs, Interception, NodeArgs, RoleArg, XdsMode};
 
-use crate::identity::workload::{ClientCertificate, Current, IdentityClient, IdentityConfig};
+use crate::identity::workload::{ClientCertificate, Current, IdentityClient, IdentityConfig, beside};
 use crate::xds::{Credentials, Endpoint, Tls, Variant};
 
 /// Everything that is decided before the first resource.
@@ -109,6 +109,7 @@ pub(crate) fn endpoint(
         roots: roots.clone(),
         server_name: None,
         identity: identity.map(|i| ClientCertificate::new(i.clone()) as _),
+        beside: identity.map(|i| beside(i.clone())),
     });
     Ok(Endpoint { address: address.parse()?, tls })
 }

@@ -7,6 +7,7 @@ mod gate;
 pub mod local;
 pub mod metadata;
 pub mod proxy_header;
+pub mod refused;
 pub mod scratch;
 pub mod socket_option;
 
@@ -215,7 +216,14 @@ impl Io {
             self.prefix.advance(n);
             return Poll::Ready(Ok(()));
         }
-        each!(self, stream => Pin::new(stream).poll_read(cx, buffer))
+        let read = each!(self, stream => Pin::new(stream).poll_read(cx, buffer));
+        if let Poll::Ready(Err(error)) = &read
+            && matches!(self.kind, Kind::TlsServer(_) | Kind::TlsClient(_))
+        {
+            // In TLS 1.3 a server's word about the client's certificate comes after the client's handshake is done.
+            refused::note(error);
+        }
+        read
     }
 }
 

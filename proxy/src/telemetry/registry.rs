@@ -229,8 +229,13 @@ impl Group {
 
     /// Adds a gauge.
     pub fn gauge(&self, name: &'static str) -> Gauge {
+        self.gauge_with(name, Vec::new())
+    }
+
+    /// Adds a gauge with labels of its own.
+    pub fn gauge_with(&self, name: &'static str, labels: Vec<(&'static str, String)>) -> Gauge {
         let gauge = Gauge(allocate(1));
-        self.push(name.into(), Vec::new(), Metric::Gauge(gauge));
+        self.push(name.into(), labels, Metric::Gauge(gauge));
         gauge
     }
 

@@ -60,6 +60,18 @@ pub struct Tls {
     pub server_name: Option<String>,
     /// Our own certificate, when the control plane knows us by it.
     pub identity: Option<Arc<dyn ResolvesClientCert>>,
+    /// Roots that are trusted beside the file's.
+    pub beside: Option<Beside>,
+}
+
+/// Roots that came with the workload's certificate: a bundle that the file does not have yet, while a root is replaced.
+#[derive(Clone)]
+pub struct Beside(pub Arc<dyn Fn() -> Vec<CertificateDer<'static>> + Send + Sync>);
+
+impl std::fmt::Debug for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Beside")
+    }
 }
 
 /// A control plane's address and how to speak to it. The identity client connects by this, too.
@@ -152,6 +164,9 @@ impl Endpoint {
         if roots.is_empty() {
             return Err(bad("holds no certificate".into()));
         }
+        for certificate in tls.beside.iter().flat_map(|b| (b.0)()) {
+            roots.add(certificate)?;
+        }
         let config = ClientConfig::builder_with_provider(weft_certs::provider().clone())
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
@@ -213,7 +228,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_trust_bundle_is_an_error_that_names_it() {
-        let tls = Tls { roots: "/nonexistent/root-cert.pem".into(), server_name: None, identity: None };
+        let tls = Tls {
+            roots: "/nonexistent/root-cert.pem".into(),
+            server_name: None,
+            identity: None,
+            beside: None,
+        };
         let endpoint = Endpoint { address: Address::Tcp("127.0.0.1".into(), 1), tls: Some(tls) };
         let error = endpoint.connect().await.unwrap_err().to_string();
         assert!(error.contains("/nonexistent/root-cert.pem: No such file"), "{error}");
@@ -253,19 +273,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let name = || Some("istiod.istio-system.svc".to_owned());
         let (address, roots, handshake) = server(dir.path());
-        let tls = Tls { roots: roots.clone(), server_name: name(), identity: None };
+        let tls = Tls { roots: roots.clone(), server_name: name(), identity: None, beside: None };
         Endpoint { address, tls: Some(tls) }.connect().await.unwrap();
         assert_eq!(handshake.await.unwrap().as_deref(), Some(b"h2".as_slice()));
 
         // The certificate has no such address among its names.
         let (address, roots, _) = server(dir.path());
-        let tls = Tls { roots, server_name: None, identity: None };
+        let tls = Tls { roots, server_name: None, identity: None, beside: None };
         assert!(Endpoint { address, tls: Some(tls) }.connect().await.is_err());
 
         // The file holds the root of another server by now.
         let (address, _, _) = server(dir.path());
         let (_, roots, _) = server(dir.path());
-        let tls = Tls { roots, server_name: name(), identity: None };
+        let tls = Tls { roots, server_name: name(), identity: None, beside: None };
         assert!(Endpoint { address, tls: Some(tls) }.connect().await.is_err());
     }
 }

@@ -23,7 +23,7 @@ mod testing;
 use bytes::Bytes;
 use xds_protos::ResourceType;
 
-pub use channel::{Address, ChannelError, Endpoint, Tls};
+pub use channel::{Address, Beside, ChannelError, Endpoint, Tls};
 pub use client::{Client, ClientConfig, Service};
 pub use credentials::{Credentials, CredentialsError};
 pub use stats::{Stats, TypeStats};

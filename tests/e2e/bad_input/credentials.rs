@@ -180,7 +180,7 @@ async fn certificate_requests_that_cannot_be_signed_are_refused_and_good_ones_st
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("token");
     std::fs::write(&file, token_for(&control, "cart")).unwrap();
-    let tls = Tls { roots: control.root(), server_name: None, identity: None };
+    let tls = Tls { roots: control.root(), server_name: None, identity: None, beside: None };
     let endpoint = Endpoint { address: "127.54.3.1:15012".parse().unwrap(), tls: Some(tls) };
     let mut client = IstioCertificateServiceClient::new(endpoint.connect().await.unwrap());
     let credentials = Credentials { token: Some(file), headers: Vec::new() };

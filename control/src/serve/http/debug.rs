@@ -5,7 +5,6 @@ use serde_json::{Value, json};
 use xds_protos::ResourceType;
 
 use super::{Answer, Pages, TEXT};
-use crate::queue::Revision;
 use crate::serve::proxies::Proxy;
 use crate::serve::session::Variant;
 
@@ -25,7 +24,9 @@ pub(super) const INDEX: &str = "\
 pub(super) fn page(pages: &Pages, path: &str, query: &str) -> Option<Answer> {
     Some(match path {
         "/" | "/debug" | "/debug/" => (StatusCode::OK, TEXT, INDEX.to_owned()),
-        "/root-cert.pem" => (StatusCode::OK, "application/x-pem-file", pages.root.to_string()),
+        "/root-cert.pem" => {
+            (StatusCode::OK, "application/x-pem-file", pages.trust.borrow().roots.to_string())
+        }
         "/debug/syncz" => super::json(&pages.proxies.list().iter().map(syncz).collect()),
         "/debug/adsz" => super::json(&adsz(pages)),
         "/debug/configz" => super::json(&configz(pages)),
@@ -157,8 +158,7 @@ fn config_dump(pages: &Pages, query: &str) -> Answer {
         let text = format!("no connected proxy {wanted:?}; /debug/syncz lists them\n");
         return (StatusCode::NOT_FOUND, TEXT, text);
     };
-    let snapshot = pages.snapshots.borrow().clone();
-    let revision = Revision::of(&snapshot);
+    let revision = pages.queue.clone().latest();
     let all = pages.cache.resources(&revision, &proxy.node, proxy.identity.is_some());
     let mut dump = serde_json::Map::new();
     for (kind, resources) in all.iter() {

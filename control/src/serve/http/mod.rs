@@ -18,6 +18,8 @@ use tokio::net::TcpListener;
 
 use super::{Proxies, RenderCache};
 use crate::ingest::Snapshot;
+use crate::model::Trust;
+use crate::queue::Queue;
 
 /// What the pages show.
 #[derive(Clone)]
@@ -30,8 +32,10 @@ pub struct Pages {
     pub cache: Arc<RenderCache>,
     /// The numbers.
     pub metrics: PrometheusHandle,
-    /// The root certificate, PEM.
-    pub root: Arc<str>,
+    /// What they are brought to.
+    pub queue: Queue,
+    /// Whom the mesh trusts.
+    pub trust: tokio::sync::watch::Receiver<Arc<Trust>>,
 }
 
 /// Which of the two ports.

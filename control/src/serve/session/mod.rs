@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use xds_protos::ResourceType;
 
-use crate::render::{Resource, Resources};
+use crate::render::{ROOTS, Resource, Resources};
 use watch::{Difference, Watch};
 
 /// Listeners and routes wait this long at most for a client to take the clusters and endpoints that they refer to.
@@ -132,6 +132,10 @@ impl Session {
             refused: watch.refused.clone(),
             resources: watch.held.len(),
             synced: watch.unanswered.is_none() && watch.difference(*kind, &self.resources).is_empty(),
+            roots: watch.names.contains(ROOTS).then(|| {
+                let taken = watch.unanswered.is_none() && watch.refused.is_none();
+                watch.held.get(ROOTS).filter(|_| taken).map(|r| r.version.clone())
+            }),
         };
         self.watches.iter().map(status).collect()
     }
@@ -244,6 +248,8 @@ pub struct TypeStatus {
     pub resources: usize,
     /// Nothing is on its way or yet to be sent.
     pub synced: bool,
+    /// Of a client that asks for the roots to trust: the version of them that it has acknowledged, if it has.
+    pub roots: Option<Option<Arc<str>>>,
 }
 
 fn named(names: &[String]) -> impl Iterator<Item = Arc<str>> {

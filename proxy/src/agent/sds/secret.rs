@@ -82,7 +82,9 @@ impl Source {
         current: Option<&WorkloadCertificate>,
     ) -> Result<Option<Secret>, String> {
         let kind = match self {
-            Self::Workload => current.map(|c| certificate(c.chain_pem().into(), c.key_pem().into())),
+            Self::Workload => {
+                current.map(|c| certificate(c.chain_pem().into(), c.key_pem().as_bytes().to_vec().into()))
+            }
             Self::Roots => current.map(|c| roots(c.bundle_pem().into())),
             Self::FileRoots(path) => Some(read_roots(path)?),
             Self::SystemRoots => {

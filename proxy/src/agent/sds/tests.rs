@@ -95,7 +95,7 @@ fn secrets(response: &DiscoveryResponse) -> Vec<(String, Vec<String>)> {
 }
 
 fn of(certificate: &WorkloadCertificate) -> (String, Vec<String>) {
-    ("default".to_owned(), vec![certificate.chain_pem(), certificate.key_pem()])
+    ("default".to_owned(), vec![certificate.chain_pem(), certificate.key_pem().to_string()])
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn files_are_served_checked_and_followed() {
     let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let (chain, key, root) = (at("chain.pem"), at("key.pem"), at("root.pem"));
     let put = |certificate: &WorkloadCertificate| {
-        std::fs::write(&key, certificate.key_pem()).unwrap();
+        std::fs::write(&key, &*certificate.key_pem()).unwrap();
         std::fs::write(&chain, certificate.chain_pem()).unwrap();
     };
     let [first, second] = [(); 2].map(|()| authority.certificate(&id(), start(), HOUR));
@@ -187,14 +187,14 @@ async fn files_are_served_checked_and_followed() {
     let pair = format!("file-cert:{chain}~{key}");
     let roots = format!("file-root:{root}");
     let mut stream = Stream::open(&mut client, &[&pair, &roots]).await;
-    let served = |c: &WorkloadCertificate| (pair.clone(), vec![c.chain_pem(), c.key_pem()]);
+    let served = |c: &WorkloadCertificate| (pair.clone(), vec![c.chain_pem(), c.key_pem().to_string()]);
     assert_eq!(
         secrets(&stream.next().await.unwrap()),
         [served(&first), (roots.clone(), vec![authority.root_pem()])]
     );
 
     // A key without its chain is never sent; once both are there, they are.
-    std::fs::write(&key, second.key_pem()).unwrap();
+    std::fs::write(&key, &*second.key_pem()).unwrap();
     tokio::time::sleep(Duration::from_millis(1200)).await;
     put(&second);
     assert_eq!(secrets(&stream.next().await.unwrap()), [served(&second)]);

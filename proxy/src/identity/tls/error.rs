@@ -46,7 +46,10 @@ impl TlsError {
                 CertificateError::InvalidPurpose => "hash_mismatch",
                 _ => "bad_chain",
             },
-            _ => return Self::Handshake(error),
+            _ => {
+                crate::io::refused::note(&error);
+                return Self::Handshake(error);
+            }
         };
         let text = match reason {
             "no_certificate" => "the peer showed no certificate, and one is required".to_owned(),

@@ -9,6 +9,7 @@ mod common;
 pub mod data_source;
 mod downstream;
 mod error;
+pub mod numbers;
 pub mod params;
 pub mod peer;
 pub mod san;

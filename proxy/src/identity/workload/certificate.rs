@@ -9,11 +9,11 @@ use weft_certs::rotation::Validity;
 use weft_certs::spiffe::SpiffeId;
 use weft_certs::verify::{Bundle, Expected, Usage, ValidationContext, verify_peer};
 use weft_certs::{inspect, pem};
+use zeroize::{Zeroize, Zeroizing};
 
 use super::IdentityError;
 
-/// What a workload shows its peers, and whom it trusts.
-#[derive(Debug)]
+/// What a workload shows its peers, and whom it trusts. Its key is wiped when it is dropped.
 pub struct WorkloadCertificate {
     id: SpiffeId,
     chain: Vec<CertificateDer<'static>>,
@@ -21,6 +21,19 @@ pub struct WorkloadCertificate {
     bundle: Vec<CertificateDer<'static>>,
     validity: Validity,
     certified: Arc<CertifiedKey>,
+}
+
+impl std::fmt::Debug for WorkloadCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The key stays out of logs.
+        f.debug_struct("WorkloadCertificate").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Drop for WorkloadCertificate {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
 }
 
 impl WorkloadCertificate {
@@ -114,8 +127,8 @@ impl WorkloadCertificate {
     }
 
     /// The key as PEM (PKCS#8).
-    pub fn key_pem(&self) -> String {
-        pem::encode_key(&self.key)
+    pub fn key_pem(&self) -> Zeroizing<String> {
+        Zeroizing::new(pem::encode_key(&self.key))
     }
 
     /// The roots as PEM.

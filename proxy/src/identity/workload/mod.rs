@@ -16,7 +16,7 @@ pub(crate) mod testing;
 pub use certificate::WorkloadCertificate;
 pub use client::{Clock, IdentityClient, IdentityConfig, Status, wall_clock};
 pub use error::IdentityError;
-pub use resolver::ClientCertificate;
+pub use resolver::{ClientCertificate, beside};
 pub use signer::{GrpcSigner, Signer};
 
 use std::sync::Arc;

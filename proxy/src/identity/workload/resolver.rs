@@ -7,6 +7,7 @@ use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
 
 use super::Current;
+use crate::xds::Beside;
 
 /// Shows the certificate in force, whichever that is when a connection is made.
 #[derive(Debug)]
@@ -17,6 +18,11 @@ impl ClientCertificate {
     pub fn new(current: Current) -> Arc<Self> {
         Arc::new(Self(current))
     }
+}
+
+/// The roots that came with the certificate in force, whichever that is when a connection is made.
+pub fn beside(current: Current) -> Beside {
+    Beside(Arc::new(move || current.borrow().as_ref().map_or_else(Vec::new, |c| c.bundle().to_vec())))
 }
 
 impl ResolvesClientCert for ClientCertificate {

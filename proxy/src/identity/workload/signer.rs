@@ -6,7 +6,7 @@ use tonic::Request;
 use xds_protos::istio::v1::auth::IstioCertificateRequest;
 use xds_protos::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 
-use super::{ClientCertificate, Current, IdentityError};
+use super::{ClientCertificate, Current, IdentityError, beside};
 use crate::xds::{Credentials, Endpoint};
 
 /// Signs certificate requests.
@@ -36,6 +36,7 @@ impl GrpcSigner {
             && tls.identity.is_none()
         {
             tls.identity = Some(ClientCertificate::new(current.clone()));
+            tls.beside = Some(beside(current.clone()));
         }
         Self { endpoint, credentials, current }
     }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use weft_certs::digest::sha256_hex;
 use weft_certs::pem;
+use zeroize::Zeroizing;
 
 use super::WorkloadCertificate;
 
@@ -41,7 +42,7 @@ pub enum StoreError {
 struct Stored {
     issued: i64,
     chain: String,
-    key: String,
+    key: Zeroizing<String>,
     bundle: String,
 }
 
@@ -60,7 +61,7 @@ impl Store {
     pub(super) fn load(&self, now: OffsetDateTime) -> Result<Option<WorkloadCertificate>, StoreError> {
         let path = self.directory.join(FILE);
         let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
+            Ok(text) => Zeroizing::new(text),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(StoreError::Io { path, source }),
         };
@@ -91,7 +92,7 @@ impl Store {
         };
         let (path, partial) = (self.directory.join(FILE), self.directory.join(format!(".{FILE}.partial")));
         let result = (|| {
-            let body = serde_json::to_string(&stored)?;
+            let body = Zeroizing::new(serde_json::to_string(&stored)?);
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
             // A left-over could have another mode; the key goes into a file that was made with this one.
             match std::fs::remove_file(&partial) {

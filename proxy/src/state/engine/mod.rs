@@ -117,6 +117,13 @@ impl Engine {
         inner.settle();
     }
 
+    /// Asks the control plane for the roots that workloads trust, beside those that come with each certificate.
+    pub fn follow_roots(&self) {
+        let mut inner = self.0.lock();
+        inner.secrets.follow_roots();
+        inner.settle();
+    }
+
     /// Periodic work: returns of ejected hosts, files of secrets.
     pub fn tick(&self, now: Instant) {
         let mut inner = self.0.lock();

@@ -13,6 +13,7 @@ use xds_protos::prost::Message;
 use super::{Stored, decode};
 use crate::identity::Secret;
 use crate::identity::tls::compile_secret;
+use crate::identity::tls::numbers::Shown;
 use crate::identity::workload::WorkloadCertificate;
 use crate::state::{CompileContext, ConfigError, SecretSource, SecretTable};
 use crate::xds::Subscriptions;
@@ -21,7 +22,8 @@ use crate::xds::Subscriptions;
 const SDS: &str = "sds-grpc";
 
 /// The names under which Istio asks for the workload's own certificate and roots.
-const IDENTITY: [&str; 2] = ["default", "ROOTCA"];
+const IDENTITY: [&str; 2] = ["default", ROOTS];
+const ROOTS: &str = "ROOTCA";
 
 pub(super) struct Secrets {
     table: Arc<SecretTable>,
@@ -32,6 +34,8 @@ pub(super) struct Secrets {
     servers: BTreeMap<String, (Subscriptions, BTreeSet<String>)>,
     /// Names whose file is read.
     files: BTreeMap<String, WatchedFile>,
+    /// Their numbers.
+    shown: BTreeMap<String, Shown>,
 }
 
 impl Secrets {
@@ -42,6 +46,7 @@ impl Secrets {
             ads: BTreeSet::new(),
             servers: BTreeMap::new(),
             files: BTreeMap::new(),
+            shown: BTreeMap::new(),
         }
     }
 
@@ -51,7 +56,7 @@ impl Secrets {
         }
         let message: SecretProto = decode(&stored.bytes)?;
         let secret = compile_secret(&message)?;
-        self.table.slot(name).publish(Arc::new(secret));
+        self.publish(name, secret);
         self.stored.insert(name.to_owned(), stored);
         Ok(())
     }
@@ -91,36 +96,46 @@ impl Secrets {
 
     /// Reads files of secrets that have changed, or that name others which have; says whether any had.
     pub(super) fn reread_files(&mut self) -> bool {
-        let mut changed = false;
+        let mut read = Vec::new();
         for (name, file) in &mut self.files {
             if file.prints == file.paths.iter().map(print).collect::<Vec<_>>() || print(&file.path).is_none()
             {
                 continue;
             }
             match file.read() {
-                Ok(secret) => {
-                    self.table.slot(name).publish(Arc::new(secret));
-                    changed = true;
-                }
+                Ok(secret) => read.push((name.clone(), secret)),
                 Err(error) => {
                     let path = file.path.display();
                     tracing::error!(name, %path, %error, "secret not taken; the last good one stays");
                 }
             }
         }
+        let changed = !read.is_empty();
+        for (name, secret) in read {
+            self.publish(&name, secret);
+        }
         changed
     }
 
-    /// The workload's certificate and the roots that it trusts.
+    fn publish(&mut self, name: &str, secret: Secret) {
+        self.shown.entry(name.to_owned()).or_insert_with(|| Shown::new(name)).publish(&secret);
+        self.table.slot(name).publish(Arc::new(secret));
+    }
+
+    /// Asks the control plane for the roots that workloads trust: they change, and are revoked, between two certificates.
+    pub(super) fn follow_roots(&mut self) {
+        self.ads.insert(ROOTS.to_owned());
+    }
+
+    /// The workload's certificate and the roots that it trusts, unless the control plane said newer ones.
     pub(super) fn set_identity(&mut self, certificate: &WorkloadCertificate) {
         let roots = Secret::roots(certificate.bundle().to_vec());
         let own =
             Secret::certificate_pem(certificate.chain_pem().as_bytes(), certificate.key_pem().as_bytes());
         for (name, secret) in IDENTITY.into_iter().zip([own, roots]) {
             match secret {
-                Ok(secret) => {
-                    self.table.slot(name).publish(Arc::new(secret));
-                }
+                Ok(_) if name == ROOTS && self.stored.contains_key(ROOTS) => {}
+                Ok(secret) => self.publish(name, secret),
                 // What the certificate service sends was checked before; this is for a bug, and keeps the old one.
                 Err(error) => tracing::error!(name, %error, "the workload's certificate cannot be used"),
             }

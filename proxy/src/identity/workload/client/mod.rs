@@ -51,6 +51,10 @@ pub struct Status {
     pub failures: u64,
     /// Why the last request failed; none after a success.
     pub last_error: Option<String>,
+    /// When the next request is due.
+    pub renews: Option<OffsetDateTime>,
+    /// Refusals by peers upon which a new certificate was asked for.
+    pub doubts: u64,
 }
 
 /// The identity client: one per workload, on the control thread.
@@ -95,6 +99,7 @@ impl<S: Signer> IdentityClient<S> {
     /// Works for ever; drop the future to stop.
     pub async fn run(mut self) -> Infallible {
         self.restore();
+        let mut refusals = crate::io::refused::refusals();
         loop {
             let now = (self.clock)();
             self.withdraw_expired(now);
@@ -103,9 +108,21 @@ impl<S: Signer> IdentityClient<S> {
                 Action::WaitUntil(then) => {
                     let expiry = self.published_expiry().unwrap_or(then);
                     let wait = Duration::try_from(then.min(expiry) - now).unwrap_or_default();
-                    tokio::time::sleep(wait.clamp(Duration::from_millis(1), LONGEST_SLEEP)).await;
+                    let sleep = tokio::time::sleep(wait.clamp(Duration::from_millis(1), LONGEST_SLEEP));
+                    tokio::select! {
+                        () = sleep => {}
+                        Ok(()) = refusals.changed() => self.doubt(),
+                    }
                 }
             }
+        }
+    }
+
+    /// A peer refused the certificate.
+    fn doubt(&mut self) {
+        if self.rotation.doubted((self.clock)()) {
+            tracing::warn!(id = %self.config.id, "a peer refused our certificate; asking for a new one");
+            self.status.send_modify(|s| s.doubts += 1);
         }
     }
 
@@ -154,7 +171,9 @@ impl<S: Signer> IdentityClient<S> {
                 let expires = self.published_expiry().map(|e| e.to_string());
                 tracing::warn!(id = %self.config.id, %error, next = ?self.rotation.next(now), expires,
                     "no new certificate; the one in force stays until it expires");
+                let renews = self.rotation.renews();
                 self.status.send_modify(|s| {
+                    s.renews = renews;
                     s.failures += 1;
                     s.last_error = Some(error);
                 });
@@ -170,8 +189,9 @@ impl<S: Signer> IdentityClient<S> {
         self.rotation.installed(certificate.validity(), fastrand::f64() * 2.0 - 1.0);
         tracing::info!(id = %certificate.id(), expires = %certificate.validity().expires, "certificate received");
         self.published.send_replace(Some(Arc::new(certificate)));
-        let rotations = self.rotation.rotations();
+        let (rotations, renews) = (self.rotation.rotations(), self.rotation.renews());
         self.status.send_modify(|s| {
+            s.renews = renews;
             s.received += 1;
             s.rotations = rotations;
             s.last_error = None;

@@ -1,0 +1,128 @@
+//! An authority whose keys are OpenBao's. What the control plane needs to start without it is kept: the roots that were last
+//! known (`root-cert.pem`), the key that signs tokens, and the last certificate of the secure port.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::pem::PemObject;
+use time::OffsetDateTime;
+use weft_certs::spiffe::TrustDomain;
+use zeroize::Zeroizing;
+
+use super::authority::{CertificateAuthority, Limits};
+use super::openbao::{OpenBao, Settings};
+use super::store::{self, ROOT_CERTIFICATE, TOKEN_KEY};
+use crate::model::Trust;
+
+/// How often OpenBao is asked for its roots.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// Opens it; gives also the key that signs tokens. OpenBao may be away, if it was not when the directory was made.
+pub async fn open(
+    settings: Settings,
+    directory: Option<&Path>,
+    limits: Limits,
+    domain: TrustDomain,
+) -> anyhow::Result<(Arc<CertificateAuthority>, Zeroizing<String>)> {
+    if let Some(directory) = directory
+        && directory.join("root-key.pem").exists()
+    {
+        bail!(
+            "{} holds the control plane's own authority; with --ca openbao choose another --state-dir, and trust both roots \
+             while workloads move",
+            directory.display()
+        );
+    }
+    let address = settings.address.clone();
+    let openbao = OpenBao::new(settings).context("--ca-addr")?;
+    let kept = directory.and_then(|d| std::fs::read_to_string(d.join(ROOT_CERTIFICATE)).ok());
+    let roots = match (openbao.roots().await, kept) {
+        (Ok(roots), _) => roots,
+        (Err(error), Some(kept)) => {
+            tracing::warn!(%error, "starting with the roots that were last known");
+            kept
+        }
+        (Err(error), None) => {
+            return Err(error)
+                .with_context(|| format!("{address}: its roots are not known yet (--ca openbao)"));
+        }
+    };
+    let token_key = match directory {
+        Some(directory) => token_key(directory)?,
+        None => Zeroizing::new(super::token::new_key()?),
+    };
+    keep_roots(directory, &roots);
+    let directory = directory.map(Path::to_owned);
+    let authority =
+        CertificateAuthority::elsewhere(openbao.clone(), &roots, limits, domain, directory.clone());
+    tokio::spawn(openbao.clone().keep_token());
+    tokio::spawn(follow(authority.clone(), openbao, directory));
+    Ok((authority, token_key))
+}
+
+fn token_key(directory: &Path) -> anyhow::Result<Zeroizing<String>> {
+    if directory.join(TOKEN_KEY).exists() {
+        return Ok(Zeroizing::new(store::read(directory, TOKEN_KEY)?));
+    }
+    let key = Zeroizing::new(super::token::new_key()?);
+    store::write(directory, TOKEN_KEY, &key)?;
+    Ok(key)
+}
+
+fn keep_roots(directory: Option<&Path>, roots: &str) {
+    let Some(directory) = directory else { return };
+    if let Err(error) = store::write(directory, ROOT_CERTIFICATE, roots) {
+        tracing::warn!(%error, "OpenBao's roots are not kept; a start without OpenBao would fail");
+    }
+}
+
+/// The secure port's last certificate.
+const SERVING: &str = "serving.pem";
+
+/// Keeps the secure port's certificate and key.
+pub(super) fn keep(directory: &Path, chain: &str, key: &PrivatePkcs8KeyDer<'_>) {
+    let text = Zeroizing::new(weft_certs::pem::encode_key(key) + chain);
+    if let Err(error) = store::write(directory, SERVING, &text) {
+        tracing::warn!(%error, "the secure port's certificate is not kept; a start without OpenBao would fail");
+    }
+}
+
+/// What was kept, if it has not expired at `now`.
+pub(super) fn kept(directory: &Path, now: OffsetDateTime) -> Option<(String, PrivatePkcs8KeyDer<'static>)> {
+    let text = Zeroizing::new(store::read(directory, SERVING).ok()?);
+    let key = PrivatePkcs8KeyDer::from_pem_slice(text.as_bytes()).ok()?;
+    let chain = weft_certs::pem::certificates(text.as_bytes()).ok()?;
+    let valid = chain.iter().all(|c| weft_certs::inspect::facts(c).is_ok_and(|f| f.not_after > now));
+    valid.then(|| (weft_certs::pem::encode_all(&chain), key))
+}
+
+/// Follows the roots: an issuer that is added to the engine is trusted before it signs.
+async fn follow(
+    authority: Arc<CertificateAuthority>,
+    openbao: OpenBao,
+    directory: Option<std::path::PathBuf>,
+) {
+    loop {
+        tokio::time::sleep(REFRESH).await;
+        let roots = match openbao.roots().await {
+            Ok(roots) => roots,
+            Err(error) => {
+                tracing::warn!(%error, "OpenBao's roots were not read; the known ones stay");
+                continue;
+            }
+        };
+        let new = Trust { roots: roots.as_str().into(), ..Trust::default() };
+        let changed = authority.trust.send_if_modified(|now| {
+            let changed = **now != new;
+            *now = Arc::new(new);
+            changed
+        });
+        if changed {
+            tracing::info!("OpenBao's roots changed");
+            keep_roots(directory.as_deref(), &roots);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The flags that say whose tokens are taken, and who signs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use weft_certs::spiffe::TrustDomain;
+
+use super::authenticate::Authenticators;
+use super::jwks::{self, Keys, Oidc};
+use super::openbao::{Auth, Settings};
+use super::review::TokenReview;
+use super::token::{AUDIENCE, Checker};
+
+/// Whose tokens are taken, beside our own.
+#[derive(Args, Debug, Default)]
+pub struct TokenArgs {
+    /// Take tokens of this OIDC issuer too, for service accounts (sub system:serviceaccount:NAMESPACE:NAME)
+    #[arg(long, value_name = "URL")]
+    pub oidc_issuer: Option<String>,
+    /// What such a token must be for; may be given several times. istio-ca by default
+    #[arg(long, value_name = "AUDIENCE", requires = "oidc_issuer")]
+    pub oidc_audience: Vec<String>,
+    /// The issuer's public keys (JWKS): a file or a URL; by default where the issuer's discovery document says
+    #[arg(long, value_name = "FILE|URL", requires = "oidc_issuer")]
+    pub oidc_jwks: Option<String>,
+    /// Roots by which the issuer's TLS is checked; the system's by default
+    #[arg(long, value_name = "FILE", requires = "oidc_issuer")]
+    pub oidc_root_cert: Option<PathBuf>,
+    /// Have all other tokens checked by the Kubernetes API at this URL (TokenReview)
+    #[arg(long, value_name = "URL")]
+    pub token_review: Option<String>,
+    /// The token by which the Kubernetes API knows the control plane
+    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token")]
+    pub token_review_token: PathBuf,
+    /// Roots by which the Kubernetes API's TLS is checked
+    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt")]
+    pub token_review_root_cert: PathBuf,
+}
+
+impl TokenArgs {
+    /// The authenticators for workloads of `domain`; `own` checks our own tokens.
+    pub fn authenticators(&self, own: Checker, domain: TrustDomain) -> anyhow::Result<Arc<Authenticators>> {
+        let oidc = self.oidc_issuer.as_ref().map(|issuer| {
+            let audiences = match self.oidc_audience.as_slice() {
+                [] => vec![AUDIENCE.to_owned()],
+                given => given.to_vec(),
+            };
+            let keys = match &self.oidc_jwks {
+                None => Keys::Discovery,
+                Some(url) if url.starts_with("https://") || url.starts_with("http://") => {
+                    Keys::Url(url.clone())
+                }
+                Some(file) => Keys::File(file.into()),
+            };
+            Oidc::new(jwks::Settings {
+                issuer: issuer.clone(),
+                audiences,
+                keys,
+                roots: self.oidc_root_cert.clone(),
+            })
+        });
+        let review = self.token_review.as_ref().map(|address| {
+            let roots = address.starts_with("https://").then(|| self.token_review_root_cert.clone());
+            TokenReview::new(address, roots, self.token_review_token.clone()).context("--token-review")
+        });
+        Ok(Authenticators::with_issuers(own, oidc.into_iter().collect(), review.transpose()?, domain))
+    }
+}
+
+/// Who signs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Signer {
+    /// The control plane's own authority.
+    #[default]
+    Own,
+    /// OpenBao's (or Vault's) PKI engine.
+    Openbao,
+}
+
+/// How the control plane proves to OpenBao who it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum AuthMethod {
+    /// A token (--ca-token-file).
+    #[default]
+    Token,
+    /// Role id and secret id (--ca-role-id-file, --ca-secret-id-file).
+    Approle,
+    /// The control plane's token of Kubernetes (--ca-auth-role, --ca-jwt-file).
+    Kubernetes,
+    /// A JWT (--ca-auth-role, --ca-jwt-file).
+    Jwt,
+}
+
+/// Who signs workloads' certificates.
+#[derive(Args, Debug, Default)]
+pub struct SignerArgs {
+    /// Who signs workloads' certificates
+    #[arg(long, value_enum, default_value_t = Signer::Own)]
+    pub ca: Signer,
+    /// OpenBao's URL
+    #[arg(long, value_name = "URL")]
+    pub ca_addr: Option<String>,
+    /// Roots by which OpenBao's TLS is checked; the system's by default
+    #[arg(long, value_name = "FILE")]
+    pub ca_root_cert: Option<PathBuf>,
+    /// OpenBao's namespace
+    #[arg(long, value_name = "NAME")]
+    pub ca_namespace: Option<String>,
+    /// The mount of the PKI engine
+    #[arg(long, value_name = "PATH", default_value = "pki")]
+    pub ca_mount: String,
+    /// The PKI engine's role that signs workloads
+    #[arg(long, value_name = "NAME", default_value = "weft")]
+    pub ca_role: String,
+    /// How the control plane proves to OpenBao who it is
+    #[arg(long, value_enum, default_value_t = AuthMethod::Token)]
+    pub ca_auth: AuthMethod,
+    /// The mount of that method, if it is not the method's name
+    #[arg(long, value_name = "PATH")]
+    pub ca_auth_mount: Option<String>,
+    /// The role to log in for (kubernetes, jwt)
+    #[arg(long, value_name = "NAME")]
+    pub ca_auth_role: Option<String>,
+    /// The file of the token (token)
+    #[arg(long, value_name = "FILE")]
+    pub ca_token_file: Option<PathBuf>,
+    /// The file of the role id (approle)
+    #[arg(long, value_name = "FILE")]
+    pub ca_role_id_file: Option<PathBuf>,
+    /// The file of the secret id (approle)
+    #[arg(long, value_name = "FILE")]
+    pub ca_secret_id_file: Option<PathBuf>,
+    /// The file of the JWT (kubernetes, jwt); the service account's token by default
+    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token")]
+    pub ca_jwt_file: PathBuf,
+}
+
+impl SignerArgs {
+    /// OpenBao's settings; none if the control plane signs itself.
+    pub fn settings(&self) -> anyhow::Result<Option<Settings>> {
+        if self.ca == Signer::Own {
+            if self.ca_addr.is_some() {
+                bail!("--ca-addr is for --ca openbao; without it the control plane signs itself");
+            }
+            return Ok(None);
+        }
+        let address = self.ca_addr.clone().context("--ca openbao needs --ca-addr")?;
+        let mount = |default: &str| self.ca_auth_mount.clone().unwrap_or_else(|| default.to_owned());
+        let file = |path: &Option<PathBuf>, flag: &str| {
+            path.clone().with_context(|| format!("--ca-auth {:?} needs {flag}", self.ca_auth))
+        };
+        let jwt = |method: &str| -> anyhow::Result<Auth> {
+            let role = self.ca_auth_role.clone();
+            let role = role.with_context(|| format!("--ca-auth {method} needs --ca-auth-role"))?;
+            Ok(Auth::Jwt { mount: mount(method), role, token: self.ca_jwt_file.clone() })
+        };
+        let auth = match self.ca_auth {
+            AuthMethod::Token => Auth::Token(file(&self.ca_token_file, "--ca-token-file")?),
+            AuthMethod::Approle => Auth::AppRole {
+                mount: mount("approle"),
+                role_id: file(&self.ca_role_id_file, "--ca-role-id-file")?,
+                secret_id: file(&self.ca_secret_id_file, "--ca-secret-id-file")?,
+            },
+            AuthMethod::Kubernetes => jwt("kubernetes")?,
+            AuthMethod::Jwt => jwt("jwt")?,
+        };
+        Ok(Some(Settings {
+            address,
+            roots: self.ca_root_cert.clone(),
+            namespace: self.ca_namespace.clone(),
+            mount: self.ca_mount.clone(),
+            role: self.ca_role.clone(),
+            auth,
+        }))
+    }
+}

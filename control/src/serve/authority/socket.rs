@@ -1,0 +1,106 @@
+//! The operator's socket: HTTP/1.1 with JSON, on a UNIX socket in the state directory (0600 in 0700). Who can open it can read
+//! the keys beside it, too.
+
+use std::convert::Infallible;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio::net::UnixListener;
+
+use super::Keeper;
+
+/// Its file in the state directory.
+pub const SOCKET: &str = "admin.sock";
+
+/// Answers on the socket of a state directory for ever. Whoever calls this holds the directory's lock, so that a socket that is
+/// there is left over.
+pub fn listen(keeper: Keeper, directory: &Path) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+    let path = directory.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| path.display().to_string());
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).with_context(|| {
+        format!("{}: cannot listen there (is the path longer than 107 bytes?)", path.display())
+    })?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(serve(keeper, listener))
+}
+
+async fn serve(keeper: Keeper, listener: UnixListener) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of file descriptors, most likely: it passes.
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            continue;
+        };
+        let keeper = keeper.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request: Request<Incoming>| {
+                let keeper = keeper.clone();
+                async move { Ok::<_, Infallible>(answer(keeper, &request).await) }
+            });
+            // A client that goes away ends only its own connection.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+async fn answer(keeper: Keeper, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let (status, body) = match (request.method(), path) {
+        (&Method::GET, "/ca/status") => (StatusCode::OK, json!(keeper.status())),
+        (&Method::POST, path) => {
+            let path = path.to_owned();
+            // Keys of 4096 bits take seconds.
+            let done = tokio::task::spawn_blocking(move || change(&keeper, &path, &query)).await;
+            match done {
+                Ok(Some(Ok(body))) => (StatusCode::OK, body),
+                Ok(Some(Err(error))) => (StatusCode::CONFLICT, json!({"error": error})),
+                Ok(None) => (StatusCode::NOT_FOUND, json!({"error": "there is no such command"})),
+                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, json!({"error": error.to_string()})),
+            }
+        }
+        _ => (StatusCode::NOT_FOUND, json!({"error": "there is no such page"})),
+    };
+    let mut response = Response::new(Full::from(format!("{body}\n")));
+    *response.status_mut() = status;
+    response
+}
+
+/// Does what a command says; none if there is no such command.
+fn change(keeper: &Keeper, path: &str, query: &str) -> Option<Result<Value, String>> {
+    let now = OffsetDateTime::now_utc();
+    let authority = &keeper.authority;
+    let done = match path {
+        "/ca/rotate-intermediate" => authority.rotate_intermediate(now).map(|signs| json!({"signs": signs})),
+        "/ca/rotate-root" => authority.begin_root_rotation(now).map(|began| json!({"began": began})),
+        "/ca/rotate-root/abort" => authority.abort_root_rotation().map(|()| json!({"aborted": true})),
+        "/ca/revoke" => {
+            let serial = query.strip_prefix("serial=").unwrap_or_default();
+            authority.revoke(serial, now).map(|new| json!({"serial": serial, "new": new}))
+        }
+        _ => return None,
+    };
+    let done = done.map_err(|e| e.to_string());
+    let fields = match &done {
+        Ok(fields) => fields.clone(),
+        Err(error) => json!({"refused": error}),
+    };
+    keeper.audit.write("authority changed", json!({"command": path, "outcome": fields}));
+    Some(done)
+}
