@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use weft::demo::check::apps::{QUIET, STREAM, instance};
-use weft::demo::check::observe::credentials;
 use weft::demo::check::observe::http::{Request, fetch};
 use weft::demo::check::observe::load::{Load, Plan};
 use weft::demo::check::observe::stream::Watcher;
-use weft::demo::check::observe::tls::{Outcome, dial};
 use weft::up::{Mesh, Part, Signal};
 use weft_control::ca::store::ROOT_CERTIFICATE;
 
@@ -251,79 +249,6 @@ fn a_revoked_certificate_is_refused_by_peers_and_its_workload_recovers_with_anot
             assert!(Instant::now() < deadline, "it does not recover");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        mesh.shutdown().await.unwrap();
-    });
-}
-
-/// MeshConfig of the pair with these trust domains.
-fn trust(pair: &Pair, domain: &str, aliases: &str) {
-    let text = std::fs::read_to_string(pair.dir().join("mesh.yaml")).unwrap();
-    let kept: Vec<_> = text.lines().filter(|l| !l.trim_start().starts_with("trustDomain")).collect();
-    let settings = format!("  mesh: |\n    trustDomain: {domain}\n    trustDomainAliases: [{aliases}]");
-    pair.write("mesh.yaml", &kept.join("\n").replacen("  mesh: |", &settings, 1));
-}
-
-/// Whether a workload's listeners name a trust domain.
-fn accepts(mesh: &Mesh, workload: &str, domain: &str) -> bool {
-    let admin = mesh.workload(workload).unwrap().admin();
-    get(admin, "/config_dump").unwrap().1.contains(&format!("spiffe://{domain}/"))
-}
-
-fn domain_of(mesh: &Mesh, workload: &str) -> String {
-    let page = get(mesh.workload(workload).unwrap().admin(), "/certs").unwrap().1;
-    let at = page.find("spiffe://").expect("a SPIFFE id") + "spiffe://".len();
-    page[at..].split('/').next().unwrap().to_owned()
-}
-
-#[test]
-fn a_mesh_moves_to_another_trust_domain_by_an_alias_and_nobody_notices() {
-    let _alone = alone();
-    runtime().block_on(async {
-        let pair = pair(87);
-        let mesh = pair.start().await;
-        let back = mesh.workload("back-1").unwrap().inbound[0];
-        // Somebody with a certificate of the old domain that lives for a day.
-        let token = weft(&[
-            "token",
-            "create",
-            "--state-dir",
-            pair.state_dir().to_str().unwrap(),
-            "--namespace",
-            "pair",
-            "--service-account",
-            "observer",
-        ]);
-        let root = pair.state_dir().join(ROOT_CERTIFICATE);
-        let old = credentials::from_mesh(mesh.control().secure, &root, stdout(&token).trim()).await.unwrap();
-        let taken = || async {
-            matches!(
-                dial(back, Some(&old), &Request::get("observer", QUIET)).await.unwrap(),
-                Outcome::Answered(_, answer) if answer.status() == 200
-            )
-        };
-        assert!(taken().await);
-        let traffic = Traffic::start(&mesh).await;
-
-        trust(&pair, "cluster.local", "shop.example");
-        eventually("both accept the new domain", || {
-            ["front-1", "back-1"].iter().all(|w| accepts(&mesh, w, "shop.example"))
-        });
-        trust(&pair, "shop.example", "cluster.local");
-        mesh.stop(&Part::Control, Signal::KILL).await.unwrap();
-        mesh.restart(&Part::Control).unwrap();
-        // It takes certificates of the old domain, now an alias, and gives ones of the new.
-        let deadline = Instant::now() + Duration::from_secs(40);
-        while ["front-1", "back-1"].iter().any(|w| domain_of(&mesh, w) != "shop.example") {
-            assert!(Instant::now() < deadline);
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        assert!(taken().await, "an alias's workloads are welcome");
-        trust(&pair, "shop.example", "");
-        eventually("neither accepts the old domain", || {
-            ["front-1", "back-1"].iter().all(|w| !accepts(&mesh, w, "cluster.local"))
-        });
-        assert!(!taken().await, "without the alias they are not");
-        traffic.unharmed().await;
         mesh.shutdown().await.unwrap();
     });
 }
