@@ -190,6 +190,20 @@ mod tests {
     }
 
     #[test]
+    fn the_old_certificate_is_valid_for_ten_minutes_and_more_beside_its_successor() {
+        let start = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        for minutes in [21, 60, 24 * 60, 90 * 24 * 60] {
+            for jitter in [-1.0, 0.0, 1.0] {
+                let mut machine = Rotation::new();
+                let expires = start + Duration::from_secs(60 * minutes);
+                machine.installed(Validity { issued: start, expires }, jitter);
+                let Action::WaitUntil(renews) = machine.next(start) else { panic!("at once") };
+                assert!(expires - renews >= Duration::from_secs(600), "{minutes} min, {jitter}");
+            }
+        }
+    }
+
+    #[test]
     fn a_refused_certificate_is_renewed_at_once_and_not_again_and_again() {
         let start = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         let mut machine = Rotation::new();

@@ -90,3 +90,48 @@ fn a_token_carries_namespace_and_service_account() {
     assert!(checker.check(value["token"].as_str().unwrap()).is_ok());
     assert_eq!(value["expiresInSeconds"], 1800);
 }
+
+#[test]
+fn an_authority_is_shown_changed_backed_up_and_restored_where_no_control_plane_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let shape = weft_control::ca::store::Shape {
+        root_key: weft_certs::authority::KeyKind::P256,
+        intermediate_key: weft_certs::authority::KeyKind::P256,
+        ..Default::default()
+    };
+    let now = std::time::SystemTime::now().into();
+    weft_control::ca::State::open(&directory.path().join("state"), shape, now).unwrap();
+    let ca = |arguments: &[&str], state: &str| {
+        let output = weft(&[&["ca"], arguments, &["--state-dir", &at(state), "--output", "json"]].concat());
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (output.status.success(), value, stderr(&output))
+    };
+    let (ok, before, error) = ca(&["status"], "state");
+    assert!(ok, "{error}");
+    assert_eq!(before["roots"].as_array().unwrap().len(), 1);
+    assert!(ca(&["backup", &at("backup")], "state").0);
+    let (ok, made, error) = ca(&["rotate-intermediate"], "state");
+    assert!(ok && made["signs"] == true, "{error}");
+    assert_eq!(ca(&["revoke", "0a:0B"], "state").1["new"], true);
+    let (_, after, _) = ca(&["status"], "state");
+    assert_ne!(after["intermediate"], before["intermediate"]);
+    assert_eq!(after["revoked"][0]["serial"], "0a0b");
+    // Only a control plane knows who trusts the new root.
+    let (ok, _, error) = ca(&["rotate-root"], "state");
+    assert!(!ok && error.contains("no control plane runs"), "{error}");
+    let (ok, _, error) = ca(&["status"], "elsewhere");
+    assert!(!ok && error.contains("--state-dir"), "{error}");
+
+    let (ok, _, error) = ca(&["restore", &at("backup")], "state");
+    assert!(!ok && error.contains("--replace"), "{error}");
+    assert!(ca(&["restore", &at("backup"), "--replace"], "state").0);
+    assert_eq!(ca(&["status"], "state").1, before);
+    let text = std::fs::read_to_string(at("backup")).unwrap();
+    std::fs::write(at("damaged"), text.replacen("MI", "MJ", 1)).unwrap();
+    let (ok, _, error) = ca(&["restore", &at("damaged")], "new");
+    assert!(!ok && error.contains("checksum"), "{error}");
+    // For people, too.
+    let output = weft(&["ca", "status", "--state-dir", &at("state")]);
+    assert!(stdout(&output).contains("root rotation   none under way"), "{}", stdout(&output));
+}

@@ -73,7 +73,7 @@ pub(super) struct Inner {
 /// Who signs.
 pub(super) enum Backend {
     /// We do.
-    Own(Mutex<Inner>),
+    Own(Box<Mutex<Inner>>),
     /// OpenBao does.
     OpenBao(OpenBao),
 }
@@ -97,7 +97,7 @@ impl CertificateAuthority {
     ) -> Result<Arc<Self>, SignError> {
         let leaves_until = state.ledger.leaves_until;
         let authority = Self {
-            backend: Backend::Own(Mutex::new(Inner { state, leaves_until })),
+            backend: Backend::Own(Box::new(Mutex::new(Inner { state, leaves_until }))),
             directory,
             limits,
             domain,
@@ -219,6 +219,28 @@ impl CertificateAuthority {
         let inner = inner.lock();
         let (leaf, key) = inner.state.intermediate.server(&id, dns, addresses, now, life)?;
         Ok((vec![leaf, inner.state.intermediate.certificate().clone()], key))
+    }
+
+    /// When root and intermediate expire, by istiod's names, and what is left of them, in seconds.
+    pub fn gauges(&self, now: OffsetDateTime) {
+        let Backend::Own(inner) = &self.backend else { return };
+        let inner = inner.lock();
+        for (authority, at, left) in [
+            (
+                &inner.state.root,
+                "citadel_server_root_cert_expiry_timestamp",
+                "citadel_server_root_cert_expiry_seconds",
+            ),
+            (
+                &inner.state.intermediate,
+                "citadel_server_cert_chain_expiry_timestamp",
+                "citadel_server_cert_chain_expiry_seconds",
+            ),
+        ] {
+            let end = authority.not_after();
+            metrics::gauge!(at).set(end.unix_timestamp() as f64);
+            metrics::gauge!(left).set((end - now).as_seconds_f64());
+        }
     }
 
     /// Whether a certificate's serial number (lower-case hexadecimal) is revoked.

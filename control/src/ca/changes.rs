@@ -417,7 +417,10 @@ mod tests {
 
     fn lists(authority: &CertificateAuthority) -> usize {
         let text = authority.trust().borrow().revocations.clone();
-        CertificateRevocationListDer::pem_slice_iter(text.as_bytes()).map(|l| l.unwrap()).count()
+        CertificateRevocationListDer::pem_slice_iter(text.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .unwrap()
+            .len()
     }
 
     #[tokio::test]

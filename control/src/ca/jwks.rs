@@ -96,7 +96,11 @@ impl Oidc {
         rules.validate_nbf = true;
         rules.leeway = LEEWAY;
         let claims = jsonwebtoken::decode::<Value>(token, &key, &rules);
-        Subject::of_claims(&claims.map_err(|e| TokenError::of(&e, &self.settings.audiences))?.claims)
+        let claims = claims.map_err(|e| match TokenError::of(&e, &self.settings.audiences) {
+            TokenError::Signature => malformed(&"its signature is not by its issuer's key of that id"),
+            other => other,
+        })?;
+        Subject::of_claims(&claims.claims)
     }
 
     /// The key for a token; read anew if it is not known, or what is known has grown old.

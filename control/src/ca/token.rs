@@ -27,7 +27,7 @@ pub enum TokenError {
     Audience(String),
     /// It is not signed by our issuer.
     #[error(
-        "the token's signature is not by its issuer's key (for weft token create: this control plane's --state-dir)"
+        "the token's signature is not by this control plane's key; was it made with another --state-dir?"
     )]
     Signature,
     /// It is not one of ours.

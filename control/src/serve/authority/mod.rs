@@ -47,6 +47,7 @@ impl Keeper {
         loop {
             ticks.tick().await;
             let now = OffsetDateTime::now_utc();
+            self.authority.gauges(now);
             // It stores and signs: a moment's work, but not one for the runtime's threads.
             let keeper = self.clone();
             let step = tokio::task::spawn_blocking(move || {

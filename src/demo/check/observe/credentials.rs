@@ -95,11 +95,20 @@ impl Authority {
 
     /// A certificate with this URI as its only name.
     pub fn issue(&self, id: &str) -> anyhow::Result<Credentials> {
+        self.issue_for(id, time::Duration::minutes(-1), time::Duration::hours(1))
+    }
+
+    /// One that is valid between these moments, counted from now.
+    pub fn issue_for(
+        &self,
+        id: &str,
+        from: time::Duration,
+        until: time::Duration,
+    ) -> anyhow::Result<Credentials> {
         let key = KeyPair::generate()?;
         let mut params = names(id)?;
         let now = time::OffsetDateTime::now_utc();
-        (params.not_before, params.not_after) =
-            (now - time::Duration::minutes(1), now + time::Duration::hours(1));
+        (params.not_before, params.not_after) = (now + from, now + until);
         params.extended_key_usages =
             vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth, rcgen::ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
