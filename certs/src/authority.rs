@@ -3,7 +3,8 @@
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PKCS_RSA_SHA256, PublicKeyData, RevokedCertParams, RsaKeySize, SanType, SerialNumber,
+    PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, PublicKeyData, RevokedCertParams, RsaKeySize, SanType,
+    SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
@@ -33,8 +34,10 @@ pub enum KeyKind {
     Rsa4096,
     /// RSA of 2048 bits: the intermediate's.
     Rsa2048,
-    /// ECDSA P-256: made in no time, for tests.
+    /// ECDSA P-256: made in no time.
     P256,
+    /// ECDSA P-384.
+    P384,
 }
 
 impl KeyKind {
@@ -43,6 +46,7 @@ impl KeyKind {
             Self::Rsa4096 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_4096),
             Self::Rsa2048 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
             Self::P256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
+            Self::P384 => KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384),
         }
     }
 }

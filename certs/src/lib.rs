@@ -9,6 +9,7 @@ pub mod authority;
 pub mod csr;
 pub mod digest;
 pub mod inspect;
+pub mod memory;
 pub mod pem;
 pub mod rotation;
 pub mod rustls_verifiers;

@@ -89,6 +89,7 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 
 /// Runs a control plane until it is told to end.
 pub fn main(args: ControlArgs) -> anyhow::Result<()> {
+    weft_certs::memory::leave_no_core_dumps();
     let filter =
         EnvFilter::try_new(&args.log_level).with_context(|| format!("--log-level {}", args.log_level))?;
     // A second control plane in one process (tests) keeps the first one's log and numbers.
@@ -159,7 +160,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
             crate::ca::elsewhere::open(settings, args.state_dir.as_deref(), limits, domain.clone()).await?
         }
         None => {
-            let state = open_authority(args.state_dir.clone()).await?;
+            let state = open_authority(args.state_dir.clone(), args.signer.shape()).await?;
             let token_key = state.token_key.clone();
             (CertificateAuthority::new(state, limits, domain.clone(), args.state_dir.clone())?, token_key)
         }
@@ -256,16 +257,16 @@ fn lock(directory: &std::path::Path) -> anyhow::Result<Lock> {
 }
 
 /// Making RSA keys takes seconds of a core; it must not stop the runtime.
-async fn open_authority(directory: Option<PathBuf>) -> anyhow::Result<State> {
+async fn open_authority(directory: Option<PathBuf>, shape: Shape) -> anyhow::Result<State> {
     let made = tokio::task::spawn_blocking(move || {
         let now = OffsetDateTime::now_utc();
         match directory {
-            Some(directory) => State::open(&directory, Shape::default(), now),
+            Some(directory) => State::open(&directory, shape, now),
             None => {
                 tracing::warn!(
                     "the certificate authority lives in memory: its root ends with this process (--state-dir)"
                 );
-                State::create(Shape::default(), now)
+                State::create(shape, now)
             }
         }
     });

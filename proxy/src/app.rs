@@ -26,6 +26,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Runs a proxy until it is told to end.
 pub fn main(args: ProxyArgs) -> anyhow::Result<()> {
+    weft_certs::memory::leave_no_core_dumps();
     let level = logging::start(&args.log_level)?;
     let start = args.start()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

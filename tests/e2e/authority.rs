@@ -25,16 +25,20 @@ const STREAMS: usize = 100;
 /// The workloads' certificates live for so many seconds.
 const LIFE: u64 = 6;
 
-fn short_lived(name: &str, x: u8) -> String {
-    let annotation = format!("proxy.istio.io/config: 'proxyMetadata: {{SECRET_TTL: {LIFE}s}}'");
+fn short_lived(name: &str, x: u8, seconds: u64) -> String {
+    let annotation = format!("proxy.istio.io/config: 'proxyMetadata: {{SECRET_TTL: {seconds}s}}'");
     workload(name, x, "weft app").replace("annotations:\n", &format!("annotations:\n    {annotation}\n"))
 }
 
 /// A pair whose certificates live for seconds.
 fn pair(loopback: u8) -> Pair {
+    pair_for(loopback, LIFE)
+}
+
+fn pair_for(loopback: u8, seconds: u64) -> Pair {
     let pair = Pair::new(loopback);
-    pair.write("front.yaml", &short_lived("front", 10));
-    pair.write("back.yaml", &short_lived("back", 11));
+    pair.write("front.yaml", &short_lived("front", 10, seconds));
+    pair.write("back.yaml", &short_lived("back", 11, seconds));
     pair
 }
 
@@ -416,6 +420,44 @@ fn each_bad_certificate_is_refused_and_counted_by_its_reason_and_a_good_one_take
             let outcome = dial(back, good.as_ref(), &Request::get("observer", QUIET)).await.unwrap();
             assert!(matches!(outcome, Outcome::Answered(_, answer) if answer.status() == 200));
         }
+        mesh.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn the_authority_is_lost_for_half_a_life_comes_back_from_its_backup_and_nobody_notices() {
+    let _alone = alone();
+    runtime().block_on(async {
+        const SECONDS: u64 = 24;
+        let pair = pair_for(90, SECONDS);
+        let mesh = pair.start().await;
+        let backup = pair.path().join("authority.backup");
+        ca(&pair, &["backup", backup.to_str().unwrap()]);
+        let traffic = Traffic::start(&mesh).await;
+        let before = certs(&mesh, "back-1");
+        // It is gone, and its disk with it, from before a renewal until half of a life later.
+        mesh.stop(&Part::Control, Signal::KILL).await.unwrap();
+        let gone = Instant::now();
+        std::fs::remove_dir_all(pair.state_dir()).unwrap();
+        let failures = || {
+            let page = get(mesh.workload("back-1").unwrap().admin(), "/certs").unwrap().1;
+            serde_json::from_str::<Value>(&page).unwrap()["renewal"]["failures"].as_u64().unwrap()
+        };
+        while gone.elapsed() < Duration::from_secs(SECONDS / 2) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(failures() > 0, "it was not asked while it was gone");
+        ca(&pair, &["restore", backup.to_str().unwrap()]);
+        mesh.restart(&Part::Control).unwrap();
+        eventually("all have new certificates", || {
+            ["front-1", "back-1"].iter().all(|w| {
+                let page = get(mesh.workload(w).unwrap().admin(), "/certs").unwrap().1;
+                serde_json::from_str::<Value>(&page).unwrap()["renewal"]["rotations"].as_u64() > Some(0)
+            })
+        });
+        let after = certs(&mesh, "back-1");
+        assert!(after.0 != before.0 && after.2 == before.2, "the root is the same");
+        traffic.unharmed(1000).await;
         mesh.shutdown().await.unwrap();
     });
 }

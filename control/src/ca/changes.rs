@@ -48,6 +48,7 @@ fn kind(authority: &Authority) -> KeyKind {
     match key.as_str() {
         "RSA 4096" => KeyKind::Rsa4096,
         "P-256" => KeyKind::P256,
+        "P-384" => KeyKind::P384,
         _ => KeyKind::Rsa2048,
     }
 }

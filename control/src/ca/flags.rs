@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use weft_certs::authority::KeyKind;
 use weft_certs::spiffe::TrustDomain;
 
 use super::authenticate::Authenticators;
-use super::jwks::{self, Keys, Oidc};
+use super::jwks::{self, Keys as JwksKeys, Oidc};
 use super::openbao::{Auth, Settings};
 use super::review::TokenReview;
+use super::store::Shape;
 use super::token::{AUDIENCE, Checker};
 
 /// Whose tokens are taken, beside our own.
@@ -48,11 +50,11 @@ impl TokenArgs {
                 given => given.to_vec(),
             };
             let keys = match &self.oidc_jwks {
-                None => Keys::Discovery,
+                None => JwksKeys::Discovery,
                 Some(url) if url.starts_with("https://") || url.starts_with("http://") => {
-                    Keys::Url(url.clone())
+                    JwksKeys::Url(url.clone())
                 }
-                Some(file) => Keys::File(file.into()),
+                Some(file) => JwksKeys::File(file.into()),
             };
             Oidc::new(jwks::Settings {
                 issuer: issuer.clone(),
@@ -93,12 +95,27 @@ pub enum AuthMethod {
     Jwt,
 }
 
+/// The kind of an authority's keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Keys {
+    /// RSA of 4096 bits for the root, of 2048 for the intermediate.
+    #[default]
+    Rsa,
+    /// ECDSA P-256.
+    P256,
+    /// ECDSA P-384.
+    P384,
+}
+
 /// Who signs workloads' certificates.
 #[derive(Args, Debug, Default)]
 pub struct SignerArgs {
     /// Who signs workloads' certificates
     #[arg(long, value_enum, default_value_t = Signer::Own)]
     pub ca: Signer,
+    /// The keys of a new root and intermediate; those of one that is there stay, and so do those of its successors
+    #[arg(long, value_enum, default_value_t = Keys::Rsa)]
+    pub ca_keys: Keys,
     /// OpenBao's URL
     #[arg(long, value_name = "URL")]
     pub ca_addr: Option<String>,
@@ -138,6 +155,16 @@ pub struct SignerArgs {
 }
 
 impl SignerArgs {
+    /// What a new authority is made of.
+    pub fn shape(&self) -> Shape {
+        let (root_key, intermediate_key) = match self.ca_keys {
+            Keys::Rsa => (KeyKind::Rsa4096, KeyKind::Rsa2048),
+            Keys::P256 => (KeyKind::P256, KeyKind::P256),
+            Keys::P384 => (KeyKind::P384, KeyKind::P384),
+        };
+        Shape { root_key, intermediate_key, ..Shape::default() }
+    }
+
     /// OpenBao's settings; none if the control plane signs itself.
     pub fn settings(&self) -> anyhow::Result<Option<Settings>> {
         if self.ca == Signer::Own {
@@ -174,5 +201,28 @@ impl SignerArgs {
             role: self.ca_role.clone(),
             auth,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::State;
+
+    #[test]
+    fn an_authority_has_the_keys_and_lives_that_were_asked_for() {
+        // RSA keys are made seldom and slowly: the acceptance journey looks at those.
+        for (ca_keys, key) in [(Keys::P256, "P-256"), (Keys::P384, "P-384")] {
+            let shape = SignerArgs { ca_keys, ..SignerArgs::default() }.shape();
+            let state = State::create(shape, time::OffsetDateTime::now_utc()).unwrap();
+            for (authority, days) in [(&state.root, 3650), (&state.intermediate, 365)] {
+                let facts = weft_certs::inspect::facts(authority.certificate()).unwrap();
+                assert_eq!(facts.key, key);
+                let life = facts.not_after - facts.not_before;
+                assert_eq!(life.whole_days(), days);
+            }
+        }
+        let shape = SignerArgs::default().shape();
+        assert_eq!((shape.root_key, shape.intermediate_key), (KeyKind::Rsa4096, KeyKind::Rsa2048));
     }
 }
