@@ -28,12 +28,12 @@ pub async fn run(mut commands: mpsc::UnboundedReceiver<WorkerCommand>) {
     let mut sockets: HashMap<u64, oneshot::Sender<()>> = HashMap::new();
     while let Some(command) = commands.recv().await {
         match command {
-            WorkerCommand::Listen { id, socket, listener, directory } => {
+            WorkerCommand::Listen { id, held, socket, listener, directory } => {
                 match TcpListener::from_std(socket) {
                     Ok(socket) => {
                         let (stop, stopped) = oneshot::channel();
                         sockets.insert(id, stop);
-                        tokio::task::spawn_local(accept(socket, listener, directory, stopped));
+                        tokio::task::spawn_local(accept(held, socket, listener, directory, stopped));
                     }
                     Err(error) => {
                         tracing::error!(listener = %listener.name(), %error, "a socket cannot be used")
@@ -47,7 +47,9 @@ pub async fn run(mut commands: mpsc::UnboundedReceiver<WorkerCommand>) {
     }
 }
 
+/// Accepts until told to stop. `held` comes first because it has to outlive the socket: parameters go in reverse.
 async fn accept(
+    _held: Arc<()>,
     socket: TcpListener,
     listener: Arc<Listener>,
     directory: Arc<Directory>,

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -53,6 +53,8 @@ pub enum WorkerCommand {
     Listen {
         /// The socket's number in the table.
         id: u64,
+        /// Kept as long as the socket is open, so that the table knows which are still to be closed.
+        held: Arc<()>,
         /// The socket.
         socket: std::net::TcpListener,
         /// Whose it is; its policy is looked up at each connection.
@@ -86,6 +88,8 @@ fn hint(error: &std::io::Error) -> &'static str {
 struct Bound {
     /// The number of its sockets, where it has any.
     id: Option<u64>,
+    /// Whether one of them is open.
+    held: Weak<()>,
     listener: Arc<Listener>,
     settings: SocketSettings,
 }
@@ -94,6 +98,8 @@ struct Bound {
 pub struct SocketTable {
     workers: Vec<mpsc::UnboundedSender<WorkerCommand>>,
     bound: HashMap<SocketAddr, Bound>,
+    /// Ports of sockets that workers were told to close, until they have.
+    closing: Vec<(u16, Weak<()>)>,
     directory: Arc<Directory>,
     next: u64,
 }
@@ -101,17 +107,23 @@ pub struct SocketTable {
 impl SocketTable {
     /// A table for these workers.
     pub fn new(workers: Vec<mpsc::UnboundedSender<WorkerCommand>>) -> Self {
-        Self { workers, bound: HashMap::new(), directory: Arc::default(), next: 0 }
+        Self { workers, bound: HashMap::new(), closing: Vec::new(), directory: Arc::default(), next: 0 }
     }
 
     /// Whether an address could be listened on by a listener that does not have it yet.
     pub fn probe(&self, address: SocketAddr, settings: &SocketSettings) -> Result<(), BindError> {
-        match !settings.bind || self.bound.contains_key(&address) {
+        match !settings.bind || self.bound.contains_key(&address) || self.is_closing(address) {
             true => Ok(()),
             false => {
                 socket(address, settings, false).map(drop).map_err(|source| BindError { address, source })
             }
         }
+    }
+
+    /// Whether a worker has yet to close a socket of ours that is in an address's way: one at its port. Until then the kernel
+    /// would call the address taken, and by whom it does not say.
+    fn is_closing(&self, address: SocketAddr) -> bool {
+        self.closing.iter().any(|(port, held)| *port == address.port() && held.strong_count() > 0)
     }
 
     /// Whether another listener of ours has an address.
@@ -136,12 +148,14 @@ impl SocketTable {
             if bound.settings == *settings {
                 return Ok(());
             }
-            before = bound.id;
+            before = Some((bound.id, bound.held.clone()));
         }
         let mut id = None;
+        let held = Arc::new(());
         if settings.bind {
             // All sockets are made before one is used: an address works on every worker or on none.
-            let first = open(address, settings, before.is_none())?;
+            let probe = before.is_none() && !self.is_closing(address);
+            let first = open(address, settings, probe)?;
             let mut sockets = vec![first];
             while sockets.len() < self.workers.len() {
                 sockets.push(open(address, settings, false)?);
@@ -150,20 +164,26 @@ impl SocketTable {
             for (worker, socket) in self.workers.iter().zip(sockets) {
                 // A worker that is gone ends the process by itself.
                 let directory = self.directory.clone();
-                let (id, listener) = (self.next, listener.clone());
-                let _ = worker.send(WorkerCommand::Listen { id, socket, listener, directory });
+                let (id, held, listener) = (self.next, held.clone(), listener.clone());
+                let _ = worker.send(WorkerCommand::Listen { id, held, socket, listener, directory });
             }
             self.next += 1;
         }
-        self.close(before);
-        self.bound.insert(address, Bound { id, listener: listener.clone(), settings: settings.clone() });
+        if let Some((id, held)) = before {
+            self.close(address, id, held);
+        }
+        let held = Arc::downgrade(&held);
+        self.bound
+            .insert(address, Bound { id, held, listener: listener.clone(), settings: settings.clone() });
         self.publish();
         Ok(())
     }
 
-    fn close(&self, id: Option<u64>) {
-        for (worker, id) in self.workers.iter().zip(std::iter::repeat(id)) {
-            if let Some(id) = id {
+    fn close(&mut self, address: SocketAddr, id: Option<u64>, held: Weak<()>) {
+        self.closing.retain(|(_, held)| held.strong_count() > 0);
+        if let Some(id) = id {
+            self.closing.push((address.port(), held));
+            for worker in &self.workers {
                 let _ = worker.send(WorkerCommand::Close(id));
             }
         }
@@ -180,8 +200,8 @@ impl SocketTable {
             !Arc::ptr_eq(&bound.listener, listener) || keep.contains(address)
         };
         let gone: Vec<_> = self.bound.extract_if(|address, bound| !stays(address, bound)).collect();
-        gone.iter().for_each(|(_, bound)| self.close(bound.id));
         if !gone.is_empty() {
+            gone.into_iter().for_each(|(address, bound)| self.close(address, bound.id, bound.held));
             self.publish();
         }
     }
@@ -189,7 +209,7 @@ impl SocketTable {
     /// Closes every socket: the first step of draining.
     pub fn close_all(&mut self) {
         let all: Vec<_> = self.bound.drain().collect();
-        all.iter().for_each(|(_, bound)| self.close(bound.id));
+        all.into_iter().for_each(|(address, bound)| self.close(address, bound.id, bound.held));
         self.publish();
     }
 

@@ -150,3 +150,34 @@ fn what_the_bootstrap_says_no_control_plane_changes() {
     world.engine.apply(Cluster, Vec::new(), vec!["own".to_owned()], true);
     assert!(Arc::ptr_eq(&before, &world.cluster("own").unwrap()));
 }
+
+#[test]
+fn a_listener_may_come_back_before_its_old_sockets_are_closed() {
+    let runtime = tokio::runtime::LocalRuntime::new().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        let mut at_port = listener("l", "r");
+        at_port["address"]["socket_address"]["port_value"] = json!(port);
+        world.push(Route, "1", &[json!({"name": "r", "virtual_hosts": []})]);
+        let refused = world.push(ResourceType::Listener, "1", &[at_port.clone()]);
+        assert!(refused[0].contains("another program uses it"), "{refused:?}");
+        drop(free);
+        let refused = world.push(ResourceType::Listener, "2", &[at_port.clone()]);
+        assert_eq!(refused, [""; 0]);
+
+        // The worker has not read yet that it is to close its socket.
+        world.engine.apply(ResourceType::Listener, Vec::new(), vec!["l".to_owned()], false);
+        assert_eq!(world.push(ResourceType::Listener, "3", &[at_port.clone()]), [""; 0]);
+        world.push(Route, "2", &[json!({"name": "r", "virtual_hosts": []})]);
+        assert_eq!(world.told(), (2, 1));
+
+        // Once it has, others are seen again.
+        world.engine.apply(ResourceType::Listener, Vec::new(), vec!["l".to_owned()], false);
+        assert_eq!(world.told(), (0, 1));
+        let _other = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let refused = world.push(ResourceType::Listener, "4", &[at_port]);
+        assert!(refused[0].contains("another program uses it"), "{refused:?}");
+    });
+}
