@@ -80,9 +80,6 @@ pub fn shape(
 }
 
 fn check(head: &mut RequestHead, config: &HcmConfig) -> Result<(), LocalReply> {
-    if head.protocol == Protocol::Http10 && !config.http1.h1.accept_http_10 {
-        return Err(LocalReply::new(StatusCode::UPGRADE_REQUIRED, "", "low_version"));
-    }
     // HTTP/1.1's codec has seen to it that there is one; it may be empty.
     if head.authority.is_empty() && head.protocol != Protocol::Http11 {
         if head.protocol != Protocol::Http10 || config.http1.default_host_for_http_10.is_empty() {

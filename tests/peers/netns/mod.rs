@@ -6,6 +6,7 @@
 
 mod first_bytes;
 mod hosts;
+mod modes;
 mod redirect;
 mod source;
 
