@@ -93,10 +93,13 @@ fn inbound_listener(world: &World, node: &ProxyNode, inbound: &Inbound, name: &s
                     json!({"transport_protocol": "raw_buffer", "application_protocols": ["http/1.1", "h2c"]}),
                     true,
                 ),
-                plain(json!({}), false),
+                // Not for any transport: Envoy would keep to the more specific chains, and find none for what is not HTTP.
+                plain(json!({"transport_protocol": "raw_buffer"}), false),
             ]
         }
-        (EffectivePeerMode::Disable, false) => vec![plain(json!({}), is_http)],
+        (EffectivePeerMode::Disable, false) => {
+            vec![plain(json!({"transport_protocol": "raw_buffer"}), is_http)]
+        }
         (EffectivePeerMode::Permissive, true) => {
             inspect_http = true;
             vec![
