@@ -140,10 +140,6 @@ async fn requests_that_cannot_be_routed_get_envoys_answers() {
         let body = text(reply.body).await;
         assert!(body.is_empty(), "{method} {path}");
     }
-    let mut old = request("GET", "/hello", &[]);
-    old.head.protocol = Protocol::Http10;
-    let (reply, ..) = call(compile(json!({}), hello(), json!([])).unwrap(), old).await;
-    assert_eq!(reply.head.status, 426);
     let mut nameless = request("GET", "/hello", &[]);
     nameless.head.authority = Bytes::new();
     nameless.head.protocol = Protocol::Http2;
