@@ -1,4 +1,6 @@
-//! `envoy.filters.http.cors`: answers preflights, marks responses. The policy is the most specific one of the route.
+//! `envoy.filters.http.cors`: answers preflights, marks responses. The policies of weighted cluster, route, virtual host and
+//! route configuration count together: each field is that of the most specific policy that has it set. Whether they are
+//! enabled, the most specific one says alone.
 
 use std::sync::Arc;
 
@@ -6,7 +8,9 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use xds_protos::envoy::extensions::filters::http::cors::v3 as proto;
 
 use super::Verdict;
+use super::config::PerFilter;
 use crate::codec::Headers;
+use crate::route::Matched;
 use crate::route::config::{runtime_chance, string_match};
 use crate::route::matching::Chance;
 use crate::route::text::StringMatch;
@@ -44,12 +48,19 @@ pub struct CorsPolicy {
     headers: Option<HeaderValue>,
     expose: Option<HeaderValue>,
     max_age: Option<HeaderValue>,
-    credentials: bool,
-    private_network: bool,
+    credentials: Option<bool>,
+    private_network: Option<bool>,
     enabled: Chance,
     /// Where it is not enabled, how often it is evaluated for the counters alone.
     shadow: Option<Chance>,
-    forward_unmatched_preflights: bool,
+    forward_unmatched_preflights: Option<bool>,
+}
+
+/// The policies of a route, for the filter of this name.
+#[derive(Clone, Copy)]
+pub(super) struct Policies<'a> {
+    matched: &'a Matched,
+    name: &'a str,
 }
 
 impl CorsPolicy {
@@ -88,78 +99,109 @@ impl CorsPolicy {
             headers: value(&policy.allow_headers, "allow_headers"),
             expose: value(&policy.expose_headers, "expose_headers"),
             max_age: value(&policy.max_age, "max_age"),
-            credentials: policy.allow_credentials.unwrap_or(false),
-            private_network: policy.allow_private_network_access.unwrap_or(false),
+            credentials: policy.allow_credentials,
+            private_network: policy.allow_private_network_access,
             enabled: enabled.unwrap_or(Chance::ALWAYS),
             shadow,
-            forward_unmatched_preflights: policy.forward_not_matching_preflights.unwrap_or(true),
+            forward_unmatched_preflights: policy.forward_not_matching_preflights,
         };
         if errors.is_empty() { Ok(compiled) } else { Err(errors) }
     }
+}
 
-    fn allows(&self, origin: &[u8]) -> bool {
-        self.origins.iter().any(|o| o.matches(b"*") || o.matches(origin))
+impl<'a> Policies<'a> {
+    pub(super) fn new(matched: &'a Matched, name: &'a str) -> Self {
+        Self { matched, name }
+    }
+
+    /// The most specific first.
+    fn iter(self) -> impl Iterator<Item = &'a CorsPolicy> {
+        self.matched.per_filter().filter_map(move |p| match p.get(self.name) {
+            Some(PerFilter::Cors(policy)) => Some(&**policy),
+            _ => None,
+        })
+    }
+
+    /// A field, from the first policy that has it set.
+    fn field<T>(self, get: impl Fn(&'a CorsPolicy) -> Option<T>) -> Option<T> {
+        self.iter().find_map(get)
+    }
+
+    fn allows(self, origin: &[u8]) -> bool {
+        let origins = self.field(|p| (!p.origins.is_empty()).then_some(&p.origins));
+        origins.is_some_and(|all| all.iter().any(|o| o.matches(b"*") || o.matches(origin)))
+    }
+
+    fn allows_credentials(self) -> bool {
+        self.field(|p| p.credentials).unwrap_or(false)
     }
 
     /// Answers a preflight; remembers the origin of other requests for the response.
-    pub(super) fn request_head(&self, exchange: &mut Exchange, stats: &CorsStats) -> Verdict {
+    pub(super) fn request_head(self, exchange: &mut Exchange, stats: &CorsStats) -> Verdict {
         // As in Envoy, redirects and direct responses are not shared with other origins.
-        if exchange.matched.as_ref().is_none_or(|m| m.forward().is_none()) {
+        if self.matched.forward().is_none() {
             return Verdict::Continue;
         }
         let head = &exchange.head;
         let Some(origin) = head.headers.get(&header::ORIGIN).filter(|o| !o.is_empty()).cloned() else {
             return Verdict::Continue;
         };
-        let enabled = self.enabled.hits(exchange.random);
-        if !enabled && !self.shadow.is_some_and(|s| s.hits(fastrand::u64(..))) {
+        let Some(own) = self.iter().next() else { return Verdict::Continue };
+        let enabled = own.enabled.hits(exchange.random);
+        if !enabled && !own.shadow.is_some_and(|s| s.hits(fastrand::u64(..))) {
             return Verdict::Continue;
         }
         let asked = head.headers.get(&header::ACCESS_CONTROL_REQUEST_METHOD).is_some_and(|m| !m.is_empty());
         let preflight = head.method == Method::OPTIONS && asked;
-        let reply = || LocalReply::new(StatusCode::OK, "", "cors_response");
-        if !self.allows(origin.as_bytes()) {
-            stats.invalid.inc();
-            return if enabled && preflight && !self.forward_unmatched_preflights {
-                Verdict::Reply(reply())
-            } else {
-                Verdict::Continue
-            };
+        let allowed = self.allows(origin.as_bytes());
+        if allowed {
+            stats.valid.inc()
+        } else {
+            stats.invalid.inc()
         }
-        stats.valid.inc();
         if !enabled {
             return Verdict::Continue;
         }
         if !preflight {
-            exchange.scratch.later().cors_origin = Some(origin);
+            if allowed {
+                exchange.scratch.later().cors_origin = Some(origin);
+            }
             return Verdict::Continue;
         }
-        let mut reply = reply();
+        if !allowed && self.field(|p| p.forward_unmatched_preflights).unwrap_or(true) {
+            return Verdict::Continue;
+        }
+        // A browser reads nothing of it that does not name the origin.
+        let mut reply = LocalReply::new(StatusCode::OK, "", "cors_response");
         let headers = &mut reply.headers;
-        headers.push((header::ACCESS_CONTROL_ALLOW_ORIGIN, origin));
-        let optional = [
-            (header::ACCESS_CONTROL_ALLOW_METHODS, &self.methods),
-            (header::ACCESS_CONTROL_ALLOW_HEADERS, &self.headers),
-            (header::ACCESS_CONTROL_EXPOSE_HEADERS, &self.expose),
-            (header::ACCESS_CONTROL_MAX_AGE, &self.max_age),
+        let mut optional = vec![
+            (header::ACCESS_CONTROL_ALLOW_METHODS, self.field(|p| p.methods.as_ref())),
+            (header::ACCESS_CONTROL_ALLOW_HEADERS, self.field(|p| p.headers.as_ref())),
+            (header::ACCESS_CONTROL_MAX_AGE, self.field(|p| p.max_age.as_ref())),
         ];
-        if self.credentials {
+        if allowed {
+            headers.push((header::ACCESS_CONTROL_ALLOW_ORIGIN, origin));
+            optional.push((header::ACCESS_CONTROL_EXPOSE_HEADERS, self.field(|p| p.expose.as_ref())));
+        }
+        if self.allows_credentials() {
             headers.push((header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true")));
         }
-        headers.extend(optional.into_iter().filter_map(|(n, v)| Some((n, v.clone()?))));
-        if self.private_network && head.headers.get(&PRIVATE_REQUEST).is_some_and(|v| v == "true") {
+        headers.extend(optional.into_iter().filter_map(|(n, v)| Some((n, v?.clone()))));
+        if self.field(|p| p.private_network).unwrap_or(false)
+            && head.headers.get(&PRIVATE_REQUEST).is_some_and(|v| v == "true")
+        {
             headers.push((PRIVATE_ALLOW, HeaderValue::from_static("true")));
         }
         Verdict::Reply(reply)
     }
 
     /// Marks the response to a request from an allowed origin.
-    pub(super) fn response_head(&self, origin: &HeaderValue, headers: &mut Headers) {
+    pub(super) fn response_head(self, origin: &HeaderValue, headers: &mut Headers) {
         headers.set(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-        if self.credentials {
+        if self.allows_credentials() {
             headers.set(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
-        if let Some(expose) = &self.expose {
+        if let Some(expose) = self.field(|p| p.expose.as_ref()) {
             headers.set(header::ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone());
         }
     }

@@ -21,8 +21,10 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::header::ORIGIN;
+
 use self::config::PerFilter;
-use self::cors::{CorsPolicy, CorsStats};
+use self::cors::{CorsStats, Policies};
 use self::ext_authz::ExtAuthz;
 use self::fault::{Fault, FaultStats};
 use self::grpc_stats::{GrpcStats, Messages};
@@ -132,10 +134,16 @@ impl FilterList {
                     };
                     fault.request_head(&mut exchange, stats)
                 }
-                Filter::Cors(stats) => match setting {
-                    Some(PerFilter::Cors(policy)) => policy.clone().request_head(&mut exchange, stats),
-                    _ => Verdict::Continue,
-                },
+                // Only requests that tell their origin are looked at.
+                Filter::Cors(stats) if exchange.head.headers.get(&ORIGIN).is_some() => {
+                    match exchange.matched.clone() {
+                        Some(matched) => {
+                            Policies::new(&matched, &named.name).request_head(&mut exchange, stats)
+                        }
+                        None => Verdict::Continue,
+                    }
+                }
+                Filter::Cors(_) => Verdict::Continue,
                 Filter::Alpn(names) => {
                     alpn = Some(names.clone());
                     Verdict::Continue
@@ -220,10 +228,9 @@ impl FilterList {
         for named in self.filters.iter().rev() {
             match &named.filter {
                 Filter::Cors(_) => {
-                    let setting = matched.and_then(|m| m.per_filter().find_map(|p| p.get(&named.name)));
                     let origin = scratch.later.as_ref().and_then(|l| l.cors_origin.as_ref());
-                    if let (Some(origin), Some(PerFilter::Cors(policy))) = (origin, setting) {
-                        CorsPolicy::response_head(policy, origin, headers);
+                    if let (Some(origin), Some(matched)) = (origin, matched) {
+                        Policies::new(matched, &named.name).response_head(origin, headers);
                     }
                 }
                 Filter::PeerMetadata(filter) => {

@@ -203,6 +203,11 @@ impl BodyStream for ResponseBody {
                     stats.rq_reset_after_downstream_response_started.inc();
                 }
                 self.end(None);
+                // Whose fault it was is told in the log; towards the downstream the fault is not its own.
+                if error.reason == ResetReason::ProtocolError {
+                    let error = BodyError { reason: ResetReason::Local, ..*error };
+                    return Poll::Ready(Some(Err(error)));
+                }
             }
         }
         polled

@@ -16,7 +16,7 @@ use super::request::FORWARDED_PROTO;
 use super::request_id::REQUEST_ID;
 use super::{local_reply, request, response};
 use crate::codec::{
-    Body, Downstream, InformationalSink, Protocol, Reply, Request, RequestHead, ResetReason, ResponseHead,
+    Downstream, InformationalSink, Protocol, Reply, Request, RequestHead, ResetReason, ResponseHead,
 };
 use crate::route::action::{Action, DirectResponse, PathRewrite};
 use crate::route::matching::{PathMatch, is_grpc};
@@ -64,7 +64,7 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
     );
     response::shape(&mut reply.head, &shared.config, before.request_id.as_ref());
     if before.head.method == Method::HEAD {
-        reply.body = Body::Empty;
+        reply.body = response::without_data(reply.body);
     }
     flow.info(|info| {
         info.status = Some(reply.head.status);
@@ -75,7 +75,7 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
     if !shared.config.logs().is_empty() {
         ending.response = Some(reply.head.headers.clone());
     }
-    reply.close |= shared.is_spent(stream);
+    reply.close |= shared.is_spent(stream, before.head.protocol);
     reply.body = shared.config.filters.response_body(reply.body, &mut ending.scratch, &flow);
     reply.body = ResponseBody::guard(reply.body, &flow, ending);
     reply

@@ -120,11 +120,16 @@ impl Shared {
     }
 
     /// Whether the connection should end after the request of this number.
-    pub fn is_spent(&self, stream: u64) -> bool {
+    pub fn is_spent(&self, stream: u64, protocol: Protocol) -> bool {
         let config = &self.config;
         let most = u64::from(config.max_requests_per_connection);
         let longest = config.max_connection_duration;
-        (most > 0 && stream + 1 >= most) || (!longest.is_zero() && self.opened.elapsed() >= longest)
+        let old = !longest.is_zero() && self.opened.elapsed() >= longest;
+        // HTTP/2 has a clock for it, which does not wait for a request's end.
+        if old && protocol != Protocol::Http2 {
+            config.stats.downstream_cx_max_duration_reached.inc();
+        }
+        old || (most > 0 && stream + 1 >= most)
     }
 
     /// Treats `x-forwarded-client-cert`.

@@ -1,12 +1,14 @@
 //! A response as it must look when it leaves: date, server, via, request id, no hop-by-hop fields.
 
+use std::task::{Context, Poll};
+
 use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use super::config::{HcmConfig, ServerHeader};
 use super::date;
 use super::request::append_via;
 use super::request_id::REQUEST_ID;
-use crate::codec::{Protocol, ResponseHead};
+use crate::codec::{Body, BodyError, BodyStream, Frame, Protocol, ResponseHead};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -53,5 +55,26 @@ pub fn shape(head: &mut ResponseHead, config: &HcmConfig, request_id: Option<&He
         && let Some(id) = request_id
     {
         headers.set(REQUEST_ID, id.clone());
+    }
+}
+
+/// The body of an answer to HEAD: nothing, at once, or when its source has come to its end, which may be a bad one.
+pub fn without_data(body: Body) -> Body {
+    match body {
+        Body::Stream(_) => Body::stream(Dropped(body)),
+        _ => Body::Empty,
+    }
+}
+
+struct Dropped(Body);
+
+impl BodyStream for Dropped {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        loop {
+            match self.0.poll_frame(cx) {
+                Poll::Ready(Some(Ok(Frame::Data(_)))) => {}
+                polled => return polled,
+            }
+        }
     }
 }

@@ -34,6 +34,15 @@ pub fn of(route: &Forward, head: &mut RequestHead, is_grpc: bool, respect_expect
         }
         _ => route.timeout,
     };
+    // Where the stream's duration follows that field, the upstream is told what became of it.
+    let follows = route.durations.is_some_and(|d| d.grpc_max.is_some());
+    if follows && grpc_timeout(&head.headers).is_some() {
+        let millis =
+            u64::try_from(max_duration(Some(route), &head.headers, None).as_millis()).unwrap_or(u64::MAX);
+        if let Ok(value) = HeaderValue::try_from(grpc_text(millis)) {
+            head.headers.set(GRPC_TIMEOUT, value);
+        }
+    }
     let mut per_try = route.retry.as_ref().map_or(Duration::ZERO, |r| r.per_try_timeout);
     let expected = head.headers.get_str(&EXPECTED).and_then(|v| v.parse().ok()).map(Duration::from_millis);
     match expected.filter(|_| respect_expected) {

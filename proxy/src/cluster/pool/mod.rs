@@ -123,6 +123,16 @@ impl Line {
     }
 }
 
+impl Line {
+    /// Counts a connection whose last request this is, for it has had as many as it may.
+    fn count_if_used_up(&self, requests: u64) {
+        let Some(cluster) = self.cluster.upgrade() else { return };
+        if cluster.config().max_requests == Some(requests) {
+            cluster.stats().upstream_cx_max_requests.inc();
+        }
+    }
+}
+
 struct Idle {
     connection: h1::client::Connection,
     line: Box<Line>,

@@ -84,9 +84,7 @@ impl Upstream {
                     let Some(connection) = back else { return };
                     let now = Instant::now();
                     if !line.is_fresh(connection.requests(), now) {
-                        if let Some(cluster) = line.cluster.upgrade() {
-                            cluster.stats().upstream_cx_max_requests.inc();
-                        }
+                        line.count_if_used_up(connection.requests());
                         return;
                     }
                     let key = line.key.clone();
@@ -99,6 +97,7 @@ impl Upstream {
             }
             Found::Share(shared) => {
                 let handle = shared.connection.borrow().clone();
+                shared.line.count_if_used_up(handle.requests() + 1);
                 let done = Box::new(move || {
                     drop(held);
                     finished(&shared);

@@ -210,7 +210,7 @@ async fn exchange<S: HttpService>(
     answer(shared, reply, &method, protocol, keep_alive, drain).await
 }
 
-/// While the service works: sends 1xx heads, and is ready when the downstream has gone.
+/// While the service works, or an answer's source is silent: sends what there is, and is ready when the downstream has gone.
 fn watch(shared: &mut Shared, cx: &mut Context<'_>) -> Poll<()> {
     if shared.transport.has_output() && matches!(shared.transport.poll_flush(cx), Poll::Ready(Err(_))) {
         return Poll::Ready(());
@@ -287,10 +287,10 @@ fn send(shared: &Rc<RefCell<Shared>>, outgoing: &mut Outgoing, cx: &mut Context<
             match polled {
                 Poll::Pending => {
                     let flushed = shared.borrow_mut().transport.poll_flush(cx);
-                    return if matches!(flushed, Poll::Ready(Err(_))) {
-                        Poll::Ready(false)
-                    } else {
-                        Poll::Pending
+                    // Nobody is there any more for what the source may yet give.
+                    return match (flushed, watch(&mut shared.borrow_mut(), cx)) {
+                        (Poll::Ready(Err(_)), _) | (_, Poll::Ready(())) => Poll::Ready(false),
+                        _ => Poll::Pending,
                     };
                 }
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(false),

@@ -236,7 +236,8 @@ pub(super) enum SendError {
 impl Outgoing {
     pub(super) fn new(body: Body, output: Output, trailers: bool) -> Self {
         let ended = match output {
-            Output::None => true,
+            // What is not sent may still break off.
+            Output::None => !matches!(body, Body::Stream(_)),
             Output::Raw => body.is_empty(),
             Output::Chunked => false,
         };
@@ -293,7 +294,7 @@ impl Outgoing {
         let chunked = self.output == Output::Chunked;
         match frame {
             Some(Frame::Data(data)) => {
-                if data.is_empty() {
+                if data.is_empty() || self.output == Output::None {
                     return;
                 }
                 if chunked {

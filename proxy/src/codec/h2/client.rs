@@ -100,6 +100,7 @@ impl Connection {
             .await
             .map_err(|e| fail(convert::reset_reason(&e), Progress::Unsent, "connection termination"))?;
         let Request { head, body } = request;
+        let to_head = head.method == http::Method::HEAD;
         let ended = body.is_empty();
         let request = convert::request(head).ok_or(fail(
             ResetReason::ProtocolError,
@@ -121,12 +122,16 @@ impl Connection {
         };
         let (parts, stream) = response.into_parts();
         let head = convert::response_head(parts);
+        let status = head.status;
+        let bodiless =
+            to_head || status == http::StatusCode::NO_CONTENT || status == http::StatusCode::NOT_MODIFIED;
         let body = match stream.is_end_stream() && exchange.sent {
             true => Body::Empty,
             false => Body::stream(Receiving {
                 incoming: Incoming::new(stream),
                 outgoing,
                 sent: exchange.sent,
+                bodiless,
                 over: false,
                 _guard: guard,
             }),
@@ -210,6 +215,8 @@ struct Receiving {
     incoming: Incoming,
     outgoing: Outgoing,
     sent: bool,
+    /// Such an answer has no body, whatever the peer sends (RFC 9110, section 6.4.1).
+    bodiless: bool,
     over: bool,
     _guard: Guard,
 }
@@ -224,6 +231,12 @@ impl BodyStream for Receiving {
             }
         }
         let polled = self.incoming.poll(cx);
+        if self.bodiless && matches!(polled, Poll::Ready(Some(Ok(Frame::Data(_))))) {
+            self.over = true;
+            self.outgoing.refuse();
+            let (reason, details) = (ResetReason::ProtocolError, "protocol error");
+            return Poll::Ready(Some(Err(BodyError { reason, details })));
+        }
         self.over |= matches!(polled, Poll::Ready(None | Some(Err(_) | Ok(Frame::Trailers(_)))));
         polled
     }

@@ -127,6 +127,8 @@ pub(super) fn reset_reason(error: &h2::Error) -> ResetReason {
         Some(Reason::REFUSED_STREAM) => ResetReason::RemoteRefused,
         // A connection that is told to go away by its peer did not process what it had not begun.
         Some(Reason::NO_ERROR) if error.is_go_away() => ResetReason::RemoteRefused,
+        // The connection ended because we could not make sense of what came.
+        Some(_) if error.is_go_away() && error.is_library() => ResetReason::ProtocolError,
         _ if error.is_io() || error.is_go_away() => ResetReason::ConnectionTermination,
         Some(Reason::PROTOCOL_ERROR) if !error.is_remote() => ResetReason::ProtocolError,
         Some(_) if error.is_remote() => ResetReason::Remote,

@@ -127,6 +127,12 @@ impl Outgoing {
         }
     }
 
+    /// Resets the stream: the peer broke the protocol on it.
+    pub(super) fn refuse(&mut self) {
+        self.ended = true;
+        self.stream.send_reset(Reason::PROTOCOL_ERROR);
+    }
+
     /// Resets the stream if it has not ended.
     pub(super) fn cancel(&mut self) {
         if !self.ended {

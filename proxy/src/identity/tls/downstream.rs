@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
-use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
+use rustls::{CipherSuite, ServerConfig};
 use tokio_rustls::LazyConfigAcceptor;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3 as pb;
 
@@ -18,6 +18,13 @@ use super::verifier::Verifier;
 use crate::io::{Io, TlsInfo};
 use crate::state::error::at;
 use crate::state::{CompileContext, ConfigError};
+
+/// The suites by which a client of TLS 1.3 is known.
+const TLS13: [CipherSuite; 3] = [
+    CipherSuite::TLS13_AES_128_GCM_SHA256,
+    CipherSuite::TLS13_AES_256_GCM_SHA384,
+    CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+];
 
 /// The server side of TLS for one filter chain.
 #[derive(Debug)]
@@ -36,13 +43,29 @@ pub struct DownstreamContext {
 struct Built {
     generation: u64,
     rules_generation: u64,
+    /// For clients of TLS 1.3, whose order of ciphers counts.
+    newest: Configs,
+    /// For those of TLS 1.2, where ours counts.
+    older: Configs,
+    ticketer: Option<Arc<dyn ProducesTickets>>,
+    rules: Option<Arc<Validation>>,
+    local_id: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Configs {
     /// Offers our ALPN list; for clients that share a protocol with it.
     with_alpn: Arc<ServerConfig>,
     /// Offers none: rustls ends a handshake without overlap, Envoy goes on without a protocol.
     without_alpn: Arc<ServerConfig>,
-    ticketer: Option<Arc<dyn ProducesTickets>>,
-    rules: Option<Arc<Validation>>,
-    local_id: Option<Arc<str>>,
+}
+
+impl Configs {
+    fn new(without_alpn: ServerConfig, alpn: &[Vec<u8>]) -> Self {
+        let mut with_alpn = without_alpn.clone();
+        with_alpn.alpn_protocols = alpn.to_vec();
+        Self { with_alpn: Arc::new(with_alpn), without_alpn: Arc::new(without_alpn) }
+    }
 }
 
 impl DownstreamContext {
@@ -129,13 +152,16 @@ impl DownstreamContext {
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io)
             .await
             .map_err(TlsError::from_io)?;
-        let (overlap, sni) = {
+        let (configs, overlap, sni) = {
             let client = hello.client_hello();
-            let ours = &built.with_alpn.alpn_protocols;
+            let newest = self.common.params.versions.contains(&&rustls::version::TLS13)
+                && client.cipher_suites().iter().any(|c| TLS13.contains(c));
+            let configs = if newest { &built.newest } else { &built.older };
+            let ours = &configs.with_alpn.alpn_protocols;
             let overlap = client.alpn().is_some_and(|mut theirs| theirs.any(|p| ours.iter().any(|o| o == p)));
-            (overlap, client.server_name().map(Arc::<str>::from))
+            (configs, overlap, client.server_name().map(Arc::<str>::from))
         };
-        let config = if overlap { &built.with_alpn } else { &built.without_alpn };
+        let config = if overlap { &configs.with_alpn } else { &configs.without_alpn };
         let stream = hello.into_stream(config.clone()).await.map_err(TlsError::from_io)?;
         let mut info = finish(stream.get_ref().1, built.rules.as_ref(), built.local_id.clone())?;
         info.sni = sni;
@@ -188,13 +214,13 @@ impl DownstreamContext {
         if let Some(ticketer) = &ticketer {
             without_alpn.ticketer = ticketer.clone();
         }
-        let mut with_alpn = without_alpn.clone();
-        with_alpn.alpn_protocols.clone_from(&self.common.alpn);
+        let mut older = without_alpn.clone();
+        older.ignore_client_order = true;
         Ok(Built {
             generation,
             rules_generation,
-            with_alpn: Arc::new(with_alpn),
-            without_alpn: Arc::new(without_alpn),
+            newest: Configs::new(without_alpn, &self.common.alpn),
+            older: Configs::new(older, &self.common.alpn),
             ticketer,
             rules,
             local_id,
