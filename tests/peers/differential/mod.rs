@@ -8,6 +8,7 @@ mod case;
 mod cases;
 mod client;
 pub mod configured;
+mod coverage;
 mod h2;
 mod normalize;
 mod pair;

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde_json::json;
 
 use super::spec::Tls;
 
@@ -21,10 +22,15 @@ const LEAVES: &[(&str, &str, &[&str])] = &[
     ("client", "ca", &["uri:spiffe://cluster.local/ns/a/sa/client", "dns:client.example"]),
     ("client-b", "ca", &["uri:spiffe://cluster.local/ns/b/sa/client"]),
     ("client-other", "ca", &["uri:spiffe://other.domain/ns/a/sa/client"]),
+    ("revoked", "ca", &["uri:spiffe://cluster.local/ns/a/sa/client"]),
     ("foreign", "foreign-ca", &["uri:spiffe://cluster.local/ns/a/sa/client"]),
 ];
 
-/// Writes them all: `NAME.pem`, `NAME.key`, and the authorities' `ca.pem`, `foreign-ca.pem`.
+/// The serial number of the certificate that `ca.crl` revokes.
+const REVOKED: u64 = 666;
+
+/// Writes them all: `NAME.pem`, `NAME.key`, and the authorities' `ca.pem`, `foreign-ca.pem`; what `ca` revokes, `ca.crl`; and
+/// the secrets that are read by SDS from files.
 pub fn write(directory: &Path) {
     let mut authorities = HashMap::new();
     for name in ["ca", "foreign-ca"] {
@@ -52,9 +58,44 @@ pub fn write(directory: &Path) {
                 (_, n) => SanType::IpAddress(n.parse().unwrap()),
             })
             .collect();
+        if *name == "revoked" {
+            params.serial_number = Some(REVOKED.into());
+        }
         let certificate = params.signed_by(&key, &authorities[issuer]).unwrap();
         std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
         std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+    let now = time::OffsetDateTime::now_utc();
+    let list = CertificateRevocationListParams {
+        this_update: now - time::Duration::days(1),
+        next_update: now + time::Duration::days(1),
+        crl_number: 1.into(),
+        issuing_distribution_point: None,
+        revoked_certs: vec![RevokedCertParams {
+            serial_number: REVOKED.into(),
+            revocation_time: now - time::Duration::hours(1),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    std::fs::write(directory.join("ca.crl"), list.signed_by(&authorities["ca"]).unwrap().pem().unwrap())
+        .unwrap();
+    let file = |name: &str| json!({ "filename": directory.join(name) });
+    let pair = |name: &str| {
+        json!({ "tls_certificate": {
+            "certificate_chain": file(&format!("{name}.pem")), "private_key": file(&format!("{name}.key"))
+        } })
+    };
+    let authority = json!({ "validation_context": { "trusted_ca": file("ca.pem") } });
+    for (name, mut secret) in
+        [("server", pair("server")), ("client", pair("client")), ("authority", authority)]
+    {
+        secret["@type"] = json!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret");
+        secret["name"] = json!(name);
+        let response = json!({ "version_info": "1", "resources": [secret] });
+        // JSON is YAML.
+        std::fs::write(directory.join(format!("sds-{name}.yaml")), response.to_string()).unwrap();
     }
 }
 
@@ -66,7 +107,11 @@ fn chain(directory: &Path, name: &str) -> (Vec<CertificateDer<'static>>, Private
 
 /// What a client of the suite connects by. Any certificate of a server is taken: which one it was is compared.
 pub fn client(directory: &Path, tls: &Tls) -> (Arc<rustls::ClientConfig>, ServerName<'static>) {
-    let provider = weft_certs::provider().clone();
+    let mut provider = weft_certs::provider().clone();
+    if tls.version.as_deref() == Some("1.2") {
+        // A client of those days does not list what it does not know.
+        Arc::make_mut(&mut provider).cipher_suites.retain(|suite| suite.tls13().is_none());
+    }
     let versions: &[&rustls::SupportedProtocolVersion] = match tls.version.as_deref() {
         Some("1.2") => &[&rustls::version::TLS12],
         Some("1.3") => &[&rustls::version::TLS13],

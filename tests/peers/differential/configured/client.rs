@@ -7,12 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::certificates;
 use super::observed::{Tally, sorted};
+use super::pair::other_port;
 use super::spec::{Ask, Send};
 use crate::differential::case::H2Request;
 use crate::differential::h2;
@@ -45,7 +47,14 @@ pub async fn play(sends: &[Send], address: SocketAddr, directory: &Path) -> Seen
     let mut seen = Seen::default();
     let mut kept: Option<Open> = None;
     for (number, send) in sends.iter().enumerate() {
-        let ask = send.ask();
+        let mut ask = send.ask();
+        for field in &mut ask.headers {
+            *field = field.replace("{port}", &address.port().to_string());
+        }
+        let mut address = address;
+        if ask.other {
+            address.set_port(other_port(address.port()));
+        }
         tokio::time::sleep(Duration::from_millis(ask.after)).await;
         if ask.times > 0 {
             let tally = many(&ask, address, directory).await;
@@ -106,6 +115,19 @@ async fn many(ask: &Ask, address: SocketAddr, directory: &Path) -> Tally {
 }
 
 async fn open(ask: &Ask, address: SocketAddr, directory: &Path) -> Result<Open, String> {
+    let Some(tls) = &ask.tls else {
+        return Ok(Open { stream: Box::new(connect(ask, address).await?), note: String::new() });
+    };
+    let (config, name) = certificates::client(directory, tls);
+    if tls.again {
+        // Tickets of TLS 1.3 come with the first answer.
+        let first = handshake(config.clone(), name.clone(), connect(ask, address).await?).await?;
+        by_h1(first, ask).await;
+    }
+    handshake(config, name, connect(ask, address).await?).await
+}
+
+async fn connect(ask: &Ask, address: SocketAddr) -> Result<TcpStream, String> {
     let socket = TcpSocket::new_v4().unwrap();
     let _ = socket.set_nodelay(true);
     if let Some(from) = &ask.from {
@@ -118,10 +140,15 @@ async fn open(ask: &Ask, address: SocketAddr, directory: &Path) -> Result<Open, 
     if let Some(first) = &ask.first {
         let _ = stream.write_all(&bytes(first)).await;
     }
-    let Some(tls) = &ask.tls else { return Ok(Open { stream: Box::new(stream), note: String::new() }) };
-    let (config, name) = certificates::client(directory, tls);
-    let connector = tokio_rustls::TlsConnector::from(config);
-    match timeout(PATIENCE, connector.connect(name, stream)).await {
+    Ok(stream)
+}
+
+async fn handshake(
+    config: Arc<rustls::ClientConfig>,
+    name: ServerName<'static>,
+    stream: TcpStream,
+) -> Result<Open, String> {
+    match timeout(PATIENCE, tokio_rustls::TlsConnector::from(config).connect(name, stream)).await {
         Ok(Ok(stream)) => {
             let session = stream.get_ref().1;
             let alpn = session.alpn_protocol().map(|a| String::from_utf8_lossy(a).into_owned());
@@ -130,7 +157,12 @@ async fn open(ask: &Ask, address: SocketAddr, directory: &Path) -> Result<Open, 
                 parsed.subject().iter_common_name().next()?.as_str().ok().map(str::to_owned)
             });
             let version = session.protocol_version().and_then(|v| v.as_str());
-            let note = format!("(TLS {version:?} alpn={alpn:?} server={server:?})\n");
+            let cipher = session.negotiated_cipher_suite().and_then(|c| c.suite().as_str());
+            let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+            let note = format!(
+                "(TLS {version:?} {cipher:?} alpn={alpn:?} server={server:?}{})\n",
+                if resumed { " resumed" } else { "" }
+            );
             Ok(Open { stream: Box::new(stream), note })
         }
         // With which alert a handshake fails is each library's own; that it does is not.

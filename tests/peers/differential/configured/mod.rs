@@ -31,4 +31,5 @@ macro_rules! files {
 
 files! {
     matchers rewriting connections retries filters clusters balancing health outlier tcp tls rbac limits jwt ext_authz
+    listeners certificates logs requests upstreams
 }

@@ -48,6 +48,11 @@ pub fn endpoint_address(place: usize, port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 30, 2, 10 + u8::try_from(place).unwrap())), port)
 }
 
+/// The second port of a case's listener, where it has one.
+pub fn other_port(port: u16) -> u16 {
+    port + 4000
+}
+
 /// Both proxies, running.
 pub struct Pair {
     envoy: Process,
@@ -128,10 +133,18 @@ fn socket(address: SocketAddr) -> Value {
 fn bootstrap(side: Side, cases: &[Case], first_port: u16, directory: &Path) -> Value {
     let (mut listeners, mut clusters) = (Vec::new(), Vec::new());
     for (port, case) in (first_port..).zip(cases) {
-        listeners.push(listener(side, case, port));
+        let own = |mut value: Value| {
+            substitute(&mut value, &|text| {
+                text.replace("{ip}", &side.ip().to_string())
+                    .replace("{case_port}", &port.to_string())
+                    .replace("{other_port}", &other_port(port).to_string())
+            });
+            value
+        };
+        listeners.push(own(listener(side, case, port)));
         let mut place = 0;
         for (name, cluster) in &case.clusters {
-            clusters.push(self::cluster(side, &cluster_name(&case.name, name), cluster, port, place));
+            clusters.push(own(self::cluster(side, &cluster_name(&case.name, name), cluster, port, place)));
             place += cluster.endpoints.len();
         }
     }
@@ -151,7 +164,7 @@ fn bootstrap(side: Side, cases: &[Case], first_port: u16, directory: &Path) -> V
 }
 
 fn access_log(case: &Case) -> Value {
-    json!([{ "name": "envoy.access_loggers.file", "typed_config": {
+    let mut log = json!({ "name": "envoy.access_loggers.file", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
         "path": "{dir}/{side}.access.log",
         "log_format": { "json_format": {
@@ -170,7 +183,11 @@ fn access_log(case: &Case) -> Value {
             "sni": "%REQUESTED_SERVER_NAME%",
             "peer": "%DOWNSTREAM_PEER_URI_SAN%"
         } }
-    } }])
+    } });
+    if !case.log_filter.is_null() {
+        log["filter"] = case.log_filter.clone();
+    }
+    json!([log])
 }
 
 fn manager(case: &Case, fields: &Value) -> Value {
@@ -289,6 +306,11 @@ fn cluster(side: Side, name: &str, cluster: &Cluster, port: u16, place: usize) -
         });
     }
     merge(&mut proto, &cluster.fields);
+    if proto["type"] == "ORIGINAL_DST"
+        && let Some(fields) = proto.as_object_mut()
+    {
+        fields.remove("load_assignment");
+    }
     proto
 }
 

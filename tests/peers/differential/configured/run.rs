@@ -72,6 +72,7 @@ fn one(case: &Case, index: usize, pair: &Pair) -> Result<(), String> {
         )
     });
     let requests: usize = case.send.iter().map(|s| s.ask()).map(|a| a.times.max(1) as usize).sum();
+    let lines = case.logs.unwrap_or(requests);
     let end = Instant::now() + SETTLE;
     let (envoy, weft) = loop {
         let observe = |side: Side, seen: &client::Seen, counters: bool| {
@@ -87,7 +88,7 @@ fn one(case: &Case, index: usize, pair: &Pair) -> Result<(), String> {
         };
         let over = Instant::now() > end;
         let (mut a, mut b) = (observe(Side::Envoy, &envoy, over), observe(Side::Weft, &weft, over));
-        let whole = case.no_log || (a.log.len() >= requests && b.log.len() >= requests);
+        let whole = case.no_log || (a.log.len() >= lines && b.log.len() >= lines);
         // Reading counters takes the proxies' time: only when the rest is there.
         if whole && !over && a.text(case) == b.text(case) {
             (a, b) = (observe(Side::Envoy, &envoy, true), observe(Side::Weft, &weft, true));

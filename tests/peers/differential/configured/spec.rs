@@ -71,6 +71,12 @@ pub struct Case {
     /// Usual counters that do not count here: ends of their names.
     #[serde(default)]
     pub without: Vec<String>,
+    /// The filter of the access log.
+    #[serde(default)]
+    pub log_filter: Value,
+    /// How many lines the access log gets; as many as there are requests by default.
+    #[serde(default)]
+    pub logs: Option<usize>,
     /// Do not compare the access log.
     #[serde(default)]
     pub no_log: bool,
@@ -150,9 +156,11 @@ pub struct FullAnswer {
     pub body: Option<String>,
     /// Trailers; the body is chunked then.
     pub trailers: Vec<String>,
+    /// Over HTTP/2: send the body although such an answer has none.
+    pub force_body: bool,
     /// Milliseconds before the answer.
     pub delay: u64,
-    /// Milliseconds between head and body.
+    /// Milliseconds between head and body, or before the end of the connection after `raw`.
     pub body_delay: u64,
     /// No answer: the connection is reset after the request.
     pub reset: bool,
@@ -197,6 +205,8 @@ pub struct Ask {
     pub until: Option<String>,
     /// These bytes before anything else.
     pub first: Option<String>,
+    /// To the listener's second address.
+    pub other: bool,
     /// On the connection of the one before.
     pub same: bool,
     /// By TLS.
@@ -227,6 +237,8 @@ pub struct Tls {
     pub certificate: Option<String>,
     /// The newest version, `1.2` or `1.3`.
     pub version: Option<String>,
+    /// Twice, the second time with the session of the first; only that is shown.
+    pub again: bool,
 }
 
 impl Ask {

@@ -181,6 +181,7 @@ impl Server {
             }
             if let Some(raw) = &answer.raw {
                 let _ = stream.write_all(raw.as_bytes()).await;
+                tokio::time::sleep(Duration::from_millis(answer.body_delay)).await;
                 return;
             }
             let (first, rest) = answer_bytes(&answer, head);
@@ -269,7 +270,7 @@ async fn respond_h2(mut respond: h2::server::SendResponse<Bytes>, answer: &FullA
     if let Some(check) = &answer.check {
         return checks::respond(respond, head, check, answer).await;
     }
-    let empty = of_head || matches!(status(answer), 204 | 304);
+    let empty = (of_head || matches!(status(answer), 204 | 304)) && !answer.force_body;
     let body = body(answer);
     let Ok(mut stream) = respond.send_response(head, empty) else { return };
     if empty {
