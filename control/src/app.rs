@@ -23,7 +23,7 @@ use crate::ca::{
 };
 use crate::ingest::Watcher;
 use crate::queue::Queue;
-use crate::serve::authority::{Keeper, listen as listen_to_operator};
+use crate::serve::authority::{Keeper, federation, listen as listen_to_operator};
 use crate::serve::http::{Pages, Port};
 use crate::serve::{AdsService, Proxies, RenderCache};
 
@@ -173,9 +173,10 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let serving = serving::Serving::new(authority.clone(), vec![args.address], aliases).await?;
     tokio::spawn(serving.clone().rotate());
 
-    let queue = Queue::follow(&watcher, authority.trust(), args.push_throttle);
+    let trust = federation::follow(authority.trust(), watcher.subscribe()).await;
+    let queue = Queue::follow(&watcher, trust.clone(), args.push_throttle);
     let (cache, proxies) = (RenderCache::new(), Proxies::default());
-    let keeper = Keeper::new(authority.clone(), proxies.clone(), audit.clone());
+    let keeper = Keeper::new(authority.clone(), trust.clone(), proxies.clone(), audit.clone());
     tokio::spawn(keeper.clone().run());
     if let Some(directory) = &args.state_dir {
         tokio::spawn(listen_to_operator(keeper, directory)?);
@@ -189,7 +190,6 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         ))
     };
     let limit = RateLimit::new(args.max_csrs_per_minute);
-    let trust = authority.trust();
     let certificates = CertificateService::new(authority, authenticators.clone(), limit, audit);
     let pages = Pages {
         snapshots: watcher.subscribe(),

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
 use serde_json::Value;
 use weft::demo::check::apps::{QUIET, STREAM, instance};
 use weft::demo::check::observe::credentials::{self, Authority};
@@ -458,6 +459,53 @@ fn the_authority_is_lost_for_half_a_life_comes_back_from_its_backup_and_nobody_n
         let after = certs(&mesh, "back-1");
         assert!(after.0 != before.0 && after.2 == before.2, "the root is the same");
         traffic.unharmed(1000).await;
+        mesh.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn a_federated_domains_workloads_are_welcome_by_its_own_roots_and_those_roots_name_nobody_else() {
+    let _alone = alone();
+    runtime().block_on(async {
+        let pair = Pair::new(91);
+        let mesh = pair.start().await;
+        let back = mesh.workload("back-1").unwrap().inbound[0];
+        let partner = Authority::unknown().unwrap();
+        let dialled = |id: &'static str| {
+            let shown = partner.issue(id).unwrap();
+            async move {
+                match dial(back, Some(&shown), &Request::get("observer", QUIET)).await.unwrap() {
+                    Outcome::Answered(_, answer) => answer.status(),
+                    Outcome::Refused(_) => 0,
+                }
+            }
+        };
+        let (theirs, ours) = ("spiffe://partner.example/ns/x/sa/y", "spiffe://cluster.local/ns/pair/sa/front");
+        assert_eq!((dialled(theirs).await, dialled(ours).await), (0, 0));
+
+        let bundle = pair.path().join("partner.json");
+        let der = base64::engine::general_purpose::STANDARD.encode(partner.certificate().unwrap());
+        let keys = serde_json::json!({"keys": [{"use": "x509-svid", "kty": "EC", "x5c": [der]}]});
+        std::fs::write(&bundle, keys.to_string()).unwrap();
+        let path = mesh.config_dir().join("mesh.yaml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let settings = format!(
+            "  mesh: |\n    caCertificates: [{{trustDomains: [partner.example], spiffeBundleUrl: \"file://{}\"}}]",
+            bundle.display()
+        );
+        std::fs::write(&path, text.replacen("  mesh: |", &settings, 1)).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while dialled(theirs).await != 200 {
+            assert!(Instant::now() < deadline, "the partner is not let in");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(dialled(ours).await, 0, "the partner's authority cannot name our workloads");
+        // Our own go on as before.
+        let front = mesh.workload("front-1").unwrap().http_proxy.unwrap();
+        let answer = fetch(front, &Request::get("back:8080", QUIET)).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let proxies = &ca(&pair, &["status"])["proxies"];
+        assert_eq!((&proxies["acknowledged"], &proxies["behind"]), (&2.into(), &0.into()));
         mesh.shutdown().await.unwrap();
     });
 }

@@ -56,7 +56,11 @@ fn kind(authority: &Authority) -> KeyKind {
 impl CertificateAuthority {
     /// Tells the mesh whom it trusts.
     pub(super) fn publish(&self, state: &State) -> Result<(), AuthorityError> {
-        let trust = Trust { roots: state.roots_pem().into(), revocations: revocations(state)?.into() };
+        let trust = Trust {
+            roots: state.roots_pem().into(),
+            revocations: revocations(state)?.into(),
+            ..Trust::default()
+        };
         self.trust.send_if_modified(|now| {
             let changed = **now != trust;
             *now = Arc::new(trust);

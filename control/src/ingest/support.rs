@@ -122,7 +122,6 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
         "",
         &[
             "ca",
-            "caCertificates",
             "certificates",
             "configSources",
             "defaultProviders",
@@ -148,6 +147,7 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     ),
     (Kind::MeshConfig, "outboundTrafficPolicy", &["egressProxy"]),
     (Kind::MeshConfig, "meshMTLS", &["ecdhCurves"]),
+    (Kind::MeshConfig, "caCertificates", &["certSigners"]),
     (
         Kind::MeshConfig,
         "defaultConfig",

@@ -16,6 +16,8 @@ pub struct MeshConfig {
     pub trust_domain: String,
     /// Other trust domains whose identities count as ours.
     pub trust_domain_aliases: Vec<String>,
+    /// Other meshes' trust domains, whose workloads are welcome by their own roots.
+    pub ca_certificates: Vec<CertificateData>,
     /// Namespace whose policies hold for the whole mesh.
     pub root_namespace: String,
     /// What happens to requests for unknown destinations.
@@ -70,6 +72,7 @@ impl Default for MeshConfig {
         Self {
             trust_domain: "cluster.local".to_owned(),
             trust_domain_aliases: Vec::new(),
+            ca_certificates: Vec::new(),
             root_namespace: "istio-system".to_owned(),
             outbound_traffic_policy: OutboundTrafficPolicy::default(),
             inbound_traffic_policy: InboundTrafficPolicy::default(),
@@ -95,6 +98,18 @@ impl Default for MeshConfig {
             h2_upgrade_policy: H2UpgradePolicy::default(),
         }
     }
+}
+
+/// Roots of other trust domains: as PEM, or as a SPIFFE bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct CertificateData {
+    /// The roots.
+    pub pem: String,
+    /// Where a SPIFFE bundle with them is: a URL of https, http or file.
+    pub spiffe_bundle_url: String,
+    /// Whose they are.
+    pub trust_domains: Vec<String>,
 }
 
 /// How requests reach the application.

@@ -7,6 +7,10 @@ use std::sync::Arc;
 pub struct Trust {
     /// The roots, the issuing one first; two while one replaces the other.
     pub roots: Arc<str>,
+    /// The mesh's own trust domains, which these roots vouch for; needed only where there are others.
+    pub domains: Vec<String>,
+    /// Other trust domains, each with its own roots.
+    pub federated: Vec<(String, Arc<str>)>,
     /// A revocation list of each authority that signed living leaves; empty while nothing is revoked.
     pub revocations: Arc<str>,
 }

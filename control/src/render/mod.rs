@@ -77,6 +77,21 @@ pub fn roots(trust: &Trust) -> Option<Resource> {
     let engine = base64::engine::general_purpose::STANDARD;
     let inline = |text: &str| serde_json::json!({"inline_bytes": engine.encode(text)});
     let mut context = serde_json::json!({"trusted_ca": inline(&trust.roots)});
+    if !trust.federated.is_empty() {
+        // Each domain's roots vouch for its own workloads alone.
+        let own = trust.domains.iter().map(|domain| (domain, &trust.roots));
+        let all = own.chain(trust.federated.iter().map(|(domain, roots)| (domain, roots)));
+        let domains: Vec<_> = all
+            .map(|(domain, roots)| serde_json::json!({"name": domain, "trust_bundle": inline(roots)}))
+            .collect();
+        context["custom_validator_config"] = serde_json::json!({
+            "name": "envoy.tls.cert_validator.spiffe",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig",
+                "trust_domains": domains,
+            },
+        });
+    }
     if !trust.revocations.is_empty() {
         // A list of the root's own would be needed to doubt intermediates, and the root is seldom at hand.
         context["crl"] = inline(&trust.revocations);

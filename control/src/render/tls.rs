@@ -33,6 +33,7 @@ fn domains(world: &World) -> Vec<String> {
     let mesh = world.mesh();
     std::iter::once(&mesh.trust_domain)
         .chain(&mesh.trust_domain_aliases)
+        .chain(mesh.ca_certificates.iter().flat_map(|c| &c.trust_domains))
         .map(|d| format!("spiffe://{d}/"))
         .collect()
 }

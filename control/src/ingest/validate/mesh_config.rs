@@ -11,12 +11,15 @@ pub(in super::super) fn mesh_config(spec: &MeshConfig, findings: &mut Findings) 
     if spec.trust_domain.is_empty() {
         findings.error("trustDomain", "empty", "name the trust domain, such as cluster.local");
     }
-    for (path, domain) in std::iter::once(("trustDomain".to_owned(), &spec.trust_domain)).chain(
-        spec.trust_domain_aliases
-            .iter()
-            .enumerate()
-            .map(|(index, alias)| (format!("trustDomainAliases[{index}]"), alias)),
-    ) {
+    let aliases = spec.trust_domain_aliases.iter().enumerate();
+    let federated = spec.ca_certificates.iter().enumerate().flat_map(|(i, data)| {
+        let domains = data.trust_domains.iter().enumerate();
+        domains.map(move |(j, domain)| (format!("caCertificates[{i}].trustDomains[{j}]"), domain))
+    });
+    for (path, domain) in std::iter::once(("trustDomain".to_owned(), &spec.trust_domain))
+        .chain(aliases.map(|(index, alias)| (format!("trustDomainAliases[{index}]"), alias)))
+        .chain(federated)
+    {
         // SPIFFE ID, section 2.1: lower-case letters, digits, dot, dash and underscore.
         let fits = |byte: u8| {
             byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_')
@@ -26,6 +29,7 @@ pub(in super::super) fn mesh_config(spec: &MeshConfig, findings: &mut Findings) 
             findings.error(path, format!("{domain:?} is no trust domain"), help);
         }
     }
+    ca_certificates(spec, findings);
     if spec.root_namespace.is_empty() {
         findings.error(
             "rootNamespace",
@@ -54,5 +58,47 @@ pub(in super::super) fn mesh_config(spec: &MeshConfig, findings: &mut Findings) 
     if matches!(spec.mesh_mtls.min_protocol_version, TlsVersion::V1_0 | TlsVersion::V1_1) {
         let help = "use TLSV1_2 or TLSV1_3";
         findings.error("meshMTLS.minProtocolVersion", "TLS below 1.2 is not supported by Weft", help);
+    }
+}
+
+/// Roots of other trust domains.
+fn ca_certificates(spec: &MeshConfig, findings: &mut Findings) {
+    let mut seen: Vec<&String> =
+        std::iter::once(&spec.trust_domain).chain(&spec.trust_domain_aliases).collect();
+    for (i, data) in spec.ca_certificates.iter().enumerate() {
+        let at = |field: &str| format!("caCertificates[{i}].{field}");
+        if data.trust_domains.is_empty() {
+            let help = "name the trust domains whose roots these are; roots of the mesh's own domains come from its authority";
+            findings.error(at("trustDomains"), "empty", help);
+        }
+        for (j, domain) in data.trust_domains.iter().enumerate() {
+            if seen.contains(&domain) {
+                let help = "a domain's roots are given once, and the mesh's own domains are its authority's";
+                findings.error(
+                    at(&format!("trustDomains[{j}]")),
+                    format!("{domain:?} has roots already"),
+                    help,
+                );
+            }
+            seen.push(domain);
+        }
+        let url = &data.spiffe_bundle_url;
+        match (data.pem.is_empty(), url.is_empty()) {
+            (false, true) => {
+                if let Err(error) = weft_certs::pem::certificates(data.pem.as_bytes()) {
+                    findings.error(at("pem"), error.to_string(), "give the roots as PEM, CERTIFICATE blocks");
+                }
+            }
+            (true, false) => {
+                if !["https://", "http://", "file:///"].iter().any(|scheme| url.starts_with(scheme)) {
+                    let help = "give a URL of https or http, or file:///PATH";
+                    findings.error(at("spiffeBundleUrl"), format!("{url:?} is not such a URL"), help);
+                }
+            }
+            _ => {
+                let help = "give the roots as pem, or where their SPIFFE bundle is as spiffeBundleUrl";
+                findings.error(at("pem"), "exactly one of pem and spiffeBundleUrl is needed", help);
+            }
+        }
     }
 }

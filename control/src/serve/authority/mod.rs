@@ -1,18 +1,21 @@
 //! The authority among its proxies: does the steps of what is under way as they become possible, and answers the operator's
 //! commands on a socket in the state directory, which only the owner of the keys can open.
 
+pub mod federation;
 mod socket;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use xds_protos::ResourceType;
 
 use super::Proxies;
 use crate::ca::rotation::{Followers, Step, Wait};
 use crate::ca::status::Status;
 use crate::ca::{Audit, CertificateAuthority};
+use crate::model::Trust;
 use crate::render;
 
 pub use socket::{SOCKET, listen};
@@ -29,16 +32,23 @@ const SETTLING: time::Duration = time::Duration::seconds(5);
 #[derive(Clone)]
 pub struct Keeper {
     authority: Arc<CertificateAuthority>,
+    /// What proxies are told, other trust domains included.
+    trust: watch::Receiver<Arc<Trust>>,
     proxies: Proxies,
     audit: Arc<Audit>,
     gathering_until: OffsetDateTime,
 }
 
 impl Keeper {
-    /// Keeps `authority`, whose bundles `proxies` follow. It has just started.
-    pub fn new(authority: Arc<CertificateAuthority>, proxies: Proxies, audit: Arc<Audit>) -> Self {
+    /// Keeps `authority`. `trust` is what `proxies` are told, of it and of others. It has just started.
+    pub fn new(
+        authority: Arc<CertificateAuthority>,
+        trust: watch::Receiver<Arc<Trust>>,
+        proxies: Proxies,
+        audit: Arc<Audit>,
+    ) -> Self {
         let gathering_until = OffsetDateTime::now_utc() + GATHERING;
-        Self { authority, proxies, audit, gathering_until }
+        Self { authority, trust, proxies, audit, gathering_until }
     }
 
     /// Works for ever.
@@ -73,8 +83,11 @@ impl Keeper {
 
     /// How far the connected proxies are with the present bundle.
     pub fn followers(&self, now: OffsetDateTime) -> Followers {
-        let trust = self.authority.trust().borrow().clone();
-        let wanted = render::roots(&trust).map(|r| r.version);
+        let trust = self.trust.borrow().clone();
+        // What the authority says a moment ago may not have come through yet: nobody has it then.
+        let own = self.authority.trust().borrow().clone();
+        let current = (&trust.roots, &trust.revocations) == (&own.roots, &own.revocations);
+        let wanted = render::roots(&trust).map(|r| r.version).filter(|_| current);
         let mut followers = Followers::default();
         for proxy in self.proxies.list() {
             if proxy.identity.is_none() {

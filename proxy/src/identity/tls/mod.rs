@@ -14,6 +14,7 @@ pub mod params;
 pub mod peer;
 pub mod san;
 pub mod secret;
+mod spiffe;
 mod upstream;
 pub mod validation;
 mod verifier;

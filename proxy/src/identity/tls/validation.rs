@@ -23,6 +23,7 @@ use super::params::provider;
 use super::peer::Peer;
 use super::san::SanMatcher;
 use super::secret::certificates;
+use super::spiffe;
 use crate::state::ConfigError;
 
 /// A compiled `CertificateValidationContext`: as it stands inline, or as it came by SDS.
@@ -31,6 +32,8 @@ pub struct ValidationConfig {
     /// The roots as given, for display.
     pub roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
+    /// Roots by trust domain, in place of `anchors`: a domain's roots vouch for its own workloads and for nobody else's.
+    domains: Vec<(String, Vec<TrustAnchor<'static>>)>,
     sans: Vec<SanMatcher>,
     allow_expired: bool,
     accept_untrusted: bool,
@@ -132,10 +135,18 @@ impl ValidationConfig {
         config.allow_expired = proto.allow_expired_certificate;
         config.accept_untrusted = proto.trust_chain_verification()
             == pb::certificate_validation_context::TrustChainVerification::AcceptUntrusted;
-        for (field, present) in [
-            ("custom_validator_config", proto.custom_validator_config.is_some()),
-            ("require_signed_certificate_timestamp", proto.require_signed_certificate_timestamp.is_some()),
-        ] {
+        if let Some(custom) = &proto.custom_validator_config {
+            match spiffe::domains(custom) {
+                Ok(domains) => {
+                    config.roots = domains.iter().flat_map(|(_, c)| c.roots.clone()).collect();
+                    config.domains = domains.into_iter().map(|(name, c)| (name, c.anchors)).collect();
+                }
+                Err(e) => errors.push(e.at("custom_validator_config")),
+            }
+        }
+        for (field, present) in
+            [("require_signed_certificate_timestamp", proto.require_signed_certificate_timestamp.is_some())]
+        {
             if present {
                 errors.push(ConfigError::unsupported(field, "it"));
             }
@@ -147,8 +158,9 @@ impl ValidationConfig {
     /// later one win, names add up.
     pub fn merged(&self, over: &Self) -> Self {
         let mut merged = self.clone();
-        if !over.anchors.is_empty() {
+        if over.has_roots() {
             merged.anchors.clone_from(&over.anchors);
+            merged.domains.clone_from(&over.domains);
             merged.roots.clone_from(&over.roots);
         }
         merged.sans.extend(over.sans.iter().cloned());
@@ -171,7 +183,17 @@ impl ValidationConfig {
 
     /// Whether peers are checked against roots at all.
     pub fn has_roots(&self) -> bool {
-        !self.anchors.is_empty()
+        !self.anchors.is_empty() || !self.domains.is_empty()
+    }
+
+    /// The roots that may vouch for this leaf; none if it is of a trust domain that is not known.
+    fn anchors_for(&self, leaf: &CertificateDer<'_>) -> Option<&[TrustAnchor<'static>]> {
+        if self.domains.is_empty() {
+            return Some(&self.anchors);
+        }
+        let peer = Peer::of(leaf)?;
+        let domain = spiffe::trust_domain(peer.uri_sans.first()?)?;
+        self.domains.iter().find(|(name, _)| name == domain).map(|(_, anchors)| anchors.as_slice())
     }
 }
 
@@ -321,8 +343,9 @@ impl Validation {
         now: UnixTime,
         usage: impl ExtendedKeyUsageValidator,
     ) -> Result<(), webpki::Error> {
+        let anchors = self.config.anchors_for(leaf).ok_or(webpki::Error::UnknownIssuer)?;
         let crls: Vec<_> = self.config.crls.iter().map(Arc::as_ref).collect();
-        // A certificate that no list speaks for, and a list that has expired, are as good as revoked, as in OpenSSL.
+        // Other trust domains publish no lists here. Otherwise a certificate that no list speaks for, and a list that has expired, are as good as revoked, as in OpenSSL.
         let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
             let depth = match self.config.crl_of_leaf_only {
                 true => RevocationCheckDepth::EndEntity,
@@ -330,7 +353,10 @@ impl Validation {
             };
             options
                 .with_depth(depth)
-                .with_status_policy(UnknownStatusPolicy::Deny)
+                .with_status_policy(match self.config.domains.is_empty() {
+                    true => UnknownStatusPolicy::Deny,
+                    false => UnknownStatusPolicy::Allow,
+                })
                 .with_expiration_policy(ExpirationPolicy::Enforce)
                 .build()
         });
@@ -343,7 +369,7 @@ impl Validation {
         EndEntityCert::try_from(leaf)?
             .verify_for_usage(
                 provider().signature_verification_algorithms.all,
-                &self.config.anchors,
+                anchors,
                 intermediates,
                 now,
                 usage,

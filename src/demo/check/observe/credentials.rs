@@ -81,6 +81,11 @@ impl Authority {
         Ok(Self { issuer: Issuer::from_ca_cert_der(&certificate, key)?, above: vec![certificate] })
     }
 
+    /// Its certificate.
+    pub fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.above.first()
+    }
+
     /// The mesh's own intermediate, from its state directory: for certificates that the mesh's rules would not give.
     pub fn of_mesh(state: &Path) -> anyhow::Result<Self> {
         let read = |name: &str| {
