@@ -239,6 +239,25 @@ data:
 }
 
 #[test]
+fn roots_of_other_trust_domains_are_given_once_and_in_one_way() {
+    for (entry, words) in [
+        ("{pem: x, spiffeBundleUrl: 'https://a/b', trustDomains: [b.example]}", "exactly one of pem"),
+        ("{trustDomains: [b.example]}", "exactly one of pem"),
+        ("{spiffeBundleUrl: 'https://a/b'}", "trustDomains"),
+        ("{pem: nonsense, trustDomains: [b.example]}", "caCertificates[0].pem"),
+        ("{spiffeBundleUrl: 'ftp://a/b', trustDomains: [b.example]}", "file:///PATH"),
+        ("{spiffeBundleUrl: 'https://a/b', trustDomains: [B]}", "is no trust domain"),
+        ("{spiffeBundleUrl: 'https://a/b', trustDomains: [td.example]}", "has roots already"),
+        ("{spiffeBundleUrl: 'https://a/b', trustDomains: [b.example], certSigners: [x]}", "certSigners"),
+    ] {
+        let said = only(&format!("trustDomain: td.example\ncaCertificates: [{entry}]\n"));
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let good = "trustDomain: td.example\ncaCertificates: [{spiffeBundleUrl: 'file:///b.json', trustDomains: [b.example]}]\n";
+    assert_eq!(world(good).mesh().ca_certificates[0].trust_domains, ["b.example"]);
+}
+
+#[test]
 fn objects_may_come_in_a_list_or_as_json() {
     let list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: security.istio.io/v1\n  kind: PeerAuthentication\n  metadata: {name: default, namespace: n}\n  spec: {mtls: {mode: STRICT}}\n";
     assert_eq!(world(list).namespace_peer_mode("n"), EffectivePeerMode::Strict);
