@@ -39,6 +39,7 @@ async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {
     let node = Arc::new(node_info(&start.node));
     let engine = Engine::new(Tables::default(), node, SocketTable::new(workers), wanted.clone());
     engine.set_listener_drain_time(start.listener_drain);
+    crate::network::recheck::set(start.recheck);
     if let Some(path) = &start.outlier_log {
         let log = Sink::open(path).with_context(|| {
             format!("cluster_manager.outlier_detection.event_log_path {}", path.display())

@@ -17,6 +17,7 @@ mod journey;
 mod layering;
 mod ledger;
 mod metrics;
+mod recheck;
 mod sabotage;
 mod support;
 mod tour;

@@ -46,6 +46,9 @@ pub struct ProxyArgs {
     /// How long connections get to end when their listener is removed or changed
     #[arg(long, value_name = "DURATION", default_value = "45s", value_parser = duration)]
     pub listener_drain_time: Duration,
+    /// Let connections and streams be that a new policy denies; without this they are closed when the policy changes
+    #[arg(long)]
+    pub no_recheck: bool,
     /// What is logged: error, warn, info, debug, trace, or rules such as info,weft_proxy::xds=debug
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log_level: String,
@@ -91,6 +94,7 @@ impl ProxyArgs {
             identity,
             drain: self.drain_time,
             listener_drain: self.listener_drain_time,
+            recheck: !self.no_recheck,
         })
     }
 }

@@ -75,6 +75,7 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
         identity: None,
         drain: args.drain_time,
         listener_drain: args.listener_drain_time,
+        recheck: !args.no_recheck,
     })
 }
 

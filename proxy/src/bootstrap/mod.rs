@@ -47,6 +47,8 @@ pub struct Start {
     pub drain: Duration,
     /// How long connections get to end whose listener, or filter chain, was removed or changed.
     pub listener_drain: Duration,
+    /// Connections and streams that a new policy denies are closed.
+    pub recheck: bool,
 }
 
 /// The control plane's stream.

@@ -217,6 +217,21 @@ impl FilterList {
         Ok(Admitted::new(exchange, wishes))
     }
 
+    /// Why a request that has been let in under another policy may not go on under these filters, if it may not. `matched` is
+    /// the route that it had.
+    pub fn denies(&self, subject: &rbac::Subject<'_>, matched: Option<&Matched>) -> Option<Arc<str>> {
+        self.filters.iter().find_map(|named| {
+            let Filter::Rbac(rbac) = &named.filter else { return None };
+            let setting = matched.and_then(|m| m.per_filter().find_map(|p| p.get(&named.name)));
+            match setting {
+                Some(PerFilter::Disabled) => None,
+                None if named.disabled => None,
+                Some(PerFilter::Rbac(rules)) => rbac.denies(subject, Some(rules)),
+                _ => rbac.denies(subject, None),
+            }
+        })
+    }
+
     /// Runs the filters in reverse over a response's head.
     pub fn response_head(
         &self,

@@ -12,6 +12,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use super::config::HcmConfig;
 use super::ending::{Ending, ResponseBody};
 use super::manager::Shared;
+use super::recheck::{Rechecked, Standing};
 use super::request::FORWARDED_PROTO;
 use super::request_id::REQUEST_ID;
 use super::{local_reply, request, response};
@@ -35,6 +36,8 @@ const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path
 struct Before {
     head: RequestHead,
     request_id: Option<HeaderValue>,
+    /// What a later policy decides over, where the stream may see one.
+    standing: Option<Box<Standing>>,
 }
 
 /// Handles one request of a connection.
@@ -46,9 +49,9 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
     shared.count_request(request.head.protocol);
     // An answer to a request that goes no further tells the id that the request came with.
     let told = shared.config.request_id_in_response.then(|| request.head.headers.get(&REQUEST_ID).cloned());
-    let before = Before { head: outline(&request.head), request_id: told.flatten() };
+    let before = Before { head: outline(&request.head), request_id: told.flatten(), standing: None };
 
-    let (mut reply, before, matched) = {
+    let (mut reply, mut before, matched) = {
         let work = pin!(answer(&shared, &flow, request, downstream, before, &mut ending.scratch));
         watched(&shared, &flow, work).await
     };
@@ -77,6 +80,9 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
     }
     reply.close |= shared.is_spent(stream, before.head.protocol);
     reply.body = shared.config.filters.response_body(reply.body, &mut ending.scratch, &flow);
+    if let Some(standing) = before.standing.take() {
+        reply.body = Rechecked::wrap(reply.body, *standing, &shared, &flow);
+    }
     reply.body = ResponseBody::guard(reply.body, &flow, ending);
     reply
 }
@@ -164,6 +170,9 @@ async fn answer(
         }
     };
     config.stats.rq_total.inc();
+    if shared.newest.is_some() {
+        before.standing = Standing::of(admitted.exchange()).map(Box::new);
+    }
     let Routed { result, exchange } = match terminal(shared, admitted.exchange(), wants_tls.get()) {
         Some(reply) => {
             let (exchange, _) = admitted.into_parts();
@@ -326,7 +335,7 @@ fn expired(shared: &Shared, flow: &Flow, why: Expired) -> (Reply, Before, Option
     };
     flow.set_route_timeout(None);
     let head = outline_of(flow);
-    let before = Before { request_id: None, head };
+    let before = Before { request_id: None, head, standing: None };
     let reply = local_reply::reply(shared, flow, &before.head, reply);
     (reply, before, None)
 }

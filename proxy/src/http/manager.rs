@@ -8,6 +8,7 @@ use std::time::Instant;
 use http::{HeaderValue, StatusCode};
 
 use super::config::{ClientCert, HcmConfig};
+use super::recheck::Newest;
 use super::{exchange, local_reply, response, xfcc};
 use crate::codec::{ConnectionLimit, Downstream, Headers, HttpService, Protocol, Reply, Request};
 use crate::io::{Alarm, ConnectionInfo};
@@ -21,6 +22,8 @@ pub struct Shared {
     pub config: Arc<HcmConfig>,
     /// The connection.
     pub connection: Arc<ConnectionInfo>,
+    /// What new connections get, where streams are to be looked at again when that changes.
+    pub newest: Option<Rc<dyn Newest>>,
     opened: Instant,
     /// The codec's version, known from the first request on.
     protocol: OnceCell<Protocol>,
@@ -36,7 +39,11 @@ pub struct ConnectionManager {
 
 impl ConnectionManager {
     /// For a connection that has just been accepted.
-    pub fn new(config: Arc<HcmConfig>, connection: Arc<ConnectionInfo>) -> Rc<Self> {
+    pub fn new(
+        config: Arc<HcmConfig>,
+        connection: Arc<ConnectionInfo>,
+        newest: Option<Rc<dyn Newest>>,
+    ) -> Rc<Self> {
         let stats = &config.stats;
         stats.downstream_cx_total.inc();
         stats.downstream_cx_active.add(1);
@@ -47,6 +54,7 @@ impl ConnectionManager {
         let shared = Shared {
             config,
             connection,
+            newest,
             opened: Instant::now(),
             protocol: OnceCell::new(),
             client_cert: OnceCell::new(),

@@ -11,6 +11,7 @@ pub mod exchange;
 pub mod local_reply;
 mod manager;
 pub mod normalize;
+mod recheck;
 mod request;
 mod request_id;
 mod response;
@@ -21,6 +22,7 @@ mod xff;
 
 pub use config::HcmConfig;
 pub use manager::ConnectionManager;
+pub use recheck::Newest;
 pub use serve::serve;
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 
 use super::config::CodecType;
+use super::recheck::Newest;
 use super::{ConnectionManager, HcmConfig};
 use crate::codec::{Drain, DrainPhase, h1, h2};
 use crate::io::{ConnectionInfo, Io};
@@ -16,7 +17,13 @@ use crate::io::{ConnectionInfo, Io};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
 /// Serves a connection until it ends. Runs on a worker's local runtime.
-pub async fn serve(mut io: Io, config: Arc<HcmConfig>, connection: Arc<ConnectionInfo>, mut drain: Drain) {
+pub async fn serve(
+    mut io: Io,
+    config: Arc<HcmConfig>,
+    connection: Arc<ConnectionInfo>,
+    mut drain: Drain,
+    newest: Option<Rc<dyn Newest>>,
+) {
     let tls = connection.tls.is_some();
     let alpn = connection.tls.as_ref().and_then(|t| t.alpn.as_deref());
     let h2 = match (config.codec, alpn) {
@@ -28,7 +35,7 @@ pub async fn serve(mut io: Io, config: Arc<HcmConfig>, connection: Arc<Connectio
             None => return,
         },
     };
-    let manager: Rc<ConnectionManager> = ConnectionManager::new(config.clone(), connection);
+    let manager: Rc<ConnectionManager> = ConnectionManager::new(config.clone(), connection, newest);
     if h2 {
         h2::server::serve(io, manager, config.h2_options(), drain).await;
     } else {

@@ -11,6 +11,7 @@ pub mod refused;
 pub mod scratch;
 pub mod socket_option;
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -18,6 +19,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
 
 pub use alarm::Alarm;
 pub use connection::{ConnectionInfo, Direction, Origin, PassedOn, TlsInfo, UpstreamSource};
@@ -38,6 +40,8 @@ pub struct Io {
     prefix: Bytes,
     /// Network filters that decide when bytes come.
     watch: Option<Box<Watch>>,
+    /// Ends the stream when it is sent.
+    cut: Option<oneshot::Receiver<()>>,
     kind: Kind,
 }
 
@@ -92,6 +96,11 @@ impl Io {
         self.watch = Some(Box::new(Watch::Asking(Box::new(gate))));
     }
 
+    /// Ends the stream for its reader when this is sent.
+    pub fn cut_by(&mut self, cut: oneshot::Receiver<()>) {
+        self.cut = Some(cut);
+    }
+
     /// The TCP socket at the bottom, if there is one.
     pub fn tcp_stream(&self) -> Option<&TcpStream> {
         match &self.kind {
@@ -141,7 +150,7 @@ impl Drop for Ahead<'_> {
 
 impl From<Kind> for Io {
     fn from(kind: Kind) -> Self {
-        Self { prefix: Bytes::new(), watch: None, kind }
+        Self { prefix: Bytes::new(), watch: None, cut: None, kind }
     }
 }
 
@@ -163,6 +172,14 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(cut) = &mut self.cut {
+            match Pin::new(cut).poll(cx) {
+                Poll::Ready(Ok(())) => return Poll::Ready(Err(gate::denied())),
+                // Nobody is left who could.
+                Poll::Ready(Err(_)) => self.cut = None,
+                Poll::Pending => {}
+            }
+        }
         if self.watch.is_some() { self.poll_watched(cx, buffer) } else { self.poll_plain(cx, buffer) }
     }
 }

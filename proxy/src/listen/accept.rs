@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use xds_protos::envoy::config::core::v3 as core;
 
@@ -20,6 +20,8 @@ use super::listener::Listener;
 use super::sockets::{Directory, WorkerCommand};
 use crate::codec::Drain;
 use crate::io::{ConnectionInfo, FilterState, Io, PassedOn};
+use crate::network::NetworkChain;
+use crate::network::recheck::Successor;
 use crate::telemetry::access_log::{LogContext, LogType};
 use crate::telemetry::{Flag, StreamInfo};
 
@@ -118,6 +120,8 @@ async fn connection(
     mut listener: Arc<Listener>,
     directory: Arc<Directory>,
 ) {
+    // Before the policy is taken, so that none is missed.
+    let mut changes = listener.changes();
     let Some(mut policy) = listener.policy() else { return };
     let mut early = Early::new(&listener);
     let Ok(local) = stream.local_addr() else { return };
@@ -140,10 +144,11 @@ async fn connection(
         && accepted.restored
         && let Some(other) = directory.find(accepted.local)
     {
+        let its_changes = other.changes();
         let Some(its_policy) = other.policy() else { return };
         if !Arc::ptr_eq(&other, &listener) {
             early = Early::new(&other);
-            (listener, policy) = (other, its_policy);
+            (listener, policy, changes) = (other, its_policy, its_changes);
             if !filter(&mut accepted, &policy, &listener).await {
                 return log_early(&policy, &early_info(&accepted, &listener, &policy), None);
             }
@@ -165,7 +170,7 @@ async fn connection(
         return discard(&accepted.io);
     };
     info.filter_chain = chosen.name.clone();
-    let Accepted { io, passed_on, .. } = accepted;
+    let Accepted { io, passed_on, findings, .. } = accepted;
     if passed_on != PassedOn::default() {
         info.passed_on = Some(Arc::new(passed_on));
     }
@@ -178,8 +183,37 @@ async fn connection(
     drop(policy);
     let Some(io) = secure(io, &chosen, &listener, &mut info).await else { return };
     let drain = Drain::of(&chosen.drain);
-    crate::network::serve(io, Rc::new(info), &chosen.network, drain).await;
+    let newer = Newer { listener, chosen: chosen.clone(), findings, changes };
+    crate::network::serve(io, Rc::new(info), &chosen.network, drain, Rc::new(newer)).await;
     drop(counted);
+}
+
+/// What takes the place of a connection's chain when its listener changes.
+struct Newer {
+    listener: Arc<Listener>,
+    chosen: Arc<FilterChain>,
+    findings: Findings,
+    changes: watch::Receiver<u64>,
+}
+
+impl Successor for Newer {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    fn chain(&self, info: &ConnectionInfo) -> Option<Arc<NetworkChain>> {
+        let policy = self.listener.policy()?;
+        let seen = Seen {
+            destination: info.local,
+            source: info.remote,
+            direct_source: info.direct_remote.ip(),
+            transport: self.findings.transport,
+            server_name: self.findings.server_name.as_deref(),
+            application_protocols: &self.findings.application_protocols,
+        };
+        let chain = chain::choose(&policy.chains, &seen).or(policy.default_chain.as_ref())?;
+        (!Arc::ptr_eq(chain, &self.chosen)).then(|| chain.network.clone())
+    }
 }
 
 /// Takes what has come of a connection that nobody will read, so that closing it does not reset it.

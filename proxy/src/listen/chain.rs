@@ -91,7 +91,7 @@ pub struct FilterChain {
     /// How long the handshake may take.
     pub handshake_timeout: Option<std::time::Duration>,
     /// Its network filters.
-    pub network: NetworkChain,
+    pub network: Arc<NetworkChain>,
     /// Tells its connections to end.
     pub drain: watch::Sender<DrainPhase>,
 }

@@ -257,7 +257,8 @@ fn filter_chain(
     let matches = collect(chain_match(matches), "filter_chain_match", &mut errors);
     let tls = collect(transport(proto, ctx), "transport_socket", &mut errors);
     let network =
-        collect(NetworkChain::compile(&proto.filters, buffer_limit, direction, ctx), "", &mut errors);
+        collect(NetworkChain::compile(&proto.filters, buffer_limit, direction, ctx), "", &mut errors)
+            .map(Arc::new);
     let (Some(matches), Some(tls), Some(network), true) = (matches, tls, network, errors.is_empty()) else {
         return Err(errors);
     };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
 
 use super::config::ListenerConfig;
 use crate::codec::DrainPhase;
@@ -15,6 +16,8 @@ use crate::telemetry::registry::{Counter, Gauge, Group, Histogram};
 pub struct Listener {
     name: Arc<str>,
     current: ArcSwapOption<ListenerConfig>,
+    /// Counts policies.
+    changes: watch::Sender<u64>,
     /// Connections whose filter chain is being found: not yet any chain's.
     pub stats: ListenerStats,
 }
@@ -29,7 +32,7 @@ impl Listener {
         let address = config.addresses.first().map(|a| a.to_string().replace(':', "_"));
         let label = config.stat_prefix.as_deref().or(address.as_deref()).unwrap_or(&name);
         let stats = ListenerStats::new(label);
-        Arc::new(Self { name, current: ArcSwapOption::empty(), stats })
+        Arc::new(Self { name, current: ArcSwapOption::empty(), changes: watch::Sender::new(0), stats })
     }
 
     /// Its name.
@@ -40,6 +43,11 @@ impl Listener {
     /// Its policy of now.
     pub fn policy(&self) -> Option<Arc<ListenerConfig>> {
         self.current.load_full()
+    }
+
+    /// Tells when there is a new policy.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// Takes up a new policy. Chains of the same content go on with their connections; the others, returned here, are to be
@@ -58,6 +66,7 @@ impl Listener {
         let dropped =
             old_chains.into_iter().filter(|o| !config.all_chains().any(|c| Arc::ptr_eq(c, o))).collect();
         self.current.store(Some(config));
+        self.changes.send_modify(|n| *n += 1);
         dropped
     }
 

@@ -7,6 +7,7 @@
 pub mod config;
 mod ext_authz;
 pub mod rbac;
+pub mod recheck;
 pub mod tcp_proxy;
 
 use std::rc::Rc;
@@ -17,9 +18,11 @@ use ext_authz::{Asking, NetworkExtAuthz};
 use rbac::NetworkRbac;
 
 use crate::codec::Drain;
-use crate::http::HcmConfig;
+use crate::http::{HcmConfig, Newest};
 use crate::io::{ConnectionInfo, Gate, Io, Notes, Pass};
+use recheck::Successor;
 use tcp_proxy::TcpProxyConfig;
+use tokio::sync::oneshot;
 
 /// What a chain ends in.
 pub enum Terminal {
@@ -69,17 +72,46 @@ impl Gate for Guards {
     }
 }
 
-/// Serves a connection until it ends.
-pub async fn serve(mut io: Io, mut info: Rc<ConnectionInfo>, chain: &NetworkChain, drain: Drain) {
-    if !chain.guards.is_empty() {
+/// Serves a connection until it ends, or until what comes in its chain's place denies it.
+pub async fn serve(
+    mut io: Io,
+    mut info: Rc<ConnectionInfo>,
+    chain: &NetworkChain,
+    drain: Drain,
+    successor: Rc<dyn Successor>,
+) {
+    let rechecked = recheck::is_on();
+    if !chain.guards.is_empty() || (rechecked && matches!(chain.terminal, Terminal::Tcp(_))) {
         Rc::make_mut(&mut info).notes = Some(Arc::new(Notes::default()));
+    }
+    if !chain.guards.is_empty() {
         let asked = chain.guards.iter().map(|g| (g.clone(), None)).collect();
         io.watch(Guards { asked, info: Arc::new((*info).clone()) });
     }
+    if !rechecked {
+        return terminal(io, &info, chain, drain, None).await;
+    }
+    let (sender, receiver) = oneshot::channel();
+    io.cut_by(receiver);
+    let newest: Rc<dyn Newest> =
+        Rc::new(recheck::OfHttp { successor: successor.clone(), info: info.clone() });
+    tokio::select! {
+        () = terminal(io, &info, chain, drain, Some(newest)) => {}
+        () = recheck::follow(successor, info.clone(), sender) => {}
+    }
+}
+
+async fn terminal(
+    io: Io,
+    info: &Rc<ConnectionInfo>,
+    chain: &NetworkChain,
+    drain: Drain,
+    newest: Option<Rc<dyn Newest>>,
+) {
     match &chain.terminal {
         Terminal::Http(config) => {
-            crate::http::serve(io, config.clone(), Arc::new((*info).clone()), drain).await;
+            crate::http::serve(io, config.clone(), Arc::new((**info).clone()), drain, newest).await;
         }
-        Terminal::Tcp(config) => tcp_proxy::serve(io, &info, config, drain).await,
+        Terminal::Tcp(config) => tcp_proxy::serve(io, info, config, drain).await,
     }
 }

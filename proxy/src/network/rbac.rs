@@ -85,6 +85,14 @@ impl NetworkRbac {
         Pass::Never(self.delay)
     }
 
+    /// Why this connection, which has begun under another policy, may not go on, if it may not.
+    pub fn denies(&self, info: &ConnectionInfo) -> Option<Arc<str>> {
+        let metadata = info.notes.as_ref().map(|n| n.metadata.lock().clone()).unwrap_or_default();
+        let decision = self.enforced.as_ref()?.decide(&subject(info, &metadata));
+        let why = decision.policy.map_or(&self.nobody, |(_, policy)| &policy.details);
+        (!decision.allowed).then(|| why.clone())
+    }
+
     fn pass(&self) -> Pass {
         if self.continuous { Pass::Once } else { Pass::Always }
     }

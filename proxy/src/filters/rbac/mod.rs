@@ -253,6 +253,15 @@ impl Rbac {
     }
 }
 
+impl Rbac {
+    /// Why a request that has been let in under another policy may not go on, if it may not. `of_route` are its route's rules.
+    pub(super) fn denies(&self, subject: &Subject<'_>, of_route: Option<&Arc<Rules>>) -> Option<Arc<str>> {
+        let decision = of_route.unwrap_or(&self.rules).enforced.as_ref()?.decide(subject);
+        let why = decision.policy.map_or(&self.words.nobody, |(_, policy)| &policy.details);
+        (!decision.allowed).then(|| why.clone())
+    }
+}
+
 /// Asks an engine about a request.
 fn decide<'e>(
     engine: &'e Engine,

@@ -87,7 +87,7 @@ fn request(method: &str, path: &str, fields: &[(&str, &str)]) -> Request {
 
 async fn call(config: HcmConfig, request: Request) -> (Reply, Vec<u16>, Arc<HcmConfig>) {
     let config = Arc::new(config);
-    let manager = ConnectionManager::new(config.clone(), Arc::new(connection()));
+    let manager = ConnectionManager::new(config.clone(), Arc::new(connection()), None);
     let sink = Rc::new(Sink::default());
     let reply = manager.call(request, Downstream { informational: sink.clone(), stream: 0 }).await;
     let seen = sink.0.borrow().clone();
@@ -307,7 +307,7 @@ mod shape {
 #[test]
 fn a_request_under_way_is_small() {
     let config = Arc::new(compile(json!({}), hello(), json!([])).unwrap());
-    let manager = ConnectionManager::new(config, Arc::new(connection()));
+    let manager = ConnectionManager::new(config, Arc::new(connection()), None);
     let downstream = || Downstream { informational: Rc::new(Sink::default()), stream: 0 };
     // What every connection carries, and what a request does.
     let idle = size_of_val(&manager.clone().call(request("GET", "/hello", &[]), downstream()));

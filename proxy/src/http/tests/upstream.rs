@@ -137,7 +137,7 @@ impl Mesh {
     fn manager(&self, route: Value) -> (Rc<ConnectionManager>, Arc<HcmConfig>) {
         let routes = json!([{"name": "route", "match": {"prefix": "/"}, "route": route}]);
         let config = Arc::new(compile_with(&self.context(), json!({}), routes, json!([])).unwrap());
-        (ConnectionManager::new(config.clone(), Arc::new(connection())), config)
+        (ConnectionManager::new(config.clone(), Arc::new(connection()), None), config)
     }
 }
 
@@ -314,7 +314,7 @@ async fn raw(config: Arc<HcmConfig>, bytes: &[u8]) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (mut near, far) = tokio::io::duplex(1 << 16);
     let (_signal, drain) = Drain::new();
-    let served = crate::http::serve(Io::memory(far), config, Arc::new(connection()), drain);
+    let served = crate::http::serve(Io::memory(far), config, Arc::new(connection()), drain, None);
     let talk = async {
         near.write_all(bytes).await.unwrap();
         let mut all = Vec::new();
@@ -346,7 +346,7 @@ async fn bytes_in_and_bytes_out_through_both_codecs() {
         // HTTP/2 by its preface.
         let (near, far) = tokio::io::duplex(1 << 16);
         let (_signal, drain) = Drain::new();
-        let serving = crate::http::serve(Io::memory(far), config, Arc::new(connection()), drain);
+        let serving = crate::http::serve(Io::memory(far), config, Arc::new(connection()), drain, None);
         tokio::task::spawn_local(serving);
         let client =
             crate::codec::h2::client::Connection::new(Io::memory(near), Default::default()).await.unwrap();
@@ -391,6 +391,7 @@ async fn a_websocket_is_a_pipe_once_the_upstream_accepts_it() {
             config.clone(),
             Arc::new(connection()),
             drain,
+            None,
         ));
         near.write_all(
             b"GET /ws HTTP/1.1\r\nhost: x\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\n\r\n",
@@ -523,7 +524,7 @@ async fn each_stream_writes_one_line_of_access_log() {
                 "retry_on": "connect-failure", "retry_back_off": {"base_interval": "0.001s"}}}}]);
         let config = Arc::new(compile_with(&mesh.context(), settings, routes, json!([])).unwrap());
         config.open_logs().unwrap();
-        let manager = ConnectionManager::new(config, Arc::new(connection()));
+        let manager = ConnectionManager::new(config, Arc::new(connection()), None);
         let mut sent = request("POST", "/a", &[]);
         sent.body = Body::full("ping");
         for sent in [sent, request("GET", "/d", &[]), request("GET", "/none", &[])] {

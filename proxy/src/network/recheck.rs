@@ -1,0 +1,81 @@
+//! Connections that outlive the policy under which they began: when their listener changes, those that a new policy denies are
+//! closed, and those that it allows go on.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{oneshot, watch};
+
+use super::{Guard, NetworkChain, Terminal};
+use crate::http::{HcmConfig, Newest};
+use crate::io::ConnectionInfo;
+
+/// Connections and streams that a new policy denies are closed.
+static RECHECK: AtomicBool = AtomicBool::new(true);
+
+/// Whether connections and streams that a new policy denies are closed; they are unless told otherwise.
+pub fn set(on: bool) {
+    RECHECK.store(on, Ordering::Relaxed);
+}
+
+pub(super) fn is_on() -> bool {
+    RECHECK.load(Ordering::Relaxed)
+}
+
+/// What comes in the place of a connection's filter chain.
+pub trait Successor {
+    /// Tells when the listener changed.
+    fn changes(&self) -> watch::Receiver<u64>;
+
+    /// The chain that the connection would get now, where that is another one than it has.
+    fn chain(&self, info: &ConnectionInfo) -> Option<Arc<NetworkChain>>;
+}
+
+impl NetworkChain {
+    /// Why the chain would not let this connection's bytes pass, if it would not.
+    fn denies(&self, info: &ConnectionInfo) -> Option<Arc<str>> {
+        self.guards.iter().find_map(|guard| match guard {
+            Guard::Rbac(rbac) => rbac.denies(info),
+            // A service is asked about a connection once.
+            Guard::ExtAuthz(_) => None,
+        })
+    }
+}
+
+/// Ends a connection when a new chain denies it. Runs for as long as the connection does.
+pub(super) async fn follow(successor: Rc<dyn Successor>, info: Rc<ConnectionInfo>, cut: oneshot::Sender<()>) {
+    let mut changes = successor.changes();
+    while changes.changed().await.is_ok() {
+        let chain = successor.chain(&info);
+        if let Some(details) = chain.and_then(|c| c.denies(&info)) {
+            tracing::info!(remote = %info.remote, listener = %info.listener, %details, "a new policy ends a connection");
+            if let Some(notes) = &info.notes {
+                *notes.termination.lock() = Some(details);
+            }
+            // If nobody reads, the connection is at its end.
+            let _ = cut.send(());
+            break;
+        }
+    }
+    std::future::pending().await
+}
+
+/// The same for the connection manager, which looks after its streams itself.
+pub(super) struct OfHttp {
+    pub successor: Rc<dyn Successor>,
+    pub info: Rc<ConnectionInfo>,
+}
+
+impl Newest for OfHttp {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.successor.changes()
+    }
+
+    fn config(&self) -> Option<Arc<HcmConfig>> {
+        match &self.successor.chain(&self.info)?.terminal {
+            Terminal::Http(config) => Some(config.clone()),
+            Terminal::Tcp(_) => None,
+        }
+    }
+}
