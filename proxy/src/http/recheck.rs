@@ -73,6 +73,9 @@ impl Standing {
     }
 }
 
+/// Done at the next change; it gives back what tells of the one after that.
+type Change = Pin<Box<dyn Future<Output = Option<watch::Receiver<u64>>>>>;
+
 /// An answer's body that ends when its request is allowed no longer.
 pub struct Rechecked {
     inner: Body,
@@ -81,7 +84,7 @@ pub struct Rechecked {
     shared: Rc<Shared>,
     flow: Rc<Flow>,
     /// The next change; none if there will be no other.
-    change: Option<Pin<Box<dyn Future<Output = Option<watch::Receiver<u64>>>>>>,
+    change: Option<Change>,
 }
 
 async fn change(mut changes: watch::Receiver<u64>) -> Option<watch::Receiver<u64>> {
