@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use http::{HeaderName, StatusCode};
 
 use super::manager::Shared;
+use super::recheck::Rechecked;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
 use crate::router::attempt::{reset_flag, reset_words};
 use crate::router::{self, Expired, Flow, Scratch, Watchdog};
@@ -111,7 +112,7 @@ impl ResponseBody {
                 Body::Full(bytes)
             }
             inner => Body::stream(Self {
-                inner,
+                inner: Rechecked::wrap(inner, &ending.shared, flow),
                 flow: flow.clone(),
                 watchdog: Watchdog::default(),
                 ending: Some(ending),

@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use super::config::HcmConfig;
 use super::ending::{Ending, ResponseBody};
 use super::manager::Shared;
-use super::recheck::{Rechecked, Standing};
+use super::recheck::Standing;
 use super::request::FORWARDED_PROTO;
 use super::request_id::REQUEST_ID;
 use super::{local_reply, request, response};
@@ -36,8 +36,6 @@ const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path
 struct Before {
     head: RequestHead,
     request_id: Option<HeaderValue>,
-    /// What a later policy decides over, where the stream may see one.
-    standing: Option<Box<Standing>>,
 }
 
 /// Handles one request of a connection.
@@ -49,9 +47,9 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
     shared.count_request(request.head.protocol);
     // An answer to a request that goes no further tells the id that the request came with.
     let told = shared.config.request_id_in_response.then(|| request.head.headers.get(&REQUEST_ID).cloned());
-    let before = Before { head: outline(&request.head), request_id: told.flatten(), standing: None };
+    let before = Before { head: outline(&request.head), request_id: told.flatten() };
 
-    let (mut reply, mut before, matched) = {
+    let (mut reply, before, matched) = {
         let work = pin!(answer(&shared, &flow, request, downstream, before, &mut ending.scratch));
         watched(&shared, &flow, work).await
     };
@@ -80,9 +78,6 @@ pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream
     }
     reply.close |= shared.is_spent(stream, before.head.protocol);
     reply.body = shared.config.filters.response_body(reply.body, &mut ending.scratch, &flow);
-    if let Some(standing) = before.standing.take() {
-        reply.body = Rechecked::wrap(reply.body, *standing, &shared, &flow);
-    }
     reply.body = ResponseBody::guard(reply.body, &flow, ending);
     reply
 }
@@ -170,9 +165,6 @@ async fn answer(
         }
     };
     config.stats.rq_total.inc();
-    if shared.newest.is_some() {
-        before.standing = Standing::of(admitted.exchange()).map(Box::new);
-    }
     let Routed { result, exchange } = match terminal(shared, admitted.exchange(), wants_tls.get()) {
         Some(reply) => {
             let (exchange, _) = admitted.into_parts();
@@ -224,6 +216,9 @@ fn terminal(shared: &Shared, exchange: &Exchange, wants_tls: bool) -> Option<Loc
             Some(direct_response(direct, exchange))
         }
         Action::Forward(forward) => {
+            if shared.newest.is_some() {
+                Standing::keep(exchange);
+            }
             let token: &[u8] = match (&exchange.head.upgrade, exchange.head.method == Method::CONNECT) {
                 (Some(token), _) => token,
                 (None, true) => b"connect",
@@ -335,7 +330,7 @@ fn expired(shared: &Shared, flow: &Flow, why: Expired) -> (Reply, Before, Option
     };
     flow.set_route_timeout(None);
     let head = outline_of(flow);
-    let before = Before { request_id: None, head, standing: None };
+    let before = Before { request_id: None, head };
     let reply = local_reply::reply(shared, flow, &before.head, reply);
     (reply, before, None)
 }

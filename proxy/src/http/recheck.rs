@@ -39,25 +39,27 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Of a request that passed the filters, if its stream may be a long one.
-    pub fn of(exchange: &Exchange) -> Option<Self> {
+    /// Keeps what is needed of a request that passed the filters, if its stream may be a long one.
+    pub fn keep(exchange: &Exchange) {
         let head = &exchange.head;
         let events = || {
             let accept = head.headers.get(&header::ACCEPT);
             accept.is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"))
         };
         let long = head.upgrade.is_some() || head.method == Method::CONNECT || is_grpc(head) || events();
-        long.then(|| {
-            let (metadata, state, client) =
-                exchange.flow.info(|i| (i.metadata.clone(), i.filter_state.clone(), i.client));
-            Self {
-                head: head.clone(),
-                metadata,
-                state,
-                client: client.unwrap_or(exchange.connection.remote).ip(),
-                matched: exchange.matched.clone(),
-            }
-        })
+        if !long {
+            return;
+        }
+        let (metadata, state, client) =
+            exchange.flow.info(|i| (i.metadata.clone(), i.filter_state.clone(), i.client));
+        let standing = Self {
+            head: head.clone(),
+            metadata,
+            state,
+            client: client.unwrap_or(exchange.connection.remote).ip(),
+            matched: exchange.matched.clone(),
+        };
+        *exchange.flow.standing.borrow_mut() = Some(Box::new(standing));
     }
 
     fn denied(&self, config: &HcmConfig, shared: &Shared) -> Option<Arc<str>> {
@@ -79,7 +81,7 @@ type Change = Pin<Box<dyn Future<Output = Option<watch::Receiver<u64>>>>>;
 /// An answer's body that ends when its request is allowed no longer.
 pub struct Rechecked {
     inner: Body,
-    standing: Standing,
+    standing: Box<Standing>,
     newest: Rc<dyn Newest>,
     shared: Rc<Shared>,
     flow: Rc<Flow>,
@@ -92,11 +94,13 @@ async fn change(mut changes: watch::Receiver<u64>) -> Option<watch::Receiver<u64
 }
 
 impl Rechecked {
-    /// Wraps the body of an answer that is not whole yet.
-    pub fn wrap(body: Body, standing: Standing, shared: &Rc<Shared>, flow: &Rc<Flow>) -> Body {
-        let Some(newest) = shared.newest.clone().filter(|_| matches!(body, Body::Stream(_))) else {
+    /// Wraps the body of an answer that is not whole yet, if something of its request was kept.
+    pub fn wrap(body: Body, shared: &Rc<Shared>, flow: &Rc<Flow>) -> Body {
+        let kept = flow.standing.borrow_mut().take().and_then(|kept| kept.downcast::<Standing>().ok());
+        let (Some(standing), Some(newest), Body::Stream(_)) = (kept, &shared.newest, &body) else {
             return body;
         };
+        let newest = newest.clone();
         let change = Some(Box::pin(change(newest.changes())) as _);
         Body::stream(Self {
             inner: body,

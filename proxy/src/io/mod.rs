@@ -38,11 +38,18 @@ const REFUSED_MOST: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Io {
     prefix: Bytes,
+    /// What stands between the stream and its reader; most have nothing.
+    oversight: Option<Box<Oversight>>,
+    kind: Kind,
+}
+
+/// Apart from the stream, which every connection attempt carries with it.
+#[derive(Debug, Default)]
+struct Oversight {
     /// Network filters that decide when bytes come.
-    watch: Option<Box<Watch>>,
+    watch: Option<Watch>,
     /// Ends the stream when it is sent.
     cut: Option<oneshot::Receiver<()>>,
-    kind: Kind,
 }
 
 #[derive(Debug)]
@@ -93,12 +100,12 @@ impl Io {
 
     /// Asks `gate` about what is read from here on.
     pub fn watch(&mut self, gate: impl Gate + 'static) {
-        self.watch = Some(Box::new(Watch::Asking(Box::new(gate))));
+        self.oversight.get_or_insert_default().watch = Some(Watch::Asking(Box::new(gate)));
     }
 
     /// Ends the stream for its reader when this is sent.
     pub fn cut_by(&mut self, cut: oneshot::Receiver<()>) {
-        self.cut = Some(cut);
+        self.oversight.get_or_insert_default().cut = Some(cut);
     }
 
     /// The TCP socket at the bottom, if there is one.
@@ -150,7 +157,7 @@ impl Drop for Ahead<'_> {
 
 impl From<Kind> for Io {
     fn from(kind: Kind) -> Self {
-        Self { prefix: Bytes::new(), watch: None, cut: None, kind }
+        Self { prefix: Bytes::new(), oversight: None, kind }
     }
 }
 
@@ -172,27 +179,36 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(cut) = &mut self.cut {
+        let Some(oversight) = &mut self.oversight else { return self.poll_plain(cx, buffer) };
+        if let Some(cut) = &mut oversight.cut {
             match Pin::new(cut).poll(cx) {
                 Poll::Ready(Ok(())) => return Poll::Ready(Err(gate::denied())),
                 // Nobody is left who could.
-                Poll::Ready(Err(_)) => self.cut = None,
+                Poll::Ready(Err(_)) => oversight.cut = None,
                 Poll::Pending => {}
             }
         }
-        if self.watch.is_some() { self.poll_watched(cx, buffer) } else { self.poll_plain(cx, buffer) }
+        if oversight.watch.is_some() { self.poll_watched(cx, buffer) } else { self.poll_plain(cx, buffer) }
     }
 }
 
 impl Io {
+    fn watch_of(&mut self) -> Option<&mut Watch> {
+        self.oversight.as_mut()?.watch.as_mut()
+    }
+
     fn poll_watched(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Some(watch) = &mut self.watch {
+        if let Some(watch) = self.watch_of() {
             ready!(watch.poll_closing(cx))?;
         }
         let before = buffer.filled().len();
         ready!(self.poll_plain(cx, buffer))?;
-        match self.watch.as_mut().map_or(Asked::Always, |watch| watch.ask()) {
-            Asked::Always => self.watch = None,
+        match self.watch_of().map_or(Asked::Always, |watch| watch.ask()) {
+            Asked::Always => {
+                if let Some(oversight) = &mut self.oversight {
+                    oversight.watch = None;
+                }
+            }
             Asked::Once => {}
             Asked::Later => {
                 let bytes = Bytes::copy_from_slice(&buffer.filled()[before..]);
@@ -215,10 +231,10 @@ impl Io {
                         _ => break,
                     }
                 }
-                if let Some(watch) = &mut self.watch {
+                if let Some(watch) = self.watch_of() {
                     watch.refused(refused);
                 }
-                if let Some(watch) = &mut self.watch {
+                if let Some(watch) = self.watch_of() {
                     return watch.poll_closing(cx);
                 }
             }

@@ -2,6 +2,7 @@
 //!
 //! All of them run on one task of one thread, so cells suffice. The record is read once, when the stream ends.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -41,6 +42,8 @@ pub struct Flow {
     pub kept_head: RefCell<Option<RequestHead>>,
     /// Whether logs want it.
     pub keep_head: Cell<bool>,
+    /// What is kept of the request for whoever looks at the stream again later.
+    pub standing: RefCell<Option<Box<dyn Any>>>,
 }
 
 /// Why a stream took too long.
@@ -80,6 +83,7 @@ impl Flow {
             scheme_of_upstream: Cell::new(false),
             kept_head: RefCell::new(None),
             keep_head: Cell::new(false),
+            standing: RefCell::new(None),
         }
     }
 
