@@ -1,7 +1,6 @@
 //! Whole meshes for this tier, each in a part of the loopback network of its own.
 
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use weft::up::{Mesh, Options};
@@ -14,22 +13,20 @@ pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// The certificate authority of all of them; its keys are of the kind that is quick to make.
-fn authority() -> PathBuf {
-    static STATE: LazyLock<PathBuf> = LazyLock::new(|| {
-        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("peers-authority");
-        let shape = Shape { root_key: KeyKind::P256, intermediate_key: KeyKind::P256, ..Default::default() };
-        State::open(&directory, shape, std::time::SystemTime::now().into()).unwrap();
-        directory
-    });
-    STATE.clone()
+/// A certificate authority for each, for a control plane has its state directory to itself; its keys are of the kind that is
+/// quick to make.
+fn authority(loopback: u8) -> PathBuf {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("peers-authority-{loopback}"));
+    let shape = Shape { root_key: KeyKind::P256, intermediate_key: KeyKind::P256, ..Default::default() };
+    State::open(&directory, shape, std::time::SystemTime::now().into()).unwrap();
+    directory
 }
 
 /// Runs the mesh of a directory at 127.`loopback`.x.y until it is ready.
 pub async fn start(directory: &Path, loopback: u8) -> Mesh {
     let options = Options {
         exe: env!("CARGO_BIN_EXE_weft").into(),
-        state_dir: Some(authority()),
+        state_dir: Some(authority(loopback)),
         loopback: Some(loopback),
         drain: Duration::from_secs(1),
         concurrency: 1,
