@@ -35,8 +35,8 @@ pub fn prepare(
         additions.make(&mut head.headers, Of::Request);
     }
     if let Some(of_weighted) = matched.weighted().and_then(|w| w.host_rewrite.clone()) {
-        // Envoy does not tell the upstream of this one.
-        set_authority(head, of_weighted, forward.append_x_forwarded_host, false);
+        // Envoy does not tell the upstream of this one, whatever the route says.
+        set_authority(head, of_weighted, false, false);
     }
     let authority = match &forward.host_rewrite {
         HostRewrite::None | HostRewrite::Auto => None,

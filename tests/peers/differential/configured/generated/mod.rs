@@ -29,7 +29,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 /// `WEFT_DIFFERENTIAL_REQUESTS` says how many, `WEFT_DIFFERENTIAL_SEED` where chance begins.
 #[test]
-#[ignore = "differences are open: the log's route of a redirect for escaped slashes, CORS on answers to HEAD; .ci/long runs it"]
+
 fn generated_requests() {
     let seed = number("WEFT_DIFFERENTIAL_SEED", 1);
     let requests = number("WEFT_DIFFERENTIAL_REQUESTS", 10_000) as usize;
@@ -63,7 +63,21 @@ fn differing(documents: &[Value]) -> Vec<(Value, String)> {
     let cases: Vec<Case> = documents.iter().map(|d| spec::case("generated", d.clone())).collect();
     let pair = Pair::start(&cases, FIRST_PORT);
     let numbered: Vec<_> = cases.iter().enumerate().collect();
-    run::all(&numbered, &pair).into_iter().map(|(index, text)| (documents[index].clone(), text)).collect()
+    let all = run::all(&numbered, &pair).into_iter().filter(|(_, text)| !is_a_matter_of_time(text));
+    all.map(|(index, text)| (documents[index].clone(), text)).collect()
+}
+
+/// How much of a request's body was read when its upstream broke off hangs on who was first.
+fn is_a_matter_of_time(text: &str) -> bool {
+    let side = |mark: &str| -> Vec<String> {
+        let word = |w: &str| if w.starts_with("received=") { "received".to_owned() } else { w.to_owned() };
+        let line = |l: &str| l.split(' ').map(word).collect::<Vec<_>>().join(" ");
+        let mut lines: Vec<_> = text.lines().filter_map(|l| l.strip_prefix(mark)).map(line).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let (theirs, ours) = (side("  - "), side("  + "));
+    !theirs.is_empty() && theirs == ours && theirs.iter().all(|l| l.contains("UPE") && l.contains("received"))
 }
 
 /// The differences again, request by request: each with a configuration of its own, so that one can be shown alone.
