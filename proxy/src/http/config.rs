@@ -11,8 +11,10 @@ use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3 as proto;
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
 
+mod detection;
 mod h1;
 
+pub use self::detection::Detection;
 pub use self::h1::h1;
 
 use super::local_reply::LocalReplies;
@@ -179,6 +181,8 @@ pub struct HcmConfig {
     pub use_remote_address: bool,
     /// Trusted proxies before this one.
     pub trusted_hops: u32,
+    /// How the client is found where the immediate peer is not it.
+    pub detections: Vec<Detection>,
     /// Leave `x-forwarded-for` as it is.
     pub skip_xff_append: bool,
     /// Addresses whose requests are internal.
@@ -263,6 +267,7 @@ impl HcmConfig {
             logs.extend(collect(AccessLogConfig::compile(log), format!("access_log[{index}]"), &mut errors));
         }
         let internal_ranges = internal_ranges(config, &mut errors);
+        let detections = detection::detections(config, &mut errors);
         let local_replies = config
             .local_reply_config
             .as_ref()
@@ -344,6 +349,7 @@ impl HcmConfig {
             path: path_rules(config),
             use_remote_address: config.use_remote_address.unwrap_or(false),
             trusted_hops: config.xff_num_trusted_hops,
+            detections,
             skip_xff_append: config.skip_xff_append,
             internal_ranges,
             server_name,

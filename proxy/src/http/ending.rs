@@ -50,14 +50,17 @@ impl Ending {
         let config = &self.shared.config;
         let stats = &config.stats;
         stats.downstream_rq_active.add(-1);
-        stats.downstream_rq_completed.inc();
         let kept = self.flow.kept_head.borrow();
         self.flow.info(|info| {
             info.bytes_received = self.flow.received();
             if info.request_end.is_none() && self.finished {
                 stats.downstream_rq_response_before_rq_complete.inc();
             }
-            stats.status(info.status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
+            // Who left without an answer was not served.
+            if let Some(status) = info.status.filter(|s| !s.is_informational()) {
+                stats.downstream_rq_completed.inc();
+                stats.status(status);
+            }
             stats.downstream_rq_time.record(info.start.elapsed().as_secs_f64() * 1000.0);
             let context = LogContext {
                 request: kept.as_ref(),

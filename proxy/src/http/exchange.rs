@@ -96,6 +96,8 @@ async fn answer(
     let body = RequestBody::wrap(body, flow);
     let local = |reply: LocalReply, before: &Before| local_reply::reply(shared, flow, &before.head, reply);
 
+    // As in Envoy before anything else: a request that is refused is told to go on as well.
+    answer_expectation(flow, &mut head, config, &downstream);
     let origin = match request::shape(&mut head, config, &shared.connection) {
         Ok(origin) => origin,
         Err(reply) => {
@@ -103,7 +105,6 @@ async fn answer(
             return (local(reply, &before), before, None);
         }
     };
-    answer_expectation(&mut head, config, &downstream);
     shared.client_cert(&mut head.headers);
     before.request_id = head.headers.get(&REQUEST_ID).cloned();
     flow.info(|i| {
@@ -359,13 +360,15 @@ fn set_clocks(shared: &Shared, flow: &Flow, head: &RequestHead, matched: Option<
 }
 
 /// Tells a client that waits for leave to send its body to go on, unless that is the upstream's to say.
-fn answer_expectation(head: &mut RequestHead, config: &HcmConfig, downstream: &Downstream) {
+fn answer_expectation(flow: &Flow, head: &mut RequestHead, config: &HcmConfig, downstream: &Downstream) {
     let expects =
         head.headers.get(&header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     if expects && !config.proxy_100_continue {
         head.headers.remove(&header::EXPECT);
         config.stats.downstream_rq_1xx.inc();
         config.stats.downstream_rq_completed.inc();
+        // Until there is another answer, this was it.
+        flow.info(|i| i.status = Some(StatusCode::CONTINUE));
         downstream.informational.send(ResponseHead {
             status: StatusCode::CONTINUE,
             protocol: head.protocol,

@@ -231,10 +231,18 @@ fn forwarding(head: &mut RequestHead, config: &HcmConfig, connection: &Connectio
         if !headers.contains(&FORWARDED_PROTO) {
             headers.set(FORWARDED_PROTO, proto());
         }
-        match xff::address(headers, config.trusted_hops) {
-            Some((address, single)) => (Some(address), single),
-            None => (None, false),
+        let (mut found, mut append) = ((None, false), false);
+        for way in &config.detections {
+            append = way.append;
+            if let Some((address, single)) = xff::address(headers, way.trusted_hops) {
+                found = (Some(address), single);
+                break;
+            }
         }
+        if append {
+            xff::append(headers, if peer.is_loopback() { crate::io::local::own_address() } else { peer });
+        }
+        found
     };
     let told_by_trusted = !config.use_remote_address || config.trusted_hops > 0;
     if config.append_forwarded_port && !(told_by_trusted && headers.contains(&FORWARDED_PORT)) {
