@@ -7,7 +7,7 @@
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use http::{HeaderName, StatusCode};
+use http::HeaderName;
 
 use super::manager::Shared;
 use super::recheck::Rechecked;
