@@ -6,6 +6,9 @@ mod admin;
 mod agent;
 mod app;
 mod authority;
+#[path = "../authz/mod.rs"]
+mod authz;
+mod authz_tables;
 mod bad_input;
 mod churn;
 

@@ -2,6 +2,7 @@
 // A test that cannot go on panics.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod authz;
 mod differential;
 mod envoy_sidecar;
 mod h2spec;
@@ -10,3 +11,5 @@ mod mutants;
 mod netns;
 mod postgres;
 mod programs;
+#[path = "../authz/mod.rs"]
+mod tables;

@@ -211,6 +211,12 @@ impl Collector {
                     self.objects.peer_authentications.push(Object { meta, spec });
                 }
             }
+            Kind::AuthorizationPolicy => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::authorization_policy(&spec, &meta, findings);
+                    self.objects.authorization_policies.push(Object { meta, spec });
+                }
+            }
             Kind::Secret | Kind::MeshConfig => {}
         }
     }

@@ -33,12 +33,12 @@ const NETWORKING: &[Kind] = &[
     Kind::WorkloadEntry,
     Kind::Sidecar,
 ];
-const SECURITY: &[Kind] = &[Kind::PeerAuthentication];
+const SECURITY: &[Kind] = &[Kind::PeerAuthentication, Kind::AuthorizationPolicy];
 
 /// Kinds of Istio's that are not supported yet, by group.
 const KINDS_NOT_YET: &[(&str, &[&str])] = &[
     ("networking.istio.io", &["EnvoyFilter", "WorkloadGroup", "ProxyConfig"]),
-    ("security.istio.io", &["RequestAuthentication", "AuthorizationPolicy"]),
+    ("security.istio.io", &["RequestAuthentication"]),
     ("telemetry.istio.io", &["Telemetry"]),
     ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),
     ("install.istio.io", &["IstioOperator"]),
@@ -113,7 +113,9 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     (Kind::DestinationRule, "trafficPolicy", &["tunnel"]),
     (Kind::Gateway, "servers", &["defaultEndpoint"]),
     (Kind::Sidecar, "outboundTrafficPolicy", &["egressProxy"]),
+    // They are for gateways of the Gateway API.
     (Kind::PeerAuthentication, "spec", &["targetRef", "targetRefs"]),
+    (Kind::AuthorizationPolicy, "spec", &["targetRef", "targetRefs"]),
     // Endpoints behind another network's gateway; one network is all there is yet.
     (Kind::WorkloadEntry, "spec", &["network"]),
     (Kind::ServiceEntry, "endpoints", &["network"]),
@@ -297,7 +299,7 @@ pub(super) fn advise(kind: Kind, parent: &str, name: &str, known: bool) -> Optio
 fn misnamed_selector(kind: Kind, parent: &str, name: &str) -> Option<Counsel> {
     let right = match kind {
         Kind::Sidecar | Kind::ServiceEntry => "labels",
-        Kind::DestinationRule | Kind::PeerAuthentication => "matchLabels",
+        Kind::DestinationRule | Kind::PeerAuthentication | Kind::AuthorizationPolicy => "matchLabels",
         _ => return None,
     };
     let in_selector = ends_with(parent, "workloadSelector") || parent == "spec.selector";
@@ -341,7 +343,7 @@ mod tests {
         assert_eq!(classify("v1", "Namespace"), Class::Foreign);
         for (api, kind) in [
             ("gateway.networking.k8s.io/v1", "Gateway"),
-            ("security.istio.io/v1", "AuthorizationPolicy"),
+            ("security.istio.io/v1", "RequestAuthentication"),
             ("networking.istio.io/v1alpha3", "EnvoyFilter"),
             ("networking.istio.io/v2", "Gateway"),
             ("networking.istio.io/v1", "VirtualServce"),

@@ -155,9 +155,9 @@ spec:
 
 #[test]
 fn what_weft_does_not_honour_yet_is_refused_by_name() {
-    let kind = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: n}\nspec: {}\n";
+    let kind = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: a, namespace: n}\nspec: {}\n";
     assert!(
-        only(kind).starts_with("x.yaml:1: AuthorizationPolicy n/a: not yet supported by Weft: "),
+        only(kind).starts_with("x.yaml:1: RequestAuthentication n/a: not yet supported by Weft: "),
         "{}",
         only(kind)
     );

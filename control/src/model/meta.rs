@@ -31,6 +31,8 @@ pub enum Kind {
     Sidecar,
     /// security.istio.io.
     PeerAuthentication,
+    /// security.istio.io.
+    AuthorizationPolicy,
 }
 
 impl Kind {
@@ -47,6 +49,7 @@ impl Kind {
             Self::WorkloadEntry => "WorkloadEntry",
             Self::Sidecar => "Sidecar",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
     }
 }

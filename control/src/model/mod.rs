@@ -3,6 +3,7 @@
 //! A change of configuration goes `ingest` -> **`model`** -> `queue` -> `render` -> `serve`. This stage holds no files, no
 //! sockets and no clock; a World is built once, shared by reference count, and every answer about it is a pure function.
 
+pub mod authorization_policy;
 pub mod destination_rule;
 pub mod gateway;
 pub mod host;
@@ -20,6 +21,7 @@ pub mod values;
 pub mod virtual_service;
 pub mod world;
 
+pub use authorization_policy::AuthorizationPolicy;
 pub use destination_rule::DestinationRule;
 pub use gateway::Gateway;
 pub use kubernetes::{KubernetesService, TlsSecret};

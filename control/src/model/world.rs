@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use super::authorization_policy::AuthorizationPolicy;
 use super::destination_rule::DestinationRule;
 use super::gateway::Gateway;
 use super::host::DEFAULT_DOMAIN;
@@ -40,6 +41,8 @@ pub struct Objects {
     pub sidecars: Vec<Object<Sidecar>>,
     /// PeerAuthentications.
     pub peer_authentications: Vec<Object<PeerAuthentication>>,
+    /// AuthorizationPolicies.
+    pub authorization_policies: Vec<Object<AuthorizationPolicy>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
     pub secrets: Vec<Object<TlsSecret>>,
 }
@@ -73,6 +76,7 @@ struct Parts {
     gateways: Vec<Arc<Object<Gateway>>>,
     sidecars: Vec<Arc<Object<Sidecar>>>,
     peer_authentications: Vec<Arc<Object<PeerAuthentication>>>,
+    authorization_policies: Vec<Arc<Object<AuthorizationPolicy>>>,
     secrets: Vec<Arc<Object<TlsSecret>>>,
 }
 
@@ -99,6 +103,7 @@ impl World {
         let gateways = in_order(objects.gateways);
         let sidecars = in_order(objects.sidecars);
         let peer_authentications = in_order(objects.peer_authentications);
+        let authorization_policies = in_order(objects.authorization_policies);
         let secrets = in_order(objects.secrets);
         let workload_entries = in_order(objects.workload_entries);
         let kubernetes = in_order(objects.services);
@@ -144,6 +149,7 @@ impl World {
         hash_all(&gateways, &mut hasher);
         hash_all(&sidecars, &mut hasher);
         hash_all(&peer_authentications, &mut hasher);
+        hash_all(&authorization_policies, &mut hasher);
         hash_all(&secrets, &mut hasher);
         let version = hasher.finish();
         // The same without the workloads: their comings and goings leave routes and listeners as they are.
@@ -155,6 +161,7 @@ impl World {
         hash_all(&gateways, &mut hasher);
         hash_all(&sidecars, &mut hasher);
         hash_all(&peer_authentications, &mut hasher);
+        hash_all(&authorization_policies, &mut hasher);
         let shape_version = hasher.finish();
         let mut hasher = DefaultHasher::new();
         hash_all(&peer_authentications, &mut hasher);
@@ -182,6 +189,7 @@ impl World {
                 gateways,
                 sidecars,
                 peer_authentications,
+                authorization_policies,
                 secrets,
             }),
         }
@@ -255,6 +263,11 @@ impl World {
     /// Every PeerAuthentication.
     pub fn peer_authentications(&self) -> &[Arc<Object<PeerAuthentication>>] {
         &self.parts.peer_authentications
+    }
+
+    /// Every AuthorizationPolicy.
+    pub fn all_authorization_policies(&self) -> &[Arc<Object<AuthorizationPolicy>>] {
+        &self.parts.authorization_policies
     }
 
     /// Every TLS secret.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::ProxyNode;
+use super::{ProxyNode, authorization};
 use crate::model::World;
 use crate::model::mesh_config::AccessLogEncoding;
 
@@ -87,7 +87,7 @@ fn typed_struct(url: &str, value: Value) -> Value {
     json!({"@type": "type.googleapis.com/udpa.type.v1.TypedStruct", "type_url": url, "value": value})
 }
 
-fn http_filters(node: &ProxyNode, way: Way) -> Vec<Value> {
+fn http_filters(world: &World, node: &ProxyNode, way: Way) -> Vec<Value> {
     let mut filters = Vec::new();
     if node.extensions {
         let config = match way {
@@ -102,15 +102,18 @@ fn http_filters(node: &ProxyNode, way: Way) -> Vec<Value> {
         };
         let url = "type.googleapis.com/io.istio.http.peer_metadata.Config";
         filters.push(json!({"name": "istio.metadata_exchange", "typed_config": typed_struct(url, config)}));
-        if way != Way::Inbound {
-            let url = "type.googleapis.com/istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig";
-            let config = json!({"alpn_override": [
-                {"upstream_protocol": "HTTP10", "alpn_override": ["istio-http/1.0", "istio", "http/1.0"]},
-                {"upstream_protocol": "HTTP11", "alpn_override": ["istio-http/1.1", "istio", "http/1.1"]},
-                {"upstream_protocol": "HTTP2", "alpn_override": ["istio-h2", "istio", "h2"]},
-            ]});
-            filters.push(json!({"name": "istio.alpn", "typed_config": typed_struct(url, config)}));
-        }
+    }
+    if way != Way::Outbound {
+        filters.extend(authorization::http_filters(world, node));
+    }
+    if node.extensions && way != Way::Inbound {
+        let url = "type.googleapis.com/istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig";
+        let config = json!({"alpn_override": [
+            {"upstream_protocol": "HTTP10", "alpn_override": ["istio-http/1.0", "istio", "http/1.0"]},
+            {"upstream_protocol": "HTTP11", "alpn_override": ["istio-http/1.1", "istio", "http/1.1"]},
+            {"upstream_protocol": "HTTP2", "alpn_override": ["istio-h2", "istio", "h2"]},
+        ]});
+        filters.push(json!({"name": "istio.alpn", "typed_config": typed_struct(url, config)}));
     }
     for (name, kind) in [("fault", "fault.v3.HTTPFault"), ("cors", "cors.v3.Cors")] {
         filters.push(json!({"name": format!("envoy.filters.http.{name}"), "typed_config":
@@ -150,7 +153,7 @@ pub(super) fn http_connection_manager(
         "use_remote_address": way == Way::Gateway,
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         "stream_idle_timeout": "0s",
-        "http_filters": http_filters(node, way),
+        "http_filters": http_filters(world, node, way),
         "access_log": access_log(world),
     });
     if matches!(normalization, Normalization::MergeSlashes | Normalization::DecodeAndMergeSlashes) {
@@ -186,13 +189,15 @@ pub(super) fn http_connection_manager(
 /// The filters of a TCP chain.
 pub(super) fn tcp_chain(world: &World, node: &ProxyNode, way: Way, cluster: &Value) -> Vec<Value> {
     let mut filters = Vec::new();
+    if node.extensions && way == Way::Inbound {
+        let url = "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange";
+        let config = typed_struct(url, json!({"protocol": "istio-peer-exchange", "enable_discovery": true}));
+        filters.push(json!({"name": "istio.metadata_exchange", "typed_config": config}));
+    }
+    if way != Way::Outbound {
+        filters.extend(authorization::network_filters(world, node));
+    }
     if node.extensions {
-        if way == Way::Inbound {
-            let url = "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange";
-            let config =
-                typed_struct(url, json!({"protocol": "istio-peer-exchange", "enable_discovery": true}));
-            filters.push(json!({"name": "istio.metadata_exchange", "typed_config": config}));
-        }
         let config = typed_struct("type.googleapis.com/stats.PluginConfig", json!({}));
         filters.push(json!({"name": "istio.stats", "typed_config": config}));
     }

@@ -5,7 +5,8 @@ use crate::model::{EffectivePeerMode, Labels};
 
 /// All findings of an object whose spec is `spec`, as `path: reason`, with warnings marked.
 fn findings(kind: &str, spec: &str) -> Vec<String> {
-    let group = if kind == "PeerAuthentication" { "security.istio.io/v1" } else { "networking.istio.io/v1" };
+    let security = ["PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"].contains(&kind);
+    let group = if security { "security.istio.io/v1" } else { "networking.istio.io/v1" };
     let api = if kind == "Service" { "v1" } else { group };
     let text =
         format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: x, namespace: n}}\nspec: {spec}\n");
@@ -499,7 +500,10 @@ fn sidecars_and_peer_authentications() {
         "PeerAuthentication",
         &[
             ("{mtls: {mode: STRICT}}", ""),
-            ("{portLevelMtls: {8080: {mode: DISABLE}}}", "spec.portLevelMtls: ports belong to a workload"),
+            (
+                "{portLevelMtls: {8080: {mode: DISABLE}}}",
+                "spec.portLevelMtls: mesh and namespace policies cannot have port-level mTLS",
+            ),
             (
                 "{selector: {matchLabels: {a: b}}, portLevelMtls: {0: {mode: DISABLE}}}",
                 "spec.portLevelMtls.0",
@@ -570,4 +574,103 @@ fn a_return_window_is_a_period() {
         let path = found[0].path.as_deref();
         assert_eq!(path, Some("metadata.annotations.weft.dev/return-window"), "{wrong}: {found:?}");
     }
+}
+
+#[test]
+fn authorization_policies() {
+    let of = |rule: &str| format!("{{rules: [{rule}]}}");
+    let from = |source: &str| of(&format!("{{from: [{{source: {source}}}]}}"));
+    let to = |operation: &str| of(&format!("{{to: [{{operation: {operation}}}]}}"));
+    let when = |key: &str, more: &str| of(&format!("{{when: [{{key: '{key}', {more}}}]}}"));
+    let cases = [
+        ("{}".to_owned(), ""),
+        ("{rules: [{}]}".to_owned(), ""),
+        ("{action: DENY}".to_owned(), "spec.rules: missing: DENY without rules"),
+        ("{action: ALOW}".to_owned(), "spec.action: unknown value"),
+        ("{action: CUSTOM, rules: [{}]}".to_owned(), "spec.action: "),
+        ("{provider: {name: opa}, rules: [{}]}".to_owned(), "spec.provider: ALLOW asks nobody"),
+        ("{selector: {matchLabels: {}}, rules: [{}]}".to_owned(), "warning: spec.selector: without labels"),
+        (
+            "{selector: {matchLabels: {app: 'a*'}}}".to_owned(),
+            "spec.selector.matchLabels.app: labels are matched in full",
+        ),
+        ("{targetRefs: [{kind: Gateway, name: g}]}".to_owned(), "spec.targetRefs: not supported by Weft yet"),
+        (of("{from: [{}]}"), "spec.rules[0].from[0].source: empty"),
+        (from("{}"), "spec.rules[0].from[0].source: empty"),
+        (of("{to: [{}]}"), "spec.rules[0].to[0].operation: empty"),
+        (from("{principals: ['']}"), "spec.rules[0].from[0].source.principals[0]: empty"),
+        (from("{principal: [a]}"), "spec.rules[0].from[0].source.principal: unknown field"),
+        (from("{ipBlocks: [10.0.0.0/8, '::1', 10.1.2.3]}"), ""),
+        (
+            from("{ipBlocks: [10.0.0.0/33]}"),
+            "spec.rules[0].from[0].source.ipBlocks[0]: \"10.0.0.0/33\" is neither",
+        ),
+        (
+            from("{notRemoteIpBlocks: [localhost]}"),
+            "spec.rules[0].from[0].source.notRemoteIpBlocks[0]: \"localhost\"",
+        ),
+        (from("{serviceAccounts: [a, n/a]}"), ""),
+        (
+            from("{serviceAccounts: [a/b/c]}"),
+            "spec.rules[0].from[0].source.serviceAccounts[0]: \"a/b/c\" is no",
+        ),
+        (from("{serviceAccounts: ['*']}"), "spec.rules[0].from[0].source.serviceAccounts[0]: \"*\" is no"),
+        (
+            from("{serviceAccounts: [a], namespaces: [n]}"),
+            "spec.rules[0].from[0].source.serviceAccounts: stands beside namespaces",
+        ),
+        (
+            from("{trustDomains: ['*']}"),
+            "spec.rules[0].from[0].source.trustDomains[0]: \"*\" is no trust domain",
+        ),
+        (to("{ports: [80]}"), "spec.rules[0].to[0].operation.ports[0]: expected a text"),
+        (to("{ports: ['80', '65536']}"), "spec.rules[0].to[0].operation.ports[1]: \"65536\" is no port"),
+        (to("{paths: ['/a/{*}/b', '/c/{**}', '/d*']}"), ""),
+        (to("{paths: ['/a{*}']}"), "spec.rules[0].to[0].operation.paths[0]: \"/a{*}\" is no template"),
+        (to("{methods: [GET], host: [a]}"), "spec.rules[0].to[0].operation.host: unknown field"),
+        (when("request.headers[x-a]", "values: [a]"), ""),
+        (when("request.headers[x-a]", "values: []"), "spec.rules[0].when[0].values: missing"),
+        (
+            when("request.headers", "values: [a]"),
+            "spec.rules[0].when[0].key: \"request.headers\" is not of the form",
+        ),
+        (when("request.auth.claims[a][b]", "notValues: [a]"), ""),
+        (when("source.ip", "values: [a]"), "spec.rules[0].when[0].values[0]: \"a\" is neither an IP address"),
+        (
+            when("destination.port", "values: ['http']"),
+            "spec.rules[0].when[0].values[0]: \"http\" is no port",
+        ),
+        (
+            when("source.labels[app]", "values: [a]"),
+            "spec.rules[0].when[0].key: unknown attribute: source.labels[app]",
+        ),
+        (
+            when("destination.labels[app]", "values: [a]"),
+            "spec.rules[0].when[0].key: destination.labels is no condition",
+        ),
+        (
+            "{action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]}".to_owned(),
+            "warning: spec.rules[0]: connections to TCP ports",
+        ),
+        ("{action: DENY, rules: [{to: [{operation: {methods: [GET], ports: ['80']}}]}]}".to_owned(), ""),
+    ];
+    let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, expected)| (spec.as_str(), *expected)).collect();
+    check("AuthorizationPolicy", &cases);
+}
+
+#[test]
+fn a_policy_is_tried_when_its_annotation_is_true_and_its_action_can_be() {
+    let with = |value: &str, action: &str| {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: x, namespace: n, annotations: {{istio.io/dry-run: '{value}'}}}}\n\
+             spec: {{action: {action}, rules: [{{}}]}}\n"
+        );
+        let found = load_str("x.yaml", &text).diagnostics;
+        found.into_iter().map(|d| d.reason).collect::<Vec<_>>()
+    };
+    assert_eq!(with("true", "ALLOW"), [] as [&str; 0]);
+    assert_eq!(with("false", "DENY"), [] as [&str; 0]);
+    assert_eq!(with("yes", "DENY"), ["\"yes\" is neither true nor false"]);
+    assert_eq!(with("true", "AUDIT"), ["AUDIT cannot be tried"]);
 }

@@ -3,6 +3,7 @@
 //! Findings name the field; the line follows from it. Hosts are full names by now (see `normalize`).
 
 mod across;
+mod authorization_policy;
 #[cfg(test)]
 mod cases;
 mod destination_rule;
@@ -16,6 +17,7 @@ mod sidecar;
 mod virtual_service;
 
 pub(super) use across::across;
+pub(super) use authorization_policy::authorization_policy;
 pub(super) use destination_rule::destination_rule;
 pub(super) use gateway::gateway;
 pub(super) use mesh_config::mesh_config;

@@ -13,8 +13,9 @@ pub(in super::super) fn peer_authentication(spec: &PeerAuthentication, findings:
         );
     }
     if !spec.port_level_mtls.is_empty() && !selects {
-        let help = "select the workloads whose ports these are (spec.selector.matchLabels)";
-        findings.error("spec.portLevelMtls", "ports belong to a workload, yet none is selected", help);
+        let help =
+            "ports belong to workloads: select those whose ports these are (spec.selector.matchLabels)";
+        findings.error("spec.portLevelMtls", "mesh and namespace policies cannot have port-level mTLS", help);
     }
     if spec.port_level_mtls.contains_key(&0) {
         findings.error("spec.portLevelMtls.0", "0 is no port", "give a port from 1 to 65535");

@@ -1,0 +1,19 @@
+//! The truth tables of authorization, through our proxy.
+
+use std::net::Ipv4Addr;
+
+use crate::authz::Place;
+use crate::support::eventually;
+use crate::support::http::get;
+use crate::support::logged::Logged;
+
+#[test]
+fn every_case_of_the_tables_is_decided_as_it_says() {
+    let place = Place::new(Ipv4Addr::new(127, 61, 1, 1), 13000);
+    let bootstrap = place.bootstrap();
+    let _proxy = Logged::weft(&["proxy", "-c", bootstrap.to_str().unwrap(), "--concurrency", "1"]);
+    eventually("the proxy is ready", || get(place.admin(), "/ready").is_ok_and(|answer| answer.0 == 200));
+    let (wrong, cases) = place.play();
+    assert!(wrong.is_empty(), "{} of {cases} cases:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(cases >= 500, "there are {cases} cases only");
+}
