@@ -156,7 +156,11 @@ impl Case {
             return Err(format!("refused with {:?}", outcome.text));
         }
         let Some(line) = line else { return Err("no line in the access log".into()) };
-        let field = |name: &str| line[name].as_str().filter(|text| *text != "-").map(str::to_owned);
+        let field = |name: &str| match &line[name] {
+            Value::String(text) if text != "-" => Some(text.clone()),
+            Value::Bool(yes) => Some(yes.to_string()),
+            _ => None,
+        };
         let name = self.by.as_ref().map(|(policy, rule)| {
             let (namespace, name, _) = place_of(policy);
             format!("ns[{namespace}]-policy[{name}]-rule[{rule}]")

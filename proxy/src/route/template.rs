@@ -26,7 +26,7 @@ impl Template {
         let mut rest = template.strip_prefix('/').ok_or("a path template begins with a slash")?;
         let (mut regex, mut names, mut deep) = (String::from("/"), Vec::new(), false);
         while let Some(first) = rest.chars().next() {
-            if deep && (first == '/' || first == '*' || first == '{') {
+            if deep && (first == '*' || first == '{') {
                 return Err("nothing but text may follow **".to_owned());
             }
             if let Some(after) = rest.strip_prefix('{') {
@@ -161,6 +161,8 @@ mod tests {
             ("/a/**", "/a/", true),
             ("/a/**", "/a/b/c", true),
             ("/a/**", "/b", false),
+            ("/**/end", "/a/b/end", true),
+            ("/**/end", "/end", false),
             ("/{x=a/*}/{y=**}", "/a/1/b/c", true),
             ("/v/*.m3u8", "/v/1.m3u8", true),
             ("/v/*.m3u8", "/v/1xm3u8", false),
@@ -173,7 +175,7 @@ mod tests {
                 "{template} {path}"
             );
         }
-        for bad in ["a", "/{x", "/{}", "/{1}", "/{x}/{x}", "/**/a", "/}", "/{x=a*}"] {
+        for bad in ["a", "/{x", "/{}", "/{1}", "/{x}/{x}", "/**/*", "/**/{a}", "/}", "/{x=a*}"] {
             assert!(Template::new(bad).is_err(), "{bad}");
         }
         let template = Template::new("/{x=a/*}/{y=**}").unwrap();
