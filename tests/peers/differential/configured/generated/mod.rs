@@ -29,7 +29,6 @@ fn number(variable: &str, default: u64) -> u64 {
 
 /// `WEFT_DIFFERENTIAL_REQUESTS` says how many, `WEFT_DIFFERENTIAL_SEED` where chance begins.
 #[test]
-
 fn generated_requests() {
     let seed = number("WEFT_DIFFERENTIAL_SEED", 1);
     let requests = number("WEFT_DIFFERENTIAL_REQUESTS", 10_000) as usize;
