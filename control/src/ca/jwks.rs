@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::http::Client;
@@ -53,16 +54,30 @@ struct Cache {
     error: Option<String>,
 }
 
+impl Cache {
+    fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<DecodingKey> {
+        find(self.keys.as_ref()?, kid, algorithm)
+    }
+
+    /// Whether keys are to be read for somebody who does or does not find his among them.
+    fn is_due(&self, known: bool) -> bool {
+        let old = self.read.is_none_or(|at| at.elapsed() > FRESH);
+        (old || !known) && self.tried.is_none_or(|at| at.elapsed() > PAUSE)
+    }
+}
+
 /// The checker.
 pub struct Oidc {
     settings: Settings,
-    cache: tokio::sync::Mutex<Cache>,
+    cache: Mutex<Cache>,
+    /// Whose turn it is to ask the provider. Nobody whose key is known waits for it: anybody can send a token with an unknown key.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Oidc {
     /// A checker; keys are read when the first token comes.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, cache: tokio::sync::Mutex::default() }
+        Self { settings, cache: Mutex::default(), turn: tokio::sync::Mutex::default() }
     }
 
     /// Its issuer.
@@ -74,18 +89,9 @@ impl Oidc {
     pub async fn check(&self, token: &str) -> Result<Subject, TokenError> {
         let malformed = |e: &dyn std::fmt::Display| TokenError::Malformed(e.to_string());
         let header = jsonwebtoken::decode_header(token).map_err(|e| malformed(&e))?;
-        if !matches!(
-            header.alg,
-            Algorithm::RS256
-                | Algorithm::RS384
-                | Algorithm::RS512
-                | Algorithm::PS256
-                | Algorithm::PS384
-                | Algorithm::PS512
-                | Algorithm::ES256
-                | Algorithm::ES384
-                | Algorithm::EdDSA
-        ) {
+        if !is_rsa(header.alg)
+            && !matches!(header.alg, Algorithm::ES256 | Algorithm::ES384 | Algorithm::EdDSA)
+        {
             return Err(malformed(&format!("its algorithm {:?} is not one of public keys", header.alg)));
         }
         let key = self.key(header.kid.as_deref(), header.alg).await?;
@@ -105,33 +111,47 @@ impl Oidc {
 
     /// The key for a token; read anew if it is not known, or what is known has grown old.
     async fn key(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<DecodingKey, TokenError> {
-        let mut cache = self.cache.lock().await;
-        let old = cache.read.is_none_or(|at| at.elapsed() > FRESH);
-        let known = cache.keys.as_ref().and_then(|keys| find(keys, kid, algorithm)).is_some();
-        if (old || !known) && cache.tried.is_none_or(|at| at.elapsed() > PAUSE) {
-            cache.tried = Some(Instant::now());
-            match self.read().await {
-                Ok(keys) => {
-                    *cache = Cache {
-                        keys: Some(keys),
-                        read: Some(Instant::now()),
-                        tried: cache.tried,
-                        error: None,
-                    };
-                }
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    let kept = cache.keys.is_some();
-                    tracing::warn!(issuer = self.settings.issuer, %error, kept, "the issuer's keys cannot be read");
-                    cache.error = Some(error);
-                }
+        let known = self.cache.lock().find(kid, algorithm).is_some();
+        if self.cache.lock().is_due(known) {
+            let turn = match known {
+                true => self.turn.try_lock().ok(),
+                false => Some(self.turn.lock().await),
+            };
+            if turn.is_some() {
+                self.refresh(kid, algorithm).await;
             }
         }
-        cache.keys.as_ref().and_then(|keys| find(keys, kid, algorithm)).ok_or_else(|| {
+        let cache = self.cache.lock();
+        cache.find(kid, algorithm).ok_or_else(|| {
             let why =
                 cache.error.as_ref().map_or(String::new(), |e| format!(" (they could not be read: {e})"));
             TokenError::Key(format!("{kid:?} of issuer {}{why}", self.settings.issuer))
         })
+    }
+
+    /// Reads the keys, unless somebody did so just before.
+    async fn refresh(&self, kid: Option<&str>, algorithm: Algorithm) {
+        {
+            let mut cache = self.cache.lock();
+            let known = cache.find(kid, algorithm).is_some();
+            if !cache.is_due(known) {
+                return;
+            }
+            cache.tried = Some(Instant::now());
+        }
+        let read = self.read().await;
+        let mut cache = self.cache.lock();
+        match read {
+            Ok(keys) => {
+                (cache.keys, cache.read, cache.error) = (Some(keys), Some(Instant::now()), None);
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                let kept = cache.keys.is_some();
+                tracing::warn!(issuer = self.settings.issuer, %error, kept, "the issuer's keys cannot be read");
+                cache.error = Some(error);
+            }
+        }
     }
 
     async fn read(&self) -> anyhow::Result<JwkSet> {
@@ -161,18 +181,15 @@ impl Oidc {
     }
 }
 
+fn is_rsa(algorithm: Algorithm) -> bool {
+    use Algorithm::{PS256, PS384, PS512, RS256, RS384, RS512};
+    matches!(algorithm, RS256 | RS384 | RS512 | PS256 | PS384 | PS512)
+}
+
 /// The key with this id that fits this algorithm; without an id the only one that fits.
 fn find(keys: &JwkSet, kid: Option<&str>, algorithm: Algorithm) -> Option<DecodingKey> {
     let fits = |params: &AlgorithmParameters| match params {
-        AlgorithmParameters::RSA(_) => matches!(
-            algorithm,
-            Algorithm::RS256
-                | Algorithm::RS384
-                | Algorithm::RS512
-                | Algorithm::PS256
-                | Algorithm::PS384
-                | Algorithm::PS512
-        ),
+        AlgorithmParameters::RSA(_) => is_rsa(algorithm),
         AlgorithmParameters::EllipticCurve(p) => match p.curve {
             EllipticCurve::P256 => algorithm == Algorithm::ES256,
             EllipticCurve::P384 => algorithm == Algorithm::ES384,
@@ -323,7 +340,7 @@ mod tests {
 
         // As if time had passed: the keys are old, and the provider is down.
         let aged = |oidc: &Oidc| {
-            let mut cache = oidc.cache.try_lock().unwrap();
+            let mut cache = oidc.cache.lock();
             cache.read = Instant::now().checked_sub(FRESH + PAUSE);
             cache.tried = Instant::now().checked_sub(PAUSE * 2);
         };
