@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use weft_certs::spiffe::SpiffeId;
 use zeroize::Zeroizing;
@@ -126,14 +127,16 @@ struct Session {
 pub struct OpenBao {
     settings: Arc<Settings>,
     client: Client,
-    session: Arc<tokio::sync::Mutex<Option<Session>>>,
+    session: Arc<Mutex<Option<Session>>>,
+    /// Whose turn it is to log in; the others take what comes of it.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl OpenBao {
     /// A signer by these settings; nothing is asked yet.
     pub fn new(settings: Settings) -> Result<Self, HttpError> {
         let client = Client::new(&settings.address, settings.roots.clone())?;
-        Ok(Self { settings: Arc::new(settings), client, session: Arc::default() })
+        Ok(Self { settings: Arc::new(settings), client, session: Arc::default(), turn: Arc::default() })
     }
 
     /// Has a request signed for `id` and these names. What comes back is checked: the role could take names from the
@@ -199,7 +202,7 @@ impl OpenBao {
     /// Renews the token when it is due, for ever.
     pub async fn keep_token(self) {
         loop {
-            let due = self.session.lock().await.as_ref().and_then(|s| s.due);
+            let due = self.session.lock().as_ref().and_then(|s| s.due);
             let wait = due.map_or(Duration::from_secs(5), |at| at.saturating_duration_since(Instant::now()));
             tokio::time::sleep(wait.clamp(Duration::from_millis(100), Duration::from_secs(30))).await;
             if due.is_some_and(|at| Instant::now() >= at)
@@ -212,17 +215,17 @@ impl OpenBao {
     }
 
     async fn renew(&self) -> Result<(), OpenBaoError> {
-        let mut session = self.session.lock().await;
-        if let Some(old) = session.as_ref().filter(|s| s.renewable) {
-            let answer = self
-                .send(Method::POST, "/v1/auth/token/renew-self", Some(&json!({})), Some(&old.token))
-                .await;
+        // The token serves on meanwhile.
+        let old = self.session.lock().as_ref().filter(|s| s.renewable).map(|s| s.token.clone());
+        if let Some(old) = old {
+            let answer =
+                self.send(Method::POST, "/v1/auth/token/renew-self", Some(&json!({})), Some(&old)).await;
             match answer {
                 Ok(answer) => {
-                    let new = started(&answer["auth"], old.token.clone());
+                    let new = started(&answer["auth"], old);
                     // At the end of what a token may be renewed to, a new one is wanted.
                     if new.due.is_none_or(|at| at > Instant::now() + Duration::from_secs(1)) {
-                        *session = Some(new);
+                        *self.session.lock() = Some(new);
                         return Ok(());
                     }
                 }
@@ -230,7 +233,8 @@ impl OpenBao {
                 Err(error) => tracing::info!(%error, "OpenBao renews the token no more; logging in again"),
             }
         }
-        *session = Some(self.log_in().await?);
+        let new = self.log_in().await?;
+        *self.session.lock() = Some(new);
         Ok(())
     }
 
@@ -262,7 +266,7 @@ impl OpenBao {
         let token = self.token().await?;
         match self.send(method.clone(), path, body, Some(&token)).await {
             Err(OpenBaoError::Refused { status: StatusCode::FORBIDDEN, .. }) => {
-                self.session.lock().await.take_if(|s| s.token == token);
+                self.session.lock().take_if(|s| s.token == token);
                 let token = self.token().await?;
                 self.send(method, path, body, Some(&token)).await
             }
@@ -271,12 +275,16 @@ impl OpenBao {
     }
 
     async fn token(&self) -> Result<Zeroizing<String>, OpenBaoError> {
-        let mut session = self.session.lock().await;
-        if let Some(session) = &*session {
-            return Ok(session.token.clone());
+        let present = || self.session.lock().as_ref().map(|s| s.token.clone());
+        if let Some(token) = present() {
+            return Ok(token);
+        }
+        let _turn = self.turn.lock().await;
+        if let Some(token) = present() {
+            return Ok(token);
         }
         let new = self.log_in().await?;
-        Ok(session.insert(new).token.clone())
+        Ok(self.session.lock().insert(new).token.clone())
     }
 
     async fn send(
