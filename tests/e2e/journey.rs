@@ -32,6 +32,10 @@ pub static REPORT: LazyLock<Report> = LazyLock::new(|| {
     std::fs::create_dir(&state).unwrap();
     for file in std::fs::read_dir(authority()).unwrap() {
         let file = file.unwrap();
+        // A control plane that was killed leaves its socket beside them.
+        if !file.file_type().unwrap().is_file() {
+            continue;
+        }
         std::fs::copy(file.path(), state.join(file.file_name())).unwrap();
     }
     let loopback = options().loopback.unwrap().to_string();
