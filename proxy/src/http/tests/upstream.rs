@@ -535,8 +535,9 @@ async fn each_stream_writes_one_line_of_access_log() {
             /d /d 503 URX,UF upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused} 0 121 dead d \
             delayed_connect_error:_Connection_refused envoy\n\
             /none /none 404 NR route_not_found 0 0 - - - envoy\n";
-        let mut seen = String::new();
+        let (mut seen, deadline) = (String::new(), std::time::Instant::now() + Duration::from_secs(10));
         while seen.len() < expected.len() {
+            assert!(std::time::Instant::now() < deadline, "the log has {seen}");
             tokio::time::sleep(Duration::from_millis(5)).await;
             seen = std::fs::read_to_string(&file).unwrap_or_default();
         }

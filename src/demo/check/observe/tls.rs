@@ -60,7 +60,7 @@ impl Handshake {
 
 /// Takes every certificate whose key the peer holds.
 #[derive(Debug)]
-struct Anybody;
+pub struct Anybody;
 
 macro_rules! signatures {
     () => {
