@@ -52,6 +52,7 @@ impl Spelling {
 
 impl KeyFormat {
     /// Writes a name of a message with this spelling.
+    #[inline]
     pub fn put(self, spelling: Option<&Spelling>, name: &str, out: &mut BytesMut) {
         match (spelling, self) {
             (Some(spelling), _) => spelling.put(name, out),

@@ -117,9 +117,9 @@ impl FilterList {
     /// A filter answered in the upstream's place.
     pub async fn admit(
         &self,
-        mut exchange: Exchange,
+        mut exchange: Box<Exchange>,
         reroute: impl Fn(&mut Exchange),
-    ) -> Result<Admitted, Box<(LocalReply, Exchange)>> {
+    ) -> Result<Admitted, (LocalReply, Box<Exchange>)> {
         let (mut alpn, mut own_metadata) = (None, None);
         for named in self.filters.iter() {
             let setting = self::setting(&exchange, &named.name);
@@ -204,11 +204,11 @@ impl FilterList {
             match verdict {
                 Verdict::Continue => {}
                 Verdict::Reroute => reroute(&mut exchange),
-                Verdict::Reply(reply) => return Err(Box::new((reply, exchange))),
+                Verdict::Reply(reply) => return Err((reply, exchange)),
                 Verdict::Wait(future) => {
                     if let Some((flag, reply)) = future.await {
                         exchange.flow.flag(flag);
-                        return Err(Box::new((reply, exchange)));
+                        return Err((reply, exchange));
                     }
                 }
             }

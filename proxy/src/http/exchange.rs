@@ -38,71 +38,93 @@ struct Before {
     request_id: Option<HeaderValue>,
 }
 
-/// Handles one request of a connection.
-pub async fn handle(shared: Rc<Shared>, request: Request, downstream: Downstream) -> Reply {
+/// Handles one request of a connection. What it begins with is done before there is a future, so that the future has no room
+/// for it.
+pub fn handle(
+    shared: Rc<Shared>,
+    request: Request,
+    downstream: Downstream,
+) -> impl Future<Output = Reply> + use<> {
     let flow = Rc::new(Flow::new(record(&request.head)));
-    let stream = downstream.stream;
     flow.keep_head.set(!shared.config.logs().is_empty() || shared.config.local_replies.is_some());
     let mut ending = Ending::new(shared.clone(), flow.clone());
     shared.count_request(request.head.protocol);
     // An answer to a request that goes no further tells the id that the request came with.
     let told = shared.config.request_id_in_response.then(|| request.head.headers.get(&REQUEST_ID).cloned());
-    let before = Before { head: outline(&request.head), request_id: told.flatten() };
-
-    let (mut reply, before, matched) = {
-        let work = pin!(answer(&shared, &flow, request, downstream, before, &mut ending.scratch));
-        watched(&shared, &flow, work).await
-    };
-
-    if let Some(token) = &before.head.upgrade {
-        response::translate_upgrade(&mut reply.head, token, before.head.protocol);
-    }
-    shared.config.filters.response_head(
-        &mut reply.head.headers,
-        &mut ending.scratch,
-        matched.as_ref(),
-        (&flow, &shared.connection),
-    );
-    response::shape(&mut reply.head, &shared.config, before.request_id.as_ref());
-    if before.head.method == Method::HEAD {
-        reply.body = response::without_data(reply.body);
-    }
-    flow.info(|info| {
-        info.status = Some(reply.head.status);
-        if info.is_grpc {
-            info.grpc_status = reply.head.headers.get_str(&GRPC_STATUS).and_then(|s| s.parse().ok());
-        }
+    let mut before = Before { head: outline(&request.head), request_id: told.flatten() };
+    let Request { head, body } = request;
+    let exchange = Box::new(Exchange {
+        head,
+        body: RequestBody::wrap(body, &flow),
+        matched: None,
+        flow: flow.clone(),
+        connection: shared.connection.clone(),
+        random: fastrand::u64(..),
+        scratch: Scratch::default(),
+        informational: None,
     });
-    if !shared.config.logs().is_empty() {
-        ending.response = Some(reply.head.headers.clone());
+    let stream = downstream.stream;
+    async move {
+        let done = {
+            let work = pin!(answer(&shared, exchange, downstream, &mut before, &mut ending.scratch));
+            watched(&shared, &flow, work).await
+        };
+        let (mut reply, matched) = match done {
+            Ok(answered) => answered,
+            Err(why) => {
+                (local_reply::reply(&shared, &flow, &before.head, expired(&shared, &flow, why)), None)
+            }
+        };
+
+        if let Some(token) = &before.head.upgrade {
+            response::translate_upgrade(&mut reply.head, token, before.head.protocol);
+        }
+        shared.config.filters.response_head(
+            &mut reply.head.headers,
+            &mut ending.scratch,
+            matched.as_ref(),
+            (&flow, &shared.connection),
+        );
+        response::shape(&mut reply.head, &shared.config, before.request_id.as_ref());
+        if before.head.method == Method::HEAD {
+            reply.body = response::without_data(reply.body);
+        }
+        flow.info(|info| {
+            info.status = Some(reply.head.status);
+            if info.is_grpc {
+                info.grpc_status = reply.head.headers.get_str(&GRPC_STATUS).and_then(|s| s.parse().ok());
+            }
+        });
+        if !shared.config.logs().is_empty() {
+            ending.response = Some(reply.head.headers.clone());
+        }
+        reply.close |= shared.is_spent(stream, before.head.protocol);
+        reply.body = shared.config.filters.response_body(reply.body, &mut ending.scratch, &flow);
+        reply.body = ResponseBody::guard(reply.body, &flow, ending);
+        reply
     }
-    reply.close |= shared.is_spent(stream, before.head.protocol);
-    reply.body = shared.config.filters.response_body(reply.body, &mut ending.scratch, &flow);
-    reply.body = ResponseBody::guard(reply.body, &flow, ending);
-    reply
 }
 
 /// The answer: shape, route, filters, router.
 async fn answer(
     shared: &Rc<Shared>,
-    flow: &Rc<Flow>,
-    request: Request,
+    mut exchange: Box<Exchange>,
     downstream: Downstream,
-    mut before: Before,
+    before: &mut Before,
     scratch: &mut Scratch,
-) -> (Reply, Before, Option<Matched>) {
+) -> (Reply, Option<Matched>) {
     let config = &shared.config;
-    let Request { mut head, body } = request;
-    let body = RequestBody::wrap(body, flow);
+    let flow = &exchange.flow.clone();
     let local = |reply: LocalReply, before: &Before| local_reply::reply(shared, flow, &before.head, reply);
+    let head = &mut exchange.head;
 
     // As in Envoy before anything else: a request that is refused is told to go on as well.
-    answer_expectation(flow, &mut head, config, &downstream);
-    let origin = match request::shape(&mut head, config, &shared.connection) {
+    answer_expectation(flow, head, config, &downstream);
+    let origin = match request::shape(head, config, &shared.connection) {
         Ok(origin) => origin,
         Err(reply) => {
-            keep(flow, &head);
-            return (local(reply, &before), before, None);
+            keep(flow, head);
+            return (local(reply, before), None);
         }
     };
     shared.client_cert(&mut head.headers);
@@ -115,10 +137,10 @@ async fn answer(
         }
     });
     flow.scheme_of_upstream.set(config.scheme_of_upstream);
-    keep(flow, &head);
+    keep(flow, head);
 
     let routes = config.route_config();
-    let random = fastrand::u64(..);
+    let random = exchange.random;
     let (secure, internal, tls) = (origin.secure, origin.internal, shared.connection.tls.as_deref());
     // A virtual host that asks for TLS has no route for plain requests; the redirect is its answer after the filters.
     let wants_tls = Cell::new(false);
@@ -129,27 +151,17 @@ async fn answer(
         found.ok()
     };
     if let (Some(routes), false) = (&routes, origin.internal) {
-        remove_internal_only(routes, &mut head);
+        remove_internal_only(routes, head);
     }
-    let matched = find(&head);
-    set_clocks(shared, flow, &head, matched.as_ref());
-    router::remember(flow, matched.as_ref(), &head);
+    exchange.matched = find(head);
+    set_clocks(shared, flow, &exchange.head, exchange.matched.as_ref());
+    router::remember(flow, exchange.matched.as_ref(), &exchange.head);
     if config.log_start {
-        log_start(shared, flow, &head);
+        log_start(shared, flow, &exchange.head);
     }
-    let exchange = Exchange {
-        head,
-        body,
-        matched,
-        flow: flow.clone(),
-        connection: shared.connection.clone(),
-        random,
-        scratch: Scratch::default(),
-        informational: config
-            .proxy_100_continue
-            .then(|| Rc::new(Continue(downstream.informational)) as Rc<dyn InformationalSink>),
-    };
-
+    if config.proxy_100_continue {
+        exchange.informational = Some(Rc::new(Continue(downstream.informational)));
+    }
     let reroute = |exchange: &mut Exchange| {
         exchange.matched = find(&exchange.head);
         router::remember(flow, exchange.matched.as_ref(), &exchange.head);
@@ -157,16 +169,16 @@ async fn answer(
     let admitted = match config.filters.admit(exchange, reroute).await {
         Ok(admitted) => admitted,
         Err(answered) => {
-            let (reply, exchange) = *answered;
-            *scratch = exchange.scratch;
+            let (reply, mut exchange) = answered;
+            *scratch = std::mem::take(&mut exchange.scratch);
             if reply.status == StatusCode::PAYLOAD_TOO_LARGE && reply.details == router::BODY_TOO_LARGE {
                 config.stats.downstream_rq_too_large.inc();
             }
-            return (local(reply, &before), before, exchange.matched);
+            return (local(reply, before), exchange.matched.take());
         }
     };
     config.stats.rq_total.inc();
-    let Routed { result, exchange } = match terminal(shared, admitted.exchange(), wants_tls.get()) {
+    let Routed { result, mut exchange } = match terminal(shared, admitted.exchange(), wants_tls.get()) {
         Some(reply) => {
             let (exchange, _) = admitted.into_parts();
             Routed { result: Err(reply), exchange }
@@ -183,11 +195,11 @@ async fn answer(
             if flow.info(|i| i.flags.has(Flag::NoClusterFound)) {
                 config.stats.no_cluster.inc();
             }
-            local(reply, &before)
+            local(reply, before)
         }
     };
-    *scratch = exchange.scratch;
-    (reply, before, exchange.matched)
+    *scratch = std::mem::take(&mut exchange.scratch);
+    (reply, exchange.matched.take())
 }
 
 /// The reply to a request whose route does not forward, or may not forward it.
@@ -283,17 +295,21 @@ fn redirect(to: &Redirect, head: &RequestHead, matched: &crate::route::matching:
 }
 
 /// Runs the work until it is done or a clock of the stream runs out before there is an answer.
-async fn watched(
+async fn watched<T>(
     shared: &Shared,
     flow: &Rc<Flow>,
-    mut work: std::pin::Pin<&mut impl Future<Output = (Reply, Before, Option<Matched>)>>,
-) -> (Reply, Before, Option<Matched>) {
+    mut work: std::pin::Pin<&mut impl Future<Output = T>>,
+) -> Result<T, Expired> {
     let mut watchdog = Watchdog { alarm: shared.take_alarm() };
     let done = poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
-            return Poll::Ready(done);
+            return Poll::Ready(Ok(done));
         }
-        watchdog.poll(flow, cx).map(|why| expired(shared, flow, why))
+        watchdog.poll(flow, cx).map(|why| {
+            // The work hears of it when it is dropped.
+            flow.set_expired(why);
+            Err(why)
+        })
     })
     .await;
     shared.put_alarm(watchdog.alarm);
@@ -301,9 +317,8 @@ async fn watched(
 }
 
 /// The answer to a request that took too long, in Envoy's words.
-fn expired(shared: &Shared, flow: &Flow, why: Expired) -> (Reply, Before, Option<Matched>) {
+fn expired(shared: &Shared, flow: &Flow, why: Expired) -> LocalReply {
     let stats = &shared.config.stats;
-    flow.set_expired(why);
     let complete = flow.request_end().is_some();
     let late = if complete { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
     let reply = match why {
@@ -331,10 +346,7 @@ fn expired(shared: &Shared, flow: &Flow, why: Expired) -> (Reply, Before, Option
         }
     };
     flow.set_route_timeout(None);
-    let head = outline_of(flow);
-    let before = Before { request_id: None, head };
-    let reply = local_reply::reply(shared, flow, &before.head, reply);
-    (reply, before, None)
+    reply
 }
 
 /// Logs that a request has come.
@@ -420,16 +432,6 @@ fn outline(head: &RequestHead) -> RequestHead {
         outline.headers.append(header::CONTENT_TYPE, value.clone());
     }
     outline
-}
-
-fn outline_of(flow: &Flow) -> RequestHead {
-    let (method, grpc, protocol) = flow.info(|i| (i.method.clone(), i.is_grpc, i.protocol));
-    let mut head = no_head(protocol.unwrap_or(Protocol::Http11));
-    head.method = method.unwrap_or(Method::GET);
-    if grpc {
-        head.headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    }
-    head
 }
 
 /// What a reply depends on where there is no request.

@@ -37,7 +37,8 @@ pub async fn serve(
     };
     let manager: Rc<ConnectionManager> = ConnectionManager::new(config.clone(), connection, newest);
     if h2 {
-        h2::server::serve(io, manager, config.h2_options(), drain).await;
+        // Boxed as what is not HTTP/1 is in general: a connection carries the room for the codec that it has.
+        Box::pin(h2::server::serve(io, manager, config.h2_options(), drain)).await;
     } else {
         h1::server::serve(io, manager, config.h1_options(tls), drain).await;
     }

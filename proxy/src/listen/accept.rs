@@ -181,7 +181,8 @@ async fn connection(
     }
     // From here on the connection belongs to its chain: a newer policy of the listener is not its concern.
     drop(policy);
-    let Some(io) = secure(io, &chosen, &listener, &mut info).await else { return };
+    // Boxed: a connection carries the room for its handshake only as long as that takes.
+    let Some(io) = Box::pin(secure(io, &chosen, &listener, &mut info)).await else { return };
     let drain = Drain::of(&chosen.drain);
     let newer = Newer { listener, chosen: chosen.clone(), findings, changes };
     crate::network::serve(io, Rc::new(info), &chosen.network, drain, Rc::new(newer)).await;

@@ -10,6 +10,8 @@ pub mod rbac;
 pub mod recheck;
 pub mod tcp_proxy;
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -95,10 +97,21 @@ pub async fn serve(
     io.cut_by(receiver);
     let newest: Rc<dyn Newest> =
         Rc::new(recheck::OfHttp { successor: successor.clone(), info: info.clone() });
-    tokio::select! {
-        () = terminal(io, &info, chain, drain, Some(newest)) => {}
-        () = recheck::follow(successor, info.clone(), sender) => {}
-    }
+    let mut changes = successor.changes();
+    let mut follower = pin!(recheck::follow(successor, info.clone(), sender));
+    let mut work = pin!(terminal(io, &info, chain, drain, Some(newest)));
+    // Every read and write of the connection comes by here; the follower is asked at first, and when there is something new.
+    let mut asked = false;
+    poll_fn(|cx| {
+        let done = work.as_mut().poll(cx);
+        if done.is_pending() && (!asked || changes.has_changed().unwrap_or(true)) {
+            asked = true;
+            changes.mark_unchanged();
+            let _ = follower.as_mut().poll(cx);
+        }
+        done
+    })
+    .await;
 }
 
 async fn terminal(
@@ -112,6 +125,7 @@ async fn terminal(
         Terminal::Http(config) => {
             crate::http::serve(io, config.clone(), Arc::new((**info).clone()), drain, newest).await;
         }
-        Terminal::Tcp(config) => tcp_proxy::serve(io, info, config, drain).await,
+        // Boxed: an HTTP connection does not carry the room for it.
+        Terminal::Tcp(config) => Box::pin(tcp_proxy::serve(io, info, config, drain)).await,
     }
 }

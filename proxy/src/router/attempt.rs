@@ -17,8 +17,8 @@ use crate::telemetry::{Flag, Flags};
 
 /// A try.
 pub struct Attempt<'a> {
-    /// What to send.
-    pub request: Request,
+    /// What to send; it is taken when it is sent.
+    pub request: &'a mut Request,
     /// Hosts that earlier tries used, to be avoided.
     pub tried: &'a [u64],
     /// Hosts to be avoided for what is said of them.

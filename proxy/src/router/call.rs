@@ -75,8 +75,9 @@ pub async fn call(
     flow.scheme_of_upstream.set(true);
     let body = RequestBody::wrap(body, &flow);
     let upstreams = ClusterUpstreams::own(cluster.clone(), connection, flow);
-    let request = Request { head, body };
-    let attempt = Attempt { request, tried: &[], omit: None, repicks: 0, timeout: Duration::ZERO };
+    let mut request = Request { head, body };
+    let attempt =
+        Attempt { request: &mut request, tried: &[], omit: None, repicks: 0, timeout: Duration::ZERO };
     let trying = upstreams.attempt(attempt);
     let result = if timeout.is_zero() {
         trying.await.result

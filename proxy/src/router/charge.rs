@@ -45,7 +45,7 @@ impl Charge {
 
     /// The client gets an answer of this status; `upstream` are its fields where it is an upstream's.
     pub fn answered(&self, status: StatusCode, upstream: Option<&Headers>) {
-        if let Some(cluster) = self.cluster.get() {
+        if let Some(cluster) = &*self.cluster.load() {
             let codes = &cluster.stats().codes;
             codes.count(Share::All, status);
             codes.count(if self.internal { Share::Internal } else { Share::External }, status);
@@ -58,7 +58,7 @@ impl Charge {
 
     /// The time for the whole answer is over.
     pub fn timed_out(&self) {
-        if let Some(cluster) = self.cluster.get() {
+        if let Some(cluster) = &*self.cluster.load() {
             cluster.stats().upstream_rq_timeout.inc();
         }
         self.of_route().for_each(|s| s.upstream_rq_timeout.inc());
@@ -72,7 +72,7 @@ impl Charge {
     /// The upstream's answer is whole; the request was at this time.
     pub fn completed(&self, request_end: Instant) {
         let millis = request_end.elapsed().as_secs_f64() * 1000.0;
-        if let Some(cluster) = self.cluster.get() {
+        if let Some(cluster) = &*self.cluster.load() {
             cluster.stats().upstream_rq_time.record(millis);
         }
         self.of_route().for_each(|s| s.upstream_rq_time.record(millis));
@@ -80,7 +80,7 @@ impl Charge {
 
     /// Something of the retry loop's.
     pub fn event(&self, event: Event) {
-        if let Some(cluster) = self.cluster.get() {
+        if let Some(cluster) = &*self.cluster.load() {
             let stats = cluster.stats();
             match event {
                 Event::Retry => stats.upstream_rq_retry.inc(),
@@ -105,7 +105,7 @@ impl Charge {
 
 /// A mirror answered a copy: its cluster counts it, as an internal request's.
 pub fn copy_answered(cluster: &Slot<Cluster>, status: StatusCode) {
-    if let Some(cluster) = cluster.get() {
+    if let Some(cluster) = &*cluster.load() {
         let codes = &cluster.stats().codes;
         codes.count(Share::All, status);
         codes.count(Share::Internal, status);

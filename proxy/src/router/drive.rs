@@ -54,12 +54,12 @@ enum Source {
 ///
 /// # Errors
 /// No try brought an answer.
-pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Reply, Failure> {
-    let Tries { flow, policy, mut retries, mut head, body, buffer_limit, .. } = tries;
-    let Tries { limits, announce, attempt_count, timeout_retry, random, .. } = tries;
-    let mut source = match (&retries, body) {
+pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result<Reply, Failure> {
+    let Tries { flow, policy, retries, head, body, buffer_limit, limits, .. } = tries;
+    let (flow, policy) = (*flow, *policy);
+    let mut source = match (&retries, mem::take(body)) {
         (Some(_), body) if !body.is_empty() => {
-            Source::Again(Replay::new(body, buffer_limit, upstreams.abandoned()))
+            Source::Again(Replay::new(body, *buffer_limit, upstreams.abandoned()))
         }
         (_, body) => Source::Once(body),
     };
@@ -69,25 +69,26 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Repl
     let mut permit = None;
     for number in 1u32.. {
         flow.info(|i| i.attempts = number);
-        if attempt_count {
+        if tries.attempt_count {
             head.headers.set(ATTEMPT_COUNT, HeaderValue::from(number));
         }
         if number > 1
             && let Some(end) = flow.request_end()
         {
-            limits.announce(&mut head.headers, announce, end.elapsed());
+            limits.announce(&mut head.headers, tries.announce, end.elapsed());
         }
         let last = retries.as_ref().is_none_or(|r| !r.any_left());
         let body = match &mut source {
             Source::Once(body) => mem::take(body),
             Source::Again(replay) => replay.body(),
         };
-        let request =
-            Request { head: if last { mem::replace(&mut head, nothing()) } else { head.clone() }, body };
+        let mut request =
+            Request { head: if last { mem::replace(head, no_head()) } else { head.clone() }, body };
         let hosts: &[u64] = if avoid { &tried } else { &[] };
         let omit = omit.filter(|_| number > 1);
-        let attempt = Attempt { request, tried: hosts, omit, repicks, timeout: limits.per_try };
+        let attempt = Attempt { request: &mut request, tried: hosts, omit, repicks, timeout: limits.per_try };
         let outcome = upstreams.attempt(attempt).await;
+        drop(request);
         if let Some(seen) = &outcome.seen {
             flow.info(|i| {
                 i.upstream_host = seen.address;
@@ -133,19 +134,19 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: Tries<'_>) -> Result<Repl
             return outcome.result;
         }
         upstreams.count(Event::Retry);
-        if timeout_retry {
+        if tries.timeout_retry {
             let late = matches!(outcome.result, Err(Failure::PerTryTimeout));
             let value = HeaderValue::from_static(if late { "true" } else { "false" });
             head.headers.set(IS_TIMEOUT_RETRY, value);
         }
-        if let (Ok(reply), Some(retries)) = (&outcome.result, &mut retries) {
+        if let (Ok(reply), Some(retries)) = (&outcome.result, retries.as_mut()) {
             upstreams.count(Event::Retried(reply.head.status));
             retries.heed(policy, &reply.head.headers);
         }
         // The unwanted answer's stream ends before the pause, not after it.
         drop(outcome);
-        if let Some(retries) = &mut retries {
-            let (event, pause) = match retries.pause(policy, random()) {
+        if let Some(retries) = retries.as_mut() {
+            let (event, pause) = match retries.pause(policy, (tries.random)()) {
                 Pause::BackOff(pause) => (Event::BackOff, pause),
                 Pause::Asked(pause) => (Event::RateLimitedBackOff, pause),
             };
@@ -170,8 +171,13 @@ fn allowed<U: Upstreams>(upstreams: &U, flow: &Flow, retries: Option<&mut Retrie
     permit
 }
 
+/// What is left where the request was.
+pub(super) fn nothing() -> Request {
+    Request { head: no_head(), body: Body::Empty }
+}
+
 /// What is left where the head was.
-pub(super) fn nothing() -> RequestHead {
+pub(super) fn no_head() -> RequestHead {
     RequestHead {
         method: http::Method::GET,
         scheme: bytes::Bytes::new(),

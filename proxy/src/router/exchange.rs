@@ -84,7 +84,7 @@ impl Scratch {
     }
 }
 
-/// A request on its way through the filters.
+/// A request on its way through the filters. It goes in a box: each of the futures that it passes through would hold the room for it.
 pub struct Exchange {
     /// The head; filters change it.
     pub head: RequestHead,
@@ -128,7 +128,7 @@ fn named_cluster(matched: &Matched) -> Option<&Arc<Slot<Cluster>>> {
 
 /// A request that every filter let pass. Only the filter runner makes one.
 pub struct Admitted {
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     wishes: ForRouter,
 }
 
@@ -150,12 +150,12 @@ impl Admitted {
     }
 
     /// Only the filter runner makes one.
-    pub(crate) fn new(exchange: Exchange, wishes: ForRouter) -> Self {
+    pub(crate) fn new(exchange: Box<Exchange>, wishes: ForRouter) -> Self {
         Self { exchange, wishes }
     }
 
     /// The request, and what filters want of the router.
-    pub fn into_parts(self) -> (Exchange, ForRouter) {
+    pub fn into_parts(self) -> (Box<Exchange>, ForRouter) {
         (self.exchange, self.wishes)
     }
 }

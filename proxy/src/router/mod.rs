@@ -61,7 +61,7 @@ pub struct Routed {
     /// The upstream's answer or one of our own.
     pub result: Result<Reply, LocalReply>,
     /// The exchange; its head and body are gone.
-    pub exchange: Exchange,
+    pub exchange: Box<Exchange>,
 }
 
 /// Sends an admitted request to its cluster. Its route must be one that forwards.
@@ -79,7 +79,7 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         let reply = LocalReply::new(http::StatusCode::NOT_FOUND, "", "route_not_found");
         return Routed { result: Err(reply), exchange };
     };
-    let mut head = std::mem::replace(&mut exchange.head, drive::nothing());
+    let mut head = std::mem::replace(&mut exchange.head, drive::no_head());
     let body = std::mem::take(&mut exchange.body);
     let not_found = forward.cluster_not_found;
     let Some(slot) = cluster_slot(&matched, forward, &head) else {
@@ -87,7 +87,7 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
         return Routed { result: Err(reply), exchange };
     };
-    if slot.get().is_none() {
+    if slot.load().is_none() {
         flow.flag(Flag::NoClusterFound);
         let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
         return Routed { result: Err(reply), exchange };
@@ -130,7 +130,7 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         head_method == http::Method::CONNECT || (c.allow_post && head_method == http::Method::POST)
     });
     upstreams.informational = exchange.informational.clone();
-    let tries = Tries {
+    let mut tries = Tries {
         flow: &flow,
         policy,
         retries,
@@ -143,7 +143,7 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         timeout_retry: host.timeout_retry_in_request,
         random: || fastrand::u64(..),
     };
-    let result = match drive(&upstreams, tries).await {
+    let result = match drive(&upstreams, &mut tries).await {
         Err(failure) => {
             let retried = flow.info(|i| i.attempts) > 1;
             let reply = failure.reply(retried, not_found, envoy_headers);
@@ -192,12 +192,12 @@ fn mirror(
         let body = RequestBody::wrap(body, &flow);
         let Some(cluster) = mirror.cluster.slot(head) else { continue };
         let slot = cluster.clone();
-        let request = Request { head: mirror::head(head, mirror, exchange), body };
+        let mut request = Request { head: mirror::head(head, mirror, exchange), body };
         let timeout = forward.timeout;
         let upstreams =
             ClusterUpstreams::new(cluster, forward, wishes.clone(), exchange.connection.clone(), flow);
         tokio::task::spawn_local(async move {
-            let attempt = Attempt { request, tried: &[], omit: None, repicks: 0, timeout };
+            let attempt = Attempt { request: &mut request, tried: &[], omit: None, repicks: 0, timeout };
             match upstreams.attempt(attempt).await.result {
                 Ok(mut reply) => {
                     charge::copy_answered(&slot, reply.head.status);
@@ -278,7 +278,7 @@ pub fn change_response(
 pub fn remember(flow: &Flow, matched: Option<&Matched>, head: &RequestHead) {
     // Logs name both even where a filter answers in the cluster's place.
     let cluster =
-        matched.and_then(|m| cluster_slot(m, m.forward()?, head)).filter(|slot| slot.get().is_some());
+        matched.and_then(|m| cluster_slot(m, m.forward()?, head)).filter(|slot| slot.load().is_some());
     flow.info(|i| {
         i.route = matched.map(|m| m.route().name.clone()).filter(|name| !name.is_empty());
         i.cluster = cluster.map(|slot| slot.name().clone());

@@ -70,7 +70,7 @@ impl Script {
 impl Upstreams for Script {
     type Permit = ();
 
-    async fn attempt(&self, mut attempt: Attempt<'_>) -> Outcome {
+    async fn attempt(&self, attempt: Attempt<'_>) -> Outcome {
         let mut body = Vec::new();
         while let Some(Ok(Frame::Data(data))) = attempt.request.body.frame().await {
             body.extend_from_slice(&data);
@@ -110,7 +110,7 @@ async fn run(
     let mut head = head(&[]);
     let retries = Retries::of(Some(policy), &mut head);
     let body = RequestBody::wrap(body, &flow);
-    let tries = Tries {
+    let mut tries = Tries {
         flow: &flow,
         policy: Some(policy),
         retries,
@@ -123,7 +123,7 @@ async fn run(
         timeout_retry: true,
         random: || 0,
     };
-    let result = drive(script, tries).await;
+    let result = drive(script, &mut tries).await;
     (result, flow)
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::mem;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use prost_types::value::Kind;
 
 use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
 use super::charge::Charge;
+use super::drive::nothing;
 use super::flow::{Expired, Flow};
 use super::head::set_authority;
 use super::{ForRouter, Scratch, tunnel};
@@ -125,7 +127,7 @@ impl ClusterUpstreams {
     }
 
     async fn send(&self, attempt: Attempt<'_>, seen: &mut Option<Seen>) -> Result<Reply, Failure> {
-        let Attempt { mut request, tried, omit, repicks, timeout } = attempt;
+        let Attempt { request, tried, omit, repicks, timeout } = attempt;
         let cluster = self.slot.get().ok_or(Failure::NoCluster)?;
         self.callee.borrow_mut().service = cluster.config().service.clone();
         let tried: Vec<HostId> = tried.iter().map(|id| HostId(*id)).collect();
@@ -153,7 +155,9 @@ impl ClusterUpstreams {
         *seen = Some(Seen { host: host.id().0, address: host.address().ip(), local: None });
         self.callee.borrow_mut().host = Some(host.clone());
         if self.terminate {
-            let opened = tunnel::open(&cluster, picked, self.priority, request.body).await?;
+            let body = mem::take(&mut request.body);
+            // Boxed: few requests are tunnels that end here, and all would carry the room for it.
+            let opened = Box::pin(tunnel::open(&cluster, picked, self.priority, body)).await?;
             if let Some(seen) = seen {
                 seen.local = opened.local;
             }
@@ -197,6 +201,7 @@ impl ClusterUpstreams {
             let scheme: &[u8] = if upstream.tls().is_some() { b"https" } else { b"http" };
             request.head.scheme = bytes::Bytes::from_static(scheme);
         }
+        let request = mem::replace(request, nothing());
         let sending = pin!(upstream.send(request, self.informational.clone()));
         match within(&self.flow, timeout, sending).await {
             Ok(Ok(mut reply)) => {

@@ -20,11 +20,24 @@ pub(super) enum Output {
 }
 
 fn put(out: &mut BytesMut, headers: &Headers, keys: KeyFormat) {
+    if headers.spelling.is_some() || keys == KeyFormat::ProperCase {
+        for (name, value) in headers.iter() {
+            put_one(out, headers, keys, name.as_str(), value.as_bytes());
+        }
+        return;
+    }
+    // Nearly every message's names are written as they are.
     for (name, value) in headers.iter() {
-        put_one(out, headers, keys, name.as_str(), value.as_bytes());
+        let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
+        out.reserve(name.len() + value.len() + 4);
+        out.extend_from_slice(name);
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value);
+        out.extend_from_slice(b"\r\n");
     }
 }
 
+#[inline]
 fn put_one(out: &mut BytesMut, headers: &Headers, keys: KeyFormat, name: &str, value: &[u8]) {
     keys.put(headers.spelling.as_deref(), name, out);
     out.extend_from_slice(b": ");
