@@ -25,6 +25,7 @@ use crate::ingest::Watcher;
 use crate::queue::Queue;
 use crate::serve::authority::{Keeper, federation, listen as listen_to_operator};
 use crate::serve::http::{Pages, Port};
+use crate::serve::keys::KeyFetcher;
 use crate::serve::{AdsService, Proxies, RenderCache};
 
 /// Runs the control plane on a directory of YAML
@@ -70,6 +71,12 @@ pub struct ControlArgs {
     /// Who signs
     #[command(flatten)]
     pub signer: SignerArgs,
+    /// How often the keys of token issuers (RequestAuthentication, jwksUri) are read again
+    #[arg(long, value_name = "DURATION", env = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", default_value = "20m", value_parser = lifetime)]
+    pub jwks_refresh_interval: Duration,
+    /// Roots by which the TLS of token issuers is checked; the system's by default
+    #[arg(long, value_name = "FILE")]
+    pub jwks_root_cert: Option<PathBuf>,
     /// How many proxies are brought to a new state at the same time
     #[arg(long, value_name = "N", env = "PILOT_PUSH_THROTTLE", default_value_t = 100)]
     pub push_throttle: usize,
@@ -174,7 +181,9 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     tokio::spawn(serving.clone().rotate());
 
     let trust = federation::follow(authority.trust(), watcher.subscribe()).await;
-    let queue = Queue::follow(&watcher, trust.clone(), args.push_throttle);
+    let keys = KeyFetcher::new(args.jwks_root_cert.clone(), args.jwks_refresh_interval);
+    let snapshots = keys.follow(watcher.subscribe()).await;
+    let queue = Queue::follow(snapshots, trust.clone(), args.push_throttle);
     let (cache, proxies) = (RenderCache::new(), Proxies::default());
     let keeper = Keeper::new(authority.clone(), trust.clone(), proxies.clone(), audit.clone());
     tokio::spawn(keeper.clone().run());

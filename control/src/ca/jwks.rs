@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::Method;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
@@ -155,30 +156,39 @@ impl Oidc {
     }
 
     async fn read(&self) -> anyhow::Result<JwkSet> {
-        let url = match &self.settings.keys {
+        let Settings { keys, issuer, roots, .. } = &self.settings;
+        let text = match keys {
             Keys::File(path) => {
-                let text =
-                    tokio::fs::read(path).await.map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
-                return Ok(serde_json::from_slice(&text)?);
+                tokio::fs::read(path).await.map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?.into()
             }
-            Keys::Url(url) => url.clone(),
-            Keys::Discovery => {
-                let issuer = self.settings.issuer.trim_end_matches('/');
-                let found: Value = self.get(&format!("{issuer}/.well-known/openid-configuration")).await?;
-                let url = found["jwks_uri"].as_str();
-                url.ok_or_else(|| anyhow::anyhow!("{issuer}'s discovery document has no jwks_uri"))?
-                    .to_owned()
-            }
+            Keys::Url(url) => get(url, roots.as_ref()).await?,
+            Keys::Discovery => get(&discover(issuer, roots.as_ref()).await?, roots.as_ref()).await?,
         };
-        Ok(serde_json::from_value(self.get(&url).await?)?)
+        Ok(serde_json::from_slice(&text)?)
     }
+}
 
-    async fn get(&self, url: &str) -> anyhow::Result<Value> {
-        let client = Client::new(url, self.settings.roots.clone())?;
-        let (status, body) = client.call(Method::GET, "", &[("accept", "application/json")], None).await?;
-        anyhow::ensure!(status.is_success(), "{url} answers {status}");
-        Ok(serde_json::from_slice(&body)?)
-    }
+/// Where an issuer's keys are, as its discovery document says (OpenID Connect Discovery 1.0, section 4).
+///
+/// # Errors
+/// There is no such document, or it does not say.
+pub async fn discover(issuer: &str, roots: Option<&PathBuf>) -> anyhow::Result<String> {
+    let issuer = issuer.trim_end_matches('/');
+    let document = get(&format!("{issuer}/.well-known/openid-configuration"), roots).await?;
+    let document: Value = serde_json::from_slice(&document)?;
+    let url = document["jwks_uri"].as_str();
+    Ok(url.ok_or_else(|| anyhow::anyhow!("{issuer}'s discovery document has no jwks_uri"))?.to_owned())
+}
+
+/// What is at a URL; TLS is checked by these roots, or the system's.
+///
+/// # Errors
+/// There was no answer, or one that is not of success.
+pub async fn get(url: &str, roots: Option<&PathBuf>) -> anyhow::Result<Bytes> {
+    let client = Client::new(url, roots.cloned())?;
+    let (status, body) = client.call(Method::GET, "", &[("accept", "application/json")], None).await?;
+    anyhow::ensure!(status.is_success(), "{url} answers {status}");
+    Ok(body)
 }
 
 fn is_rsa(algorithm: Algorithm) -> bool {

@@ -217,6 +217,12 @@ impl Collector {
                     self.objects.authorization_policies.push(Object { meta, spec });
                 }
             }
+            Kind::RequestAuthentication => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::request_authentication(&spec, &meta, findings);
+                    self.objects.request_authentications.push(Object { meta, spec });
+                }
+            }
             Kind::Secret | Kind::MeshConfig => {}
         }
     }

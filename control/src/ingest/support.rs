@@ -33,12 +33,11 @@ const NETWORKING: &[Kind] = &[
     Kind::WorkloadEntry,
     Kind::Sidecar,
 ];
-const SECURITY: &[Kind] = &[Kind::PeerAuthentication, Kind::AuthorizationPolicy];
+const SECURITY: &[Kind] = &[Kind::PeerAuthentication, Kind::AuthorizationPolicy, Kind::RequestAuthentication];
 
 /// Kinds of Istio's that are not supported yet, by group.
 const KINDS_NOT_YET: &[(&str, &[&str])] = &[
     ("networking.istio.io", &["EnvoyFilter", "WorkloadGroup", "ProxyConfig"]),
-    ("security.istio.io", &["RequestAuthentication"]),
     ("telemetry.istio.io", &["Telemetry"]),
     ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),
     ("install.istio.io", &["IstioOperator"]),
@@ -116,6 +115,7 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     // They are for gateways of the Gateway API.
     (Kind::PeerAuthentication, "spec", &["targetRef", "targetRefs"]),
     (Kind::AuthorizationPolicy, "spec", &["targetRef", "targetRefs"]),
+    (Kind::RequestAuthentication, "spec", &["targetRef", "targetRefs"]),
     // Endpoints behind another network's gateway; one network is all there is yet.
     (Kind::WorkloadEntry, "spec", &["network"]),
     (Kind::ServiceEntry, "endpoints", &["network"]),
@@ -299,7 +299,10 @@ pub(super) fn advise(kind: Kind, parent: &str, name: &str, known: bool) -> Optio
 fn misnamed_selector(kind: Kind, parent: &str, name: &str) -> Option<Counsel> {
     let right = match kind {
         Kind::Sidecar | Kind::ServiceEntry => "labels",
-        Kind::DestinationRule | Kind::PeerAuthentication | Kind::AuthorizationPolicy => "matchLabels",
+        Kind::DestinationRule
+        | Kind::PeerAuthentication
+        | Kind::AuthorizationPolicy
+        | Kind::RequestAuthentication => "matchLabels",
         _ => return None,
     };
     let in_selector = ends_with(parent, "workloadSelector") || parent == "spec.selector";
@@ -343,7 +346,6 @@ mod tests {
         assert_eq!(classify("v1", "Namespace"), Class::Foreign);
         for (api, kind) in [
             ("gateway.networking.k8s.io/v1", "Gateway"),
-            ("security.istio.io/v1", "RequestAuthentication"),
             ("networking.istio.io/v1alpha3", "EnvoyFilter"),
             ("networking.istio.io/v2", "Gateway"),
             ("networking.istio.io/v1", "VirtualServce"),

@@ -33,6 +33,8 @@ pub enum Kind {
     PeerAuthentication,
     /// security.istio.io.
     AuthorizationPolicy,
+    /// security.istio.io.
+    RequestAuthentication,
 }
 
 impl Kind {
@@ -50,6 +52,7 @@ impl Kind {
             Self::Sidecar => "Sidecar",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::RequestAuthentication => "RequestAuthentication",
         }
     }
 }

@@ -7,12 +7,14 @@ pub mod authorization_policy;
 pub mod destination_rule;
 pub mod gateway;
 pub mod host;
+pub mod keys;
 pub mod kubernetes;
 pub mod lookup;
 pub mod mesh_config;
 pub mod meta;
 pub mod peer_authentication;
 pub mod registry;
+pub mod request_authentication;
 pub mod service;
 pub mod service_entry;
 pub mod sidecar;
@@ -24,11 +26,13 @@ pub mod world;
 pub use authorization_policy::AuthorizationPolicy;
 pub use destination_rule::DestinationRule;
 pub use gateway::Gateway;
+pub use keys::{KeySets, KeySource};
 pub use kubernetes::{KubernetesService, TlsSecret};
 pub use lookup::{MergedRule, PortPolicy, effective_policy, served_hosts};
 pub use mesh_config::MeshConfig;
 pub use meta::{Kind, Meta, Object, ObjectKey, Source};
 pub use peer_authentication::{EffectivePeerMode, PeerAuthentication};
+pub use request_authentication::RequestAuthentication;
 pub use service::{
     Endpoint, ExportTo, Protocol, Resolution, Service, ServiceLocation, ServicePort, TargetPort, Workload,
 };

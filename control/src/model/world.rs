@@ -9,12 +9,14 @@ use super::authorization_policy::AuthorizationPolicy;
 use super::destination_rule::DestinationRule;
 use super::gateway::Gateway;
 use super::host::DEFAULT_DOMAIN;
+use super::keys::KeySets;
 use super::kubernetes::{KubernetesService, TlsSecret};
 use super::lookup::{self, MergedRule};
 use super::mesh_config::MeshConfig;
 use super::meta::Object;
 use super::peer_authentication::PeerAuthentication;
 use super::registry::{self, WorkloadIndex};
+use super::request_authentication::RequestAuthentication;
 use super::service::{Endpoint, ExportTo, Service, Workload};
 use super::service_entry::{ServiceEntry, WorkloadEntry};
 use super::sidecar::Sidecar;
@@ -43,16 +45,20 @@ pub struct Objects {
     pub peer_authentications: Vec<Object<PeerAuthentication>>,
     /// AuthorizationPolicies.
     pub authorization_policies: Vec<Object<AuthorizationPolicy>>,
+    /// RequestAuthentications.
+    pub request_authentications: Vec<Object<RequestAuthentication>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
     pub secrets: Vec<Object<TlsSecret>>,
 }
 
-/// One consistent state of the mesh. Cloning it copies one pointer.
+/// One consistent state of the mesh. Cloning it copies two pointers.
 ///
 /// Lists are in Istio's order of precedence, oldest first ([`super::Meta::precedence`]).
 #[derive(Clone, Debug)]
 pub struct World {
     parts: Arc<Parts>,
+    /// What was fetched for it: keys of token issuers.
+    keys: Arc<KeySets>,
 }
 
 #[derive(Debug)]
@@ -77,6 +83,7 @@ struct Parts {
     sidecars: Vec<Arc<Object<Sidecar>>>,
     peer_authentications: Vec<Arc<Object<PeerAuthentication>>>,
     authorization_policies: Vec<Arc<Object<AuthorizationPolicy>>>,
+    request_authentications: Vec<Arc<Object<RequestAuthentication>>>,
     secrets: Vec<Arc<Object<TlsSecret>>>,
 }
 
@@ -104,6 +111,7 @@ impl World {
         let sidecars = in_order(objects.sidecars);
         let peer_authentications = in_order(objects.peer_authentications);
         let authorization_policies = in_order(objects.authorization_policies);
+        let request_authentications = in_order(objects.request_authentications);
         let secrets = in_order(objects.secrets);
         let workload_entries = in_order(objects.workload_entries);
         let kubernetes = in_order(objects.services);
@@ -150,6 +158,7 @@ impl World {
         hash_all(&sidecars, &mut hasher);
         hash_all(&peer_authentications, &mut hasher);
         hash_all(&authorization_policies, &mut hasher);
+        hash_all(&request_authentications, &mut hasher);
         hash_all(&secrets, &mut hasher);
         let version = hasher.finish();
         // The same without the workloads: their comings and goings leave routes and listeners as they are.
@@ -162,6 +171,7 @@ impl World {
         hash_all(&sidecars, &mut hasher);
         hash_all(&peer_authentications, &mut hasher);
         hash_all(&authorization_policies, &mut hasher);
+        hash_all(&request_authentications, &mut hasher);
         let shape_version = hasher.finish();
         let mut hasher = DefaultHasher::new();
         hash_all(&peer_authentications, &mut hasher);
@@ -190,19 +200,37 @@ impl World {
                 sidecars,
                 peer_authentications,
                 authorization_policies,
+                request_authentications,
                 secrets,
             }),
+            keys: Arc::default(),
         }
+    }
+
+    /// The same with these keys of token issuers.
+    pub fn with_keys(&self, keys: Arc<KeySets>) -> Self {
+        Self { parts: self.parts.clone(), keys }
+    }
+
+    /// The keys of token issuers that were fetched for it.
+    pub fn keys(&self) -> &Arc<KeySets> {
+        &self.keys
     }
 
     /// Hash of everything in it: two Worlds of equal version say the same.
     pub fn version(&self) -> u64 {
-        self.parts.version
+        self.with_keys_version(self.parts.version)
+    }
+
+    fn with_keys_version(&self, version: u64) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (version, self.keys.version()).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Hash of everything but endpoints and secrets.
     pub fn shape_version(&self) -> u64 {
-        self.parts.shape_version
+        self.with_keys_version(self.parts.shape_version)
     }
 
     /// Hash of what says which workloads take mutual TLS.
@@ -268,6 +296,11 @@ impl World {
     /// Every AuthorizationPolicy.
     pub fn all_authorization_policies(&self) -> &[Arc<Object<AuthorizationPolicy>>] {
         &self.parts.authorization_policies
+    }
+
+    /// Every RequestAuthentication.
+    pub fn request_authentications(&self) -> &[Arc<Object<RequestAuthentication>>] {
+        &self.parts.request_authentications
     }
 
     /// Every TLS secret.

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::ingest::{Snapshot, Watcher};
+use crate::ingest::Snapshot;
 use crate::model::{Trust, World};
 
 /// One state of the mesh that proxies are brought to.
@@ -49,11 +49,13 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Follows `watcher`, and whom the authority says to `trust`; at most `throttle` connections render and send at once.
-    pub fn follow(watcher: &Watcher, mut trust: watch::Receiver<Arc<Trust>>, throttle: usize) -> Self {
-        let mut snapshots = watcher.subscribe();
+    /// Follows `snapshots`, and whom the authority says to `trust`; at most `throttle` connections render and send at once.
+    pub fn follow(
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        mut trust: watch::Receiver<Arc<Trust>>,
+        throttle: usize,
+    ) -> Self {
         let first = Revision::of(&snapshots.borrow_and_update(), trust.borrow_and_update().clone(), 1);
-        let mut generation = snapshots.borrow().generation;
         let trust_domain = first.world.mesh().trust_domain.clone();
         let (sender, revisions) = watch::channel(Arc::new(first));
         tokio::spawn(async move {
@@ -68,11 +70,13 @@ impl Queue {
                 }
                 let (number, trusted) = (sender.borrow().number + 1, trust.borrow_and_update().clone());
                 let next = Revision::of(&snapshots.borrow_and_update(), trusted, number);
-                let read = snapshots.borrow().generation;
-                if read == generation && next.trust == sender.borrow().trust {
+                let same = {
+                    let last = sender.borrow();
+                    next.world.version() == last.world.version() && next.trust == last.trust
+                };
+                if same {
                     continue;
                 }
-                generation = read;
                 metrics::counter!("pilot_k8s_cfg_events", "event" => "update").increment(1);
                 if next.world.mesh().trust_domain != trust_domain {
                     tracing::error!(

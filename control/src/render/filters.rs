@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ProxyNode, authorization};
+use super::{ProxyNode, authentication, authorization};
 use crate::model::World;
 use crate::model::mesh_config::AccessLogEncoding;
 
@@ -104,6 +104,7 @@ fn http_filters(world: &World, node: &ProxyNode, way: Way) -> Vec<Value> {
         filters.push(json!({"name": "istio.metadata_exchange", "typed_config": typed_struct(url, config)}));
     }
     if way != Way::Outbound {
+        filters.extend(authentication::http_filter(world, node, way));
         filters.extend(authorization::http_filters(world, node));
     }
     if node.extensions && way != Way::Inbound {

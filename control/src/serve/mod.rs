@@ -1,13 +1,14 @@
 //! What proxies and operators are served.
 //!
 //! [`ads`] answers xDS on the plaintext and the secure port; each stream is a `connection`, whose protocol is in [`session`];
-//! [`cache`] renders for all of them, and [`proxies`] knows who is there. [`http`] has the metrics and debug ports.
+//! [`cache`] renders for all of them, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by. [`http`] has the metrics and debug ports.
 
 pub mod ads;
 pub mod authority;
 pub mod cache;
 mod connection;
 pub mod http;
+pub mod keys;
 pub mod proxies;
 pub mod session;
 #[cfg(test)]

@@ -67,7 +67,7 @@ struct Plane {
 async fn plane(dir: &Path) -> Plane {
     let watcher = Watcher::start(dir).await.unwrap();
     let (_trust, trust) = tokio::sync::watch::channel(Arc::default());
-    let queue = Queue::follow(&watcher, trust, 10);
+    let queue = Queue::follow(watcher.subscribe(), trust, 10);
     let (cache, proxies) = (RenderCache::new(), Proxies::default());
     let state = State::create(SMALL, time::OffsetDateTime::now_utc()).unwrap();
     let (issuer, checker) = token::from_key(&state.token_key).unwrap();

@@ -674,3 +674,72 @@ fn a_policy_is_tried_when_its_annotation_is_true_and_its_action_can_be() {
     assert_eq!(with("yes", "DENY"), ["\"yes\" is neither true nor false"]);
     assert_eq!(with("true", "AUDIT"), ["AUDIT cannot be tried"]);
 }
+
+#[test]
+fn request_authentications() {
+    let jwks = r#"{"keys": [{"kty": "RSA", "n": "sXchYw", "e": "AQAB"}]}"#;
+    let of = |rule: &str| format!("{{jwtRules: [{{issuer: a, jwks: '{jwks}', {rule}}}]}}");
+    let cases = [
+        ("{}".to_owned(), "warning: spec.jwtRules: missing"),
+        (of(""), ""),
+        (
+            of(
+                "audiences: [a], fromHeaders: [{name: X-Jwt, prefix: 'Bearer '}], fromParams: [t], fromCookies: [c], \
+                outputPayloadToHeader: x-payload, outputClaimToHeaders: [{header: x-sub, claim: sub}], \
+                forwardOriginalToken: true, timeout: 5s, spaceDelimitedClaims: [roles]",
+            ),
+            "",
+        ),
+        (
+            "{selector: {matchLabels: {app: '*'}}}".to_owned(),
+            "spec.selector.matchLabels.app: labels are matched",
+        ),
+        ("{selector: {labels: {app: a}}}".to_owned(), "spec.selector.labels: unknown field"),
+        ("{targetRef: {kind: Gateway, name: g}}".to_owned(), "spec.targetRef: not supported by Weft yet"),
+        ("{jwtRules: [{jwksUri: 'https://a/k'}]}".to_owned(), "spec.jwtRules[0].issuer: missing"),
+        (
+            "{jwtRules: [{issuer: a, jwksUrl: 'https://a/k'}]}".to_owned(),
+            "spec.jwtRules[0].jwksUrl: unknown field",
+        ),
+        ("{jwtRules: [{issuer: 'https://a'}]}".to_owned(), ""),
+        (
+            "{jwtRules: [{issuer: a@b}]}".to_owned(),
+            "warning: spec.jwtRules[0].jwks: missing, and so is jwksUri",
+        ),
+        (of("jwksUri: 'https://a/k'"), "spec.jwtRules[0].jwks: stands beside jwksUri"),
+        (
+            "{jwtRules: [{issuer: a, jwksUri: 'ftp://a/k'}]}".to_owned(),
+            "spec.jwtRules[0].jwksUri: \"ftp://a/k\"",
+        ),
+        ("{jwtRules: [{issuer: a, jwksUri: a.com/k}]}".to_owned(), "spec.jwtRules[0].jwksUri: \"a.com/k\""),
+        (
+            "{jwtRules: [{issuer: a, jwks: '{}'}]}".to_owned(),
+            "spec.jwtRules[0].jwks: no key set: it has no list",
+        ),
+        (
+            "{jwtRules: [{issuer: a, jwks: '{\"keys\": [{\"kty\": \"oct\", \"k\": \"AA\"}]}'}]}".to_owned(),
+            "warning: spec.jwtRules[0].jwks: holds a private key",
+        ),
+        (of("audiences: ['']"), "spec.jwtRules[0].audiences[0]: empty"),
+        (of("fromHeaders: [{prefix: a}]"), "spec.jwtRules[0].fromHeaders[0].name: empty"),
+        (of("fromHeaders: [{name: 'a b'}]"), "spec.jwtRules[0].fromHeaders[0].name: \"a b\" is not"),
+        (of("fromParams: ['']"), "spec.jwtRules[0].fromParams[0]: empty"),
+        (of("fromCookies: ['']"), "spec.jwtRules[0].fromCookies[0]: empty"),
+        (of("outputPayloadToHeader: 'a:b'"), "spec.jwtRules[0].outputPayloadToHeader: \"a:b\" is not"),
+        (
+            of("outputClaimToHeaders: [{claim: a}]"),
+            "spec.jwtRules[0].outputClaimToHeaders[0].header: \"\" is not",
+        ),
+        (
+            of("outputClaimToHeaders: [{header: a.b, claim: a}]"),
+            "spec.jwtRules[0].outputClaimToHeaders[0].header: \"a.b\"",
+        ),
+        (
+            of("outputClaimToHeaders: [{header: a}]"),
+            "spec.jwtRules[0].outputClaimToHeaders[0].claim: missing",
+        ),
+        (of("timeout: 0s"), "spec.jwtRules[0].timeout: 0s is too short"),
+    ];
+    let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, expected)| (spec.as_str(), *expected)).collect();
+    check("RequestAuthentication", &cases);
+}

@@ -1,5 +1,6 @@
 //! Questions that rendering asks of a [`World`](super::World): pure functions, one file per kind of object.
 
+mod authentication;
 mod authorization;
 mod delegates;
 mod destination_rules;

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
+use crate::render::authentication::{FILTER, PAYLOAD};
+
 /// Istio's forms of a value: `*` for anything that is there, `*end`, `beginning*`, or the whole.
 pub(super) fn text(value: &str) -> Value {
     text_after("", value)
@@ -118,8 +120,8 @@ fn any(mut of: Vec<Value>) -> Value {
 }
 
 fn payload(path: &[&str], value: Value) -> Value {
-    let path: Vec<Value> = ["payload"].iter().chain(path).map(|key| json!({"key": key})).collect();
-    json!({"filter": "envoy.filters.http.jwt_authn", "path": path, "value": value})
+    let path: Vec<Value> = [PAYLOAD].iter().chain(path).map(|key| json!({"key": key})).collect();
+    json!({"filter": FILTER, "path": path, "value": value})
 }
 
 /// What a filter has said of the request under a key; `[VALUE]` is one of a list.
