@@ -14,10 +14,13 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use super::table::{Case, Group};
 
 /// What became of a request.
+#[derive(Default)]
 pub struct Outcome {
     pub allowed: bool,
     /// Status and body, or what else happened.
     pub text: String,
+    /// The answer's head.
+    pub head: String,
     /// What tells its line in the access log.
     pub key: Option<String>,
 }
@@ -28,7 +31,8 @@ pub struct Servers {
     pub tcp: u16,
 }
 
-/// A server of HTTP that says yes to everything, and one of bytes that sends them back; until the process ends.
+/// A server of HTTP that says yes to everything, and of what it was asked, and one of bytes that sends them back; until the
+/// process ends.
 pub fn servers() -> Servers {
     let serve = |answer: fn(TcpStream) -> std::io::Result<()>| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -47,14 +51,15 @@ fn http(stream: TcpStream) -> std::io::Result<()> {
     let mut writer = stream.try_clone()?;
     let mut lines = BufReader::new(stream).lines();
     loop {
-        let mut head = false;
-        while !head {
+        let mut head = String::from("yes\n");
+        loop {
             match lines.next().transpose()? {
                 None => return Ok(()),
-                Some(line) => head = line.is_empty(),
+                Some(line) if line.is_empty() => break,
+                Some(line) => head += &(line + "\n"),
             }
         }
-        writer.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nyes")?;
+        write!(writer, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{head}", head.len())?;
     }
 }
 
@@ -142,8 +147,11 @@ pub fn play(
     case: &Case,
     number: usize,
 ) -> Outcome {
-    let failed =
-        |e: std::io::Error| Outcome { allowed: false, text: format!("not connected: {e}"), key: None };
+    let failed = |e: std::io::Error| Outcome {
+        allowed: false,
+        text: format!("not connected: {e}"),
+        ..Outcome::default()
+    };
     let stream = match dial(to, case.from.as_deref()) {
         Ok(stream) => stream,
         Err(e) => return failed(e),
@@ -174,11 +182,17 @@ pub fn play(
             allowed: answer == "hello",
             text: format!("{answer:?}"),
             key: Some(own.to_string()),
+            ..Outcome::default()
         };
     }
     let status = answer.get(9..12).unwrap_or_default().to_owned();
-    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
-    Outcome { allowed: status == "200", text: format!("{status} {body}"), key: Some(number.to_string()) }
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    Outcome {
+        allowed: status == "200",
+        text: format!("{status} {body}"),
+        head: head.to_owned(),
+        key: Some(number.to_string()),
+    }
 }
 
 fn dial(to: SocketAddr, from: Option<&str>) -> std::io::Result<TcpStream> {

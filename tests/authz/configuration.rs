@@ -1,13 +1,17 @@
 //! The bootstrap that serves all groups: what our control plane renders for each, with certificates from files.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use weft_control::model::World;
 use weft_control::render::{Memo, ProxyNode, Resources, render};
+use weft_control::serve::keys::KeyFetcher;
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
 
 use super::Place;
 use super::clients::Servers;
+use super::issuers::Issuers;
 use super::table::{Group, place_of};
 
 /// What the access log says of each request, as JSON.
@@ -54,6 +58,10 @@ fn objects(place: &Place, group: &Group, port: u16, servers: &Servers) -> String
         }
         all.push(json!({"apiVersion": api("security"), "kind": "AuthorizationPolicy", "metadata": meta, "spec": spec}));
     }
+    for (name, spec) in &group.authentication {
+        let (namespace, name, _) = place_of(name);
+        all.push(json!({"apiVersion": api("security"), "kind": "RequestAuthentication", "metadata": meta(name, namespace), "spec": spec}));
+    }
     let text: Vec<String> = all.iter().map(Value::to_string).collect();
     text.join("\n---\n").replace("\"{port}\"", &format!("\"{port}\""))
 }
@@ -63,14 +71,28 @@ fn world(place: &Place, group: &Group, port: u16, servers: &Servers) -> World {
     outcome.into_result().unwrap_or_else(|wrong| panic!("{}: {wrong:#?}", group.name))
 }
 
+/// The world with the keys that its issuers served: they were asked twice, before something came over them and after.
+async fn with_keys(world: World, issuers: &Issuers) -> World {
+    let mut fetcher = KeyFetcher::new(None, Duration::ZERO);
+    let mut settled = world.clone();
+    for later in [false, true] {
+        issuers.later(later);
+        settled = fetcher.settle(&world).await;
+    }
+    settled
+}
+
 /// The configuration of a proxy that serves every group.
-pub fn bootstrap(place: &Place, servers: &Servers) -> Value {
+pub fn bootstrap(place: &Place, servers: &Servers, issuers: &Issuers) -> Value {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let id = format!("sidecar~{}~s.shop~shop.svc.cluster.local", place.ip);
     let node = ProxyNode::parse(&Node { id: id.clone(), ..Node::default() }).unwrap();
     let (mut listeners, mut clusters) = (Vec::new(), Vec::new());
     for (index, group) in place.groups.iter().enumerate() {
         let port = place.port_of(index);
-        let resources = render(&world(place, group, port, servers), &node, false, &Memo::default());
+        let world = world(place, group, port, servers);
+        let world = runtime.block_on(with_keys(world, issuers));
+        let resources = render(&world, &node, false, &Memo::default());
         let mut listener = value(&resources, ResourceType::Listener, &format!("{}_{port}", place.ip));
         for chain in listener["filter_chains"].as_array_mut().unwrap() {
             if let Some(context) = chain.get_mut("transport_socket").map(|s| &mut s["typed_config"]) {

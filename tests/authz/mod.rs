@@ -1,13 +1,15 @@
 //! Truth tables of authorization: policies, requests, and what becomes of each request by which rule.
 //!
-//! A table (`tables/*.yaml`) is a list of groups. A group is a workload with policies; our control plane renders its
+//! A table (`tables/*.yaml`; `tokens/*.yaml` for those of tokens) is a list of groups. A group is a workload with policies; our control plane renders its
 //! configuration, and one proxy serves all groups, each at a port of its own. The tables say what Istio's documentation and
 //! Envoy's say; no answer was copied from a run. The same configuration and requests go through our proxy (tests/e2e) and
 //! through Envoy (tests/peers).
 
 mod clients;
 mod configuration;
+pub mod issuers;
 mod table;
+pub mod tokens;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use clients::{Certificates, Outcome};
+use issuers::Issuers;
 use table::{Case, Group};
 
 /// Requests under way at once.
@@ -34,16 +37,17 @@ pub struct Place {
 }
 
 impl Place {
-    /// Everything but the proxy: servers behind it, certificates, and its bootstrap.
-    pub fn new(ip: Ipv4Addr, port: u16) -> Self {
+    /// Everything but the proxy: servers behind it, certificates, and its bootstrap. `tables`: a directory beside this file.
+    pub fn new(ip: Ipv4Addr, port: u16, tables: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let groups = table::all();
+        let issuers = Issuers::start();
+        let groups = table::all(tables, |text| text.replace("{issuers}", &issuers.base));
         let cases = || groups.iter().flat_map(|group| &group.cases);
         let certificates =
             Certificates::new(directory.path(), cases().filter_map(|case| case.identity.as_deref()));
         let place = Self { ip, port, directory, groups, certificates };
         let servers = clients::servers();
-        let bootstrap = configuration::bootstrap(&place, &servers);
+        let bootstrap = configuration::bootstrap(&place, &servers, &issuers);
         std::fs::write(place.bootstrap(), serde_json::to_vec_pretty(&bootstrap).unwrap()).unwrap();
         place
     }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::clients::Outcome;
+use super::tokens::{Token, sets};
 
 /// A workload with policies, and requests to it.
 pub struct Group {
@@ -16,6 +17,8 @@ pub struct Group {
     pub mesh: Value,
     /// Specifications by name (`NAMESPACE/NAME`; `shop` unless given); those whose name begins with `try:` are only tried.
     pub policies: BTreeMap<String, Value>,
+    /// Specifications of RequestAuthentications by name.
+    pub authentication: BTreeMap<String, Value>,
     pub cases: Vec<Case>,
 }
 
@@ -27,8 +30,14 @@ struct Written {
     tcp: bool,
     #[serde(default)]
     mesh: Value,
+    #[serde(default)]
     policies: BTreeMap<String, Value>,
-    /// One a line: DECISION RULE [NAME=VALUE]... [METHOD PATH].
+    #[serde(default)]
+    authentication: BTreeMap<String, Value>,
+    /// By names that stand in braces in cases.
+    #[serde(default)]
+    tokens: BTreeMap<String, Token>,
+    /// One a line: DECISION RULE [NAME=VALUE]... [METHOD PATH]. `refuse WORDS`: the token is, in these words.
     cases: String,
 }
 
@@ -53,16 +62,20 @@ pub struct Case {
     /// What tried policies would have done, by action.
     tried: BTreeMap<String, String>,
     audited: Option<bool>,
+    /// Why the token is refused, in Envoy's words with underscores.
+    refused: Option<String>,
+    /// What the application must have got: fields by name (`-`: none of the name), and the target.
+    upstream: Vec<(String, String)>,
 }
 
-/// All groups of all tables.
-pub fn all() -> Vec<Group> {
-    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/authz/tables");
+/// All groups of the tables in a directory; `fill` replaces what only a run knows.
+pub fn all(directory: &str, fill: impl Fn(String) -> String) -> Vec<Group> {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/authz").join(directory);
     let mut files: Vec<_> = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
     let mut groups: Vec<Group> = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(&file).unwrap();
+        let text = sets(fill(std::fs::read_to_string(&file).unwrap()));
         let value = xds_protos::json::value_from_yaml_str(&text)
             .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         let written: Vec<Written> =
@@ -78,7 +91,12 @@ impl Group {
     fn new(written: Written) -> Self {
         let lines =
             written.cases.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let cases: Vec<Case> = lines.map(Case::parse).collect();
+        let tokens: Vec<_> = written.tokens.iter().map(|(name, token)| (name, token.text())).collect();
+        let with_tokens = |line: &str| {
+            let line = line.to_owned();
+            tokens.iter().fold(line, |line, (name, token)| line.replace(&format!("{{{name}}}"), token))
+        };
+        let cases: Vec<Case> = lines.map(|line| Case::parse(line, &with_tokens(line))).collect();
         assert!(!cases.is_empty(), "{} has no cases", written.group);
         for case in &cases {
             let known = |by: &(String, usize)| {
@@ -88,8 +106,8 @@ impl Group {
             };
             assert!(case.by.as_ref().is_none_or(known), "{}: no such rule: {}", written.group, case.text);
         }
-        let Written { group, tcp, mesh, policies, .. } = written;
-        Self { name: group, tcp, mesh, policies, cases }
+        let Written { group, tcp, mesh, policies, authentication, .. } = written;
+        Self { name: group, tcp, mesh, policies, authentication, cases }
     }
 }
 
@@ -101,17 +119,23 @@ pub fn place_of(name: &str) -> (&str, &str, bool) {
 }
 
 impl Case {
-    fn parse(line: &str) -> Self {
+    /// A case from its line; `text` is the line as it is written.
+    fn parse(text: &str, line: &str) -> Self {
         let mut case =
-            Self { text: line.to_owned(), path: "/".into(), host: "s.shop".into(), ..Self::default() };
+            Self { text: text.to_owned(), path: "/".into(), host: "s.shop".into(), ..Self::default() };
         case.method = "GET".into();
         let mut words = line.split_whitespace();
         case.allowed = match words.next() {
             Some("allow") => true,
             Some("deny") => false,
-            _ => panic!("{line}: neither allow nor deny"),
+            Some("refuse") => {
+                case.refused = Some(words.next().unwrap_or_else(|| panic!("{line}: no reason")).to_owned());
+                false
+            }
+            _ => panic!("{line}: neither allow, deny nor refuse"),
         };
-        case.by = match words.next() {
+        let rule = if case.refused.is_some() { Some("-") } else { words.next() };
+        case.by = match rule {
             Some("-") => None,
             Some(rule) => {
                 let (name, number) = rule.split_once('#').unwrap_or((rule, "0"));
@@ -127,6 +151,12 @@ impl Case {
                 Some(("host", value)) => case.host = value.to_owned(),
                 Some(("sni", value)) => case.sni = Some(value.to_owned()),
                 Some(("audit", value)) => case.audited = Some(value == "yes"),
+                Some(("token", value)) => {
+                    case.headers.push(("authorization".to_owned(), format!("Bearer {value}")));
+                }
+                Some((name, value)) if name.starts_with("up:") => {
+                    case.upstream.push((name[3..].to_owned(), value.replace('~', " ")));
+                }
                 Some((name, value)) if name.starts_with("try-") => {
                     case.tried.insert(name[4..].to_owned(), value.to_owned());
                 }
@@ -150,6 +180,10 @@ impl Case {
         if outcome.allowed != self.allowed {
             return Err(format!("{} ({})", if outcome.allowed { "allowed" } else { "denied" }, outcome.text));
         }
+        if let Some(reason) = &self.refused {
+            return self.check_refusal(reason, outcome, line);
+        }
+        self.check_upstream(outcome)?;
         // The answer to HEAD has no body.
         let refusal = if self.method == "HEAD" { "403 " } else { "403 RBAC: access denied" };
         if !self.allowed && !group.tcp && outcome.text != refusal {
@@ -191,6 +225,47 @@ impl Case {
             let found = field("audit");
             if found.as_deref() != Some(if audited { "true" } else { "false" }) {
                 return Err(format!("audited: {found:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A token's refusal: status, words, challenge and details.
+    fn check_refusal(&self, reason: &str, outcome: &Outcome, line: Option<&Value>) -> Result<(), String> {
+        let body = if self.method == "HEAD" { String::new() } else { reason.replace('_', " ") };
+        // A good token for somebody else is forbidden, rather than bad.
+        let status = if reason == "Audiences_in_Jwt_are_not_allowed" { 403 } else { 401 };
+        if outcome.text != format!("{status} {body}") {
+            return Err(format!("answered with {:?}", outcome.text));
+        }
+        let error = if reason == "Jwt_is_missing" { "" } else { ", error=\"invalid_token\"" };
+        // Envoy shows no more of a long path.
+        let path = &self.path[..self.path.len().min(256)];
+        let challenge = format!("www-authenticate: Bearer realm=\"http://{}{path}\"{error}", self.host);
+        if !outcome.head.lines().any(|line| line == challenge) {
+            return Err(format!("no {challenge:?} in {:?}", outcome.head));
+        }
+        let details = line.and_then(|line| line["details"].as_str()).unwrap_or("no line in the access log");
+        let wanted = format!("jwt_authn_access_denied{{{reason}}}");
+        if details == wanted { Ok(()) } else { Err(format!("the reason was {details}")) }
+    }
+
+    /// What came to the application.
+    fn check_upstream(&self, outcome: &Outcome) -> Result<(), String> {
+        for (name, wanted) in &self.upstream {
+            let mut lines = outcome.text.lines().skip(1);
+            let target = lines.next().unwrap_or_default().split(' ').nth(1).unwrap_or_default();
+            let of_name = |line: &str| {
+                let (found, value) = line.split_once(": ")?;
+                found.eq_ignore_ascii_case(name).then(|| value.to_owned())
+            };
+            let found: Vec<String> = match name.as_str() {
+                "path" => vec![target.to_owned()],
+                _ => lines.filter_map(of_name).collect(),
+            };
+            let fits = if wanted == "-" { found.is_empty() } else { found == [wanted.as_str()] };
+            if !fits {
+                return Err(format!("{name} came as {found:?}"));
             }
         }
         Ok(())

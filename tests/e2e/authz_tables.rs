@@ -1,4 +1,4 @@
-//! The truth tables of authorization, through our proxy.
+//! The truth tables of authorization and of tokens, through our proxy.
 
 use std::net::Ipv4Addr;
 
@@ -7,13 +7,22 @@ use crate::support::eventually;
 use crate::support::http::get;
 use crate::support::logged::Logged;
 
-#[test]
-fn every_case_of_the_tables_is_decided_as_it_says() {
-    let place = Place::new(Ipv4Addr::new(127, 61, 1, 1), 13000);
+fn hold(ip: Ipv4Addr, tables: &str, least: usize) {
+    let place = Place::new(ip, 13000, tables);
     let bootstrap = place.bootstrap();
     let _proxy = Logged::weft(&["proxy", "-c", bootstrap.to_str().unwrap(), "--concurrency", "1"]);
     eventually("the proxy is ready", || get(place.admin(), "/ready").is_ok_and(|answer| answer.0 == 200));
     let (wrong, cases) = place.play();
     assert!(wrong.is_empty(), "{} of {cases} cases:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(cases >= 500, "there are {cases} cases only");
+    assert!(cases >= least, "there are {cases} cases only");
+}
+
+#[test]
+fn every_case_of_the_tables_is_decided_as_it_says() {
+    hold(Ipv4Addr::new(127, 61, 1, 1), "tables", 500);
+}
+
+#[test]
+fn every_case_of_the_tables_of_tokens_is_decided_as_it_says() {
+    hold(Ipv4Addr::new(127, 61, 1, 2), "tokens", 150);
 }

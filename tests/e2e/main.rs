@@ -23,6 +23,7 @@ mod metrics;
 mod recheck;
 mod sabotage;
 mod support;
+mod tokens;
 mod tour;
 mod traffic_api;
 mod up;

@@ -1,4 +1,4 @@
-//! The truth tables of authorization, through Envoy with the configuration that our control plane renders.
+//! The truth tables of authorization and of tokens, through Envoy with the configuration that our control plane renders.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -6,9 +6,8 @@ use std::process::Command;
 use crate::programs::{Process, get, peer};
 use crate::tables::Place;
 
-#[test]
-fn envoy_decides_every_case_of_the_tables_as_it_says() {
-    let place = Place::new(Ipv4Addr::new(127, 61, 2, 1), 13000);
+fn hold(ip: Ipv4Addr, tables: &str) {
+    let place = Place::new(ip, 13000, tables);
     let mut envoy = Command::new(peer("WEFT_ENVOY"));
     envoy.arg("-c").arg(place.bootstrap()).args(["--concurrency", "1", "--disable-hot-restart"]);
     envoy.args(["-l", "warning", "--file-flush-interval-msec", "20"]);
@@ -16,4 +15,14 @@ fn envoy_decides_every_case_of_the_tables_as_it_says() {
     envoy.wait("ready", || get(place.admin(), "/ready").is_ok_and(|(status, _)| status == 200));
     let (wrong, cases) = place.play();
     assert!(wrong.is_empty(), "{} of {cases} cases:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn envoy_decides_every_case_of_the_tables_as_it_says() {
+    hold(Ipv4Addr::new(127, 61, 2, 1), "tables");
+}
+
+#[test]
+fn envoy_decides_every_case_of_the_tables_of_tokens_as_it_says() {
+    hold(Ipv4Addr::new(127, 61, 2, 2), "tokens");
 }

@@ -12,11 +12,17 @@ pub struct Control {
     pub process: Logged,
     pub ip: &'static str,
     directory: tempfile::TempDir,
+    more: &'static [&'static str],
 }
 
 impl Control {
     /// Starts it with one file, and waits until it is ready.
     pub fn start(ip: &'static str, yaml: &str) -> Self {
+        Self::start_with(ip, yaml, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(ip: &'static str, yaml: &str, more: &'static [&'static str]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let shape = weft_control::ca::store::Shape {
             root_key: weft_certs::authority::KeyKind::P256,
@@ -27,8 +33,8 @@ impl Control {
         weft_control::ca::State::open(&directory.path().join("state"), shape, now).expect("an authority");
         std::fs::create_dir(directory.path().join("config")).expect("a directory");
         std::fs::write(directory.path().join("config/mesh.yaml"), yaml).expect("a file");
-        let process = run(directory.path(), ip);
-        let control = Self { process, ip, directory };
+        let process = run(directory.path(), ip, more);
+        let control = Self { process, ip, directory, more };
         control.ready();
         control
     }
@@ -36,7 +42,7 @@ impl Control {
     /// Starts it again after its end.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = run(self.directory.path(), self.ip);
+        self.process = run(self.directory.path(), self.ip, self.more);
         self.ready();
     }
 
@@ -67,15 +73,9 @@ impl Control {
     }
 }
 
-fn run(directory: &Path, ip: &str) -> Logged {
+fn run(directory: &Path, ip: &str, more: &[&str]) -> Logged {
     let text = |path: &str| directory.join(path).to_string_lossy().into_owned();
-    Logged::weft(&[
-        "control",
-        "--config-dir",
-        &text("config"),
-        "--state-dir",
-        &text("state"),
-        "--address",
-        ip,
-    ])
+    let (config, state) = (text("config"), text("state"));
+    let usual = ["control", "--config-dir", &config, "--state-dir", &state, "--address", ip];
+    Logged::weft(&[&usual, more].concat())
 }

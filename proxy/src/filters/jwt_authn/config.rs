@@ -142,11 +142,12 @@ fn requirement(
         let extractor = Extractor::new([&*provider]);
         Some(Requirement::Provider { provider, audiences, extractor })
     };
-    let optional = |failed| {
+    let optional = |failed: bool| {
         let providers: Arc<[_]> =
             if of_group.is_empty() { providers.values().cloned().collect() } else { of_group.into() };
         let extractor = Extractor::new(providers.iter().map(|p| &**p));
-        Some(Requirement::Optional { failed, providers, extractor })
+        let beside = !of_group.is_empty();
+        Some(Requirement::Optional { failed, beside, providers, extractor })
     };
     Ok(match &config.requires_type {
         None => None,

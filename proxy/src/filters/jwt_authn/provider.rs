@@ -163,7 +163,8 @@ fn claim_text(value: &Value) -> Option<String> {
         Kind::NullValue(_) => return None,
         Kind::StringValue(text) => text.clone(),
         Kind::BoolValue(b) => b.to_string(),
-        Kind::NumberValue(n) if n.fract() == 0.0 => format!("{}", *n as i64),
+        // Envoy shows negative ones as fractions.
+        Kind::NumberValue(n) if n.fract() == 0.0 && *n >= 0.0 => format!("{}", *n as u64),
         Kind::NumberValue(n) => format!("{n:.6}"),
         Kind::StructValue(_) | Kind::ListValue(_) => {
             base64::engine::general_purpose::STANDARD.encode(json(value).to_string())

@@ -31,6 +31,8 @@ pub enum Requirement {
     Optional {
         /// A bad token is fine.
         failed: bool,
+        /// It stands beside requirements for these providers, which have said no to the tokens that there are.
+        beside: bool,
         /// Of whom tokens may be.
         providers: Arc<[Arc<Provider>]>,
         /// Finds their tokens.
@@ -94,9 +96,12 @@ impl Requirement {
                 let tokens = extractor.find(run.head);
                 run.tokens(tokens, |_| Some(provider), audiences.as_ref())
             }
-            Self::Optional { failed, providers, extractor } => {
+            Self::Optional { failed, beside, providers, extractor } => {
                 extractor.sanitize(&mut run.head.headers);
                 let tokens = extractor.find(run.head);
+                if *beside {
+                    return if *failed || tokens.is_empty() { Ok(()) } else { Err(Refusal::Missing.into()) };
+                }
                 // Envoy looks at all of them here, from the last to the first, and the first decides.
                 let mut result = Ok(());
                 for found in tokens.iter().rev() {

@@ -1,0 +1,131 @@
+//! RequestAuthentication in a running mesh: the control plane fetches an issuer's keys, and proxies get them with their
+//! listeners.
+
+use std::net::SocketAddr;
+
+use serde_json::json;
+
+use crate::authz::issuers::Issuers;
+use crate::authz::tokens::Token;
+use crate::support::control::Control;
+use crate::support::eventually;
+use crate::support::http::{exchange, get};
+use crate::support::logged::Logged;
+use crate::support::service::Service;
+
+const CONTROL: &str = "127.61.4.1";
+const PROXY: &str = "127.61.4.2";
+
+fn mesh(app: u16, jwks: &str) -> String {
+    format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: s, namespace: shop}}
+spec:
+  ingress: [{{port: {{number: 8080, protocol: HTTP, name: in}}, captureMode: NONE, defaultEndpoint: '127.0.0.1:{app}'}}]
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: s, namespace: shop}}
+spec: {{address: {PROXY}, labels: {{app: s}}}}
+---
+apiVersion: security.istio.io/v1beta1
+kind: RequestAuthentication
+metadata: {{name: s, namespace: shop}}
+spec:
+  selector: {{matchLabels: {{app: s}}}}
+  jwtRules: [{{issuer: me, jwksUri: '{jwks}'}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: s, namespace: shop}}
+spec:
+  rules:
+    - {{to: [{{operation: {{paths: [/open]}}}}]}}
+    - {{from: [{{source: {{requestPrincipals: ['me/*']}}}}], when: [{{key: 'request.auth.claims[realm][roles]', values: [admin]}}]}}
+"
+    )
+}
+
+fn token(key: &str, role: &str) -> String {
+    let claims = json!({"iss": "me", "sub": "s", "exp": "+3600", "realm": {"roles": ["user", role]}});
+    let token: Token = serde_json::from_value(json!({"key": key, "claims": claims})).unwrap();
+    token.text()
+}
+
+/// The status of a request with this token, and its body.
+fn ask(token: &str, path: &str) -> Option<(u16, String)> {
+    let to: SocketAddr = format!("{PROXY}:8080").parse().unwrap();
+    let header = if token.is_empty() { String::new() } else { format!("authorization: Bearer {token}\r\n") };
+    let request = format!("GET {path} HTTP/1.1\r\nhost: s\r\nconnection: close\r\n{header}\r\n");
+    let (head, body) = exchange(to, &request).ok()?;
+    Some((head.get(9..12)?.parse().ok()?, body))
+}
+
+fn status(token: &str, path: &str) -> Option<u16> {
+    ask(token, path).map(|answer| answer.0)
+}
+
+/// How often an issuer was asked and gave no keys.
+fn failures() -> u64 {
+    let address = format!("{CONTROL}:15014").parse().unwrap();
+    let (_, page) = get(address, "/metrics").unwrap_or_default();
+    let line = page.lines().find_map(|line| line.strip_prefix("weft_jwks_fetches{result=\"failure\"} "));
+    line.map_or(0, |count| count.parse().unwrap())
+}
+
+#[test]
+fn keys_follow_their_issuer_and_stay_while_it_is_down() {
+    let issuers = Issuers::start();
+    let app = Service::start("app");
+    issuers.later(true);
+    let yaml = mesh(app.port, &format!("{}/gone/rsa", issuers.base));
+    let control = Control::start_with(CONTROL, &yaml, &["--jwks-refresh-interval", "1s"]);
+    let _proxy = Logged::weft(&[
+        "proxy",
+        "--xds-address",
+        &format!("{CONTROL}:15010"),
+        "--xds-plaintext",
+        "--namespace",
+        "shop",
+        "--ip",
+        PROXY,
+        "--admin-address",
+        &format!("{PROXY}:15000"),
+        "--interception-mode",
+        "NONE",
+        "--concurrency",
+        "1",
+    ]);
+    let (admin, user) = (token("rsa", "admin"), token("rsa", "guest"));
+    eventually("the proxy serves", || status("", "/open") == Some(200));
+
+    // Nobody's keys are known yet: no token passes, and requests without one do.
+    let (refused, why) = ask(&admin, "/open").unwrap();
+    assert_eq!((refused, why.as_str()), (401, "Jwks doesn't have key to match kid or alg from Jwt"));
+    assert_eq!(status("", "/x"), Some(403));
+
+    issuers.later(false);
+    eventually("the issuer's token passes", || status(&admin, "/x") == Some(200));
+    assert_eq!((status(&user, "/x"), status(&user, "/open")), (Some(403), Some(200)));
+    assert_eq!(status(&token("other", "admin"), "/open"), Some(401));
+
+    // It goes down, and is asked in vain several times.
+    let before = failures();
+    issuers.later(true);
+    eventually("the issuer is missed", || failures() >= before + 2);
+    assert_eq!((status(&admin, "/x"), status("", "/open")), (Some(200), Some(200)));
+    assert_eq!(status(&token("other", "admin"), "/open"), Some(401));
+
+    // Another set of keys at another place; then it is rotated.
+    issuers.later(false);
+    let yaml = mesh(app.port, &format!("{}/rotated/rsa,p256/p256,other", issuers.base));
+    std::fs::write(control.config("mesh.yaml"), yaml).unwrap();
+    let (next, last) = (token("p256", "admin"), token("other", "admin"));
+    eventually("the second key is known", || status(&next, "/x") == Some(200));
+    assert_eq!((status(&admin, "/x"), status(&last, "/x")), (Some(200), Some(401)));
+    issuers.later(true);
+    eventually("the third key is known", || status(&last, "/x") == Some(200));
+    assert_eq!((status(&admin, "/x"), status(&next, "/x")), (Some(401), Some(200)));
+}
