@@ -124,6 +124,7 @@ async fn answer(
         Ok(origin) => origin,
         Err(reply) => {
             keep(flow, head);
+            remember_unshaped(shared, flow, head);
             return (local(reply, before), None);
         }
     };
@@ -200,6 +201,16 @@ async fn answer(
     };
     *scratch = std::mem::take(&mut exchange.scratch);
     (reply, exchange.matched.take())
+}
+
+/// Envoy names the route even of a request that it refuses before it has one, and lets the route change the answer, but finds it
+/// only where the request tells its scheme.
+fn remember_unshaped(shared: &Shared, flow: &Flow, head: &RequestHead) {
+    let Some(scheme) = head.headers.get(&FORWARDED_PROTO) else { return };
+    let Some(routes) = shared.config.route_config() else { return };
+    let tls = shared.connection.tls.as_deref();
+    let asked = Asked { head, random: fastrand::u64(..), secure: scheme == "https", internal: false, tls };
+    router::remember(flow, Matched::find(&routes, &asked).ok().as_ref(), head);
 }
 
 /// The reply to a request whose route does not forward, or may not forward it.

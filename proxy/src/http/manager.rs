@@ -169,7 +169,6 @@ impl Shared {
         stats.status(status);
         let text = match details {
             "request_header_timeout" => "request header timeout",
-            "missing_host_header" => "",
             _ => status.canonical_reason().unwrap_or_default(),
         };
         let flow = Flow::new(StreamInfo::new(Some(protocol)));

@@ -80,8 +80,9 @@ pub fn shape(
 }
 
 fn check(head: &mut RequestHead, config: &HcmConfig) -> Result<(), LocalReply> {
-    // HTTP/1.1's codec has seen to it that there is one; it may be empty.
-    if head.authority.is_empty() && head.protocol != Protocol::Http11 {
+    // An HTTP/1 client may say that it is empty; then the codec leaves it among the fields.
+    let told_empty = head.authority.is_empty() && head.headers.remove(&header::HOST);
+    if head.authority.is_empty() && !(told_empty && head.protocol == Protocol::Http11) {
         if head.protocol != Protocol::Http10 || config.http1.default_host_for_http_10.is_empty() {
             return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "missing_host_header"));
         }

@@ -165,6 +165,8 @@ impl ClusterUpstreams {
         }
         let want = self.shape(&mut request.head, &cluster, &picked);
 
+        // A request that is given up in the middle of the try is logged with its host, too.
+        let before = self.flow.info(|i| mem::replace(&mut i.upstream_host, host.address().ip()));
         let under_way = UnderWay::new(&cluster, &host, &self.flow);
         let upstream = match cluster::acquire(&cluster, picked, &want).await {
             Ok(upstream) => upstream,
@@ -176,6 +178,7 @@ impl ClusterUpstreams {
                 under_way.end(None);
                 // It was not so much as tried.
                 *seen = None;
+                self.flow.info(|i| i.upstream_host = before);
                 return Err(Failure::Overflow);
             }
             Err(AcquireError::Connect(failure)) => {
@@ -190,8 +193,6 @@ impl ClusterUpstreams {
         if let Some(seen) = seen {
             seen.local = upstream.local();
         }
-        // A request that is given up in the middle of the try is logged with its host, too.
-        self.flow.info(|i| i.upstream_host = host.address().ip());
         self.callee.borrow_mut().tls = upstream.tls().cloned();
         self.flow.sending(upstream.protocol());
         if let Some(charge) = &self.charge {

@@ -7,10 +7,13 @@ mod upstream;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -174,6 +177,8 @@ impl Pool {
 
 thread_local! {
     static POOLS: RefCell<HashMap<Key, Pool>> = RefCell::default();
+    /// Connections being made whose requests were given up.
+    static LEFT: RefCell<Vec<Attempt>> = RefCell::default();
 }
 
 /// `f` must drop no connection: its place is given back to the pool that is borrowed here.
@@ -223,7 +228,9 @@ pub async fn acquire(cluster: &Arc<Cluster>, picked: Picked, want: &Want) -> Res
             }
         };
         // Boxed, for a request that finds a connection should not carry the room for making one.
-        Box::pin(open(cluster, &key, picked.host(), permit, want)).await?;
+        let place = Place::take(&key);
+        let opening = open(cluster.clone(), place, picked.host().clone(), permit, want.alpn.clone());
+        Opening(Some(Box::pin(opening))).await?;
     }
 }
 
@@ -247,20 +254,48 @@ fn key(cluster: &Cluster, host: &Host, want: &Want) -> Key {
     }
 }
 
+type Attempt = Pin<Box<dyn Future<Output = Result<(), AcquireError>>>>;
+
+/// A connection being made. When the request is given up that it is made for it is made all the same, as in Envoy, and counted:
+/// another request may use it.
+struct Opening(Option<Attempt>);
+
+impl Future for Opening {
+    type Output = Result<(), AcquireError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(attempt) = &mut self.0 else { return Poll::Ready(Ok(())) };
+        let done = attempt.as_mut().poll(cx);
+        if done.is_ready() {
+            self.0 = None;
+        }
+        done
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(attempt) = self.0.take() {
+            // Not a task at once: the worker may be ending. [`sweep`] makes it one.
+            let _ = LEFT.try_with(|left| left.borrow_mut().push(attempt));
+        }
+    }
+}
+
 /// Makes a connection and puts it into the pool.
 async fn open(
-    cluster: &Arc<Cluster>,
-    key: &Key,
-    host: &Arc<Host>,
+    cluster: Arc<Cluster>,
+    place: Place,
+    host: Arc<Host>,
     permit: Permit,
-    want: &Want,
+    alpn: Option<Arc<Vec<Vec<u8>>>>,
 ) -> Result<(), AcquireError> {
-    let place = Place::take(key);
+    let key = place.0.clone();
     let config = cluster.config();
     let name = key.authority.as_deref().map(|a| a.rsplit_once(':').map_or(a, |(host, _)| host));
     let options = ConnectOptions {
         sni: name.filter(|_| config.auto_sni),
-        alpn: want.alpn.as_ref().map(|a| a.as_slice()),
+        alpn: alpn.as_ref().map(|a| a.as_slice()),
         fallback: match key.protocol {
             Some(Protocol::Http2) => &[b"h2"],
             Some(_) => &[b"http/1.1"],
@@ -270,7 +305,7 @@ async fn open(
         host: None,
         origin: key.origin.as_deref(),
     };
-    let connected = connect(cluster, host, permit, options).await.map_err(AcquireError::Connect)?;
+    let connected = connect(&cluster, &host, permit, options).await.map_err(AcquireError::Connect)?;
     let Connected { io, tls, local, guard } = connected;
     let two = match key.protocol {
         Some(protocol) => protocol == Protocol::Http2,
@@ -279,8 +314,8 @@ async fn open(
     let now = Instant::now();
     let line = Box::new(Line {
         key: key.clone(),
-        cluster: Arc::downgrade(cluster),
-        host: host.clone(),
+        cluster: Arc::downgrade(&cluster),
+        host,
         tls,
         local,
         opened: now,
@@ -293,7 +328,7 @@ async fn open(
         })?;
         cluster.stats().upstream_cx_http2_total.inc();
         let shared = Shared { connection: RefCell::new(connection), line, used: Cell::new(now) };
-        with(key, |p| {
+        with(&key, |p| {
             p.shared.push(Rc::new(shared));
             // Others that wait can share it.
             p.wake();
@@ -301,7 +336,7 @@ async fn open(
     } else {
         cluster.stats().upstream_cx_http1_total.inc();
         let connection = h1::client::Connection::new(io, config.h1);
-        with(key, |p| p.idle.push(Idle { connection, line, since: now }));
+        with(&key, |p| p.idle.push(Idle { connection, line, since: now }));
     }
     Ok(())
 }
@@ -371,8 +406,11 @@ impl Drop for Pending {
 }
 
 /// Drops idle connections whose time is over, that their peer has ended, or whose host or cluster is gone. Each worker calls
-/// it once a second; nothing else keeps an idle connection's end from being noticed only by the next request.
+/// it once a second, within its tasks' runtime; nothing else keeps an idle connection's end from being noticed only by the next request.
 pub fn sweep() {
+    for attempt in LEFT.take() {
+        tokio::task::spawn_local(attempt);
+    }
     let now = Instant::now();
     let mut dead = Vec::new();
     let mut dead_shared = Vec::new();

@@ -229,8 +229,9 @@ pub(super) fn request(
     }
     let target = block.slice_ref(target.as_bytes());
     let (scheme, authority, path) = split_target(&method, target, host, tls, options)?;
-    if authority.is_empty() && protocol == Protocol::Http11 && !has_host(&block) {
-        return Err(bad("missing_host_header"));
+    // Whether there was one at all is for whoever answers the request to judge.
+    if authority.is_empty() && has_host(&block) {
+        headers.append(http::header::HOST, http::HeaderValue::from_static(""));
     }
     if !is_authority(&authority) {
         return Err(bad("http1.codec_error"));

@@ -89,6 +89,8 @@ pub struct Observed {
     pub upstream: String,
     pub shares: BTreeMap<String, usize>,
     pub log: Vec<String>,
+    /// Hosts that were ejected.
+    pub ejected: Vec<String>,
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -103,6 +105,12 @@ impl Observed {
                 for line in &self.log {
                     let _ = writeln!(out, "{line}");
                 }
+            }
+        }
+        if !self.ejected.is_empty() && self.tallies.is_empty() {
+            out.push_str("the ejections:\n");
+            for line in &self.ejected {
+                let _ = writeln!(out, "{line}");
             }
         }
         out.push_str("counters:\n");
@@ -201,6 +209,27 @@ pub fn log(case: &Case, path: &Path) -> Vec<String> {
                     fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| format!("{k}={v}")).collect();
                 fields.join(" ")
             })
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// The lines of a case's clusters in a log of outlier detection that say that a host was ejected, without their times.
+pub fn ejected(case: &Case, path: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let of_case = format!("\"cluster_name\":\"{}-", case.name);
+    let mut lines: Vec<_> = text
+        .lines()
+        .filter(|line| line.contains(&of_case) && line.contains("\"EJECT\""))
+        .filter_map(|line| {
+            let mut fields: BTreeMap<String, serde_json::Value> = serde_json::from_str(line).ok()?;
+            fields.remove("timestamp")?;
+            fields.remove("secs_since_last_action");
+            if case.any_endpoint {
+                fields.remove("upstream_url");
+            }
+            Some(fields.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" "))
         })
         .collect();
     lines.sort();

@@ -120,6 +120,11 @@ impl Pair {
         if side == Side::Envoy { self.envoy.log() } else { self.weft.log() }
     }
 
+    /// Where a side writes of hosts that it ejects.
+    pub fn event_log(&self, side: Side) -> PathBuf {
+        self.directory.path().join(format!("{}.events.log", side.name()))
+    }
+
     /// The access log of a side.
     pub fn access_log(&self, side: Side) -> PathBuf {
         self.directory.path().join(format!("{}.access.log", side.name()))
@@ -155,6 +160,7 @@ fn bootstrap(side: Side, cases: &[Case], first_port: u16, directory: &Path) -> V
             "metadata": { "INSTANCE_IPS": "127.30.3.1", "NAMESPACE": "test" }
         },
         "admin": { "address": socket(side.at(first_port - 1)) },
+        "cluster_manager": { "outlier_detection": { "event_log_path": "{dir}/{side}.events.log" } },
         "static_resources": { "listeners": listeners, "clusters": clusters }
     });
     substitute(&mut bootstrap, &|text| {

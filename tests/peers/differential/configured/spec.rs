@@ -123,6 +123,9 @@ pub struct Endpoint {
     /// Nothing listens there.
     #[serde(default)]
     pub refuses: bool,
+    /// Something listens there, and has no room for another connection.
+    #[serde(default)]
+    pub silent: bool,
     /// Bytes back as they come, after the given greeting, in place of HTTP.
     #[serde(default)]
     pub echo: Option<String>,

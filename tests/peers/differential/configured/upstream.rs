@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -52,6 +53,14 @@ pub async fn start(case: &Case, port: u16, directory: &Path, book: &Book) {
             if endpoint.refuses {
                 continue;
             }
+            if endpoint.silent {
+                let full = full(address);
+                tokio::spawn(async move {
+                    let _full = full;
+                    std::future::pending::<()>().await;
+                });
+                continue;
+            }
             let server = Arc::new(server(name, cluster, number, endpoint, directory, book.clone()));
             let listener = listen(address).await;
             tokio::spawn(async move {
@@ -65,6 +74,14 @@ pub async fn start(case: &Case, port: u16, directory: &Path, book: &Book) {
 
 async fn listen(address: SocketAddr) -> TcpListener {
     TcpListener::bind(address).await.unwrap_or_else(|e| panic!("an upstream cannot listen at {address}: {e}"))
+}
+
+/// A listener with room for one connection, and that connection: who comes then gets no answer at all.
+fn full(address: SocketAddr) -> (Socket, std::net::TcpStream) {
+    let listener = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+    listener.bind(&address.into()).unwrap_or_else(|e| panic!("an upstream cannot listen at {address}: {e}"));
+    listener.listen(0).unwrap();
+    (listener, std::net::TcpStream::connect(address).unwrap())
 }
 
 fn server(
