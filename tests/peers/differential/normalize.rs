@@ -196,6 +196,15 @@ fn text(what: &str, bytes: &[u8], out: &mut String) {
 }
 
 /// A long text by its beginning, its length and a sum over all of it.
+/// What is left of the time for a retry is a number that is not round; hardly any time may have passed, or none.
+fn left(millis: u64) -> String {
+    match millis {
+        round if round.is_multiple_of(50) => round.to_string(),
+        nearly if nearly % 500 >= 400 => nearly.next_multiple_of(500).to_string(),
+        _ => "<left>".to_owned(),
+    }
+}
+
 fn short(text: &str) -> String {
     if text.len() <= 300 {
         return text.to_owned();
@@ -224,14 +233,11 @@ pub fn field(line: &str) -> String {
         "x-envoy-upstream-service-time" if value.bytes().all(|b| b.is_ascii_digit()) => {
             format!("{name}: <time>")
         }
-        // What is left of the time for a retry: a number that is not round.
-        "x-envoy-expected-rq-timeout-ms"
-            if value.parse().is_ok_and(|v: u64| v < 14_000 && !v.is_multiple_of(50)) =>
-        {
-            format!("{name}: <left>")
+        "x-envoy-expected-rq-timeout-ms" if let Ok(millis) = value.parse() => {
+            format!("{name}: {}", left(millis))
         }
-        "x-envoy-expected-rq-timeout-ms" if value.parse().is_ok_and(|v| (14_000..15_000).contains(&v)) => {
-            format!("{name}: 15000")
+        "grpc-timeout" if let Some(Ok(millis)) = value.strip_suffix('m').map(str::parse) => {
+            format!("{name}: {}", left(millis))
         }
         _ => short(&line),
     }
