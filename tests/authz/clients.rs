@@ -49,16 +49,23 @@ pub fn servers() -> Servers {
 
 fn http(stream: TcpStream) -> std::io::Result<()> {
     let mut writer = stream.try_clone()?;
-    let mut lines = BufReader::new(stream).lines();
+    let mut reader = BufReader::new(stream);
     loop {
         let mut head = String::from("yes\n");
+        let mut body = 0;
         loop {
-            match lines.next().transpose()? {
-                None => return Ok(()),
-                Some(line) if line.is_empty() => break,
-                Some(line) => head += &(line + "\n"),
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
             }
+            let line = line.trim_end();
+            if line.is_empty() {
+                break;
+            }
+            body = line.strip_prefix("content-length: ").and_then(|n| n.parse().ok()).unwrap_or(body);
+            head += &format!("{line}\n");
         }
+        reader.read_exact(&mut vec![0; body])?;
         write!(writer, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{head}", head.len())?;
     }
 }
@@ -160,10 +167,14 @@ pub fn play(
     let request = if group.tcp {
         b"hello".to_vec()
     } else {
-        let more: String = case.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let mut more: String =
+            case.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        if !case.body.is_empty() {
+            more += &format!("content-length: {}\r\n", case.body.len());
+        }
         format!(
-            "{} {} HTTP/1.1\r\nhost: {}\r\nx-case: {number}\r\nconnection: close\r\n{more}\r\n",
-            case.method, case.path, case.host
+            "{} {} HTTP/1.1\r\nhost: {}\r\nx-case: {number}\r\nconnection: close\r\n{more}\r\n{}",
+            case.method, case.path, case.host, case.body
         )
         .into_bytes()
     };

@@ -12,6 +12,7 @@ use xds_protos::envoy::config::core::v3::Node;
 use super::Place;
 use super::clients::Servers;
 use super::issuers::Issuers;
+use super::providers::Providers;
 use super::table::{Group, place_of};
 
 /// What the access log says of each request, as JSON.
@@ -30,7 +31,7 @@ fn log_format() -> Value {
 }
 
 /// The group's objects, as a user would write them.
-fn objects(place: &Place, group: &Group, port: u16, servers: &Servers) -> String {
+fn objects(place: &Place, group: &Group, port: u16, servers: &Servers, providers: &Providers) -> String {
     let mut mesh = json!({
         "accessLogFile": place.access_log(), "accessLogEncoding": "JSON", "accessLogFormat": log_format().to_string(),
     });
@@ -50,6 +51,18 @@ fn objects(place: &Place, group: &Group, port: u16, servers: &Servers) -> String
                                      "captureMode": "NONE", "defaultEndpoint": format!("127.0.0.1:{server}")}],
                         "egress": [{"hosts": ["./*"]}]}}),
     ];
+    // Whoever may be asked: by HTTP, by gRPC, and one who never answers.
+    for (name, http, grpc) in
+        [("ask-http", providers.http, 1), ("ask-grpc", 1, providers.grpc), ("ask-down", 1, 1)]
+    {
+        all.push(
+            json!({"apiVersion": api("networking"), "kind": "ServiceEntry", "metadata": meta(name, "shop"),
+            "spec": {"hosts": [format!("{name}.example")], "resolution": "DNS",
+                     "ports": [{"number": 8000, "name": "http", "protocol": "HTTP"},
+                               {"number": 9000, "name": "grpc", "protocol": "GRPC"}],
+                     "endpoints": [{"address": "127.0.0.1", "ports": {"http": http, "grpc": grpc}}]}}),
+        );
+    }
     for (name, spec) in &group.policies {
         let (namespace, name, tried) = place_of(name);
         let mut meta = meta(name, namespace);
@@ -66,8 +79,9 @@ fn objects(place: &Place, group: &Group, port: u16, servers: &Servers) -> String
     text.join("\n---\n").replace("\"{port}\"", &format!("\"{port}\""))
 }
 
-fn world(place: &Place, group: &Group, port: u16, servers: &Servers) -> World {
-    let outcome = weft_control::ingest::load_str("group.yaml", &objects(place, group, port, servers));
+fn world(place: &Place, group: &Group, port: u16, servers: &Servers, providers: &Providers) -> World {
+    let objects = objects(place, group, port, servers, providers);
+    let outcome = weft_control::ingest::load_str("group.yaml", &objects);
     outcome.into_result().unwrap_or_else(|wrong| panic!("{}: {wrong:#?}", group.name))
 }
 
@@ -83,14 +97,14 @@ async fn with_keys(world: World, issuers: &Issuers) -> World {
 }
 
 /// The configuration of a proxy that serves every group.
-pub fn bootstrap(place: &Place, servers: &Servers, issuers: &Issuers) -> Value {
+pub fn bootstrap(place: &Place, servers: &Servers, issuers: &Issuers, providers: &Providers) -> Value {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let id = format!("sidecar~{}~s.shop~shop.svc.cluster.local", place.ip);
     let node = ProxyNode::parse(&Node { id: id.clone(), ..Node::default() }).unwrap();
     let (mut listeners, mut clusters) = (Vec::new(), Vec::new());
     for (index, group) in place.groups.iter().enumerate() {
         let port = place.port_of(index);
-        let world = world(place, group, port, servers);
+        let world = world(place, group, port, servers, providers);
         let world = runtime.block_on(with_keys(world, issuers));
         let resources = render(&world, &node, false, &Memo::default());
         let mut listener = value(&resources, ResourceType::Listener, &format!("{}_{port}", place.ip));
@@ -101,6 +115,10 @@ pub fn bootstrap(place: &Place, servers: &Servers, issuers: &Issuers) -> Value {
         }
         listeners.push(listener);
         clusters.push(value(&resources, ResourceType::Cluster, &format!("inbound|{port}||")));
+        // Providers are the same for all groups.
+        let asked =
+            resources[&ResourceType::Cluster].keys().filter(|name| index == 0 && name.contains("|ask-"));
+        clusters.extend(asked.map(|name| value(&resources, ResourceType::Cluster, name)));
     }
     json!({
         "node": {"id": id, "cluster": "s.shop"},

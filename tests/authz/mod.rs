@@ -1,6 +1,6 @@
 //! Truth tables of authorization: policies, requests, and what becomes of each request by which rule.
 //!
-//! A table (`tables/*.yaml`; `tokens/*.yaml` for those of tokens) is a list of groups. A group is a workload with policies; our control plane renders its
+//! A table (`tables/*.yaml`; `tokens/*.yaml` for those of tokens, `custom/*.yaml` where somebody else is asked) is a list of groups. A group is a workload with policies; our control plane renders its
 //! configuration, and one proxy serves all groups, each at a port of its own. The tables say what Istio's documentation and
 //! Envoy's say; no answer was copied from a run. The same configuration and requests go through our proxy (tests/e2e) and
 //! through Envoy (tests/peers).
@@ -8,6 +8,7 @@
 mod clients;
 mod configuration;
 pub mod issuers;
+mod providers;
 mod table;
 pub mod tokens;
 
@@ -20,6 +21,7 @@ use serde_json::Value;
 
 use clients::{Certificates, Outcome};
 use issuers::Issuers;
+use providers::Providers;
 use table::{Case, Group};
 
 /// Requests under way at once.
@@ -47,7 +49,7 @@ impl Place {
             Certificates::new(directory.path(), cases().filter_map(|case| case.identity.as_deref()));
         let place = Self { ip, port, directory, groups, certificates };
         let servers = clients::servers();
-        let bootstrap = configuration::bootstrap(&place, &servers, &issuers);
+        let bootstrap = configuration::bootstrap(&place, &servers, &issuers, &Providers::start());
         std::fs::write(place.bootstrap(), serde_json::to_vec_pretty(&bootstrap).unwrap()).unwrap();
         place
     }

@@ -37,7 +37,8 @@ struct Written {
     /// By names that stand in braces in cases.
     #[serde(default)]
     tokens: BTreeMap<String, Token>,
-    /// One a line: DECISION RULE [NAME=VALUE]... [METHOD PATH]. `refuse WORDS`: the token is, in these words.
+    /// One a line: DECISION RULE [NAME=VALUE]... [METHOD PATH]. Other decisions: `refuse WORDS` (the token is), `no STATUS BODY`
+    /// (the provider said), `fail STATUS` (it said nothing), `bad RULE` (nobody can be asked), `answer STATUS`.
     cases: String,
 }
 
@@ -66,6 +67,24 @@ pub struct Case {
     refused: Option<String>,
     /// What the application must have got: fields by name (`-`: none of the name), and the target.
     upstream: Vec<(String, String)>,
+    /// Fields that the client must have got.
+    downstream: Vec<(String, String)>,
+    /// What is said elsewhere than by policies.
+    elsewhere: Option<Elsewhere>,
+    /// The request's body.
+    pub body: String,
+}
+
+/// Who else has the say.
+enum Elsewhere {
+    /// A provider: status and body.
+    No(String, String),
+    /// A provider that gave no answer: status.
+    Fail(String),
+    /// A rule whose provider cannot be asked.
+    Bad,
+    /// Whoever it is: status.
+    Answer(String),
 }
 
 /// All groups of the tables in a directory; `fill` replaces what only a run knows.
@@ -132,9 +151,20 @@ impl Case {
                 case.refused = Some(words.next().unwrap_or_else(|| panic!("{line}: no reason")).to_owned());
                 false
             }
-            _ => panic!("{line}: neither allow, deny nor refuse"),
+            Some(kind @ ("no" | "fail" | "bad" | "answer")) => {
+                let mut word = || words.next().unwrap_or_else(|| panic!("{line}: too short")).to_owned();
+                case.elsewhere = Some(match kind {
+                    "no" => Elsewhere::No(word(), word()),
+                    "fail" => Elsewhere::Fail(word()),
+                    "bad" => Elsewhere::Bad,
+                    _ => Elsewhere::Answer(word()),
+                });
+                false
+            }
+            _ => panic!("{line}: no decision"),
         };
-        let rule = if case.refused.is_some() { Some("-") } else { words.next() };
+        let ruleless = case.refused.is_some() || !matches!(case.elsewhere, None | Some(Elsewhere::Bad));
+        let rule = if ruleless { Some("-") } else { words.next() };
         case.by = match rule {
             Some("-") => None,
             Some(rule) => {
@@ -157,6 +187,10 @@ impl Case {
                 Some((name, value)) if name.starts_with("up:") => {
                     case.upstream.push((name[3..].to_owned(), value.replace('~', " ")));
                 }
+                Some((name, value)) if name.starts_with("down:") => {
+                    case.downstream.push((name[5..].to_owned(), value.replace('~', " ")));
+                }
+                Some(("data", value)) => case.body = value.to_owned(),
                 Some((name, value)) if name.starts_with("try-") => {
                     case.tried.insert(name[4..].to_owned(), value.to_owned());
                 }
@@ -183,7 +217,10 @@ impl Case {
         if let Some(reason) = &self.refused {
             return self.check_refusal(reason, outcome, line);
         }
-        self.check_upstream(outcome)?;
+        self.check_fields(outcome)?;
+        if let Some(elsewhere) = &self.elsewhere {
+            return self.check_elsewhere(elsewhere, group, outcome, line);
+        }
         // The answer to HEAD has no body.
         let refusal = if self.method == "HEAD" { "403 " } else { "403 RBAC: access denied" };
         if !self.allowed && !group.tcp && outcome.text != refusal {
@@ -250,19 +287,55 @@ impl Case {
         if details == wanted { Ok(()) } else { Err(format!("the reason was {details}")) }
     }
 
-    /// What came to the application.
-    fn check_upstream(&self, outcome: &Outcome) -> Result<(), String> {
-        for (name, wanted) in &self.upstream {
+    /// What was decided elsewhere.
+    fn check_elsewhere(
+        &self,
+        elsewhere: &Elsewhere,
+        group: &Group,
+        outcome: &Outcome,
+        line: Option<&Value>,
+    ) -> Result<(), String> {
+        let field = |name: &str| line.and_then(|line| line[name].as_str()).unwrap_or("-");
+        let (text, details) = match elsewhere {
+            Elsewhere::Answer(status) => (format!("{status} "), String::new()),
+            Elsewhere::No(status, body) => (format!("{status} {body}"), "ext_authz_denied".to_owned()),
+            Elsewhere::Fail(status) => (format!("{status} "), "ext_authz_error".to_owned()),
+            Elsewhere::Bad => {
+                let Some((policy, rule)) = &self.by else { return Err("of no rule".into()) };
+                let provider = group.policies[policy]["provider"]["name"].as_str().unwrap_or_default();
+                let (namespace, name, _) = place_of(policy);
+                let name = format!("ns[{namespace}]-policy[{name}]-rule[{rule}]");
+                let name = format!("istio-ext-authz-{provider}-{name}-deny-due-to-bad-CUSTOM-action");
+                let details = format!("rbac_access_denied_matched_policy[{name}]");
+                ("403 RBAC: access denied".to_owned(), details)
+            }
+        };
+        let fits = match elsewhere {
+            _ if group.tcp => outcome.text == "\"\"",
+            Elsewhere::Answer(_) => outcome.text.starts_with(&text),
+            _ => outcome.text == text,
+        };
+        if !fits {
+            return Err(format!("answered with {:?}", outcome.text));
+        }
+        let found = if group.tcp && matches!(elsewhere, Elsewhere::Bad) { "termination" } else { "details" };
+        if details.is_empty() || field(found) == details {
+            return Ok(());
+        }
+        Err(format!("the reason was {}", field(found)))
+    }
+
+    /// What came to the application, and to the client.
+    fn check_fields(&self, outcome: &Outcome) -> Result<(), String> {
+        let upstream = self.upstream.iter().map(|(name, wanted)| {
             let mut lines = outcome.text.lines().skip(1);
             let target = lines.next().unwrap_or_default().split(' ').nth(1).unwrap_or_default();
-            let of_name = |line: &str| {
-                let (found, value) = line.split_once(": ")?;
-                found.eq_ignore_ascii_case(name).then(|| value.to_owned())
-            };
-            let found: Vec<String> = match name.as_str() {
-                "path" => vec![target.to_owned()],
-                _ => lines.filter_map(of_name).collect(),
-            };
+            let found = if name == "path" { vec![target.to_owned()] } else { of_name(lines, name) };
+            (name, wanted, found)
+        });
+        let head = || outcome.head.lines().skip(1);
+        let downstream = self.downstream.iter().map(|(name, wanted)| (name, wanted, of_name(head(), name)));
+        for (name, wanted, found) in upstream.chain(downstream) {
             let fits = if wanted == "-" { found.is_empty() } else { found == [wanted.as_str()] };
             if !fits {
                 return Err(format!("{name} came as {found:?}"));
@@ -270,4 +343,13 @@ impl Case {
         }
         Ok(())
     }
+}
+
+/// The values of a field, in lines of a head.
+fn of_name<'a>(lines: impl Iterator<Item = &'a str>, name: &str) -> Vec<String> {
+    let value = |line: &str| {
+        let (found, value) = line.split_once(": ")?;
+        found.eq_ignore_ascii_case(name).then(|| value.to_owned())
+    };
+    lines.filter_map(value).collect()
 }

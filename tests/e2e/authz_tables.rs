@@ -26,3 +26,8 @@ fn every_case_of_the_tables_is_decided_as_it_says() {
 fn every_case_of_the_tables_of_tokens_is_decided_as_it_says() {
     hold(Ipv4Addr::new(127, 61, 1, 2), "tokens", 150);
 }
+
+#[test]
+fn every_case_of_the_tables_of_questions_is_decided_as_it_says() {
+    hold(Ipv4Addr::new(127, 61, 1, 3), "custom", 80);
+}

@@ -26,3 +26,8 @@ fn envoy_decides_every_case_of_the_tables_as_it_says() {
 fn envoy_decides_every_case_of_the_tables_of_tokens_as_it_says() {
     hold(Ipv4Addr::new(127, 61, 2, 2), "tokens");
 }
+
+#[test]
+fn envoy_decides_every_case_of_the_tables_of_questions_as_it_says() {
+    hold(Ipv4Addr::new(127, 61, 2, 3), "custom");
+}

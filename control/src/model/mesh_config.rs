@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::destination_rule::{H2UpgradePolicy, LocalityBalancer, TcpKeepalive};
+use super::extension_provider::ExtensionProvider;
 use super::gateway::TlsVersion;
 use super::sidecar::OutboundTrafficPolicy;
 use super::values::Timespan;
@@ -65,6 +66,8 @@ pub struct MeshConfig {
     pub locality_lb_setting: Option<LocalityBalancer>,
     /// Whether HTTP/1.1 requests go upstream over HTTP/2 where no DestinationRule says so.
     pub h2_upgrade_policy: H2UpgradePolicy,
+    /// Whom policies may name.
+    pub extension_providers: Vec<ExtensionProvider>,
 }
 
 impl Default for MeshConfig {
@@ -96,6 +99,7 @@ impl Default for MeshConfig {
             dns_refresh_rate: Timespan::secs(60),
             locality_lb_setting: None,
             h2_upgrade_policy: H2UpgradePolicy::default(),
+            extension_providers: Vec::new(),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod authorization_policy;
 pub mod destination_rule;
+pub mod extension_provider;
 pub mod gateway;
 pub mod host;
 pub mod keys;

@@ -104,6 +104,7 @@ fn http_filters(world: &World, node: &ProxyNode, way: Way) -> Vec<Value> {
         filters.push(json!({"name": "istio.metadata_exchange", "typed_config": typed_struct(url, config)}));
     }
     if way != Way::Outbound {
+        filters.extend(authorization::custom::http_filters(world, node));
         filters.extend(authentication::http_filter(world, node, way));
         filters.extend(authorization::http_filters(world, node));
     }
@@ -196,6 +197,7 @@ pub(super) fn tcp_chain(world: &World, node: &ProxyNode, way: Way, cluster: &Val
         filters.push(json!({"name": "istio.metadata_exchange", "typed_config": config}));
     }
     if way != Way::Outbound {
+        filters.extend(authorization::custom::network_filters(world, node));
         filters.extend(authorization::network_filters(world, node));
     }
     if node.extensions {

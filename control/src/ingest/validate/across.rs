@@ -9,6 +9,7 @@ use crate::model::world::Objects;
 
 pub(in super::super) fn across(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
     subsets(objects, diagnostics);
+    providers(objects, diagnostics);
     addresses(objects, diagnostics);
 }
 
@@ -31,6 +32,20 @@ fn subsets(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
                 let help = "requests to it will fail with 503; define it under spec.subsets";
                 diagnostics.push(finding(&rules.meta, Severity::Warning, reason, help));
             }
+        }
+    }
+}
+
+/// Who cannot be asked allows nothing; Istio accepts it, so this is a warning.
+fn providers(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
+    let known =
+        objects.mesh.as_ref().map(|mesh| mesh.spec.extension_providers.as_slice()).unwrap_or_default();
+    for policy in &objects.authorization_policies {
+        let Some(provider) = &policy.spec.provider else { continue };
+        if !provider.name.is_empty() && known.iter().all(|one| one.name != provider.name) {
+            let reason = format!("no extension provider is called {:?}", provider.name);
+            let help = "what its rules match is denied; define it in MeshConfig's extensionProviders";
+            diagnostics.push(finding(&policy.meta, Severity::Warning, reason, help));
         }
     }
 }

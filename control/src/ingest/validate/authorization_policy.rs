@@ -26,8 +26,6 @@ pub(in super::super) fn authorization_policy(
     let named = spec.provider.as_ref().is_some_and(|provider| !provider.name.is_empty());
     match spec.action {
         AuthorizationAction::Custom => {
-            let help = "decide by ALLOW and DENY";
-            findings.error("spec.action", "CUSTOM is not supported by Weft yet", help);
             if !named {
                 let help = "name one of MeshConfig's extensionProviders";
                 findings.error("spec.provider.name", "missing: CUSTOM asks somebody", help);

@@ -587,7 +587,17 @@ fn authorization_policies() {
         ("{rules: [{}]}".to_owned(), ""),
         ("{action: DENY}".to_owned(), "spec.rules: missing: DENY without rules"),
         ("{action: ALOW}".to_owned(), "spec.action: unknown value"),
-        ("{action: CUSTOM, rules: [{}]}".to_owned(), "spec.action: "),
+        ("{action: CUSTOM, rules: [{}]}".to_owned(), "spec.provider.name: missing"),
+        ("{action: CUSTOM, provider: {name: opa}}".to_owned(), "spec.rules: missing: CUSTOM without rules"),
+        (
+            "{action: CUSTOM, provider: {name: opa}, rules: [{}]}".to_owned(),
+            "warning: -: no extension provider is called \"opa\"",
+        ),
+        (
+            "{action: CUSTOM, provider: {name: opa}, rules: [{from: [{source: {namespaces: [a]}}]}]}"
+                .to_owned(),
+            "spec.rules[0].from[0].source.namespaces: not allowed with CUSTOM",
+        ),
         ("{provider: {name: opa}, rules: [{}]}".to_owned(), "spec.provider: ALLOW asks nobody"),
         ("{selector: {matchLabels: {}}, rules: [{}]}".to_owned(), "warning: spec.selector: without labels"),
         (
@@ -742,4 +752,72 @@ fn request_authentications() {
     ];
     let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, expected)| (spec.as_str(), *expected)).collect();
     check("RequestAuthentication", &cases);
+}
+
+#[test]
+fn extension_providers() {
+    let found = |provider: &str| {
+        let text = format!(
+            "trustDomain: a\nextensionProviders: [{{name: p, {provider}}}, {{name: q, envoyExtAuthzGrpc: {{service: a.b, port: 1}}}}]\n"
+        );
+        let found = load_str("mesh.yaml", &text).diagnostics;
+        found
+            .iter()
+            .map(|d| format!("{}: {}", d.path.as_deref().unwrap_or("-"), d.reason))
+            .collect::<Vec<_>>()
+    };
+    let http = |more: &str| found(&format!("envoyExtAuthzHttp: {{service: n/a.b, port: 8000, {more}}}"));
+    let all = "timeout: 1s, pathPrefix: /check, failOpen: true, statusOnError: '503', includeRequestHeadersInCheck: [x-a, 'x-b-*', '*-c'], \
+        includeAdditionalHeadersInCheck: {x-d: e}, includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true, packAsBytes: true}, \
+        headersToUpstreamOnAllow: [x-f], headersToDownstreamOnDeny: [x-g], headersToDownstreamOnAllow: [x-h]";
+    assert_eq!(http(all), [] as [&str; 0]);
+    let at = "extensionProviders[0].envoyExtAuthzHttp";
+    for (more, expected) in [
+        ("timeout: 0s", format!("{at}.timeout: 0s is too short")),
+        ("pathPrefix: check", format!("{at}.pathPrefix: \"check\" does not begin")),
+        ("statusOnError: '999'", format!("{at}.statusOnError: \"999\" is no status")),
+        ("statusOnError: teapot", format!("{at}.statusOnError: \"teapot\" is no status")),
+        (
+            "includeRequestHeadersInCheck: ['*']",
+            format!("{at}.includeRequestHeadersInCheck[0]: \"*\" names no"),
+        ),
+        (
+            "headersToDownstreamOnDeny: ['a*b']",
+            format!("{at}.headersToDownstreamOnDeny[0]: \"a*b\" names no"),
+        ),
+        (
+            "includeAdditionalHeadersInCheck: {'a b': c}",
+            format!("{at}.includeAdditionalHeadersInCheck.a b: not a header"),
+        ),
+        ("includeRequestBodyInCheck: {}", format!("{at}.includeRequestBodyInCheck.maxRequestBytes: missing")),
+        ("headers: [a]", format!("{at}.headers: unknown field")),
+    ] {
+        assert!(http(more).iter().any(|text| text.starts_with(&expected)), "{expected}: {:?}", http(more));
+    }
+    for (provider, expected) in [
+        (
+            "envoyExtAuthzGrpc: {port: 1}",
+            "extensionProviders[0].envoyExtAuthzGrpc.service: \"\" is no service",
+        ),
+        (
+            "envoyExtAuthzGrpc: {service: '*.a', port: 1}",
+            "extensionProviders[0].envoyExtAuthzGrpc.service: \"*.a\"",
+        ),
+        (
+            "envoyExtAuthzGrpc: {service: a}",
+            "extensionProviders[0].envoyExtAuthzGrpc.port: a port is missing",
+        ),
+        ("zipkin: {service: a}", "extensionProviders[0].zipkin: not supported by Weft yet"),
+        ("", "extensionProviders[0]: does not say what it is"),
+        (
+            "envoyExtAuthzGrpc: {service: a, port: 1}, envoyExtAuthzHttp: {service: a, port: 1}",
+            "extensionProviders[0]: is two things",
+        ),
+    ] {
+        assert!(
+            found(provider).iter().any(|text| text.starts_with(expected)),
+            "{expected}: {:?}",
+            found(provider)
+        );
+    }
 }

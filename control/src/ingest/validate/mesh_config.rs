@@ -1,6 +1,7 @@
 //! MeshConfig.
 
 use super::super::diagnostic::Findings;
+use super::extension_provider::extension_providers;
 use super::load_balancer::locality_setting;
 use super::virtual_service::retries;
 use super::{destination_rule, period, period_or_zero};
@@ -30,6 +31,7 @@ pub(in super::super) fn mesh_config(spec: &MeshConfig, findings: &mut Findings) 
         }
     }
     ca_certificates(spec, findings);
+    extension_providers(findings, &spec.extension_providers);
     if spec.root_namespace.is_empty() {
         findings.error(
             "rootNamespace",

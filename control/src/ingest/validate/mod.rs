@@ -7,6 +7,7 @@ mod authorization_policy;
 #[cfg(test)]
 mod cases;
 mod destination_rule;
+mod extension_provider;
 mod gateway;
 mod load_balancer;
 mod mesh_config;

@@ -1,6 +1,8 @@
 //! AuthorizationPolicies as RBAC filters: one filter for each action, in the order in which they have a say: AUDIT, DENY,
-//! ALLOW. A policy that is only tried (`istio.io/dry-run`) is among the filter's shadow rules.
+//! ALLOW. A policy that is only tried (`istio.io/dry-run`) is among the filter's shadow rules. CUSTOM policies have filters of
+//! their own ([`custom`]).
 
+pub(super) mod custom;
 mod matchers;
 mod rule;
 #[cfg(test)]
@@ -70,15 +72,12 @@ impl Rules {
 
 fn filters<'a>(world: &'a World, node: &'a ProxyNode, tcp: bool) -> impl Iterator<Item = Rules> + 'a {
     let labels = node.selected_by(world);
-    let mesh = world.mesh();
     DECIDED.into_iter().filter_map(move |action| {
         let policies = world.authorization_policies(&node.namespace, labels, action);
         if policies.is_empty() {
             return None;
         }
-        let trust_domains: Vec<&str> = std::iter::once(mesh.trust_domain.as_str())
-            .chain(mesh.trust_domain_aliases.iter().map(String::as_str))
-            .collect();
+        let trust_domains = trust_domains(world);
         let mut rules = Rules { action, enforced: None, tried: None };
         for policy in policies {
             let target = if is_tried(policy) { &mut rules.tried } else { &mut rules.enforced };
@@ -86,7 +85,7 @@ fn filters<'a>(world: &'a World, node: &'a ProxyNode, tcp: bool) -> impl Iterato
             let target = target.get_or_insert_default();
             let namespace = policy.meta.namespace.as_str();
             let scope = Scope { namespace, trust_domains: &trust_domains, tcp, action };
-            collect(policy, &scope, target);
+            collect(policy, &scope, "", target);
         }
         Some(rules)
     })
@@ -97,9 +96,22 @@ fn is_tried(policy: &Object<AuthorizationPolicy>) -> bool {
     policy.meta.annotations.get(DRY_RUN_ANNOTATION).is_some_and(|text| parse_bool(text) == Some(true))
 }
 
-fn collect(policy: &Arc<Object<AuthorizationPolicy>>, scope: &Scope<'_>, into: &mut Map<String, Value>) {
+/// The mesh's trust domain, then its aliases.
+fn trust_domains(world: &World) -> Vec<&str> {
+    let mesh = world.mesh();
+    let aliases = mesh.trust_domain_aliases.iter().map(String::as_str);
+    std::iter::once(mesh.trust_domain.as_str()).chain(aliases).collect()
+}
+
+/// Puts a policy's rules among others, under names that begin with `prefix`.
+fn collect(
+    policy: &Arc<Object<AuthorizationPolicy>>,
+    scope: &Scope<'_>,
+    prefix: &str,
+    into: &mut Map<String, Value>,
+) {
     let meta = &policy.meta;
-    let name = |index: usize| format!("ns[{}]-policy[{}]-rule[{index}]", meta.namespace, meta.name);
+    let name = |index: usize| format!("{prefix}ns[{}]-policy[{}]-rule[{index}]", meta.namespace, meta.name);
     if policy.spec.rules.is_empty() {
         into.insert(name(0), rule::never());
     }

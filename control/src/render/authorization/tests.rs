@@ -239,3 +239,115 @@ fn a_policy_changes_listeners_and_nothing_else() {
     let after = [ResourceType::Listener, ResourceType::Cluster].map(|kind| memo.rendered(kind));
     assert!(after[0] > before[0] && after[1] == before[1], "{before:?} {after:?}");
 }
+
+/// The provider `ask.shop` by gRPC, one by HTTP, and one whose service is not there.
+fn mesh_with_providers() -> String {
+    let text = "
+      trustDomain: cluster.local
+      extensionProviders:
+      - {name: g, envoyExtAuthzGrpc: {service: ask.shop.svc.cluster.local, port: 9000}}
+      - {name: h, envoyExtAuthzHttp: {service: shop/ask.shop.svc.cluster.local, port: 8000, timeout: 2s, failOpen: true,
+          statusOnError: '503', pathPrefix: /check, includeRequestHeadersInCheck: [a, 'b*'], headersToUpstreamOnAllow: ['*c']}}
+      - {name: gone, envoyExtAuthzGrpc: {service: gone.shop.svc.cluster.local, port: 9000}}";
+    format!(
+        "
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: istio, namespace: istio-system}}
+data:
+  mesh: |{text}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: ask, namespace: shop}}
+spec: {{ports: [{{name: http, port: 8000}}, {{name: grpc, port: 9000}}]}}
+---
+"
+    )
+}
+
+/// Names and settings of all filters of the workload's port that decide, with a CUSTOM policy of this provider.
+fn asked(provider: &str, more: &str, port: u16) -> Vec<(String, Value)> {
+    let custom =
+        policy("shop/c", &format!("{{action: CUSTOM, provider: {{name: {provider}}}, rules: [{{}}]}}"));
+    let world = world(&(mesh_with_providers() + &custom + more));
+    let resources = rendered(&world, &node("sidecar", SERVER, "shop"));
+    let listener = value(&resources, ResourceType::Listener, &format!("{SERVER}_{port}"));
+    let chain = listener["filter_chains"].as_array().unwrap().last().unwrap()["filters"].clone();
+    let chain = chain.as_array().unwrap().clone();
+    let http = chain.iter().find(|f| f["name"] == "envoy.filters.network.http_connection_manager");
+    let all = http.map_or(chain.clone(), |m| m["typed_config"]["http_filters"].as_array().unwrap().clone());
+    let decides = |name: &str| ["rbac", "ext_authz", "jwt_authn"].iter().any(|end| name.ends_with(end));
+    all.iter()
+        .map(|f| (f["name"].as_str().unwrap().to_owned(), f["typed_config"].clone()))
+        .filter(|(name, _)| decides(name))
+        .collect()
+}
+
+#[test]
+fn a_question_is_marked_asked_and_comes_before_tokens_and_rules() {
+    let more = policy("shop/a", "{rules: [{}]}")
+        + "
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: t, namespace: shop}
+spec: {jwtRules: [{issuer: 'https://a'}]}
+---
+";
+    let filters = asked("g", &more, 80);
+    let names: Vec<_> = filters.iter().map(|(name, _)| name.rsplit('.').next().unwrap()).collect();
+    assert_eq!(names, ["rbac", "ext_authz", "jwt_authn", "rbac"]);
+    let (marks, asks) = (&filters[0].1, &filters[1].1);
+    assert_eq!(marks["shadow_rules_stat_prefix"], "istio_ext_authz_");
+    assert_eq!(marks["rules"], Value::Null);
+    let policies = marks["shadow_rules"]["policies"].as_object().unwrap();
+    assert_eq!(policies.keys().collect::<Vec<_>>(), ["istio-ext-authz-g-ns[shop]-policy[c]-rule[0]"]);
+    assert_eq!(
+        asks["grpc_service"],
+        json!({"envoy_grpc": {"cluster_name": "outbound|9000||ask.shop.svc.cluster.local",
+            "authority": "ask.shop.svc.cluster.local"}, "timeout": "600s"})
+    );
+    assert_eq!(
+        asks["filter_enabled_metadata"],
+        json!({"filter": "envoy.filters.http.rbac", "path": [{"key": "istio_ext_authz_shadow_effective_policy_id"}],
+            "value": {"string_match": {"prefix": "istio-ext-authz-g"}}})
+    );
+}
+
+#[test]
+fn a_question_by_http_says_what_is_told() {
+    let (_, asks) = &asked("h", "", 80)[1];
+    let service = &asks["http_service"];
+    assert_eq!(service["server_uri"]["cluster"], "outbound|8000||ask.shop.svc.cluster.local");
+    assert_eq!(
+        (&service["server_uri"]["timeout"], &service["path_prefix"]),
+        (&json!("2s"), &json!("/check"))
+    );
+    assert_eq!(asks["failure_mode_allow"], true);
+    assert_eq!(
+        asks["allowed_headers"],
+        json!({"patterns": [{"exact": "a", "ignore_case": true}, {"prefix": "b", "ignore_case": true}]})
+    );
+    let upstream = &service["authorization_response"]["allowed_upstream_headers"];
+    assert_eq!(*upstream, json!({"patterns": [{"suffix": "c", "ignore_case": true}]}));
+    // Of connections it knows nothing.
+    assert_eq!(asked("h", "", 90), []);
+}
+
+#[test]
+fn who_cannot_be_asked_allows_nothing() {
+    for (provider, port) in [("gone", 80), ("gone", 90), ("nobody", 80), ("nobody", 90)] {
+        let filters = asked(provider, "", port);
+        let [(name, denies)] = filters.as_slice() else { panic!("{filters:?}") };
+        assert!(name.ends_with(".rbac"), "{name}");
+        assert_eq!(denies["rules"]["action"], "DENY");
+        let policies = denies["rules"]["policies"].as_object().unwrap();
+        let name =
+            format!("istio-ext-authz-{provider}-ns[shop]-policy[c]-rule[0]-deny-due-to-bad-CUSTOM-action");
+        assert_eq!(policies.keys().collect::<Vec<_>>(), [&name]);
+    }
+    let other = policy("shop/d", "{action: CUSTOM, provider: {name: h}, rules: [{}]}");
+    let filters = asked("g", &other, 80);
+    assert_eq!(filters.len(), 2);
+    assert!(filters.iter().all(|(_, denies)| denies["rules"]["action"] == "DENY"), "{filters:?}");
+}

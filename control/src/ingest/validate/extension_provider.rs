@@ -1,0 +1,104 @@
+//! MeshConfig's extension providers.
+
+use xds_protos::envoy::r#type::v3::StatusCode;
+
+use super::super::diagnostic::Findings;
+use super::{host_form, period, port};
+use crate::model::extension_provider::{ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, RequestBody};
+
+pub(super) fn extension_providers(findings: &mut Findings, providers: &[ExtensionProvider]) {
+    for (index, provider) in providers.iter().enumerate() {
+        let path = format!("extensionProviders[{index}]");
+        if provider.name.is_empty() {
+            findings.error(format!("{path}.name"), "missing", "name it, so that policies can");
+        } else if providers[..index].iter().any(|other| other.name == provider.name) {
+            let reason = format!("{:?} is another's name already", provider.name);
+            findings.error(format!("{path}.name"), reason, "rename one of the two");
+        }
+        match (&provider.envoy_ext_authz_http, &provider.envoy_ext_authz_grpc) {
+            (Some(given), None) => http(findings, &format!("{path}.envoyExtAuthzHttp"), given),
+            (None, Some(given)) => grpc(findings, &format!("{path}.envoyExtAuthzGrpc"), given),
+            (None, None) => {
+                let help = "give envoyExtAuthzHttp or envoyExtAuthzGrpc";
+                findings.error(&path, "does not say what it is", help);
+            }
+            (Some(_), Some(_)) => {
+                findings.error(
+                    &path,
+                    "is two things",
+                    "give envoyExtAuthzHttp or envoyExtAuthzGrpc, not both",
+                );
+            }
+        }
+    }
+}
+
+fn http(findings: &mut Findings, path: &str, provider: &ExtAuthzHttp) {
+    place(findings, path, &provider.service, provider.port);
+    period(findings, &format!("{path}.timeout"), provider.timeout);
+    status(findings, path, &provider.status_on_error);
+    body(findings, path, provider.include_request_body_in_check.as_ref());
+    if !provider.path_prefix.is_empty() && !provider.path_prefix.starts_with('/') {
+        let reason = format!("{:?} does not begin with a slash", provider.path_prefix);
+        findings.error(format!("{path}.pathPrefix"), reason, "write /PATH");
+    }
+    for (name, list) in [
+        ("includeHeadersInCheck", &provider.include_headers_in_check),
+        ("includeRequestHeadersInCheck", &provider.include_request_headers_in_check),
+        ("headersToUpstreamOnAllow", &provider.headers_to_upstream_on_allow),
+        ("headersToDownstreamOnDeny", &provider.headers_to_downstream_on_deny),
+        ("headersToDownstreamOnAllow", &provider.headers_to_downstream_on_allow),
+    ] {
+        for (index, pattern) in list.iter().enumerate() {
+            let path = format!("{path}.{name}[{index}]");
+            let inner = pattern.strip_prefix('*').or_else(|| pattern.strip_suffix('*')).unwrap_or(pattern);
+            if inner.is_empty() || inner.contains('*') {
+                let reason = format!("{pattern:?} names no header fields");
+                findings.error(path, reason, "write a name, or one end of it and *, such as x-user-*");
+            }
+        }
+    }
+    for (name, value) in &provider.include_additional_headers_in_check {
+        let fits = http::HeaderName::from_bytes(name.as_bytes()).is_ok()
+            && http::HeaderValue::from_str(value).is_ok();
+        if !fits {
+            let path = format!("{path}.includeAdditionalHeadersInCheck.{name}");
+            findings.error(path, "not a header field", "give a name and a value that HTTP can carry");
+        }
+    }
+}
+
+fn grpc(findings: &mut Findings, path: &str, provider: &ExtAuthzGrpc) {
+    place(findings, path, &provider.service, provider.port);
+    period(findings, &format!("{path}.timeout"), provider.timeout);
+    status(findings, path, &provider.status_on_error);
+    body(findings, path, provider.include_request_body_in_check.as_ref());
+}
+
+fn place(findings: &mut Findings, path: &str, service: &str, number: u16) {
+    let host = service.split_once('/').map_or(service, |(_, host)| host);
+    let fits = host_form(host, false).and_then(|()| match host.contains('*') {
+        true => Err("a wildcard is nobody's name"),
+        false => Ok(()),
+    });
+    if let Err(reason) = fits {
+        let reason = format!("{service:?} is no service: {reason}");
+        findings.error(format!("{path}.service"), reason, "write HOST or NAMESPACE/HOST, the host in full");
+    }
+    port(findings, &format!("{path}.port"), number);
+}
+
+fn status(findings: &mut Findings, path: &str, status: &str) {
+    let known = |code: i32| code != 0 && StatusCode::try_from(code).is_ok();
+    if !status.is_empty() && !status.parse().is_ok_and(known) {
+        let reason = format!("{status:?} is no status that can be sent");
+        findings.error(format!("{path}.statusOnError"), reason, "write a status code, such as \"503\"");
+    }
+}
+
+fn body(findings: &mut Findings, path: &str, body: Option<&RequestBody>) {
+    if body.is_some_and(|body| body.max_request_bytes == 0) {
+        let path = format!("{path}.includeRequestBodyInCheck.maxRequestBytes");
+        findings.error(path, "missing or 0", "say how many bytes of a body may be kept");
+    }
+}

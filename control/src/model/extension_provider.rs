@@ -1,0 +1,79 @@
+//! Extension providers of MeshConfig: whom proxies ask whether a request may pass (AuthorizationPolicy, CUSTOM).
+
+use serde::Deserialize;
+
+use super::values::{Labels, Timespan};
+
+/// Somebody whom policies name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ExtensionProvider {
+    /// The name by which policies know it.
+    pub name: String,
+    /// It is asked by HTTP, request by request.
+    pub envoy_ext_authz_http: Option<ExtAuthzHttp>,
+    /// It is asked by gRPC (`envoy.service.auth.v3.Authorization`), requests and connections.
+    pub envoy_ext_authz_grpc: Option<ExtAuthzGrpc>,
+}
+
+/// One that is asked by HTTP: status 200 is a yes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ExtAuthzHttp {
+    /// Its service: `HOST`, or `NAMESPACE/HOST`.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// How long its answer is waited for; unset means ten minutes.
+    pub timeout: Option<Timespan>,
+    /// What stands before the path of a request when it is asked about.
+    pub path_prefix: String,
+    /// Requests pass when it gives no answer.
+    pub fail_open: bool,
+    /// The status of the answer where it gives none; 403 unless set.
+    pub status_on_error: String,
+    /// Older name of `include_request_headers_in_check`, for where that is not given.
+    pub include_headers_in_check: Vec<String>,
+    /// Header fields of the request that it is told: a name, or one end of it and `*`.
+    pub include_request_headers_in_check: Vec<String>,
+    /// Header fields that it is told beside, and in the place of the request's own.
+    pub include_additional_headers_in_check: Labels,
+    /// Whether it is told the request's body.
+    pub include_request_body_in_check: Option<RequestBody>,
+    /// Header fields of its yes that the application gets.
+    pub headers_to_upstream_on_allow: Vec<String>,
+    /// Header fields of its no that the client gets, beside the usual ones; all of them where none is named.
+    pub headers_to_downstream_on_deny: Vec<String>,
+    /// Header fields of its yes that the client gets.
+    pub headers_to_downstream_on_allow: Vec<String>,
+}
+
+/// One that is asked by gRPC.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ExtAuthzGrpc {
+    /// Its service: `HOST`, or `NAMESPACE/HOST`.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// How long its answer is waited for; unset means ten minutes.
+    pub timeout: Option<Timespan>,
+    /// Requests pass when it gives no answer.
+    pub fail_open: bool,
+    /// The status of the answer where it gives none; 403 unless set.
+    pub status_on_error: String,
+    /// Whether it is told the request's body.
+    pub include_request_body_in_check: Option<RequestBody>,
+}
+
+/// How much of a request's body is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RequestBody {
+    /// At most so many bytes are kept for it.
+    pub max_request_bytes: u32,
+    /// Of a longer body its beginning is told; else the answer is 413.
+    pub allow_partial_message: bool,
+    /// As bytes, and not as text (gRPC).
+    pub pack_as_bytes: bool,
+}
