@@ -5,7 +5,7 @@
 //! Envoy's say; no answer was copied from a run. The same configuration and requests go through our proxy (tests/e2e) and
 //! through Envoy (tests/peers).
 
-mod clients;
+pub mod clients;
 mod configuration;
 pub mod issuers;
 mod providers;

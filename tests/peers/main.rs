@@ -9,6 +9,7 @@ mod h2spec;
 mod meshes;
 mod mutants;
 mod netns;
+mod opa;
 mod postgres;
 mod programs;
 #[path = "../authz/mod.rs"]

@@ -25,11 +25,10 @@ pub(in super::super) fn authorization_policy(
     selector(findings, spec.selector.as_ref());
     let named = spec.provider.as_ref().is_some_and(|provider| !provider.name.is_empty());
     match spec.action {
+        AuthorizationAction::Custom if named => {}
         AuthorizationAction::Custom => {
-            if !named {
-                let help = "name one of MeshConfig's extensionProviders";
-                findings.error("spec.provider.name", "missing: CUSTOM asks somebody", help);
-            }
+            let help = "name one of MeshConfig's extensionProviders";
+            findings.error("spec.provider.name", "missing: CUSTOM asks somebody", help);
         }
         action if spec.provider.is_some() => {
             let reason = format!("{} asks nobody", action.as_str());
