@@ -273,7 +273,6 @@ impl Matched {
         let (host, route) = (self.virtual_host(), self.route());
         let weighted = self.weighted().map(|w| pick(&w.request_headers, &w.response_headers));
         let mut all = [
-            weighted,
             Some(pick(&route.request_headers, &route.response_headers)),
             Some(pick(&host.request_headers, &host.response_headers)),
             Some(pick(&self.config.request_headers, &self.config.response_headers)),
@@ -281,7 +280,8 @@ impl Matched {
         if self.config.most_specific_wins {
             all.reverse();
         }
-        all.into_iter().flatten().filter(|ops| !ops.is_empty())
+        // As in Envoy the weighted cluster's come first either way.
+        weighted.into_iter().chain(all.into_iter().flatten()).filter(|ops| !ops.is_empty())
     }
 
     /// Filters' settings, the most specific first.

@@ -13,7 +13,7 @@ use super::flow::Flow;
 use super::reply::LocalReply;
 use crate::cluster::balance::Omit;
 use crate::codec::{BodyError, Reply, Request, ResetReason};
-use crate::telemetry::{Flag, Flags};
+use crate::telemetry::Flag;
 
 /// A try.
 pub struct Attempt<'a> {
@@ -224,17 +224,6 @@ pub fn reset_words(reason: ResetReason) -> (&'static str, &'static str, &'static
         ResetReason::ProtocolError => words!("protocol error", "protocol_error"),
         ResetReason::Overflow => words!("overflow", "overflow"),
     }
-}
-
-/// Flags that stand for a try that failed; they go when a later one succeeds.
-pub fn forget_failures(flags: Flags) -> Flags {
-    let mut kept = Flags::default();
-    for flag in [Flag::DelayInjected, Flag::FaultInjected, Flag::RateLimited] {
-        if flags.has(flag) {
-            kept.set(flag);
-        }
-    }
-    kept
 }
 
 /// Runs `work` for at most `timeout`, counted from when the request is complete and not before now; zero for no limit.

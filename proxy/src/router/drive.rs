@@ -4,7 +4,7 @@ use std::mem;
 
 use http::{HeaderName, HeaderValue};
 
-use super::attempt::{Attempt, Event, Failure, Upstreams, forget_failures};
+use super::attempt::{Attempt, Event, Failure, Upstreams};
 use super::flow::Flow;
 use super::replay::Replay;
 use super::retry::{Pause, Retries};
@@ -97,12 +97,6 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
             tried.push(seen.host);
         }
         drop(permit.take());
-        if let Err(failure) = &outcome.result {
-            flow.info(|i| {
-                i.flags.set(failure.flag());
-                i.upstream_failure = failure.words().map(|w| w.replace(' ', "_").into());
-            });
-        }
         let wanted = retries.as_ref().is_some_and(|r| match &outcome.result {
             Ok(reply) => r.wants_after_response(policy, &reply.head),
             Err(failure) => r.wants_after_failure(failure),
@@ -121,15 +115,14 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
             if let Source::Again(replay) = &source {
                 replay.abandon();
             }
-            if outcome.result.is_ok() && !wanted {
-                if number > 1 {
-                    upstreams.count(Event::RetrySuccess);
-                }
-                // The tries before it are forgotten: the log speaks of the answer that was sent.
+            // The log speaks of the last try; how those before it failed is forgotten.
+            if let Err(failure) = &outcome.result {
                 flow.info(|i| {
-                    i.flags = forget_failures(i.flags);
-                    i.upstream_failure = None;
+                    i.flags.set(failure.flag());
+                    i.upstream_failure = failure.words().map(|w| w.replace(' ', "_").into());
                 });
+            } else if !wanted && number > 1 {
+                upstreams.count(Event::RetrySuccess);
             }
             return outcome.result;
         }

@@ -26,7 +26,16 @@ pub fn prepare(
     connection: &ConnectionInfo,
     envoy_headers: bool,
 ) {
+    let weighted = matched.weighted();
+    let mut of_weighted = weighted.and_then(|w| w.host_rewrite.clone());
     for ops in matched.header_ops(true) {
+        // The weighted cluster's authority is there for the operations of the levels above it.
+        if !weighted.is_some_and(|w| std::ptr::eq(ops, &raw const w.request_headers))
+            && let Some(authority) = of_weighted.take()
+        {
+            // Envoy does not tell the upstream of this one, whatever the route says.
+            set_authority(head, authority, false, false);
+        }
         ops.remove_from(&mut head.headers);
         let additions = flow.info(|info| {
             let context = LogContext { request: Some(head), ..LogContext::new(info, connection) };
@@ -34,9 +43,8 @@ pub fn prepare(
         });
         additions.make(&mut head.headers, Of::Request);
     }
-    if let Some(of_weighted) = matched.weighted().and_then(|w| w.host_rewrite.clone()) {
-        // Envoy does not tell the upstream of this one, whatever the route says.
-        set_authority(head, of_weighted, false, false);
+    if let Some(authority) = of_weighted {
+        set_authority(head, authority, false, false);
     }
     let authority = match &forward.host_rewrite {
         HostRewrite::None | HostRewrite::Auto => None,
