@@ -106,9 +106,10 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let announce = Announce { expected: envoy_headers, grpc: is_grpc && forward.max_grpc_timeout.is_some() };
     limits.announce(&mut head.headers, announce, Duration::ZERO);
     let policy = forward.retry.as_deref();
-    let retries = Retries::of(policy, &mut head);
     let connection = exchange.connection.clone();
     head::prepare(&mut head, &matched, forward, &flow, &connection, envoy_headers);
+    // As the request goes upstream, so it is judged.
+    let retries = Retries::of(policy, &mut head);
     if flow.keep_head.get() {
         // Logs speak of the request as it went upstream.
         *flow.kept_head.borrow_mut() = Some(head.clone());
