@@ -199,7 +199,7 @@ fn text(what: &str, bytes: &[u8], out: &mut String) {
 /// What is left of the time for a retry is a number that is not round; hardly any time may have passed, or none.
 fn left(millis: u64) -> String {
     match millis {
-        nearly if nearly % 1000 >= 850 => nearly.next_multiple_of(1000).to_string(),
+        long if long > 1000 => long.next_multiple_of(1000).to_string(),
         round if round.is_multiple_of(50) => round.to_string(),
         _ => "<left>".to_owned(),
     }
