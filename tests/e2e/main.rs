@@ -15,6 +15,7 @@ mod churn;
 mod cli;
 mod demo;
 mod drain;
+mod hardening;
 mod istiod;
 mod journey;
 mod layering;

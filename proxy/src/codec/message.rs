@@ -133,13 +133,16 @@ pub trait HttpService: 'static {
     }
 }
 
-/// A time limit of a connection.
+/// Why a connection is ended before its peer does so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionLimit {
     /// Too long without a request (`common_http_protocol_options.idle_timeout`).
     Idle,
     /// Open for too long (`common_http_protocol_options.max_connection_duration`).
     Age,
+    /// Too many of its streams were reset by the peer within a second of their beginning (Envoy's
+    /// `overload.premature_reset_total_stream_count`).
+    Resets,
 }
 
 /// How far a request had come when its attempt failed: what the router needs to know about retrying it.

@@ -87,6 +87,7 @@ impl HttpService for ConnectionManager {
         match why {
             ConnectionLimit::Idle => stats.downstream_cx_idle_timeout.inc(),
             ConnectionLimit::Age => stats.downstream_cx_max_duration_reached.inc(),
+            ConnectionLimit::Resets => stats.downstream_rq_too_many_premature_resets.inc(),
         }
     }
 }

@@ -121,7 +121,11 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
                     i.flags.set(failure.flag());
                     i.upstream_failure = failure.words().map(|w| w.replace(' ', "_").into());
                 });
-            } else if !wanted && number > 1 {
+            }
+            // Envoy's idea of success: what followed the retry was judged, and asked for no other.
+            let judged =
+                !matches!(outcome.result, Err(Failure::NoCluster | Failure::NoHost | Failure::Downstream(_)));
+            if number > 1 && !wanted && judged {
                 upstreams.count(Event::RetrySuccess);
             }
             return outcome.result;

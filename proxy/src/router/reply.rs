@@ -124,13 +124,13 @@ pub fn grpc_status_of(status: StatusCode) -> u32 {
     }
 }
 
-/// gRPC's percent-encoding of messages: what is not printable ASCII, and `%`.
+/// gRPC's percent-encoding of messages: what is not printable ASCII, `%`, and in Envoy also `~`.
 fn percent_encoded(text: &[u8]) -> String {
     use std::fmt::Write;
     let mut out = String::with_capacity(text.len());
     for byte in text {
         match byte {
-            b' '..=b'~' if *byte != b'%' => out.push(char::from(*byte)),
+            b' '..b'~' if *byte != b'%' => out.push(char::from(*byte)),
             // Writing to a string cannot fail.
             _ => _ = write!(out, "%{byte:02X}"),
         }

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -40,7 +41,12 @@ async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2
         builder.enable_connect_protocol();
     }
     let Ok(mut connection) = builder.handshake::<SharedIo, Bytes>(io).await else { return };
-    let active = Rc::new(Active { streams: Cell::new(0), since: Cell::new(Instant::now()) });
+    let active = Rc::new(Active {
+        streams: Cell::new(0),
+        since: Cell::new(Instant::now()),
+        ended: Cell::new(0),
+        premature: Cell::new(0),
+    });
     // Boxed, for most connections have no use for it.
     let asks = options.keepalive.map(|k| (connection.ping_pong(), k));
     let mut lost = asks.map(|(ping, k)| Box::pin(keepalive::lost(ping, Some(k))));
@@ -75,6 +81,15 @@ async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2
             // The peer is gone; the streams learn of it by themselves.
             () = lost => return,
             accepted = connection.accept() => match accepted {
+                // Who opens streams only to reset them has the work done for nothing (CVE-2023-44487).
+                Some(Ok(_)) if active.is_flood() => {
+                    service.ending(ConnectionLimit::Resets);
+                    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    // What is left to say is said, if the peer takes it soon.
+                    let told = poll_fn(|cx| connection.poll_closed(cx));
+                    let _ = tokio::time::timeout(options.delayed_close, told).await;
+                    return;
+                }
                 Some(Ok((request, respond))) => {
                     let task = stream(request, respond, service.clone(), number, Busy::new(&active));
                     tokio::task::spawn_local(task);
@@ -112,22 +127,48 @@ async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2
 struct Active {
     streams: Cell<u64>,
     since: Cell<Instant>,
+    /// Streams that have ended.
+    ended: Cell<u64>,
+    /// Those of them that the peer reset before there was an answer, within [`MATURE`] of their beginning.
+    premature: Cell<u64>,
 }
 
-/// Counts a stream while it lives.
-struct Busy(Rc<Active>);
+impl Active {
+    /// Envoy's rule: half of the streams ended so, or so many that it cannot be less than half at the count that it judges by.
+    fn is_flood(&self) -> bool {
+        self.premature.get() * 2 >= self.ended.get().max(JUDGED)
+    }
+}
+
+/// How long a stream must have lived to be ended by a reset in earnest (`overload.premature_reset_min_stream_lifetime_seconds`).
+const MATURE: Duration = Duration::from_secs(1);
+/// How many streams a judgement takes (`overload.premature_reset_total_stream_count`).
+const JUDGED: u64 = 500;
+
+/// Counts a stream while it lives, and how it ended.
+struct Busy {
+    active: Rc<Active>,
+    began: Instant,
+    /// An answer began.
+    answered: Cell<bool>,
+}
 
 impl Busy {
     fn new(active: &Rc<Active>) -> Self {
         active.streams.set(active.streams.get() + 1);
-        Self(active.clone())
+        Self { active: active.clone(), began: Instant::now(), answered: Cell::new(false) }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
-        self.0.since.set(Instant::now());
+        let (active, now) = (&self.active, Instant::now());
+        active.streams.set(active.streams.get() - 1);
+        active.since.set(now);
+        active.ended.set(active.ended.get() + 1);
+        if !self.answered.get() && now - self.began < MATURE {
+            active.premature.set(active.premature.get() + 1);
+        }
     }
 }
 
@@ -136,12 +177,15 @@ async fn stream<S: HttpService>(
     mut respond: SendResponse<Bytes>,
     service: Rc<S>,
     number: u64,
-    _busy: Busy,
+    busy: Busy,
 ) {
     let (parts, body) = request.into_parts();
     let head = match convert::request_head(parts) {
         Ok(head) => head,
-        Err(reason) => return respond.send_reset(reason),
+        Err(reason) => {
+            busy.answered.set(true);
+            return respond.send_reset(reason);
+        }
     };
     let body = if body.is_end_stream() { Body::Empty } else { Body::stream(Incoming::new(body)) };
     let informational = Rc::new(Informational::default());
@@ -163,6 +207,7 @@ async fn stream<S: HttpService>(
     };
     informational.closed.set(true);
     let Some(Reply { head, body, reset, .. }) = reply else { return };
+    busy.answered.set(true);
     if let Some(reset) = reset {
         return respond.send_reset(convert::reason(reset));
     }
