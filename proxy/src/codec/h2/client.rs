@@ -14,6 +14,9 @@ use crate::codec::body::{Body, BodyError, BodyStream, Frame};
 use crate::codec::message::{InformationalSink, Progress, Reply, Request, ResetReason, UpstreamError};
 use crate::io::Io;
 
+/// How much is read of the body of a request that cannot be sent, in bytes.
+const REFUSED_BODY: usize = 64 * 1024;
+
 /// A shared connection. Cloning gives another handle on the same one.
 #[derive(Clone)]
 pub struct Connection {
@@ -99,14 +102,14 @@ impl Connection {
         poll_fn(|cx| send.poll_ready(cx))
             .await
             .map_err(|e| fail(convert::reset_reason(&e), Progress::Unsent, "connection termination"))?;
-        let Request { head, body } = request;
+        let Request { head, mut body } = request;
         let to_head = head.method == http::Method::HEAD;
         let ended = body.is_empty();
-        let request = convert::request(head).ok_or(fail(
-            ResetReason::ProtocolError,
-            Progress::Unsent,
-            "http2.invalid_request_head",
-        ))?;
+        let Some(request) = convert::request(head) else {
+            // Whoever else reads the body, such as a mirror, gets what has come of it.
+            body.discard_ready(REFUSED_BODY).await;
+            return Err(fail(ResetReason::ProtocolError, Progress::Unsent, "http2.invalid_request_head"));
+        };
         let (response, stream) = send
             .send_request(request, ended)
             .map_err(|e| fail(convert::reset_reason(&e), Progress::Unsent, "connection termination"))?;
