@@ -106,9 +106,10 @@ impl Connection {
         let to_head = head.method == http::Method::HEAD;
         let ended = body.is_empty();
         let Some(request) = convert::request(head) else {
-            // Whoever else reads the body, such as a mirror, gets what has come of it.
+            // As if the peer had refused it, which it would: trying again does not help. Whoever else reads the body, such as a
+            // mirror, gets what has come of it.
             body.discard_ready(REFUSED_BODY).await;
-            return Err(fail(ResetReason::ProtocolError, Progress::Unsent, "http2.invalid_request_head"));
+            return Err(fail(ResetReason::ProtocolError, Progress::Sent, "http2.invalid_request_head"));
         };
         let (response, stream) = send
             .send_request(request, ended)
