@@ -19,7 +19,11 @@ use crate::xds::Variant;
 
 pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow::Result<Start> {
     let text = std::fs::read_to_string(path)?;
-    let bootstrap: Bootstrap = xds_protos::json::from_yaml_str(&text)?;
+    // As in Envoy the name says what it is. Not all JSON is YAML: there are characters that only one of them allows.
+    let bootstrap: Bootstrap = match path.extension().is_some_and(|e| e == "json") {
+        true => xds_protos::json::from_value(serde_json::from_str(&text)?)?,
+        false => xds_protos::json::from_yaml_str(&text)?,
+    };
     let errors = fields::check(&Bootstrap::full_name(), &bootstrap.encode_to_vec());
     if !errors.is_empty() {
         bail!("{}", join(&errors));
