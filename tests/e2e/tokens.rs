@@ -15,6 +15,8 @@ use crate::support::service::Service;
 
 const CONTROL: &str = "127.61.4.1";
 const PROXY: &str = "127.61.4.2";
+const EDGE_CONTROL: &str = "127.61.4.3";
+const EDGE: &str = "127.61.4.4";
 
 fn mesh(app: u16, jwks: &str) -> String {
     format!(
@@ -128,4 +130,98 @@ fn keys_follow_their_issuer_and_stay_while_it_is_down() {
     issuers.later(true);
     eventually("the third key is known", || status(&last, "/x") == Some(200));
     assert_eq!((status(&admin, "/x"), status(&next, "/x")), (Some(401), Some(200)));
+}
+
+/// A gateway whose routes are chosen by what tokens say.
+fn edge(jwks: &str, admins: u16, users: u16) -> String {
+    let entry = |name: &str, port: u16| {
+        format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}, namespace: edge}}
+spec:
+  hosts: [{name}.com]
+  resolution: STATIC
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  endpoints: [{{address: 127.0.0.1, ports: {{http: {port}}}}}]
+---"
+        )
+    };
+    entry("admins", admins)
+        + &entry("users", users)
+        + &format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: gateway, namespace: edge}}
+spec: {{address: {EDGE}, labels: {{istio: ingress}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: gateway, namespace: edge}}
+spec:
+  selector: {{istio: ingress}}
+  servers: [{{port: {{number: 8080, name: http, protocol: HTTP}}, hosts: ['*']}}]
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {{name: gateway, namespace: edge}}
+spec:
+  selector: {{matchLabels: {{istio: ingress}}}}
+  jwtRules: [{{issuer: me, jwksUri: '{jwks}', forwardOriginalToken: true}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: by-claim, namespace: edge}}
+spec:
+  hosts: [a.com]
+  gateways: [gateway]
+  http:
+    - match: [{{headers: {{'@request.auth.claims.realm.roles': {{exact: admin}}}}}}]
+      route: [{{destination: {{host: admins.com}}}}]
+    - match: [{{uri: {{prefix: /guests}}, withoutHeaders: {{'@request.auth.claims[sub]': {{exact: s}}}}}}]
+      directResponse: {{status: 418}}
+    - route: [{{destination: {{host: users.com}}}}]
+"
+        )
+}
+
+#[test]
+fn claims_choose_routes_at_a_gateway() {
+    let issuers = Issuers::start();
+    let (admins, users) = (Service::start("admins"), Service::start("users"));
+    let yaml = edge(&format!("{}/up/rsa", issuers.base), admins.port, users.port);
+    let _control = Control::start(EDGE_CONTROL, &yaml);
+    let _proxy = Logged::weft(&[
+        "proxy",
+        "--role",
+        "gateway",
+        "--xds-address",
+        &format!("{EDGE_CONTROL}:15010"),
+        "--xds-plaintext",
+        "--namespace",
+        "edge",
+        "--ip",
+        EDGE,
+        "--admin-address",
+        &format!("{EDGE}:15000"),
+        "--concurrency",
+        "1",
+    ]);
+    let ask = |token: &str, path: &str| {
+        let header =
+            if token.is_empty() { String::new() } else { format!("authorization: Bearer {token}\r\n") };
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a.com\r\nconnection: close\r\n{header}\r\n");
+        let (head, body) = exchange(format!("{EDGE}:8080").parse().unwrap(), &request).unwrap_or_default();
+        (head.get(9..12).unwrap_or_default().to_owned(), body)
+    };
+    let of = |status: &str, body: &str| (status.to_owned(), body.to_owned());
+    eventually("the gateway serves", || ask("", "/") == of("200", "users"));
+    assert_eq!(ask(&token("rsa", "admin"), "/"), of("200", "admins"));
+    assert_eq!(ask(&token("rsa", "guest"), "/"), of("200", "users"));
+    // What a token that nobody vouches for says chooses nothing.
+    assert_eq!(ask(&token("other", "admin"), "/").0, "401");
+    assert_eq!(ask("", "/guests").0, "418");
+    assert_eq!(ask(&token("rsa", "guest"), "/guests"), of("200", "users"));
 }

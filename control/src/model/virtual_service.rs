@@ -30,6 +30,22 @@ impl VirtualService {
     }
 }
 
+/// The claim of a token that a match names in the place of a header: `@request.auth.claims.A.B`, or `@request.auth.claims[A][B]`
+/// for names with dots. None if it is no such name; an error if it is a broken one.
+pub fn routing_claim(header: &str) -> Option<Result<Vec<&str>, &'static str>> {
+    let rest = header.strip_prefix("@request.auth.claims")?;
+    let parts: Vec<&str> = match rest.strip_prefix('.') {
+        Some(dotted) => dotted.split('.').collect(),
+        None => match rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            Some(inner) => inner.split("][").collect(),
+            None => {
+                return Some(Err("it is neither @request.auth.claims.NAME nor @request.auth.claims[NAME]"));
+            }
+        },
+    };
+    Some(if parts.iter().all(|part| !part.is_empty()) { Ok(parts) } else { Err("a claim has no name") })
+}
+
 /// One HTTP rule.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

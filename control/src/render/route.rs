@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::cluster::{Inbound, outbound_name, services};
 use super::memo::Output;
-use super::{ProxyNode, seconds, traffic};
+use super::{ProxyNode, authentication, seconds, traffic};
 use crate::model::sidecar::OutboundMode;
 use crate::model::values::{StringMatch, selects};
 use crate::model::virtual_service::{
     Destination, HeaderOperations, Headers, HttpMatch, HttpRetry, HttpRoute, HttpRouteDestination,
-    VirtualService,
+    VirtualService, routing_claim,
 };
 use crate::model::{Object, Service, ServicePort, World};
 
@@ -293,6 +293,24 @@ fn header(name: &str, wanted: &StringMatch, invert: bool) -> Value {
     matcher
 }
 
+/// A claim of a verified token, itself or one of its list.
+fn claim(path: &[&str], wanted: &StringMatch, invert: bool) -> Value {
+    let text = match wanted {
+        StringMatch::Present => json!({"safe_regex": {"regex": ".+"}}),
+        StringMatch::Regex(text) if text == "*" => json!({"safe_regex": {"regex": ".+"}}),
+        other => string_match(other),
+    };
+    let one = json!({"string_match": text});
+    let path: Vec<Value> =
+        std::iter::once(&authentication::PAYLOAD).chain(path).map(|key| json!({"key": key})).collect();
+    json!({
+        "filter": authentication::FILTER,
+        "path": path,
+        "value": {"or_match": {"value_matchers": [{"list_match": {"one_of": one}}, one]}},
+        "invert": invert,
+    })
+}
+
 fn match_of(wanted: &HttpMatch) -> Value {
     let mut rendered = match &wanted.uri {
         None | Some(StringMatch::Present) => json!({"prefix": "/"}),
@@ -303,8 +321,18 @@ fn match_of(wanted: &HttpMatch) -> Value {
     if wanted.ignore_uri_case {
         rendered["case_sensitive"] = false.into();
     }
-    let mut headers: Vec<Value> = wanted.headers.iter().map(|(n, m)| header(n, m, false)).collect();
-    headers.extend(wanted.without_headers.iter().map(|(n, m)| header(n, m, true)));
+    let (mut headers, mut claims) = (Vec::new(), Vec::new());
+    for (all, invert) in [(&wanted.headers, false), (&wanted.without_headers, true)] {
+        for (name, value) in all {
+            match routing_claim(name) {
+                Some(Ok(path)) => claims.push(claim(&path, value, invert)),
+                _ => headers.push(header(name, value, invert)),
+            }
+        }
+    }
+    if !claims.is_empty() {
+        rendered["dynamic_metadata"] = claims.into();
+    }
     for (name, part) in
         [(":method", &wanted.method), (":authority", &wanted.authority), (":scheme", &wanted.scheme)]
     {

@@ -147,7 +147,10 @@ async fn answer(
     let wants_tls = Cell::new(false);
     let find = |head: &RequestHead| {
         let routes = routes.as_ref()?;
-        let found = Matched::find(routes, &Asked { head, random, secure, internal, tls });
+        let found = flow.info(|i| {
+            let metadata = Some(&i.metadata);
+            Matched::find(routes, &Asked { head, random, secure, internal, tls, metadata })
+        });
         wants_tls.set(matches!(found, Err(true)));
         found.ok()
     };
@@ -209,7 +212,8 @@ fn remember_unshaped(shared: &Shared, flow: &Flow, head: &RequestHead) {
     let Some(scheme) = head.headers.get(&FORWARDED_PROTO) else { return };
     let Some(routes) = shared.config.route_config() else { return };
     let tls = shared.connection.tls.as_deref();
-    let asked = Asked { head, random: fastrand::u64(..), secure: scheme == "https", internal: false, tls };
+    let secure = scheme == "https";
+    let asked = Asked { random: fastrand::u64(..), secure, tls, ..Asked::new(head) };
     router::remember(flow, Matched::find(&routes, &asked).ok().as_ref(), head);
 }
 

@@ -7,7 +7,9 @@ use super::Asked;
 use super::hash::cookie_value;
 use super::template::Template;
 use super::text::StringMatch;
+use super::values::MetadataMatch;
 use crate::codec::RequestHead;
+use crate::io::metadata::DynamicMetadata;
 
 /// What the path (without the query) must be.
 #[derive(Clone, Debug)]
@@ -223,6 +225,9 @@ pub struct RouteMatch {
     pub certificate_shown: Option<bool>,
     /// Whether it must, or must not, have been found valid.
     pub certificate_valid: Option<bool>,
+    /// What filters must have said; all must hold. A route that asks for it is found once they have, if one of them lets the
+    /// route be found anew.
+    pub metadata: Vec<MetadataMatch>,
     /// Only gRPC requests.
     pub grpc: bool,
     /// Only this share of requests.
@@ -240,6 +245,7 @@ impl RouteMatch {
             cookies: Vec::new(),
             certificate_shown: None,
             certificate_valid: None,
+            metadata: Vec::new(),
             grpc: false,
             fraction: None,
         }
@@ -258,6 +264,13 @@ impl RouteMatch {
             && self.query.iter().all(|q| q.matches(query))
             && self.cookies.iter().all(|c| c.matches(head))
             && self.matches_peer(asked)
+            && (self.metadata.is_empty() || self.matches_metadata(asked))
+    }
+
+    fn matches_metadata(&self, asked: &Asked<'_>) -> bool {
+        let nothing = DynamicMetadata::default();
+        let said = asked.metadata.unwrap_or(&nothing);
+        self.metadata.iter().all(|m| m.matches_dynamic(said))
     }
 
     fn matches_peer(&self, asked: &Asked<'_>) -> bool {

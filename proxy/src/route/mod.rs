@@ -35,6 +35,7 @@ use crate::cluster::endpoint::Metadata;
 use crate::codec::RequestHead;
 use crate::filters::config::PerRoute;
 use crate::io::TlsInfo;
+use crate::io::metadata::DynamicMetadata;
 
 /// When plaintext requests are redirected to https.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,12 +62,14 @@ pub struct Asked<'a> {
     pub internal: bool,
     /// What is known of the connection's peer by TLS.
     pub tls: Option<&'a TlsInfo>,
+    /// What filters have said of the request.
+    pub metadata: Option<&'a DynamicMetadata>,
 }
 
 impl<'a> Asked<'a> {
     /// A request of which nothing else is known.
     pub fn new(head: &'a RequestHead) -> Self {
-        Self { head, random: 0, secure: false, internal: false, tls: None }
+        Self { head, random: 0, secure: false, internal: false, tls: None, metadata: None }
     }
 }
 

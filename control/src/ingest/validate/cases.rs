@@ -821,3 +821,31 @@ fn extension_providers() {
         );
     }
 }
+
+#[test]
+fn claims_choose_routes_at_gateways_alone() {
+    let of = |gateways: &str, key: &str| {
+        format!(
+            "{{hosts: [a.com], {gateways} http: [{{match: [{{headers: {{'{key}': {{exact: x}}}}}}], \
+             route: [{{destination: {{host: a}}}}]}}]}}"
+        )
+    };
+    let at = |key: &str| format!("spec.http[0].match[0].headers.{key}: ");
+    let cases = [
+        (of("gateways: [g],", "@request.auth.claims.sub"), String::new()),
+        (of("gateways: [g],", "@request.auth.claims[a.b][c]"), String::new()),
+        (of("gateways: [g],", "@request.auth.claims"), at("@request.auth.claims") + "it is neither"),
+        (
+            of("gateways: [g],", "@request.auth.claims.a..b"),
+            at("@request.auth.claims.a..b") + "a claim has no name",
+        ),
+        (of("gateways: [g],", "@request.auth"), at("@request.auth") + "\"@request.auth\" is not the name"),
+        (of("", "@request.auth.claims.sub"), at("@request.auth.claims.sub") + "claims of tokens choose"),
+        (
+            of("gateways: [mesh, g],", "@request.auth.claims.sub"),
+            at("@request.auth.claims.sub") + "claims of tokens",
+        ),
+    ];
+    let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, e)| (spec.as_str(), e.as_str())).collect();
+    check("VirtualService", &cases);
+}

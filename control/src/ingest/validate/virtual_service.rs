@@ -10,7 +10,7 @@ use crate::model::host::covers;
 use crate::model::values::{Percent, StringMatch};
 use crate::model::virtual_service::{
     CorsPolicy, Destination, GRPC_STATUSES, Headers, HttpBody, HttpFault, HttpMatch, HttpRedirect, HttpRetry,
-    HttpRewrite, HttpRoute, RouteDestination, TcpRoute, TlsRoute, VirtualService, grpc_status,
+    HttpRewrite, HttpRoute, RouteDestination, TcpRoute, TlsRoute, VirtualService, grpc_status, routing_claim,
 };
 
 /// Conditions that Envoy knows for `retryOn`, HTTP's and gRPC's.
@@ -69,7 +69,8 @@ pub(in super::super) fn virtual_service(spec: &VirtualService, findings: &mut Fi
     let mut catch_all: Option<usize> = None;
     for (index, rule) in spec.http.iter().enumerate() {
         let path = format!("spec.http[{index}]");
-        http_route(findings, &path, rule);
+        // A delegate may come to serve the mesh.
+        http_route(findings, &path, rule, on_mesh || spec.gateways.is_empty());
         if let Some(before) = catch_all {
             findings.warn(
                 &path,
@@ -121,7 +122,7 @@ fn matches_everything(matching: &HttpMatch) -> bool {
     *matching == named || *matching == root
 }
 
-fn http_route(findings: &mut Findings, path: &str, rule: &HttpRoute) {
+fn http_route(findings: &mut Findings, path: &str, rule: &HttpRoute, in_mesh: bool) {
     let actions = [!rule.route.is_empty(), rule.redirect.is_some(), rule.direct_response.is_some()]
         .iter()
         .filter(|on| **on)
@@ -139,7 +140,7 @@ fn http_route(findings: &mut Findings, path: &str, rule: &HttpRoute) {
         findings.error(path, reason, "give exactly one of route, redirect and directResponse");
     }
     for (index, matching) in rule.matches.iter().enumerate() {
-        http_match(findings, &format!("{path}.match[{index}]"), matching);
+        http_match(findings, &format!("{path}.match[{index}]"), matching, in_mesh);
     }
     weights(findings, path, rule.route.iter().map(|route| route.weight));
     for (index, route) in rule.route.iter().enumerate() {
@@ -275,7 +276,7 @@ fn cors(findings: &mut Findings, path: &str, policy: &CorsPolicy) {
     }
 }
 
-fn http_match(findings: &mut Findings, path: &str, matching: &HttpMatch) {
+fn http_match(findings: &mut Findings, path: &str, matching: &HttpMatch, in_mesh: bool) {
     let single = [
         ("uri", &matching.uri),
         ("scheme", &matching.scheme),
@@ -296,9 +297,13 @@ fn http_match(findings: &mut Findings, path: &str, matching: &HttpMatch) {
         for (name, value) in map {
             let path = format!("{path}.{field}.{name}");
             if field != "queryParams" {
-                if name.starts_with('@') {
-                    let help = "match on a header of the request instead";
-                    findings.error(&path, "matching JWT claims is not supported by Weft yet", help);
+                if let Some(claim) = routing_claim(name) {
+                    if let Err(reason) = claim {
+                        findings.error(&path, reason, "write @request.auth.claims.NAME");
+                    } else if in_mesh {
+                        let help = "bind gateways alone (spec.gateways): sidecars find routes before they see tokens";
+                        findings.error(&path, "claims of tokens choose routes at gateways only", help);
+                    }
                 } else if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
                     findings.error(&path, format!("{name:?} is not the name of a header"), "");
                 }

@@ -22,13 +22,8 @@ use crate::state::error::collect;
 pub fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<ConfigError>> {
     use proto::route_match::PathSpecifier;
     let mut errors = Vec::new();
-    for (there, path, what) in [
-        (!m.dynamic_metadata.is_empty(), "dynamic_metadata", "matching by dynamic metadata"),
-        (!m.filter_state.is_empty(), "filter_state", "matching by filter state"),
-    ] {
-        if there {
-            errors.push(ConfigError::unsupported(path, what));
-        }
+    if !m.filter_state.is_empty() {
+        errors.push(ConfigError::unsupported("filter_state", "matching by filter state"));
     }
     let text = |s: &str| s.as_bytes().into();
     let path = match &m.path_specifier {
@@ -64,6 +59,11 @@ pub fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<ConfigError>
     for (index, cookie) in m.cookies.iter().enumerate() {
         cookies.extend(collect(cookie_match(cookie), format!("cookies[{index}]"), &mut errors));
     }
+    let mut metadata = Vec::with_capacity(m.dynamic_metadata.len());
+    for (index, matching) in m.dynamic_metadata.iter().enumerate() {
+        let matching = metadata_match(matching).map_err(Vec::from);
+        metadata.extend(collect(matching, format!("dynamic_metadata[{index}]"), &mut errors));
+    }
     let fraction = m
         .runtime_fraction
         .as_ref()
@@ -77,6 +77,7 @@ pub fn route_match(m: &proto::RouteMatch) -> Result<RouteMatch, Vec<ConfigError>
             cookies,
             certificate_shown: m.tls_context.and_then(|t| t.presented),
             certificate_valid: m.tls_context.and_then(|t| t.validated),
+            metadata,
             grpc: m.grpc.is_some(),
             fraction,
         }),
