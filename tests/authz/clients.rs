@@ -47,27 +47,32 @@ pub fn servers() -> Servers {
     Servers { http: serve(http), tcp: serve(echo) }
 }
 
+/// The lines of a request's head; none where the connection ended.
+pub fn head(reader: &mut impl BufRead) -> std::io::Result<Option<Vec<String>>> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        match line.trim_end() {
+            "" => return Ok(Some(lines)),
+            line => lines.push(line.to_owned()),
+        }
+    }
+}
+
 fn http(stream: TcpStream) -> std::io::Result<()> {
     let mut writer = stream.try_clone()?;
     let mut reader = BufReader::new(stream);
-    loop {
-        let mut head = String::from("yes\n");
-        let mut body = 0;
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line)? == 0 {
-                return Ok(());
-            }
-            let line = line.trim_end();
-            if line.is_empty() {
-                break;
-            }
-            body = line.strip_prefix("content-length: ").and_then(|n| n.parse().ok()).unwrap_or(body);
-            head += &format!("{line}\n");
-        }
-        reader.read_exact(&mut vec![0; body])?;
-        write!(writer, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{head}", head.len())?;
+    while let Some(lines) = head(&mut reader)? {
+        let length = lines.iter().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+        reader.read_exact(&mut vec![0; length.unwrap_or(0)])?;
+        let text: String =
+            ["yes"].into_iter().chain(lines.iter().map(String::as_str)).map(|l| format!("{l}\n")).collect();
+        write!(writer, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len())?;
     }
+    Ok(())
 }
 
 fn echo(mut stream: TcpStream) -> std::io::Result<()> {

@@ -2,9 +2,8 @@
 //! say is in the path that they are asked about (`/allow`, `/deny`, `/teapot`, `/error`, `/slow`), and of connections in the
 //! client's address. What they were told is in the field `x-saw` of a yes.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Value, json};
@@ -12,14 +11,14 @@ use xds_protos::envoy::config::core::v3::address::Address;
 use xds_protos::envoy::service::auth::v3::CheckRequest;
 use xds_protos::prost::Message;
 
+use super::clients;
+
 /// Ports of loopback.
 pub struct Providers {
     pub http: u16,
     pub grpc: u16,
 }
 
-/// Longer than any policy waits.
-const SLOW: Duration = Duration::from_secs(20);
 /// A client whose connections are refused, and one about whom nothing can be said.
 const REFUSED: &str = "127.0.0.66";
 const UNKNOWN: &str = "127.0.0.77";
@@ -47,19 +46,7 @@ impl Providers {
 fn by_http(stream: TcpStream) -> std::io::Result<()> {
     let mut writer = stream.try_clone()?;
     let mut reader = BufReader::new(stream);
-    loop {
-        let mut head = Vec::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line)? == 0 {
-                return Ok(());
-            }
-            let line = line.trim_end();
-            if line.is_empty() {
-                break;
-            }
-            head.push(line.to_owned());
-        }
+    while let Some(head) = clients::head(&mut reader)? {
         let field = |name: &str| {
             let of_name = |line: &String| {
                 let (found, value) = line.split_once(": ")?;
@@ -81,12 +68,15 @@ fn by_http(stream: TcpStream) -> std::io::Result<()> {
             ("500 Internal Server Error", String::new(), "broken")
         } else {
             if path.starts_with("/slow") {
-                std::thread::sleep(SLOW);
+                // Until whoever asked has lost patience.
+                let _ = reader.read(&mut [0])?;
+                return Ok(());
             }
             ("200 OK", format!("x-saw: {saw}\r\nx-user: alice\r\nx-down: d\r\n"), "")
         };
         write!(writer, "HTTP/1.1 {status}\r\ncontent-length: {}\r\n{more}\r\n{body}", body.len())?;
     }
+    Ok(())
 }
 
 /// What somebody was told, without spaces.
@@ -119,7 +109,9 @@ async fn answer(request: http::Request<h2::RecvStream>, mut respond: h2::server:
     let check = CheckRequest::decode(data.get(5..).unwrap_or_default()).unwrap_or_default();
     let said = said(&check);
     if said.is_none() && check_path(&check).starts_with("/slow") {
-        tokio::time::sleep(SLOW).await;
+        // Until whoever asked has lost patience.
+        let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        return;
     }
     let head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
     let Ok(mut stream) = respond.send_response(head, false) else { return };

@@ -9,6 +9,9 @@ use bytes::Bytes;
 use super::headers::Headers;
 use super::message::ResetReason;
 
+/// As much as is read of a body that nobody wants, in bytes.
+const DISCARDED: usize = 64 * 1024;
+
 /// One piece of a body.
 #[derive(Debug)]
 pub enum Frame {
@@ -115,9 +118,10 @@ impl Body {
         }
     }
 
-    /// Reads what has come already, up to about so many bytes, and lets go of it. It does not wait.
-    pub async fn discard_ready(&mut self, most: usize) {
-        let mut left = most;
+    /// Reads what has come already and lets go of it, for a request that gets no further: a small one has come whole by then, and
+    /// whoever else reads it gets it. It does not wait.
+    pub async fn discard_ready(&mut self) {
+        let mut left = DISCARDED;
         poll_fn(|cx| {
             while left > 0
                 && let Poll::Ready(Some(Ok(Frame::Data(data)))) = self.poll_frame(cx)

@@ -51,6 +51,21 @@ pub struct RequestHead {
     pub headers: Headers,
 }
 
+impl RequestHead {
+    /// A head of which nothing is known: where there is no request, and in the place of one that was taken.
+    pub fn empty(protocol: Protocol) -> Self {
+        Self {
+            method: Method::GET,
+            scheme: Bytes::new(),
+            authority: Bytes::new(),
+            path: Bytes::new(),
+            protocol,
+            upgrade: None,
+            headers: Headers::new(),
+        }
+    }
+}
+
 /// A response's head; informational heads have the same shape.
 #[derive(Clone, Debug)]
 pub struct ResponseHead {

@@ -16,9 +16,7 @@ use super::recheck::Standing;
 use super::request::FORWARDED_PROTO;
 use super::request_id::REQUEST_ID;
 use super::{local_reply, request, response};
-use crate::codec::{
-    Downstream, InformationalSink, Protocol, Reply, Request, RequestHead, ResetReason, ResponseHead,
-};
+use crate::codec::{Downstream, InformationalSink, Reply, Request, RequestHead, ResetReason, ResponseHead};
 use crate::route::action::{Action, DirectResponse, PathRewrite};
 use crate::route::matching::{PathMatch, is_grpc};
 use crate::route::redirect::Redirect;
@@ -440,24 +438,11 @@ fn keep(flow: &Flow, head: &RequestHead) {
 
 /// As much of a head as a local reply depends on.
 fn outline(head: &RequestHead) -> RequestHead {
-    let mut outline = no_head(head.protocol);
+    let mut outline = RequestHead::empty(head.protocol);
     outline.method = head.method.clone();
     outline.upgrade = head.upgrade.clone();
     if let Some(value) = head.headers.get(&header::CONTENT_TYPE).filter(|_| is_grpc(head)) {
         outline.headers.append(header::CONTENT_TYPE, value.clone());
     }
     outline
-}
-
-/// What a reply depends on where there is no request.
-pub fn no_head(protocol: Protocol) -> RequestHead {
-    RequestHead {
-        method: Method::GET,
-        scheme: bytes::Bytes::new(),
-        authority: bytes::Bytes::new(),
-        path: bytes::Bytes::new(),
-        protocol,
-        upgrade: None,
-        headers: crate::codec::Headers::new(),
-    }
 }

@@ -10,7 +10,9 @@ use http::{HeaderValue, StatusCode};
 use super::config::{ClientCert, HcmConfig};
 use super::recheck::Newest;
 use super::{exchange, local_reply, response, xfcc};
-use crate::codec::{ConnectionLimit, Downstream, Headers, HttpService, Protocol, Reply, Request};
+use crate::codec::{
+    ConnectionLimit, Downstream, Headers, HttpService, Protocol, Reply, Request, RequestHead,
+};
 use crate::io::{Alarm, ConnectionInfo};
 use crate::router::{Flow, LocalReply};
 
@@ -174,7 +176,7 @@ impl Shared {
         };
         let flow = Flow::new(StreamInfo::new(Some(protocol)));
         let reply = LocalReply::new(status, text, details);
-        let mut reply = local_reply::reply(self, &flow, &exchange::no_head(protocol), reply);
+        let mut reply = local_reply::reply(self, &flow, &RequestHead::empty(protocol), reply);
         reply.close = true;
         response::shape(&mut reply.head, &self.config, None);
         let mut info = flow.info(|i| i.clone());

@@ -272,19 +272,25 @@ impl Matched {
 
     /// The changes of requests (or responses) in the order to apply them.
     pub fn header_ops(&self, request: bool) -> impl Iterator<Item = &HeaderOps> {
+        // As in Envoy the weighted cluster's come first, whatever wins.
+        let weighted =
+            self.weighted().map(|w| if request { &w.request_headers } else { &w.response_headers });
+        weighted.into_iter().filter(|ops| !ops.is_empty()).chain(self.level_ops(request))
+    }
+
+    /// Those of the route and the levels above it.
+    pub fn level_ops(&self, request: bool) -> impl Iterator<Item = &HeaderOps> {
         let pick = |request_ops, response_ops| if request { request_ops } else { response_ops };
         let (host, route) = (self.virtual_host(), self.route());
-        let weighted = self.weighted().map(|w| pick(&w.request_headers, &w.response_headers));
         let mut all = [
-            Some(pick(&route.request_headers, &route.response_headers)),
-            Some(pick(&host.request_headers, &host.response_headers)),
-            Some(pick(&self.config.request_headers, &self.config.response_headers)),
+            pick(&route.request_headers, &route.response_headers),
+            pick(&host.request_headers, &host.response_headers),
+            pick(&self.config.request_headers, &self.config.response_headers),
         ];
         if self.config.most_specific_wins {
             all.reverse();
         }
-        // As in Envoy the weighted cluster's come first either way.
-        weighted.into_iter().chain(all.into_iter().flatten()).filter(|ops| !ops.is_empty())
+        all.into_iter().filter(|ops| !ops.is_empty())
     }
 
     /// Filters' settings, the most specific first.

@@ -9,7 +9,7 @@ use super::flow::Flow;
 use super::replay::Replay;
 use super::retry::{Pause, Retries};
 use super::timeouts::{Announce, Timeouts};
-use crate::codec::{Body, Headers, Protocol, Reply, Request, RequestHead};
+use crate::codec::{Body, Protocol, Reply, Request, RequestHead};
 use crate::route::retry::RetryPolicy;
 use crate::telemetry::Flag;
 
@@ -82,8 +82,10 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
             Source::Once(body) => mem::take(body),
             Source::Again(replay) => replay.body(),
         };
-        let mut request =
-            Request { head: if last { mem::replace(head, no_head()) } else { head.clone() }, body };
+        let mut request = Request {
+            head: if last { mem::replace(head, RequestHead::empty(Protocol::Http11)) } else { head.clone() },
+            body,
+        };
         let hosts: &[u64] = if avoid { &tried } else { &[] };
         let omit = omit.filter(|_| number > 1);
         let attempt = Attempt { request: &mut request, tried: hosts, omit, repicks, timeout: limits.per_try };
@@ -166,22 +168,4 @@ fn allowed<U: Upstreams>(upstreams: &U, flow: &Flow, retries: Option<&mut Retrie
         flow.flag(Flag::UpstreamOverflow);
     }
     permit
-}
-
-/// What is left where the request was.
-pub(super) fn nothing() -> Request {
-    Request { head: no_head(), body: Body::Empty }
-}
-
-/// What is left where the head was.
-pub(super) fn no_head() -> RequestHead {
-    RequestHead {
-        method: http::Method::GET,
-        scheme: bytes::Bytes::new(),
-        authority: bytes::Bytes::new(),
-        path: bytes::Bytes::new(),
-        protocol: Protocol::Http11,
-        upgrade: None,
-        headers: Headers::new(),
-    }
 }

@@ -10,7 +10,7 @@ use crate::io::ConnectionInfo;
 use crate::route::action::HostRewrite;
 use crate::route::matching::split_query;
 use crate::route::rewrite::rewrite_path;
-use crate::route::{Forward, Matched};
+use crate::route::{Forward, HeaderOps, Matched};
 use crate::telemetry::access_log::LogContext;
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -26,25 +26,25 @@ pub fn prepare(
     connection: &ConnectionInfo,
     envoy_headers: bool,
 ) {
-    let weighted = matched.weighted();
-    let mut of_weighted = weighted.and_then(|w| w.host_rewrite.clone());
-    for ops in matched.header_ops(true) {
-        // The weighted cluster's authority is there for the operations of the levels above it.
-        if !weighted.is_some_and(|w| std::ptr::eq(ops, &raw const w.request_headers))
-            && let Some(authority) = of_weighted.take()
-        {
-            // Envoy does not tell the upstream of this one, whatever the route says.
-            set_authority(head, authority, false, false);
-        }
+    let change = |head: &mut RequestHead, ops: &HeaderOps| {
         ops.remove_from(&mut head.headers);
         let additions = flow.info(|info| {
             let context = LogContext { request: Some(head), ..LogContext::new(info, connection) };
             ops.additions(&head.headers, &context)
         });
         additions.make(&mut head.headers, Of::Request);
+    };
+    if let Some(weighted) = matched.weighted() {
+        if !weighted.request_headers.is_empty() {
+            change(head, &weighted.request_headers);
+        }
+        // The levels above see it. Envoy does not tell the upstream of this one, whatever the route says.
+        if let Some(authority) = weighted.host_rewrite.clone() {
+            set_authority(head, authority, false, false);
+        }
     }
-    if let Some(authority) = of_weighted {
-        set_authority(head, authority, false, false);
+    for ops in matched.level_ops(true) {
+        change(head, ops);
     }
     let authority = match &forward.host_rewrite {
         HostRewrite::None | HostRewrite::Auto => None,

@@ -40,7 +40,7 @@ use self::upstream::ClusterUpstreams;
 use crate::cluster::Cluster;
 use crate::cluster::balance::xxhash::xxh64;
 use crate::codec::headers::Of;
-use crate::codec::{Body, Reply, Request, RequestHead};
+use crate::codec::{Body, Protocol, Reply, Request, RequestHead};
 use crate::io::ConnectionInfo;
 use crate::route::{Forward, HeaderOps, Matched, Target, hash};
 use crate::state::Slot;
@@ -79,7 +79,7 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         let reply = LocalReply::new(http::StatusCode::NOT_FOUND, "", "route_not_found");
         return Routed { result: Err(reply), exchange };
     };
-    let mut head = std::mem::replace(&mut exchange.head, drive::no_head());
+    let mut head = std::mem::replace(&mut exchange.head, RequestHead::empty(Protocol::Http11));
     let body = std::mem::take(&mut exchange.body);
     let not_found = forward.cluster_not_found;
     let Some(slot) = cluster_slot(&matched, forward, &head) else {

@@ -12,7 +12,6 @@ use prost_types::value::Kind;
 
 use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
 use super::charge::Charge;
-use super::drive::nothing;
 use super::flow::{Expired, Flow};
 use super::head::set_authority;
 use super::{ForRouter, Scratch, tunnel};
@@ -22,7 +21,9 @@ use crate::cluster::{
     self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority, Want,
 };
 use crate::codec::headers::Of;
-use crate::codec::{InformationalSink, Progress, Protocol, Reply, RequestHead, ResetReason, UpstreamError};
+use crate::codec::{
+    InformationalSink, Progress, Protocol, Reply, Request, RequestHead, ResetReason, UpstreamError,
+};
 use crate::io::{ConnectionInfo, Origin, TlsInfo};
 use crate::route::Forward;
 use crate::route::action::{HostRewrite, Priority};
@@ -184,7 +185,7 @@ impl ClusterUpstreams {
             Err(AcquireError::Connect(failure)) => {
                 // While we tried to connect, the request's body went on coming; a downstream whose request is whole keeps
                 // its connection.
-                request.body.discard_ready(BODY_READ_WHILE_CONNECTING).await;
+                request.body.discard_ready().await;
                 under_way.end(Some(cluster::Outcome::ConnectFailed));
                 return Err(Failure::Connect { timeout: failure.timeout, reason: (&*failure.reason).into() });
             }
@@ -202,7 +203,10 @@ impl ClusterUpstreams {
             let scheme: &[u8] = if upstream.tls().is_some() { b"https" } else { b"http" };
             request.head.scheme = bytes::Bytes::from_static(scheme);
         }
-        let request = mem::replace(request, nothing());
+        let request = Request {
+            head: mem::replace(&mut request.head, RequestHead::empty(Protocol::Http11)),
+            body: mem::take(&mut request.body),
+        };
         let sending = pin!(upstream.send(request, self.informational.clone()));
         match within(&self.flow, timeout, sending).await {
             Ok(Ok(mut reply)) => {
@@ -359,9 +363,6 @@ fn status_of(reply: &Reply) -> StatusCode {
     };
     StatusCode::from_u16(code).unwrap_or(reply.head.status)
 }
-
-/// As much of a body as is looked for when a connection failed: a small request has come whole by then.
-const BODY_READ_WHILE_CONNECTING: usize = 64 * 1024;
 
 /// Workloads by host that a worker remembers; more than a mesh's endpoints that one worker calls.
 const REMEMBERED: usize = 10_000;

@@ -14,9 +14,6 @@ use crate::codec::body::{Body, BodyError, BodyStream, Frame};
 use crate::codec::message::{InformationalSink, Progress, Reply, Request, ResetReason, UpstreamError};
 use crate::io::Io;
 
-/// How much is read of the body of a request that cannot be sent, in bytes.
-const REFUSED_BODY: usize = 64 * 1024;
-
 /// A shared connection. Cloning gives another handle on the same one.
 #[derive(Clone)]
 pub struct Connection {
@@ -108,7 +105,7 @@ impl Connection {
         let Some(request) = convert::request(head) else {
             // As if the peer had refused it, which it would: trying again does not help. Whoever else reads the body, such as a
             // mirror, gets what has come of it.
-            body.discard_ready(REFUSED_BODY).await;
+            body.discard_ready().await;
             return Err(fail(ResetReason::ProtocolError, Progress::Sent, "http2.invalid_request_head"));
         };
         let (response, stream) = send

@@ -150,13 +150,13 @@ struct Busy {
     active: Rc<Active>,
     began: Instant,
     /// An answer began.
-    answered: Cell<bool>,
+    answered: bool,
 }
 
 impl Busy {
     fn new(active: &Rc<Active>) -> Self {
         active.streams.set(active.streams.get() + 1);
-        Self { active: active.clone(), began: Instant::now(), answered: Cell::new(false) }
+        Self { active: active.clone(), began: Instant::now(), answered: false }
     }
 }
 
@@ -166,7 +166,7 @@ impl Drop for Busy {
         active.streams.set(active.streams.get() - 1);
         active.since.set(now);
         active.ended.set(active.ended.get() + 1);
-        if !self.answered.get() && now - self.began < MATURE {
+        if !self.answered && now - self.began < MATURE {
             active.premature.set(active.premature.get() + 1);
         }
     }
@@ -177,13 +177,13 @@ async fn stream<S: HttpService>(
     mut respond: SendResponse<Bytes>,
     service: Rc<S>,
     number: u64,
-    busy: Busy,
+    mut busy: Busy,
 ) {
     let (parts, body) = request.into_parts();
     let head = match convert::request_head(parts) {
         Ok(head) => head,
         Err(reason) => {
-            busy.answered.set(true);
+            busy.answered = true;
             return respond.send_reset(reason);
         }
     };
@@ -207,7 +207,7 @@ async fn stream<S: HttpService>(
     };
     informational.closed.set(true);
     let Some(Reply { head, body, reset, .. }) = reply else { return };
-    busy.answered.set(true);
+    busy.answered = true;
     if let Some(reset) = reset {
         return respond.send_reset(convert::reason(reset));
     }

@@ -76,7 +76,7 @@ impl Filter {
             }
             Self::Header(rule) => match context.request {
                 Some(head) => rule.matches(head),
-                None => rule.matches(&no_head()),
+                None => rule.matches(&RequestHead::empty(Protocol::Http11)),
             },
             Self::GrpcStatus(wanted) => wanted.contains(&grpc_status(context)),
             Self::Occasion(wanted) => wanted.contains(&context.occasion),
@@ -114,16 +114,4 @@ fn number(id: &str) -> Option<u64> {
         return None;
     }
     u64::from_str_radix(id.get(..8)?, 16).ok()
-}
-
-fn no_head() -> RequestHead {
-    RequestHead {
-        method: http::Method::GET,
-        scheme: bytes::Bytes::new(),
-        authority: bytes::Bytes::new(),
-        path: bytes::Bytes::new(),
-        protocol: Protocol::Http11,
-        upgrade: None,
-        headers: Headers::new(),
-    }
 }
