@@ -4,17 +4,17 @@
 //! taken today (metadata exchange, stats) have their work done elsewhere: peers are known by their certificates, and the TCP
 //! proxy reports connections itself.
 
+mod beside;
 pub mod config;
 mod ext_authz;
 pub mod rbac;
 pub mod recheck;
 pub mod tcp_proxy;
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use beside::beside;
 pub use config::NetworkChain;
 use ext_authz::{Asking, NetworkExtAuthz};
 use rbac::NetworkRbac;
@@ -97,21 +97,8 @@ pub async fn serve(
     io.cut_by(receiver);
     let newest: Rc<dyn Newest> =
         Rc::new(recheck::OfHttp { successor: successor.clone(), info: info.clone() });
-    let mut changes = successor.changes();
-    let mut follower = pin!(recheck::follow(successor, info.clone(), sender));
-    let mut work = pin!(terminal(io, &info, chain, drain, Some(newest)));
-    // Every read and write of the connection comes by here; the follower is asked at first, and when there is something new.
-    let mut asked = false;
-    poll_fn(|cx| {
-        let done = work.as_mut().poll(cx);
-        if done.is_pending() && (!asked || changes.has_changed().unwrap_or(true)) {
-            asked = true;
-            changes.mark_unchanged();
-            let _ = follower.as_mut().poll(cx);
-        }
-        done
-    })
-    .await;
+    let follower = recheck::follow(successor, info.clone(), sender);
+    beside(terminal(io, &info, chain, drain, Some(newest)), follower).await;
 }
 
 async fn terminal(

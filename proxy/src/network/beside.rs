@@ -1,0 +1,148 @@
+//! Something that waits beside a connection's work, and costs the work nothing while it waits.
+//!
+//! Every read and write of a connection wakes its task. What only waits for rare news is not asked each time; it has a bell of its
+//! own, and is polled when that has rung.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Wake, Waker};
+
+use parking_lot::Mutex;
+
+/// Wakes the connection's task, and tells it that it was not the work that woke.
+struct Bell {
+    rung: AtomicBool,
+    /// Stays here when it rings: a ring that comes while the one before is being answered needs it as well.
+    task: Mutex<Waker>,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.rung.store(true, Ordering::Release);
+        let task = self.task.lock().clone();
+        task.wake();
+    }
+}
+
+/// Does the work, and lets something wait beside it until the work is done.
+pub async fn beside<T>(work: impl Future<Output = T>, waiting: impl Future<Output = ()>) -> T {
+    let mut task = Waker::noop().clone();
+    let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::new(task.clone()) });
+    let waker = Waker::from(bell.clone());
+    let (mut work, mut waiting) = (pin!(work), pin!(waiting));
+    let mut over = false;
+    poll_fn(|cx| {
+        let done = work.as_mut().poll(cx);
+        if done.is_ready() || over {
+            return done;
+        }
+        if !task.will_wake(cx.waker()) {
+            task.clone_from(cx.waker());
+            bell.task.lock().clone_from(&task);
+        }
+        // The swap comes after the task is known: a ring from here on wakes it.
+        if bell.rung.load(Ordering::Relaxed) && bell.rung.swap(false, Ordering::Acquire) {
+            over = waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
+        }
+        done
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::task::Poll;
+
+    use super::*;
+
+    /// Counts how often a task is woken.
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn what_waits_is_asked_when_its_own_bell_has_rung_and_only_then() {
+        let (asked, bell) = (Cell::new(0), RefCell::new(None));
+        let work = poll_fn(|_| Poll::<()>::Pending);
+        let waiting = poll_fn(|cx| {
+            asked.set(asked.get() + 1);
+            *bell.borrow_mut() = Some(cx.waker().clone());
+            Poll::<()>::Pending
+        });
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut both = pin!(beside(work, waiting));
+        let mut poll = || assert!(both.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        poll();
+        assert_eq!(asked.get(), 1, "asked at first");
+        poll();
+        poll();
+        assert_eq!(asked.get(), 1, "asked though the work alone went on");
+        for ring in 1..4 {
+            let bell = bell.borrow().clone();
+            bell.unwrap().wake();
+            assert_eq!(woken.0.load(Ordering::SeqCst), ring, "the task is not woken");
+            poll();
+            assert_eq!(asked.get(), 1 + ring);
+        }
+    }
+
+    /// A ring takes two steps, and the task may run between them: the second step then wakes it for nothing, and the next ring has
+    /// to find it all the same.
+    #[test]
+    fn a_ring_that_was_answered_halfway_does_not_silence_the_next() {
+        let (asked, bell) = (Cell::new(0), RefCell::new(None));
+        let work = poll_fn(|_| Poll::<()>::Pending);
+        let waiting = poll_fn(|cx| {
+            asked.set(asked.get() + 1);
+            // Rung again while it is being asked.
+            if asked.get() == 2 {
+                cx.waker().wake_by_ref();
+            }
+            *bell.borrow_mut() = Some(cx.waker().clone());
+            Poll::<()>::Pending
+        });
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut both = pin!(beside(work, waiting));
+        let mut poll = || assert!(both.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        let ring = || bell.borrow().clone().unwrap().wake();
+        poll();
+        ring();
+        poll();
+        poll();
+        assert_eq!(asked.get(), 3, "the ring while it was asked is answered");
+        let before = woken.0.load(Ordering::SeqCst);
+        ring();
+        assert_eq!(woken.0.load(Ordering::SeqCst), before + 1, "the next ring wakes nobody");
+        poll();
+        assert_eq!(asked.get(), 4);
+    }
+
+    #[test]
+    fn what_waited_to_its_end_is_left_alone() {
+        let asked = Cell::new(0);
+        let waiting = poll_fn(|_| {
+            asked.set(asked.get() + 1);
+            Poll::Ready(())
+        });
+        let mut left = 3;
+        let work = poll_fn(|_| {
+            left -= 1;
+            if left == 0 { Poll::Ready("done") } else { Poll::Pending }
+        });
+        let mut both = pin!(beside(work, waiting));
+        let mut poll = || both.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(poll().is_pending() && poll().is_pending());
+        assert_eq!(poll(), Poll::Ready("done"));
+        assert_eq!(asked.get(), 1);
+    }
+}
