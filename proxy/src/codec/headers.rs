@@ -9,6 +9,9 @@ pub use http::{HeaderName, HeaderValue};
 
 use super::spelling::Spelling;
 
+/// So many fields are compared each with each sooner than anything is remembered of them.
+const FEW: usize = 12;
+
 /// Header fields, names lower-case, in wire order; pseudo-header fields are never in here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Headers {
@@ -75,16 +78,24 @@ impl Headers {
     /// Joins the fields of which a message of this kind has at most one, as Envoy does when it takes a message in: whatever
     /// looks at one of them sees all that was sent.
     pub fn join_singular(&mut self, of: Of) {
-        // Names that are alike in length and end are few, and nearly no message has one twice.
-        let mut seen = 0u128;
-        let twice = self.fields.iter().enumerate().any(|(at, (name, _))| {
-            let text = name.as_str().as_bytes();
-            let end = text.last().copied().unwrap_or_default();
-            let bit = 1u128 << ((text.len() * 5 + usize::from(end)) % 128);
-            let alike = seen & bit != 0;
-            seen |= bit;
-            alike && self.fields[..at].iter().any(|(n, _)| n == name) && is_singular(of, name)
-        });
+        let again = |at: usize, name: &HeaderName| {
+            self.fields[..at].iter().any(|(n, _)| n == name) && is_singular(of, name)
+        };
+        let mut all = self.fields.iter().enumerate();
+        let twice = if self.fields.len() <= FEW {
+            all.any(|(at, (name, _))| again(at, name))
+        } else {
+            // Names that are alike in length and end are few, and nearly no message has one twice.
+            let mut seen = 0u128;
+            all.any(|(at, (name, _))| {
+                let text = name.as_str().as_bytes();
+                let end = text.last().copied().unwrap_or_default();
+                let bit = 1u128 << ((text.len() * 5 + usize::from(end)) % 128);
+                let alike = seen & bit != 0;
+                seen |= bit;
+                alike && again(at, name)
+            })
+        };
         if twice {
             for (name, value) in std::mem::take(&mut self.fields) {
                 self.append_to(of, name, value);
@@ -97,21 +108,26 @@ impl Headers {
         match self.fields.iter().position(|(n, _)| *n == name) {
             None => self.fields.push((name, value)),
             Some(first) => {
-                let mut at = 0;
-                self.fields.retain(|(n, _)| {
-                    at += 1;
-                    at - 1 <= first || *n != name
-                });
                 self.fields[first].1 = value;
+                // Nearly no message has another.
+                if self.fields[first + 1..].iter().any(|(n, _)| *n == name) {
+                    let mut at = 0;
+                    self.fields.retain(|(n, _)| {
+                        at += 1;
+                        at - 1 <= first || *n != name
+                    });
+                }
             }
         }
     }
 
     /// Removes every field of `name`; says whether there was one.
     pub fn remove(&mut self, name: &HeaderName) -> bool {
-        let before = self.fields.len();
-        self.fields.retain(|(n, _)| n != name);
-        before != self.fields.len()
+        let found = self.contains(name);
+        if found {
+            self.fields.retain(|(n, _)| n != name);
+        }
+        found
     }
 
     /// Keeps the fields for which `keep` is true.
@@ -261,5 +277,13 @@ mod tests {
         assert_eq!(text, ["x-a: 1", "user-agent: a,b", "x-a: 2"]);
         answer.join_singular(Of::Response);
         assert_eq!(answer.len(), 5, "an answer may have several of them");
+        // The same behind many others.
+        let many = (0..20).map(|n| HeaderName::try_from(format!("x-{n}")).unwrap());
+        let mut headers: Headers = many.map(|n| (n, HeaderValue::from_static("1"))).collect();
+        for value in ["a", "b"] {
+            headers.append(http::header::USER_AGENT, HeaderValue::from_static(value));
+        }
+        headers.join_singular(Of::Request);
+        assert_eq!((headers.len(), headers.get_str(&http::header::USER_AGENT)), (21, Some("a,b")));
     }
 }

@@ -121,8 +121,8 @@ async fn answer(
     let origin = match request::shape(head, config, &shared.connection) {
         Ok(origin) => origin,
         Err(reply) => {
-            keep(flow, head);
             remember_unshaped(shared, flow, head);
+            flow.keep(head);
             return (local(reply, before), None);
         }
     };
@@ -136,7 +136,6 @@ async fn answer(
         }
     });
     flow.scheme_of_upstream.set(config.scheme_of_upstream);
-    keep(flow, head);
 
     let routes = config.route_config();
     let random = exchange.random;
@@ -172,6 +171,7 @@ async fn answer(
         Ok(admitted) => admitted,
         Err(answered) => {
             let (reply, mut exchange) = answered;
+            flow.keep(&mut exchange.head);
             *scratch = std::mem::take(&mut exchange.scratch);
             if reply.status == StatusCode::PAYLOAD_TOO_LARGE && reply.details == router::BODY_TOO_LARGE {
                 config.stats.downstream_rq_too_large.inc();
@@ -190,6 +190,7 @@ async fn answer(
     let reply = match result {
         Ok(reply) => reply,
         Err(reply) => {
+            flow.keep(&mut exchange.head);
             if flow.broken().is_some_and(|b| b.reason != ResetReason::ProtocolError) {
                 // The downstream has gone. The codec sees it as well and drops this future, which tells everybody.
                 std::future::pending::<()>().await;
@@ -235,6 +236,7 @@ fn terminal(shared: &Shared, exchange: &Exchange, wants_tls: bool) -> Option<Loc
             // Envoy counts a redirect as an answer of its own; its `rq_redirect` stays zero.
             config.stats.rq_direct_response.inc();
             let envoy_headers = !config.filters.router.suppress_envoy_headers;
+            flow.keep(&mut exchange.head.clone());
             log_rewritten(flow, &to.rewrite, &route.matching.path, envoy_headers);
             Some(redirect(to, &exchange.head, &route.matching.path))
         }
@@ -427,13 +429,6 @@ fn record(head: &RequestHead) -> StreamInfo {
     info.authority = head.authority.clone();
     info.is_grpc = is_grpc(head);
     info
-}
-
-/// Keeps the head for logs.
-fn keep(flow: &Flow, head: &RequestHead) {
-    if flow.keep_head.get() {
-        *flow.kept_head.borrow_mut() = Some(head.clone());
-    }
 }
 
 /// As much of a head as a local reply depends on.

@@ -3,6 +3,7 @@
 pub mod alarm;
 pub mod connection;
 mod copy;
+mod cut;
 mod gate;
 pub mod local;
 pub mod metadata;
@@ -11,7 +12,6 @@ pub mod refused;
 pub mod scratch;
 pub mod socket_option;
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -19,11 +19,11 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::oneshot;
 
 pub use alarm::Alarm;
 pub use connection::{ConnectionInfo, Direction, Origin, PassedOn, TlsInfo, UpstreamSource};
 pub use copy::{Copied, CopyEnd, copy_bidirectional};
+pub use cut::{Cut, Scissors, cut};
 pub use gate::{Gate, Pass};
 pub use metadata::{DynamicMetadata, FilterState, Notes};
 pub use socket_option::{Moment, SocketOption};
@@ -48,8 +48,8 @@ pub struct Io {
 struct Oversight {
     /// Network filters that decide when bytes come.
     watch: Option<Watch>,
-    /// Ends the stream when it is sent.
-    cut: Option<oneshot::Receiver<()>>,
+    /// Ends the stream for its reader.
+    cut: Option<Cut>,
 }
 
 #[derive(Debug)]
@@ -103,8 +103,8 @@ impl Io {
         self.oversight.get_or_insert_default().watch = Some(Watch::Asking(Box::new(gate)));
     }
 
-    /// Ends the stream for its reader when this is sent.
-    pub fn cut_by(&mut self, cut: oneshot::Receiver<()>) {
+    /// Ends the stream for its reader when this is done.
+    pub fn cut_by(&mut self, cut: Cut) {
         self.oversight.get_or_insert_default().cut = Some(cut);
     }
 
@@ -180,13 +180,8 @@ impl AsyncRead for Io {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let Some(oversight) = &mut self.oversight else { return self.poll_plain(cx, buffer) };
-        if let Some(cut) = &mut oversight.cut {
-            match Pin::new(cut).poll(cx) {
-                Poll::Ready(Ok(())) => return Poll::Ready(Err(gate::denied())),
-                // Nobody is left who could.
-                Poll::Ready(Err(_)) => oversight.cut = None,
-                Poll::Pending => {}
-            }
+        if oversight.cut.as_mut().is_some_and(|cut| cut.is_done(cx.waker())) {
+            return Poll::Ready(Err(gate::denied()));
         }
         if oversight.watch.is_some() { self.poll_watched(cx, buffer) } else { self.poll_plain(cx, buffer) }
     }

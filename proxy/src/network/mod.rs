@@ -24,7 +24,6 @@ use crate::http::{HcmConfig, Newest};
 use crate::io::{ConnectionInfo, Gate, Io, Notes, Pass};
 use recheck::Successor;
 use tcp_proxy::TcpProxyConfig;
-use tokio::sync::oneshot;
 
 /// What a chain ends in.
 pub enum Terminal {
@@ -93,11 +92,11 @@ pub async fn serve(
     if !rechecked {
         return terminal(io, &info, chain, drain, None).await;
     }
-    let (sender, receiver) = oneshot::channel();
-    io.cut_by(receiver);
+    let (scissors, cut) = crate::io::cut();
+    io.cut_by(cut);
     let newest: Rc<dyn Newest> =
         Rc::new(recheck::OfHttp { successor: successor.clone(), info: info.clone() });
-    let follower = recheck::follow(successor, info.clone(), sender);
+    let follower = recheck::follow(successor, info.clone(), scissors);
     beside(terminal(io, &info, chain, drain, Some(newest)), follower).await;
 }
 

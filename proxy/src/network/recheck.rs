@@ -5,11 +5,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::{Guard, NetworkChain, Terminal};
 use crate::http::{HcmConfig, Newest};
-use crate::io::ConnectionInfo;
+use crate::io::{ConnectionInfo, Scissors};
 
 /// Connections and streams that a new policy denies are closed.
 static RECHECK: AtomicBool = AtomicBool::new(true);
@@ -43,8 +43,8 @@ impl NetworkChain {
     }
 }
 
-/// Ends a connection when a new chain denies it. Runs for as long as the connection does.
-pub(super) async fn follow(successor: Rc<dyn Successor>, info: Rc<ConnectionInfo>, cut: oneshot::Sender<()>) {
+/// Ends a connection when a new chain denies it.
+pub(super) async fn follow(successor: Rc<dyn Successor>, info: Rc<ConnectionInfo>, scissors: Scissors) {
     let mut changes = successor.changes();
     while changes.changed().await.is_ok() {
         let chain = successor.chain(&info);
@@ -53,12 +53,9 @@ pub(super) async fn follow(successor: Rc<dyn Successor>, info: Rc<ConnectionInfo
             if let Some(notes) = &info.notes {
                 *notes.termination.lock() = Some(details);
             }
-            // If nobody reads, the connection is at its end.
-            let _ = cut.send(());
-            break;
+            return scissors.cut();
         }
     }
-    std::future::pending().await
 }
 
 /// The same for the connection manager, which looks after its streams itself.

@@ -104,6 +104,13 @@ pub struct Exchange {
     pub informational: Option<Rc<dyn InformationalSink>>,
 }
 
+/// Whoever is given up among the filters is logged as the filters left it.
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.flow.keep(&mut self.head);
+    }
+}
+
 impl Exchange {
     /// The cluster that the request is for.
     pub fn cluster(&self) -> Option<Arc<Slot<Cluster>>> {

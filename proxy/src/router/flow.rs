@@ -38,7 +38,7 @@ pub struct Flow {
     pub charge: RefCell<Option<Charge>>,
     /// The route, where answers of our own to its requests are changed by it.
     pub route: RefCell<Option<Matched>>,
-    /// The request's head as it went upstream, where logs want it.
+    /// The request's head as it went upstream, or as it was when it was answered here, where logs want it.
     pub kept_head: RefCell<Option<RequestHead>>,
     /// Whether logs want it.
     pub keep_head: Cell<bool>,
@@ -90,6 +90,14 @@ impl Flow {
     /// Reads or changes the record. Must not be called from within itself.
     pub fn info<R>(&self, f: impl FnOnce(&mut StreamInfo) -> R) -> R {
         f(&mut self.info.borrow_mut())
+    }
+
+    /// Keeps the head of a request that goes no further, where logs want it and have none.
+    pub fn keep(&self, head: &mut RequestHead) {
+        if self.keep_head.get() && self.kept_head.borrow().is_none() {
+            let empty = RequestHead::empty(head.protocol);
+            *self.kept_head.borrow_mut() = Some(std::mem::replace(head, empty));
+        }
     }
 
     /// Sets a flag.

@@ -84,11 +84,13 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let not_found = forward.cluster_not_found;
     let Some(slot) = cluster_slot(&matched, forward, &head) else {
         flow.flag(Flag::NoClusterFound);
+        flow.keep(&mut head);
         let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
         return Routed { result: Err(reply), exchange };
     };
     if slot.load().is_none() {
         flow.flag(Flag::NoClusterFound);
+        flow.keep(&mut head);
         let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
         return Routed { result: Err(reply), exchange };
     }
@@ -287,8 +289,8 @@ pub fn remember(flow: &Flow, matched: Option<&Matched>, head: &RequestHead) {
     let changes = |m: &Matched| m.header_ops(false).next().is_some();
     let wanted = matched.filter(|m| m.virtual_host().attempt_count_in_response || changes(m));
     *flow.route.borrow_mut() = wanted.cloned();
-    if matched.is_some_and(|m| m.header_ops(false).any(HeaderOps::speaks)) && !flow.keep_head.replace(true) {
-        *flow.kept_head.borrow_mut() = Some(head.clone());
+    if matched.is_some_and(|m| m.header_ops(false).any(HeaderOps::speaks)) {
+        flow.keep_head.set(true);
     }
 }
 

@@ -111,7 +111,7 @@ pub fn max_duration(route: Option<&Forward>, headers: &Headers, of_manager: Opti
 }
 
 fn take_millis(headers: &mut Headers, name: &HeaderName) -> Option<Duration> {
-    let millis = headers.get_str(name).and_then(|v| v.parse().ok());
+    let millis = headers.get(name)?.to_str().ok().and_then(|v| v.parse().ok());
     headers.remove(name);
     millis.map(Duration::from_millis)
 }

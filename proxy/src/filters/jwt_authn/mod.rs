@@ -143,10 +143,6 @@ impl JwtAuthn {
         Ok(match result {
             Err(Stop::Refused(refusal)) => {
                 self.stats.denied.inc();
-                if let Some(kept) = exchange.flow.kept_head.borrow_mut().as_mut() {
-                    // A token that was taken out of the path is not for logs either.
-                    kept.path = exchange.head.path.clone();
-                }
                 Verdict::Reply(self.refuse(refusal, &exchange.head, &path))
             }
             _ => {

@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use time::OffsetDateTime;
 
+use super::digits::{self, millis};
 use super::{FormatError, LogContext};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, RequestHead};
@@ -406,7 +407,7 @@ impl Operator {
             }
             Self::Response(field) => {
                 if let FieldOr(Field::Status, _) = field {
-                    return stream.status.is_some_and(|s| show(out, s.as_u16()));
+                    return stream.status.is_some_and(|s| number(out, s.as_u16()));
                 }
                 bytes(out, field.find(|f| context.response.and_then(|h| f.of_fields(h))))
             }
@@ -441,24 +442,25 @@ impl Operator {
                 bytes(out, path.filter(|p| !p.is_empty()).map(|v| if *query { v } else { &v[..cut(v)] }))
             }
             Self::CommonDuration(from, to, unit) => match (from.of(context), to.of(context)) {
-                (Some(from), Some(to)) if to >= from => show(out, unit.count(to.duration_since(from))),
+                (Some(from), Some(to)) if to >= from => number(out, unit.count(to.duration_since(from))),
                 _ => false,
             },
-            Self::ResponseCode => show(out, stream.status.map_or(0, |s| s.as_u16())),
+            Self::ResponseCode => number(out, stream.status.map_or(0, |s| s.as_u16())),
             // Envoy writes a dash for no flags wherever it may stand.
             Self::ResponseFlags(true) if !stream.flags.is_empty() => show(out, stream.flags.long()),
+            Self::ResponseFlags(_) if stream.flags.is_empty() => text(out, Some("-")),
             Self::ResponseFlags(_) => show(out, stream.flags),
             Self::ResponseCodeDetails => text(out, stream.code_details().as_deref()),
             Self::ConnectionTerminationDetails => text(out, stream.connection_termination_details.as_deref()),
             Self::UpstreamTransportFailureReason => text(out, stream.upstream_failure.as_deref()),
-            Self::BytesReceived => show(out, stream.bytes_received),
-            Self::BytesSent => show(out, stream.bytes_sent),
-            Self::Duration => show(out, stream.start.elapsed().as_millis()),
+            Self::BytesReceived => number(out, stream.bytes_received),
+            Self::BytesSent => number(out, stream.bytes_sent),
+            Self::Duration => number(out, millis(stream.start.elapsed())),
             Self::RequestDuration => since(out, stream.start, stream.request_end),
             Self::RequestTxDuration => since(out, stream.start, stream.request_sent),
             Self::ResponseDuration => since(out, stream.start, stream.upstream_first_byte),
             Self::ResponseTxDuration => match stream.upstream_first_byte {
-                Some(first) => show(out, first.elapsed().as_millis()),
+                Some(first) => number(out, millis(first.elapsed())),
                 None => false,
             },
             Self::UpstreamHost(part) => address(out, stream.upstream_host, *part),
@@ -472,8 +474,8 @@ impl Operator {
             Self::RequestedServerName => text(out, connection.sni.as_deref()),
             Self::RouteName => text(out, stream.route.as_deref()),
             Self::FilterChainName => text(out, Some(&*connection.filter_chain).filter(|n| !n.is_empty())),
-            Self::ConnectionId => show(out, connection.id),
-            Self::AttemptCount => show(out, stream.attempts),
+            Self::ConnectionId => number(out, connection.id),
+            Self::AttemptCount => number(out, stream.attempts),
             Self::PeerUriSan => list(out, tls.map(|t| t.peer_uri_sans.as_slice())),
             Self::PeerDnsSan => list(out, tls.map(|t| t.peer_dns_sans.as_slice())),
             Self::PeerSubject => text(out, tls.map(|t| t.peer_subject.as_str()).filter(|s| !s.is_empty())),
@@ -485,7 +487,7 @@ impl Operator {
                 None => false,
             },
             Self::GrpcStatus(shape) => match (stream.grpc_status, shape) {
-                (Some(code), GrpcShape::Number) => show(out, code),
+                (Some(code), GrpcShape::Number) => number(out, code),
                 (Some(code), GrpcShape::Camel) => text(out, Some(grpc_name(code))),
                 (Some(code), GrpcShape::Snake) => text(out, Some(grpc_snake(code))),
                 (None, _) => false,
@@ -534,20 +536,26 @@ fn show(out: &mut Vec<u8>, value: impl std::fmt::Display) -> bool {
     true
 }
 
+fn number(out: &mut Vec<u8>, value: impl itoa::Integer) -> bool {
+    digits::number(out, value);
+    true
+}
+
 fn since(out: &mut Vec<u8>, start: Instant, end: Option<Instant>) -> bool {
     match end {
-        Some(end) => show(out, end.saturating_duration_since(start).as_millis()),
+        Some(end) => number(out, millis(end.saturating_duration_since(start))),
         None => false,
     }
 }
 
 fn address(out: &mut Vec<u8>, value: Option<SocketAddr>, part: Part) -> bool {
-    match (value, part) {
-        (None, _) => false,
-        (Some(a), Part::Whole) => show(out, a),
-        (Some(a), Part::Ip) => show(out, a.ip()),
-        (Some(a), Part::Port) => show(out, a.port()),
+    let Some(address) = value else { return false };
+    match part {
+        Part::Whole => digits::socket(out, address),
+        Part::Ip => digits::ip(out, address.ip()),
+        Part::Port => digits::number(out, address.port()),
     }
+    true
 }
 
 fn list(out: &mut Vec<u8>, values: Option<&[String]>) -> bool {
@@ -679,20 +687,22 @@ impl TimeFormat {
 
     fn write(&self, at: SystemTime, out: &mut Vec<u8>) {
         let at = OffsetDateTime::from(at);
+        let ((year, month, day), (hour, minute, second)) = (at.to_calendar_date(), at.to_hms());
         for piece in &self.0 {
-            let _ = match piece {
-                TimePiece::Text(t) => out.write_all(t.as_bytes()),
-                TimePiece::Year => write!(out, "{:04}", at.year()),
-                TimePiece::Month => write!(out, "{:02}", u8::from(at.month())),
-                TimePiece::Day => write!(out, "{:02}", at.day()),
-                TimePiece::Hour => write!(out, "{:02}", at.hour()),
-                TimePiece::Minute => write!(out, "{:02}", at.minute()),
-                TimePiece::Second => write!(out, "{:02}", at.second()),
-                TimePiece::Fraction(3) => write!(out, "{:03}", at.millisecond()),
-                TimePiece::Fraction(6) => write!(out, "{:06}", at.microsecond()),
-                TimePiece::Fraction(_) => write!(out, "{:09}", at.nanosecond()),
-                TimePiece::Epoch => write!(out, "{}", at.unix_timestamp()),
-            };
+            match piece {
+                TimePiece::Text(t) => out.extend_from_slice(t.as_bytes()),
+                // A clock before the year 0 is not worth a sign.
+                TimePiece::Year => digits::padded(out, year.unsigned_abs(), 4),
+                TimePiece::Month => digits::padded(out, u8::from(month).into(), 2),
+                TimePiece::Day => digits::padded(out, day.into(), 2),
+                TimePiece::Hour => digits::padded(out, hour.into(), 2),
+                TimePiece::Minute => digits::padded(out, minute.into(), 2),
+                TimePiece::Second => digits::padded(out, second.into(), 2),
+                TimePiece::Fraction(3) => digits::padded(out, at.millisecond().into(), 3),
+                TimePiece::Fraction(6) => digits::padded(out, at.microsecond(), 6),
+                TimePiece::Fraction(_) => digits::padded(out, at.nanosecond(), 9),
+                TimePiece::Epoch => digits::number(out, at.unix_timestamp()),
+            }
         }
     }
 }
