@@ -2,6 +2,7 @@
 //! and the demonstration. The only place that sees both the proxy and the control plane.
 
 pub mod app;
+pub mod authz;
 pub mod cli;
 pub mod client;
 pub mod demo;

@@ -1,5 +1,6 @@
 //! What can be said on the command line. Each command's own flags live with what it does.
 
+mod authz;
 mod ca;
 mod duration;
 mod token;
@@ -41,28 +42,31 @@ pub enum Command {
     /// Looks at and changes the certificate authority of a control plane
     #[command(subcommand)]
     Ca(ca::CaCommand),
+    /// Says who may do what: runs the policy that the proxies of a directory's mesh would get
+    #[command(subcommand)]
+    Authz(authz::AuthzCommand),
 }
 
 /// Reads the command line and does what it says; an error is one line on standard error.
 pub fn main() -> ExitCode {
-    match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("weft: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run(Cli::parse().command).unwrap_or_else(|error| {
+        eprintln!("weft: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Demo(args) => crate::demo::main(args),
-        Command::Up(args) => crate::up::main(args),
-        Command::Control(args) => weft_control::app::main(*args),
-        Command::Proxy(args) => weft_proxy::app::main(*args),
-        Command::App(args) => crate::app::main(args),
-        Command::Agent(args) => weft_proxy::agent::main(*args),
-        Command::Token(command) => token::main(command),
-        Command::Ca(command) => ca::main(command),
+        Command::Demo(args) => crate::demo::main(args)?,
+        Command::Up(args) => crate::up::main(args)?,
+        Command::Control(args) => weft_control::app::main(*args)?,
+        Command::Proxy(args) => weft_proxy::app::main(*args)?,
+        Command::App(args) => crate::app::main(args)?,
+        Command::Agent(args) => weft_proxy::agent::main(*args)?,
+        Command::Token(command) => token::main(command)?,
+        Command::Ca(command) => ca::main(command)?,
+        // Its exit code is its answer.
+        Command::Authz(command) => return Ok(authz::main(command)),
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -114,18 +114,7 @@ fn workload(world: &World, entry: &model::Workload, id: String) -> anyhow::Resul
     let address: IpAddr = entry.address().parse().with_context(|| {
         format!("spec.address {:?}: a workload that runs here needs an IP address", entry.address())
     })?;
-    let node = ProxyNode {
-        id: id.clone(),
-        locality: Default::default(),
-        kind: if entry.is_gateway() { ProxyKind::Router } else { ProxyKind::Sidecar },
-        addresses: vec![entry.address().to_owned()],
-        namespace: entry.meta.namespace.clone(),
-        service_account: entry.service_account().to_owned(),
-        labels: entry.labels().clone(),
-        http_proxy_port: None,
-        uncaptured: true,
-        extensions: true,
-    };
+    let node = node(entry, id.clone());
     let resources = render(world, &node, false, &Memo::default());
     let of = |kind| resources.get(&kind).into_iter().flatten().map(|(_, r)| r.bytes.clone());
     let listeners = of(ResourceType::Listener).map(Listener::decode).collect::<Result<Vec<_>, _>>()?;
@@ -179,7 +168,23 @@ fn workload(world: &World, entry: &model::Workload, id: String) -> anyhow::Resul
     })
 }
 
-fn socket(address: Option<&Address>) -> Option<SocketAddr> {
+/// A workload's proxy, as it describes itself to the control plane.
+pub(crate) fn node(entry: &model::Workload, id: String) -> ProxyNode {
+    ProxyNode {
+        id,
+        locality: Default::default(),
+        kind: if entry.is_gateway() { ProxyKind::Router } else { ProxyKind::Sidecar },
+        addresses: vec![entry.address().to_owned()],
+        namespace: entry.meta.namespace.clone(),
+        service_account: entry.service_account().to_owned(),
+        labels: entry.labels().clone(),
+        http_proxy_port: None,
+        uncaptured: true,
+        extensions: true,
+    }
+}
+
+pub(crate) fn socket(address: Option<&Address>) -> Option<SocketAddr> {
     let Some(address::Address::SocketAddress(socket)) = &address?.address else { return None };
     let Some(socket_address::PortSpecifier::PortValue(port)) = socket.port_specifier else { return None };
     Some(SocketAddr::new(socket.address.parse().ok()?, u16::try_from(port).ok()?))

@@ -92,7 +92,7 @@ pub struct Certificates {
 }
 
 /// An identity's SPIFFE ID, from `NS/SA` or in full.
-fn spiffe(identity: &str) -> String {
+pub fn spiffe(identity: &str) -> String {
     match identity.split_once('/') {
         Some((namespace, account)) if !identity.starts_with("spiffe:") => {
             format!("spiffe://cluster.local/ns/{namespace}/sa/{account}")

@@ -96,17 +96,25 @@ async fn with_keys(world: World, issuers: &Issuers) -> World {
     settled
 }
 
-/// The configuration of a proxy that serves every group.
-pub fn bootstrap(place: &Place, servers: &Servers, issuers: &Issuers, providers: &Providers) -> Value {
+/// What our control plane reads of each group.
+pub fn worlds(place: &Place, servers: &Servers, issuers: &Issuers, providers: &Providers) -> Vec<World> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let groups = place.groups.iter().enumerate();
+    let world = |(index, group)| {
+        let world = world(place, group, place.port_of(index), servers, providers);
+        runtime.block_on(with_keys(world, issuers))
+    };
+    groups.map(world).collect()
+}
+
+/// The configuration of a proxy that serves every group.
+pub fn bootstrap(place: &Place) -> Value {
     let id = format!("sidecar~{}~s.shop~shop.svc.cluster.local", place.ip);
     let node = ProxyNode::parse(&Node { id: id.clone(), ..Node::default() }).unwrap();
     let (mut listeners, mut clusters) = (Vec::new(), Vec::new());
-    for (index, group) in place.groups.iter().enumerate() {
+    for (index, world) in place.worlds.iter().enumerate() {
         let port = place.port_of(index);
-        let world = world(place, group, port, servers, providers);
-        let world = runtime.block_on(with_keys(world, issuers));
-        let resources = render(&world, &node, false, &Memo::default());
+        let resources = render(world, &node, false, &Memo::default());
         let mut listener = value(&resources, ResourceType::Listener, &format!("{}_{port}", place.ip));
         for chain in listener["filter_chains"].as_array_mut().unwrap() {
             if let Some(context) = chain.get_mut("transport_socket").map(|s| &mut s["typed_config"]) {

@@ -2,12 +2,14 @@
 //!
 //! A table (`tables/*.yaml`; `tokens/*.yaml` for those of tokens, `custom/*.yaml` where somebody else is asked) is a list of groups. A group is a workload with policies; our control plane renders its
 //! configuration, and one proxy serves all groups, each at a port of its own. The tables say what Istio's documentation and
-//! Envoy's say; no answer was copied from a run. The same configuration and requests go through our proxy (tests/e2e) and
-//! through Envoy (tests/peers).
+//! Envoy's say; no answer was copied from a run. The same configuration and requests go through our proxy (tests/e2e), are
+//! asked about as `weft authz check` does (tests/e2e), and go through Envoy (tests/peers).
 
 pub mod clients;
 mod configuration;
 pub mod issuers;
+#[allow(dead_code, reason = "the peers are asked in its place")]
+mod judged;
 mod providers;
 mod table;
 pub mod tokens;
@@ -18,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use weft_control::model::World;
 
 use clients::{Certificates, Outcome};
 use issuers::Issuers;
@@ -35,6 +38,8 @@ pub struct Place {
     pub port: u16,
     directory: tempfile::TempDir,
     groups: Vec<Group>,
+    /// What our control plane reads of each group.
+    worlds: Vec<World>,
     certificates: Certificates,
 }
 
@@ -47,9 +52,10 @@ impl Place {
         let cases = || groups.iter().flat_map(|group| &group.cases);
         let certificates =
             Certificates::new(directory.path(), cases().filter_map(|case| case.identity.as_deref()));
-        let place = Self { ip, port, directory, groups, certificates };
+        let mut place = Self { ip, port, directory, groups, worlds: Vec::new(), certificates };
         let servers = clients::servers();
-        let bootstrap = configuration::bootstrap(&place, &servers, &issuers, &Providers::start());
+        place.worlds = configuration::worlds(&place, &servers, &issuers, &Providers::start());
+        let bootstrap = configuration::bootstrap(&place);
         std::fs::write(place.bootstrap(), serde_json::to_vec_pretty(&bootstrap).unwrap()).unwrap();
         place
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
+use weft::authz::Decision;
 
 use super::clients::Outcome;
 use super::tokens::{Token, sets};
@@ -49,7 +50,7 @@ pub struct Case {
     pub text: String,
     allowed: bool,
     /// The policy that decided, and the number of its rule; none when no policy matched.
-    by: Option<(String, usize)>,
+    pub by: Option<(String, usize)>,
     /// Namespace and service account of the client's certificate (`NS/SA`, or a whole SPIFFE ID); none: plain text.
     pub identity: Option<String>,
     /// The client's address.
@@ -207,6 +208,19 @@ impl Case {
             _ => panic!("{line}: too many words"),
         }
         case
+    }
+
+    /// Whether this is what can be said of it without asking anybody: those who are asked may say yes or no.
+    #[allow(dead_code, reason = "peers ask")]
+    pub fn foreseen(&self, decision: Decision) -> bool {
+        match &self.elsewhere {
+            None if self.allowed => decision != Decision::Deny,
+            None | Some(Elsewhere::Bad) => decision == Decision::Deny,
+            // Another policy may deny it whatever they say.
+            Some(Elsewhere::No(..) | Elsewhere::Fail(_) | Elsewhere::Answer(_)) => {
+                decision != Decision::Allow
+            }
+        }
     }
 
     /// Whether this came of it; `line` is the access log's.

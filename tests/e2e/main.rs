@@ -8,6 +8,7 @@ mod app;
 mod authority;
 #[path = "../authz/mod.rs"]
 mod authz;
+mod authz_command;
 mod authz_tables;
 mod bad_input;
 mod churn;

@@ -58,6 +58,11 @@ impl KeySets {
         self.known.get(source).unwrap_or(&self.nobody)
     }
 
+    /// Whether the keys of a source could not be read.
+    pub fn is_missing(&self, source: &KeySource) -> bool {
+        !self.known.contains_key(source)
+    }
+
     /// Hash of everything in it; 0 without any.
     pub fn version(&self) -> u64 {
         self.version

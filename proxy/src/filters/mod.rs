@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod cors;
+pub mod decide;
 pub mod ext_authz;
 pub mod fault;
 pub mod grpc_stats;

@@ -415,14 +415,14 @@ impl InformationalSink for Continue {
     }
 }
 
-fn remove_internal_only(routes: &RouteConfig, head: &mut RequestHead) {
+pub(super) fn remove_internal_only(routes: &RouteConfig, head: &mut RequestHead) {
     for name in &routes.internal_only_headers {
         head.headers.remove(name);
     }
 }
 
 /// The record of a request that has just come.
-fn record(head: &RequestHead) -> StreamInfo {
+pub(super) fn record(head: &RequestHead) -> StreamInfo {
     let mut info = StreamInfo::new(Some(head.protocol));
     info.method = Some(head.method.clone());
     info.path = head.path.clone();

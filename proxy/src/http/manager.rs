@@ -65,6 +65,11 @@ impl ConnectionManager {
         Rc::new(Self { shared: Rc::new(shared) })
     }
 
+    /// What its requests share.
+    pub(super) fn shared(&self) -> &Rc<Shared> {
+        &self.shared
+    }
+
     pub(super) fn handling(
         &self,
         request: Request,

@@ -6,6 +6,7 @@
 
 pub mod config;
 mod date;
+pub mod decide;
 mod ending;
 pub mod exchange;
 pub mod local_reply;

@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod chain;
 pub mod config;
+pub mod decide;
 pub mod filters;
 pub mod inspect;
 pub mod listener;

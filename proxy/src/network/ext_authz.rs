@@ -103,6 +103,12 @@ impl NetworkExtAuthz {
         })
     }
 
+    /// Whether somebody is asked about this connection at all.
+    pub fn asks(&self, info: &ConnectionInfo) -> bool {
+        let metadata = info.notes.as_ref().map(|n| n.metadata.lock().clone()).unwrap_or_default();
+        self.enabled_metadata.as_ref().is_none_or(|m| m.matches_dynamic(&metadata))
+    }
+
     /// Whether bytes that came may go on. `asking` is the connection's question, if it has been asked.
     pub fn data(&self, info: &Arc<ConnectionInfo>, asking: &mut Option<Asking>) -> Pass {
         match asking {
@@ -113,8 +119,7 @@ impl NetworkExtAuthz {
                 None => Pass::Never(None),
             },
             None => {
-                let metadata = info.notes.as_ref().map(|n| n.metadata.lock().clone()).unwrap_or_default();
-                if self.enabled_metadata.as_ref().is_some_and(|m| !m.matches_dynamic(&metadata)) {
+                if !self.asks(info) {
                     self.stats.disabled.inc();
                     return Pass::Always;
                 }

@@ -6,6 +6,7 @@
 
 mod beside;
 pub mod config;
+pub mod decide;
 mod ext_authz;
 pub mod rbac;
 pub mod recheck;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use xds_protos::envoy::extensions::filters::network::rbac::v3 as pb;
 
-use crate::filters::rbac::{Engine, Keys, RbacStats, Subject, details};
+use crate::filters::rbac::{Engine, Finding, Keys, RbacStats, Subject, details};
 use crate::io::{ConnectionInfo, DynamicMetadata, Pass};
 use crate::state::ConfigError;
 use crate::state::error::collect;
@@ -91,6 +91,13 @@ impl NetworkRbac {
         let decision = self.enforced.as_ref()?.decide(&subject(info, &metadata));
         let why = decision.policy.map_or(&self.nobody, |(_, policy)| &policy.details);
         (!decision.allowed).then(|| why.clone())
+    }
+
+    /// What the enforced rules find of a connection, and what those do that are only tried. Nothing is counted.
+    pub(super) fn findings(&self, info: &ConnectionInfo) -> (Option<Finding>, Option<Finding>) {
+        let metadata = info.notes.as_ref().map(|n| n.metadata.lock().clone()).unwrap_or_default();
+        let find = |engine: &Engine| engine.find(&subject(info, &metadata));
+        (self.enforced.as_ref().map(find), self.shadow.as_ref().map(find))
     }
 
     fn pass(&self) -> Pass {

@@ -13,7 +13,17 @@ impl World {
     /// Port settings of a workload's policy go before its mode, that before its namespace's, that before the mesh's;
     /// `UNSET` inherits, and the oldest policy of a level is the one that counts.
     pub fn peer_mode(&self, namespace: &str, labels: &Labels, port: Option<u16>) -> EffectivePeerMode {
-        let inherited = self.namespace_peer_mode(namespace);
+        self.peer_policy(namespace, labels, port).0
+    }
+
+    /// The same with the policy that says so; none where nobody does.
+    pub fn peer_policy(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+        port: Option<u16>,
+    ) -> (EffectivePeerMode, Option<&Arc<Object<PeerAuthentication>>>) {
+        let inherited = self.namespace_policy(namespace);
         if namespace == self.mesh().root_namespace {
             return inherited;
         }
@@ -26,32 +36,46 @@ impl World {
                     .is_some_and(|selector| !selector.labels.is_empty() && selector.selects(labels))
         });
         let Some(policy) = policy else { return inherited };
-        let workload = resolve(policy.spec.mtls.map(|mtls| mtls.mode), inherited);
-        let at_port = port.and_then(|port| policy.spec.port_level_mtls.get(&port)).map(|mtls| mtls.mode);
-        resolve(at_port, workload)
+        let of_port = port.and_then(|port| policy.spec.port_level_mtls.get(&port)).map(|mtls| mtls.mode);
+        // The narrowest that says something counts.
+        match said(of_port).or_else(|| said(policy.spec.mtls.map(|mtls| mtls.mode))) {
+            Some(mode) => (mode, Some(policy)),
+            None => inherited,
+        }
     }
 
     /// The mode of a namespace, which is what its clients go by.
     pub fn namespace_peer_mode(&self, namespace: &str) -> EffectivePeerMode {
-        let root = self.mesh().root_namespace.as_str();
-        let of_mesh = resolve(self.wide_policy(root), EffectivePeerMode::Permissive);
-        if namespace == root { of_mesh } else { resolve(self.wide_policy(namespace), of_mesh) }
+        self.namespace_policy(namespace).0
     }
 
-    fn wide_policy(&self, namespace: &str) -> Option<PeerMode> {
+    fn namespace_policy(
+        &self,
+        namespace: &str,
+    ) -> (EffectivePeerMode, Option<&Arc<Object<PeerAuthentication>>>) {
+        let root = self.mesh().root_namespace.as_str();
+        let of = |namespace| {
+            let policy = self.wide_policy(namespace)?;
+            Some((said(policy.spec.mtls.map(|mtls| mtls.mode))?, Some(policy)))
+        };
+        of(namespace).or_else(|| of(root)).unwrap_or((EffectivePeerMode::Permissive, None))
+    }
+
+    fn wide_policy(&self, namespace: &str) -> Option<&Arc<Object<PeerAuthentication>>> {
         let wide = |policy: &&Arc<Object<PeerAuthentication>>| {
             policy.meta.namespace == namespace
                 && policy.spec.selector.as_ref().is_none_or(|selector| selector.labels.is_empty())
         };
-        self.peer_authentications().iter().find(wide)?.spec.mtls.map(|mtls| mtls.mode)
+        self.peer_authentications().iter().find(wide)
     }
 }
 
-fn resolve(mode: Option<PeerMode>, inherited: EffectivePeerMode) -> EffectivePeerMode {
-    match mode {
-        None | Some(PeerMode::Unset) => inherited,
-        Some(PeerMode::Disable) => EffectivePeerMode::Disable,
-        Some(PeerMode::Permissive) => EffectivePeerMode::Permissive,
-        Some(PeerMode::Strict) => EffectivePeerMode::Strict,
+/// The mode, unless it is left to whoever is wider.
+fn said(mode: Option<PeerMode>) -> Option<EffectivePeerMode> {
+    match mode? {
+        PeerMode::Unset => None,
+        PeerMode::Disable => Some(EffectivePeerMode::Disable),
+        PeerMode::Permissive => Some(EffectivePeerMode::Permissive),
+        PeerMode::Strict => Some(EffectivePeerMode::Strict),
     }
 }

@@ -12,7 +12,27 @@ pub mod server;
 mod tests;
 mod transport;
 
+use bytes::BytesMut;
+use http::StatusCode;
+
+use super::message::RequestHead;
 use super::spelling::KeyFormat;
+
+/// The head that these bytes begin with, as a connection reads it.
+///
+/// # Errors
+/// The status and the response code details of the answer to what is no head.
+pub fn read_head(
+    bytes: &[u8],
+    options: &H1Options,
+    tls: bool,
+) -> Result<RequestHead, (StatusCode, &'static str)> {
+    match parse::request(&mut BytesMut::from(bytes), options, tls) {
+        Ok(Some(parsed)) => Ok(parsed.head),
+        Ok(None) => Err((StatusCode::BAD_REQUEST, "http1.codec_error")),
+        Err(refused) => Err((refused.status, refused.details)),
+    }
+}
 
 /// Limits and manners of a connection.
 #[derive(Clone, Copy, Debug)]

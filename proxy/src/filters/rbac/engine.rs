@@ -88,6 +88,17 @@ pub struct Decision<'a> {
     pub policy: Option<(usize, &'a Policy)>,
 }
 
+/// The same, to be kept: what an engine found, and what it does with what it finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What becomes of what a policy matches.
+    pub action: Action,
+    /// The policy that matched.
+    pub policy: Option<Arc<str>>,
+    /// The request passes.
+    pub allowed: bool,
+}
+
 /// A permission or a principal.
 #[derive(Debug)]
 pub enum Rule {
@@ -167,6 +178,12 @@ impl Engine {
 }
 
 impl Engine {
+    /// Decides, and says what by.
+    pub fn find(&self, subject: &Subject<'_>) -> Finding {
+        let Decision { allowed, policy } = self.decide(subject);
+        Finding { action: self.action, policy: policy.map(|(_, policy)| policy.name.clone()), allowed }
+    }
+
     /// The first policy that matches.
     fn first(&self, subject: &Subject<'_>) -> Option<usize> {
         let Some(index) = &self.index else { return self.policies.iter().position(|p| p.matches(subject)) };

@@ -17,7 +17,7 @@ use xds_protos::envoy::config::rbac::v3 as rules;
 use xds_protos::envoy::extensions::filters::http::rbac::v3 as proto;
 
 pub use config::details;
-pub use engine::{Action, Decision, Engine, OneOf, Policy, Rule, Subject};
+pub use engine::{Action, Decision, Engine, Finding, OneOf, Policy, Rule, Subject};
 
 use super::Verdict;
 use crate::io::DynamicMetadata;
@@ -262,6 +262,21 @@ impl Rbac {
     }
 }
 
+impl Rbac {
+    /// What the enforced rules find of a request, and what those do that are only tried. Nothing is counted.
+    pub(super) fn findings(
+        &self,
+        exchange: &Exchange,
+        of_route: Option<&Arc<Rules>>,
+    ) -> (Option<Finding>, Option<Finding>) {
+        let rules = of_route.unwrap_or(&self.rules);
+        exchange.flow.info(|info| {
+            let find = |engine: &Engine| engine.find(&subject(exchange, info, &info.metadata));
+            (rules.enforced.as_ref().map(find), rules.shadow.as_ref().map(find))
+        })
+    }
+}
+
 /// Asks an engine about a request.
 fn decide<'e>(
     engine: &'e Engine,
@@ -269,12 +284,16 @@ fn decide<'e>(
     info: &StreamInfo,
     metadata: &DynamicMetadata,
 ) -> Decision<'e> {
-    engine.decide(&Subject {
+    engine.decide(&subject(exchange, info, metadata))
+}
+
+fn subject<'a>(exchange: &'a Exchange, info: &'a StreamInfo, metadata: &'a DynamicMetadata) -> Subject<'a> {
+    Subject {
         connection: &exchange.connection,
         head: Some(&exchange.head),
         client: info.client.unwrap_or(exchange.connection.remote).ip(),
         metadata,
         route: exchange.matched.as_ref().and_then(|m| m.route().metadata.as_deref()),
         state: Some(&info.filter_state),
-    })
+    }
 }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
 use rustls::{CommonState, HandshakeKind, ProtocolVersion};
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3 as pb;
 
 use super::error::TlsError;
 use super::params::{Params, cipher_name, group_name};
 use super::peer::Peer;
-use super::validation::{PeerRole, Validation, ValidationConfig};
+use super::validation::{PeerRole, Validation, ValidationConfig, VerifyError};
 use super::{Secret, data_source};
 use crate::io::TlsInfo;
 use crate::state::error::collect;
@@ -117,6 +117,12 @@ impl Common {
     /// The first secret that has not come, if any.
     pub(super) fn missing(&self) -> Option<Arc<str>> {
         self.slots().find(|s| s.load().is_none()).map(|s| s.name().clone())
+    }
+
+    /// Whether a peer has the names that are asked for, whoever vouches for them.
+    pub(super) fn suppose(&self, certificate: &CertificateDer<'static>) -> Result<Peer, VerifyError> {
+        let names = self.rules.as_ref().map(ValidationConfig::names).unwrap_or_default();
+        Validation::new(names, self.role).verify_peer(std::slice::from_ref(certificate), UnixTime::now())
     }
 
     /// The secrets as they are now.

@@ -7,13 +7,14 @@ use parking_lot::Mutex;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use rustls::{CipherSuite, ServerConfig};
+use rustls_pki_types::CertificateDer;
 use tokio_rustls::LazyConfigAcceptor;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3 as pb;
 
 use super::choice::Choice;
 use super::common::{Common, Material, finish};
 use super::error::{TlsError, TlsStats};
-use super::validation::{PeerRole, Validation};
+use super::validation::{PeerRole, Validation, VerifyError};
 use super::verifier::Verifier;
 use crate::io::{Io, TlsInfo};
 use crate::state::error::at;
@@ -135,6 +136,28 @@ impl DownstreamContext {
     /// The name of a secret that handshakes still wait for.
     pub fn missing_secret(&self) -> Option<Arc<str>> {
         self.common.missing()
+    }
+
+    /// What a handshake with this client would establish, if the roots vouched for its certificate: whose roots they are is
+    /// known to a running proxy only.
+    ///
+    /// # Errors
+    /// A certificate is asked for and none is there, or it has none of the names that are asked for.
+    pub fn suppose(&self, certificate: Option<&CertificateDer<'static>>) -> Result<TlsInfo, VerifyError> {
+        let Some(certificate) = certificate else {
+            let none = TlsInfo { version: "TLSv1.3", ..TlsInfo::default() };
+            return if self.require_client_certificate { Err(VerifyError::NoCertificate) } else { Ok(none) };
+        };
+        let peer = self.common.suppose(certificate)?;
+        Ok(TlsInfo {
+            version: "TLSv1.3",
+            peer_id: peer.id,
+            peer_chain: vec![certificate.clone()],
+            peer_uri_sans: peer.uri_sans,
+            peer_dns_sans: peer.dns_sans,
+            peer_subject: peer.subject,
+            ..TlsInfo::default()
+        })
     }
 
     /// Terminates TLS on `io`. The caller adds the deadline (`transport_socket_connect_timeout`).

@@ -128,6 +128,16 @@ impl ListenerFilter {
         matches!(self.kind, Kind::ProxyProtocol(_) | Kind::TlsInspector(_) | Kind::HttpInspector)
     }
 
+    /// Whether it tells TLS from plain text.
+    pub fn sees_tls(&self) -> bool {
+        matches!(self.kind, Kind::TlsInspector(_))
+    }
+
+    /// Whether it tells HTTP from other bytes.
+    pub fn sees_http(&self) -> bool {
+        matches!(self.kind, Kind::HttpInspector)
+    }
+
     /// Runs it on a connection.
     async fn run(&self, connection: &mut Accepted) -> Result<(), Refusal> {
         match &self.kind {
