@@ -10,18 +10,21 @@ use clap::Args;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tracing_subscriber::EnvFilter;
 use xds_protos::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use xds_protos::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 
+use crate::analyze::analyze;
 use crate::ca::store::{Lock, Shape};
 use crate::ca::{
     Audit, CertificateAuthority, CertificateService, Limits, RateLimit, SignerArgs, State, TokenArgs,
     serving, token,
 };
-use crate::ingest::Watcher;
+use crate::ingest::{Snapshot, Watcher};
+use crate::model::Severity;
 use crate::queue::Queue;
 use crate::serve::authority::{Keeper, federation, listen as listen_to_operator};
 use crate::serve::http::{Pages, Port};
@@ -138,6 +141,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     }
     let domain: weft_certs::spiffe::TrustDomain =
         watcher.snapshot().world.mesh().trust_domain.parse().context("trustDomain of the mesh's settings")?;
+    tokio::spawn(doubts(watcher.subscribe()));
     if !args.address.is_loopback() {
         tracing::warn!(
             port = args.xds_port,
@@ -231,6 +235,26 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     }
     tracing::info!("control plane ends");
     Ok(())
+}
+
+/// Says of each new state what is probably not meant so.
+async fn doubts(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+    let mut said = 0;
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        if snapshot.generation != said {
+            said = snapshot.generation;
+            for message in analyze(&snapshot.world) {
+                match message.severity {
+                    Severity::Info => tracing::info!("{message}"),
+                    Severity::Error | Severity::Warning => tracing::warn!("{message}"),
+                }
+            }
+        }
+        if snapshots.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Keepalives find a proxy that is gone without a word; a proxy's first request may name many resources.

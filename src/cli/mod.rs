@@ -1,5 +1,6 @@
 //! What can be said on the command line. Each command's own flags live with what it does.
 
+mod analyze;
 mod authz;
 mod ca;
 mod duration;
@@ -45,6 +46,8 @@ pub enum Command {
     /// Says who may do what: runs the policy that the proxies of a directory's mesh would get
     #[command(subcommand)]
     Authz(authz::AuthzCommand),
+    /// Looks for what is wrong in a directory of YAML, or probably not meant so
+    Analyze(analyze::AnalyzeArgs),
 }
 
 /// Reads the command line and does what it says; an error is one line on standard error.
@@ -67,6 +70,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ca(command) => ca::main(command)?,
         // Its exit code is its answer.
         Command::Authz(command) => return Ok(authz::main(command)),
+        Command::Analyze(args) => return analyze::main(&args),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod agent;
+mod analyze;
 mod app;
 mod authority;
 #[path = "../authz/mod.rs"]

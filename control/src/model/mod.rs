@@ -18,6 +18,7 @@ pub mod registry;
 pub mod request_authentication;
 pub mod service;
 pub mod service_entry;
+pub mod severity;
 pub mod sidecar;
 pub mod trust;
 pub mod values;
@@ -38,6 +39,7 @@ pub use service::{
     Endpoint, ExportTo, Protocol, Resolution, Service, ServiceLocation, ServicePort, TargetPort, Workload,
 };
 pub use service_entry::{ServiceEntry, WorkloadEntry};
+pub use severity::Severity;
 pub use sidecar::Sidecar;
 pub use trust::Trust;
 pub use values::{Labels, Locality, StringMatch, Timespan};

@@ -359,6 +359,9 @@ pub struct Workload {
 
 /// Annotation whose value is the command line that starts a workload's application.
 pub const COMMAND_ANNOTATION: &str = "weft.dev/command";
+/// Annotation that names the services a workload calls, for `weft analyze`: hosts, each with `:PORT` if need be, separated by
+/// commas.
+pub const CALLS_ANNOTATION: &str = "weft.dev/calls";
 /// Annotation that says what a workload's proxy is: `sidecar` (the default) or `gateway`.
 pub const ROLE_ANNOTATION: &str = "weft.dev/role";
 

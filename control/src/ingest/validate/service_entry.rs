@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::super::diagnostic::Findings;
 use super::{export_to, host, host_form, port};
 use crate::model::meta::Meta;
-use crate::model::service::{COMMAND_ANNOTATION, Protocol, ROLE_ANNOTATION, Resolution};
+use crate::model::service::{CALLS_ANNOTATION, COMMAND_ANNOTATION, Protocol, ROLE_ANNOTATION, Resolution};
 use crate::model::service_entry::{ServiceEntry, WorkloadEntry};
 
 pub(in super::super) fn service_entry(spec: &ServiceEntry, findings: &mut Findings) {
@@ -192,5 +192,13 @@ pub(in super::super) fn workload_entry(spec: &WorkloadEntry, meta: &Meta, findin
         let path = format!("metadata.annotations.{ROLE_ANNOTATION}");
         findings.error(path, format!("unknown role {role:?}"), "it is sidecar or gateway");
     }
-    super::annotations(findings, meta, &[COMMAND_ANNOTATION, ROLE_ANNOTATION]);
+    for called in annotation(CALLS_ANNOTATION).iter().flat_map(|calls| calls.split(',')).map(str::trim) {
+        let (host, port) = called.rsplit_once(':').unwrap_or((called, "1"));
+        if host.is_empty() || port.parse::<u16>().is_err() {
+            let path = format!("metadata.annotations.{CALLS_ANNOTATION}");
+            let help = "write hosts with commas between, each with :PORT if need be";
+            findings.error(path, format!("{called:?} names no service"), help);
+        }
+    }
+    super::annotations(findings, meta, &[COMMAND_ANNOTATION, ROLE_ANNOTATION, CALLS_ANNOTATION]);
 }

@@ -1,0 +1,87 @@
+//! The sorts of findings. A code's number and name never change their meaning, so that programs can go by them.
+
+use std::fmt;
+
+use crate::model::Severity;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $severity:ident;)*) => {
+        /// A sort of finding.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Code { $($(#[$doc])* $name,)* }
+
+        impl Code {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// Its name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)* }
+            }
+
+            /// How bad it is.
+            pub const fn severity(self) -> Severity {
+                match self { $(Self::$name => Severity::$severity,)* }
+            }
+
+            const fn number(self) -> u16 {
+                match self { $(Self::$name => $number,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The reader refuses the resource.
+    Refused = 1, Error;
+    /// The reader takes the resource and doubts it.
+    Doubted = 2, Warning;
+    /// An ALLOW policy makes everything else to its workloads denied, and that breaks what is known to happen.
+    DefaultDeny = 101, Warning;
+    /// A rule looks at requests where the port carries bytes.
+    HttpFieldsOnTcp = 102, Warning;
+    /// A selector selects no workload.
+    SelectsNothing = 103, Warning;
+    /// A policy names an identity that no workload has.
+    UnknownIdentity = 104, Warning;
+    /// `/x/*` leaves `/x` out.
+    PathWithoutItsRoot = 105, Warning;
+    /// Two ALLOW policies are alternatives, and one of them demands less.
+    AllowsAreAlternatives = 106, Warning;
+    /// A port takes mutual TLS only, and callers without an identity are known.
+    StrictShutsOut = 107, Warning;
+    /// A client's TLS setting and the server's mode do not fit.
+    TlsConflict = 108, Warning;
+    /// A gateway's policy looks at the connection's other end, which is a load balancer.
+    DirectAddressAtGateway = 109, Warning;
+    /// Tokens are checked where they come, and nobody has to bring one.
+    TokenNeverRequired = 110, Info;
+    /// A rule asks for a token where none is ever verified.
+    TokenNeverVerified = 111, Warning;
+    /// A rule asks for an identity where the port takes plain text alone.
+    IdentityNeverSeen = 112, Warning;
+    /// A policy names a port that its workloads do not serve.
+    PortNotServed = 113, Warning;
+    /// A port's mode is the workload's anyway.
+    RedundantPortMode = 114, Info;
+    /// The last tries of a request never happen.
+    RetriesCutShort = 201, Warning;
+    /// A request that changes something may be done twice.
+    RetriesRepeatChanges = 202, Warning;
+    /// Rules for a host do not hold for what comes by a gateway.
+    RulesNotAtGateway = 203, Warning;
+    /// A Gateway opens ports, and no rules are bound to it.
+    GatewayWithoutRules = 204, Warning;
+    /// A subset has no endpoints.
+    SubsetSelectsNothing = 205, Warning;
+    /// A service has no endpoints.
+    ServiceWithoutEndpoints = 206, Warning;
+    /// Whoever leaves out the egress gateway gets out as well.
+    EgressCanBeBypassed = 207, Info;
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WEFT{:04}", self.number())
+    }
+}

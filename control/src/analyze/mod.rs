@@ -1,0 +1,120 @@
+//! What a state of the mesh says that is probably not meant so: selectors that select nothing, policies that deny more or
+//! allow more than they look like, rules that never hold.
+//!
+//! Reading (`ingest`) refuses what is wrong in itself; this looks at what is right, and at all of it together. It is a pure
+//! function of the world, the same for `weft analyze`, for a running control plane, and for whoever asks before something is
+//! applied.
+
+mod authorization;
+#[cfg(test)]
+mod cases;
+mod code;
+mod edges;
+mod matching;
+mod peers;
+mod scene;
+mod selectors;
+mod tokens;
+mod traffic;
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+pub use code::Code;
+
+use crate::model::{Meta, Severity, World};
+use scene::Scene;
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Message {
+    /// The file, as it was given to the reader.
+    pub file: String,
+    /// The line of the resource, from 1; 0 when unknown.
+    pub line: u32,
+    /// What sort of finding it is.
+    #[serde(serialize_with = "number")]
+    pub code: Code,
+    /// The code's name.
+    pub name: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// The resource, as `Kind namespace/name`; none for a file as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
+    /// The field, as `spec.rules[0].to[0].operation.paths`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// What is found, and why it matters.
+    pub why: String,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+}
+
+fn number<S: Serializer>(code: &Code, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(code)
+}
+
+impl Message {
+    /// A finding about a resource.
+    fn of(
+        code: Code,
+        meta: &Meta,
+        path: impl Into<String>,
+        why: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        let path = path.into();
+        Self {
+            file: meta.source.file.to_string(),
+            line: meta.source.line,
+            code,
+            name: code.name(),
+            severity: code.severity(),
+            resource: Some(meta.key().to_string()),
+            path: (!path.is_empty()).then_some(path),
+            why: why.into(),
+            help: Some(help.into()),
+        }
+    }
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+            Severity::Info => "note",
+        };
+        write!(f, ": {severity} {} {}: ", self.code, self.name)?;
+        for part in [&self.resource, &self.path].into_iter().flatten() {
+            write!(f, "{part}: ")?;
+        }
+        f.write_str(&self.why)?;
+        match &self.help {
+            Some(help) => write!(f, "; {help}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Everything that is found in a state of the mesh, by file and line.
+pub fn analyze(world: &World) -> Vec<Message> {
+    let scene = Scene::new(world);
+    let mut found = Vec::new();
+    selectors::find(&scene, &mut found);
+    authorization::find(&scene, &mut found);
+    edges::find(&scene, &mut found);
+    tokens::find(&scene, &mut found);
+    peers::find(&scene, &mut found);
+    traffic::find(&scene, &mut found);
+    found.sort();
+    found.dedup();
+    found
+}

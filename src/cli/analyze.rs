@@ -1,0 +1,62 @@
+//! `weft analyze`: what a directory of YAML says that is wrong, or probably not meant so.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use weft_control::analyze::{Code, Message, analyze};
+use weft_control::ingest::{Diagnostic, load_dir};
+use weft_control::model::Severity;
+
+use super::token::Output;
+
+/// Looks for what is wrong in a directory of YAML, or probably not meant so
+#[derive(Args, Debug)]
+pub struct AnalyzeArgs {
+    /// The directory of YAML that describes the mesh
+    #[arg(value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+    /// How the findings are printed
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// End with exit code 1 for warnings, too, and not for errors alone
+    #[arg(long)]
+    fail_on_warnings: bool,
+}
+
+/// Prints what is found. Exit code 1: there are errors, or warnings if those count.
+pub(super) fn main(args: &AnalyzeArgs) -> anyhow::Result<ExitCode> {
+    let outcome = load_dir(&args.dir);
+    let mut found: Vec<Message> = outcome.diagnostics.iter().map(of_reader).collect();
+    found.extend(outcome.world.iter().flat_map(analyze));
+    found.sort();
+    let count = |severity| found.iter().filter(|message| message.severity == severity).count();
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    match args.output {
+        Output::Json => println!("{}", serde_json::json!({"messages": found})),
+        Output::Text => {
+            for message in &found {
+                println!("{message}");
+            }
+            println!("{errors} errors, {warnings} warnings, {} notes", count(Severity::Info));
+        }
+    }
+    let fails = errors > 0 || (args.fail_on_warnings && warnings > 0);
+    Ok(if fails { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What the reader found, as a message.
+fn of_reader(diagnostic: &Diagnostic) -> Message {
+    let code = if diagnostic.is_error() { Code::Refused } else { Code::Doubted };
+    Message {
+        file: diagnostic.file.clone(),
+        line: diagnostic.line,
+        code,
+        name: code.name(),
+        severity: diagnostic.severity,
+        resource: diagnostic.object.clone(),
+        path: diagnostic.path.clone(),
+        why: diagnostic.reason.clone(),
+        help: diagnostic.help.clone(),
+    }
+}
