@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::support::control::Control;
 use crate::support::{stderr, stdout, weft};
 
 /// The example mesh, with what its workloads call written down, and this beside it.
@@ -119,4 +120,74 @@ fn what_the_reader_refuses_is_an_error() {
         "{}",
         stdout(&output)
     );
+}
+
+/// What the design writes and Istio refuses: each with the line, the field, and what is wrong with it.
+#[test]
+fn the_designs_condition_by_labels_and_its_port_modes_are_refused() {
+    let labels = r#"
+apiVersion: security.istio.io/v1beta1
+kind: AuthorizationPolicy
+metadata: {name: ecotrack-authz, namespace: ecotrack}
+spec:
+  rules:
+    - when:
+        - key: source.labels[app]
+          values: ["order-service"]
+"#;
+    let list = r#"
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: data}
+spec:
+  mtls: {mode: STRICT}
+  portLevelMtls:
+    - port: {number: 5432}
+      mtls: {mode: STRICT}
+"#;
+    let everywhere = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: data}
+spec:
+  portLevelMtls: {5432: {mode: STRICT}}
+";
+    for (text, words) in [
+        (
+            labels,
+            [
+                "more.yaml:8: error WEFT0001",
+                "spec.rules[0].when[0].key",
+                "unknown attribute: source.labels[app]",
+            ],
+        ),
+        (list, ["more.yaml:8: error WEFT0001", "PeerAuthentication data/default", "spec.portLevelMtls"]),
+        (everywhere, ["error WEFT0001", "PeerAuthentication data/default", "selector"]),
+    ] {
+        let mesh = mesh(text);
+        let output = weft(&["analyze", mesh.path().to_str().unwrap()]);
+        let said = stdout(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        for word in words {
+            assert!(said.contains(word), "no {word:?} in {said}");
+        }
+    }
+}
+
+#[test]
+fn a_running_control_plane_says_the_same_of_each_state() {
+    let rule = |app: &str| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {{name: a-1, namespace: n}}, spec: {{address: 127.0.3.1, labels: {{app: a}}, serviceAccount: a}}}}\n---\n\
+             {{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {{name: p, namespace: n}}, spec: {{selector: {{matchLabels: {{app: {app}}}}}, mtls: {{mode: STRICT}}}}}}\n"
+        )
+    };
+    let control = Control::start("127.64.7.1", &rule("b"));
+    control.process.says(&[
+        "WARN",
+        "mesh.yaml:3: warning WEFT0103 SelectsNothing: PeerAuthentication n/p",
+        "app=b",
+    ]);
+    std::fs::write(control.config("mesh.yaml"), rule("c")).unwrap();
+    control.process.says(&["WEFT0103", "app=c"]);
 }
