@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use crate::process::Process;
 use crate::rows::Row;
-use crate::tls;
+use crate::{tls, token};
 
 /// The processor of the proxies; generator and backend have the other one.
 pub const PROXY_CPU: usize = 0;
@@ -149,6 +149,7 @@ impl Site {
     /// A template's text with its `@NAMES@` filled in.
     fn fill(&self, template: &str, who: &str, workers: usize, directory: &Path) -> anyhow::Result<String> {
         let mut text = template.to_owned();
+        let issued = token::ISSUED.as_ref().map_err(|e| anyhow::anyhow!("{e}"))?;
         for (name, value) in [
             ("@IP@", self.ip.to_string()),
             ("@BACKEND_IP@", self.backend.ip().to_string()),
@@ -158,6 +159,9 @@ impl Site {
             ("@WORKERS@", workers.to_string()),
             ("@ID@", tls::ID.to_owned()),
             ("@NAME@", tls::NAME.to_owned()),
+            ("@ISSUER@", token::ISSUER.to_owned()),
+            ("@JWKS@", issued.jwks.clone()),
+            ("@POLICIES@", token::policies()),
         ] {
             text = text.replace(name, &value);
         }

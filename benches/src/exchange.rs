@@ -1,5 +1,9 @@
 //! What goes over the wire: the request, the answer that must come back, and the check that it did.
 
+use std::sync::LazyLock;
+
+use crate::token::ISSUED;
+
 /// The body of every HTTP answer; checked byte by byte.
 pub const BODY: &[u8; 119] = b"{\"service\":\"product-service\",\"products\":[{\"id\":1,\"name\":\"solar panel\",\"price\":199},{\"id\":2,\"name\":\"led\",\"price\":19.5}]}";
 
@@ -13,6 +17,14 @@ pub const REQUEST: &[u8] = b"GET /api/products?page=1 HTTP/1.1\r\n\
     x-client: checkout\r\n\
     traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\
     cache-control: no-cache\r\n\r\n";
+
+/// The same with this run's token.
+static AUTHORIZED: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    // Without a token the proxies refuse the request, and the run ends with their words.
+    let token = ISSUED.as_ref().map_or("", |issued| &issued.token);
+    let end = REQUEST.len() - 2;
+    [&REQUEST[..end], b"authorization: Bearer ", token.as_bytes(), b"\r\n\r\n"].concat()
+});
 
 /// The message of the TCP ping-pong, about the size of a small database query.
 pub const PING: [u8; 100] = [b'q'; 100];
@@ -33,6 +45,8 @@ pub fn answer() -> Vec<u8> {
 pub enum Exchange {
     /// HTTP/1.1 with keep-alive.
     Http,
+    /// The same with a token.
+    Authorized,
     /// The same bytes come back.
     Ping,
 }
@@ -45,6 +59,7 @@ impl Exchange {
     pub fn request(self) -> &'static [u8] {
         match self {
             Self::Http => REQUEST,
+            Self::Authorized => &AUTHORIZED,
             Self::Ping => &PING,
         }
     }
@@ -60,7 +75,7 @@ impl Exchange {
                 std::cmp::Ordering::Equal if bytes == PING => Ok(Some(PING.len())),
                 _ => Err("the echo is not what was sent".to_owned()),
             },
-            Self::Http => http(bytes),
+            Self::Http | Self::Authorized => http(bytes),
         }
     }
 }

@@ -16,3 +16,4 @@ pub mod process;
 pub mod report;
 pub mod rows;
 pub mod tls;
+pub mod token;

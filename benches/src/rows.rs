@@ -100,6 +100,39 @@ pub const ROWS: &[Row] = &[
         haproxy: Some(config!("mtls-http2.haproxy.cfg")),
     },
     Row {
+        name: "policies-http1",
+        what: "HTTP/1.1 over mutual TLS, two hops; the second verifies a token (RS256) and asks 100 policies",
+        work: Work::Exchanges(Exchange::Authorized),
+        pair: true,
+        connections: 32,
+        rate: None,
+        envoy: config!("policies-http1.envoy.yaml"),
+        nginx: None,
+        haproxy: None,
+    },
+    Row {
+        name: "handshakes",
+        what: "the same without them, each request over a TLS connection of its own between the hops, whole handshakes",
+        work: Work::Exchanges(Exchange::Http),
+        pair: true,
+        connections: 32,
+        rate: None,
+        envoy: config!("handshakes.envoy.yaml"),
+        nginx: None,
+        haproxy: None,
+    },
+    Row {
+        name: "handshakes-resumed",
+        what: "the same, resumed handshakes",
+        work: Work::Exchanges(Exchange::Http),
+        pair: true,
+        connections: 32,
+        rate: None,
+        envoy: config!("handshakes-resumed.envoy.yaml"),
+        nginx: None,
+        haproxy: None,
+    },
+    Row {
         name: "tcp",
         what: "TCP ping-pong of 100 bytes, one hop",
         work: Work::Exchanges(Exchange::Ping),
@@ -138,7 +171,7 @@ impl Row {
     /// What is counted.
     pub fn unit(&self) -> &'static str {
         match self.work {
-            Work::Exchanges(Exchange::Http) => "request",
+            Work::Exchanges(Exchange::Http | Exchange::Authorized) => "request",
             Work::Exchanges(Exchange::Ping) => "round trip",
             Work::Bulk => "MiB",
         }
@@ -147,7 +180,7 @@ impl Row {
     /// The backend that it needs.
     pub fn backend(&self) -> backend::Kind {
         match self.work {
-            Work::Exchanges(Exchange::Http) => backend::Kind::Http,
+            Work::Exchanges(Exchange::Http | Exchange::Authorized) => backend::Kind::Http,
             Work::Exchanges(Exchange::Ping) => backend::Kind::Echo,
             Work::Bulk => backend::Kind::Bulk,
         }
