@@ -2,7 +2,6 @@
 
 use std::sync::LazyLock;
 
-use aws_lc_rs::encoding::AsBigEndian;
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
 use base64::Engine;
