@@ -2,7 +2,7 @@
 
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
 /// A certificate's facts.
@@ -55,21 +55,31 @@ pub fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, NotACertificate>
         },
         is_ca: parsed.is_ca(),
     };
-    for extension in parsed.extensions() {
-        let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() else { continue };
-        for name in &names.general_names {
-            match name {
-                GeneralName::URI(uri) => facts.uri_sans.push((*uri).to_owned()),
-                GeneralName::DNSName(dns) => facts.dns_sans.push((*dns).to_owned()),
-                GeneralName::IPAddress([a, b, c, d]) => facts.ip_sans.push(format!("{a}.{b}.{c}.{d}")),
-                GeneralName::IPAddress(bytes) => {
-                    if let Ok(octets) = <[u8; 16]>::try_from(*bytes) {
-                        facts.ip_sans.push(std::net::Ipv6Addr::from(octets).to_string());
-                    }
+    // Twice the same extension is none (RFC 5280, section 4.2): readers would differ in which of the two names somebody.
+    let names = parsed.subject_alternative_name().map_err(|e| NotACertificate(e.to_string()))?;
+    for name in names.iter().flat_map(|n| &n.value.general_names) {
+        match name {
+            GeneralName::URI(uri) => facts.uri_sans.push((*uri).to_owned()),
+            GeneralName::DNSName(dns) => facts.dns_sans.push((*dns).to_owned()),
+            GeneralName::IPAddress([a, b, c, d]) => facts.ip_sans.push(format!("{a}.{b}.{c}.{d}")),
+            GeneralName::IPAddress(bytes) => {
+                if let Ok(octets) = <[u8; 16]>::try_from(*bytes) {
+                    facts.ip_sans.push(std::net::Ipv6Addr::from(octets).to_string());
                 }
-                _ => {}
             }
+            _ => {}
         }
     }
     Ok(facts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_with_its_names_twice_names_nobody() {
+        let twice = CertificateDer::from_slice(include_bytes!("../testdata/two-names.der"));
+        assert!(facts(&twice).is_err());
+    }
 }

@@ -153,9 +153,23 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Appends a segment: unreserved characters plain (RFC 3986, section 2.3), others as they are or percent-encoded.
+/// Appends a segment: unreserved characters plain (RFC 3986, section 2.3), others as they are or percent-encoded. A percent sign
+/// that begins no escape is encoded where it would begin one in what is written: else `%%361` would become `%61`, and whoever
+/// reads it next would see an `a` that no rule has seen.
 fn spell(mut segment: &[u8], out: &mut Vec<u8>) -> Option<()> {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    /// Encodes the last such percent sign if two digits have come to stand behind it.
+    fn settle(out: &mut Vec<u8>, bare: &mut Option<usize>) {
+        if let Some(at) = *bare
+            && let [b'%', high, low] = out[at..]
+        {
+            if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() {
+                out.splice(at..=at, *b"%25");
+            }
+            *bare = None;
+        }
+    }
+    let mut bare = None;
     while let Some((first, rest)) = segment.split_first() {
         segment = rest;
         if let (b'%', [high, low, after @ ..]) = (first, rest)
@@ -165,22 +179,34 @@ fn spell(mut segment: &[u8], out: &mut Vec<u8>) -> Option<()> {
                 0 => return None,
                 byte if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
                     out.push(byte);
-                    segment = after;
-                    continue;
+                    settle(out, &mut bare);
                 }
-                _ => {}
+                _ => {
+                    out.extend_from_slice(&[b'%', rest[0], rest[1]]);
+                    bare = None;
+                }
             }
+            segment = after;
+            continue;
         }
         match *first {
             0 => return None,
+            b'%' => {
+                bare = Some(out.len());
+                out.push(b'%');
+            }
             byte if is_escaped(byte) => {
+                bare = None;
                 out.extend_from_slice(&[
                     b'%',
                     DIGITS[usize::from(byte >> 4)],
                     DIGITS[usize::from(byte & 15)],
                 ]);
             }
-            byte => out.push(byte),
+            byte => {
+                out.push(byte);
+                settle(out, &mut bare);
+            }
         }
     }
     Some(())
@@ -232,6 +258,12 @@ mod tests {
             ("/!$&'()*+,:=@[]^`{}~_-", plain, changed("/!$&'()*+,:=@[]%5E%60%7B%7D~_-")),
             ("/a/%5c../b", plain, Unchanged),
             ("/a%zz%2", plain, Unchanged),
+            // An escape that unescaping would make is none.
+            ("/%%361dmin", plain, changed("/%2561dmin")),
+            ("/a%7%41%2vE", plain, changed("/a%257A%2vE")),
+            ("/%%32e%%32e/a", plain, changed("/%252e%252e/a")),
+            ("/%%%3361%2%35c", plain, changed("/%%25361%2525c")),
+            ("/%%41%%2f%%4/%41", plain, changed("/%A%%2f%%4/A")),
             ("/a/.;x/b", plain, changed("/a/b")),
             ("/a/..;x=1/b", plain, changed("/b")),
             ("/a/%2e%2e;/b", plain, changed("/a/..;/b")),

@@ -22,11 +22,12 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Reads a certificate; none if it is not X.509.
+    /// Reads a certificate; none if it is not X.509, or names its holder in two places.
     pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, cert) = X509Certificate::from_der(certificate).ok()?;
         let mut peer = Self { subject: subject(&cert), ..Self::default() };
-        if let Ok(Some(sans)) = cert.subject_alternative_name() {
+        // Twice the same extension is none (RFC 5280, section 4.2), and names nobody.
+        if let Some(sans) = cert.subject_alternative_name().ok()? {
             for name in &sans.value.general_names {
                 match name {
                     GeneralName::URI(uri) => peer.uri_sans.push((*uri).to_owned()),
@@ -78,4 +79,15 @@ fn escape(value: &str) -> String {
         out.push(c);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_with_its_names_twice_names_nobody() {
+        let twice = include_bytes!("../../../../certs/testdata/two-names.der");
+        assert_eq!(Peer::of(&CertificateDer::from_slice(twice)), None);
+    }
 }

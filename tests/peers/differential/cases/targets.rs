@@ -33,6 +33,15 @@ cases! {
     dots_in_the_path_are_resolved => Case::raw(request("GET /a/../b//c/./d?x=/../y", "host: a\r\n"))
         .hcm(json!({ "normalize_path": true, "merge_slashes": true }))
         .answer();
+    an_escape_that_unescaping_makes => Case::raw(request("GET /%%361dmin?%%361", "host: a\r\n"))
+        .hcm(json!({ "normalize_path": true }))
+        .answer();
+    half_an_escape_before_an_escape => Case::raw(request("GET /a%7%41%2vE", "host: a\r\n"))
+        .hcm(json!({ "normalize_path": true, "merge_slashes": true }))
+        .answer();
+    percent_signs_and_escapes_in_all_orders => Case::raw(request("GET /%%%3361%2%35c/%%32e%%32e/%%41%%2f%%4/%41/%%6dx%c3%7", "host: a\r\n"))
+        .hcm(json!({ "normalize_path": true, "path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD" }))
+        .answer();
     an_escaped_slash_is_refused => Case::raw(request("GET /a%2Fb", "host: a\r\n"))
         .hcm(json!({ "path_with_escaped_slashes_action": "REJECT_REQUEST" }))
         .answer();
