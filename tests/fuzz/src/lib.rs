@@ -10,8 +10,11 @@ mod proxy;
 pub mod spiffe;
 pub mod tokens;
 
+/// A target's name, and what checks an input.
+pub type Target = (&'static str, fn(&[u8]));
+
 /// Every target by the name of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 5] = [
+pub const TARGETS: [Target; 5] = [
     ("certificates", certificates::check),
     ("spiffe", spiffe::check),
     ("tokens", tokens::check),
