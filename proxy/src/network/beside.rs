@@ -4,7 +4,7 @@
 //! own, and is polled when that has rung.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
@@ -26,12 +26,15 @@ impl Wake for Bell {
     }
 }
 
-/// Does the work, and lets something wait beside it until the work is done.
-pub async fn beside<T>(work: impl Future<Output = T>, waiting: impl Future<Output = ()>) -> T {
+/// Does the work, and lets something wait beside it until the work is done. Both are pinned where they are: a connection would
+/// carry the room for them twice.
+pub async fn beside<T>(
+    mut work: Pin<&mut impl Future<Output = T>>,
+    mut waiting: Pin<&mut impl Future<Output = ()>>,
+) -> T {
     let mut task = Waker::noop().clone();
     let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::new(task.clone()) });
     let waker = Waker::from(bell.clone());
-    let (mut work, mut waiting) = (pin!(work), pin!(waiting));
     let mut over = false;
     poll_fn(|cx| {
         let done = work.as_mut().poll(cx);
@@ -54,6 +57,7 @@ pub async fn beside<T>(work: impl Future<Output = T>, waiting: impl Future<Outpu
 #[cfg(test)]
 mod tests {
     use std::cell::{Cell, RefCell};
+    use std::pin::pin;
     use std::task::Poll;
 
     use super::*;
@@ -79,6 +83,7 @@ mod tests {
         });
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(woken.clone());
+        let (work, waiting) = (pin!(work), pin!(waiting));
         let mut both = pin!(beside(work, waiting));
         let mut poll = || assert!(both.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         poll();
@@ -112,6 +117,7 @@ mod tests {
         });
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(woken.clone());
+        let (work, waiting) = (pin!(work), pin!(waiting));
         let mut both = pin!(beside(work, waiting));
         let mut poll = || assert!(both.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         let ring = || bell.borrow().clone().unwrap().wake();
@@ -139,6 +145,7 @@ mod tests {
             left -= 1;
             if left == 0 { Poll::Ready("done") } else { Poll::Pending }
         });
+        let (work, waiting) = (pin!(work), pin!(waiting));
         let mut both = pin!(beside(work, waiting));
         let mut poll = || both.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert!(poll().is_pending() && poll().is_pending());

@@ -12,6 +12,7 @@ pub mod rbac;
 pub mod recheck;
 pub mod tcp_proxy;
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -97,8 +98,9 @@ pub async fn serve(
     io.cut_by(cut);
     let newest: Rc<dyn Newest> =
         Rc::new(recheck::OfHttp { successor: successor.clone(), info: info.clone() });
-    let follower = recheck::follow(successor, info.clone(), scissors);
-    beside(terminal(io, &info, chain, drain, Some(newest)), follower).await;
+    let follower = pin!(recheck::follow(successor, info.clone(), scissors));
+    let work = pin!(terminal(io, &info, chain, drain, Some(newest)));
+    beside(work, follower).await;
 }
 
 async fn terminal(
