@@ -1,7 +1,7 @@
 //! What the proxy decided, in words and for programs: the verdict, and the rule of the policy that made it.
 
 use serde::Serialize;
-use weft_control::model::authorization_policy::{AuthorizationAction, DRY_RUN_ANNOTATION, parse_bool};
+use weft_control::model::authorization_policy::AuthorizationAction;
 use weft_control::model::{EffectivePeerMode, Meta};
 use weft_proxy::filters::decide::{Said, Step};
 use weft_proxy::filters::rbac::{Action, Finding};
@@ -125,6 +125,11 @@ impl Judge {
         if matches!(decided.end, End::NoRequest) {
             anyhow::bail!("port {port} takes HTTP requests: say which, such as GET /path");
         }
+        Ok(self.explain(port, question, &decided))
+    }
+
+    /// What was decided about a question, in words.
+    pub fn explain(&self, port: u16, question: &Question, decided: &Decided) -> Answer {
         let meta = &self.workload.meta;
         // Without a filter chain a port is what it is asked for.
         let unsorted = matches!(decided.end, End::NoChain);
@@ -143,7 +148,7 @@ impl Judge {
             tried: Vec::new(),
             notes: Vec::new(),
         };
-        self.verdict(&mut answer, &decided, port, question);
+        self.verdict(&mut answer, decided, port, question);
         for (index, step) in decided.steps.iter().enumerate() {
             // Rules that say whom to ask stand before the filter that asks, as if they were tried.
             let mark = decided.steps.get(index + 1).is_some_and(|next| next.filter.ends_with("ext_authz"));
@@ -157,7 +162,7 @@ impl Judge {
         if question.request.is_some() && matches!(decided.end, End::Bytes | End::Closed(_)) {
             answer.notes.push("the port carries bytes: what is requested plays no part".to_owned());
         }
-        Ok(answer)
+        answer
     }
 
     fn verdict(&self, answer: &mut Answer, decided: &Decided, port: u16, question: &Question) {
@@ -308,7 +313,7 @@ impl Judge {
     /// The ALLOW policies that are enforced.
     fn allowing(&self) -> Vec<String> {
         let allow = self.policies(AuthorizationAction::Allow);
-        let enforced = allow.into_iter().filter(|policy| !is_tried(&policy.meta));
+        let enforced = allow.into_iter().filter(|policy| !policy.is_tried());
         enforced.map(|policy| Rule::of(&policy.meta, None, None).to_string()).collect()
     }
 
@@ -339,8 +344,4 @@ impl Judge {
 /// The provider in the name of a rule that has it asked.
 fn provider_of(name: &str) -> Option<&str> {
     name.strip_prefix(ASKED)?.split_once("-ns[").map(|(provider, _)| provider)
-}
-
-fn is_tried(meta: &Meta) -> bool {
-    meta.annotations.get(DRY_RUN_ANNOTATION).is_some_and(|text| parse_bool(text) == Some(true))
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 use weft_control::model::authorization_policy::{Attribute, AuthorizationPolicy, AuthorizationRule};
-use xds_protos::prost_types;
+use xds_protos::typed_struct::to_proto;
 
 use super::{Request, Supposed};
 
@@ -79,25 +79,7 @@ impl Parts {
 
 /// What the filter that checks tokens writes of a good one.
 fn supposed(claims: &Value) -> Supposed {
-    ("envoy.filters.http.jwt_authn", "payload".into(), value(claims))
-}
-
-fn value(json: &Value) -> prost_types::Value {
-    use prost_types::value::Kind;
-    let kind = match json {
-        Value::Object(fields) => {
-            let fields = fields.iter().map(|(key, inner)| (key.clone(), value(inner))).collect();
-            Kind::StructValue(prost_types::Struct { fields })
-        }
-        Value::Array(items) => {
-            Kind::ListValue(prost_types::ListValue { values: items.iter().map(value).collect() })
-        }
-        Value::String(text) => Kind::StringValue(text.clone()),
-        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
-        Value::Bool(yes) => Kind::BoolValue(*yes),
-        Value::Null => Kind::NullValue(0),
-    };
-    prost_types::Value { kind: Some(kind) }
+    ("envoy.filters.http.jwt_authn", "payload".into(), to_proto(claims.clone()))
 }
 
 /// The requests that a rule speaks of.

@@ -142,11 +142,11 @@ impl Judge {
                     server_name: None,
                     request: request.clone(),
                 };
-                let end = self.decide(port, &question)?.end;
-                if matches!((&end, sample), (End::NoRequest, _) | (End::Bytes, Some(_))) {
+                let decided = self.decide(port, &question)?;
+                if matches!((&decided.end, sample), (End::NoRequest, _) | (End::Bytes, Some(_))) {
                     continue;
                 }
-                let answer = self.answer(port, &question)?;
+                let answer = self.explain(port, &question, &decided);
                 // What comes in without showing who it is comes in as anybody does.
                 if answer.decision == Decision::Deny {
                     continue;

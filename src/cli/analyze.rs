@@ -38,7 +38,9 @@ pub(super) fn main(args: &AnalyzeArgs) -> anyhow::Result<ExitCode> {
             for message in &found {
                 println!("{message}");
             }
-            println!("{errors} errors, {warnings} warnings, {} notes", count(Severity::Info));
+            let of = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+            let notes = of(count(Severity::Info), "note");
+            println!("{}, {}, {notes}", of(errors, "error"), of(warnings, "warning"));
         }
     }
     let fails = errors > 0 || (args.fail_on_warnings && warnings > 0);

@@ -48,7 +48,7 @@ impl Place {
         let (outcome, line) = seen(&decided, case);
         case.check(group, &outcome, Some(&line))?;
         // What it says to people, too.
-        let answer = judge.answer(port, &question).map_err(|error| error.to_string())?;
+        let answer = judge.explain(port, &question, &decided);
         let decision = if outcome.allowed { Decision::Allow } else { Decision::Deny };
         let by = answer.by.as_ref().map(|by| (by.namespace.as_str(), by.name.as_str(), by.rule.unwrap()));
         let noted: Vec<_> =

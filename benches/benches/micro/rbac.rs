@@ -8,7 +8,7 @@ use criterion::Criterion;
 use http::Method;
 use weft_proxy::codec::{Headers, Protocol, RequestHead};
 use weft_proxy::filters::rbac::{Engine, Subject};
-use weft_proxy::io::{ConnectionInfo, Direction, DynamicMetadata, FilterState, TlsInfo};
+use weft_proxy::io::{ConnectionInfo, Direction, DynamicMetadata, TlsInfo};
 use xds_protos::envoy::config::rbac::v3::Rbac;
 
 /// A policy of the form that istiod renders: who, which paths of which host with which methods, on which port.
@@ -43,19 +43,9 @@ pub fn benches(c: &mut Criterion) {
         ..TlsInfo::default()
     };
     let connection = ConnectionInfo {
-        id: 0,
-        remote: "10.0.0.1:1000".parse().unwrap(),
-        direct_remote: "10.0.0.1:1000".parse().unwrap(),
-        local: "10.0.0.2:8080".parse().unwrap(),
-        local_restored: false,
-        listener: "l".into(),
         direction: Direction::Inbound,
-        filter_chain: "".into(),
-        sni: None,
         tls: Some(Arc::new(tls)),
-        passed_on: None,
-        notes: None,
-        filter_state: FilterState::default(),
+        ..ConnectionInfo::between("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:8080".parse().unwrap())
     };
     let head = RequestHead {
         method: Method::GET,

@@ -1,6 +1,7 @@
 //! Rules that never hold, or hold for more or less than they look like.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::matching::demands_token;
 use super::scene::{Scene, few, names};
@@ -12,18 +13,27 @@ use crate::model::{AuthorizationPolicy, EffectivePeerMode, Object, Protocol, Wor
 
 type Policy = Object<AuthorizationPolicy>;
 
+/// A rule, where it stands, and for whom it holds.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    scene: &'a Scene<'a>,
+    policy: &'a Policy,
+    rule: &'a AuthorizationRule,
+    /// Its path in the policy.
+    at: &'a str,
+    selected: &'a [&'a Arc<Workload>],
+}
+
 pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
     for policy in scene.world.all_authorization_policies() {
         let selector = policy.spec.selector.as_ref().map(|selector| &selector.labels);
         let selected = scene.selected(&policy.meta.namespace, selector);
         for (index, rule) in policy.spec.rules.iter().enumerate() {
             let at = format!("spec.rules[{index}]");
-            bytes(scene, policy, rule, &at, &selected, found);
-            identities(scene, policy, rule, &at, found);
-            roots(policy, rule, &at, found);
-            ports(scene, policy, rule, &at, &selected, found);
-            unseen(scene, policy, rule, &at, &selected, found);
-            addresses(policy, rule, &at, &selected, found);
+            let case = Case { scene, policy, rule, at: &at, selected: &selected };
+            for check in [bytes, identities, roots, ports, unseen, addresses] {
+                check(case, found);
+            }
         }
     }
     alternatives(scene, found);
@@ -85,14 +95,8 @@ const fn carries_bytes(protocol: Protocol) -> bool {
 }
 
 /// HTTP's fields where bytes go.
-fn bytes(
-    scene: &Scene<'_>,
-    policy: &Policy,
-    rule: &AuthorizationRule,
-    at: &str,
-    selected: &[&std::sync::Arc<Workload>],
-    found: &mut Vec<Message>,
-) {
+fn bytes(case: Case<'_>, found: &mut Vec<Message>) {
+    let Case { scene, policy, rule, at, selected } = case;
     let fields = of_requests(rule);
     if fields.is_empty() {
         return;
@@ -129,13 +133,8 @@ fn bytes(
 }
 
 /// Identities that nobody has.
-fn identities(
-    scene: &Scene<'_>,
-    policy: &Policy,
-    rule: &AuthorizationRule,
-    at: &str,
-    found: &mut Vec<Message>,
-) {
+fn identities(case: Case<'_>, found: &mut Vec<Message>) {
+    let Case { scene, policy, rule, at, .. } = case;
     let world = scene.world;
     if world.workloads().is_empty() {
         return;
@@ -147,8 +146,7 @@ fn identities(
             || mesh.trust_domain_aliases.iter().any(|d| d == domain)
     };
     let known = |namespace: &str, account: &str| {
-        let is =
-            |w: &&std::sync::Arc<Workload>| w.meta.namespace == namespace && w.service_account() == account;
+        let is = |w: &&Arc<Workload>| w.meta.namespace == namespace && w.service_account() == account;
         world.workloads().iter().any(|w| is(&w))
     };
     let near = |account: &str| {
@@ -215,7 +213,8 @@ fn identities(
 }
 
 /// `/x/*` without `/x`.
-fn roots(policy: &Policy, rule: &AuthorizationRule, at: &str, found: &mut Vec<Message>) {
+fn roots(case: Case<'_>, found: &mut Vec<Message>) {
+    let Case { policy, rule, at, .. } = case;
     for (index, operation) in operations(rule) {
         for (name, list, then) in [
             ("paths", &operation.paths, "is not what the rule is about"),
@@ -242,14 +241,8 @@ fn roots(policy: &Policy, rule: &AuthorizationRule, at: &str, found: &mut Vec<Me
 }
 
 /// Ports that nobody serves.
-fn ports(
-    scene: &Scene<'_>,
-    policy: &Policy,
-    rule: &AuthorizationRule,
-    at: &str,
-    selected: &[&std::sync::Arc<Workload>],
-    found: &mut Vec<Message>,
-) {
+fn ports(case: Case<'_>, found: &mut Vec<Message>) {
+    let Case { scene, policy, rule, at, selected } = case;
     let sidecars: Vec<_> = selected.iter().filter(|workload| !workload.is_gateway()).collect();
     if sidecars.is_empty() || sidecars.len() < selected.len() {
         return;
@@ -281,14 +274,8 @@ fn ports(
 }
 
 /// Identities where nobody can show one.
-fn unseen(
-    scene: &Scene<'_>,
-    policy: &Policy,
-    rule: &AuthorizationRule,
-    at: &str,
-    selected: &[&std::sync::Arc<Workload>],
-    found: &mut Vec<Message>,
-) {
+fn unseen(case: Case<'_>, found: &mut Vec<Message>) {
+    let Case { scene, policy, rule, at, selected } = case;
     let by_identity = |source: &Source| {
         !source.principals.is_empty()
             || !source.namespaces.is_empty()
@@ -303,7 +290,7 @@ fn unseen(
         return;
     }
     let about = ports_of(rule);
-    let plain = |workload: &&&std::sync::Arc<Workload>| {
+    let plain = |workload: &&&Arc<Workload>| {
         let ports = scene.ports(workload);
         let mut meant =
             ports.iter().filter(|(port, _)| about.as_ref().is_none_or(|ports| ports.contains(port)));
@@ -322,13 +309,8 @@ fn unseen(
 }
 
 /// The connection's other end, where that is a load balancer.
-fn addresses(
-    policy: &Policy,
-    rule: &AuthorizationRule,
-    at: &str,
-    selected: &[&std::sync::Arc<Workload>],
-    found: &mut Vec<Message>,
-) {
+fn addresses(case: Case<'_>, found: &mut Vec<Message>) {
+    let Case { policy, rule, at, selected, .. } = case;
     let gateways: Vec<_> = selected.iter().filter(|workload| workload.is_gateway()).copied().collect();
     // A policy for everybody means the mesh's own addresses.
     if gateways.is_empty() || gateways.len() < selected.len() {

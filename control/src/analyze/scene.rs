@@ -4,12 +4,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::model::authorization_policy::{AuthorizationAction, DRY_RUN_ANNOTATION, parse_bool};
+use crate::model::authorization_policy::AuthorizationAction;
 use crate::model::service::CALLS_ANNOTATION;
 use crate::model::values::selects;
-use crate::model::{
-    AuthorizationPolicy, Labels, Meta, Object, Protocol, Service, StringMatch, Workload, World,
-};
+use crate::model::{AuthorizationPolicy, Labels, Object, Protocol, Service, StringMatch, Workload, World};
 
 /// A state of the mesh, and what follows from it.
 pub(super) struct Scene<'w> {
@@ -54,7 +52,7 @@ impl<'w> Scene<'w> {
 
     /// The policies that are enforced, with the workloads that each holds for.
     pub(super) fn policies(&self) -> impl Iterator<Item = &'w Arc<Object<AuthorizationPolicy>>> {
-        self.world.all_authorization_policies().iter().filter(|policy| !is_tried(&policy.meta))
+        self.world.all_authorization_policies().iter().filter(|policy| !policy.is_tried())
     }
 
     /// The enforced policies of this action that hold for a workload.
@@ -64,7 +62,7 @@ impl<'w> Scene<'w> {
         action: AuthorizationAction,
     ) -> Vec<&'w Arc<Object<AuthorizationPolicy>>> {
         let all = self.world.authorization_policies(&workload.meta.namespace, workload.labels(), action);
-        all.into_iter().filter(|policy| !is_tried(&policy.meta)).collect()
+        all.into_iter().filter(|policy| !policy.is_tried()).collect()
     }
 
     /// The workloads that a policy of this namespace could hold for.
@@ -190,11 +188,6 @@ fn beginning(uri: &StringMatch) -> Option<String> {
     }
 }
 
-/// Whether a policy is only tried.
-pub(super) fn is_tried(meta: &Meta) -> bool {
-    meta.annotations.get(DRY_RUN_ANNOTATION).is_some_and(|text| parse_bool(text) == Some(true))
-}
-
 /// Names in a list, the first few of them.
 pub(super) fn few(names: impl IntoIterator<Item = String>) -> String {
     const SHOWN: usize = 6;
@@ -204,6 +197,12 @@ pub(super) fn few(names: impl IntoIterator<Item = String>) -> String {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
     }
+}
+
+/// Labels as people write them.
+pub(super) fn written(labels: &Labels) -> String {
+    let pairs: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    pairs.join(",")
 }
 
 /// Workloads by name.

@@ -1,6 +1,6 @@
 //! Selectors that select no workload.
 
-use super::scene::{Scene, few};
+use super::scene::{Scene, few, written};
 use super::{Code, Message};
 use crate::model::values::selects;
 use crate::model::{Labels, Meta};
@@ -11,31 +11,19 @@ pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
     if world.workloads().is_empty() {
         return;
     }
-    for policy in world.all_authorization_policies() {
-        let selector = policy.spec.selector.as_ref().map(|selector| &selector.labels);
-        check(
-            scene,
-            &policy.meta,
-            "spec.selector.matchLabels",
-            selector,
-            "the policy holds for nobody",
-            found,
-        );
-    }
-    for policy in world.peer_authentications() {
-        let selector = policy.spec.selector.as_ref().map(|selector| &selector.labels);
-        check(scene, &policy.meta, "spec.selector.matchLabels", selector, "the mode holds for nobody", found);
-    }
-    for policy in world.request_authentications() {
-        let selector = policy.spec.selector.as_ref().map(|selector| &selector.labels);
-        check(
-            scene,
-            &policy.meta,
-            "spec.selector.matchLabels",
-            selector,
-            "nobody's tokens are checked by it",
-            found,
-        );
+    let of_policies = world
+        .all_authorization_policies()
+        .iter()
+        .map(|p| (&p.meta, &p.spec.selector, "the policy holds for nobody"));
+    let of_modes =
+        world.peer_authentications().iter().map(|p| (&p.meta, &p.spec.selector, "the mode holds for nobody"));
+    let of_tokens = world
+        .request_authentications()
+        .iter()
+        .map(|p| (&p.meta, &p.spec.selector, "nobody's tokens are checked by it"));
+    for (meta, selector, then) in of_policies.chain(of_modes).chain(of_tokens) {
+        let selector = selector.as_ref().map(|selector| &selector.labels);
+        check(scene, meta, "spec.selector.matchLabels", selector, then, found);
     }
     for sidecar in world.sidecars() {
         let selector = sidecar.spec.workload_selector.as_ref().map(|selector| &selector.labels);
@@ -70,11 +58,6 @@ fn check(
     let labels = known(selector, scene.scope(&meta.namespace).map(|workload| workload.labels()));
     let why = format!("{} is no workload's in {}: {then}", written(selector), meta.namespace);
     found.push(Message::of(Code::SelectsNothing, meta, path, why, labels));
-}
-
-fn written(selector: &Labels) -> String {
-    let pairs: Vec<_> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    pairs.join(",")
 }
 
 /// What the labels that a selector asks for are among these.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::scene::{Scene, few};
+use super::scene::{Scene, few, written};
 use super::{Code, Message};
 use crate::model::host;
 use crate::model::service::ServiceOrigin;
@@ -167,7 +167,6 @@ fn subsets(scene: &Scene<'_>, found: &mut Vec<Message>) {
             if endpoints.iter().any(|endpoint| selects(&subset.labels, &endpoint.labels)) {
                 continue;
             }
-            let wanted: Vec<_> = subset.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
             let known: BTreeSet<_> = endpoints
                 .iter()
                 .flat_map(|e| e.labels.iter().filter(|(key, _)| subset.labels.contains_key(*key)))
@@ -176,7 +175,7 @@ fn subsets(scene: &Scene<'_>, found: &mut Vec<Message>) {
             let why = format!(
                 "no endpoint of {} has {}: requests to the subset {:?} fail with 503",
                 rule.spec.host,
-                wanted.join(","),
+                written(&subset.labels),
                 subset.name
             );
             let help = match known.is_empty() {

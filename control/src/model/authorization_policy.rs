@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::meta::Object;
 use super::values::{Labels, WorkloadSelector};
 
 /// Istio's annotation of a policy that is only tried: its verdict is counted and logged, not enforced.
@@ -152,6 +153,13 @@ pub fn parse_bool(text: &str) -> Option<bool> {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
         _ => None,
+    }
+}
+
+impl Object<AuthorizationPolicy> {
+    /// Whether the policy is only tried ([`DRY_RUN_ANNOTATION`]); the reader has checked what the annotation says.
+    pub fn is_tried(&self) -> bool {
+        self.meta.annotations.get(DRY_RUN_ANNOTATION).is_some_and(|text| parse_bool(text) == Some(true))
     }
 }
 

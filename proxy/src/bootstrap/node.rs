@@ -4,6 +4,7 @@ use anyhow::Context;
 use serde_json::{Map, Value, json};
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::prost_types::{self, value::Kind};
+use xds_protos::typed_struct::to_proto;
 
 use super::shared::{NodeArgs, RoleArg};
 use crate::state::{NodeInfo, Role};
@@ -83,21 +84,7 @@ impl NodeArgs {
 }
 
 fn to_struct(object: Map<String, Value>) -> prost_types::Struct {
-    prost_types::Struct { fields: object.into_iter().map(|(k, v)| (k, to_value(v))).collect() }
-}
-
-fn to_value(value: Value) -> prost_types::Value {
-    let kind = match value {
-        Value::Null => Kind::NullValue(0),
-        Value::Bool(b) => Kind::BoolValue(b),
-        Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
-        Value::String(s) => Kind::StringValue(s),
-        Value::Array(values) => {
-            Kind::ListValue(prost_types::ListValue { values: values.into_iter().map(to_value).collect() })
-        }
-        Value::Object(object) => Kind::StructValue(to_struct(object)),
-    };
-    prost_types::Value { kind: Some(kind) }
+    prost_types::Struct { fields: object.into_iter().map(|(k, v)| (k, to_proto(v))).collect() }
 }
 
 fn from_value(value: &prost_types::Value) -> Value {

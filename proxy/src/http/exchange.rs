@@ -236,8 +236,7 @@ fn terminal(shared: &Shared, exchange: &Exchange, wants_tls: bool) -> Option<Loc
             // Envoy counts a redirect as an answer of its own; its `rq_redirect` stays zero.
             config.stats.rq_direct_response.inc();
             let envoy_headers = !config.filters.router.suppress_envoy_headers;
-            flow.keep(&mut exchange.head.clone());
-            log_rewritten(flow, &to.rewrite, &route.matching.path, envoy_headers);
+            log_rewritten(flow, &exchange.head, &to.rewrite, &route.matching.path, envoy_headers);
             Some(redirect(to, &exchange.head, &route.matching.path))
         }
         Action::Direct(direct) => {
@@ -267,14 +266,22 @@ fn terminal(shared: &Shared, exchange: &Exchange, wants_tls: bool) -> Option<Loc
 }
 
 /// Logs speak of a redirected request as if it had been rewritten so.
-fn log_rewritten(flow: &Flow, rewrite: &PathRewrite, matched: &PathMatch, envoy_headers: bool) {
-    let mut kept = flow.kept_head.borrow_mut();
-    let Some(head) = kept.as_mut() else { return };
-    let Some(path) = rewrite_path(rewrite, matched, &head.path) else { return };
+fn log_rewritten(
+    flow: &Flow,
+    head: &RequestHead,
+    rewrite: &PathRewrite,
+    matched: &PathMatch,
+    envoy_headers: bool,
+) {
+    let Some(path) = rewrite_path(rewrite, matched, &head.path).filter(|_| flow.keep_head.get()) else {
+        return;
+    };
+    let mut head = head.clone();
     let original = std::mem::replace(&mut head.path, path);
     if envoy_headers && let Ok(value) = HeaderValue::from_maybe_shared(original) {
         head.headers.set(ORIGINAL_PATH, value);
     }
+    flow.keep(&mut head);
 }
 
 fn direct_response(direct: &DirectResponse, exchange: &Exchange) -> LocalReply {

@@ -122,6 +122,25 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
+    /// A connection of which nothing else is known than its ends.
+    pub fn between(remote: SocketAddr, local: SocketAddr) -> Self {
+        Self {
+            id: 0,
+            remote,
+            direct_remote: remote,
+            local,
+            local_restored: false,
+            listener: "".into(),
+            direction: Direction::default(),
+            filter_chain: "".into(),
+            sni: None,
+            tls: None,
+            notes: None,
+            filter_state: FilterState::default(),
+            passed_on: None,
+        }
+    }
+
     /// The peer's verified identity, if the connection is mutually authenticated.
     pub fn peer_id(&self) -> Option<&Arc<str>> {
         self.tls.as_ref().and_then(|t| t.peer_id.as_ref())

@@ -1,9 +1,9 @@
 //! Byte streams and what is known of a connection: the vocabulary of every stage that touches one.
 
 pub mod alarm;
+mod bell;
 pub mod connection;
 mod copy;
-mod cut;
 mod gate;
 pub mod local;
 pub mod metadata;
@@ -21,9 +21,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 pub use alarm::Alarm;
+pub use bell::{Bell, Ear, bell};
 pub use connection::{ConnectionInfo, Direction, Origin, PassedOn, TlsInfo, UpstreamSource};
 pub use copy::{Copied, CopyEnd, copy_bidirectional};
-pub use cut::{Cut, Scissors, cut};
 pub use gate::{Gate, Pass};
 pub use metadata::{DynamicMetadata, FilterState, Notes};
 pub use socket_option::{Moment, SocketOption};
@@ -49,7 +49,7 @@ struct Oversight {
     /// Network filters that decide when bytes come.
     watch: Option<Watch>,
     /// Ends the stream for its reader.
-    cut: Option<Cut>,
+    cut: Option<Ear>,
 }
 
 #[derive(Debug)]
@@ -103,8 +103,8 @@ impl Io {
         self.oversight.get_or_insert_default().watch = Some(Watch::Asking(Box::new(gate)));
     }
 
-    /// Ends the stream for its reader when this is done.
-    pub fn cut_by(&mut self, cut: Cut) {
+    /// Ends the stream for its reader when this rings.
+    pub fn cut_by(&mut self, cut: Ear) {
         self.oversight.get_or_insert_default().cut = Some(cut);
     }
 
@@ -180,7 +180,7 @@ impl AsyncRead for Io {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let Some(oversight) = &mut self.oversight else { return self.poll_plain(cx, buffer) };
-        if oversight.cut.as_mut().is_some_and(|cut| cut.is_done(cx.waker())) {
+        if oversight.cut.as_mut().is_some_and(|cut| cut.hears(cx.waker())) {
             return Poll::Ready(Err(gate::denied()));
         }
         if oversight.watch.is_some() { self.poll_watched(cx, buffer) } else { self.poll_plain(cx, buffer) }

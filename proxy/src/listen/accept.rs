@@ -19,7 +19,7 @@ use super::inspect::Findings;
 use super::listener::Listener;
 use super::sockets::{Directory, WorkerCommand};
 use crate::codec::Drain;
-use crate::io::{ConnectionInfo, FilterState, Io, PassedOn};
+use crate::io::{ConnectionInfo, Io, PassedOn};
 use crate::network::NetworkChain;
 use crate::network::recheck::Successor;
 use crate::telemetry::access_log::{LogContext, LogType};
@@ -246,18 +246,12 @@ fn keep_alive(io: &Io, wanted: &core::TcpKeepalive) {
 fn early_info(accepted: &Accepted, listener: &Listener, policy: &ListenerConfig) -> ConnectionInfo {
     ConnectionInfo {
         id: Listener::number(),
-        remote: accepted.remote,
         direct_remote: accepted.direct_remote,
-        local: accepted.local,
         local_restored: accepted.restored,
         listener: listener.name().clone(),
         direction: policy.direction,
-        filter_chain: "".into(),
         sni: accepted.findings.server_name.clone(),
-        tls: None,
-        notes: None,
-        filter_state: FilterState::default(),
-        passed_on: None,
+        ..ConnectionInfo::between(accepted.remote, accepted.local)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::codec::RequestHead;
 use crate::filters::decide::Step;
 use crate::http::decide::Supposition;
 use crate::identity::tls::validation::VerifyError;
-use crate::io::{ConnectionInfo, DynamicMetadata, FilterState, Notes};
+use crate::io::{ConnectionInfo, DynamicMetadata, Notes};
 use crate::network::Terminal;
 use crate::router::LocalReply;
 
@@ -107,19 +107,12 @@ impl ListenerConfig {
             return decided;
         };
         let mut info = ConnectionInfo {
-            id: 0,
-            remote: caller.remote,
-            direct_remote: caller.remote,
-            local: caller.local,
-            local_restored: false,
             listener: self.name.clone(),
             direction: self.direction,
             filter_chain: chain.name.clone(),
             sni: seen.server_name.map(Into::into),
-            tls: None,
             notes: Some(Arc::new(Notes::default())),
-            filter_state: FilterState::default(),
-            passed_on: None,
+            ..ConnectionInfo::between(caller.remote, caller.local)
         };
         decided.http = matches!(chain.network.terminal, Terminal::Http(_));
         match (&chain.tls, &caller.hello) {

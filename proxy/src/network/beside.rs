@@ -5,26 +5,9 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Wake, Waker};
+use std::task::Context;
 
-use parking_lot::Mutex;
-
-/// Wakes the connection's task, and tells it that it was not the work that woke.
-struct Bell {
-    rung: AtomicBool,
-    /// Stays here when it rings: a ring that comes while the one before is being answered needs it as well.
-    task: Mutex<Waker>,
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.rung.store(true, Ordering::Release);
-        let task = self.task.lock().clone();
-        task.wake();
-    }
-}
+use crate::io::bell;
 
 /// Does the work, and lets something wait beside it until the work is done. Both are pinned where they are: a connection would
 /// carry the room for them twice.
@@ -32,21 +15,15 @@ pub async fn beside<T>(
     mut work: Pin<&mut impl Future<Output = T>>,
     mut waiting: Pin<&mut impl Future<Output = ()>>,
 ) -> T {
-    let mut task = Waker::noop().clone();
-    let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::new(task.clone()) });
-    let waker = Waker::from(bell.clone());
-    let mut over = false;
+    let (bell, mut ear) = bell();
+    let waker = bell.waker();
+    let (mut first, mut over) = (true, false);
     poll_fn(|cx| {
         let done = work.as_mut().poll(cx);
-        if done.is_ready() || over {
-            return done;
-        }
-        if !task.will_wake(cx.waker()) {
-            task.clone_from(cx.waker());
-            bell.task.lock().clone_from(&task);
-        }
-        // The swap comes after the task is known: a ring from here on wakes it.
-        if bell.rung.load(Ordering::Relaxed) && bell.rung.swap(false, Ordering::Acquire) {
+        if done.is_pending() && !over && (ear.hears(cx.waker()) || first) {
+            first = false;
+            // Before it is asked: a ring from then on is another one.
+            ear.answer();
             over = waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
         }
         done
@@ -58,13 +35,15 @@ pub async fn beside<T>(
 mod tests {
     use std::cell::{Cell, RefCell};
     use std::pin::pin;
-    use std::task::Poll;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Poll, Wake, Waker};
 
     use super::*;
 
     /// Counts how often a task is woken.
     #[derive(Default)]
-    struct Woken(std::sync::atomic::AtomicUsize);
+    struct Woken(AtomicUsize);
 
     impl Wake for Woken {
         fn wake(self: Arc<Self>) {

@@ -94,11 +94,11 @@ pub async fn serve(
     if !rechecked {
         return terminal(io, &info, chain, drain, None).await;
     }
-    let (scissors, cut) = crate::io::cut();
-    io.cut_by(cut);
+    let (cut, ear) = crate::io::bell();
+    io.cut_by(ear);
     let newest: Rc<dyn Newest> =
         Rc::new(recheck::OfHttp { successor: successor.clone(), info: info.clone() });
-    let follower = pin!(recheck::follow(successor, info.clone(), scissors));
+    let follower = pin!(recheck::follow(successor, info.clone(), cut));
     let work = pin!(terminal(io, &info, chain, drain, Some(newest)));
     beside(work, follower).await;
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::{Guard, NetworkChain, Terminal};
 use crate::http::{HcmConfig, Newest};
-use crate::io::{ConnectionInfo, Scissors};
+use crate::io::{Bell, ConnectionInfo};
 
 /// Connections and streams that a new policy denies are closed.
 static RECHECK: AtomicBool = AtomicBool::new(true);
@@ -44,7 +44,7 @@ impl NetworkChain {
 }
 
 /// Ends a connection when a new chain denies it.
-pub(super) async fn follow(successor: Rc<dyn Successor>, info: Rc<ConnectionInfo>, scissors: Scissors) {
+pub(super) async fn follow(successor: Rc<dyn Successor>, info: Rc<ConnectionInfo>, cut: Bell) {
     let mut changes = successor.changes();
     while changes.changed().await.is_ok() {
         let chain = successor.chain(&info);
@@ -53,7 +53,7 @@ pub(super) async fn follow(successor: Rc<dyn Successor>, info: Rc<ConnectionInfo
             if let Some(notes) = &info.notes {
                 *notes.termination.lock() = Some(details);
             }
-            return scissors.cut();
+            return cut.ring();
         }
     }
 }

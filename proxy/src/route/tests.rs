@@ -177,7 +177,7 @@ fn rewrites_replace_what_the_route_matched() {
 
 #[test]
 fn header_changes_follow_their_action_and_the_most_specific_come_first() {
-    use crate::io::{ConnectionInfo, FilterState};
+    use crate::io::ConnectionInfo;
     use crate::telemetry::StreamInfo;
     use crate::telemetry::access_log::LogContext;
     let add = |key: &str, value: &str, action: &str| json!({"header": {"key": key, "value": value}, "append_action": action});
@@ -194,21 +194,7 @@ fn header_changes_follow_their_action_and_the_most_specific_come_first() {
     let matched = Matched::find(&config, &Asked::new(&head)).unwrap();
     let stream = StreamInfo::new(None);
     let address = "127.0.0.1:1".parse().unwrap();
-    let connection = ConnectionInfo {
-        id: 0,
-        remote: address,
-        direct_remote: address,
-        local: address,
-        local_restored: false,
-        passed_on: None,
-        listener: "".into(),
-        direction: crate::io::Direction::Inbound,
-        filter_chain: "".into(),
-        sni: None,
-        tls: None,
-        notes: None,
-        filter_state: FilterState::default(),
-    };
+    let connection = ConnectionInfo::between(address, address);
     let context = LogContext { request: Some(&head), ..LogContext::new(&stream, &connection) };
     let mut headers = head.headers.clone();
     for ops in matched.header_ops(true) {

@@ -15,7 +15,7 @@ use super::flow::{Flow, RequestBody};
 use super::upstream::ClusterUpstreams;
 use crate::cluster::Cluster;
 use crate::codec::{Body, Frame, Headers, Protocol, Reply, Request, RequestHead, ResetReason};
-use crate::io::{ConnectionInfo, Direction, FilterState};
+use crate::io::ConnectionInfo;
 use crate::state::Slot;
 use crate::telemetry::StreamInfo;
 
@@ -37,21 +37,7 @@ pub fn head(method: Method, authority: Bytes, path: Bytes) -> RequestHead {
 /// A connection that stands for the proxy itself, where no downstream's request is behind a call.
 pub fn nobody() -> Arc<ConnectionInfo> {
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    Arc::new(ConnectionInfo {
-        id: 0,
-        remote: nowhere,
-        direct_remote: nowhere,
-        local: nowhere,
-        local_restored: false,
-        listener: "".into(),
-        direction: Direction::Unspecified,
-        filter_chain: "".into(),
-        sni: None,
-        tls: None,
-        notes: None,
-        filter_state: FilterState::default(),
-        passed_on: None,
-    })
+    Arc::new(ConnectionInfo::between(nowhere, nowhere))
 }
 
 /// Sends a request and gives the answer's head; `timeout` is for everything until then, zero for no limit.

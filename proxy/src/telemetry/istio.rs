@@ -288,26 +288,12 @@ impl Reporter {
 mod tests {
     use super::*;
     use crate::codec::Protocol;
-    use crate::io::{Direction, FilterState};
+    use crate::io::Direction;
     use crate::telemetry::registry::Metric;
 
     fn connection() -> ConnectionInfo {
         let address = "127.0.0.1:1".parse().unwrap();
-        ConnectionInfo {
-            id: 0,
-            remote: address,
-            direct_remote: address,
-            local: address,
-            local_restored: false,
-            passed_on: None,
-            listener: "".into(),
-            direction: Direction::Inbound,
-            filter_chain: "".into(),
-            sni: None,
-            tls: None,
-            notes: None,
-            filter_state: FilterState::default(),
-        }
+        ConnectionInfo { direction: Direction::Inbound, ..ConnectionInfo::between(address, address) }
     }
 
     #[test]

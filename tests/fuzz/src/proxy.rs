@@ -10,7 +10,7 @@ use weft_proxy::codec::{
     ResponseHead,
 };
 use weft_proxy::http::{ConnectionManager, HcmConfig};
-use weft_proxy::io::{ConnectionInfo, Direction, FilterState};
+use weft_proxy::io::{ConnectionInfo, Direction};
 use weft_proxy::state::{CompileContext, NodeInfo, Tables};
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 
@@ -39,19 +39,8 @@ pub fn compile(
 /// A connection of somebody without a certificate.
 pub fn connection() -> ConnectionInfo {
     ConnectionInfo {
-        id: 0,
-        remote: ([10, 0, 0, 1], 1000).into(),
-        direct_remote: ([10, 0, 0, 1], 1000).into(),
-        local: ([10, 0, 0, 2], 80).into(),
-        local_restored: false,
-        passed_on: None,
-        listener: "l".into(),
         direction: Direction::Inbound,
-        filter_chain: "".into(),
-        sni: None,
-        tls: None,
-        notes: None,
-        filter_state: FilterState::default(),
+        ..ConnectionInfo::between(([10, 0, 0, 1], 1000).into(), ([10, 0, 0, 2], 80).into())
     }
 }
 

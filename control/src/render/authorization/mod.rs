@@ -14,9 +14,7 @@ use serde_json::{Map, Value, json};
 
 use self::rule::Scope;
 use super::ProxyNode;
-use crate::model::authorization_policy::{
-    AuthorizationAction, AuthorizationPolicy, DRY_RUN_ANNOTATION, parse_bool,
-};
+use crate::model::authorization_policy::{AuthorizationAction, AuthorizationPolicy};
 use crate::model::{Object, World};
 
 /// The actions that are decided here, in the order of their filters.
@@ -80,7 +78,7 @@ fn filters<'a>(world: &'a World, node: &'a ProxyNode, tcp: bool) -> impl Iterato
         let trust_domains = trust_domains(world);
         let mut rules = Rules { action, enforced: None, tried: None };
         for policy in policies {
-            let target = if is_tried(policy) { &mut rules.tried } else { &mut rules.enforced };
+            let target = if policy.is_tried() { &mut rules.tried } else { &mut rules.enforced };
             // A filter with rules of which none is left allows nobody.
             let target = target.get_or_insert_default();
             let namespace = policy.meta.namespace.as_str();
@@ -89,11 +87,6 @@ fn filters<'a>(world: &'a World, node: &'a ProxyNode, tcp: bool) -> impl Iterato
         }
         Some(rules)
     })
-}
-
-/// Whether a policy is only tried. The reader has checked the annotation.
-fn is_tried(policy: &Object<AuthorizationPolicy>) -> bool {
-    policy.meta.annotations.get(DRY_RUN_ANNOTATION).is_some_and(|text| parse_bool(text) == Some(true))
 }
 
 /// The mesh's trust domain, then its aliases.

@@ -4,8 +4,9 @@
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use xds_protos::prost_types::Struct;
 use xds_protos::prost_types::value::Kind;
-use xds_protos::prost_types::{ListValue, NullValue, Struct, Value};
+use xds_protos::typed_struct::to_proto;
 
 use super::refusal::Refusal;
 
@@ -153,22 +154,7 @@ fn object(bytes: &[u8]) -> Option<Struct> {
 }
 
 fn struct_of(fields: serde_json::Map<String, serde_json::Value>) -> Struct {
-    Struct { fields: fields.into_iter().map(|(key, value)| (key, value_of(value))).collect() }
-}
-
-/// JSON as a protobuf value.
-pub fn value_of(value: serde_json::Value) -> Value {
-    let kind = match value {
-        serde_json::Value::Null => Kind::NullValue(NullValue::NullValue.into()),
-        serde_json::Value::Bool(b) => Kind::BoolValue(b),
-        serde_json::Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
-        serde_json::Value::String(text) => Kind::StringValue(text),
-        serde_json::Value::Array(list) => {
-            Kind::ListValue(ListValue { values: list.into_iter().map(value_of).collect() })
-        }
-        serde_json::Value::Object(fields) => Kind::StructValue(struct_of(fields)),
-    };
-    Value { kind: Some(kind) }
+    Struct { fields: fields.into_iter().map(|(key, value)| (key, to_proto(value))).collect() }
 }
 
 fn kind<'a>(fields: &'a Struct, key: &str) -> Option<&'a Kind> {

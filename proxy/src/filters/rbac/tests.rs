@@ -5,7 +5,7 @@ use xds_protos::envoy::config::rbac::v3 as proto;
 
 use super::*;
 use crate::codec::{Headers, Protocol, RequestHead};
-use crate::io::{ConnectionInfo, Direction, FilterState, TlsInfo};
+use crate::io::{ConnectionInfo, Direction, TlsInfo};
 
 fn connection() -> ConnectionInfo {
     let tls = TlsInfo {
@@ -15,19 +15,11 @@ fn connection() -> ConnectionInfo {
         ..TlsInfo::default()
     };
     ConnectionInfo {
-        id: 0,
-        remote: "10.0.0.1:1000".parse().unwrap(),
         direct_remote: "10.9.0.1:1000".parse().unwrap(),
-        local: "10.0.0.2:8080".parse().unwrap(),
-        local_restored: false,
-        listener: "l".into(),
         direction: Direction::Inbound,
-        filter_chain: "".into(),
         sni: Some("a.example".into()),
         tls: Some(Arc::new(tls)),
-        passed_on: None,
-        notes: None,
-        filter_state: FilterState::default(),
+        ..ConnectionInfo::between("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:8080".parse().unwrap())
     }
 }
 

@@ -15,7 +15,7 @@ use crate::codec::{
     Body, Downstream, Frame, Headers, HttpService, InformationalSink, Protocol, Reply, Request, RequestHead,
     ResponseHead,
 };
-use crate::io::{ConnectionInfo, Direction, FilterState};
+use crate::io::{ConnectionInfo, Direction};
 use crate::state::CompileContext;
 
 #[derive(Default)]
@@ -29,19 +29,9 @@ impl InformationalSink for Sink {
 
 fn connection() -> ConnectionInfo {
     ConnectionInfo {
-        id: 0,
-        remote: "10.0.0.1:1000".parse().unwrap(),
-        direct_remote: "10.0.0.1:1000".parse().unwrap(),
-        local: "10.0.0.2:80".parse().unwrap(),
-        local_restored: false,
-        passed_on: None,
         listener: "l".into(),
         direction: Direction::Inbound,
-        filter_chain: "".into(),
-        sni: None,
-        tls: None,
-        notes: None,
-        filter_state: FilterState::default(),
+        ..ConnectionInfo::between("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:80".parse().unwrap())
     }
 }
 

@@ -8,25 +8,16 @@ use xds_protos::prost_types::value::Kind;
 use super::*;
 use crate::codec::Protocol;
 use crate::codec::headers::{HeaderName, HeaderValue};
+use crate::io::Direction;
 use crate::io::metadata::Datum;
-use crate::io::{Direction, FilterState};
 use crate::telemetry::Flag;
 
 fn connection() -> ConnectionInfo {
     ConnectionInfo {
         id: 7,
-        remote: "127.0.0.1:5000".parse().unwrap(),
-        direct_remote: "127.0.0.1:5000".parse().unwrap(),
-        local: "127.0.10.1:8080".parse().unwrap(),
-        local_restored: false,
-        passed_on: None,
         listener: "l".into(),
         direction: Direction::Inbound,
-        filter_chain: "".into(),
-        sni: None,
-        tls: None,
-        notes: None,
-        filter_state: FilterState::default(),
+        ..ConnectionInfo::between("127.0.0.1:5000".parse().unwrap(), "127.0.10.1:8080".parse().unwrap())
     }
 }
 
