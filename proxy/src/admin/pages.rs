@@ -62,6 +62,11 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// Whether a page only reads, and grows with the configuration.
+pub(super) fn is_long(path: &str) -> bool {
+    matches!(path, "/stats" | "/stats/prometheus" | "/clusters" | "/config_dump")
+}
+
 pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> Page {
     let parameters = parameters(query);
     let json_wanted = parameters.get("format").is_some_and(|f| f == "json");

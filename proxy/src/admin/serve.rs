@@ -68,8 +68,8 @@ pub async fn serve(address: SocketAddr, surface: Surface, state: Arc<AdminState>
             let state = state.clone();
             tokio::task::spawn_local(async move {
                 let service = service_fn(move |request| {
-                    let page = answer(&request, surface, &state);
-                    async move { Ok::<_, Infallible>(response(page)) }
+                    let page = answer(request, surface, state.clone());
+                    async move { Ok::<_, Infallible>(response(page.await)) }
                 });
                 // A client that goes away ends only its own connection.
                 let _ = hyper::server::conn::http1::Builder::new()
@@ -82,7 +82,7 @@ pub async fn serve(address: SocketAddr, surface: Surface, state: Arc<AdminState>
     Ok(())
 }
 
-fn answer(request: &Request<Incoming>, surface: Surface, state: &AdminState) -> Page {
+async fn answer(request: Request<Incoming>, surface: Surface, state: Arc<AdminState>) -> Page {
     let path = request.uri().path();
     let allowed = match surface {
         Surface::Admin => true,
@@ -92,7 +92,18 @@ fn answer(request: &Request<Incoming>, surface: Surface, state: &AdminState) -> 
     if !allowed {
         return Page::error(StatusCode::NOT_FOUND, "this port answers one path only");
     }
-    pages::page(path, request.uri().query().unwrap_or_default(), request.method() == Method::POST, state)
+    let long = pages::is_long(path);
+    let page = move || {
+        let (uri, post) = (request.uri(), request.method() == Method::POST);
+        pages::page(uri.path(), uri.query().unwrap_or_default(), post, &state)
+    };
+    if !long {
+        return page();
+    }
+    // The control thread has more urgent work: the returns of ejected hosts, the answers to a control plane.
+    tokio::task::spawn_blocking(page).await.unwrap_or_else(|error| {
+        Page::error(StatusCode::INTERNAL_SERVER_ERROR, format!("the page could not be written: {error}"))
+    })
 }
 
 fn response(page: Page) -> Response<Full<Bytes>> {
