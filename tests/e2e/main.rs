@@ -25,6 +25,7 @@ mod layering;
 mod ledger;
 mod metrics;
 mod recheck;
+mod rotation;
 mod sabotage;
 mod support;
 mod tokens;

@@ -1,5 +1,6 @@
 //! What several tests need: the binary, a free port, a process that does not outlive its test.
 
+pub mod authority;
 pub mod control;
 pub mod http;
 pub mod logged;
