@@ -17,6 +17,7 @@ mod churn;
 mod cli;
 mod demo;
 mod drain;
+mod expiry;
 mod fuzz_corpus;
 mod hardening;
 mod istiod;

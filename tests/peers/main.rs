@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod authz;
+mod clocks;
 mod differential;
 mod envoy_sidecar;
 mod h2spec;

@@ -24,7 +24,7 @@ struct Script {
 const LIFE: Duration = Duration::from_secs(8);
 
 impl Signer for Fake {
-    async fn sign(&self, csr: String, _: Option<Duration>) -> Result<Vec<String>, IdentityError> {
+    async fn sign(&self, csr: String, life: Option<Duration>) -> Result<Vec<String>, IdentityError> {
         let (name, failing, hanging) = {
             let mut script = self.script.lock().unwrap();
             script.requests += 1;
@@ -36,7 +36,7 @@ impl Signer for Fake {
         if failing {
             return Err(IdentityError::Answer("away".into()));
         }
-        Ok(self.authority.sign(&csr, &name, (self.clock)(), LIFE))
+        Ok(self.authority.sign(&csr, &name, (self.clock)(), life.unwrap_or(LIFE)))
     }
 }
 
@@ -59,13 +59,23 @@ impl World {
     }
 
     fn client(&self, state_dir: Option<PathBuf>) -> IdentityClient<Fake> {
+        self.client_with(state_dir, self.clock.clone(), None)
+    }
+
+    /// One whose own clock is another, and that asks for this life.
+    fn client_with(
+        &self,
+        state_dir: Option<PathBuf>,
+        clock: Clock,
+        lifetime: Option<Duration>,
+    ) -> IdentityClient<Fake> {
         let fake = Fake {
             authority: self.authority.clone(),
             clock: self.clock.clone(),
             script: self.script.clone(),
         };
-        let config = IdentityConfig { id: id(), lifetime: None, state_dir };
-        IdentityClient::with_signer(config, self.clock.clone(), |_| fake)
+        let config = IdentityConfig { id: id(), lifetime, state_dir };
+        IdentityClient::with_signer(config, clock, |_| fake)
     }
 
     fn set(&self, change: impl FnOnce(&mut Script)) {
@@ -74,7 +84,11 @@ impl World {
 }
 
 async fn next(current: &mut Current) -> Option<Arc<WorkloadCertificate>> {
-    tokio::time::timeout(Duration::from_secs(60), current.changed()).await.expect("nothing changed").unwrap();
+    next_within(Duration::from_secs(60), current).await
+}
+
+async fn next_within(limit: Duration, current: &mut Current) -> Option<Arc<WorkloadCertificate>> {
+    tokio::time::timeout(limit, current.changed()).await.expect("nothing changed").unwrap();
     current.borrow_and_update().clone()
 }
 
@@ -153,4 +167,31 @@ async fn a_restart_without_control_plane_goes_on_with_the_stored_certificate() {
     world.set(|s| s.failing = false);
     let new = next(&mut current).await.unwrap();
     assert!(new.validity().issued - first.validity().issued < Duration::from_secs(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_five_minutes_off_renews_before_anybody_takes_the_old_one_for_expired() {
+    const OFF: i64 = 300;
+    for life in [1200, 86_400] {
+        for off in [-OFF, OFF] {
+            let world = World::new();
+            let authority = world.clock.clone();
+            let own: Clock = Arc::new(move || authority() + time::Duration::seconds(off));
+            let client = world.client_with(None, own.clone(), Some(Duration::from_secs(life)));
+            let mut current = client.current();
+            tokio::spawn(client.run());
+            let mut last = next(&mut current).await.expect("what is made now is valid by its clock");
+            for _ in 0..5 {
+                let limit = Duration::from_secs(life);
+                let new = next_within(limit, &mut current).await.expect("the old one is not withdrawn");
+                // By the clock that is the furthest ahead of the authority's, too.
+                let left = last.validity().expires - ((world.clock)() + time::Duration::seconds(OFF));
+                assert!(left > time::Duration::minutes(2), "{left} left of {life} s, {off} s off");
+                // And not much before its time.
+                let used = (new.validity().issued - last.validity().issued).as_seconds_f64() / life as f64;
+                assert!((0.3..0.7).contains(&used), "renewed after {used} of its life, {off} s off");
+                last = new;
+            }
+        }
+    }
 }
