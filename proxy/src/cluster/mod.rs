@@ -159,6 +159,11 @@ impl Cluster {
         &self.limits[priority as usize]
     }
 
+    /// Its statistics, for those who may count when it is gone.
+    pub fn kept_stats(&self) -> &Arc<LazyStats> {
+        &self.stats
+    }
+
     /// Its statistics.
     #[inline]
     pub fn stats(&self) -> &ClusterStats {

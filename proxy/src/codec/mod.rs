@@ -6,6 +6,7 @@
 //! requests live on one worker thread, so a message needs no channel, no spawn and no lock.
 
 pub mod body;
+pub(crate) mod digits;
 pub mod drain;
 pub mod h1;
 pub mod h2;

@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use super::config::{HcmConfig, StripPort, Underscores};
 use super::normalize::{self, PathVerdict};
 use super::{request_id, xff};
+use crate::codec::digits::{self, IpText};
 use crate::codec::headers::Of;
 use crate::codec::{Headers, Protocol, RequestHead};
 use crate::io::ConnectionInfo;
@@ -247,7 +248,7 @@ fn forwarding(head: &mut RequestHead, config: &HcmConfig, connection: &Connectio
     };
     let told_by_trusted = !config.use_remote_address || config.trusted_hops > 0;
     if config.append_forwarded_port && !(told_by_trusted && headers.contains(&FORWARDED_PORT)) {
-        headers.set(FORWARDED_PORT, HeaderValue::from(connection.local.port()));
+        headers.set(FORWARDED_PORT, digits::value(connection.local.port().into()));
     }
     if let Some(scheme) = config.scheme {
         headers.set(FORWARDED_PROTO, HeaderValue::from_static(scheme));
@@ -288,7 +289,7 @@ fn identify(head: &mut RequestHead, config: &HcmConfig, origin: Origin) {
     if let Some(via) = &config.via {
         append_via(headers, via);
     }
-    if edge && let Ok(address) = HeaderValue::try_from(origin.client.to_string()) {
+    if edge && let Ok(address) = HeaderValue::from_bytes(IpText::new(origin.client).as_bytes()) {
         headers.set(EXTERNAL_ADDRESS, address);
     }
     if config.generate_request_id {

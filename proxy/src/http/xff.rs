@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use http::{HeaderName, HeaderValue};
 
 use crate::codec::Headers;
+use crate::codec::digits::IpText;
 
 /// The field.
 pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -27,11 +28,15 @@ fn parse(text: &str) -> Option<IpAddr> {
 
 /// Appends an address.
 pub fn append(headers: &mut Headers, address: IpAddr) {
-    let text = match headers.get(&FORWARDED_FOR) {
-        None => address.to_string().into_bytes(),
-        Some(before) => [before.as_bytes(), b",", address.to_string().as_bytes()].concat(),
+    let address = IpText::new(address);
+    let value = match headers.get(&FORWARDED_FOR) {
+        None => HeaderValue::from_bytes(address.as_bytes()),
+        Some(before) => {
+            let text = [before.as_bytes(), b",", address.as_bytes()].concat();
+            HeaderValue::from_maybe_shared(bytes::Bytes::from(text))
+        }
     };
-    if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)) {
+    if let Ok(value) = value {
         headers.set(FORWARDED_FOR, value);
     }
 }

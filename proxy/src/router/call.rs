@@ -14,7 +14,7 @@ use super::charge;
 use super::flow::{Flow, RequestBody};
 use super::upstream::ClusterUpstreams;
 use crate::cluster::Cluster;
-use crate::codec::{Body, Frame, Headers, Protocol, Reply, Request, RequestHead, ResetReason};
+use crate::codec::{Body, Frame, Headers, Protocol, Reply, Request, RequestHead, ResetReason, digits};
 use crate::io::ConnectionInfo;
 use crate::state::Slot;
 use crate::telemetry::StreamInfo;
@@ -53,7 +53,7 @@ pub async fn call(
 ) -> Result<Reply, Failure> {
     if !timeout.is_zero() {
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        head.headers.set(EXPECTED_TIMEOUT, HeaderValue::from(millis));
+        head.headers.set(EXPECTED_TIMEOUT, digits::value(millis));
     }
     let mut info = StreamInfo::new(Some(head.protocol));
     info.method = Some(head.method.clone());

@@ -9,7 +9,7 @@ use std::time::Instant;
 use http::{HeaderName, StatusCode};
 
 use super::attempt::Event;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, LazyStats};
 use crate::codec::{Headers, RequestHead};
 use crate::route::Matched;
 use crate::route::stats::RouteStats;
@@ -19,18 +19,18 @@ use crate::telemetry::codes::Share;
 const INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 const CANARY: HeaderName = HeaderName::from_static("x-envoy-upstream-canary");
 
-/// The counters of a request that is on its way to a cluster.
-#[derive(Clone, Debug)]
+/// The counters of a request that is on its way to a cluster: those of the version that it was sent to, as in Envoy.
+#[derive(Debug)]
 pub struct Charge {
-    cluster: Arc<Slot<Cluster>>,
+    cluster: Arc<LazyStats>,
     virtual_cluster: Option<Arc<RouteStats>>,
     route: Option<Arc<RouteStats>>,
     internal: bool,
 }
 
 impl Charge {
-    /// For a request with this route.
-    pub fn new(cluster: Arc<Slot<Cluster>>, matched: &Matched, head: &RequestHead) -> Self {
+    /// For a request with this route to the cluster with these statistics.
+    pub fn new(cluster: Arc<LazyStats>, matched: &Matched, head: &RequestHead) -> Self {
         Self {
             cluster,
             virtual_cluster: matched.virtual_cluster(head).map(|c| c.stats.clone()),
@@ -45,22 +45,18 @@ impl Charge {
 
     /// The client gets an answer of this status; `upstream` are its fields where it is an upstream's.
     pub fn answered(&self, status: StatusCode, upstream: Option<&Headers>) {
-        if let Some(cluster) = &*self.cluster.load() {
-            let codes = &cluster.stats().codes;
-            codes.count(Share::All, status);
-            codes.count(if self.internal { Share::Internal } else { Share::External }, status);
-            if upstream.is_some_and(|h| h.get(&CANARY).is_some_and(|v| v == "true")) {
-                codes.count(Share::Canary, status);
-            }
+        let codes = &self.cluster.get().codes;
+        codes.count(Share::All, status);
+        codes.count(if self.internal { Share::Internal } else { Share::External }, status);
+        if upstream.is_some_and(|h| h.get(&CANARY).is_some_and(|v| v == "true")) {
+            codes.count(Share::Canary, status);
         }
         self.of_route().for_each(|s| s.codes.count(Share::All, status));
     }
 
     /// The time for the whole answer is over.
     pub fn timed_out(&self) {
-        if let Some(cluster) = &*self.cluster.load() {
-            cluster.stats().upstream_rq_timeout.inc();
-        }
+        self.cluster.get().upstream_rq_timeout.inc();
         self.of_route().for_each(|s| s.upstream_rq_timeout.inc());
     }
 
@@ -72,26 +68,22 @@ impl Charge {
     /// The upstream's answer is whole; the request was at this time.
     pub fn completed(&self, request_end: Instant) {
         let millis = request_end.elapsed().as_secs_f64() * 1000.0;
-        if let Some(cluster) = &*self.cluster.load() {
-            cluster.stats().upstream_rq_time.record(millis);
-        }
+        self.cluster.get().upstream_rq_time.record(millis);
         self.of_route().for_each(|s| s.upstream_rq_time.record(millis));
     }
 
     /// Something of the retry loop's.
     pub fn event(&self, event: Event) {
-        if let Some(cluster) = &*self.cluster.load() {
-            let stats = cluster.stats();
-            match event {
-                Event::Retry => stats.upstream_rq_retry.inc(),
-                Event::RetrySuccess => stats.upstream_rq_retry_success.inc(),
-                Event::RetryLimitExceeded => stats.upstream_rq_retry_limit_exceeded.inc(),
-                // Counted where the permit was refused.
-                Event::RetryOverflow => {}
-                Event::BackOff => stats.upstream_rq_retry_backoff_exponential.inc(),
-                Event::RateLimitedBackOff => stats.upstream_rq_retry_backoff_ratelimited.inc(),
-                Event::Retried(status) => stats.codes.count(Share::Retry, status),
-            }
+        let stats = self.cluster.get();
+        match event {
+            Event::Retry => stats.upstream_rq_retry.inc(),
+            Event::RetrySuccess => stats.upstream_rq_retry_success.inc(),
+            Event::RetryLimitExceeded => stats.upstream_rq_retry_limit_exceeded.inc(),
+            // Counted where the permit was refused.
+            Event::RetryOverflow => {}
+            Event::BackOff => stats.upstream_rq_retry_backoff_exponential.inc(),
+            Event::RateLimitedBackOff => stats.upstream_rq_retry_backoff_ratelimited.inc(),
+            Event::Retried(status) => stats.codes.count(Share::Retry, status),
         }
         self.of_route().for_each(|stats| match event {
             Event::Retry => stats.upstream_rq_retry.inc(),

@@ -9,7 +9,7 @@ use super::flow::Flow;
 use super::replay::Replay;
 use super::retry::{Pause, Retries};
 use super::timeouts::{Announce, Timeouts};
-use crate::codec::{Body, Protocol, Reply, Request, RequestHead};
+use crate::codec::{Body, Protocol, Reply, Request, RequestHead, digits};
 use crate::route::retry::RetryPolicy;
 use crate::telemetry::Flag;
 
@@ -70,7 +70,7 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
     for number in 1u32.. {
         flow.info(|i| i.attempts = number);
         if tries.attempt_count {
-            head.headers.set(ATTEMPT_COUNT, HeaderValue::from(number));
+            head.headers.set(ATTEMPT_COUNT, digits::value(number.into()));
         }
         if number > 1
             && let Some(end) = flow.request_end()

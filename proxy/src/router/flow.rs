@@ -34,7 +34,7 @@ pub struct Flow {
     sending: Cell<bool>,
     /// The scheme that goes upstream follows the upstream's transport.
     pub scheme_of_upstream: Cell<bool>,
-    /// Who counts what becomes of the request, once it is on its way to a cluster.
+    /// Who counts what becomes of the request, once it is on its way to a cluster; nobody for copies and requests of our own.
     pub charge: RefCell<Option<Charge>>,
     /// The route, where answers of our own to its requests are changed by it.
     pub route: RefCell<Option<Matched>>,

@@ -29,7 +29,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use self::attempt::{Attempt, Failure, Upstreams};
 use self::charge::Charge;
@@ -40,7 +40,7 @@ use self::upstream::ClusterUpstreams;
 use crate::cluster::Cluster;
 use crate::cluster::balance::xxhash::xxh64;
 use crate::codec::headers::Of;
-use crate::codec::{Body, Protocol, Reply, Request, RequestHead};
+use crate::codec::{Body, Headers, Protocol, Reply, Request, RequestHead, digits};
 use crate::io::ConnectionInfo;
 use crate::route::{Forward, HeaderOps, Matched, Target, hash};
 use crate::state::Slot;
@@ -72,11 +72,11 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let flow = exchange.flow.clone();
     let Some(matched) = exchange.matched.clone() else {
         flow.flag(Flag::NoRouteFound);
-        let reply = LocalReply::new(http::StatusCode::NOT_FOUND, "", "route_not_found");
+        let reply = LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found");
         return Routed { result: Err(reply), exchange };
     };
     let Some(forward) = matched.forward() else {
-        let reply = LocalReply::new(http::StatusCode::NOT_FOUND, "", "route_not_found");
+        let reply = LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found");
         return Routed { result: Err(reply), exchange };
     };
     let mut head = std::mem::replace(&mut exchange.head, RequestHead::empty(Protocol::Http11));
@@ -88,17 +88,18 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
         return Routed { result: Err(reply), exchange };
     };
-    if slot.load().is_none() {
+    let Some(stats) = slot.load().as_ref().map(|cluster| cluster.kept_stats().clone()) else {
         flow.flag(Flag::NoClusterFound);
         flow.keep(&mut head);
         let reply = attempt::Failure::NoCluster.reply(false, not_found, envoy_headers);
         return Routed { result: Err(reply), exchange };
-    }
+    };
     let head_method = head.method.clone();
-    let charge = Charge::new(slot.clone(), &matched, &head);
-    *flow.charge.borrow_mut() = Some(charge.clone());
+    *flow.charge.borrow_mut() = Some(Charge::new(stats, &matched, &head));
     flow.info(|i| {
-        i.cluster = Some(slot.name().clone());
+        if i.cluster.as_ref().is_none_or(|known| !Arc::ptr_eq(known, slot.name())) {
+            i.cluster = Some(slot.name().clone());
+        }
         i.virtual_cluster = matched.virtual_cluster(&head).map(|c| c.name.clone());
     });
 
@@ -123,12 +124,11 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let (hash, cookie) = hash::hash(&forward.hash, &head, client, addresses, |b| xxh64(b, 0));
     if host.attempt_count_in_request {
         // Copies say it as well.
-        head.headers.set(ATTEMPT_COUNT, HeaderValue::from(1));
+        head.headers.set(ATTEMPT_COUNT, digits::value(1));
     }
     let body = mirror(forward, &wishes, &exchange, &head, body, buffer_limit);
     let mut upstreams = ClusterUpstreams::new(slot, forward, wishes, connection.clone(), flow.clone());
     upstreams.hash = hash;
-    upstreams.charge = Some(charge.clone());
     upstreams.terminate = forward.connect.is_some_and(|c| {
         head_method == http::Method::CONNECT || (c.allow_post && head_method == http::Method::POST)
     });
@@ -151,12 +151,12 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
             let retried = flow.info(|i| i.attempts) > 1;
             let reply = failure.reply(retried, not_found, envoy_headers);
             if !matches!(failure, Failure::Downstream(_)) {
-                charge.answered(reply.status, None);
+                answered(&flow, reply.status, None);
             }
             Err(reply)
         }
         Ok(mut reply) => {
-            charge.answered(reply.head.status, Some(&reply.head.headers));
+            answered(&flow, reply.head.status, Some(&reply.head.headers));
             if reply.body.is_empty() {
                 completed(&flow);
             }
@@ -167,6 +167,13 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     };
     upstreams.leave(&mut exchange.scratch);
     Routed { result, exchange }
+}
+
+/// The client gets an answer of this status, which has these fields if it is the upstream's.
+fn answered(flow: &Flow, status: StatusCode, upstream: Option<&Headers>) {
+    if let Some(charge) = &*flow.charge.borrow() {
+        charge.answered(status, upstream);
+    }
 }
 
 /// The upstream's answer is whole.
@@ -207,7 +214,7 @@ fn mirror(
                     while let Some(Ok(_)) = reply.body.frame().await {}
                 }
                 Err(failure) => {
-                    let reply = failure.reply(false, http::StatusCode::SERVICE_UNAVAILABLE, false);
+                    let reply = failure.reply(false, StatusCode::SERVICE_UNAVAILABLE, false);
                     charge::copy_answered(&slot, reply.status);
                 }
             }
@@ -238,10 +245,10 @@ fn answer_head(
     let headers = &mut reply.head.headers;
     if envoy_headers && let Some(end) = flow.request_end() {
         let millis = now.saturating_duration_since(end).as_millis() as u64;
-        headers.set(SERVICE_TIME, HeaderValue::from(millis));
+        headers.set(SERVICE_TIME, digits::value(millis));
     }
     if matched.virtual_host().attempt_count_in_response {
-        headers.set(ATTEMPT_COUNT, HeaderValue::from(flow.info(|i| i.attempts)));
+        headers.set(ATTEMPT_COUNT, digits::value(flow.info(|i| i.attempts).into()));
     }
     if let Some(cookie) = cookie {
         headers.append(http::header::SET_COOKIE, cookie);
@@ -255,12 +262,7 @@ fn answer_head(
 }
 
 /// Applies the route's changes to a response's head.
-pub fn change_response(
-    matched: &Matched,
-    flow: &Flow,
-    connection: &ConnectionInfo,
-    headers: &mut crate::codec::Headers,
-) {
+pub fn change_response(matched: &Matched, flow: &Flow, connection: &ConnectionInfo, headers: &mut Headers) {
     let kept = flow.kept_head.borrow();
     for ops in matched.header_ops(false) {
         ops.remove_from(headers);
@@ -280,8 +282,7 @@ pub fn change_response(
 /// speak of.
 pub fn remember(flow: &Flow, matched: Option<&Matched>, head: &RequestHead) {
     // Logs name both even where a filter answers in the cluster's place.
-    let cluster =
-        matched.and_then(|m| cluster_slot(m, m.forward()?, head)).filter(|slot| slot.load().is_some());
+    let cluster = matched.and_then(|m| cluster_slot(m, m.forward()?, head)).filter(|slot| slot.serves());
     flow.info(|i| {
         i.route = matched.map(|m| m.route().name.clone()).filter(|name| !name.is_empty());
         i.cluster = cluster.map(|slot| slot.name().clone());
@@ -305,7 +306,7 @@ pub fn change_own(flow: &Flow, connection: &ConnectionInfo, headers: &mut crate:
     change_response(matched, flow, connection, headers);
     let attempts = flow.info(|i| i.attempts);
     if attempts > 0 && matched.virtual_host().attempt_count_in_response {
-        headers.set(ATTEMPT_COUNT, HeaderValue::from(attempts));
+        headers.set(ATTEMPT_COUNT, digits::value(attempts.into()));
     }
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
-use crate::codec::{Body, Headers, Protocol, Reply, RequestHead, ResponseHead};
+use crate::codec::{Body, Headers, Protocol, Reply, RequestHead, ResponseHead, digits};
 use crate::route::matching::is_grpc;
 use crate::telemetry::Details;
 
@@ -77,7 +77,7 @@ impl LocalReply {
             let code = self.grpc_status.unwrap_or_else(|| grpc_status_of(self.status));
             headers.set(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             if !headers.contains(&GRPC_STATUS) {
-                headers.append(GRPC_STATUS, HeaderValue::from(code));
+                headers.append(GRPC_STATUS, digits::value(code.into()));
             }
             let text = self.body.strip_suffix(b"\n").filter(|_| self.is_json()).unwrap_or(&self.body);
             if !self.body.is_empty()
@@ -91,7 +91,7 @@ impl LocalReply {
             if self.body.is_empty() {
                 headers.remove(&header::CONTENT_TYPE);
             } else {
-                headers.append(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+                headers.append(header::CONTENT_LENGTH, digits::value(self.body.len() as u64));
                 if !headers.contains(&header::CONTENT_TYPE) {
                     let text = HeaderValue::from_static("text/plain");
                     headers.append(header::CONTENT_TYPE, self.content_type.map_or(text, |t| *t));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
-use crate::codec::{Headers, RequestHead};
+use crate::codec::{Headers, RequestHead, digits};
 use crate::route::Forward;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -89,7 +89,7 @@ impl Timeouts {
         }
         let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         if what.expected {
-            headers.set(EXPECTED, HeaderValue::from(millis));
+            headers.set(EXPECTED, digits::value(millis));
         }
         if what.grpc
             && let Ok(value) = HeaderValue::try_from(grpc_text(millis))

@@ -11,7 +11,6 @@ use http::{HeaderName, StatusCode};
 use prost_types::value::Kind;
 
 use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
-use super::charge::Charge;
 use super::flow::{Expired, Flow};
 use super::head::set_authority;
 use super::{ForRouter, Scratch, tunnel};
@@ -59,8 +58,6 @@ pub struct ClusterUpstreams {
     callee: RefCell<Callee>,
     /// The request is a tunnel that ends here.
     pub terminate: bool,
-    /// Who counts; nobody for mirrors.
-    pub charge: Option<Charge>,
     /// The priorities that tries went to, where they are to be left out.
     priorities: Option<RefCell<TriedPriorities>>,
 }
@@ -89,7 +86,6 @@ impl ClusterUpstreams {
             informational: None,
             callee: RefCell::default(),
             terminate: false,
-            charge: None,
             priorities: forward
                 .retry
                 .as_ref()
@@ -112,7 +108,6 @@ impl ClusterUpstreams {
             informational: None,
             callee: RefCell::default(),
             terminate: false,
-            charge: None,
             priorities: None,
         }
     }
@@ -196,7 +191,7 @@ impl ClusterUpstreams {
         }
         self.callee.borrow_mut().tls = upstream.tls().cloned();
         self.flow.sending(upstream.protocol());
-        if let Some(charge) = &self.charge {
+        if let Some(charge) = &*self.flow.charge.borrow() {
             charge.began();
         }
         if self.flow.scheme_of_upstream.get() {
@@ -325,7 +320,7 @@ impl Upstreams for ClusterUpstreams {
     }
 
     fn count(&self, event: Event) {
-        if let Some(charge) = &self.charge {
+        if let Some(charge) = &*self.flow.charge.borrow() {
             charge.event(event);
         }
     }

@@ -6,7 +6,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Release,
+};
 
 use arc_swap::{ArcSwapOption, Guard};
 use parking_lot::RwLock;
@@ -31,6 +33,8 @@ pub struct Slot<T> {
     name: Arc<str>,
     current: ArcSwapOption<T>,
     state: AtomicU8,
+    /// Whether there is a version: asked more often than the version itself.
+    serves: AtomicBool,
     generation: AtomicU64,
     waiters: tokio::sync::Notify,
 }
@@ -42,6 +46,7 @@ impl<T> Slot<T> {
             name: name.into(),
             current: ArcSwapOption::empty(),
             state: AtomicU8::new(SlotState::Missing as u8),
+            serves: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             waiters: tokio::sync::Notify::new(),
         }
@@ -71,6 +76,12 @@ impl<T> Slot<T> {
         self.current.load()
     }
 
+    /// Whether there is a version that serves. It may come or go at any time: whoever needs one loads it.
+    #[inline]
+    pub fn serves(&self) -> bool {
+        self.serves.load(Acquire)
+    }
+
     /// Where the resource is in its life.
     pub fn state(&self) -> SlotState {
         match self.state.load(Acquire) {
@@ -95,6 +106,7 @@ impl<T> Slot<T> {
     /// Serves `value` from now on; returns what served before.
     pub fn publish(&self, value: Arc<T>) -> Option<Arc<T>> {
         let old = self.current.swap(Some(value));
+        self.serves.store(true, Release);
         self.state.store(SlotState::Ready as u8, Release);
         self.generation.fetch_add(1, AcqRel);
         self.waiters.notify_waiters();
@@ -109,6 +121,7 @@ impl<T> Slot<T> {
     /// Serves nothing from now on; returns what served before.
     pub fn clear(&self) -> Option<Arc<T>> {
         let old = self.current.swap(None);
+        self.serves.store(false, Release);
         self.state.store(SlotState::Missing as u8, Release);
         self.generation.fetch_add(1, AcqRel);
         self.waiters.notify_waiters();

@@ -4,7 +4,6 @@
 //! log's own carries to the file. A slow disk costs lines (counted), never a request.
 
 pub mod config;
-mod digits;
 pub mod filter;
 pub mod format;
 mod operator;

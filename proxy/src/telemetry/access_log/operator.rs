@@ -6,8 +6,8 @@ use std::time::{Instant, SystemTime};
 
 use time::OffsetDateTime;
 
-use super::digits::{self, millis};
 use super::{FormatError, LogContext};
+use crate::codec::digits::{self, millis};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, RequestHead};
 use crate::io::metadata::{json, json_of};
