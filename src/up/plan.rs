@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use weft_control::model::{self, World};
-use weft_control::render::{Memo, ProxyKind, ProxyNode, render};
+use weft_control::render::{Interception, Memo, ProxyKind, ProxyNode, render};
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::cluster::v3::Cluster;
 use xds_protos::envoy::config::core::v3::{Address, address, socket_address};
@@ -179,7 +179,7 @@ pub(crate) fn node(entry: &model::Workload, id: String) -> ProxyNode {
         service_account: entry.service_account().to_owned(),
         labels: entry.labels().clone(),
         http_proxy_port: None,
-        uncaptured: true,
+        interception: Interception::None,
         extensions: true,
     }
 }

@@ -6,15 +6,23 @@ use serde_json::{Value, json};
 
 use super::locality::Nearness;
 use super::memo::Output;
-use super::{ProxyKind, ProxyNode, seconds, tls};
+use super::{Interception, ProxyKind, ProxyNode, seconds, tls};
 use crate::model::destination_rule::{
     ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, H2UpgradePolicy, Http2KeepAlive, HttpPool,
     OutlierDetection, ProxyProtocol, ProxyProtocolVersion, SimpleBalancer, TcpKeepalive, TcpPool, Warmup,
 };
 use crate::model::gateway::ServerTls;
 use crate::model::lookup::{MergedRule, PortPolicy, effective_policy};
+use crate::model::mesh_config::InboundMode;
 use crate::model::service::{Resolution, ServiceLocation};
-use crate::model::{EffectivePeerMode, Service, ServicePort, World};
+use crate::model::sidecar::CaptureMode;
+use crate::model::{EffectivePeerMode, Endpoint, Service, ServicePort, World};
+
+/// Whether connections to a service go where the client addressed them.
+fn as_chosen(service: &Service, policy: &PortPolicy) -> bool {
+    let simple = policy.load_balancer.as_ref().and_then(|l| l.simple);
+    service.resolution == Resolution::None || simple == Some(SimpleBalancer::Passthrough)
+}
 
 /// What istiod writes for "no limit".
 const UNLIMITED: u32 = u32::MAX;
@@ -49,9 +57,6 @@ pub(super) fn outbound_name(port: u16, subset: &str, host: &str) -> String {
 pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     for service in services(world, node) {
         let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);
-        // By DNS, endpoints are part of the cluster itself.
-        let endpoints = if service.resolution == Resolution::Static { 0 } else { service.versions.endpoints };
-        let versions = (service.versions.shape, service.versions.identities, endpoints);
         let peer = world.namespace_peer_mode(service.namespace()) == EffectivePeerMode::Disable;
         for port in &service.ports {
             let subsets = rule.iter().flat_map(|r| &r.spec.subsets).map(|s| Some(s.name.as_str()));
@@ -59,6 +64,14 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
                 let name = outbound_name(port.number, subset.unwrap_or_default(), &service.hostname);
                 let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
                 let nearness = Nearness::new(world, node, &policy);
+                // Where clients choose the endpoint, all have to take mutual TLS, or none gets it; by DNS, endpoints are part of
+                // the cluster itself.
+                let (endpoints, peers) = match service.resolution {
+                    _ if as_chosen(service, &policy) => (service.versions.endpoints, world.peer_version()),
+                    Resolution::Static => (0, 0),
+                    _ => (service.versions.endpoints, 0),
+                };
+                let versions = (service.versions.shape, service.versions.identities, endpoints, peers);
                 let place = if endpoints == 0 { String::new() } else { nearness.key() };
                 let ours = (node.kind, node.extensions);
                 let inputs = (versions, rule.map(|r| r.version), world.mesh_version(), peer, place, ours);
@@ -83,13 +96,35 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
                 "lb_policy": "CLUSTER_PROVIDED",
                 "connect_timeout": connect,
                 "circuit_breakers": unlimited(),
+                "typed_extension_protocol_options": protocol_options(json!({
+                    "common_http_protocol_options": {"idle_timeout": "300s"},
+                    "use_downstream_protocol_config": {
+                        "http_protocol_options": {}, "http2_protocol_options": {}},
+                })),
             })
         });
+        if node.interception != Interception::None {
+            let families = node.wildcards();
+            out.put(INBOUND_PASSTHROUGH, (world.mesh_version(), &families, node.interception), || {
+                let mut cluster = json!({
+                    "name": INBOUND_PASSTHROUGH,
+                    "circuit_breakers": unlimited(),
+                    "typed_extension_protocol_options": protocol_options(json!({
+                        "use_downstream_protocol_config": {
+                            "http_protocol_options": {}, "http2_protocol_options": {}}})),
+                    "connect_timeout": connect,
+                });
+                as_dialled(node, &mut cluster);
+                cluster
+            });
+        }
         for inbound in inbound_ports(world, node) {
             let served = inbound.service.as_ref().map(|(service, port)| (service.versions.shape, *port));
             let pool = inbound.pool.as_ref().map(|(_, version)| version);
-            let inputs = (world.mesh_version(), inbound.port, inbound.protocol, &inbound.to, served, pool);
-            out.put(&inbound.cluster(), inputs, || inbound_cluster(world, &inbound));
+            let from = (inbound.to.is_none(), node.wildcards(), node.interception);
+            let inputs =
+                (world.mesh_version(), inbound.port, inbound.protocol, &inbound.to, from, served, pool);
+            out.put(&inbound.cluster(), inputs, || inbound_cluster(world, node, &inbound));
         }
     }
 }
@@ -101,13 +136,39 @@ fn unlimited() -> Value {
     }]})
 }
 
+/// Where connections that no service of the node takes go on to: where they were going.
+pub(super) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+
+/// Connections go where the client wanted, from an address by which the kernel's rules know them again and let them pass. One
+/// that keeps the client's own address is known by its mark.
+fn as_dialled(node: &ProxyNode, cluster: &mut Value) {
+    cluster["type"] = "ORIGINAL_DST".into();
+    cluster["lb_policy"] = "CLUSTER_PROVIDED".into();
+    if node.interception == Interception::Transparent {
+        return;
+    }
+    let own = |any: &str| if any == "::" { "::6" } else { "127.0.0.6" };
+    let addresses: Vec<_> =
+        node.wildcards().iter().map(|any| json!({"address": own(any), "port_value": 0})).collect();
+    if let Some((first, others)) = addresses.split_first() {
+        let mut bind = json!({"source_address": first});
+        if !others.is_empty() {
+            let extra: Vec<_> = others.iter().map(|a| json!({"address": a})).collect();
+            bind["extra_source_addresses"] = extra.into();
+        }
+        cluster["upstream_bind_config"] = bind;
+    }
+}
+
 /// A port that the node serves: where it listens, and where its application is.
 pub(super) struct Inbound {
     pub(super) port: u16,
     pub(super) bind: String,
     pub(super) protocol: crate::model::Protocol,
-    /// Application host and port; `unix:///path` and no port for a socket.
-    pub(super) to: (String, u16),
+    /// Application host and port; `unix:///path` and no port for a socket; none for where the client was going.
+    pub(super) to: Option<(String, u16)>,
+    /// It has a listener of its own although the node's traffic is captured.
+    pub(super) uncaptured: bool,
     /// The service and its port, for names and metrics.
     pub(super) service: Option<(Arc<Service>, u16)>,
     /// Limits for connections to the application, and the version of the Sidecar that sets them.
@@ -133,6 +194,9 @@ pub(super) fn inbound_ports(world: &World, node: &ProxyNode) -> Vec<Inbound> {
             }
         }
     }
+    // As the mesh says, captured connections go on to the address that was dialled, or to the loopback address.
+    let dialled = node.interception != Interception::None
+        && world.mesh().inbound_traffic_policy.mode == InboundMode::Passthrough;
     let of = |target: u16| served.iter().find(|s| s.2 == target).map(|s| (s.0.clone(), s.1));
     let sidecar = world.sidecar_for(&node.namespace, node.selected_by(world));
     // A port's own limits replace those of all ports.
@@ -152,15 +216,18 @@ pub(super) fn inbound_ports(world: &World, node: &ProxyNode) -> Vec<Inbound> {
             };
             let protocol =
                 crate::model::Protocol::parse(&ingress.port.protocol).unwrap_or(crate::model::Protocol::Tcp);
+            let uncaptured = ingress.capture_mode == CaptureMode::None;
             let to = match ingress.default_endpoint.as_str() {
-                socket if socket.starts_with("unix://") => (socket.to_owned(), 0),
-                _ => (host.to_owned(), port.parse().unwrap_or(number)),
+                "" if dialled && !uncaptured => None,
+                socket if socket.starts_with("unix://") => Some((socket.to_owned(), 0)),
+                _ => Some((host.to_owned(), port.parse().unwrap_or(number))),
             };
             found.push(Inbound {
                 port: number,
                 bind,
                 protocol,
                 to,
+                uncaptured,
                 service: of(number),
                 pool: pool(ingress.connection_pool.as_ref()),
                 tls: ingress.tls.clone(),
@@ -174,7 +241,8 @@ pub(super) fn inbound_ports(world: &World, node: &ProxyNode) -> Vec<Inbound> {
                 port: *target,
                 bind: node.address().to_owned(),
                 protocol: *protocol,
-                to: ("127.0.0.1".to_owned(), *target),
+                to: (!dialled).then(|| ("127.0.0.1".to_owned(), *target)),
+                uncaptured: false,
                 service: Some((service.clone(), *number)),
                 pool: pool(None),
                 tls: None,
@@ -184,24 +252,28 @@ pub(super) fn inbound_ports(world: &World, node: &ProxyNode) -> Vec<Inbound> {
     found
 }
 
-fn inbound_cluster(world: &World, inbound: &Inbound) -> Value {
+fn inbound_cluster(world: &World, node: &ProxyNode, inbound: &Inbound) -> Value {
     let name = inbound.cluster();
-    let (host, port) = &inbound.to;
-    let address = match host.strip_prefix("unix://") {
-        Some(path) => json!({"pipe": {"path": path}}),
-        None => json!({"socket_address": {"address": host, "port_value": port}}),
-    };
     let pool = inbound.pool.as_ref().map(|(pool, _)| pool.clone()).unwrap_or_default();
     let (tcp, http) = (pool.tcp.unwrap_or_default(), pool.http.unwrap_or_default());
     let mut cluster = json!({
         "name": name,
-        "type": "STATIC",
         "connect_timeout": seconds(tcp.connect_timeout.unwrap_or(world.mesh().connect_timeout).get()),
         "circuit_breakers": breakers(None, tcp.max_connections, &http),
-        "load_assignment": {"cluster_name": name, "endpoints": [
-            {"lb_endpoints": [{"endpoint": {"address": address}}]}]},
         "common_lb_config": {},
     });
+    match &inbound.to {
+        Some((host, port)) => {
+            let address = match host.strip_prefix("unix://") {
+                Some(path) => json!({"pipe": {"path": path}}),
+                None => json!({"socket_address": {"address": host, "port_value": port}}),
+            };
+            cluster["type"] = "STATIC".into();
+            cluster["load_assignment"] = json!({"cluster_name": name, "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": address}}]}]});
+        }
+        None => as_dialled(node, &mut cluster),
+    }
     if let Some(own) = &tcp.tcp_keepalive {
         cluster["upstream_connection_options"] = keepalive(own);
     }
@@ -289,16 +361,11 @@ fn outbound(
         "connect_timeout": seconds(connect.get()),
         "metadata": service_metadata(service, subset),
     });
-    let passthrough =
-        matches!(policy.load_balancer.as_ref().and_then(|l| l.simple), Some(SimpleBalancer::Passthrough));
     match service.resolution {
-        Resolution::None => {
+        _ if as_chosen(service, &policy) => {
             cluster["type"] = "ORIGINAL_DST".into();
         }
-        _ if passthrough => {
-            cluster["type"] = "ORIGINAL_DST".into();
-        }
-        Resolution::Static => {
+        Resolution::None | Resolution::Static => {
             cluster["type"] = "EDS".into();
             cluster["eds_cluster_config"] = json!({"service_name": name, "eds_config": {
                 "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}});
@@ -534,13 +601,20 @@ fn secure(
         let wanted = world.mesh().enable_auto_mtls
             && inside
             && world.namespace_peer_mode(service.namespace()) != EffectivePeerMode::Disable;
-        // Where the endpoints are the client's own choice, nobody can say what they speak.
+        let mutual = |endpoint: &Arc<Endpoint>| {
+            let port = service.endpoint_port(port, endpoint);
+            let peer = world.peer_mode(&endpoint.namespace, &endpoint.labels, port);
+            endpoint.mutual_tls && peer != EffectivePeerMode::Disable
+        };
         if wanted && cluster["type"] != "ORIGINAL_DST" {
             cluster["transport_socket_matches"] = json!([
                 {"name": "tlsMode-istio", "match": {"tlsMode": "istio"},
                  "transport_socket": tls::mutual(world, service, &sni, http2)},
                 {"name": "tlsMode-disabled", "match": {}, "transport_socket": tls::raw_buffer()},
             ]);
+        } else if wanted && !service.endpoints.is_empty() && service.endpoints.iter().all(mutual) {
+            // Whichever the client chooses.
+            cluster["transport_socket"] = tls::mutual(world, service, &sni, http2);
         }
         return;
     };

@@ -8,7 +8,7 @@ use super::cluster::outbound_name;
 use super::filters::{Way, tcp_chain};
 use crate::model::lookup::MESH_GATEWAY;
 use crate::model::values::selects;
-use crate::model::virtual_service::{L4Match, RouteDestination};
+use crate::model::virtual_service::{L4Match, RouteDestination, TlsMatch};
 use crate::model::{Service, World};
 
 /// A destination's cluster: by its port, else by its service's first.
@@ -58,22 +58,39 @@ pub(super) fn destination(world: &World, node: &ProxyNode, service: &Service, po
         .map_or_else(|| outbound_name(port, "", &service.hostname).into(), |tcp| clusters(world, &tcp.route))
 }
 
+/// Whether a VirtualService tells a service's TLS connections apart by server name.
+pub(super) fn has_names(world: &World, node: &ProxyNode, service: &Service, port: u16) -> bool {
+    by_rules(world, node, service, port).next().is_some()
+}
+
+/// The server names and destinations of the tls rules that hold for a service's port.
+fn by_rules<'a>(
+    world: &'a World,
+    node: &'a ProxyNode,
+    service: &Service,
+    port: u16,
+) -> impl Iterator<Item = (&'a [String], Value)> {
+    let rules = world.virtual_service_for_host(&node.namespace, MESH_GATEWAY, &service.hostname);
+    rules.into_iter().flat_map(|rules| &rules.spec.tls).flat_map(move |tls| {
+        let holds = move |wanted: &&'a TlsMatch| {
+            let here = wanted.gateways.is_empty() || wanted.gateways.iter().any(|g| g == MESH_GATEWAY);
+            let source = selects(&wanted.source_labels, node.selected_by(world))
+                && (wanted.source_namespace.is_empty() || wanted.source_namespace == node.namespace);
+            here && source && wanted.port.is_none_or(|p| p == port)
+        };
+        tls.matches
+            .iter()
+            .filter(holds)
+            .map(|wanted| (wanted.sni_hosts.as_slice(), clusters(world, &tls.route)))
+    })
+}
+
 /// A sidecar's chains for a service's TLS port, told apart by server name: those of its VirtualService's tls rules, else one
 /// for the service's own name.
 pub(super) fn by_server_name(world: &World, node: &ProxyNode, service: &Service, port: u16) -> Vec<Value> {
     let chain = |names: &[String], to: Value| json!({"filter_chain_match": {"server_names": names}, "filters": tcp_chain(world, node, Way::Outbound, &to)});
-    let rules = world.virtual_service_for_host(&node.namespace, MESH_GATEWAY, &service.hostname);
-    let mut chains = Vec::new();
-    for tls in rules.iter().flat_map(|rules| &rules.spec.tls) {
-        for wanted in &tls.matches {
-            let here = wanted.gateways.is_empty() || wanted.gateways.iter().any(|g| g == MESH_GATEWAY);
-            let source = selects(&wanted.source_labels, node.selected_by(world))
-                && (wanted.source_namespace.is_empty() || wanted.source_namespace == node.namespace);
-            if here && source && wanted.port.is_none_or(|p| p == port) {
-                chains.push(chain(&wanted.sni_hosts, clusters(world, &tls.route)));
-            }
-        }
-    }
+    let mut chains: Vec<Value> =
+        by_rules(world, node, service, port).map(|(names, to)| chain(names, to)).collect();
     if chains.is_empty() {
         let name = service.hostname.to_string();
         chains.push(chain(&[name], outbound_name(port, "", &service.hostname).into()));

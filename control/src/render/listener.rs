@@ -1,20 +1,24 @@
 //! A sidecar's listeners. Traffic that is not captured comes to explicit ones: inbound ports on the workload's address, the
-//! HTTP proxy port, and the egress ports that a Sidecar resource names.
+//! HTTP proxy port, and the egress ports that a Sidecar resource names. Captured traffic: [`super::captured`].
 
 use serde_json::{Value, json};
 
 use super::cluster::{Inbound, inbound_ports};
 use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
+use super::inbound::{self, Chains, Target};
 use super::memo::Output;
-use super::{ProxyNode, layer4, route, seconds, tls};
-use crate::model::{EffectivePeerMode, Protocol, World};
+use super::{Interception, ProxyNode, captured, layer4, route, seconds};
+use crate::model::sidecar::CaptureMode;
+use crate::model::{Protocol, World};
 
-fn address(bind: &str, port: u16) -> Value {
+pub(super) fn address(bind: &str, port: u16) -> Value {
     json!({"socket_address": {"address": bind, "port_value": port}})
 }
 
-fn inspector(name: &str) -> Value {
+pub(super) fn inspector(name: &str) -> Value {
     json!({"name": format!("envoy.filters.listener.{name}"), "typed_config": {"@type": match name {
+        "original_dst" => "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
+        "original_src" => "type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc",
         "tls_inspector" => "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
         _ => "type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
     }}})
@@ -22,9 +26,13 @@ fn inspector(name: &str) -> Value {
 
 pub(super) fn sidecar(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     let inputs = (world.shape_version(), node.inputs(world));
-    for inbound in inbound_ports(world, node) {
+    let is_captured = node.interception != Interception::None;
+    for inbound in inbound_ports(world, node).iter().filter(|i| !is_captured || i.uncaptured) {
         let name = format!("{}_{}", inbound.bind, inbound.port);
-        out.put(&name, inputs, || inbound_listener(world, node, &inbound, &name));
+        out.put(&name, inputs, || inbound_listener(world, node, inbound, &name));
+    }
+    if is_captured {
+        captured::render(world, node, out);
     }
     if let Some(port) = route::http_proxy_port(world, node) {
         let bind = if node.wildcard() == node.address() { node.address() } else { "127.0.0.1" };
@@ -50,92 +58,16 @@ pub(super) fn sidecar(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     }
 }
 
-/// The chains of an inbound port by its peer mode and protocol (istiod's matrix).
+/// A listener of its own for an inbound port.
 fn inbound_listener(world: &World, node: &ProxyNode, inbound: &Inbound, name: &str) -> Value {
     let mode = world.peer_mode(&node.namespace, node.selected_by(world), Some(inbound.port));
-    let http = || {
-        http_connection_manager(
-            world,
-            node,
-            Way::Inbound,
-            &format!("inbound_{name};"),
-            Routes::Inline(route::inbound(inbound)),
-        )
-    };
-    let filters = |is_http: bool| match is_http {
-        true => vec![http()],
-        false => tcp_chain(world, node, Way::Inbound, &inbound.cluster().into()),
-    };
-    let secured = |matches: Value, is_http: bool| json!({"filter_chain_match": matches, "filters": filters(is_http), "transport_socket": tls::inbound(world, is_http)});
-    let plain =
-        |matches: Value, is_http: bool| json!({"filter_chain_match": matches, "filters": filters(is_http)});
-    let istio_http = ["istio-http/1.0", "istio-http/1.1", "istio-h2"];
-    let is_http = inbound.protocol.is_http();
-    let auto = inbound.protocol.is_auto();
-    let mut inspect_http = false;
-    let own = inbound.tls.as_ref().filter(|_| mode == EffectivePeerMode::Disable);
-    let chains = match (mode, auto) {
-        // The Sidecar's own TLS holds where the mesh's is off.
-        _ if own.is_some() => vec![json!({
-            "filter_chain_match": {"transport_protocol": "tls"},
-            "filters": filters(is_http),
-            "transport_socket": own.map(tls::server),
-        })],
-        (EffectivePeerMode::Strict, true) => vec![
-            secured(json!({"transport_protocol": "tls", "application_protocols": istio_http}), true),
-            secured(json!({"transport_protocol": "tls"}), false),
-        ],
-        (EffectivePeerMode::Strict, false) => vec![secured(json!({"transport_protocol": "tls"}), is_http)],
-        (EffectivePeerMode::Disable, true) => {
-            inspect_http = true;
-            vec![
-                plain(
-                    json!({"transport_protocol": "raw_buffer", "application_protocols": ["http/1.1", "h2c"]}),
-                    true,
-                ),
-                // Not for any transport: Envoy would keep to the more specific chains, and find none for what is not HTTP.
-                plain(json!({"transport_protocol": "raw_buffer"}), false),
-            ]
-        }
-        (EffectivePeerMode::Disable, false) => {
-            vec![plain(json!({"transport_protocol": "raw_buffer"}), is_http)]
-        }
-        (EffectivePeerMode::Permissive, true) => {
-            inspect_http = true;
-            vec![
-                secured(json!({"transport_protocol": "tls", "application_protocols": istio_http}), true),
-                plain(
-                    json!({"transport_protocol": "raw_buffer", "application_protocols": ["http/1.1", "h2c"]}),
-                    true,
-                ),
-                secured(
-                    json!({"transport_protocol": "tls", "application_protocols": ["istio-peer-exchange", "istio"]}),
-                    false,
-                ),
-                plain(json!({"transport_protocol": "raw_buffer"}), false),
-                plain(json!({"transport_protocol": "tls"}), false),
-            ]
-        }
-        (EffectivePeerMode::Permissive, false) => {
-            let mut istio = vec!["istio", "istio-peer-exchange"];
-            istio.extend(istio_http);
-            let mut chains = vec![
-                secured(json!({"transport_protocol": "tls", "application_protocols": istio}), is_http),
-                plain(json!({"transport_protocol": "raw_buffer"}), is_http),
-            ];
-            if !is_http {
-                chains.push(plain(json!({"transport_protocol": "tls"}), false));
-            }
-            chains
-        }
-    };
-    let mut inspectors = Vec::new();
-    if mode != EffectivePeerMode::Disable || own.is_some() {
-        inspectors.push(inspector("tls_inspector"));
-    }
-    if inspect_http {
-        inspectors.push(inspector("http_inspector"));
-    }
+    let Chains { chains, inspect_tls, inspect_http } =
+        inbound::chains(world, node, &Target::of(inbound, name), mode);
+    let inspectors: Vec<_> = [(inspect_tls, "tls_inspector"), (inspect_http, "http_inspector")]
+        .into_iter()
+        .filter(|(wanted, _)| *wanted)
+        .map(|(_, name)| inspector(name))
+        .collect();
     json!({
         "name": name,
         "address": address(&inbound.bind, inbound.port),
@@ -153,6 +85,9 @@ fn egress(world: &World, node: &ProxyNode) -> Vec<(String, Value)> {
     let Some(sidecar) = world.sidecar_for(&node.namespace, node.selected_by(world)) else { return found };
     for listener in &sidecar.spec.egress {
         let Some(port) = &listener.port else { continue };
+        if node.interception != Interception::None && listener.capture_mode != CaptureMode::None {
+            continue;
+        }
         let bind = match listener.bind.as_str() {
             "" if node.wildcard() == node.address() => node.address(),
             "" => "127.0.0.1",

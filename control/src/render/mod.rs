@@ -5,10 +5,12 @@
 
 mod authentication;
 mod authorization;
+mod captured;
 mod cluster;
 mod endpoint;
 mod filters;
 mod gateway;
+mod inbound;
 mod layer4;
 mod listener;
 mod locality;
@@ -31,7 +33,7 @@ use serde_json::Value;
 use xds_protos::ResourceType;
 
 pub use memo::Memo;
-pub use node::{NodeError, ProxyKind, ProxyNode};
+pub use node::{Interception, NodeError, ProxyKind, ProxyNode};
 
 use crate::model::{Trust, World};
 use memo::Output;

@@ -17,6 +17,29 @@ pub enum ProxyKind {
     Router,
 }
 
+/// How a workload's connections come to its sidecar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Interception {
+    /// The kernel redirects them.
+    #[default]
+    Redirect,
+    /// The same, and inbound ones keep the address that they come from.
+    Transparent,
+    /// Not at all: whoever wants it dials the proxy.
+    None,
+}
+
+impl Interception {
+    /// As `INTERCEPTION_MODE` names it; what is not known is the default, as with istiod.
+    fn parse(name: &str) -> Self {
+        match name {
+            "NONE" => Self::None,
+            "TPROXY" => Self::Transparent,
+            _ => Self::Redirect,
+        }
+    }
+}
+
 /// What rendering depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProxyNode {
@@ -34,8 +57,8 @@ pub struct ProxyNode {
     pub labels: Labels,
     /// Its HTTP proxy port, when its metadata names one.
     pub http_proxy_port: Option<u16>,
-    /// INTERCEPTION_MODE is NONE.
-    pub uncaptured: bool,
+    /// How its traffic comes to it.
+    pub interception: Interception,
     /// Where it runs, as its message says: by its labels, else by `node.locality`.
     pub locality: Locality,
     /// It knows Istio's and our own filters (metadata `WEFT_EXTENSIONS`), which a plain Envoy does not.
@@ -137,7 +160,7 @@ impl ProxyNode {
             service_account: text(metadata, "SERVICE_ACCOUNT").to_owned(),
             labels,
             http_proxy_port: text(metadata, "HTTP_PROXY_PORT").parse().ok(),
-            uncaptured: text(metadata, "INTERCEPTION_MODE") == "NONE",
+            interception: Interception::parse(text(metadata, "INTERCEPTION_MODE")),
             extensions: text(metadata, "WEFT_EXTENSIONS") == "true",
         })
     }
@@ -154,11 +177,21 @@ impl ProxyNode {
         if loopback { self.address() } else { "0.0.0.0" }
     }
 
+    /// The addresses that stand for every address of its families, in a network of its own.
+    pub(super) fn wildcards(&self) -> Vec<&'static str> {
+        let has = |v6: bool| self.addresses.iter().any(|a| a.contains(':') == v6);
+        [(false, "0.0.0.0"), (true, "::")]
+            .into_iter()
+            .filter(|(v6, _)| has(*v6))
+            .map(|(_, any)| any)
+            .collect()
+    }
+
     /// Hash of what listeners and routes of this very node are made from, beside the world's shape.
     pub(super) fn inputs(&self, world: &World) -> u64 {
         let mut hasher = DefaultHasher::new();
         (self.kind, &self.addresses, &self.namespace, &self.service_account).hash(&mut hasher);
-        (self.selected_by(world), self.http_proxy_port, self.uncaptured, self.extensions).hash(&mut hasher);
+        (self.selected_by(world), self.http_proxy_port, self.interception, self.extensions).hash(&mut hasher);
         for (service, endpoint) in self.addresses.iter().flat_map(|a| world.served_at(a)) {
             (&service.hostname, endpoint).hash(&mut hasher);
         }

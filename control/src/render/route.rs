@@ -1,13 +1,15 @@
 //! Route configurations.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::cluster::{Inbound, outbound_name, services};
+use super::captured::outbound::{reached, routes_of};
+use super::cluster::{INBOUND_PASSTHROUGH, Inbound, outbound_name, services};
 use super::memo::Output;
-use super::{ProxyNode, authentication, seconds, traffic};
-use crate::model::sidecar::OutboundMode;
+use super::{Interception, ProxyNode, authentication, captured, seconds, traffic};
+use crate::model::sidecar::{CaptureMode, OutboundMode};
 use crate::model::values::{StringMatch, selects};
 use crate::model::virtual_service::{
     Destination, HeaderOperations, Headers, HttpMatch, HttpRetry, HttpRoute, HttpRouteDestination,
@@ -21,6 +23,28 @@ const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cance
 /// The port at which a sidecar takes its application's requests as an HTTP proxy.
 pub(super) fn http_proxy_port(world: &World, node: &ProxyNode) -> Option<u16> {
     node.http_proxy_port.or(Some(world.mesh().proxy_http_port)).filter(|p| *p > 0)
+}
+
+/// The one route of inbound ports that no service has: where the request was going.
+pub(super) fn inbound_passthrough() -> Value {
+    json!({
+        "name": INBOUND_PASSTHROUGH,
+        "validate_clusters": false,
+        "virtual_hosts": [{
+            "name": "inbound|http|0",
+            "domains": ["*"],
+            "routes": [{
+                "name": "default",
+                "match": {"prefix": "/"},
+                "decorator": {"operation": ":0/*"},
+                "route": {
+                    "cluster": INBOUND_PASSTHROUGH,
+                    "timeout": "0s",
+                    "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
+                },
+            }],
+        }],
+    })
 }
 
 /// The one route of an inbound port: to the application.
@@ -55,20 +79,59 @@ pub(super) fn sidecar(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     let inputs = (world.shape_version(), &node.namespace, node.selected_by(world));
     let all = services(world, node);
     if http_proxy_port(world, node).is_some() {
-        out.put("http_proxy", inputs, || outbound(world, node, "http_proxy", &spoken(&all), true));
+        out.put("http_proxy", inputs, || outbound(world, node, "http_proxy", &spoken(&all), By::Authority));
+    }
+    if node.interception != Interception::None {
+        captured(world, node, out);
     }
     let sidecar = world.sidecar_for(&node.namespace, node.selected_by(world));
     for listener in sidecar.iter().flat_map(|s| &s.spec.egress) {
         let Some(given) = &listener.port else { continue };
+        if node.interception != Interception::None && listener.capture_mode != CaptureMode::None {
+            continue;
+        }
         let (port, proxy) = (given.number, given.is_http_proxy());
         let name = port.to_string();
         out.put(&name, inputs, || {
             let imported = world.imported_services(&node.namespace, Some(listener));
             let at_port = imported.iter().filter(|s| s.port(port).is_some()).map(|s| (*s, port));
             let wanted = if proxy { spoken(&imported) } else { at_port.collect() };
-            outbound(world, node, &name, &wanted, proxy)
+            outbound(world, node, &name, &wanted, if proxy { By::Authority } else { By::Host })
         });
     }
+}
+
+/// The routes of what a captured application dials: for each port at which services of the mesh speak HTTP, and for each
+/// service that is known by its address and may speak it.
+fn captured(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
+    let inputs = (world.shape_version(), &node.namespace, node.selected_by(world), node.interception);
+    let all = reached(world, node);
+    let mut shared: BTreeMap<u16, Vec<(&Arc<Service>, u16)>> = BTreeMap::new();
+    for reached in &all {
+        for port in reached.ports().filter(|p| p.protocol.is_http() || p.protocol.is_auto()) {
+            shared.entry(port.number).or_default().push((reached.service, port.number));
+            let name = routes_of(reached, port);
+            if name != port.number.to_string() {
+                let wanted = [(reached.service, port.number)];
+                out.put(&name, inputs, || outbound(world, node, &name, &wanted, By::Address));
+            }
+        }
+    }
+    for (port, wanted) in shared {
+        let name = port.to_string();
+        out.put(&name, inputs, || outbound(world, node, &name, &wanted, By::Host));
+    }
+}
+
+/// By what requests tell which service they are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// The host, at a port that services share.
+    Host,
+    /// The host and the port, as at an HTTP proxy.
+    Authority,
+    /// The address that was dialled: there is one service.
+    Address,
 }
 
 /// Every port of the services at which HTTP may be spoken.
@@ -77,14 +140,9 @@ fn spoken<'a>(services: &[&'a Arc<Service>]) -> Vec<(&'a Arc<Service>, u16)> {
     services.iter().flat_map(|s| s.ports.iter().filter(http).map(|p| (*s, p.number))).collect()
 }
 
-/// The routes to these services and ports. `proxy`: requests come as to an HTTP proxy, each with the port it is for.
-fn outbound(
-    world: &World,
-    node: &ProxyNode,
-    name: &str,
-    wanted: &[(&Arc<Service>, u16)],
-    proxy: bool,
-) -> Value {
+/// The routes to these services and ports.
+fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service>, u16)], by: By) -> Value {
+    let proxy = by == By::Authority;
     let mut taken = std::collections::BTreeSet::new();
     let mut hosts = Vec::new();
     for (service, port) in wanted {
@@ -97,6 +155,9 @@ fn outbound(
             if proxy {
                 domains.push(format!("{domain}:{port}"));
             }
+        }
+        if by == By::Address {
+            domains = vec!["*".to_owned()];
         }
         domains.retain(|d| taken.insert(d.to_ascii_lowercase()));
         if domains.is_empty() {
@@ -115,18 +176,15 @@ fn outbound(
         }));
     }
     hosts.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-    let policy = world
-        .sidecar_for(&node.namespace, node.selected_by(world))
-        .and_then(|s| s.spec.outbound_traffic_policy)
-        .unwrap_or(world.mesh().outbound_traffic_policy);
-    hosts.push(match policy.mode {
+    let mode = captured::outbound_mode(world, node);
+    hosts.extend((by != By::Address).then(|| match mode {
         OutboundMode::RegistryOnly => json!({"name": "block_all", "domains": ["*"], "routes": [{
             "name": "block_all", "match": {"prefix": "/"}, "direct_response": {"status": 502}}]}),
         OutboundMode::AllowAny => json!({"name": "allow_any", "domains": ["*"], "routes": [{
             "name": "allow_any", "match": {"prefix": "/"}, "route": {
                 "cluster": "PassthroughCluster", "timeout": "0s", "max_grpc_timeout": "0s"}}],
             "include_request_attempt_count": true}),
-    });
+    }));
     json!({
         "name": name,
         "virtual_hosts": hosts,

@@ -15,7 +15,7 @@ pub(super) fn node(kind: &str, ip: &str, namespace: &str) -> ProxyNode {
     let id = format!("{kind}~{ip}~x.{namespace}~{namespace}.svc.cluster.local");
     let mut node = ProxyNode::parse(&Node { id, ..Node::default() }).unwrap();
     node.extensions = true;
-    node.uncaptured = true;
+    node.interception = Interception::None;
     node
 }
 

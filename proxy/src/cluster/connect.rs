@@ -124,10 +124,8 @@ async fn dial(
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(source) = source.filter(|s| s.address.is_ipv4() == address.is_ipv4()) {
         from_source(&socket, source)?;
-    } else if let Some(ip) = config.bind
-        && ip.is_ipv4() == address.is_ipv4()
-    {
-        socket.bind(SocketAddr::new(ip, 0))?;
+    } else if let Some(ip) = config.bind.iter().find(|ip| ip.is_ipv4() == address.is_ipv4()) {
+        socket.bind(SocketAddr::new(*ip, 0))?;
     }
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use socket2::{Domain, Protocol, Socket, Type};
 use weft::demo::check::observe::credentials::{Authority, Credentials};
 use weft::demo::check::observe::tls::Anybody;
 use weft_certs::authority::KeyKind;
@@ -18,6 +17,7 @@ use weft_control::ca::State;
 use weft_control::ca::store::Shape;
 
 use super::PATIENCE;
+use super::capture::Capture;
 use super::hosts::Net;
 use crate::programs::{Process, get, weft};
 
@@ -217,40 +217,6 @@ impl Caller {
     }
 }
 
-/// Everything that the client's host sends and gets, until it is asked for.
-struct Capture {
-    stop: Arc<AtomicBool>,
-    reader: std::thread::JoinHandle<Vec<u8>>,
-}
-
-impl Capture {
-    fn start(net: &Net) -> Self {
-        // All protocols, in network byte order.
-        let all = Protocol::from(i32::from(3_u16.to_be()));
-        let socket = net.client.inside(|| Socket::new(Domain::PACKET, Type::RAW, Some(all)).unwrap());
-        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let reader = std::thread::spawn(move || {
-            let (mut seen, mut frame, mut socket) = (Vec::new(), vec![0; 65536], socket);
-            // What is still in the socket's buffer belongs to it.
-            loop {
-                match socket.read(&mut frame) {
-                    Ok(count) => seen.extend_from_slice(&frame[..count]),
-                    Err(_) if stopped.load(Relaxed) => return seen,
-                    Err(_) => {}
-                }
-            }
-        });
-        Self { stop, reader }
-    }
-
-    fn bytes(self) -> Vec<u8> {
-        self.stop.store(true, Relaxed);
-        self.reader.join().unwrap()
-    }
-}
-
 fn start(net: &Net, directory: &Path, name: &str, arguments: &[&str], ready: (u16, &str)) -> Process {
     let mut process = Process::start(name, &mut net.gateway.command(weft().args(arguments)), directory);
     let at = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), ready.0);
@@ -301,7 +267,7 @@ fn every_mode_takes_the_clients_that_it_is_to_take_and_strict_ports_say_nothing_
     ];
     let proxy = start(&net, directory.path(), "proxy", &proxy, (15000, "/ready"));
     let application = Application::start(&net);
-    let capture = Capture::start(&net);
+    let capture = Capture::start(&net.client);
 
     let id = "spiffe://cluster.local/ns/shop/sa/two";
     let own = Authority::of_mesh(Path::new(&file("state"))).unwrap().issue(id).unwrap();

@@ -151,3 +151,31 @@ fn an_upstream_connection_comes_from_the_address_that_is_configured() {
     });
     assert_eq!(seen, ["10.78.0.2 at 9000", "10.78.0.22 at 9000", "10.78.0.22 at 9000"]);
 }
+
+#[test]
+fn an_upstream_connection_comes_from_the_address_of_its_own_version() {
+    let net = Net::new();
+    net.gateway.ip("addr add fd78::22/64 dev wan nodad");
+    let _server = Server::start(&net, 9000);
+    let from = |mut cluster: serde_json::Value, first: &str, extra: &str| {
+        let bind = |ip: &str| json!({ "address": ip, "port_value": 0 });
+        cluster["upstream_bind_config"] =
+            json!({ "source_address": bind(first), "extra_source_addresses": [{ "address": bind(extra) }] });
+        cluster
+    };
+    let (four, six) = (SocketAddr::new(SERVER, 9000), SocketAddr::new(SERVER6, 9000));
+    let (own4, own6) = (GATEWAY_TOO.to_string(), "fd78::22");
+    let listener = |port: u16, chain: serde_json::Value| json!({ "name": port.to_string(), "address": address(Ipv4Addr::UNSPECIFIED, port), "filter_chains": [chain] });
+    let bootstrap = bootstrap(
+        json!([listener(1080, tcp("four")), listener(1081, http("six")), listener(1082, tcp("turned"))]),
+        json!([
+            from(fixed("four", four), &own4, own6),
+            from(fixed("six", six), &own4, own6),
+            from(fixed("turned", six), own6, &own4),
+        ]),
+    );
+    let seen = both(&net, &bootstrap, &[], || {
+        [1080, 1081, 1082].map(|port| ask(&net, CLIENT, SocketAddr::new(GATEWAY, port))).to_vec()
+    });
+    assert_eq!(seen, ["10.78.0.22 at 9000", "fd78::22 at 9000", "fd78::22 at 9000"]);
+}

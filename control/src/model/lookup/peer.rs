@@ -24,24 +24,30 @@ impl World {
         port: Option<u16>,
     ) -> (EffectivePeerMode, Option<&Arc<Object<PeerAuthentication>>>) {
         let inherited = self.namespace_policy(namespace);
-        if namespace == self.mesh().root_namespace {
-            return inherited;
-        }
-        let policy = self.peer_authentications().iter().find(|policy| {
-            policy.meta.namespace == namespace
-                && policy
-                    .spec
-                    .selector
-                    .as_ref()
-                    .is_some_and(|selector| !selector.labels.is_empty() && selector.selects(labels))
-        });
-        let Some(policy) = policy else { return inherited };
+        let Some(policy) = self.workload_policy(namespace, labels) else { return inherited };
         let of_port = port.and_then(|port| policy.spec.port_level_mtls.get(&port)).map(|mtls| mtls.mode);
         // The narrowest that says something counts.
         match said(of_port).or_else(|| said(policy.spec.mtls.map(|mtls| mtls.mode))) {
             Some(mode) => (mode, Some(policy)),
             None => inherited,
         }
+    }
+
+    /// The ports for which the policy of a workload says something of their own.
+    pub fn peer_ports(&self, namespace: &str, labels: &Labels) -> Vec<u16> {
+        let policy = self.workload_policy(namespace, labels);
+        policy.iter().flat_map(|policy| policy.spec.port_level_mtls.keys()).copied().collect()
+    }
+
+    /// The policy that selects a workload; the root namespace's policies are the mesh's, and select nobody.
+    fn workload_policy(&self, namespace: &str, labels: &Labels) -> Option<&Arc<Object<PeerAuthentication>>> {
+        let selecting = |policy: &&Arc<Object<PeerAuthentication>>| {
+            let selector = policy.spec.selector.as_ref();
+            policy.meta.namespace == namespace
+                && selector.is_some_and(|selector| !selector.labels.is_empty() && selector.selects(labels))
+        };
+        let own = namespace != self.mesh().root_namespace;
+        self.peer_authentications().iter().find(selecting).filter(|_| own)
     }
 
     /// The mode of a namespace, which is what its clients go by.

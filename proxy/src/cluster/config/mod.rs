@@ -142,8 +142,8 @@ pub struct ClusterConfig {
     pub auto_sni: bool,
     /// Demand the request's authority in the certificate.
     pub auto_san: bool,
-    /// Our address towards it.
-    pub bind: Option<IpAddr>,
+    /// Our addresses towards it, at most one of each version of IP.
+    pub bind: Vec<IpAddr>,
     /// TCP keepalive.
     pub keepalive: Option<Keepalive>,
     /// Its metadata.
@@ -205,7 +205,7 @@ impl ClusterConfig {
         let mode = http.as_ref().map_or(HttpMode::Http1, |h| h.mode);
         let health_check = health::health_check(proto, mode).map_err(Vec::from);
         let health_check = collect(health_check, "", &mut errors).flatten();
-        let bind = collect(bind(proto), "upstream_bind_config", &mut errors).flatten();
+        let bind = collect(bind(proto), "upstream_bind_config", &mut errors).unwrap_or_default();
         let common = proto.common_lb_config.as_ref();
         let (Some(discovery), Some(balancing), Some(transports), Some(http), true) =
             (discovery, balancing, transports, http, errors.is_empty())
@@ -542,15 +542,24 @@ fn http_options(proto: &pb::Cluster) -> Result<HttpSettings, Vec<ConfigError>> {
     Ok(settings)
 }
 
-fn bind(proto: &pb::Cluster) -> Result<Option<IpAddr>, Vec<ConfigError>> {
-    let Some(source) = proto.upstream_bind_config.as_ref().and_then(|b| b.source_address.as_ref()) else {
-        return Ok(None);
+/// The addresses that connections come from: one, or one for each version of IP.
+fn bind(proto: &pb::Cluster) -> Result<Vec<IpAddr>, Vec<ConfigError>> {
+    let Some(config) = &proto.upstream_bind_config else { return Ok(Vec::new()) };
+    let Some(source) = &config.source_address else { return Ok(Vec::new()) };
+    let parse = |text: &str, path: String| {
+        text.parse::<IpAddr>().map_err(|_| vec![ConfigError::new(path, "is not an IP address")])
     };
-    source
-        .address
-        .parse()
-        .map(Some)
-        .map_err(|_| ConfigError::new("source_address.address", "is not an IP address").into())
+    let mut addresses = vec![parse(&source.address, "source_address.address".to_owned())?];
+    for (i, extra) in config.extra_source_addresses.iter().enumerate() {
+        let text = extra.address.as_ref().map_or("", |a| a.address.as_str());
+        let address = parse(text, format!("extra_source_addresses[{i}].address.address"))?;
+        if addresses.iter().any(|known| known.is_ipv4() == address.is_ipv4()) {
+            let why = "is the second of its version of IP; leave one of each";
+            return Err(ConfigError::new(format!("extra_source_addresses[{i}]"), why).into());
+        }
+        addresses.push(address);
+    }
+    Ok(addresses)
 }
 
 /// Compiles a load assignment.
