@@ -69,7 +69,7 @@ spec:
 ";
 
 /// A command that PostgreSQL is willing to run as: it refuses to be root.
-fn as_postgres(program: &Path) -> Command {
+pub fn as_postgres(program: &Path) -> Command {
     if !rustix::process::geteuid().is_root() {
         return Command::new(program);
     }
@@ -79,7 +79,7 @@ fn as_postgres(program: &Path) -> Command {
 }
 
 /// Runs a client's program to its end and gives what it printed.
-fn run(command: &mut Command) -> Result<String, String> {
+pub fn run(command: &mut Command) -> Result<String, String> {
     let output = command.env("PGCONNECT_TIMEOUT", "10").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     match output.status.success() {
@@ -90,7 +90,8 @@ fn run(command: &mut Command) -> Result<String, String> {
     }
 }
 
-fn server(directory: &Path) -> Process {
+/// An empty database cluster in the directory.
+pub fn cluster(directory: &Path) -> std::path::PathBuf {
     let data = directory.join("data");
     std::fs::create_dir(&data).unwrap();
     if rustix::process::geteuid().is_root() {
@@ -110,6 +111,11 @@ fn server(directory: &Path) -> Process {
         "--no-sync",
     ]);
     run(&mut initdb).unwrap();
+    data
+}
+
+fn server(directory: &Path) -> Process {
+    let data = cluster(directory);
     let mut postgres = as_postgres(&peer("WEFT_POSTGRES"));
     postgres.current_dir("/").arg("-D").arg(&data).args(["-h", "127.33.20.1", "-p", "15432"]);
     postgres.args(["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "max_connections=50"]);

@@ -6,9 +6,11 @@
 
 mod capture;
 mod captured;
+mod databases;
 mod first_bytes;
 mod hosts;
 mod modes;
+mod pods;
 mod redirect;
 mod source;
 
