@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
-use super::capture::Capture;
 use super::hosts::{Host, Net};
 use super::pods::{MESH, OUTSIDE, Pods, Program, service};
+use super::wire::Capture;
 
 const USERS: &str = "10.96.0.10";
 const DATABASE: &str = "10.96.0.11";

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::capture::Capture;
 use super::hosts::{Host, Net, SERVER};
 use super::pods::{MESH, Pods, Program, service};
+use super::wire::Capture;
 use crate::postgres::{as_postgres, cluster, run};
 use crate::programs::{Process, peer};
 

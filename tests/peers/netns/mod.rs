@@ -4,7 +4,6 @@
 //! configuration and the same clients. What the clients got, what the server saw and the counters asked for must be equal,
 //! and be what the test expects.
 
-mod capture;
 mod captured;
 mod databases;
 mod first_bytes;
@@ -13,6 +12,7 @@ mod modes;
 mod pods;
 mod redirect;
 mod source;
+mod wire;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};

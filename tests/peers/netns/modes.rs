@@ -17,8 +17,8 @@ use weft_control::ca::State;
 use weft_control::ca::store::Shape;
 
 use super::PATIENCE;
-use super::capture::Capture;
 use super::hosts::Net;
+use super::wire::Capture;
 use crate::programs::{Process, get, weft};
 
 /// The workload's address, on the gateway host.
