@@ -1,5 +1,6 @@
 //! Istio's traffic settings, from YAML through the control plane to what a proxy does with requests.
 
+mod design;
 mod upstreams;
 
 use std::net::SocketAddr;

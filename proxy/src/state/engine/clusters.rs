@@ -35,6 +35,12 @@ fn eds_name(cluster: &Cluster) -> Option<&Arc<str>> {
     }
 }
 
+/// Whether it cannot make connections for lack of a secret.
+fn lacks_secret(cluster: &Cluster) -> bool {
+    let mut contexts = cluster.config().transports.iter().filter_map(|t| t.tls.as_ref());
+    contexts.any(|tls| tls.missing_secret().is_some())
+}
+
 impl Clusters {
     pub(super) fn new(table: Arc<ClusterTable>) -> Self {
         Self { table, entries: BTreeMap::new(), assignments: BTreeMap::new() }
@@ -120,9 +126,9 @@ impl Clusters {
                 continue;
             }
             // A cluster whose secrets are missing serves, and says so at each attempt; it would answer no better by not being
-            // there. One that replaces a serving version waits for them.
-            let secrets = cluster.config().transports.iter().filter_map(|t| t.tls.as_ref());
-            if entry.serving.is_some() && !late && secrets.into_iter().any(|t| t.missing_secret().is_some()) {
+            // there. One that replaces a version that has its own waits for them.
+            let whole = entry.serving.as_ref().is_some_and(|serving| !lacks_secret(serving));
+            if whole && !late && lacks_secret(cluster) {
                 continue;
             }
             cluster.refresh();

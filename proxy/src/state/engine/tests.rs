@@ -93,6 +93,31 @@ fn a_cluster_serves_when_its_endpoints_are_there_and_a_new_version_keeps_them() 
 }
 
 #[test]
+fn a_new_version_waits_for_secrets_only_if_the_old_one_has_its_own() {
+    let mut world = World::new();
+    let secured = |timeout: &str, secret: &str| {
+        let mut cluster = by_eds("a", timeout);
+        cluster["transport_socket"] = json!({"name": "envoy.transport_sockets.tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": {"validation_context_sds_secret_config": {"name": secret, "sds_config": {"ads": {}}}}}});
+        cluster
+    };
+    world.push(Endpoint, "1", &[assignment("a")]);
+    assert_eq!(world.push(Cluster, "1", &[secured("1s", "never")]), [""; 0]);
+    let first = world.cluster("a").expect("it serves, and says at each attempt what it lacks");
+    // No better and no worse: what else the new version says holds at once.
+    world.push(Cluster, "2", &[secured("2s", "never")]);
+    let second = world.cluster("a").unwrap();
+    assert!(!Arc::ptr_eq(&first, &second));
+    // One that can do without is not given up for one that cannot connect yet.
+    world.push(Cluster, "3", &[by_eds("a", "3s")]);
+    let plain = world.cluster("a").unwrap();
+    assert!(!Arc::ptr_eq(&second, &plain));
+    world.push(Cluster, "4", &[secured("4s", "never")]);
+    assert!(Arc::ptr_eq(&plain, &world.cluster("a").unwrap()), "it waits");
+}
+
+#[test]
 fn what_is_refused_keeps_its_last_good_version_and_its_neighbours_apply() {
     let mut world = World::new();
     world.push(Endpoint, "1", &[assignment("a"), assignment("b")]);
