@@ -26,6 +26,7 @@ use crate::ca::{
 use crate::ingest::{Snapshot, Watcher};
 use crate::model::Severity;
 use crate::queue::Queue;
+use crate::serve::acme::{self, AcmeKeeper};
 use crate::serve::authority::{Keeper, federation, listen as listen_to_operator};
 use crate::serve::http::{Pages, Port};
 use crate::serve::keys::KeyFetcher;
@@ -187,8 +188,11 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let trust = federation::follow(authority.trust(), watcher.subscribe()).await;
     let keys = KeyFetcher::new(args.jwks_root_cert.clone(), args.jwks_refresh_interval);
     let snapshots = keys.follow(watcher.subscribe()).await;
+    let certificates = AcmeKeeper::open(args.state_dir.as_deref(), &world)?;
+    let snapshots = acme::follow(snapshots, certificates.acme());
     let queue = Queue::follow(snapshots, trust.clone(), args.push_throttle);
     let (cache, proxies) = (RenderCache::new(), Proxies::default());
+    tokio::spawn(certificates.run(watcher.subscribe(), queue.clone(), proxies.clone()));
     let keeper = Keeper::new(authority.clone(), trust.clone(), proxies.clone(), audit.clone());
     tokio::spawn(keeper.clone().run());
     if let Some(directory) = &args.state_dir {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
@@ -82,17 +82,7 @@ impl Client {
         headers: &[(&'static str, &str)],
         body: Option<&serde_json::Value>,
     ) -> anyhow::Result<(StatusCode, Bytes)> {
-        let uri: Uri = url.parse()?;
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let secure = uri.scheme_str() == Some("https");
-        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let tcp = TcpStream::connect((host.as_str(), port)).await?;
-        tcp.set_nodelay(true)?;
-        let target = uri.path_and_query().map_or("/", |p| p.as_str());
-        let mut request = Request::builder().method(method).uri(target);
-        if let Some(authority) = uri.authority() {
-            request = request.header("host", authority.as_str());
-        }
+        let mut request = Request::builder().method(method).uri(url);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -100,30 +90,58 @@ impl Client {
             request = request.header("content-type", "application/json");
         }
         let body = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
-        let request = request.body(Full::new(body))?;
-        if secure {
-            let connector = TlsConnector::from(Arc::new(self.tls()?));
-            let tls = connector.connect(ServerName::try_from(host)?, tcp).await?;
-            exchange(TokioIo::new(tls), request).await
-        } else {
-            exchange(TokioIo::new(tcp), request).await
-        }
+        let answer = sent(request.body(Full::new(body))?, self.roots.as_deref()).await?;
+        Ok((answer.status(), answer.into_body()))
     }
+}
 
-    fn tls(&self) -> anyhow::Result<ClientConfig> {
-        let path = match &self.roots {
-            Some(path) => path.clone(),
-            None => SYSTEM_ROOTS
-                .iter()
-                .map(PathBuf::from)
-                .find(|p| p.exists())
-                .ok_or_else(|| anyhow::anyhow!("this system has none of {}", SYSTEM_ROOTS.join(", ")))?,
-        };
-        Ok(ClientConfig::builder_with_provider(weft_certs::provider().clone())
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(read_roots(&path)?)
-            .with_no_client_auth())
+/// Sends a request to the URL that it carries; the whole answer. TLS is checked by the roots of this file, or the system's.
+pub async fn send(
+    request: Request<Full<Bytes>>,
+    roots: Option<PathBuf>,
+) -> Result<Response<Bytes>, HttpError> {
+    let url = request.uri().to_string();
+    let failed = |reason: String| HttpError { url, reason };
+    match tokio::time::timeout(PATIENCE, sent(request, roots.as_deref())).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(failed(format!("{error:#}"))),
+        Err(_) => Err(failed(format!("no answer within {PATIENCE:?}"))),
     }
+}
+
+async fn sent(mut request: Request<Full<Bytes>>, roots: Option<&Path>) -> anyhow::Result<Response<Bytes>> {
+    let uri = std::mem::take(request.uri_mut());
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let secure = uri.scheme_str() == Some("https");
+    let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let tcp = TcpStream::connect((host.as_str(), port)).await?;
+    tcp.set_nodelay(true)?;
+    *request.uri_mut() = uri.path_and_query().map_or("/", |p| p.as_str()).parse()?;
+    if let Some(authority) = uri.authority() {
+        request.headers_mut().insert("host", authority.as_str().parse()?);
+    }
+    if secure {
+        let connector = TlsConnector::from(Arc::new(tls(roots)?));
+        let tls = connector.connect(ServerName::try_from(host)?, tcp).await?;
+        exchange(TokioIo::new(tls), request).await
+    } else {
+        exchange(TokioIo::new(tcp), request).await
+    }
+}
+
+fn tls(roots: Option<&Path>) -> anyhow::Result<ClientConfig> {
+    let path = match roots {
+        Some(path) => path.to_owned(),
+        None => SYSTEM_ROOTS
+            .iter()
+            .map(PathBuf::from)
+            .find(|p| p.exists())
+            .ok_or_else(|| anyhow::anyhow!("this system has none of {}", SYSTEM_ROOTS.join(", ")))?,
+    };
+    Ok(ClientConfig::builder_with_provider(weft_certs::provider().clone())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(read_roots(&path)?)
+        .with_no_client_auth())
 }
 
 fn read_roots(path: &Path) -> anyhow::Result<RootCertStore> {
@@ -137,17 +155,16 @@ fn read_roots(path: &Path) -> anyhow::Result<RootCertStore> {
     if roots.is_empty() { Err(bad(&"hold no certificate")) } else { Ok(roots) }
 }
 
-async fn exchange<S>(io: TokioIo<S>, request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)>
+async fn exchange<S>(io: TokioIo<S>, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Bytes>>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
     let answer = async move {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), LONGEST).collect().await;
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = Limited::new(body, LONGEST).collect().await;
         let body = body.map_err(|e| anyhow::anyhow!("its answer cannot be read: {e}"))?;
-        anyhow::Ok((status, body.to_bytes()))
+        anyhow::Ok(Response::from_parts(head, body.to_bytes()))
     };
     tokio::pin!(connection, answer);
     let mut open = true;

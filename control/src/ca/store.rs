@@ -300,7 +300,8 @@ pub(super) fn read(directory: &Path, file: &str) -> Result<String, StoreError> {
     }
 }
 
-pub(super) fn write(directory: &Path, file: &str, text: &str) -> Result<(), StoreError> {
+/// Puts a file that only its owner reads in the place of whatever is there, whole or not at all.
+pub(crate) fn write(directory: &Path, file: &str, text: &str) -> Result<(), StoreError> {
     let (path, partial) = (directory.join(file), directory.join(format!(".{file}.partial")));
     let result = (|| {
         // A left-over could have another mode.

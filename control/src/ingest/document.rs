@@ -223,6 +223,12 @@ impl Collector {
                     self.objects.request_authentications.push(Object { meta, spec });
                 }
             }
+            Kind::AcmeCertificate => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::acme_certificate(&spec, findings);
+                    self.objects.acme_certificates.push(Object { meta, spec });
+                }
+            }
             Kind::Secret | Kind::MeshConfig => {}
         }
     }

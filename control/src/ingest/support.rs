@@ -34,6 +34,8 @@ const NETWORKING: &[Kind] = &[
     Kind::Sidecar,
 ];
 const SECURITY: &[Kind] = &[Kind::PeerAuthentication, Kind::AuthorizationPolicy, Kind::RequestAuthentication];
+/// Weft's own.
+const WEFT: &[Kind] = &[Kind::AcmeCertificate];
 
 /// Kinds of Istio's that are not supported yet, by group.
 const KINDS_NOT_YET: &[(&str, &[&str])] = &[
@@ -78,13 +80,15 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
     let ours = match group {
         "networking.istio.io" => NETWORKING,
         "security.istio.io" => SECURITY,
+        "weft.dev" => WEFT,
         _ => return Class::Foreign,
     };
+    let versions: &[&str] = if group == "weft.dev" { &["v1alpha1"] } else { &["v1", "v1beta1", "v1alpha3"] };
     match ours.iter().find(|known| known.as_str() == kind) {
-        Some(known) if matches!(version, "v1" | "v1beta1" | "v1alpha3") => Class::Known(*known),
+        Some(known) if versions.contains(&version) => Class::Known(*known),
         Some(_) => Class::Refused(
             format!("{group} has no version {version:?}"),
-            format!("write apiVersion: {group}/v1"),
+            format!("write apiVersion: {group}/{}", versions[0]),
         ),
         None => {
             let names = ours.iter().map(|known| known.as_str()).chain(not_yet.iter().copied());
@@ -358,6 +362,7 @@ mod tests {
             let api = format!("networking.istio.io/{version}");
             assert_eq!(classify(&api, "VirtualService"), Class::Known(Kind::VirtualService));
         }
+        assert_eq!(classify("weft.dev/v1alpha1", "AcmeCertificate"), Class::Known(Kind::AcmeCertificate));
         assert_eq!(classify("apps/v1", "Deployment"), Class::Foreign);
         assert_eq!(classify("v1", "Namespace"), Class::Foreign);
         for (api, kind) in [
@@ -365,6 +370,8 @@ mod tests {
             ("networking.istio.io/v1alpha3", "EnvoyFilter"),
             ("networking.istio.io/v2", "Gateway"),
             ("networking.istio.io/v1", "VirtualServce"),
+            ("weft.dev/v1", "AcmeCertificate"),
+            ("weft.dev/v1alpha1", "ACMECertificate"),
         ] {
             assert!(matches!(classify(api, kind), Class::Refused(..)), "{api} {kind}");
         }

@@ -35,6 +35,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// security.istio.io.
     RequestAuthentication,
+    /// weft.dev.
+    AcmeCertificate,
 }
 
 impl Kind {
@@ -53,6 +55,7 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::RequestAuthentication => "RequestAuthentication",
+            Self::AcmeCertificate => "AcmeCertificate",
         }
     }
 }

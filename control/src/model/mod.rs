@@ -3,6 +3,7 @@
 //! A change of configuration goes `ingest` -> **`model`** -> `queue` -> `render` -> `serve`. This stage holds no files, no
 //! sockets and no clock; a World is built once, shared by reference count, and every answer about it is a pure function.
 
+pub mod acme;
 pub mod authorization_policy;
 pub mod destination_rule;
 pub mod extension_provider;
@@ -25,6 +26,7 @@ pub mod values;
 pub mod virtual_service;
 pub mod world;
 
+pub use acme::{Acme, AcmeCertificate};
 pub use authorization_policy::AuthorizationPolicy;
 pub use destination_rule::DestinationRule;
 pub use gateway::Gateway;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use super::acme::{Acme, AcmeCertificate};
 use super::authorization_policy::AuthorizationPolicy;
 use super::destination_rule::DestinationRule;
 use super::gateway::Gateway;
@@ -47,11 +48,13 @@ pub struct Objects {
     pub authorization_policies: Vec<Object<AuthorizationPolicy>>,
     /// RequestAuthentications.
     pub request_authentications: Vec<Object<RequestAuthentication>>,
+    /// AcmeCertificates.
+    pub acme_certificates: Vec<Object<AcmeCertificate>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
     pub secrets: Vec<Object<TlsSecret>>,
 }
 
-/// One consistent state of the mesh. Cloning it copies two pointers.
+/// One consistent state of the mesh. Cloning it copies a few pointers.
 ///
 /// Lists are in Istio's order of precedence, oldest first ([`super::Meta::precedence`]).
 #[derive(Clone, Debug)]
@@ -59,6 +62,8 @@ pub struct World {
     parts: Arc<Parts>,
     /// What was fetched for it: keys of token issuers.
     keys: Arc<KeySets>,
+    /// What has come of its AcmeCertificates.
+    acme: Arc<Acme>,
 }
 
 #[derive(Debug)]
@@ -84,6 +89,7 @@ struct Parts {
     peer_authentications: Vec<Arc<Object<PeerAuthentication>>>,
     authorization_policies: Vec<Arc<Object<AuthorizationPolicy>>>,
     request_authentications: Vec<Arc<Object<RequestAuthentication>>>,
+    acme_certificates: Vec<Arc<Object<AcmeCertificate>>>,
     secrets: Vec<Arc<Object<TlsSecret>>>,
 }
 
@@ -112,6 +118,7 @@ impl World {
         let peer_authentications = in_order(objects.peer_authentications);
         let authorization_policies = in_order(objects.authorization_policies);
         let request_authentications = in_order(objects.request_authentications);
+        let acme_certificates = in_order(objects.acme_certificates);
         let secrets = in_order(objects.secrets);
         let workload_entries = in_order(objects.workload_entries);
         let kubernetes = in_order(objects.services);
@@ -159,6 +166,7 @@ impl World {
         hash_all(&peer_authentications, &mut hasher);
         hash_all(&authorization_policies, &mut hasher);
         hash_all(&request_authentications, &mut hasher);
+        hash_all(&acme_certificates, &mut hasher);
         hash_all(&secrets, &mut hasher);
         let version = hasher.finish();
         // The same without the workloads: their comings and goings leave routes and listeners as they are.
@@ -201,15 +209,27 @@ impl World {
                 peer_authentications,
                 authorization_policies,
                 request_authentications,
+                acme_certificates,
                 secrets,
             }),
             keys: Arc::default(),
+            acme: Arc::default(),
         }
     }
 
     /// The same with these keys of token issuers.
     pub fn with_keys(&self, keys: Arc<KeySets>) -> Self {
-        Self { parts: self.parts.clone(), keys }
+        Self { keys, ..self.clone() }
+    }
+
+    /// The same with what has come of its AcmeCertificates.
+    pub fn with_acme(&self, acme: Arc<Acme>) -> Self {
+        Self { acme, ..self.clone() }
+    }
+
+    /// What has come of its AcmeCertificates.
+    pub fn acme(&self) -> &Arc<Acme> {
+        &self.acme
     }
 
     /// The keys of token issuers that were fetched for it.
@@ -219,12 +239,14 @@ impl World {
 
     /// Hash of everything in it: two Worlds of equal version say the same.
     pub fn version(&self) -> u64 {
-        self.with_keys_version(self.parts.version)
+        let mut hasher = DefaultHasher::new();
+        (self.with_keys_version(self.parts.version), self.acme.version()).hash(&mut hasher);
+        hasher.finish()
     }
 
     fn with_keys_version(&self, version: u64) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (version, self.keys.version()).hash(&mut hasher);
+        (version, self.keys.version(), self.acme.challenges_version()).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -303,17 +325,23 @@ impl World {
         &self.parts.request_authentications
     }
 
+    /// Every AcmeCertificate.
+    pub fn acme_certificates(&self) -> &[Arc<Object<AcmeCertificate>>] {
+        &self.parts.acme_certificates
+    }
+
     /// Every TLS secret.
     pub fn secrets(&self) -> &[Arc<Object<TlsSecret>>] {
         &self.parts.secrets
     }
 
-    /// The TLS secret with this name.
+    /// The TLS secret with this name, or the credential that an ACME server issued in the place of one.
     pub fn secret(&self, namespace: &str, name: &str) -> Option<&Arc<Object<TlsSecret>>> {
         self.parts
             .secrets
             .iter()
             .find(|secret| secret.meta.namespace == namespace && secret.meta.name == name)
+            .or_else(|| self.acme.credential(namespace, name))
     }
 
     /// The workload with this address.

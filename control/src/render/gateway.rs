@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
 use super::memo::Output;
-use super::{ProxyNode, layer4, route, tls};
+use super::{ProxyNode, acme, layer4, route, tls};
 use crate::model::gateway::{Gateway, Server, ServerTlsMode};
+use crate::model::host::covers;
 use crate::model::lookup::served_hosts;
 use crate::model::{Object, VirtualService, World};
 
@@ -26,6 +27,12 @@ impl Place<'_> {
 
     fn redirects(&self) -> bool {
         self.server.tls.as_ref().is_some_and(|t| t.https_redirect)
+    }
+
+    /// Whether ACME servers that look at a host come here (RFC 8555, section 8.3: to port 80).
+    fn is_asked_about(&self, host: &str) -> bool {
+        let bare = |h: &str| h.rsplit_once('/').map_or(h, |(_, host)| host).to_owned();
+        self.server.port.number == 80 && self.server.hosts.iter().any(|h| covers(&bare(h), host))
     }
 
     fn server_names(&self) -> Vec<String> {
@@ -163,6 +170,8 @@ fn routes_of(world: &World, node: &ProxyNode, name: &str, port: u16, places: &[&
             rendered
         })
         .collect();
+    let asked = |host: &str| places.iter().any(|place| place.is_asked_about(host));
+    acme::answer(world, node, port, asked, &mut virtual_hosts);
     if virtual_hosts.is_empty() {
         virtual_hosts.push(json!({"name": format!("blackhole:{port}"), "domains": ["*"]}));
     }

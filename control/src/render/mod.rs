@@ -3,6 +3,7 @@
 //! Resources are written as proto JSON, the form of Envoy's own documentation, and encoded once by their schema; an unknown
 //! field or a wrong value is an error there, not a surprise in the proxy.
 
+mod acme;
 mod authentication;
 mod authorization;
 mod captured;

@@ -3,6 +3,7 @@
 //! [`ads`] answers xDS on the plaintext and the secure port; each stream is a `connection`, whose protocol is in [`session`];
 //! [`cache`] renders for all of them, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by. [`http`] has the metrics and debug ports.
 
+pub mod acme;
 pub mod ads;
 pub mod authority;
 pub mod cache;

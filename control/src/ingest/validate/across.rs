@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::super::diagnostic::{Diagnostic, Severity};
-use crate::model::host::most_specific;
+use crate::model::gateway::{Server, ServerTls};
+use crate::model::host::{covers, most_specific};
 use crate::model::meta::Meta;
 use crate::model::world::Objects;
 
@@ -11,6 +12,7 @@ pub(in super::super) fn across(objects: &Objects, diagnostics: &mut Vec<Diagnost
     subsets(objects, diagnostics);
     providers(objects, diagnostics);
     addresses(objects, diagnostics);
+    credentials(objects, diagnostics);
 }
 
 /// A destination whose subset is nowhere defined answers 503; Istio accepts it, so this is a warning.
@@ -46,6 +48,50 @@ fn providers(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
             let reason = format!("no extension provider is called {:?}", provider.name);
             let help = "what its rules match is denied; define it in MeshConfig's extensionProviders";
             diagnostics.push(finding(&policy.meta, Severity::Warning, reason, help));
+        }
+    }
+}
+
+/// What an ACME server issues takes a Secret's place, and nobody else's. That gateways make no use of it, or could not answer the
+/// server's questions, may be meant so for a while: a warning.
+fn credentials(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
+    let mut held: HashMap<(&str, &str), &Meta> = HashMap::new();
+    for secret in &objects.secrets {
+        held.insert((&secret.meta.namespace, &secret.meta.name), &secret.meta);
+    }
+    let servers = || objects.gateways.iter().flat_map(|gateway| &gateway.spec.servers);
+    for object in &objects.acme_certificates {
+        let name = object.spec.credential_name.as_str();
+        if let Some(first) = held.insert((&object.meta.namespace, name), &object.meta) {
+            let reason =
+                format!("the credential {name:?} is already that of {} ({})", first.key(), first.source);
+            diagnostics.push(finding(
+                &object.meta,
+                Severity::Error,
+                reason,
+                "choose another name for one of the two",
+            ));
+        }
+        let uses = |tls: &ServerTls| tls.credentials().any(|credential| credential == name);
+        if !servers().filter_map(|server| server.tls.as_ref()).any(uses) {
+            let reason = format!("no Gateway uses the credential {name:?}");
+            let help = "it is ordered all the same; write it under tls.credentialName of a server";
+            diagnostics.push(finding(&object.meta, Severity::Warning, reason, help));
+        }
+        for host in &object.spec.hosts {
+            let bare = |entry: &str| entry.rsplit_once('/').map_or(entry, |(_, host)| host).to_owned();
+            let answers = |server: &Server| {
+                server.port.number == 80
+                    && server.port.protocol.to_ascii_uppercase().starts_with("HTTP")
+                    && !server.port.protocol.eq_ignore_ascii_case("HTTPS")
+                    && server.hosts.iter().any(|entry| covers(&bare(entry), host))
+            };
+            if !servers().any(answers) {
+                let reason = format!("no Gateway has a server of HTTP at port 80 for {host}");
+                let help =
+                    "that is where the ACME server looks, and it issues nothing until it has been answered";
+                diagnostics.push(finding(&object.meta, Severity::Warning, reason, help));
+            }
         }
     }
 }

@@ -7,7 +7,11 @@ use crate::model::{EffectivePeerMode, Labels};
 fn findings(kind: &str, spec: &str) -> Vec<String> {
     let security = ["PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"].contains(&kind);
     let group = if security { "security.istio.io/v1" } else { "networking.istio.io/v1" };
-    let api = if kind == "Service" { "v1" } else { group };
+    let api = match kind {
+        "Service" => "v1",
+        "AcmeCertificate" => "weft.dev/v1alpha1",
+        _ => group,
+    };
     let text =
         format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: x, namespace: n}}\nspec: {spec}\n");
     let outcome = load_str("x.yaml", &text);
@@ -752,6 +756,98 @@ fn request_authentications() {
     ];
     let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, expected)| (spec.as_str(), *expected)).collect();
     check("RequestAuthentication", &cases);
+}
+
+#[test]
+fn acme_certificates() {
+    let directory = "directoryUrl: 'https://ca.example/dir'";
+    let unused = "warning: -: no Gateway uses the credential \"c\"";
+    let with = |hosts: &str| format!("{{credentialName: c, hosts: [{hosts}], {directory}}}");
+    let spec = |rest: &str| format!("{{credentialName: c, hosts: [a.example], {directory}, {rest}}}");
+    let cases = [
+        (with("a.example"), unused),
+        (spec("email: ops@a.example, caFile: /roots.pem"), unused),
+        (format!("{{hosts: [a.example], {directory}}}"), "spec.credentialName: missing"),
+        (
+            format!("{{credentialName: 'a/b', hosts: [a.example], {directory}}}"),
+            "spec.credentialName: \"a/b\" cannot",
+        ),
+        (
+            format!("{{credentialName: A, hosts: [a.example], {directory}}}"),
+            "spec.credentialName: \"A\" cannot",
+        ),
+        (
+            format!("{{credentialName: a-cacert, hosts: [a.example], {directory}}}"),
+            "spec.credentialName: \"a-cacert\" ends in -cacert",
+        ),
+        (with(""), "spec.hosts: missing"),
+        (with("'*.a.example'"), "spec.hosts[0]: \"*.a.example\" is a wildcard"),
+        (with("a.example, 10.0.0.1"), "spec.hosts[1]: \"10.0.0.1\" is an address"),
+        (with("'::1'"), "spec.hosts[0]: \"::1\" is an address"),
+        (with("a_b.example"), "spec.hosts[0]: \"a_b.example\" is not a name"),
+        (with("a.example."), "spec.hosts[0]: \"a.example.\" is not a name"),
+        (with("'https://a.example'"), "spec.hosts[0]: \"https://a.example\" is not a host"),
+        (with("a.example, A.example"), "spec.hosts[1]: \"A.example\" is given twice"),
+        (
+            with(&(0..101).map(|n| format!("h{n}.example")).collect::<Vec<_>>().join(", ")),
+            "spec.hosts: 101 hosts are more than 100",
+        ),
+        ("{credentialName: c, hosts: [a.example]}".to_owned(), "spec.directoryUrl: missing"),
+        (
+            "{credentialName: c, hosts: [a.example], directoryUrl: 'http://ca/dir'}".to_owned(),
+            "spec.directoryUrl: \"http://ca/dir\" is not a URL of https",
+        ),
+        (
+            "{credentialName: c, hosts: [a.example], directoryUrl: 'ca.example'}".to_owned(),
+            "spec.directoryUrl: \"ca.example\" is not a URL of https",
+        ),
+        (spec("email: 'mailto:ops@a.example'"), "spec.email: \"mailto:ops@a.example\" is not one"),
+        (spec("email: 'a@a.example, b@a.example'"), "spec.email: "),
+        (spec("email: nobody"), "spec.email: "),
+        (spec("caFile: roots.pem"), "spec.caFile: \"roots.pem\" is not an absolute path"),
+        (spec("wildcard: true"), "spec.wildcard: unknown field"),
+    ];
+    let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, expected)| (spec.as_str(), *expected)).collect();
+    check("AcmeCertificate", &cases);
+}
+
+#[test]
+fn what_an_acme_server_issues_has_its_name_for_itself_and_gateways_that_answer() {
+    let certificate = |name: &str, host: &str| {
+        format!(
+            "apiVersion: weft.dev/v1alpha1\nkind: AcmeCertificate\nmetadata: {{name: {name}, namespace: n}}\n\
+             spec: {{credentialName: c, hosts: [{host}], directoryUrl: 'https://ca.example/dir'}}\n---\n"
+        )
+    };
+    let gateway = |port: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: m}}\nspec:\n  selector: {{istio: g}}\n  servers:\n  \
+             - {{port: {port}, hosts: ['*/*.example']}}\n  \
+             - {{port: {{number: 443, protocol: HTTPS, name: tls}}, hosts: ['*'], tls: {{mode: SIMPLE, credentialName: c}}}}\n---\n"
+        )
+    };
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: n}\nstringData: {ca.crt: '-----BEGIN '}\n---\n";
+    let found = |text: &str| {
+        let outcome = load_str("x.yaml", text);
+        outcome.diagnostics.iter().map(|d| d.reason.clone()).collect::<Vec<_>>().join("; ")
+    };
+    let plain = gateway("{number: 80, protocol: HTTP, name: http}");
+    assert_eq!(found(&(certificate("a", "a.example") + &plain)), "");
+    let none = "no Gateway has a server of HTTP at port 80 for";
+    assert_eq!(found(&(certificate("a", "a.test") + &plain)), format!("{none} a.test"));
+    for other in ["{number: 8080, protocol: HTTP, name: http}", "{number: 80, protocol: TCP, name: tcp}"] {
+        let found = found(&(certificate("a", "a.example") + &gateway(other)));
+        assert!(found.contains(&format!("{none} a.example")), "{other}: {found}");
+    }
+    for twice in [certificate("b", "b.example"), secret.to_owned()] {
+        let outcome = load_str("x.yaml", &(certificate("a", "a.example") + &twice + &plain));
+        assert!(outcome.world.is_none());
+        let errors: Vec<_> = outcome.errors().map(|d| d.reason.clone()).collect();
+        assert!(
+            matches!(&errors[..], [one] if one.contains("the credential \"c\" is already that of")),
+            "{errors:?}"
+        );
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Findings name the field; the line follows from it. Hosts are full names by now (see `normalize`).
 
+mod acme_certificate;
 mod across;
 mod authorization_policy;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod service_entry;
 mod sidecar;
 mod virtual_service;
 
+pub(super) use acme_certificate::acme_certificate;
 pub(super) use across::across;
 pub(super) use authorization_policy::authorization_policy;
 pub(super) use destination_rule::destination_rule;

@@ -114,6 +114,7 @@ fn configz(pages: &Pages) -> Value {
         world.gateways(),
         world.sidecars(),
         world.peer_authentications(),
+        world.acme_certificates(),
         world.workloads(),
         world.services()
     );
