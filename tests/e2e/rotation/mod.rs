@@ -34,23 +34,21 @@ fn setting(name: &str, usual: u64) -> u64 {
     std::env::var(name).map_or(usual, |text| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
 }
 
-/// A pair, the second of which speaks gRPC at port 8081. Between the two a connection serves a few requests only, so that
-/// certificates are shown and checked all the time.
-fn pair(loopback: u8) -> Pair {
+/// A pair, the second of which speaks gRPC at port 8081. Between the two a connection serves a tenth of a second's requests, so
+/// that certificates are shown and checked all the time.
+fn pair(loopback: u8, rate: u64) -> Pair {
     let pair = pair_for(loopback, LIFE);
     let back = short_lived("back", 11, LIFE)
         .replace("targetPort: 8080}", "targetPort: 8080}, {name: grpc, port: 8081, targetPort: 8081}")
         .replace("ports: {http: 8080}", "ports: {http: 8080, grpc: 8081}");
     pair.write("back.yaml", &back);
-    pair.write(
-        "rule.yaml",
-        "
+    let rule = "
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: back, namespace: pair}
-spec: {host: back, trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 20}}}}
-",
-    );
+spec: {host: back, trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: RATE}}}}
+";
+    pair.write("rule.yaml", &rule.replace("RATE", &(rate / 10).max(1).to_string()));
     pair.write(
         "sidecar.yaml",
         "
@@ -144,10 +142,10 @@ impl Serials {
 fn leaves_the_intermediate_and_the_root_are_replaced_under_traffic_and_nobody_notices() {
     let _alone = alone();
     runtime().block_on(async {
-        let pair = pair(84);
+        let (rate, leaves) = (setting("WEFT_ROTATION_RATE", 200), setting("WEFT_ROTATION_LEAVES", 20));
+        let pair = pair(84, rate);
         let mesh = pair.start().await;
         let before = certs(&mesh, "back-1");
-        let (rate, leaves) = (setting("WEFT_ROTATION_RATE", 200), setting("WEFT_ROTATION_LEAVES", 20));
         let traffic = Traffic::start(&mesh, rate).await;
         let began = Instant::now();
         let mut serials = [Serials::of("front-1"), Serials::of("back-1")];
