@@ -4,7 +4,7 @@
 //! one before it (a test in the root package holds that). `io`, `codec`, `identity`, `telemetry`, `route` (pure functions)
 //! and every `config` module are vocabulary that any stage may use. `xds`, `state`, `admin`, `agent`, `bootstrap` and `app`
 //! run on the control thread; of them the path knows only how configuration is compiled and found: `state`'s errors,
-//! context, slots and tables.
+//! context, slots and tables. `capture` stands apart: it prepares a pod's network before a proxy runs.
 #![deny(unsafe_code)]
 
 pub mod io;
@@ -40,3 +40,5 @@ pub mod agent;
 pub mod bootstrap;
 
 pub mod app;
+
+pub mod capture;

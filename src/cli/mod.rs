@@ -33,6 +33,8 @@ pub enum Command {
     Control(Box<weft_control::app::ControlArgs>),
     /// Runs a proxy: a sidecar or a gateway (as the slim binary weft-proxy does)
     Proxy(Box<weft_proxy::app::ProxyArgs>),
+    /// Has the kernel send a pod's connections to its sidecar: installs the redirection in this network namespace
+    Init(Box<weft_proxy::capture::InitArgs>),
     /// Runs the example mesh's service: it calls others through its sidecar and says who called it
     App(crate::app::AppArgs),
     /// Serves identity and xDS to a foreign proxy such as Envoy, on Istio's UNIX sockets
@@ -64,6 +66,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Up(args) => crate::up::main(args)?,
         Command::Control(args) => weft_control::app::main(*args)?,
         Command::Proxy(args) => weft_proxy::app::main(*args)?,
+        Command::Init(args) => weft_proxy::capture::main(&args)?,
         Command::App(args) => crate::app::main(args)?,
         Command::Agent(args) => weft_proxy::agent::main(*args)?,
         Command::Token(command) => token::main(command)?,

@@ -2,22 +2,36 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use weft_proxy::app::{ProxyArgs, main as run};
+use weft_proxy::capture::{InitArgs, main as init};
 
 #[global_allocator]
 static ALLOC: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Weft's proxy: takes the place of Envoy
 #[derive(Parser, Debug)]
-#[command(name = "weft-proxy", version)]
+#[command(name = "weft-proxy", version, args_conflicts_with_subcommands = true)]
 struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     proxy: ProxyArgs,
 }
 
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Has the kernel send a pod's connections to its sidecar: installs the redirection in this network namespace
+    Init(Box<InitArgs>),
+}
+
 fn main() -> ExitCode {
-    match run(Cli::parse().proxy) {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Some(Command::Init(args)) => init(&args),
+        None => run(cli.proxy),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("weft-proxy: {error:#}");

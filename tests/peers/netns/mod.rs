@@ -4,6 +4,7 @@
 //! configuration and the same clients. What the clients got, what the server saw and the counters asked for must be equal,
 //! and be what the test expects.
 
+mod capture;
 mod captured;
 mod databases;
 mod first_bytes;
