@@ -39,3 +39,16 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_needs_no_word_and_init_is_one() {
+        let parse = |words: &str| Cli::try_parse_from(words.split(' '));
+        assert!(parse("weft-proxy --concurrency 2").is_ok_and(|cli| cli.command.is_none()));
+        assert!(parse("weft-proxy init -b 80 --dry-run").is_ok_and(|cli| cli.command.is_some()));
+        assert!(parse("weft-proxy --concurrency 2 init").is_err(), "flags of a proxy would do nothing");
+    }
+}

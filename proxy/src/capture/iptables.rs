@@ -216,6 +216,64 @@ COMMIT
 COMMIT
 ";
 
+    /// Istio's order (tools/istio-iptables): who reads these rules has its documentation beside them.
+    #[test]
+    fn the_rules_for_what_goes_out_stand_in_istios_order() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Cli {
+            #[command(flatten)]
+            init: super::super::InitArgs,
+        }
+        let flags = "init -i 10.0.0.0/8 -x 10.1.0.0/16,fd00::/8 -q 443 -o 22 -b * -d 15021 --redirect-dns --capture-all-dns";
+        let args = Cli::try_parse_from(flags.split(' ')).unwrap().init;
+        let settings = super::super::settings::Settings::new(&args).unwrap();
+        let rules = super::super::plan::plan(&settings);
+        let v4 = Installed::of(&rules, Family::V4).unwrap();
+        let of = |chain: &str| -> Vec<String> {
+            let start = format!("{chain} ");
+            v4.0["nat"].rules.iter().filter_map(|rule| rule.strip_prefix(&start)).map(str::to_owned).collect()
+        };
+        let proxys = |who: &str| {
+            [
+                format!(
+                    "-o lo ! -d 127.0.0.1/32 -p tcp -m multiport ! --dports 53,15008 -m owner --{who}-owner 1337 -j ISTIO_IN_REDIRECT"
+                ),
+                format!("-o lo -p tcp ! --dport 53 -m owner ! --{who}-owner 1337 -j RETURN"),
+                format!("-m owner --{who}-owner 1337 -j RETURN"),
+            ]
+        };
+        let words = |rules: &[&str]| rules.iter().map(|&rule| rule.to_owned()).collect::<Vec<_>>();
+        let before =
+            ["-p tcp --dport 22 -j RETURN", "-p udp --dport 22 -j RETURN", "-o lo -s 127.0.0.6/32 -j RETURN"];
+        let after = [
+            "-j ISTIO_OUTPUT_DNS",
+            "-d 127.0.0.1/32 -j RETURN",
+            "-d 10.1.0.0/16 -j RETURN",
+            "-p tcp --dport 443 -j ISTIO_REDIRECT",
+            "-d 10.0.0.0/8 -j ISTIO_REDIRECT",
+        ];
+        assert_eq!(
+            of("ISTIO_OUTPUT"),
+            [words(&before), proxys("uid").into(), proxys("gid").into(), words(&after)].concat()
+        );
+        assert_eq!(
+            of("ISTIO_INBOUND"),
+            [
+                "-p tcp --dport 15008 -j RETURN",
+                "-p tcp --dport 15021 -j RETURN",
+                "-p tcp -j ISTIO_IN_REDIRECT"
+            ]
+        );
+        assert_eq!(of("ISTIO_REDIRECT"), ["-p tcp -j REDIRECT --to-ports 15001"]);
+        assert_eq!(of("ISTIO_IN_REDIRECT"), ["-p tcp -j REDIRECT --to-ports 15006"]);
+        let v6 = &Installed::of(&rules, Family::V6).unwrap().0["nat"].rules;
+        for rule in ["-o lo -s ::6/128 -j RETURN", "-d ::1/128 -j RETURN", "-d fd00::/8 -j RETURN"] {
+            assert!(v6.contains(&format!("ISTIO_OUTPUT {rule}")), "{rule} in {v6:#?}");
+        }
+        assert!(!v6.iter().any(|rule| rule.contains("10.0.0.0/8") || rule.contains("127.0.0")), "{v6:#?}");
+    }
+
     #[test]
     fn only_what_is_ours_is_read() {
         let installed = Installed::read(ISTIOS);

@@ -52,6 +52,9 @@ pub fn as_owner<R: Send>(host: &Host, owner: Owner, act: impl FnOnce() -> R + Se
     })
 }
 
+/// Sockets, each with what it is.
+type Kinds<T> = Vec<(&'static str, T)>;
+
 /// Listeners on a host; each tells who comes what it is, where they were going, and who they are. Then it closes.
 pub struct Listeners {
     stop: Arc<AtomicBool>,
@@ -85,7 +88,7 @@ impl Listeners {
         Self::run(rx.recv().unwrap())
     }
 
-    fn run((streams, datagrams): (Vec<(&'static str, TcpListener)>, Vec<(&'static str, UdpSocket)>)) -> Self {
+    fn run((streams, datagrams): (Kinds<TcpListener>, Kinds<UdpSocket>)) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
