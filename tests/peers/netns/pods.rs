@@ -17,25 +17,6 @@ pub const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
 /// The user that proxies run as, whose connections are not captured.
 const PROXY: u32 = 1337;
 
-/// The kernel's rules, as Istio's are.
-const RULES: &str = "table inet weft
-delete table inet weft
-table inet weft {
-chain pre {
-type nat hook prerouting priority dstnat
-meta l4proto tcp redirect to :15006
-}
-chain out {
-type nat hook output priority -100
-oifname lo ip saddr 127.0.0.6 return
-oifname lo meta skuid 1337 ip daddr != 127.0.0.1 meta l4proto tcp redirect to :15006
-oifname lo meta skuid != 1337 return
-meta skuid 1337 return
-ip daddr 127.0.0.1 return
-meta l4proto tcp redirect to :15001
-}
-}";
-
 /// Workloads `web` on the client's host and `server` on the server's, where only mutual TLS is taken.
 pub const MESH: &str = "
 apiVersion: networking.istio.io/v1
@@ -131,7 +112,7 @@ impl Pods {
             std::os::unix::fs::chown(path, Some(PROXY), Some(PROXY)).unwrap();
         }
         let host = if ip == CLIENT { &net.client } else { &net.server };
-        host.nft(RULES);
+        super::capture::init_on(host, &["-i", "*", "-b", "*", "-d", "15090,15021,15020"]).unwrap();
         let identity = [
             "--xds-address",
             &SocketAddr::new(OUTSIDE, 15012).to_string(),

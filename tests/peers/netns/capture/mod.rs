@@ -136,7 +136,7 @@ impl World {
 }
 
 /// Runs `weft init` on a host: what it printed, or what it complained of.
-fn init_on(host: &Host, flags: &[&str]) -> Result<String, String> {
+pub fn init_on(host: &Host, flags: &[&str]) -> Result<String, String> {
     let mut command = weft();
     command.arg("init").args(flags);
     outcome(host.command(&command))
