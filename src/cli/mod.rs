@@ -3,6 +3,7 @@
 mod analyze;
 mod authz;
 mod ca;
+mod cert;
 mod duration;
 mod token;
 
@@ -42,6 +43,9 @@ pub enum Command {
     /// Makes tokens, by which workloads prove who they are
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Gets certificates of the mesh, as files, for programs that are no part of it
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
     /// Looks at and changes the certificate authority of a control plane
     #[command(subcommand)]
     Ca(ca::CaCommand),
@@ -70,6 +74,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::App(args) => crate::app::main(args)?,
         Command::Agent(args) => weft_proxy::agent::main(*args)?,
         Command::Token(command) => token::main(command)?,
+        Command::Cert(command) => cert::main(command)?,
         Command::Ca(command) => ca::main(command)?,
         // Its exit code is its answer.
         Command::Authz(command) => return Ok(authz::main(command)),

@@ -18,7 +18,7 @@ const ANYTHING: &str = "10.96.0.12";
 const WEB: &str = "10.96.0.13";
 
 /// What applications answer, which may not be read on the way.
-const MARKER: &str = "not for strangers";
+pub const MARKER: &str = "not for strangers";
 
 fn mesh(more: &str) -> String {
     [
@@ -34,10 +34,11 @@ fn mesh(more: &str) -> String {
 }
 
 /// A server in a pod, or outside: says who connected.
-struct Server(Arc<AtomicBool>);
+pub struct Server(Arc<AtomicBool>);
 
+/// How a server speaks.
 #[derive(Clone, Copy)]
-enum Says {
+pub enum Says {
     /// Answers a request.
     Http,
     /// Speaks first, and then repeats what it is told.
@@ -45,7 +46,8 @@ enum Says {
 }
 
 impl Server {
-    fn start(host: &Host, port: u16, says: Says) -> Self {
+    /// At a port of every address.
+    pub fn start(host: &Host, port: u16, says: Says) -> Self {
         let listener = host.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
         listener.set_nonblocking(true).unwrap();
         let stop = Arc::new(AtomicBool::new(false));

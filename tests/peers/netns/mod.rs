@@ -9,6 +9,7 @@ mod captured;
 mod databases;
 mod first_bytes;
 mod hosts;
+mod ingress;
 mod modes;
 mod pods;
 mod redirect;
