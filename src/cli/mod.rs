@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub use cert::CertCommand;
 pub use duration::short as short_duration;
 pub use xds_protos::duration::parse as parse_duration;
 

@@ -151,3 +151,30 @@ fn who_proves_nothing_gets_nothing_and_hears_why() {
     words.extend(["--trust-domain", "not a domain"].map(str::to_owned));
     fails(&words, &["not a domain"]);
 }
+
+/// What is shipped for an ingress that is none of ours says what this version understands.
+#[test]
+fn the_shipped_manifests_of_a_foreign_ingress_hold() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/ambassador");
+    let text = std::fs::read_to_string(directory.join("identity.yaml")).unwrap();
+    let arguments: Vec<String> = text
+        .lines()
+        .skip_while(|line| line.trim() != "args:")
+        .skip(1)
+        .map_while(|line| line.trim().strip_prefix("- ").map(str::to_owned))
+        .collect();
+    assert!(arguments.len() > 5, "{arguments:?}");
+    let cli =
+        <weft::cli::Cli as clap::Parser>::try_parse_from(std::iter::once("weft".to_owned()).chain(arguments));
+    let Ok(weft::cli::Cli { command: weft::cli::Command::Cert(command) }) = cli else { panic!("{cli:?}") };
+    let weft::cli::CertCommand::Fetch(args) = command;
+    assert!(args.watch);
+    // The files that it writes are those that Emissary is to read.
+    let context = std::fs::read_to_string(directory.join("tls-context.yaml")).unwrap();
+    for name in ["cert-chain.pem", "key.pem", "root-cert.pem"] {
+        assert!(context.contains(&args.out.join(name).display().to_string()), "{name}: {context}");
+    }
+    let found = weft(&["analyze", directory.to_str().unwrap()]);
+    let said = stdout(&found) + &stderr(&found);
+    assert!(!said.contains(" error"), "{said}");
+}
