@@ -100,9 +100,11 @@ impl Rule {
             Self::List { min, max, unique, .. } => {
                 let items = value.as_list().unwrap_or_default();
                 within(items.len(), *min, *max, "elements")?;
-                match items.iter().enumerate().find(|(i, item)| items[..*i].contains(item)) {
-                    Some((i, _)) if *unique => Err(format!("element {i} is there twice")),
-                    _ => Ok(()),
+                // Each is compared with each: lists that may be long are not of those.
+                let again = |(i, item): &(usize, &Value)| *unique && items[..*i].contains(item);
+                match items.iter().enumerate().find(again) {
+                    Some((i, _)) => Err(format!("element {i} is there twice")),
+                    None => Ok(()),
                 }
             }
             Self::Map { min, max, .. } => {
