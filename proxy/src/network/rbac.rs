@@ -2,7 +2,8 @@
 //! the chain has begun by then, so a server that speaks first is heard.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use xds_protos::envoy::extensions::filters::network::rbac::v3 as pb;
 
@@ -12,6 +13,8 @@ use crate::state::ConfigError;
 use crate::state::error::collect;
 
 const NAMESPACE: &str = "envoy.filters.network.rbac";
+/// A filter says at most so often that it denies, in milliseconds.
+const TOLD_EVERY: u64 = 1000;
 
 /// The compiled filter.
 pub struct NetworkRbac {
@@ -26,6 +29,31 @@ pub struct NetworkRbac {
     allowed: Arc<str>,
     denied: Arc<str>,
     nobody: Arc<str>,
+    told: Told,
+}
+
+/// What of denials the proxy's own log is told: an HTTP chain has no access log of a connection whose bytes nobody read, and
+/// whoever is denied may come often.
+struct Told {
+    since: Instant,
+    /// When it was last told, in milliseconds from then; 0 for never.
+    last: AtomicU64,
+    /// Denials that it was not told of.
+    untold: AtomicU64,
+}
+
+impl Told {
+    fn tell(&self, info: &ConnectionInfo, details: &str) {
+        let now = self.since.elapsed().as_millis() as u64 + 1;
+        let last = self.last.load(Relaxed);
+        let due = last == 0 || now >= last + TOLD_EVERY;
+        if !due || self.last.compare_exchange(last, now, Relaxed, Relaxed).is_err() {
+            self.untold.fetch_add(1, Relaxed);
+            return;
+        }
+        let others = self.untold.swap(0, Relaxed);
+        tracing::info!(remote = %info.remote, listener = %info.listener, details, others, "a policy denies a connection");
+    }
 }
 
 impl NetworkRbac {
@@ -58,6 +86,7 @@ impl NetworkRbac {
             allowed: "allowed".into(),
             denied: "denied".into(),
             nobody: details("none").into(),
+            told: Told { since: Instant::now(), last: AtomicU64::new(0), untold: AtomicU64::new(0) },
         })
     }
 
@@ -78,8 +107,9 @@ impl NetworkRbac {
         if decision.allowed {
             return self.pass();
         }
+        let words = decision.policy.map_or(&self.nobody, |(_, policy)| &policy.details);
+        self.told.tell(info, words);
         if let Some(notes) = &info.notes {
-            let words = decision.policy.map_or(&self.nobody, |(_, policy)| &policy.details);
             *notes.termination.lock() = Some(words.clone());
         }
         Pass::Never(self.delay)
