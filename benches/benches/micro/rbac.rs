@@ -1,5 +1,6 @@
 //! What a decision over policies costs: one policy, and a thousand of as many callers, paths and hosts. The request is let in
-//! by the last, so that nothing is found early.
+//! by the last, so that nothing is found early. And what a list of 100,000 denied networks costs a connection that is on none of
+//! them, and its compilation.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -37,6 +38,30 @@ fn engine(policies: usize) -> Engine {
     Engine::compile(&rules, true).unwrap()
 }
 
+/// A policy that denies these many networks, as a list of denied addresses is rendered.
+fn denied(networks: u32) -> Rbac {
+    use xds_protos::envoy::config::core::v3::CidrRange;
+    use xds_protos::envoy::config::rbac::v3::principal::Identifier;
+    use xds_protos::envoy::config::rbac::v3::{Permission, Policy, Principal, permission, rbac};
+    // Every other one of length 24 from 11.0.0.0 on, so that none can be joined.
+    let principal = |n: u32| Principal {
+        identifier: Some(Identifier::RemoteIp(CidrRange {
+            address_prefix: std::net::Ipv4Addr::from_bits((11 << 24) + n * 512).to_string(),
+            prefix_len: Some(24),
+        })),
+    };
+    let policy = Policy {
+        permissions: vec![Permission { rule: Some(permission::Rule::Any(true)) }],
+        principals: (0..networks).map(principal).collect(),
+        ..Policy::default()
+    };
+    Rbac {
+        action: rbac::Action::Deny.into(),
+        policies: [("deny-list[n/a]".to_owned(), policy)].into(),
+        ..Rbac::default()
+    }
+}
+
 pub fn benches(c: &mut Criterion) {
     let tls = TlsInfo {
         peer_uri_sans: vec!["spiffe://cluster.local/ns/ns49/sa/caller999".into()],
@@ -72,4 +97,15 @@ pub fn benches(c: &mut Criterion) {
             b.iter(|| black_box(engine.decide(black_box(&subject))).allowed);
         });
     }
+    let rules = denied(100_000);
+    let engine = Engine::compile(&rules, false).unwrap();
+    assert!(engine.decide(&subject).allowed);
+    let listed = Subject { client: "11.0.2.1".parse().unwrap(), ..subject };
+    assert!(!engine.decide(&listed).allowed);
+    c.bench_function("rbac/100,000 denied networks", |b| {
+        b.iter(|| black_box(engine.decide(black_box(&subject))).allowed);
+    });
+    c.bench_function("rbac/100,000 denied networks, compiling", |b| {
+        b.iter(|| Engine::compile(black_box(&rules), false).map(|e| e.policies.len()));
+    });
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::addresses::{self, Addresses};
 use super::index::Index;
 use crate::cluster::endpoint::Metadata;
 use crate::codec::RequestHead;
@@ -48,6 +49,7 @@ pub struct OneOf {
 impl OneOf {
     /// One of these rules.
     pub fn new(rules: Vec<Rule>) -> Self {
+        let rules = addresses::fold(rules);
         Self { index: Index::of_rules(&rules).map(Box::new), rules: rules.into() }
     }
 
@@ -134,6 +136,12 @@ pub enum Rule {
     DirectRemoteIp(IpNet),
     /// The client, as far as proxies in between are trusted.
     RemoteIp(IpNet),
+    /// The connection's peer is one of many.
+    SourceAmong(Addresses),
+    /// The socket's peer is one of many.
+    DirectRemoteAmong(Addresses),
+    /// The client is one of many.
+    RemoteAmong(Addresses),
     /// A named object of the connection or the request.
     FilterState(Box<str>, StringMatch),
     /// The same, as an address.
@@ -229,6 +237,9 @@ impl Rule {
             Self::SourceIp(net) => net.contains(&connection.remote.ip().to_canonical()),
             Self::DirectRemoteIp(net) => net.contains(&connection.direct_remote.ip().to_canonical()),
             Self::RemoteIp(net) => net.contains(&subject.client.to_canonical()),
+            Self::SourceAmong(set) => set.contains(connection.remote.ip().to_canonical()),
+            Self::DirectRemoteAmong(set) => set.contains(connection.direct_remote.ip().to_canonical()),
+            Self::RemoteAmong(set) => set.contains(subject.client.to_canonical()),
             Self::FilterState(key, text) => {
                 subject.object(key).is_some_and(|object| text.matches(object.as_bytes()))
             }

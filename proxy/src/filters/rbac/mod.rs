@@ -3,6 +3,7 @@
 //! Rules that are enforced answer 403; shadow rules only count and say what they would have done, in dynamic metadata that
 //! later filters and access logs read.
 
+mod addresses;
 mod config;
 mod engine;
 mod index;

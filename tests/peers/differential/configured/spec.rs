@@ -308,6 +308,7 @@ pub fn case(file: &'static str, mut document: Value) -> Case {
             .fold(text.to_owned(), |text, c| text.replace(&format!("@{c}"), &cluster_name(&name, c)))
     });
     super::tokens::fill(&mut document);
+    many(&mut document);
     let mut case: Case =
         serde_json::from_value(document).unwrap_or_else(|e| panic!("data/{file}.yaml: {name}: {e}"));
     case.file = file;
@@ -318,6 +319,26 @@ pub fn case(file: &'static str, mut document: Value) -> Case {
         }
     }
     case
+}
+
+/// An element `{many: {FIELD: N}}` of a list stands for N elements `FIELD: {address_prefix, prefix_len: 24}`: from 11.0.0.0 on,
+/// every other network, so that none can be joined.
+fn many(value: &mut Value) {
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(many),
+        Value::Array(items) => {
+            let expand = |mut item: Value| -> Vec<Value> {
+                let Some((field, count)) = item["many"].as_object().and_then(|m| m.iter().next()) else {
+                    many(&mut item);
+                    return vec![item];
+                };
+                let network = |n: u32| json!({field: {"address_prefix": format!("11.{}.{}.0", n >> 7, n * 2 % 256), "prefix_len": 24}});
+                (0..count.as_u64().unwrap_or_default() as u32).map(network).collect()
+            };
+            *items = std::mem::take(items).into_iter().flat_map(expand).collect();
+        }
+        _ => {}
+    }
 }
 
 /// What a case's cluster is called in the configuration.
