@@ -12,6 +12,7 @@ use xds_protos::io::istio::http::peer_metadata::Config as PeerMetadataConfig;
 use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig as AlpnConfig;
 
 use super::cors::{CorsPolicy, CorsStats};
+use super::credential_injector::CredentialInjector;
 use super::ext_authz::{self, ExtAuthz};
 use super::fault::{Fault, FaultStats};
 use super::grpc_stats::GrpcStats;
@@ -94,6 +95,8 @@ fn per_filter(any: &Any) -> Result<Option<PerFilter>, Errors> {
             match wrapper.config {
                 _ if wrapper.disabled => Ok(Some(PerFilter::Disabled)),
                 None => Ok(Some(PerFilter::Enabled)),
+                // What is there and says nothing turns the filter on.
+                Some(inner) if inner.type_url.is_empty() => Ok(Some(PerFilter::Enabled)),
                 Some(inner) => match per_filter(&inner) {
                     Err(_) if wrapper.is_optional && !known(inner.type_name()) => Ok(None),
                     compiled => compiled.map_err(crate::state::error::at("config")),
@@ -246,6 +249,12 @@ fn compile_one(
                 .and_then(|c| ExtAuthz::compile(&c, stat_prefix, context))
                 .map_err(at("typed_config"))?;
             Filter::ExtAuthz(Arc::new(filter))
+        }
+        "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector" => {
+            let config = unpack(&any).map_err(at("typed_config"))?;
+            let filter = CredentialInjector::compile(&config, stat_prefix, context)
+                .map_err(|e| e.at("typed_config"))?;
+            Filter::CredentialInjector(Arc::new(filter))
         }
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => {
             let config = unpack(&any).map_err(at("typed_config"))?;

@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod cors;
+pub mod credential_injector;
 pub mod decide;
 pub mod ext_authz;
 pub mod fault;
@@ -26,6 +27,7 @@ use http::header::ORIGIN;
 
 use self::config::PerFilter;
 use self::cors::{CorsStats, Policies};
+use self::credential_injector::CredentialInjector;
 use self::ext_authz::ExtAuthz;
 use self::fault::{Fault, FaultStats};
 use self::grpc_stats::{GrpcStats, Messages};
@@ -68,6 +70,8 @@ pub enum Filter {
     ExtAuthz(Arc<ExtAuthz>),
     /// How often.
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// What proves us to the service that is called.
+    CredentialInjector(Arc<CredentialInjector>),
 }
 
 /// A filter in a chain.
@@ -200,6 +204,7 @@ impl FilterList {
                     filter.request_head(&mut exchange, &named.name);
                     Verdict::Continue
                 }
+                Filter::CredentialInjector(filter) => filter.request_head(&mut exchange.head.headers),
                 Filter::IstioStats(_) => Verdict::Continue,
             };
             match verdict {
@@ -268,6 +273,7 @@ impl FilterList {
                 | Filter::IstioStats(_)
                 | Filter::GrpcStats(_)
                 | Filter::JwtAuthn(_)
+                | Filter::CredentialInjector(_)
                 | Filter::Rbac(_) => {}
             }
         }

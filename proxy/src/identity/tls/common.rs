@@ -208,7 +208,11 @@ fn rules(proto: &pb::CommonTlsContext, ctx: &CompileContext, errors: &mut Vec<Co
     }
 }
 
-fn slot(sds: &pb::SdsSecretConfig, ctx: &CompileContext) -> Result<Arc<Slot<Secret>>, ConfigError> {
+/// The slot of a secret that comes by SDS, or from the bootstrap.
+///
+/// # Errors
+/// It has no name, or a source that this proxy does not ask.
+pub fn slot(sds: &pb::SdsSecretConfig, ctx: &CompileContext) -> Result<Arc<Slot<Secret>>, ConfigError> {
     if sds.name.is_empty() {
         return Err(ConfigError::missing("name"));
     }
@@ -263,7 +267,7 @@ pub(super) fn tls_certificate(proto: &pb::TlsCertificate) -> Result<Arc<Certifie
     let key = part(&proto.private_key, "private_key")?;
     match Secret::certificate_pem(&chain, &key)? {
         Secret::Certificate(pair) => Ok(pair),
-        Secret::Validation(_) => Err(ConfigError::missing("certificate_chain")),
+        Secret::Validation(_) | Secret::Generic(_) => Err(ConfigError::missing("certificate_chain")),
     }
 }
 
@@ -280,9 +284,12 @@ pub fn compile_secret(proto: &pb::Secret) -> Result<Secret, Vec<ConfigError>> {
         Some(Type::SessionTicketKeys(_)) => {
             Err(ConfigError::unsupported("session_ticket_keys", "a secret of session ticket keys").into())
         }
-        Some(Type::GenericSecret(_)) => {
-            Err(ConfigError::unsupported("generic_secret", "a generic secret").into())
-        }
+        Some(Type::GenericSecret(generic)) => match &generic.secret {
+            Some(source) => data_source::read(source)
+                .map(|bytes| Secret::Generic(bytes.into()))
+                .map_err(|e| vec![e.at("generic_secret.secret")]),
+            None => Err(ConfigError::missing("generic_secret.secret").into()),
+        },
         None => Err(ConfigError::missing("type").into()),
     }
 }

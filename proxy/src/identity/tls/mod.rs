@@ -19,7 +19,7 @@ mod upstream;
 pub mod validation;
 mod verifier;
 
-pub use common::compile_secret;
+pub use common::{compile_secret, slot as secret_slot};
 pub use downstream::DownstreamContext;
 pub use error::{TlsError, TlsStats};
 pub use peer::Peer;

@@ -45,6 +45,7 @@ impl Shown {
                 self.leaf = Some(leaf.clone().into_owned());
             }
             Secret::Validation(rules) => rules.roots.iter().for_each(|c| show("root", c)),
+            Secret::Generic(_) => {}
         }
         self.expiry = Some(group);
     }

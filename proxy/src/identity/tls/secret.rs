@@ -1,7 +1,9 @@
-//! A secret as it is published: a key with its chain, or the rules for the peer's chain.
+//! A secret as it is published: a key with its chain, the rules for the peer's chain, or bytes.
 
+use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -10,12 +12,24 @@ use super::validation::ValidationConfig;
 use crate::state::ConfigError;
 
 /// What an SDS name stands for.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Secret {
     /// A certificate chain, leaf first, and the key to its leaf.
     Certificate(Arc<CertifiedKey>),
     /// Trust anchors and rules for the peer's certificate.
     Validation(Arc<ValidationConfig>),
+    /// Bytes, such as a password.
+    Generic(Bytes),
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Certificate(pair) => f.debug_tuple("Certificate").field(pair).finish(),
+            Self::Validation(rules) => f.debug_tuple("Validation").field(rules).finish(),
+            Self::Generic(_) => f.write_str("Generic(hidden)"),
+        }
+    }
 }
 
 impl Secret {
@@ -56,7 +70,7 @@ impl Secret {
     pub fn as_certificate(&self) -> Option<&Arc<CertifiedKey>> {
         match self {
             Self::Certificate(pair) => Some(pair),
-            Self::Validation(_) => None,
+            Self::Validation(_) | Self::Generic(_) => None,
         }
     }
 
@@ -64,7 +78,15 @@ impl Secret {
     pub fn as_validation(&self) -> Option<&Arc<ValidationConfig>> {
         match self {
             Self::Validation(rules) => Some(rules),
-            Self::Certificate(_) => None,
+            Self::Certificate(_) | Self::Generic(_) => None,
+        }
+    }
+
+    /// The bytes, if it is that kind.
+    pub fn as_generic(&self) -> Option<&Bytes> {
+        match self {
+            Self::Generic(bytes) => Some(bytes),
+            Self::Certificate(_) | Self::Validation(_) => None,
         }
     }
 }

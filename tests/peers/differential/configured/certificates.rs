@@ -88,9 +88,16 @@ pub fn write(directory: &Path) {
         } })
     };
     let authority = json!({ "validation_context": { "trusted_ca": file("ca.pem") } });
-    for (name, mut secret) in
-        [("server", pair("server")), ("client", pair("client")), ("authority", authority)]
-    {
+    let generic = |text: &str| json!({ "generic_secret": { "secret": { "inline_string": text } } });
+    let secrets = [
+        ("server", pair("server")),
+        ("client", pair("client")),
+        ("authority", authority),
+        ("token", generic("s3cr3t")),
+        ("password", generic("Basic dXNlcjpwYXNz")),
+        ("nothing", generic("")),
+    ];
+    for (name, mut secret) in secrets {
         secret["@type"] = json!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret");
         secret["name"] = json!(name);
         let response = json!({ "version_info": "1", "resources": [secret] });

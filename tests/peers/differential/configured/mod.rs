@@ -31,5 +31,5 @@ macro_rules! files {
 
 files! {
     matchers rewriting connections retries filters clusters balancing health outlier tcp tls rbac rbac_networks limits jwt ext_authz
-    listeners certificates logs requests upstreams
+    listeners certificates credentials logs requests upstreams
 }
