@@ -26,6 +26,19 @@ pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
     PrivateKeyDer::from_pem_slice(pem).map_err(PemError::Unreadable)
 }
 
+/// Whether a chain's first certificate and a key belong together.
+///
+/// # Errors
+/// They do not, or one of them cannot be read; why, in words.
+pub fn check_pair(chain: &[u8], key: &[u8]) -> Result<(), String> {
+    let chain = certificates(chain).map_err(|e| format!("the certificate: {e}"))?;
+    let key = private_key(key).map_err(|_| "the key is no private key in PEM form".to_owned())?;
+    match rustls::sign::CertifiedKey::from_der(chain, key, crate::provider()) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("they do not belong together: {error}")),
+    }
+}
+
 /// One certificate as PEM.
 pub fn encode(certificate: &CertificateDer<'_>) -> String {
     block("CERTIFICATE", certificate)

@@ -28,6 +28,8 @@ use crate::model::Severity;
 use crate::queue::Queue;
 use crate::serve::acme::{self, AcmeKeeper};
 use crate::serve::authority::{Keeper, federation, listen as listen_to_operator};
+use crate::serve::credentials::CredentialArgs;
+use crate::serve::deny_lists::ListReader;
 use crate::serve::http::{Pages, Port};
 use crate::serve::keys::KeyFetcher;
 use crate::serve::{AdsService, Proxies, RenderCache};
@@ -75,12 +77,18 @@ pub struct ControlArgs {
     /// Who signs
     #[command(flatten)]
     pub signer: SignerArgs,
+    /// Where credentials are kept
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
     /// How often the keys of token issuers (RequestAuthentication, jwksUri) are read again
     #[arg(long, value_name = "DURATION", env = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", default_value = "20m", value_parser = lifetime)]
     pub jwks_refresh_interval: Duration,
     /// Roots by which the TLS of token issuers is checked; the system's by default
     #[arg(long, value_name = "FILE")]
     pub jwks_root_cert: Option<PathBuf>,
+    /// Roots by which the TLS of lists of addresses (IPDenyList, url) is checked; the system's by default
+    #[arg(long, value_name = "FILE")]
+    pub deny_list_root_cert: Option<PathBuf>,
     /// How many proxies are brought to a new state at the same time
     #[arg(long, value_name = "N", env = "PILOT_PUSH_THROTTLE", default_value_t = 100)]
     pub push_throttle: usize,
@@ -186,8 +194,14 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     tokio::spawn(serving.clone().rotate());
 
     let trust = federation::follow(authority.trust(), watcher.subscribe()).await;
+    let snapshots = match args.credentials.reader(args.state_dir.as_deref())? {
+        Some(reader) => reader.follow(watcher.subscribe()).await,
+        None => watcher.subscribe(),
+    };
+    let lists = ListReader::new(args.deny_list_root_cert.clone(), args.state_dir.as_deref());
+    let snapshots = lists.follow(snapshots).await;
     let keys = KeyFetcher::new(args.jwks_root_cert.clone(), args.jwks_refresh_interval);
-    let snapshots = keys.follow(watcher.subscribe()).await;
+    let snapshots = keys.follow(snapshots).await;
     let certificates = AcmeKeeper::open(args.state_dir.as_deref(), &world)?;
     let snapshots = acme::follow(snapshots, certificates.acme());
     let queue = Queue::follow(snapshots, trust.clone(), args.push_throttle);

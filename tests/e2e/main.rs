@@ -16,7 +16,9 @@ mod cert_fetch;
 mod churn;
 
 mod cli;
+mod credentials;
 mod demo;
+mod deny_lists;
 mod drain;
 mod expiry;
 mod fuzz_corpus;

@@ -1,6 +1,6 @@
 //! The flags that say whose tokens are taken, and who signs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -174,25 +174,17 @@ impl SignerArgs {
             return Ok(None);
         }
         let address = self.ca_addr.clone().context("--ca openbao needs --ca-addr")?;
-        let mount = |default: &str| self.ca_auth_mount.clone().unwrap_or_else(|| default.to_owned());
-        let file = |path: &Option<PathBuf>, flag: &str| {
-            path.clone().with_context(|| format!("--ca-auth {:?} needs {flag}", self.ca_auth))
+        let auth = AuthFlags {
+            flags: "--ca",
+            method: self.ca_auth,
+            mount: self.ca_auth_mount.as_deref(),
+            role: self.ca_auth_role.as_deref(),
+            token: self.ca_token_file.as_deref(),
+            role_id: self.ca_role_id_file.as_deref(),
+            secret_id: self.ca_secret_id_file.as_deref(),
+            jwt: &self.ca_jwt_file,
         };
-        let jwt = |method: &str| -> anyhow::Result<Auth> {
-            let role = self.ca_auth_role.clone();
-            let role = role.with_context(|| format!("--ca-auth {method} needs --ca-auth-role"))?;
-            Ok(Auth::Jwt { mount: mount(method), role, token: self.ca_jwt_file.clone() })
-        };
-        let auth = match self.ca_auth {
-            AuthMethod::Token => Auth::Token(file(&self.ca_token_file, "--ca-token-file")?),
-            AuthMethod::Approle => Auth::AppRole {
-                mount: mount("approle"),
-                role_id: file(&self.ca_role_id_file, "--ca-role-id-file")?,
-                secret_id: file(&self.ca_secret_id_file, "--ca-secret-id-file")?,
-            },
-            AuthMethod::Kubernetes => jwt("kubernetes")?,
-            AuthMethod::Jwt => jwt("jwt")?,
-        };
+        let auth = auth.auth()?;
         Ok(Some(Settings {
             address,
             roots: self.ca_root_cert.clone(),
@@ -201,6 +193,55 @@ impl SignerArgs {
             role: self.ca_role.clone(),
             auth,
         }))
+    }
+}
+
+/// How to log in, as flags say it that begin alike.
+pub struct AuthFlags<'a> {
+    /// How they begin, such as `--ca`.
+    pub flags: &'a str,
+    /// The method.
+    pub method: AuthMethod,
+    /// Its mount, if it is not its name.
+    pub mount: Option<&'a str>,
+    /// The role to log in for.
+    pub role: Option<&'a str>,
+    /// The file of the token.
+    pub token: Option<&'a Path>,
+    /// The file of the role id.
+    pub role_id: Option<&'a Path>,
+    /// The file of the secret id.
+    pub secret_id: Option<&'a Path>,
+    /// The file of the JWT.
+    pub jwt: &'a Path,
+}
+
+impl AuthFlags<'_> {
+    /// What they say.
+    ///
+    /// # Errors
+    /// A flag that the method needs is missing.
+    pub fn auth(&self) -> anyhow::Result<Auth> {
+        let flags = self.flags;
+        let method = self.method.to_possible_value();
+        let method = method.as_ref().map_or("", |value| value.get_name());
+        let mount = || self.mount.unwrap_or(method).to_owned();
+        let file = |path: Option<&Path>, flag: &str| {
+            path.map(Path::to_owned).with_context(|| format!("{flags}-auth {method} needs {flags}-{flag}"))
+        };
+        Ok(match self.method {
+            AuthMethod::Token => Auth::Token(file(self.token, "token-file")?),
+            AuthMethod::Approle => Auth::AppRole {
+                mount: mount(),
+                role_id: file(self.role_id, "role-id-file")?,
+                secret_id: file(self.secret_id, "secret-id-file")?,
+            },
+            AuthMethod::Kubernetes | AuthMethod::Jwt => {
+                let role =
+                    self.role.with_context(|| format!("{flags}-auth {method} needs {flags}-auth-role"))?;
+                Auth::Jwt { mount: mount(), role: role.to_owned(), token: self.jwt.to_owned() }
+            }
+        })
     }
 }
 

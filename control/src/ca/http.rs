@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 
 /// How long a call may take.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// The longest answer that is read.
+/// The longest answer that is read, unless told otherwise.
 pub const LONGEST: usize = 1024 * 1024;
 /// Where systems keep the roots that they trust.
 const SYSTEM_ROOTS: [&str; 3] =
@@ -28,7 +28,7 @@ const SYSTEM_ROOTS: [&str; 3] =
 #[error("{url}: {reason}")]
 pub struct HttpError {
     url: String,
-    reason: String,
+    pub(crate) reason: String,
 }
 
 /// Where to, and how its certificate is checked.
@@ -36,6 +36,7 @@ pub struct HttpError {
 pub struct Client {
     base: String,
     roots: Option<PathBuf>,
+    longest: usize,
 }
 
 impl Client {
@@ -48,7 +49,13 @@ impl Client {
             (Some("https" | "http"), Some(_)) => {}
             _ => return Err(bad("is not a URL of https or http with a host")),
         }
-        Ok(Self { base: base.trim_end_matches('/').to_owned(), roots })
+        Ok(Self { base: base.trim_end_matches('/').to_owned(), roots, longest: LONGEST })
+    }
+
+    /// Reads answers of up to so many bytes.
+    #[must_use]
+    pub fn with_longest(self, longest: usize) -> Self {
+        Self { longest, ..self }
     }
 
     /// The URL that paths are below.
@@ -90,7 +97,7 @@ impl Client {
             request = request.header("content-type", "application/json");
         }
         let body = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
-        let answer = sent(request.body(Full::new(body))?, self.roots.as_deref()).await?;
+        let answer = sent(request.body(Full::new(body))?, self.roots.as_deref(), self.longest).await?;
         Ok((answer.status(), answer.into_body()))
     }
 }
@@ -102,14 +109,18 @@ pub async fn send(
 ) -> Result<Response<Bytes>, HttpError> {
     let url = request.uri().to_string();
     let failed = |reason: String| HttpError { url, reason };
-    match tokio::time::timeout(PATIENCE, sent(request, roots.as_deref())).await {
+    match tokio::time::timeout(PATIENCE, sent(request, roots.as_deref(), LONGEST)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(failed(format!("{error:#}"))),
         Err(_) => Err(failed(format!("no answer within {PATIENCE:?}"))),
     }
 }
 
-async fn sent(mut request: Request<Full<Bytes>>, roots: Option<&Path>) -> anyhow::Result<Response<Bytes>> {
+async fn sent(
+    mut request: Request<Full<Bytes>>,
+    roots: Option<&Path>,
+    longest: usize,
+) -> anyhow::Result<Response<Bytes>> {
     let uri = std::mem::take(request.uri_mut());
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let secure = uri.scheme_str() == Some("https");
@@ -123,9 +134,9 @@ async fn sent(mut request: Request<Full<Bytes>>, roots: Option<&Path>) -> anyhow
     if secure {
         let connector = TlsConnector::from(Arc::new(tls(roots)?));
         let tls = connector.connect(ServerName::try_from(host)?, tcp).await?;
-        exchange(TokioIo::new(tls), request).await
+        exchange(TokioIo::new(tls), request, longest).await
     } else {
-        exchange(TokioIo::new(tcp), request).await
+        exchange(TokioIo::new(tcp), request, longest).await
     }
 }
 
@@ -155,14 +166,18 @@ fn read_roots(path: &Path) -> anyhow::Result<RootCertStore> {
     if roots.is_empty() { Err(bad(&"hold no certificate")) } else { Ok(roots) }
 }
 
-async fn exchange<S>(io: TokioIo<S>, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Bytes>>
+async fn exchange<S>(
+    io: TokioIo<S>,
+    request: Request<Full<Bytes>>,
+    longest: usize,
+) -> anyhow::Result<Response<Bytes>>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
     let answer = async move {
         let (head, body) = sender.send_request(request).await?.into_parts();
-        let body = Limited::new(body, LONGEST).collect().await;
+        let body = Limited::new(body, longest).collect().await;
         let body = body.map_err(|e| anyhow::anyhow!("its answer cannot be read: {e}"))?;
         anyhow::Ok(Response::from_parts(head, body.to_bytes()))
     };

@@ -11,7 +11,7 @@ pub mod authority;
 pub mod backup;
 pub mod changes;
 pub mod elsewhere;
-mod flags;
+pub mod flags;
 pub mod http;
 pub mod jwks;
 pub mod ledger;

@@ -1,6 +1,7 @@
-//! OpenBao's (or Vault's) PKI engine as the signer. Its token is renewed at half of its life, or taken anew by logging in; while
+//! OpenBao (or Vault): its PKI engine as the signer, its KV engine as the keeper of credentials. The token is renewed at half of its life, or taken anew by logging in; while
 //! OpenBao is away nobody loses anything: proxies keep their certificates and ask again, and the roots that were known stay.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,9 +50,9 @@ pub struct Settings {
     pub roots: Option<PathBuf>,
     /// Its namespace, if it has namespaces.
     pub namespace: Option<String>,
-    /// The PKI engine's mount.
+    /// The mount of the engine, PKI or KV.
     pub mount: String,
-    /// The engine's role that signs.
+    /// The PKI engine's role that signs.
     pub role: String,
     /// How to log in.
     pub auth: Auth,
@@ -61,7 +62,7 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenBaoError {
     /// It is not to be had.
-    #[error("OpenBao is not to be had: {0}; certificates that are there stay valid, and this is tried again")]
+    #[error("OpenBao is not to be had: {0}; what is there stays, and this is tried again")]
     Away(#[from] HttpError),
     /// It refused.
     #[error("OpenBao refused {what}: {status}: {errors}")]
@@ -114,6 +115,9 @@ pub struct Signed {
     /// What leads to the root, PEM; the root itself is not in it.
     pub intermediates: String,
 }
+
+/// A version's number, and what it holds.
+pub type KvSecret = (u64, BTreeMap<String, Zeroizing<String>>);
 
 struct Session {
     token: Zeroizing<String>,
@@ -197,6 +201,25 @@ impl OpenBao {
             return Err(bad("holds no root; import the root's certificate into the engine".to_owned()));
         }
         Ok(roots)
+    }
+
+    /// The newest version of a secret of the KV engine (version 2), its number and its texts; nothing if that is the `known` one.
+    pub async fn read_kv(&self, path: &str, known: Option<u64>) -> Result<Option<KvSecret>, OpenBaoError> {
+        let what = format!("/v1/{}/data/{path}", self.settings.mount);
+        let mut answer = self.ask(Method::GET, &what, None).await?;
+        let bad = |reason: &str| OpenBaoError::Answer { what: what.clone(), reason: reason.to_owned() };
+        let Some(version) = answer["data"]["metadata"]["version"].as_u64() else {
+            return Err(bad("has no data.metadata.version; the engine must be KV of version 2"));
+        };
+        let data = answer["data"]["data"].as_object_mut().ok_or_else(|| bad("holds no data"))?;
+        let mut texts = BTreeMap::new();
+        for (key, value) in std::mem::take(data) {
+            match value {
+                Value::String(text) => _ = texts.insert(key, Zeroizing::new(text)),
+                _ => return Err(bad(&format!("{key} is no text"))),
+            }
+        }
+        Ok((known != Some(version)).then_some((version, texts)))
     }
 
     /// Renews the token when it is due, for ever.

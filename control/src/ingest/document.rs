@@ -229,6 +229,18 @@ impl Collector {
                     self.objects.acme_certificates.push(Object { meta, spec });
                 }
             }
+            Kind::IPDenyList => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::ip_deny_list(&spec, &meta, findings);
+                    self.objects.ip_deny_lists.push(Object { meta, spec });
+                }
+            }
+            Kind::ExternalCredential => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::external_credential(&spec, &meta, findings);
+                    self.objects.external_credentials.push(Object { meta, spec });
+                }
+            }
             Kind::Secret | Kind::MeshConfig => {}
         }
     }

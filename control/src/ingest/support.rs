@@ -35,7 +35,7 @@ const NETWORKING: &[Kind] = &[
 ];
 const SECURITY: &[Kind] = &[Kind::PeerAuthentication, Kind::AuthorizationPolicy, Kind::RequestAuthentication];
 /// Weft's own.
-const WEFT: &[Kind] = &[Kind::AcmeCertificate];
+const WEFT: &[Kind] = &[Kind::AcmeCertificate, Kind::IPDenyList, Kind::ExternalCredential];
 
 /// Kinds of Istio's that are not supported yet, by group.
 const KINDS_NOT_YET: &[(&str, &[&str])] = &[
@@ -322,7 +322,9 @@ fn misnamed_selector(kind: Kind, parent: &str, name: &str) -> Option<Counsel> {
         Kind::DestinationRule
         | Kind::PeerAuthentication
         | Kind::AuthorizationPolicy
-        | Kind::RequestAuthentication => "matchLabels",
+        | Kind::RequestAuthentication
+        | Kind::IPDenyList
+        | Kind::ExternalCredential => "matchLabels",
         _ => return None,
     };
     let in_selector = ends_with(parent, "workloadSelector") || parent == "spec.selector";
@@ -363,6 +365,7 @@ mod tests {
             assert_eq!(classify(&api, "VirtualService"), Class::Known(Kind::VirtualService));
         }
         assert_eq!(classify("weft.dev/v1alpha1", "AcmeCertificate"), Class::Known(Kind::AcmeCertificate));
+        assert_eq!(classify("weft.dev/v1alpha1", "IPDenyList"), Class::Known(Kind::IPDenyList));
         assert_eq!(classify("apps/v1", "Deployment"), Class::Foreign);
         assert_eq!(classify("v1", "Namespace"), Class::Foreign);
         for (api, kind) in [
@@ -372,6 +375,8 @@ mod tests {
             ("networking.istio.io/v1", "VirtualServce"),
             ("weft.dev/v1", "AcmeCertificate"),
             ("weft.dev/v1alpha1", "ACMECertificate"),
+            ("weft.dev/v1", "IPDenyList"),
+            ("weft.dev/v1alpha1", "IpDenyList"),
         ] {
             assert!(matches!(classify(api, kind), Class::Refused(..)), "{api} {kind}");
         }

@@ -37,6 +37,10 @@ pub enum Kind {
     RequestAuthentication,
     /// weft.dev.
     AcmeCertificate,
+    /// weft.dev.
+    IPDenyList,
+    /// weft.dev.
+    ExternalCredential,
 }
 
 impl Kind {
@@ -56,6 +60,8 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::RequestAuthentication => "RequestAuthentication",
             Self::AcmeCertificate => "AcmeCertificate",
+            Self::IPDenyList => "IPDenyList",
+            Self::ExternalCredential => "ExternalCredential",
         }
     }
 }

@@ -5,10 +5,13 @@
 
 pub mod acme;
 pub mod authorization_policy;
+pub mod credentials;
 pub mod destination_rule;
 pub mod extension_provider;
+pub mod external_credential;
 pub mod gateway;
 pub mod host;
+pub mod ip_deny_list;
 pub mod keys;
 pub mod kubernetes;
 pub mod lookup;
@@ -28,8 +31,11 @@ pub mod world;
 
 pub use acme::{Acme, AcmeCertificate};
 pub use authorization_policy::AuthorizationPolicy;
+pub use credentials::{Credential, Credentials};
 pub use destination_rule::DestinationRule;
+pub use external_credential::ExternalCredential;
 pub use gateway::Gateway;
+pub use ip_deny_list::{AddressSet, DenyLists, IpDenyList, ListSource};
 pub use keys::{KeySets, KeySource};
 pub use kubernetes::{KubernetesService, TlsSecret};
 pub use lookup::{MergedRule, PortPolicy, effective_policy, served_hosts};

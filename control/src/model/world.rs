@@ -7,9 +7,12 @@ use std::sync::Arc;
 
 use super::acme::{Acme, AcmeCertificate};
 use super::authorization_policy::AuthorizationPolicy;
+use super::credentials::Credentials;
 use super::destination_rule::DestinationRule;
+use super::external_credential::ExternalCredential;
 use super::gateway::Gateway;
 use super::host::DEFAULT_DOMAIN;
+use super::ip_deny_list::{DenyLists, IpDenyList};
 use super::keys::KeySets;
 use super::kubernetes::{KubernetesService, TlsSecret};
 use super::lookup::{self, MergedRule};
@@ -50,6 +53,10 @@ pub struct Objects {
     pub request_authentications: Vec<Object<RequestAuthentication>>,
     /// AcmeCertificates.
     pub acme_certificates: Vec<Object<AcmeCertificate>>,
+    /// IPDenyLists.
+    pub ip_deny_lists: Vec<Object<IpDenyList>>,
+    /// ExternalCredentials.
+    pub external_credentials: Vec<Object<ExternalCredential>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
     pub secrets: Vec<Object<TlsSecret>>,
 }
@@ -64,6 +71,10 @@ pub struct World {
     keys: Arc<KeySets>,
     /// What has come of its AcmeCertificates.
     acme: Arc<Acme>,
+    /// The same: lists of addresses.
+    denied: Arc<DenyLists>,
+    /// The same: credentials that are kept outside.
+    credentials: Arc<Credentials>,
 }
 
 #[derive(Debug)]
@@ -90,6 +101,8 @@ struct Parts {
     authorization_policies: Vec<Arc<Object<AuthorizationPolicy>>>,
     request_authentications: Vec<Arc<Object<RequestAuthentication>>>,
     acme_certificates: Vec<Arc<Object<AcmeCertificate>>>,
+    ip_deny_lists: Vec<Arc<Object<IpDenyList>>>,
+    external_credentials: Vec<Arc<Object<ExternalCredential>>>,
     secrets: Vec<Arc<Object<TlsSecret>>>,
 }
 
@@ -119,6 +132,8 @@ impl World {
         let authorization_policies = in_order(objects.authorization_policies);
         let request_authentications = in_order(objects.request_authentications);
         let acme_certificates = in_order(objects.acme_certificates);
+        let ip_deny_lists = in_order(objects.ip_deny_lists);
+        let external_credentials = in_order(objects.external_credentials);
         let secrets = in_order(objects.secrets);
         let workload_entries = in_order(objects.workload_entries);
         let kubernetes = in_order(objects.services);
@@ -167,6 +182,8 @@ impl World {
         hash_all(&authorization_policies, &mut hasher);
         hash_all(&request_authentications, &mut hasher);
         hash_all(&acme_certificates, &mut hasher);
+        hash_all(&ip_deny_lists, &mut hasher);
+        hash_all(&external_credentials, &mut hasher);
         hash_all(&secrets, &mut hasher);
         let version = hasher.finish();
         // The same without the workloads: their comings and goings leave routes and listeners as they are.
@@ -180,6 +197,7 @@ impl World {
         hash_all(&peer_authentications, &mut hasher);
         hash_all(&authorization_policies, &mut hasher);
         hash_all(&request_authentications, &mut hasher);
+        hash_all(&external_credentials, &mut hasher);
         let shape_version = hasher.finish();
         let mut hasher = DefaultHasher::new();
         hash_all(&peer_authentications, &mut hasher);
@@ -210,10 +228,14 @@ impl World {
                 authorization_policies,
                 request_authentications,
                 acme_certificates,
+                ip_deny_lists,
+                external_credentials,
                 secrets,
             }),
             keys: Arc::default(),
             acme: Arc::default(),
+            denied: Arc::default(),
+            credentials: Arc::default(),
         }
     }
 
@@ -232,6 +254,26 @@ impl World {
         &self.acme
     }
 
+    /// The same with these lists of addresses.
+    pub fn with_deny_lists(&self, denied: Arc<DenyLists>) -> Self {
+        Self { denied, ..self.clone() }
+    }
+
+    /// The same with these credentials.
+    pub fn with_credentials(&self, credentials: Arc<Credentials>) -> Self {
+        Self { credentials, ..self.clone() }
+    }
+
+    /// The credentials that were read for it.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    /// The lists of addresses that were read for it.
+    pub fn deny_lists(&self) -> &Arc<DenyLists> {
+        &self.denied
+    }
+
     /// The keys of token issuers that were fetched for it.
     pub fn keys(&self) -> &Arc<KeySets> {
         &self.keys
@@ -240,7 +282,8 @@ impl World {
     /// Hash of everything in it: two Worlds of equal version say the same.
     pub fn version(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (self.with_keys_version(self.parts.version), self.acme.version()).hash(&mut hasher);
+        let read = (self.acme.version(), self.denied.version(), self.credentials.version());
+        (self.with_keys_version(self.parts.version), read).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -250,7 +293,7 @@ impl World {
         hasher.finish()
     }
 
-    /// Hash of everything but endpoints and secrets.
+    /// Hash of everything but endpoints, secrets and lists of addresses.
     pub fn shape_version(&self) -> u64 {
         self.with_keys_version(self.parts.shape_version)
     }
@@ -328,6 +371,16 @@ impl World {
     /// Every AcmeCertificate.
     pub fn acme_certificates(&self) -> &[Arc<Object<AcmeCertificate>>] {
         &self.parts.acme_certificates
+    }
+
+    /// Every IPDenyList.
+    pub fn ip_deny_lists(&self) -> &[Arc<Object<IpDenyList>>] {
+        &self.parts.ip_deny_lists
+    }
+
+    /// Every ExternalCredential.
+    pub fn external_credentials(&self) -> &[Arc<Object<ExternalCredential>>] {
+        &self.parts.external_credentials
     }
 
     /// Every TLS secret.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ProxyNode, authentication, authorization};
+use super::{ProxyNode, authentication, authorization, external_credential};
 use crate::model::World;
 use crate::model::mesh_config::AccessLogEncoding;
 
@@ -126,6 +126,9 @@ fn http_filters(world: &World, node: &ProxyNode, way: Way) -> Vec<Value> {
             if way == Way::Outbound { json!({}) } else { json!({"disable_host_header_fallback": true}) };
         let config = typed_struct("type.googleapis.com/stats.PluginConfig", config);
         filters.push(json!({"name": "istio.stats", "typed_config": config}));
+    }
+    if way != Way::Inbound {
+        filters.extend(external_credential::filters(world, node));
     }
     filters.push(json!({"name": "envoy.filters.http.router", "typed_config":
         {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
 use super::memo::Output;
-use super::{ProxyNode, acme, layer4, route, tls};
+use super::{ProxyNode, acme, deny_list, layer4, route, tls};
 use crate::model::gateway::{Gateway, Server, ServerTlsMode};
 use crate::model::host::covers;
 use crate::model::lookup::served_hosts;
@@ -44,6 +44,9 @@ impl Place<'_> {
 pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>, routes: &mut Output<'_>) {
     let inputs = (world.shape_version(), node.inputs(world));
     let gateways = world.gateways_for(node.selected_by(world));
+    let denied = world.deny_lists_at(&node.namespace, node.selected_by(world));
+    let lists: Vec<_> =
+        denied.iter().map(|(list, set)| (&list.meta.namespace, &list.meta.name, set.version())).collect();
     let mut ports: BTreeMap<u16, Vec<Place<'_>>> = BTreeMap::new();
     for gateway in &gateways {
         for server in &gateway.spec.servers {
@@ -115,7 +118,13 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
             "listener_filters": inspectors,
             "filter_chains": chains,
         });
-        listeners.put(&name, inputs, || listener);
+        // The lists are long, and go into the message as they are.
+        listeners.put_amended(
+            &name,
+            (inputs, &lists),
+            || listener,
+            |bytes| deny_list::before(&denied, bytes),
+        );
     }
 }
 

@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::Value;
 use xds_protos::ResourceType;
@@ -55,13 +56,14 @@ impl Memo {
     }
 
     /// The resource `name` made from inputs of this hash; `make` renders it if nobody has. None if it does not fit its
-    /// schema.
+    /// schema. `amend` has the last word on its bytes.
     pub(super) fn resource(
         &self,
         kind: ResourceType,
         name: &str,
         inputs: impl Hash,
         make: impl FnOnce() -> Value,
+        amend: impl FnOnce(Bytes) -> Option<Bytes>,
     ) -> Option<(Arc<str>, Resource)> {
         let mut hasher = DefaultHasher::new();
         inputs.hash(&mut hasher);
@@ -74,7 +76,7 @@ impl Memo {
             return Some((known.name.clone(), form.resource.clone()));
         }
         // Rendered outside the lock; two connections that need the same at once may both do it.
-        let resource = encode(kind, &make())?;
+        let resource = encode(kind, &make(), amend)?;
         self.rendered[kind as usize].fetch_add(1, Ordering::Relaxed);
         metrics::counter!("weft_resources_rendered", "type" => kind.short()).increment(1);
         let mut all = self.known.lock();
@@ -105,7 +107,18 @@ impl<'m> Output<'m> {
 
     /// Puts `name`, made from `inputs` by `make`.
     pub(super) fn put(&mut self, name: &str, inputs: impl Hash, make: impl FnOnce() -> Value) {
-        self.all.extend(self.memo.resource(self.kind, name, inputs, make));
+        self.put_amended(name, inputs, make, Some);
+    }
+
+    /// Puts `name`, made from `inputs` by `make` and, once it is encoded, `amend`.
+    pub(super) fn put_amended(
+        &mut self,
+        name: &str,
+        inputs: impl Hash,
+        make: impl FnOnce() -> Value,
+        amend: impl FnOnce(Bytes) -> Option<Bytes>,
+    ) {
+        self.all.extend(self.memo.resource(self.kind, name, inputs, make, amend));
     }
 
     pub(super) fn into_all(self) -> (ResourceType, std::collections::BTreeMap<Arc<str>, Resource>) {

@@ -8,7 +8,9 @@ mod authentication;
 mod authorization;
 mod captured;
 mod cluster;
+mod deny_list;
 mod endpoint;
+mod external_credential;
 mod filters;
 mod gateway;
 mod inbound;
@@ -102,7 +104,7 @@ pub fn roots(trust: &Trust) -> Option<Resource> {
         context["crl"] = inline(&trust.revocations);
         context["only_verify_leaf_cert_crl"] = true.into();
     }
-    encode(ResourceType::Secret, &serde_json::json!({"name": ROOTS, "validation_context": context}))
+    encode(ResourceType::Secret, &serde_json::json!({"name": ROOTS, "validation_context": context}), Some)
 }
 
 /// Whether a name of this kind that is not there is answered, rather than left waiting.
@@ -114,16 +116,17 @@ pub const fn answered_empty(kind: ResourceType) -> bool {
 /// configuration, an empty load assignment.
 pub fn empty(kind: ResourceType, name: &str) -> Option<Resource> {
     match kind {
-        ResourceType::Route => encode(kind, &serde_json::json!({"name": name})),
-        ResourceType::Endpoint => encode(kind, &serde_json::json!({"cluster_name": name})),
+        ResourceType::Route => encode(kind, &serde_json::json!({"name": name}), Some),
+        ResourceType::Endpoint => encode(kind, &serde_json::json!({"cluster_name": name}), Some),
         _ => None,
     }
 }
 
-fn encode(kind: ResourceType, value: &Value) -> Option<Resource> {
+fn encode(kind: ResourceType, value: &Value, amend: impl FnOnce(Bytes) -> Option<Bytes>) -> Option<Resource> {
     let message = xds_protos::type_url::name(kind.type_url());
     match xds_protos::json::encode(message, value) {
         Ok(bytes) => {
+            let bytes = amend(bytes)?;
             let version = version(&bytes);
             Some(Resource { bytes, version })
         }

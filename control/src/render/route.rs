@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::captured::outbound::{reached, routes_of};
 use super::cluster::{INBOUND_PASSTHROUGH, Inbound, outbound_name, services};
 use super::memo::Output;
-use super::{Interception, ProxyNode, authentication, captured, seconds, traffic};
+use super::{Interception, ProxyNode, authentication, captured, external_credential, seconds, traffic};
 use crate::model::sidecar::{CaptureMode, OutboundMode};
 use crate::model::values::{StringMatch, selects};
 use crate::model::virtual_service::{
@@ -224,12 +224,14 @@ fn default_route(world: &World, node: &ProxyNode, service: &Service, port: u16) 
     if let Some(hash) = hash {
         route["hash_policy"] = json!([hash]);
     }
-    json!({
+    let mut whole = json!({
         "name": "default",
         "match": {"prefix": "/"},
         "route": route,
         "decorator": {"operation": format!("{}:{port}/*", service.hostname)},
-    })
+    });
+    external_credential::turn_on(world, node, &service.hostname, &mut whole);
+    whole
 }
 
 /// `hashed`: the one destination balances by a hash. Its requests are tried again at the same host, where they belong.
@@ -467,6 +469,9 @@ fn route(
         return Some(route);
     }
     route["route"] = action(world, node, http, port)?;
+    if let [only] = weighted(http).as_slice() {
+        external_credential::turn_on(world, node, &only.destination.host, &mut route);
+    }
     route["decorator"] = json!({"operation": format!("{}:{port}/*", http.route.first()?.destination.host)});
     Some(route)
 }
@@ -507,6 +512,14 @@ fn redirect_of(redirect: &crate::model::virtual_service::HttpRedirect, port: u16
     rendered
 }
 
+/// The destinations that get requests.
+fn weighted(http: &HttpRoute) -> Vec<&HttpRouteDestination> {
+    match http.route.as_slice() {
+        [only] => vec![only],
+        several => several.iter().filter(|d| d.weight > 0).collect(),
+    }
+}
+
 fn action(world: &World, node: &ProxyNode, http: &HttpRoute, port: u16) -> Option<Value> {
     let timeout = http.timeout.map_or_else(|| json!("0s"), |t| seconds(t.get()));
     let mut action = json!({"timeout": timeout, "max_grpc_timeout": timeout});
@@ -537,11 +550,7 @@ fn action(world: &World, node: &ProxyNode, http: &HttpRoute, port: u16) -> Optio
             action["host_rewrite_literal"] = rewrite.authority.as_str().into();
         }
     }
-    let weighted: Vec<&HttpRouteDestination> = match http.route.as_slice() {
-        [only] => vec![only],
-        several => several.iter().filter(|d| d.weight > 0).collect(),
-    };
-    match weighted.as_slice() {
+    match weighted(http).as_slice() {
         [] => return None,
         [only] if only.headers.is_none() => {
             action["cluster"] = cluster_of(world, &only.destination, port).into();
@@ -554,6 +563,9 @@ fn action(world: &World, node: &ProxyNode, http: &HttpRoute, port: u16) -> Optio
                         json!({"name": cluster_of(world, &d.destination, port), "weight": d.weight.max(1)});
                     if let Some(host) = authority_set(d.headers.as_ref()) {
                         entry["host_rewrite_literal"] = host.into();
+                    }
+                    if several.len() > 1 {
+                        external_credential::turn_on(world, node, &d.destination.host, &mut entry);
                     }
                     if let Some(headers) = &d.headers {
                         operations(&mut entry, "request", headers.request.as_ref());

@@ -21,21 +21,22 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
             }
         }
     }
+    super::external_credential::secrets(world, node, out);
     for credential in used {
-        let Some(secret) = world.secret(&node.namespace, &credential) else { continue };
+        let Some((version, secret)) = world.credential(&node.namespace, &credential) else { continue };
         let inline = |bytes: &[u8]| json!({"inline_bytes": STANDARD.encode(bytes)});
         let name = format!("kubernetes://{credential}");
-        let inputs = (&node.namespace, secret.meta.version);
-        if !secret.spec.certificate_chain.is_empty() {
+        let inputs = (&node.namespace, version);
+        if !secret.certificate_chain.is_empty() {
             out.put(&name, inputs, || {
                 let pair = json!({
-                    "certificate_chain": inline(&secret.spec.certificate_chain),
-                    "private_key": inline(&secret.spec.private_key),
+                    "certificate_chain": inline(&secret.certificate_chain),
+                    "private_key": inline(&secret.private_key),
                 });
                 json!({"name": name, "tls_certificate": pair})
             });
         }
-        let roots = &secret.spec.ca_certificates;
+        let roots = &secret.ca_certificates;
         if !roots.is_empty() {
             let name = format!("{name}-cacert");
             out.put(

@@ -8,6 +8,8 @@ pub mod ads;
 pub mod authority;
 pub mod cache;
 mod connection;
+pub mod credentials;
+pub mod deny_lists;
 pub mod http;
 pub mod keys;
 pub mod proxies;

@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use weft_control::ingest::load_dir;
-use weft_control::model::{KeySource, World};
+use weft_control::model::{KeySource, Workload, World};
+use weft_control::serve::deny_lists::ListReader;
 use weft_control::serve::keys::KeyFetcher;
 
 use super::token::Output;
@@ -126,12 +127,29 @@ fn with_keys(world: &World, fetch: bool, roots: Option<PathBuf>) -> anyhow::Resu
     Ok((world, notes))
 }
 
+/// The world with the addresses that its gateways refuse, where a gateway is asked about.
+fn with_lists(world: World, target: &Workload) -> anyhow::Result<(World, Vec<String>)> {
+    if !target.is_gateway() || world.ip_deny_lists().is_empty() {
+        return Ok((world, Vec::new()));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let world = runtime.block_on(ListReader::new(None, None).settle(&world));
+    let sources = world.ip_deny_lists().iter().map(|object| object.list_source());
+    let missing = sources.filter(|source| world.deny_lists().of(source).is_none());
+    let notes = missing
+        .map(|source| format!("the list {source} cannot be read or is refused: it denies nobody here"));
+    let notes = notes.collect();
+    Ok((world, notes))
+}
+
 fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let world = load(&args.common.dir)?;
     let target = workload(&world, &args.to)?;
     let from = args.from.as_deref().map(|text| identity(&world, text, args.any_identity)).transpose()?;
     let headers = headers(args)?;
-    let (world, notes) = with_keys(&world, !headers.is_empty(), args.jwks_root_cert.clone())?;
+    let (world, mut notes) = with_keys(&world, !headers.is_empty(), args.jwks_root_cert.clone())?;
+    let (world, more) = with_lists(world, &target)?;
+    notes.extend(more);
     let judge = Judge::new(&world, &target)?;
     let port = judge.port(args.common.port)?;
     let mut request = request(&args.request)?;

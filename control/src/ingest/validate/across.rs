@@ -13,6 +13,7 @@ pub(in super::super) fn across(objects: &Objects, diagnostics: &mut Vec<Diagnost
     providers(objects, diagnostics);
     addresses(objects, diagnostics);
     credentials(objects, diagnostics);
+    secrets(objects, diagnostics);
 }
 
 /// A destination whose subset is nowhere defined answers 503; Istio accepts it, so this is a warning.
@@ -91,6 +92,37 @@ fn credentials(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
                 let help =
                     "that is where the ACME server looks, and it issues nothing until it has been answered";
                 diagnostics.push(finding(&object.meta, Severity::Warning, reason, help));
+            }
+        }
+    }
+}
+
+/// Where secrets go that are for services outside: a copy of a request has what the request has, and a host that no service has
+/// gets nothing.
+fn secrets(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
+    for credential in &objects.external_credentials {
+        let is_its = |host: &str| credential.spec.hosts.iter().any(|h| h.eq_ignore_ascii_case(host));
+        for host in &credential.spec.hosts {
+            let known = objects.service_entries.iter().flat_map(|entry| &entry.spec.hosts);
+            if !known.clone().any(|known| known.eq_ignore_ascii_case(host)) {
+                let reason = format!("no ServiceEntry has the host {host}: requests to it get no secret");
+                let help = "add a ServiceEntry, or correct the name";
+                diagnostics.push(finding(&credential.meta, Severity::Warning, reason, help));
+            }
+        }
+        for rules in &objects.virtual_services {
+            for route in &rules.spec.http {
+                let leads = route.route.iter().any(|to| is_its(&to.destination.host));
+                let copies = route.mirrors.iter().map(|mirror| &mirror.destination.host);
+                for copy in copies.filter(|host| leads && !is_its(host)) {
+                    let reason = format!(
+                        "{} mirrors requests that carry this secret to {copy}, which is not among its hosts",
+                        rules.meta.key()
+                    );
+                    let help =
+                        "take the mirror out, or name its host in spec.hosts if it may have the secret";
+                    diagnostics.push(finding(&credential.meta, Severity::Error, reason, help));
+                }
             }
         }
     }

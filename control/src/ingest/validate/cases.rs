@@ -9,7 +9,7 @@ fn findings(kind: &str, spec: &str) -> Vec<String> {
     let group = if security { "security.istio.io/v1" } else { "networking.istio.io/v1" };
     let api = match kind {
         "Service" => "v1",
-        "AcmeCertificate" => "weft.dev/v1alpha1",
+        "AcmeCertificate" | "IPDenyList" | "ExternalCredential" => "weft.dev/v1alpha1",
         _ => group,
     };
     let text =
@@ -848,6 +848,57 @@ fn what_an_acme_server_issues_has_its_name_for_itself_and_gateways_that_answer()
             "{errors:?}"
         );
     }
+}
+
+#[test]
+fn external_credential() {
+    let with = |more: &str| format!("{{hosts: [a.example], credentialName: c, key: token{more}}}");
+    check(
+        "ExternalCredential",
+        &[
+            (
+                &with(", header: X-Api-Key, headerValuePrefix: 'Key ', overwrite: false"),
+                "warning: -: no ServiceEntry has",
+            ),
+            ("{hosts: [a.example], key: k}", "spec.credentialName: missing"),
+            ("{hosts: [a.example], credentialName: c}", "spec.key: missing"),
+            (
+                "{hosts: [a.example], credentialName: ../c, key: k}",
+                "spec.credentialName: \"../c\" has characters",
+            ),
+            ("{credentialName: c, key: k}", "spec.hosts: missing"),
+            (
+                "{hosts: ['*.example'], credentialName: c, key: k}",
+                "spec.hosts[0]: \"*.example\" is no host name",
+            ),
+            (&with(", header: ':path'"), "spec.header: \":path\" is not the name"),
+            (&with(", header: Host"), "spec.header: \"Host\" is not the name"),
+            (&with(", headerValuePrefix: \"a\\n\""), "spec.headerValuePrefix: has a character"),
+            (&with(", value: geheim"), "spec.value: unknown field"),
+        ],
+    );
+}
+
+#[test]
+fn ip_deny_list() {
+    check(
+        "IPDenyList",
+        &[
+            (
+                "{source: {file: a.txt}, selector: {matchLabels: {istio: ingressgateway}}, refreshInterval: 5s}",
+                "",
+            ),
+            ("{source: {url: 'https://a.example/drop.txt'}}", ""),
+            ("{}", "spec.source: missing"),
+            ("{source: {file: a, url: 'https://b/c'}}", "spec.source.file: stands beside url"),
+            ("{source: {url: 'ftp://a/b'}}", "spec.source.url: \"ftp://a/b\" is not a URL"),
+            ("{source: {url: 'https://u:p@a/b'}}", "spec.source.url: has a user before its host"),
+            ("{source: {url: 'http://a/b'}}", "warning: spec.source.url: is of http"),
+            ("{source: {file: a}, refreshInterval: 0s}", "spec.refreshInterval: 0s is too short"),
+            ("{source: {path: a}}", "spec.source.path: unknown field"),
+            ("{source: {file: a}, selector: {labels: {a: b}}}", "spec.selector.labels: unknown field"),
+        ],
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod authentication;
 mod authorization;
 mod delegates;
+mod deny_lists;
 mod destination_rules;
 mod gateways;
 mod peer;

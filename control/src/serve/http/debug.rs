@@ -115,6 +115,7 @@ fn configz(pages: &Pages) -> Value {
         world.sidecars(),
         world.peer_authentications(),
         world.acme_certificates(),
+        world.ip_deny_lists(),
         world.workloads(),
         world.services()
     );
