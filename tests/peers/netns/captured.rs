@@ -2,13 +2,13 @@
 //! control plane and proxies make it the mesh's.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
-use super::hosts::{Host, Net};
+use super::hosts::{CLIENT, CLIENT6, Host, Net, SERVER, SERVER6};
 use super::pods::{MESH, OUTSIDE, Pods, Program, service};
 use super::wire::Capture;
 
@@ -48,7 +48,7 @@ pub enum Says {
 impl Server {
     /// At a port of every address.
     pub fn start(host: &Host, port: u16, says: Says) -> Self {
-        let listener = host.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+        let listener = host.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
         listener.set_nonblocking(true).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -73,7 +73,7 @@ impl Drop for Server {
 fn serve(mut stream: TcpStream, peer: SocketAddr, says: Says) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let body = format!("{MARKER}, {}", peer.ip());
+    let body = format!("{MARKER}, {}", peer.ip().to_canonical());
     match says {
         Says::Http => {
             let mut head = Vec::new();
@@ -219,6 +219,59 @@ fn get_mutual_tls(sidecars: [Program; 2]) {
         assert!(!seen.contains(MARKER), "{port}: {seen}");
     }
     assert!(wrong.is_empty(), "{wrong:#?}\n{}", pods.logs());
+}
+
+#[test]
+fn a_transparent_sidecar_shows_its_application_who_called() {
+    let net = Net::new();
+    let pods = Pods::with(&net, &mesh(""), [Program::Weft; 2], [CLIENT, SERVER], "TPROXY");
+    let _servers = [
+        Server::start(&net.server, 8080, Says::Http),
+        Server::start(&net.server, 5432, Says::First),
+        Server::start(&net.client, 8080, Says::Http),
+    ];
+    let web = &net.client;
+    let seen = pods.ask(web, (USERS, 80), "users");
+    assert_eq!(
+        seen,
+        format!("200 {MARKER}, 10.77.0.1, spiffe://cluster.local/ns/shop/sa/web"),
+        "{}",
+        pods.logs()
+    );
+    assert_eq!(pods.greeting(web, (DATABASE, 5432)).0, format!("{MARKER}, 10.77.0.1"), "{}", pods.logs());
+    let seen = pods.ask(&net.gateway, ("10.78.0.3", 8080), "users");
+    assert!(!seen.contains(MARKER), "{seen}");
+}
+
+#[test]
+fn pods_of_ipv6_are_captured_as_well() {
+    let net = Net::new();
+    let text = mesh("")
+        .replace("10.78.0.3", "'fd78::3'")
+        .replace("10.77.0.1", "'fd77::1'")
+        .replace(USERS, "'fd96::10'")
+        .replace(DATABASE, "'fd96::11'")
+        .replace(ANYTHING, "'fd96::12'")
+        .replace(WEB, "'fd96::13'");
+    let pods = Pods::with(&net, &text, [Program::Weft; 2], [CLIENT6, SERVER6], "REDIRECT");
+    let capture = Capture::start(&net.gateway);
+    let _servers = [
+        Server::start(&net.server, 8080, Says::Http),
+        Server::start(&net.server, 5432, Says::First),
+        Server::start(&net.server, 6000, Says::First),
+        Server::start(&net.client, 8080, Says::Http),
+    ];
+    let web = &net.client;
+    let caller = format!("200 {MARKER}, ::6, spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!(pods.ask(web, ("fd96::10", 80), "users"), caller, "{}", pods.logs());
+    assert_eq!(pods.ask(web, ("fd96::13", 80), "web"), caller, "itself\n{}", pods.logs());
+    for to in [("fd96::11", 5432), ("fd78::3", 6000)] {
+        assert_eq!(pods.greeting(web, to).0, format!("{MARKER}, ::6"), "{to:?}\n{}", pods.logs());
+    }
+    let seen = pods.ask(&net.gateway, ("fd78::3", 8080), "users");
+    assert!(!seen.contains(MARKER), "{seen}");
+    let wire = capture.bytes();
+    assert!(!wire.windows(MARKER.len()).any(|w| w == MARKER.as_bytes()), "{MARKER:?} is on the wire");
 }
 
 #[test]

@@ -61,12 +61,25 @@ pub enum Program {
 pub struct Pods {
     directory: tempfile::TempDir,
     processes: Vec<Process>,
+    /// How inbound connections come to the sidecars.
+    mode: &'static str,
 }
 
 impl Pods {
     /// With these sidecars of the client and of the server.
-    pub fn new(net: &Net, text: &str, [web, server]: [Program; 2]) -> Self {
-        let mut pods = Self { directory: tempfile::tempdir().unwrap(), processes: Vec::new() };
+    pub fn new(net: &Net, text: &str, sidecars: [Program; 2]) -> Self {
+        Self::with(net, text, sidecars, [CLIENT, SERVER], "REDIRECT")
+    }
+
+    /// The same at other addresses, and with inbound connections intercepted in this mode.
+    pub fn with(
+        net: &Net,
+        text: &str,
+        [web, server]: [Program; 2],
+        [client, serving]: [IpAddr; 2],
+        mode: &'static str,
+    ) -> Self {
+        let mut pods = Self { directory: tempfile::tempdir().unwrap(), processes: Vec::new(), mode };
         let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(pods.directory.path(), everybody).unwrap();
         let [config, state] = ["config", "state"].map(|name| pods.file(name));
@@ -82,8 +95,8 @@ impl Pods {
         let ready = || net.gateway.inside(|| get(SocketAddr::new(OUTSIDE, 8080), "/ready"));
         process.wait("ready", || ready().is_ok_and(|a| a.0 == 200));
         pods.processes.push(process);
-        pods.sidecar(net, "web", CLIENT, web);
-        pods.sidecar(net, "server", SERVER, server);
+        pods.sidecar(&net.client, "web", client, web);
+        pods.sidecar(&net.server, "server", serving, server);
         pods
     }
 
@@ -96,11 +109,15 @@ impl Pods {
     fn start(&mut self, host: &Host, name: &str, program: &Command) {
         let mut run = Command::new("setpriv");
         run.args([&format!("--reuid={PROXY}"), &format!("--regid={PROXY}"), "--clear-groups"]);
+        if self.mode == "TPROXY" {
+            // To take and to make connections at addresses that are not its own.
+            run.args(["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]);
+        }
         run.arg(program.get_program()).args(program.get_args());
         self.processes.push(Process::start(name, &mut host.command(&run), self.directory.path()));
     }
 
-    fn sidecar(&mut self, net: &Net, name: &str, ip: IpAddr, program: Program) {
+    fn sidecar(&mut self, host: &Host, name: &str, ip: IpAddr, program: Program) {
         let lifetime = Duration::from_secs(600);
         let token = weft_control::ca::token::create(Path::new(&self.file("state")), "shop", name, lifetime);
         let own = self.file(name);
@@ -111,8 +128,8 @@ impl Pods {
         for path in [own.clone(), file("token"), file("root")] {
             std::os::unix::fs::chown(path, Some(PROXY), Some(PROXY)).unwrap();
         }
-        let host = if ip == CLIENT { &net.client } else { &net.server };
-        super::capture::init_on(host, &["-i", "*", "-b", "*", "-d", "15090,15021,15020"]).unwrap();
+        let flags = ["-i", "*", "-b", "*", "-d", "15090,15021,15020", "-m", self.mode];
+        super::capture::init_on(host, &flags).unwrap();
         let identity = [
             "--xds-address",
             &SocketAddr::new(OUTSIDE, 15012).to_string(),
@@ -130,6 +147,8 @@ impl Pods {
             &format!("app={name}"),
             "--ip",
             &ip.to_string(),
+            "--interception-mode",
+            self.mode,
         ]
         .map(str::to_owned);
         match program {
