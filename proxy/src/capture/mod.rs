@@ -109,8 +109,10 @@ fn all_routes() -> impl Iterator<Item = Route> {
 }
 
 fn wanted_routes(settings: &Settings, ipv6: bool) -> Vec<Route> {
+    // Where the loopback takes no IPv6, the kernel takes no route to it either, and none is needed.
+    let ipv6 = ipv6 && !ipv6_is_off_on_loopback();
     let mut routes = Vec::new();
-    if ipv6 && !ipv6_is_off_on_loopback() {
+    if ipv6 {
         routes.push(Route::PassthroughAddress);
     }
     if plan::tproxy(settings) {

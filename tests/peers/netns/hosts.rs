@@ -76,7 +76,7 @@ impl Host {
     }
 
     /// Sets a kernel parameter.
-    fn sysctl(&self, path: &str, value: &str) {
+    pub fn sysctl(&self, path: &str, value: &str) {
         self.inside(|| std::fs::write(Path::new("/proc/sys").join(path), value).unwrap());
     }
 

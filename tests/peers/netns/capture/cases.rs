@@ -1,12 +1,6 @@
 //! The table: flags, and who is captured by them.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-
-use socket2::{Domain, Socket, Type};
-
-use super::super::hosts::{CLIENT, CLIENT6, SERVER, SERVER6};
-use super::hosts::{Owner, as_owner};
-use super::{BACKENDS, Outcome, Probe, SILENCE, World};
+use super::{BACKENDS, Outcome, Probe, World};
 
 /// Flags, and lines of who dials what and where that ends. An address after `@` is the one that is dialled from.
 struct Case {
@@ -341,6 +335,13 @@ fn read(line: &str) -> (Probe, Outcome) {
     (Probe { who: who.to_owned(), udp, to: to.parse().unwrap_or_else(|e| panic!("{line}: {e}")) }, outcome)
 }
 
+/// Holds lines of the table.
+pub fn check(world: &World, what: &str, lines: &[&str]) {
+    for (probe, expected) in lines.iter().map(|line| read(line)) {
+        assert_eq!(world.probe(&probe), expected, "{what}: {probe}");
+    }
+}
+
 /// Installs each row's flags over the last row's, and dials.
 fn hold(backend: &str) {
     let world = World::new(false);
@@ -374,10 +375,8 @@ fn hold(backend: &str) {
     // And nothing of it when it is taken away.
     for world in [&world, &transparent] {
         world.init(&["--clean"]).unwrap();
-        for line in ["app 10.78.0.3:80 direct", "app udp 10.78.0.3:53 direct", "server [fd77::1]:80 app"] {
-            let (probe, expected) = read(line);
-            assert_eq!(world.probe(&probe), expected, "{backend}, cleaned: {probe}");
-        }
+        let lines = ["app 10.78.0.3:80 direct", "app udp 10.78.0.3:53 direct", "server [fd77::1]:80 app"];
+        check(world, &format!("{backend}, taken away"), &lines);
     }
 }
 
@@ -394,38 +393,4 @@ fn iptables_over_nf_tables_captures_what_the_flags_say() {
 #[test]
 fn iptables_over_the_old_tables_captures_what_the_flags_say() {
     hold(BACKENDS[2]);
-}
-
-/// Asks for a name from this port; gives the first word of the answer.
-fn ask_from(world: &World, owner: Owner, from: IpAddr, port: u16, server: IpAddr) -> String {
-    as_owner(world.pod(), owner, || {
-        let socket =
-            Socket::new(Domain::for_address(SocketAddr::new(from, port)), Type::DGRAM, None).unwrap();
-        socket.bind(&SocketAddr::new(from, port).into()).unwrap();
-        let socket = UdpSocket::from(socket);
-        socket.connect((server, 53)).unwrap();
-        socket.set_read_timeout(Some(SILENCE)).unwrap();
-        socket.send(b"?").unwrap();
-        let mut bytes = [0; 200];
-        let count = socket.recv(&mut bytes).unwrap_or_default();
-        String::from_utf8_lossy(&bytes[..count]).split(' ').next().unwrap().to_owned()
-    })
-}
-
-/// The kernel takes a second conversation between the same ports for the first one, unless it tracks them apart.
-#[test]
-fn who_asks_for_a_name_decides_who_answers_even_from_the_same_port() {
-    let world = World::new(false);
-    let (app, proxy) = (Owner::new(1000, 1000), Owner::new(1337, 1337));
-    for (at, backend) in BACKENDS.into_iter().enumerate() {
-        world.init(&["--redirect-dns", "--capture-all-dns", "--backend", backend]).unwrap();
-        for (from, server) in [(CLIENT, SERVER), (CLIENT6, SERVER6)] {
-            let port = 5000 + 10 * u16::try_from(at).unwrap();
-            let ask = |owner, port| ask_from(&world, owner, from, port, server);
-            for _ in 0..2 {
-                assert_eq!([ask(proxy, port), ask(app, port)], ["direct", "dns"], "{backend} {from}");
-                assert_eq!([ask(app, port + 1), ask(proxy, port + 1)], ["dns", "direct"], "{backend} {from}");
-            }
-        }
-    }
 }

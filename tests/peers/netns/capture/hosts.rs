@@ -52,6 +52,15 @@ pub fn as_owner<R: Send>(host: &Host, owner: Owner, act: impl FnOnce() -> R + Se
     })
 }
 
+/// Has somebody stop when a test is done or has failed.
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Sockets, each with what it is.
 type Kinds<T> = Vec<(&'static str, T)>;
 

@@ -7,6 +7,7 @@
 mod cases;
 mod errors;
 mod hosts;
+mod moments;
 mod state;
 mod tproxy;
 

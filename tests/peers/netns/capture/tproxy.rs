@@ -9,7 +9,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::super::PATIENCE;
 use super::super::hosts::{CLIENT, CLIENT6, Net, SERVER, SERVER6};
-use super::hosts::{Listeners, Owner, as_owner, listeners};
+use super::hosts::{Listeners, Owner, Stop, as_owner, listeners};
 use super::{any, ask_tcp, init_on};
 
 /// The inbound side of a proxy, as somebody: each connection's destination is called with the client's address, and what that
@@ -28,15 +28,6 @@ fn relay(owner: Owner, net: &Net, stop: &AtomicBool) {
             std::thread::sleep(Duration::from_millis(1));
         }
     });
-}
-
-/// Has the relay stop when the test is done or has failed.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
 }
 
 fn pass_on(mut stream: TcpStream, peer: SocketAddr) -> std::io::Result<()> {
