@@ -24,7 +24,7 @@ use super::hosts::{Host, Net};
 use crate::programs::weft;
 
 /// No answer in this time is none.
-const SILENCE: Duration = Duration::from_millis(800);
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// The backends, by the flag that chooses them.
 const BACKENDS: [&str; 3] = ["nft", "iptables-nft", "iptables-legacy"];
