@@ -46,10 +46,19 @@ fn is_connections_own(name: &HeaderName, value: &HeaderValue) -> bool {
         || (*name == TE && value.as_bytes() != b"trailers")
 }
 
+/// Fields whose value is another in each message. In the connection's table (RFC 7541, section 2.3.2) they would only put out
+/// what comes again, and each would be compared with all those before it: they are never indexed (section 6.2.3).
+fn is_unique(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "x-request-id" | "traceparent" | "x-b3-traceid" | "x-b3-spanid" | "b3")
+}
+
 pub(super) fn map(headers: Headers) -> HeaderMap {
     let mut map = HeaderMap::with_capacity(headers.len());
-    for (name, value) in headers {
+    for (name, mut value) in headers {
         if !is_connections_own(&name, &value) {
+            if is_unique(&name) {
+                value.set_sensitive(true);
+            }
             map.append(name, value);
         }
     }

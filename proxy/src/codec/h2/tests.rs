@@ -191,3 +191,16 @@ async fn a_peer_that_does_not_answer_a_ping_is_taken_for_gone() {
         })
         .await;
 }
+
+#[test]
+fn what_is_another_in_each_message_is_never_indexed() {
+    let fields = [("x-request-id", "1"), ("traceparent", "2"), ("user-agent", "3"), ("x-request-ids", "4")];
+    let headers: Headers = fields
+        .into_iter()
+        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+        .collect();
+    let map = super::convert::map(headers);
+    let never: Vec<_> =
+        map.iter().filter(|(_, value)| value.is_sensitive()).map(|(name, _)| name.as_str()).collect();
+    assert_eq!(never, ["x-request-id", "traceparent"]);
+}
