@@ -32,6 +32,7 @@ use crate::serve::credentials::CredentialArgs;
 use crate::serve::deny_lists::ListReader;
 use crate::serve::http::{Pages, Port};
 use crate::serve::keys::KeyFetcher;
+use crate::serve::reading::Reads;
 use crate::serve::{AdsService, Proxies, RenderCache};
 
 /// Runs the control plane on a directory of YAML

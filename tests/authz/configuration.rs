@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use weft_control::model::World;
 use weft_control::render::{Memo, ProxyNode, Resources, render};
 use weft_control::serve::keys::KeyFetcher;
+use weft_control::serve::reading::Reads;
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
 

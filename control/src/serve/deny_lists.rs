@@ -13,13 +13,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use http::Method;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::ca::http::Client;
-use crate::ingest::Snapshot;
 use crate::model::{AddressSet, DenyLists, ListSource, World};
+use crate::serve::reading::Reads;
 
 /// How long after a failure a URL is read again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -57,7 +56,7 @@ type Answer = (ListSource, Option<Stamp>, Reading);
 
 /// Why nothing was read.
 #[derive(Debug)]
-struct Failure {
+pub struct Failure {
     error: anyhow::Error,
     /// What was kept of an earlier reading, if there was no other.
     kept: Option<Arc<AddressSet>>,
@@ -84,55 +83,11 @@ impl ListReader {
         let kept = state.map(|directory| directory.join("deny-lists"));
         Self { roots, kept, lists: HashMap::new(), under_way: JoinSet::new() }
     }
+}
 
-    /// What `snapshots` say, with their lists; again whenever lists change.
-    pub async fn follow(
-        mut self,
-        mut snapshots: watch::Receiver<Arc<Snapshot>>,
-    ) -> watch::Receiver<Arc<Snapshot>> {
-        let with = |snapshot: &Snapshot, world: World| Arc::new(Snapshot { world, ..snapshot.clone() });
-        let first = snapshots.borrow_and_update().clone();
-        let world = self.settle(&first.world).await;
-        let (sender, receiver) = watch::channel(with(&first, world));
-        tokio::spawn(async move {
-            loop {
-                let due = self.lists.values().filter(|l| !l.asked).map(|l| l.due).min();
-                let idle = async {
-                    match due {
-                        Some(due) => tokio::time::sleep_until(due).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    changed = snapshots.changed() => if changed.is_err() { return },
-                    Some(answer) = self.under_way.join_next() => self.take(answer.ok()),
-                    () = idle => {}
-                }
-                let snapshot = snapshots.borrow_and_update().clone();
-                self.ask(&snapshot.world);
-                if self.lists.values().all(|list| list.tried) {
-                    let world = self.world(&snapshot.world);
-                    sender.send_if_modified(|now| {
-                        let changed = now.world.version() != world.version();
-                        *now = with(&snapshot, world);
-                        changed
-                    });
-                }
-            }
-        });
-        receiver
-    }
+impl Reads for ListReader {
+    type Answer = Answer;
 
-    /// The world with its lists: all that are due are read, and waited for.
-    pub async fn settle(&mut self, world: &World) -> World {
-        self.ask(world);
-        while let Some(answer) = self.under_way.join_next().await {
-            self.take(answer.ok());
-        }
-        self.world(world)
-    }
-
-    /// Begins to read the lists of this world that are due, and forgets all others.
     fn ask(&mut self, world: &World) {
         let mut wanted: HashMap<ListSource, Duration> = HashMap::new();
         for object in world.ip_deny_lists() {
@@ -185,9 +140,19 @@ impl ListReader {
         }
     }
 
-    /// Takes what has come of a reading.
-    fn take(&mut self, answer: Option<Answer>) {
-        let Some((source, stamp, answer)) = answer else { return };
+    fn under_way(&mut self) -> &mut JoinSet<Answer> {
+        &mut self.under_way
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.lists.values().filter(|list| !list.asked).map(|list| list.due).min()
+    }
+
+    fn is_settled(&self) -> bool {
+        self.lists.values().all(|list| list.tried)
+    }
+
+    fn take(&mut self, (source, stamp, answer): Answer) {
         // It may not be wanted any more.
         let Some(list) = self.lists.get_mut(&source) else { return };
         (list.asked, list.tried, list.stamp) = (false, true, stamp);
@@ -245,7 +210,7 @@ impl ListReader {
         }
     }
 
-    fn world(&self, world: &World) -> World {
+    async fn world(&mut self, world: &World) -> World {
         if self.lists.is_empty() {
             return world.clone();
         }

@@ -12,13 +12,12 @@ use std::time::Duration;
 
 use base64::Engine;
 use rcgen::{KeyPair, PKCS_RSA_SHA256, PublicKeyData, RsaKeySize};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::ca::jwks;
-use crate::ingest::Snapshot;
 use crate::model::{KeySets, KeySource, World, keys};
+use crate::serve::reading::Reads;
 
 /// How long after a failure the next try is, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -58,39 +57,6 @@ impl KeyFetcher {
         Self { roots, fresh, sources, under_way, nobody: "".into() }
     }
 
-    /// What `snapshots` say, with the keys that they need; again whenever keys change.
-    pub async fn follow(
-        mut self,
-        mut snapshots: watch::Receiver<Arc<Snapshot>>,
-    ) -> watch::Receiver<Arc<Snapshot>> {
-        let with = |snapshot: &Snapshot, world: World| Arc::new(Snapshot { world, ..snapshot.clone() });
-        let first = snapshots.borrow_and_update().clone();
-        let world = self.settle(&first.world).await;
-        let (sender, receiver) = watch::channel(with(&first, world));
-        tokio::spawn(async move {
-            loop {
-                let due = self.sources.values().filter(|s| !s.asked).map(|s| s.due).min();
-                let pause = due.unwrap_or_else(|| Instant::now() + self.fresh);
-                tokio::select! {
-                    changed = snapshots.changed() => if changed.is_err() { return },
-                    Some(answer) = self.under_way.join_next() => self.take(answer.ok()),
-                    () = tokio::time::sleep_until(pause) => {}
-                }
-                let snapshot = snapshots.borrow_and_update().clone();
-                self.ask(&snapshot.world);
-                if self.is_settled() {
-                    let world = self.world(&snapshot.world).await;
-                    sender.send_if_modified(|now| {
-                        let changed = now.world.version() != world.version();
-                        *now = with(&snapshot, world);
-                        changed
-                    });
-                }
-            }
-        });
-        receiver
-    }
-
     /// The world as it is for whoever shows no token: no source is asked, and each is as good as down.
     pub async fn unasked(world: &World) -> World {
         let mut fetcher = Self::new(None, Duration::ZERO);
@@ -103,22 +69,11 @@ impl KeyFetcher {
         }
         world.with_keys(Arc::new(KeySets::new(BTreeMap::new(), fetcher.nobody)))
     }
+}
 
-    /// The world with its keys: all that are due are read, and waited for.
-    pub async fn settle(&mut self, world: &World) -> World {
-        self.ask(world);
-        while let Some(answer) = self.under_way.join_next().await {
-            self.take(answer.ok());
-        }
-        self.world(world).await
-    }
+impl Reads for KeyFetcher {
+    type Answer = Answer;
 
-    /// Whether every source has been asked at least once.
-    fn is_settled(&self) -> bool {
-        self.sources.values().all(|source| source.tried)
-    }
-
-    /// Asks the sources of this world that are due, and forgets all others.
     fn ask(&mut self, world: &World) {
         let rules = world.request_authentications().iter().flat_map(|object| &object.spec.jwt_rules);
         let mut wanted: HashMap<KeySource, Duration> = HashMap::new();
@@ -146,9 +101,19 @@ impl KeyFetcher {
         }
     }
 
-    /// Takes what a source has answered.
-    fn take(&mut self, answer: Option<Answer>) {
-        let Some((name, answer)) = answer else { return };
+    fn under_way(&mut self) -> &mut JoinSet<Answer> {
+        &mut self.under_way
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.sources.values().filter(|source| !source.asked).map(|source| source.due).min()
+    }
+
+    fn is_settled(&self) -> bool {
+        self.sources.values().all(|source| source.tried)
+    }
+
+    fn take(&mut self, (name, answer): Answer) {
         // It may not be wanted any more.
         let Some(source) = self.sources.get_mut(&name) else { return };
         (source.asked, source.tried) = (false, true);

@@ -13,6 +13,7 @@ pub mod deny_lists;
 pub mod http;
 pub mod keys;
 pub mod proxies;
+pub mod reading;
 pub mod session;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use weft_control::ingest::load_dir;
 use weft_control::model::{KeySource, Workload, World};
 use weft_control::serve::deny_lists::ListReader;
 use weft_control::serve::keys::KeyFetcher;
+use weft_control::serve::reading::Reads;
 
 use super::token::Output;
 use crate::authz::{Answer, Decision, Judge, Question, Request, identity, workload};

@@ -24,6 +24,7 @@ use self::source::{Kept, Source};
 use crate::ingest::Snapshot;
 use crate::model::credentials::CredentialName;
 use crate::model::{Credential, Credentials, World};
+use crate::serve::reading::Reads;
 
 /// How long after a failure a credential is read again, at first and at most; never later than its next reading.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -62,57 +63,19 @@ impl CredentialReader {
         Self { source, every, kept, all: HashMap::new(), under_way: JoinSet::new() }
     }
 
-    /// What `snapshots` say, with the credentials that they name; again whenever credentials change.
-    pub async fn follow(
-        mut self,
-        mut snapshots: watch::Receiver<Arc<Snapshot>>,
-    ) -> watch::Receiver<Arc<Snapshot>> {
+    /// What `snapshots` say, with the credentials that they name; again whenever credentials change. Meanwhile our token at the source
+    /// is kept alive.
+    pub async fn follow(self, snapshots: watch::Receiver<Arc<Snapshot>>) -> watch::Receiver<Arc<Snapshot>> {
         if let Source::OpenBao { openbao, .. } = &self.source {
             tokio::spawn(openbao.clone().keep_token());
         }
-        let with = |snapshot: &Snapshot, world: World| Arc::new(Snapshot { world, ..snapshot.clone() });
-        let first = snapshots.borrow_and_update().clone();
-        let world = self.settle(&first.world).await;
-        let (sender, receiver) = watch::channel(with(&first, world));
-        tokio::spawn(async move {
-            loop {
-                let due = self.all.values().filter(|state| !state.asked).map(|state| state.due).min();
-                let idle = async {
-                    match due {
-                        Some(due) => tokio::time::sleep_until(due).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    changed = snapshots.changed() => if changed.is_err() { return },
-                    Some(answer) = self.under_way.join_next() => self.take(answer.ok()),
-                    () = idle => {}
-                }
-                let snapshot = snapshots.borrow_and_update().clone();
-                self.ask(&snapshot.world);
-                if self.all.values().all(|state| state.tried) {
-                    let world = self.world(&snapshot.world);
-                    sender.send_if_modified(|now| {
-                        let changed = now.world.version() != world.version();
-                        *now = with(&snapshot, world);
-                        changed
-                    });
-                }
-            }
-        });
-        receiver
+        Reads::follow(self, snapshots).await
     }
+}
 
-    /// The world with its credentials: all that are due are read, and waited for.
-    async fn settle(&mut self, world: &World) -> World {
-        self.ask(world);
-        while let Some(answer) = self.under_way.join_next().await {
-            self.take(answer.ok());
-        }
-        self.world(world)
-    }
+impl Reads for CredentialReader {
+    type Answer = Answer;
 
-    /// Begins to read the credentials of this world that are due, and forgets all others.
     fn ask(&mut self, world: &World) {
         let wanted = world.wanted_credentials();
         let kept = self.kept.clone();
@@ -147,9 +110,19 @@ impl CredentialReader {
         }
     }
 
-    /// Takes what has come of a reading.
-    fn take(&mut self, answer: Option<Answer>) {
-        let Some((name, answer)) = answer else { return };
+    fn under_way(&mut self) -> &mut JoinSet<Answer> {
+        &mut self.under_way
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.all.values().filter(|state| !state.asked).map(|state| state.due).min()
+    }
+
+    fn is_settled(&self) -> bool {
+        self.all.values().all(|state| state.tried)
+    }
+
+    fn take(&mut self, (name, answer): Answer) {
         // It may not be wanted any more.
         let Some(state) = self.all.get_mut(&name) else { return };
         let first = !state.tried;
@@ -198,7 +171,7 @@ impl CredentialReader {
         }
     }
 
-    fn world(&self, world: &World) -> World {
+    async fn world(&mut self, world: &World) -> World {
         if self.all.is_empty() {
             return world.clone();
         }
