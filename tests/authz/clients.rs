@@ -197,7 +197,7 @@ pub fn play(
         return Outcome {
             allowed: answer == "hello",
             text: format!("{answer:?}"),
-            key: Some(own.to_string()),
+            key: Some(format!("{own} {}", to.port())),
             ..Outcome::default()
         };
     }

@@ -21,7 +21,8 @@ fn log_format() -> Value {
     let metadata = |key: &str| format!("%DYNAMIC_METADATA(envoy.filters.http.rbac:{key})%");
     json!({
         "case": "%REQ(X-CASE)%",
-        "client": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
+        // A port of ours may serve towards several of the proxy's.
+        "client": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %DOWNSTREAM_LOCAL_PORT%",
         "details": "%RESPONSE_CODE_DETAILS%",
         "termination": "%CONNECTION_TERMINATION_DETAILS%",
         "policy": metadata("enforced_effective_policy_id"),

@@ -6,11 +6,8 @@ use crate::authz::Place;
 use crate::support::eventually;
 use crate::support::http::get;
 use crate::support::logged::Logged;
-use crate::support::mesh::alone;
 
 fn hold(ip: Ipv4Addr, tables: &str, least: usize) {
-    // Hundreds of connections, each with a deadline, beside a mesh under load would show the machine's speed.
-    let _alone = alone();
     let place = Place::new(ip, 13000, tables);
     let bootstrap = place.bootstrap();
     let _proxy = Logged::weft(&["proxy", "-c", bootstrap.to_str().unwrap(), "--concurrency", "1"]);

@@ -13,6 +13,39 @@ use super::Cluster;
 use super::config::{Discovery, DnsName, DnsTimes};
 use super::endpoint::{Endpoint, HostAddress, LoadAssignment};
 
+/// Assigns a DNS cluster its hosts at once if all of its names are addresses, about which there is nobody to ask. Says whether
+/// it did.
+pub fn assign_addresses(cluster: &Cluster) -> bool {
+    let Discovery::Dns { names, logical, .. } = &cluster.config().discovery else { return false };
+    let addresses: Option<Vec<Vec<IpAddr>>> =
+        names.iter().map(|name| Some(vec![name.host.parse().ok()?])).collect();
+    let Some(addresses) = addresses else { return false };
+    cluster.assign(&assignment(names, &addresses, *logical));
+    true
+}
+
+/// What the answers about each name come to.
+fn assignment(names: &[DnsName], known: &[Vec<IpAddr>], logical: bool) -> LoadAssignment {
+    let mut endpoints: Vec<Endpoint> = names
+        .iter()
+        .zip(known)
+        .flat_map(|(name, addresses)| {
+            addresses.iter().map(|ip| Endpoint {
+                address: HostAddress::Ip(SocketAddr::new(*ip, name.port)),
+                hostname: match &*name.endpoint.hostname {
+                    "" => name.host.as_str().into(),
+                    _ => name.endpoint.hostname.clone(),
+                },
+                ..name.endpoint.clone()
+            })
+        })
+        .collect();
+    if logical {
+        endpoints.truncate(1);
+    }
+    LoadAssignment::flat(endpoints)
+}
+
 /// Resolves a DNS cluster's names for as long as the cluster lives; does nothing for other clusters.
 pub async fn run(cluster: Arc<Cluster>) {
     let Discovery::Dns { names, logical, times, family } = cluster.config().discovery.clone() else {
@@ -52,24 +85,7 @@ pub async fn run(cluster: Arc<Cluster>) {
         }
         next = next.saturating_add(random(times.jitter));
         let Some(cluster) = weak.upgrade() else { return };
-        let mut endpoints: Vec<Endpoint> = names
-            .iter()
-            .zip(&known)
-            .flat_map(|(name, addresses)| {
-                addresses.iter().map(|ip| Endpoint {
-                    address: HostAddress::Ip(SocketAddr::new(*ip, name.port)),
-                    hostname: match &*name.endpoint.hostname {
-                        "" => name.host.as_str().into(),
-                        _ => name.endpoint.hostname.clone(),
-                    },
-                    ..name.endpoint.clone()
-                })
-            })
-            .collect();
-        if logical {
-            endpoints.truncate(1);
-        }
-        cluster.assign(&LoadAssignment::flat(endpoints));
+        cluster.assign(&assignment(&names, &known, logical));
         drop(cluster);
         tracing::debug!(cluster = %name, next = ?next, "names resolved");
         tokio::time::sleep(next).await;

@@ -71,7 +71,8 @@ impl Clusters {
         if let Some((_, assignment)) = eds_name(&cluster).and_then(|n| self.assignments.get(&**n)) {
             cluster.assign(assignment);
         }
-        if matches!(cluster.config().discovery, Discovery::Dns { .. }) {
+        let by_name = matches!(cluster.config().discovery, Discovery::Dns { .. });
+        if by_name && !dns::assign_addresses(&cluster) {
             tokio::task::spawn_local(dns::run(cluster.clone()));
         }
         if cluster.health().is_some() {

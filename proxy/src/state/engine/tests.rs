@@ -93,6 +93,18 @@ fn a_cluster_serves_when_its_endpoints_are_there_and_a_new_version_keeps_them() 
 }
 
 #[test]
+fn a_dns_cluster_whose_names_are_addresses_serves_at_once() {
+    let mut world = World::new();
+    let mut cluster = by_eds("a", "1s");
+    cluster["type"] = json!("STRICT_DNS");
+    cluster.as_object_mut().unwrap().remove("eds_cluster_config");
+    cluster["load_assignment"] = assignment("a");
+    assert_eq!(world.push(Cluster, "1", &[cluster]), [""; 0]);
+    let hosts = world.cluster("a").expect("nobody is asked first").hosts();
+    assert_eq!(hosts.hosts().map(|h| h.address().to_string()).collect::<Vec<_>>(), ["127.0.0.1:9"]);
+}
+
+#[test]
 fn a_new_version_waits_for_secrets_only_if_the_old_one_has_its_own() {
     let mut world = World::new();
     let secured = |timeout: &str, secret: &str| {
