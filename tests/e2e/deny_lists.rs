@@ -98,23 +98,7 @@ fn feed(list: Arc<Mutex<Option<String>>>) -> String {
 
 /// A gateway at `ip` that this control plane configures.
 fn gateway_of(control: &str, ip: &str) -> Logged {
-    let (control, admin) = (format!("{control}:15010"), format!("{ip}:15000"));
-    Logged::weft(&[
-        "proxy",
-        "--role",
-        "gateway",
-        "--xds-address",
-        &control,
-        "--xds-plaintext",
-        "--namespace",
-        "edge",
-        "--ip",
-        ip,
-        "--admin-address",
-        &admin,
-        "--concurrency",
-        "1",
-    ])
+    Logged::proxy(control, ip, "edge", &["--role", "gateway"])
 }
 
 /// A connection from 127.62.1.FROM.

@@ -84,22 +84,7 @@ fn keys_follow_their_issuer_and_stay_while_it_is_down() {
     issuers.later(true);
     let yaml = mesh(app.port, &format!("{}/gone/rsa", issuers.base));
     let control = Control::start_with(CONTROL, &yaml, &["--jwks-refresh-interval", "1s"]);
-    let _proxy = Logged::weft(&[
-        "proxy",
-        "--xds-address",
-        &format!("{CONTROL}:15010"),
-        "--xds-plaintext",
-        "--namespace",
-        "shop",
-        "--ip",
-        PROXY,
-        "--admin-address",
-        &format!("{PROXY}:15000"),
-        "--interception-mode",
-        "NONE",
-        "--concurrency",
-        "1",
-    ]);
+    let _proxy = Logged::proxy(CONTROL, PROXY, "shop", &["--interception-mode", "NONE"]);
     let (admin, user) = (token("rsa", "admin"), token("rsa", "guest"));
     eventually("the proxy serves", || status("", "/open") == Some(200));
 
@@ -193,22 +178,7 @@ fn claims_choose_routes_at_a_gateway() {
     let (admins, users) = (Service::start("admins"), Service::start("users"));
     let yaml = edge(&format!("{}/up/rsa", issuers.base), admins.port, users.port);
     let _control = Control::start(EDGE_CONTROL, &yaml);
-    let _proxy = Logged::weft(&[
-        "proxy",
-        "--role",
-        "gateway",
-        "--xds-address",
-        &format!("{EDGE_CONTROL}:15010"),
-        "--xds-plaintext",
-        "--namespace",
-        "edge",
-        "--ip",
-        EDGE,
-        "--admin-address",
-        &format!("{EDGE}:15000"),
-        "--concurrency",
-        "1",
-    ]);
+    let _proxy = Logged::proxy(EDGE_CONTROL, EDGE, "edge", &["--role", "gateway"]);
     let ask = |token: &str, path: &str| {
         let header =
             if token.is_empty() { String::new() } else { format!("authorization: Bearer {token}\r\n") };

@@ -68,7 +68,7 @@ spec:
 struct Mesh {
     control: Control,
     shared: String,
-    _proxy: Logged,
+    proxy: Logged,
     at: SocketAddr,
 }
 
@@ -91,23 +91,8 @@ spec: {{address: {ip}, locality: r/z}}
 "
         );
         let control = Control::start(control, &(shared.clone() + yaml));
-        let proxy = Logged::weft(&[
-            "proxy",
-            "--xds-address",
-            &format!("{}:15010", control.ip),
-            "--xds-plaintext",
-            "--namespace",
-            "shop",
-            "--ip",
-            ip,
-            "--admin-address",
-            &format!("{ip}:15000"),
-            "--interception-mode",
-            "NONE",
-            "--concurrency",
-            "1",
-        ]);
-        let mesh = Self { control, shared, _proxy: proxy, at: format!("{ip}:8080").parse().unwrap() };
+        let proxy = Logged::proxy(control.ip, ip, "shop", &["--interception-mode", "NONE"]);
+        let mesh = Self { control, shared, proxy, at: format!("{ip}:8080").parse().unwrap() };
         eventually("the proxy serves", || mesh.try_get("/ready", "").is_ok_and(|a| a.0 == 200));
         mesh
     }

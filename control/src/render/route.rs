@@ -27,34 +27,25 @@ pub(super) fn http_proxy_port(world: &World, node: &ProxyNode) -> Option<u16> {
 
 /// The one route of inbound ports that no service has: where the request was going.
 pub(super) fn inbound_passthrough() -> Value {
-    json!({
-        "name": INBOUND_PASSTHROUGH,
-        "validate_clusters": false,
-        "virtual_hosts": [{
-            "name": "inbound|http|0",
-            "domains": ["*"],
-            "routes": [{
-                "name": "default",
-                "match": {"prefix": "/"},
-                "decorator": {"operation": ":0/*"},
-                "route": {
-                    "cluster": INBOUND_PASSTHROUGH,
-                    "timeout": "0s",
-                    "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
-                },
-            }],
-        }],
-    })
+    inbound_route(INBOUND_PASSTHROUGH, "", 0)
 }
 
-/// The one route of an inbound port: to the application.
+/// The one route of an inbound port: to the application. What was not processed is tried again.
 pub(super) fn inbound(inbound: &Inbound) -> Value {
     let (host, port) = match &inbound.service {
-        Some((service, port)) => (service.hostname.to_string(), *port),
-        None => ("localhost".to_owned(), inbound.port),
+        Some((service, port)) => (&*service.hostname, *port),
+        None => ("localhost", inbound.port),
     };
+    let mut routes = inbound_route(&inbound.cluster(), host, port);
+    routes["virtual_hosts"][0]["routes"][0]["route"]["retry_policy"] =
+        json!({"retry_on": "reset-before-request", "num_retries": 2});
+    routes
+}
+
+/// One route to a cluster, for what is called by this host and port.
+fn inbound_route(cluster: &str, host: &str, port: u16) -> Value {
     json!({
-        "name": inbound.cluster(),
+        "name": cluster,
         "validate_clusters": false,
         "virtual_hosts": [{
             "name": format!("inbound|http|{port}"),
@@ -64,10 +55,9 @@ pub(super) fn inbound(inbound: &Inbound) -> Value {
                 "match": {"prefix": "/"},
                 "decorator": {"operation": format!("{host}:{port}/*")},
                 "route": {
-                    "cluster": inbound.cluster(),
+                    "cluster": cluster,
                     "timeout": "0s",
                     "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
-                    "retry_policy": {"retry_on": "reset-before-request", "num_retries": 2},
                 },
             }],
         }],

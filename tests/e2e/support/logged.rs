@@ -28,6 +28,14 @@ impl Logged {
         Self { child, log, _directory: directory }
     }
 
+    /// A proxy at an address of its own, which a control plane configures in plain text.
+    pub fn proxy(control: &str, ip: &str, namespace: &str, more: &[&str]) -> Self {
+        let (control, admin) = (format!("{control}:15010"), format!("{ip}:15000"));
+        let usual =
+            ["proxy", "--xds-address", &control, "--xds-plaintext", "--namespace", namespace, "--ip", ip];
+        Self::weft(&[&usual[..], &["--admin-address", &admin, "--concurrency", "1"], more].concat())
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).expect("a log")

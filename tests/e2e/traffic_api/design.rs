@@ -231,7 +231,7 @@ fn every_name_of_the_service_is_the_service_and_the_canary_is_asked_for_by_exact
     mesh.write(&(service(&[(&stable, "stable")]) + &rules(RETRIES) + &subsets("")));
     eventually("the canary is gone", || status(&ask(&mesh, "canary: true\r\n")) == "503");
     assert_eq!(ask(&mesh, "canary: true\r\n").1, "no healthy upstream");
-    mesh._proxy.says(&["\"GET / HTTP/1.1\" 503 UH"]);
+    mesh.proxy.says(&["\"GET / HTTP/1.1\" 503 UH"]);
     assert_eq!(ask(&mesh, "").1, "stable");
     // Another label, another subset, at once.
     mesh.write(&(service(&[(&stable, "canary")]) + &rules(RETRIES) + &subsets("")));
@@ -251,7 +251,7 @@ fn three_retries_are_four_tries_at_different_instances() {
     assert_eq!(status(&answer), "500");
     let hits: Vec<_> = all.iter().zip(before).map(|(i, before)| i.hits() - before).collect();
     assert_eq!(hits, [1, 1, 1, 1]);
-    mesh._proxy.says(&["\"GET / HTTP/1.1\" 500 URX"]);
+    mesh.proxy.says(&["\"GET / HTTP/1.1\" 500 URX"]);
 }
 
 #[test]
@@ -335,7 +335,7 @@ fn a_hundred_connections_and_fifty_waiting_requests_are_the_most() {
     let answer = ask(&mesh, "");
     assert_eq!(status(&answer), "503");
     assert!(answer.0.contains("x-envoy-overloaded: true"), "{}", answer.0);
-    mesh._proxy.says(&["\"GET / HTTP/1.1\" 503 UO"]);
+    mesh.proxy.says(&["\"GET / HTTP/1.1\" 503 UO"]);
     assert_eq!((silent.hits(), stat(&mesh, "stable", "upstream_rq_pending_overflow")), (100, 1));
 }
 
@@ -475,7 +475,7 @@ fn a_host_that_answers_nothing_is_given_up_after_ten_seconds_and_another_is_trie
         let (answer, took) = alone.join().unwrap();
         assert_eq!(status(&answer), "503", "{answer:?}");
         assert!((9.9..10.6).contains(&took), "{took}");
-        mesh._proxy.says(&["\"GET / HTTP/1.1\" 503 UF"]);
+        mesh.proxy.says(&["\"GET / HTTP/1.1\" 503 UF"]);
         let times: Vec<f64> = both
             .into_iter()
             .map(|each| {
@@ -504,7 +504,7 @@ spec:
     let mesh = Mesh::start("127.58.29.1", "127.58.29.2", &(service(&[(&a, "stable")]) + rules));
     let answer = ask(&mesh, "");
     assert_eq!((status(&answer), answer.1.as_str()), ("500", "fault filter abort"));
-    mesh._proxy.says(&["\"GET / HTTP/1.1\" 500 FI"]);
+    mesh.proxy.says(&["\"GET / HTTP/1.1\" 500 FI"]);
     let answer = ask(&mesh, "content-type: application/grpc\r\n");
     // Envoy's mapping of 500 for a call: unknown.
     assert!(status(&answer) == "200" && answer.0.contains("grpc-status: 2"), "{}", answer.0);

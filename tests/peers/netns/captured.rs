@@ -2,13 +2,11 @@
 //! control plane and proxies make it the mesh's.
 
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
-use super::hosts::{CLIENT, CLIENT6, Host, Net, SERVER, SERVER6};
+use super::hosts::{CLIENT, CLIENT6, Host, Net, SERVER, SERVER6, Serving};
 use super::pods::{MESH, OUTSIDE, Pods, Program, service};
 use super::wire::Capture;
 
@@ -33,9 +31,6 @@ fn mesh(more: &str) -> String {
     .concat()
 }
 
-/// A server in a pod, or outside: says who connected.
-pub struct Server(Arc<AtomicBool>);
-
 /// How a server speaks.
 #[derive(Clone, Copy)]
 pub enum Says {
@@ -45,33 +40,12 @@ pub enum Says {
     First,
 }
 
-impl Server {
-    /// At a port of every address.
-    pub fn start(host: &Host, port: u16, says: Says) -> Self {
-        let listener = host.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
-        listener.set_nonblocking(true).unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        std::thread::spawn(move || {
-            while !stopped.load(Relaxed) {
-                match listener.accept() {
-                    Ok((stream, peer)) => drop(std::thread::spawn(move || serve(stream, peer, says))),
-                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
-                }
-            }
-        });
-        Self(stop)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
+/// A server in a pod, or outside, at a port of every address: says who connected.
+pub fn start(host: &Host, port: u16, says: Says) -> Serving {
+    host.serve(Ipv6Addr::UNSPECIFIED, port, move |stream, peer| serve(stream, peer, says))
 }
 
 fn serve(mut stream: TcpStream, peer: SocketAddr, says: Says) -> std::io::Result<()> {
-    stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let body = format!("{MARKER}, {}", peer.ip().to_canonical());
     match says {
@@ -163,14 +137,14 @@ fn get_mutual_tls(sidecars: [Program; 2]) {
     let pods = Pods::new(&net, &mesh(""), sidecars);
     let (web, server, outside) = (&net.client, &net.server, &net.gateway);
     let _servers = [
-        Server::start(server, 8080, Says::Http),
-        Server::start(server, 7000, Says::Http),
-        Server::start(server, 5432, Says::First),
-        Server::start(server, 6000, Says::First),
-        Server::start(server, 9100, Says::Http),
-        Server::start(web, 8080, Says::Http),
-        Server::start(outside, 9999, Says::Http),
-        Server::start(outside, 2525, Says::First),
+        start(server, 8080, Says::Http),
+        start(server, 7000, Says::Http),
+        start(server, 5432, Says::First),
+        start(server, 6000, Says::First),
+        start(server, 9100, Says::Http),
+        start(web, 8080, Says::Http),
+        start(outside, 9999, Says::Http),
+        start(outside, 2525, Says::First),
     ];
     let capture = Capture::start(outside);
     let caller = format!("{MARKER}, 127.0.0.6, spiffe://cluster.local/ns/shop/sa/web");
@@ -226,9 +200,9 @@ fn a_transparent_sidecar_shows_its_application_who_called() {
     let net = Net::new();
     let pods = Pods::with(&net, &mesh(""), [Program::Weft; 2], [CLIENT, SERVER], "TPROXY");
     let _servers = [
-        Server::start(&net.server, 8080, Says::Http),
-        Server::start(&net.server, 5432, Says::First),
-        Server::start(&net.client, 8080, Says::Http),
+        start(&net.server, 8080, Says::Http),
+        start(&net.server, 5432, Says::First),
+        start(&net.client, 8080, Says::Http),
     ];
     let web = &net.client;
     let seen = pods.ask(web, (USERS, 80), "users");
@@ -256,10 +230,10 @@ fn pods_of_ipv6_are_captured_as_well() {
     let pods = Pods::with(&net, &text, [Program::Weft; 2], [CLIENT6, SERVER6], "REDIRECT");
     let capture = Capture::start(&net.gateway);
     let _servers = [
-        Server::start(&net.server, 8080, Says::Http),
-        Server::start(&net.server, 5432, Says::First),
-        Server::start(&net.server, 6000, Says::First),
-        Server::start(&net.client, 8080, Says::Http),
+        start(&net.server, 8080, Says::Http),
+        start(&net.server, 5432, Says::First),
+        start(&net.server, 6000, Says::First),
+        start(&net.client, 8080, Says::Http),
     ];
     let web = &net.client;
     let caller = format!("200 {MARKER}, ::6, spiffe://cluster.local/ns/shop/sa/web");
@@ -299,11 +273,8 @@ spec:
         [Program::Weft, Program::Weft],
     );
     let (web, outside) = (&net.client, &net.gateway);
-    let _servers = [
-        Server::start(outside, 9999, Says::Http),
-        Server::start(outside, 80, Says::Http),
-        Server::start(outside, 2525, Says::First),
-    ];
+    let _servers =
+        [start(outside, 9999, Says::Http), start(outside, 80, Says::Http), start(outside, 2525, Says::First)];
     let out = OUTSIDE.to_string();
     // At a port at which the mesh speaks HTTP, and at one where it does not.
     assert_eq!(pods.ask(web, (&out, 80), "what.ever"), "502 ", "{}", pods.logs());

@@ -5,11 +5,13 @@
 //! ```
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -89,6 +91,34 @@ impl Host {
         run("ip", &format!("netns exec {} {} -f {}", self.0, nft.display(), file.path().display()));
     }
 
+    /// Serves each connection to a port of this host in a thread of its own, until what is given back is dropped.
+    pub fn serve<R>(
+        &self,
+        at: impl Into<IpAddr> + Send,
+        port: u16,
+        serve: impl Fn(TcpStream, SocketAddr) -> R + Send + Sync + 'static,
+    ) -> Serving {
+        let listener = self.inside(|| TcpListener::bind((at.into(), port)).unwrap());
+        listener.set_nonblocking(true).unwrap();
+        let (stop, serve) = (Arc::new(AtomicBool::new(false)), Arc::new(serve));
+        let stopped = stop.clone();
+        std::thread::spawn(move || {
+            while !stopped.load(Relaxed) {
+                match listener.accept() {
+                    Ok((stream, peer)) => {
+                        let serve = serve.clone();
+                        std::thread::spawn(move || {
+                            stream.set_nonblocking(false).unwrap();
+                            drop(serve(stream, peer));
+                        });
+                    }
+                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        });
+        Serving(stop)
+    }
+
     /// A command that is to run on this host.
     pub fn command(&self, command: &Command) -> Command {
         let mut wrapped = Command::new("ip");
@@ -107,6 +137,15 @@ impl Host {
             });
             inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+}
+
+/// A port that is served until this is dropped.
+pub struct Serving(Arc<AtomicBool>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::PATIENCE;
-use super::captured::{MARKER, Says, Server};
-use super::hosts::{Host, Net};
+use super::captured::{MARKER, Says, start};
+use super::hosts::{Host, Net, Serving};
 use super::pods::{MESH, OUTSIDE, Pods, Program, service};
 use crate::programs::{Process, peer, weft};
 
@@ -33,7 +33,7 @@ fn ask(from: &Host, path: &str) -> (String, String) {
 struct Edge {
     net: Net,
     pods: Pods,
-    _server: Server,
+    _server: Serving,
     directory: tempfile::TempDir,
 }
 
@@ -43,7 +43,7 @@ impl Edge {
         let mesh =
             service("users", "10.96.0.10", "server", "{name: http, port: 80, targetPort: 8080}") + MESH;
         let pods = Pods::new(&net, &mesh, [Program::Weft, Program::Weft]);
-        let _server = Server::start(&net.server, 8080, Says::Http);
+        let _server = start(&net.server, 8080, Says::Http);
         Self { net, pods, _server, directory: tempfile::tempdir().unwrap() }
     }
 
@@ -73,13 +73,13 @@ impl Edge {
         std::fs::read_to_string(self.file("changes")).map_or(0, |text| text.lines().count())
     }
 
-    /// Asks all the time while the identity changes twice.
-    fn ask_over_two_changes(&self, path: &str, account: &str, logs: impl Fn() -> String) {
+    /// Asks all the time while the identity changes so often that the first certificate is over.
+    fn ask_over_a_life(&self, path: &str, account: &str, logs: impl Fn() -> String) {
         let body = format!("{MARKER}, 127.0.0.6, spiffe://cluster.local/ns/edge/sa/{account}");
         let ok = ("200".to_owned(), body);
         let (before, end) = (self.changes(), Instant::now() + Duration::from_secs(30));
         let mut asked = 0;
-        while self.changes() < before + 2 {
+        while self.changes() < before + 3 {
             assert_eq!(ask(&self.net.gateway, path), ok, "request {asked}: {}", logs());
             asked += 1;
             assert!(Instant::now() < end, "the certificate is not renewed\n{}", logs());
@@ -109,7 +109,7 @@ resources:
     let tls = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
     let hcm = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
     let router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
-    let bootstrap = json!({"static_resources": {
+    let bootstrap = json!({"node": {"id": "front", "cluster": "front"}, "static_resources": {
         "listeners": [{
             "address": {"socket_address": {"address": OUTSIDE.to_string(), "port_value": 8081}},
             "filter_chains": [{"filters": [{"name": "http", "typed_config": {
@@ -155,7 +155,7 @@ resources:
     ]);
     let mut envoy = Process::start("envoy", &mut edge.net.gateway.command(&envoy), edge.directory.path());
     envoy.wait("serving", || ask(&edge.net.client, "/").0 == "404");
-    edge.ask_over_two_changes("/v1/users", "envoy", || envoy.log() + &fetch.log());
+    edge.ask_over_a_life("/v1/users", "envoy", || envoy.log() + &fetch.log());
 }
 
 #[test]
@@ -198,7 +198,7 @@ http {{
     let mut nginx = Process::start("nginx", &mut outside.command(&nginx), directory.path());
     nginx.wait("serving", || ask(&net.client, "/").0 == "404");
 
-    edge.ask_over_two_changes("/v1/users", "nginx", || nginx.log() + &fetch.log());
+    edge.ask_over_a_life("/v1/users", "nginx", || nginx.log() + &fetch.log());
     // What nginx decides holds; and without the identity the workload is not to be had.
     assert_eq!(ask(outside, "/v2/users").0, "401");
     assert_eq!(ask(outside, "/limited/users").0, "200");

@@ -17,16 +17,14 @@ mod source;
 mod wire;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
-use self::hosts::Net;
+use self::hosts::{Net, Serving};
 use crate::programs::{Process, get, peer, weft_proxy};
 
 /// No connection may take longer.
@@ -125,34 +123,18 @@ fn fixed(name: &str, to: SocketAddr) -> Value {
 
 /// A server on the server's host: tells each connection, in an HTTP answer, who it is by the server's eyes and which port it
 /// came to. It closes each after its answer.
-struct Server(Arc<AtomicBool>);
+struct Server {
+    _serving: Serving,
+}
 
 impl Server {
     fn start(net: &Net, port: u16) -> Self {
-        let listener = net.server.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
-        listener.set_nonblocking(true).unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        std::thread::spawn(move || {
-            while !stopped.load(Relaxed) {
-                match listener.accept() {
-                    Ok((stream, peer)) => drop(std::thread::spawn(move || answer(stream, peer, port))),
-                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
-                }
-            }
-        });
-        Self(stop)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
+        let answer = move |stream, peer| answer(stream, peer, port);
+        Self { _serving: net.server.serve(Ipv6Addr::UNSPECIFIED, port, answer) }
     }
 }
 
 fn answer(mut stream: TcpStream, peer: SocketAddr, port: u16) {
-    let _ = stream.set_nonblocking(false);
     let _ = stream.set_read_timeout(Some(PATIENCE));
     let mut request = Vec::new();
     let mut byte = [0];

@@ -3,9 +3,8 @@
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use weft_control::ca::State;
 use weft_control::ca::store::Shape;
 
 use super::PATIENCE;
-use super::hosts::Net;
+use super::hosts::{Net, Serving};
 use super::wire::Capture;
 use crate::programs::{Process, get, weft};
 
@@ -111,29 +110,18 @@ spec: {{address: {WORKLOAD}, labels: {{app: one}}}}
 /// The application: what came first on each port's connections.
 struct Application {
     first: Arc<Mutex<HashMap<u16, Vec<u8>>>>,
-    stop: Arc<AtomicBool>,
+    _serving: Vec<Serving>,
 }
 
 impl Application {
     fn start(net: &Net) -> Self {
-        let application = Self { first: Arc::default(), stop: Arc::default() };
-        for at in (0..3).flat_map(|m| (0..3).map(move |p| port(m, p))) {
-            let listener = net.gateway.inside(|| TcpListener::bind((Ipv4Addr::LOCALHOST, at)).unwrap());
-            listener.set_nonblocking(true).unwrap();
-            let (first, stop) = (application.first.clone(), application.stop.clone());
-            std::thread::spawn(move || {
-                while !stop.load(Relaxed) {
-                    match listener.accept() {
-                        Ok((stream, _)) => {
-                            let first = first.clone();
-                            std::thread::spawn(move || drop(serve(stream, at, &first)));
-                        }
-                        Err(_) => std::thread::sleep(Duration::from_millis(5)),
-                    }
-                }
-            });
-        }
-        application
+        let first = Arc::default();
+        let serving = |at: u16| {
+            let first = Arc::clone(&first);
+            net.gateway.serve(Ipv4Addr::LOCALHOST, at, move |stream, _| serve(stream, at, &first))
+        };
+        let _serving = (0..3).flat_map(|m| (0..3).map(move |p| port(m, p))).map(serving).collect();
+        Self { first, _serving }
     }
 
     /// The first byte that came to a port since the last look.
@@ -142,14 +130,7 @@ impl Application {
     }
 }
 
-impl Drop for Application {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-    }
-}
-
 fn serve(mut stream: TcpStream, port: u16, first: &Mutex<HashMap<u16, Vec<u8>>>) -> std::io::Result<()> {
-    stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut bytes = vec![0; 4096];
     let count = stream.read(&mut bytes)?;
