@@ -179,6 +179,7 @@ pub(crate) fn node(entry: &model::Workload, id: String) -> ProxyNode {
         service_account: entry.service_account().to_owned(),
         labels: entry.labels().clone(),
         http_proxy_port: None,
+        own_topology: None,
         interception: Interception::None,
         extensions: true,
     }

@@ -1,6 +1,7 @@
 //! Istio's traffic settings, from YAML through the control plane to what a proxy does with requests.
 
 mod design;
+mod topology;
 mod upstreams;
 
 use std::net::SocketAddr;

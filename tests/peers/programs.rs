@@ -52,7 +52,14 @@ impl Process {
     /// Starts a command whose output goes to `NAME.log` in the directory.
     pub fn start(name: &str, command: &mut Command, directory: &Path) -> Self {
         let log = directory.join(format!("{name}.log"));
-        let out = std::fs::File::create(&log).unwrap();
+        let _ = std::fs::remove_file(&log);
+        Self::start_again(name, command, directory)
+    }
+
+    /// The same, of one whose output goes on where that of an earlier one ended.
+    pub fn start_again(name: &str, command: &mut Command, directory: &Path) -> Self {
+        let log = directory.join(format!("{name}.log"));
+        let out = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let child = command
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
@@ -74,6 +81,32 @@ impl Process {
         }
     }
 
+    /// Ends it at once.
+    pub fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Whether it ends by itself in this time.
+    pub fn ended(&mut self, within: Duration) -> bool {
+        let end = Instant::now() + within;
+        loop {
+            if self.child.try_wait().unwrap().is_some() {
+                return true;
+            }
+            if Instant::now() > end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// What it has written.
     pub fn log(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
@@ -87,8 +120,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 

@@ -78,6 +78,8 @@ codes! {
     ServiceWithoutEndpoints = 206, Warning;
     /// Whoever leaves out the egress gateway gets out as well.
     EgressCanBeBypassed = 207, Info;
+    /// An egress gateway has a host that nobody declares.
+    HostNotDeclared = 208, Warning;
 }
 
 impl fmt::Display for Code {

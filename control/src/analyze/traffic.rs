@@ -1,16 +1,18 @@
 //! Routes, retries, gateways and subsets that do not do what they look like.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::scene::{Scene, few, written};
 use super::{Code, Message};
+use crate::model::gateway::Gateway;
 use crate::model::host;
 use crate::model::service::ServiceOrigin;
 use crate::model::sidecar::OutboundMode;
 use crate::model::values::selects;
 use crate::model::virtual_service::HttpRoute;
-use crate::model::{Object, ServiceLocation, StringMatch, VirtualService};
+use crate::model::{Object, Service, ServiceLocation, StringMatch, VirtualService};
 
 pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
     for rules in scene.world.virtual_services() {
@@ -119,7 +121,7 @@ fn gateways(scene: &Scene<'_>, found: &mut Vec<Message>) {
             continue;
         }
         let hosts: Vec<_> = gateway.spec.servers.iter().flat_map(|server| &server.hosts).collect();
-        // Hosts of services outside of the mesh: an egress gateway.
+        // Hosts of services outside of the mesh: an egress gateway. Every host is none in particular.
         let outside = world.services().iter().filter(|service| {
             service.origin == ServiceOrigin::ServiceEntry && service.location == ServiceLocation::MeshExternal
         });
@@ -127,9 +129,13 @@ fn gateways(scene: &Scene<'_>, found: &mut Vec<Message>) {
             .filter(|service| {
                 hosts
                     .iter()
-                    .any(|h| host::covers(h.rsplit_once('/').map_or(h, |(_, h)| h), &service.hostname))
+                    .map(|h| h.rsplit_once('/').map_or(h.as_str(), |(_, h)| h))
+                    .any(|h| h != "*" && host::covers(h, &service.hostname))
             })
             .collect();
+        if !outside.is_empty() {
+            undeclared(scene, gateway, &outside, found);
+        }
         let bound: Vec<_> = world.virtual_services().iter().filter(|rules| rules.spec.binds(&name)).collect();
         if bound.is_empty() {
             let (what, help) = match outside.is_empty() {
@@ -150,6 +156,44 @@ fn gateways(scene: &Scene<'_>, found: &mut Vec<Message>) {
             let help =
                 "set outboundTrafficPolicy.mode to REGISTRY_ONLY, and close other ways out in the network";
             found.push(Message::of(Code::EgressCanBeBypassed, &gateway.meta, "", why, help));
+        }
+    }
+}
+
+/// Hosts that no ServiceEntry has, at an egress gateway's servers for others that one has.
+fn undeclared(
+    scene: &Scene<'_>,
+    gateway: &Object<Gateway>,
+    outside: &[&Arc<Service>],
+    found: &mut Vec<Message>,
+) {
+    for (index, server) in gateway.spec.servers.iter().enumerate() {
+        let named = |h: &String| {
+            let name = h.rsplit_once('/').map_or(h.as_str(), |(_, h)| h);
+            name != "*" && outside.iter().any(|s| host::covers(name, &s.hostname))
+        };
+        if !server.hosts.iter().any(named) {
+            continue;
+        }
+        for (at, entry) in server.hosts.iter().enumerate() {
+            let name = entry.rsplit_once('/').map_or(entry.as_str(), |(_, name)| name);
+            let known = || {
+                scene
+                    .world
+                    .services()
+                    .iter()
+                    .any(|s| host::covers(name, &s.hostname) || host::covers(&s.hostname, name))
+            };
+            if name == "*" || known() {
+                continue;
+            }
+            let why = format!(
+                "no ServiceEntry has {name}: the gateway has nowhere to send it, and where outboundTrafficPolicy is \
+                 REGISTRY_ONLY the sidecars refuse it"
+            );
+            let help = format!("add {name} to the hosts of a ServiceEntry, or take it out of here");
+            let path = format!("spec.servers[{index}].hosts[{at}]");
+            found.push(Message::of(Code::HostNotDeclared, &gateway.meta, path, why, help));
         }
     }
 }

@@ -199,4 +199,60 @@ pub struct ProxyConfig {
     pub drain_duration: Option<Timespan>,
     /// Time for connections to drain when the proxy ends; unset means 5 s.
     pub termination_drain_duration: Option<Timespan>,
+    /// What stands before a gateway; a gateway's own (its node's `PROXY_CONFIG`) goes before the mesh's.
+    pub gateway_topology: Topology,
+}
+
+/// What stands before a gateway, and how far it is to be believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Topology {
+    /// So many proxies before the gateway are trusted to have written x-forwarded-for.
+    pub num_trusted_proxies: u32,
+    /// What becomes of x-forwarded-client-cert.
+    pub forward_client_cert_details: ForwardClientCert,
+    /// Every connection begins with a PROXY protocol header.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// Nothing is said about the PROXY protocol but that it is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(default)]
+pub struct ProxyProtocol {}
+
+/// What a gateway does with x-forwarded-client-cert.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+pub enum ForwardClientCert {
+    /// `SANITIZE_SET`.
+    #[default]
+    #[serde(rename = "UNDEFINED")]
+    Undefined,
+    /// It does not go on.
+    #[serde(rename = "SANITIZE")]
+    Sanitize,
+    /// It goes on as it came, over mutual TLS.
+    #[serde(rename = "FORWARD_ONLY")]
+    ForwardOnly,
+    /// The client's is added, over mutual TLS.
+    #[serde(rename = "APPEND_FORWARD")]
+    AppendForward,
+    /// The client's takes its place.
+    #[serde(rename = "SANITIZE_SET")]
+    SanitizeSet,
+    /// It goes on as it came.
+    #[serde(rename = "ALWAYS_FORWARD_ONLY")]
+    AlwaysForwardOnly,
+}
+
+impl ForwardClientCert {
+    /// Envoy's name of it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Undefined | Self::SanitizeSet => "SANITIZE_SET",
+            Self::Sanitize => "SANITIZE",
+            Self::ForwardOnly => "FORWARD_ONLY",
+            Self::AppendForward => "APPEND_FORWARD",
+            Self::AlwaysForwardOnly => "ALWAYS_FORWARD_ONLY",
+        }
+    }
 }

@@ -8,8 +8,8 @@ use super::kubernetes::{IntOrName, KubernetesService};
 use super::mesh_config::MeshConfig;
 use super::meta::{Meta, Object};
 use super::service::{
-    Endpoint, ExportTo, Protocol, Resolution, Service, ServiceLocation, ServiceOrigin, ServicePort,
-    ServiceVersions, TargetPort, Workload,
+    Endpoint, ExportTo, Protocol, ROLE_ANNOTATION, Resolution, Service, ServiceLocation, ServiceOrigin,
+    ServicePort, ServiceVersions, TargetPort, Workload,
 };
 use super::service_entry::{EntryPort, ServiceEntry, WorkloadEntry};
 use super::values::{Labels, Locality, selects};
@@ -218,10 +218,12 @@ fn endpoint(entry: &WorkloadEntry, meta: &Meta, registered: bool) -> Endpoint {
     } else {
         Some(Locality::parse(&entry.locality))
     };
-    // Istio's rule: a service account means a proxy, unless the label says otherwise.
+    // Istio's rule: a service account means a proxy, unless the label says otherwise. A gateway's servers say by themselves how
+    // they are spoken to: TLS that is to go through one untouched is not wrapped.
+    let gateway = registered && meta.annotations.get(ROLE_ANNOTATION).is_some_and(|role| role == "gateway");
     let mutual_tls = match labels.get(TLS_MODE_LABEL) {
         Some(mode) => mode == "istio",
-        None => !entry.service_account.is_empty(),
+        None => !entry.service_account.is_empty() && !gateway,
     };
     Endpoint {
         address: entry.address.clone(),

@@ -175,7 +175,11 @@ pub(super) fn http_connection_manager(
         }
         Way::Gateway => {
             hcm["server_name"] = "istio-envoy".into();
-            hcm["forward_client_cert_details"] = "SANITIZE_SET".into();
+            let topology = node.topology(world);
+            hcm["forward_client_cert_details"] = topology.forward_client_cert_details.as_str().into();
+            if topology.num_trusted_proxies > 0 {
+                hcm["xff_num_trusted_hops"] = topology.num_trusted_proxies.into();
+            }
             hcm["set_current_client_cert_details"] =
                 json!({"subject": true, "cert": true, "uri": true, "dns": true});
         }

@@ -105,12 +105,17 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
         if chains.is_empty() {
             continue;
         }
-        let inspectors = if sni {
-            json!([{"name": "envoy.filters.listener.tls_inspector", "typed_config": {"@type":
-                "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"}}])
-        } else {
-            json!([])
-        };
+        let mut inspectors = Vec::new();
+        // What comes before the connection's own first byte is read first.
+        if node.topology(world).proxy_protocol.is_some() {
+            inspectors
+                .push(json!({"name": "envoy.filters.listener.proxy_protocol", "typed_config": {"@type":
+                "type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"}}));
+        }
+        if sni {
+            inspectors.push(json!({"name": "envoy.filters.listener.tls_inspector", "typed_config": {"@type":
+                "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"}}));
+        }
         let listener = json!({
             "name": name,
             "address": {"socket_address": {"address": bind, "port_value": port}},

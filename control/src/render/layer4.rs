@@ -1,6 +1,8 @@
 //! Where connections go that nobody looks into, or only as far as their server name: the tcp and tls rules of
 //! VirtualServices.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::ProxyNode;
@@ -85,15 +87,36 @@ fn by_rules<'a>(
     })
 }
 
-/// A sidecar's chains for a service's TLS port, told apart by server name: those of its VirtualService's tls rules, else one
-/// for the service's own name.
-pub(super) fn by_server_name(world: &World, node: &ProxyNode, service: &Service, port: u16) -> Vec<Value> {
-    let chain = |names: &[String], to: Value| json!({"filter_chain_match": {"server_names": names}, "filters": tcp_chain(world, node, Way::Outbound, &to)});
-    let mut chains: Vec<Value> =
-        by_rules(world, node, service, port).map(|(names, to)| chain(names, to)).collect();
-    if chains.is_empty() {
-        let name = service.hostname.to_string();
-        chains.push(chain(&[name], outbound_name(port, "", &service.hostname).into()));
+/// A sidecar's chains for services' TLS ports, told apart by server name: as a service's VirtualService has them in its tls
+/// rules, else by its own name; and by its ranges of addresses, where it is known by some.
+pub(super) fn by_server_names<'a>(
+    world: &World,
+    node: &ProxyNode,
+    services: impl IntoIterator<Item = (&'a Service, u16, Option<Value>)>,
+) -> Vec<Value> {
+    let mut chains = Vec::new();
+    let mut taken = HashSet::new();
+    for (service, port, ranges) in services {
+        let of = ranges.as_ref().map(Value::to_string);
+        let mut add = |names: &[String], to: &Value| {
+            // Rules that speak for several services name all of them, each time.
+            let names: Vec<_> = names.iter().filter(|n| taken.insert((of.clone(), (*n).clone()))).collect();
+            if names.is_empty() {
+                return;
+            }
+            let mut wanted = json!({"server_names": names});
+            if let Some(ranges) = &ranges {
+                wanted["prefix_ranges"] = ranges.clone();
+            }
+            chains.push(
+                json!({"filter_chain_match": wanted, "filters": tcp_chain(world, node, Way::Outbound, to)}),
+            );
+        };
+        let mut ruled = by_rules(world, node, service, port).peekable();
+        if ruled.peek().is_none() {
+            add(&[service.hostname.to_string()], &outbound_name(port, "", &service.hostname).into());
+        }
+        ruled.for_each(|(names, to)| add(names, &to));
     }
     chains
 }

@@ -111,8 +111,8 @@ fn egress(world: &World, node: &ProxyNode) -> Vec<(String, Value)> {
             json!([{"filters": [http_connection_manager(world, node, Way::Outbound, &prefix, routes)]}])
         } else if protocol.is_tls() {
             rendered["listener_filters"] = json!([inspector("tls_inspector")]);
-            let chains = services.iter().flat_map(|s| layer4::by_server_name(world, node, s, port.number));
-            chains.collect()
+            let services = services.iter().map(|s| (&***s, port.number, None));
+            layer4::by_server_names(world, node, services).into()
         } else {
             // Without a look inside there is one destination: that of the first service.
             let to = services.first().map_or_else(

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::prost_types::{self, value::Kind};
 
+use crate::model::mesh_config::Topology;
 use crate::model::values::Locality;
 use crate::model::{Labels, World};
 
@@ -61,6 +62,8 @@ pub struct ProxyNode {
     pub interception: Interception,
     /// Where it runs, as its message says: by its labels, else by `node.locality`.
     pub locality: Locality,
+    /// What stands before it, where its own settings say so (`PROXY_CONFIG`); else the mesh's hold.
+    pub own_topology: Option<Topology>,
     /// It knows Istio's and our own filters (metadata `WEFT_EXTENSIONS`), which a plain Envoy does not.
     pub extensions: bool,
 }
@@ -80,12 +83,33 @@ pub enum NodeError {
     /// It has no address.
     #[error("node {0}: neither metadata INSTANCE_IPS nor the id has an IP address")]
     Address(String),
+    /// Its own settings cannot be read.
+    #[error(
+        "node {0}: metadata PROXY_CONFIG.gatewayTopology: {1}; see ProxyConfig in Istio's reference of MeshConfig"
+    )]
+    Topology(String, String),
 }
 
 fn text<'a>(metadata: Option<&'a prost_types::Struct>, key: &str) -> &'a str {
     match metadata.and_then(|m| m.fields.get(key)).and_then(|v| v.kind.as_ref()) {
         Some(Kind::StringValue(text)) => text,
         _ => "",
+    }
+}
+
+/// A value of metadata as JSON; numbers that are whole are integers, as YAML has them.
+fn json_of(value: &prost_types::Value) -> serde_json::Value {
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        Some(Kind::BoolValue(b)) => (*b).into(),
+        #[allow(clippy::cast_possible_truncation, reason = "it is in the range that is asked for")]
+        Some(Kind::NumberValue(n)) if n.fract() == 0.0 && n.abs() < 1e15 => (*n as i64).into(),
+        Some(Kind::NumberValue(n)) => (*n).into(),
+        Some(Kind::StringValue(s)) => s.as_str().into(),
+        Some(Kind::ListValue(list)) => list.values.iter().map(json_of).collect(),
+        Some(Kind::StructValue(s)) => {
+            s.fields.iter().map(|(k, v)| (k.clone(), json_of(v))).collect::<serde_json::Map<_, _>>().into()
+        }
     }
 }
 
@@ -151,8 +175,17 @@ impl ProxyNode {
             let said = node.locality.clone().unwrap_or_default();
             Locality { region: said.region, zone: said.zone, sub_zone: said.sub_zone }
         });
+        let own = metadata.and_then(|m| m.fields.get("PROXY_CONFIG")).map(json_of);
+        let own_topology = match own.as_ref().and_then(|config| config.get("gatewayTopology")) {
+            None => None,
+            Some(value) => Some(
+                serde_json::from_value(value.clone())
+                    .map_err(|e| NodeError::Topology(node.id.clone(), e.to_string()))?,
+            ),
+        };
         Ok(Self {
             locality,
+            own_topology,
             id: node.id.clone(),
             kind,
             addresses,
@@ -192,10 +225,16 @@ impl ProxyNode {
         let mut hasher = DefaultHasher::new();
         (self.kind, &self.addresses, &self.namespace, &self.service_account).hash(&mut hasher);
         (self.selected_by(world), self.http_proxy_port, self.interception, self.extensions).hash(&mut hasher);
+        self.topology(world).hash(&mut hasher);
         for (service, endpoint) in self.addresses.iter().flat_map(|a| world.served_at(a)) {
             (&service.hostname, endpoint).hash(&mut hasher);
         }
         hasher.finish()
+    }
+
+    /// What stands before it.
+    pub(super) fn topology<'a>(&'a self, world: &'a World) -> &'a Topology {
+        self.own_topology.as_ref().unwrap_or(&world.mesh().default_config.gateway_topology)
     }
 
     /// Where it runs: as its workload's entry says, else as its message did.

@@ -69,6 +69,16 @@ impl NodeArgs {
                 metadata.extend(object);
             }
         }
+        // What the injector takes from the annotation proxy.istio.io/config, as pilot-agent reads it.
+        if let Some(text) = std::env::var("PROXY_CONFIG").ok().filter(|text| !text.trim().is_empty()) {
+            let value = xds_protos::json::value_from_yaml_str(&text)
+                .context("environment variable PROXY_CONFIG is neither YAML nor JSON")?;
+            anyhow::ensure!(
+                value.is_object(),
+                "environment variable PROXY_CONFIG is not an object (a ProxyConfig)"
+            );
+            metadata.insert("PROXY_CONFIG".to_owned(), value);
+        }
         let kind = match self.role {
             RoleArg::Sidecar => "sidecar",
             RoleArg::Gateway => "router",

@@ -243,8 +243,8 @@ async fn relay(
     callee.cluster = Some(cluster.clone());
     let Some((connected, active)) = open(&cluster, info, config, stream).await else { return };
     let Connected { io: mut upstream, tls, local, guard } = connected;
-    callee.tls = tls;
-    stream.upstream_local = local;
+    callee.tls.clone_from(&tls);
+    (stream.upstream_local, stream.upstream_tls) = (local, tls);
     if let Some(reporter) = &config.reporter {
         reporter.tcp_opened(info, callee.far(info));
     }

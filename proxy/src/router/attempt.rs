@@ -13,6 +13,7 @@ use super::flow::Flow;
 use super::reply::LocalReply;
 use crate::cluster::balance::Omit;
 use crate::codec::{BodyError, Reply, Request, ResetReason};
+use crate::io::TlsInfo;
 use crate::telemetry::Flag;
 
 /// A try.
@@ -38,6 +39,8 @@ pub struct Seen {
     pub address: Option<SocketAddr>,
     /// Our address on the connection.
     pub local: Option<SocketAddr>,
+    /// What TLS established on it.
+    pub tls: Option<Arc<TlsInfo>>,
 }
 
 /// How a try ended.

@@ -95,6 +95,7 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
             flow.info(|i| {
                 i.upstream_host = seen.address;
                 i.upstream_local = seen.local;
+                i.upstream_tls.clone_from(&seen.tls);
             });
             tried.push(seen.host);
         }

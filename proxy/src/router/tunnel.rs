@@ -15,7 +15,7 @@ use crate::cluster::connect::{ConnectionGuard, connect};
 use crate::cluster::{Cluster, Outcome, Picked, RoutingPriority};
 use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, Protocol, Reply, ResetReason, ResponseHead};
 use crate::identity::tls::ConnectOptions;
-use crate::io::{Io, scratch};
+use crate::io::{Io, TlsInfo, scratch};
 
 /// What is known of the connection, beside the reply.
 pub struct Opened {
@@ -23,6 +23,8 @@ pub struct Opened {
     pub reply: Reply,
     /// Our address.
     pub local: Option<std::net::SocketAddr>,
+    /// What TLS established.
+    pub tls: Option<Arc<TlsInfo>>,
 }
 
 /// Connects to the host and grants the tunnel. `body` are the bytes that go there.
@@ -39,7 +41,7 @@ pub async fn open(
         Failure::Connect { timeout: failure.timeout, reason: failure.reason }
     })?;
     cluster.report(&host, Outcome::Answered(StatusCode::OK));
-    let local = connected.local;
+    let (local, tls) = (connected.local, connected.tls);
     let mut stream = Tunnel {
         io: connected.io,
         source: body,
@@ -53,7 +55,7 @@ pub async fn open(
         return Err(Failure::Downstream(error));
     }
     let head = ResponseHead { status: StatusCode::OK, protocol: Protocol::Http11, headers: Headers::new() };
-    Ok(Opened { reply: Reply { head, body: Body::stream(stream), close: false, reset: None }, local })
+    Ok(Opened { reply: Reply { head, body: Body::stream(stream), close: false, reset: None }, local, tls })
 }
 
 /// How far our side of the connection is.

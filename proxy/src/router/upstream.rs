@@ -148,14 +148,14 @@ impl ClusterUpstreams {
         if let Some(priorities) = &self.priorities {
             priorities.borrow_mut().add(host.priority());
         }
-        *seen = Some(Seen { host: host.id().0, address: host.address().ip(), local: None });
+        *seen = Some(Seen { host: host.id().0, address: host.address().ip(), local: None, tls: None });
         self.callee.borrow_mut().host = Some(host.clone());
         if self.terminate {
             let body = mem::take(&mut request.body);
             // Boxed: few requests are tunnels that end here, and all would carry the room for it.
             let opened = Box::pin(tunnel::open(&cluster, picked, self.priority, body)).await?;
             if let Some(seen) = seen {
-                seen.local = opened.local;
+                (seen.local, seen.tls) = (opened.local, opened.tls);
             }
             return Ok(opened.reply);
         }
@@ -187,7 +187,7 @@ impl ClusterUpstreams {
         };
         cluster.connected(&host);
         if let Some(seen) = seen {
-            seen.local = upstream.local();
+            (seen.local, seen.tls) = (upstream.local(), upstream.tls().cloned());
         }
         self.callee.borrow_mut().tls = upstream.tls().cloned();
         self.flow.sending(upstream.protocol());

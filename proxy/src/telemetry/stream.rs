@@ -12,7 +12,7 @@ use http::StatusCode;
 use super::details::Details;
 use super::flags::Flags;
 use crate::codec::Protocol;
-use crate::io::{DynamicMetadata, FilterState};
+use crate::io::{DynamicMetadata, FilterState, TlsInfo};
 
 /// The record of a stream.
 #[derive(Clone, Debug)]
@@ -43,6 +43,8 @@ pub struct StreamInfo {
     pub upstream_host: Option<SocketAddr>,
     /// Our address on the last upstream connection.
     pub upstream_local: Option<SocketAddr>,
+    /// What TLS established on it.
+    pub upstream_tls: Option<Arc<TlsInfo>>,
     /// Why the last upstream transport failed, in words.
     pub upstream_failure: Option<Box<str>>,
     /// Attempts made, the first included.
@@ -107,6 +109,7 @@ impl StreamInfo {
             cluster: None,
             upstream_host: None,
             upstream_local: None,
+            upstream_tls: None,
             upstream_failure: None,
             attempts: 0,
             request_end: None,

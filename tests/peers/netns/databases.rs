@@ -29,6 +29,11 @@ fn mesh(more: &str) -> String {
 
 /// PostgreSQL on a host, with TLS of its own for those who ask for it.
 fn postgres(host: &Host, directory: &Path) -> Process {
+    postgres_with(host, directory).1
+}
+
+/// The same, and what starts it again.
+pub(crate) fn postgres_with(host: &Host, directory: &Path) -> (Command, Process) {
     let data = cluster(directory);
     let own = rcgen::generate_simple_self_signed(["postgres".to_owned()]).unwrap();
     for (name, text) in [("server.crt", own.cert.pem()), ("server.key", own.signing_key.serialize_pem())] {
@@ -43,12 +48,14 @@ fn postgres(host: &Host, directory: &Path) -> Process {
     for setting in ["unix_socket_directories=", "fsync=off", "max_connections=50", "ssl=on"] {
         postgres.args(["-c", setting]);
     }
-    let mut postgres = Process::start("postgres", &mut host.command(&postgres), directory);
+    let mut command = host.command(&postgres);
+    let mut postgres = Process::start("postgres", &mut command, directory);
     postgres.wait("accepting", || psql(host, "127.0.0.1", "disable", "select 1").is_ok());
-    postgres
+    (command, postgres)
 }
 
-fn psql(from: &Host, to: &str, ssl: &str, query: &str) -> Result<String, String> {
+/// What psql says, without ornaments.
+pub(crate) fn psql(from: &Host, to: &str, ssl: &str, query: &str) -> Result<String, String> {
     let mut psql = Command::new(peer("WEFT_PSQL"));
     psql.arg(format!("host={to} port=5432 user=postgres sslmode={ssl} connect_timeout=10"));
     psql.args(["-X", "-A", "-t", "-q", "-c", query]);
@@ -62,15 +69,22 @@ fn pgbench(from: &Host, to: &str, arguments: &[&str]) -> String {
 }
 
 fn redis(host: &Host, directory: &Path) -> Process {
+    redis_with(host, directory).1
+}
+
+/// Redis on a host, and what starts it again.
+pub(crate) fn redis_with(host: &Host, directory: &Path) -> (Command, Process) {
     let mut redis = Command::new(peer("WEFT_REDIS"));
     redis.args(["--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--appendonly", "no"]);
     redis.arg("--dir").arg(directory);
-    let mut redis = Process::start("redis", &mut host.command(&redis), directory);
+    let mut command = host.command(&redis);
+    let mut redis = Process::start("redis", &mut command, directory);
     redis.wait("accepting", || redis_cli(host, "127.0.0.1", &["ping"]).is_ok_and(|a| a == "PONG"));
-    redis
+    (command, redis)
 }
 
-fn redis_cli(from: &Host, to: &str, arguments: &[&str]) -> Result<String, String> {
+/// What redis-cli says.
+pub(crate) fn redis_cli(from: &Host, to: &str, arguments: &[&str]) -> Result<String, String> {
     let mut cli = Command::new(peer("WEFT_REDIS_CLI"));
     cli.args(["-h", to]).args(arguments);
     run(&mut from.command(&cli)).map(|text| text.trim_end().to_owned())

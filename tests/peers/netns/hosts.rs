@@ -19,6 +19,8 @@ use crate::programs::peer;
 
 /// Where `ip netns` keeps the names.
 const NAMES: &str = "/run/netns";
+/// Where `ip netns exec` looks for files that a host has of its own.
+const ETC: &str = "/etc/netns";
 /// What the names of ours begin with; the process's number follows.
 const PREFIX: &str = "weft-test-";
 
@@ -58,7 +60,7 @@ pub fn run(program: impl AsRef<std::ffi::OsStr>, arguments: &str) {
 pub struct Host(String);
 
 impl Host {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let name = format!("{PREFIX}{}-{}-{name}", std::process::id(), NUMBER.fetch_add(1, Relaxed));
         run("ip", &format!("netns add {name}"));
@@ -70,6 +72,18 @@ impl Host {
         }
         host.ip("link set lo up");
         host
+    }
+
+    /// Its name, as `ip netns` has it.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// What programs started on this host find at `/etc/FILE`.
+    pub fn etc(&self, file: &str, text: &str) {
+        let directory = Path::new(ETC).join(&self.0);
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join(file), text).unwrap();
     }
 
     /// `ip ARGUMENTS` on this host.
@@ -128,16 +142,21 @@ impl Host {
 
     /// Does something on this host, in a thread of its own: sockets that it makes are this host's.
     pub fn inside<R: Send>(&self, act: impl FnOnce() -> R + Send) -> R {
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                let namespace = File::open(Path::new(NAMES).join(&self.0)).unwrap();
-                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                    .unwrap_or_else(|e| panic!("entering a network namespace (needs CAP_SYS_ADMIN): {e}"));
-                act()
-            });
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        inside(&self.0, act)
     }
+}
+
+/// Does something on the host of a name, as [`Host::inside`] does.
+pub fn inside<R: Send>(name: &str, act: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let namespace = File::open(Path::new(NAMES).join(name)).unwrap();
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                .unwrap_or_else(|e| panic!("entering a network namespace (needs CAP_SYS_ADMIN): {e}"));
+            act()
+        });
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// A port that is served until this is dropped.
@@ -151,8 +170,13 @@ impl Drop for Serving {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).output();
+        forget(&self.0);
     }
+}
+
+fn forget(name: &str) {
+    let _ = Command::new("ip").args(["netns", "del", name]).output();
+    let _ = std::fs::remove_dir_all(Path::new(ETC).join(name));
 }
 
 /// The three hosts.
@@ -192,12 +216,12 @@ impl Net {
 }
 
 /// Takes away what a test that was killed left behind.
-fn sweep() {
+pub(super) fn sweep() {
     for entry in std::fs::read_dir(NAMES).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            let _ = Command::new("ip").args(["netns", "del", &name]).output();
+            forget(&name);
         }
     }
 }

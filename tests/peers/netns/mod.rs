@@ -6,15 +6,17 @@
 
 mod capture;
 mod captured;
-mod databases;
+pub(crate) mod databases;
 mod first_bytes;
-mod hosts;
+pub(crate) mod hosts;
 mod ingress;
+mod kafka;
 mod modes;
-mod pods;
+pub(crate) mod pods;
 mod redirect;
 mod source;
-mod wire;
+pub(crate) mod switch;
+pub(crate) mod wire;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};

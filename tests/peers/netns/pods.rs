@@ -1,10 +1,11 @@
-//! Two pods with a sidecar each, whose traffic the kernel redirects, and a control plane outside.
+//! Pods with a sidecar each, whose traffic the kernel redirects, gateways, and a control plane outside.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use weft_certs::authority::KeyKind;
 use weft_control::ca::State;
 use weft_control::ca::store::Shape;
@@ -57,16 +58,43 @@ pub enum Program {
     Envoy,
 }
 
-/// A mesh of two pods, and somebody outside who runs its control plane.
+/// A workload: its host, its names, and who is its proxy.
+pub struct Pod<'a> {
+    /// Where it runs.
+    pub host: &'a Host,
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name, which is its `app` label and its service account, too.
+    pub name: &'a str,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Whether its traffic is captured by a sidecar; else it is a gateway.
+    pub captured: bool,
+    /// More labels.
+    pub labels: &'a [&'a str],
+    /// Its proxy.
+    pub program: Program,
+}
+
+/// A program that runs, and how it was started.
+struct Running {
+    name: String,
+    command: Command,
+    process: Process,
+}
+
+/// A mesh of pods, and somebody outside who runs its control plane.
 pub struct Pods {
     directory: tempfile::TempDir,
-    processes: Vec<Process>,
+    running: Vec<Running>,
+    /// The control plane's address.
+    control: IpAddr,
     /// How inbound connections come to the sidecars.
     mode: &'static str,
 }
 
 impl Pods {
-    /// With these sidecars of the client and of the server.
+    /// Two of them, with these sidecars of the client and of the server.
     pub fn new(net: &Net, text: &str, sidecars: [Program; 2]) -> Self {
         Self::with(net, text, sidecars, [CLIENT, SERVER], "REDIRECT")
     }
@@ -79,7 +107,30 @@ impl Pods {
         [client, serving]: [IpAddr; 2],
         mode: &'static str,
     ) -> Self {
-        let mut pods = Self { directory: tempfile::tempdir().unwrap(), processes: Vec::new(), mode };
+        let mut pods = Self::control(&net.gateway, OUTSIDE, text, &[]);
+        pods.mode = mode;
+        let pod = |host, name, ip, program| Pod {
+            host,
+            namespace: "shop",
+            name,
+            ip,
+            captured: true,
+            labels: &[],
+            program,
+        };
+        pods.add(&pod(&net.client, "web", client, web));
+        pods.add(&pod(&net.server, "server", serving, server));
+        pods
+    }
+
+    /// None yet: a control plane on a host, at one of its addresses.
+    pub fn control(host: &Host, address: IpAddr, text: &str, more: &[&str]) -> Self {
+        let mut pods = Self {
+            directory: tempfile::tempdir().unwrap(),
+            running: Vec::new(),
+            control: address,
+            mode: "REDIRECT",
+        };
         let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(pods.directory.path(), everybody).unwrap();
         let [config, state] = ["config", "state"].map(|name| pods.file(name));
@@ -87,16 +138,13 @@ impl Pods {
         State::open(Path::new(&state), shape, std::time::SystemTime::now().into()).unwrap();
         std::fs::create_dir(&config).unwrap();
         std::fs::write(pods.file("config/mesh.yaml"), text).unwrap();
-        let address = OUTSIDE.to_string();
         let mut control = weft();
-        control.args(["control", "--config-dir", &config, "--state-dir", &state, "--address", &address]);
-        let mut process =
-            Process::start("control", &mut net.gateway.command(&control), pods.directory.path());
-        let ready = || net.gateway.inside(|| get(SocketAddr::new(OUTSIDE, 8080), "/ready"));
-        process.wait("ready", || ready().is_ok_and(|a| a.0 == 200));
-        pods.processes.push(process);
-        pods.sidecar(&net.client, "web", client, web);
-        pods.sidecar(&net.server, "server", serving, server);
+        control.args(["control", "--config-dir", &config, "--state-dir", &state]);
+        control.args(["--address", &address.to_string()]).args(more);
+        pods.run("control", host.command(&control));
+        pods.wait("control", "ready", || {
+            host.inside(|| get(SocketAddr::new(address, 8080), "/ready")).is_ok_and(|a| a.0 == 200)
+        });
         pods
     }
 
@@ -105,22 +153,36 @@ impl Pods {
         self.directory.path().join(name).to_str().unwrap().to_owned()
     }
 
+    fn run(&mut self, name: &str, mut command: Command) {
+        let process = Process::start(name, &mut command, self.directory.path());
+        self.running.push(Running { name: name.to_owned(), command, process });
+    }
+
+    fn named(&mut self, name: &str) -> &mut Running {
+        self.running.iter_mut().find(|r| r.name == name).unwrap_or_else(|| panic!("no {name:?} runs"))
+    }
+
+    fn wait(&mut self, name: &str, what: &str, done: impl FnMut() -> bool) {
+        self.named(name).process.wait(what, done);
+    }
+
     /// Runs a program as the user whose connections are not captured.
     fn start(&mut self, host: &Host, name: &str, program: &Command) {
         let mut run = Command::new("setpriv");
         run.args([&format!("--reuid={PROXY}"), &format!("--regid={PROXY}"), "--clear-groups"]);
-        if self.mode == "TPROXY" {
-            // To take and to make connections at addresses that are not its own.
-            run.args(["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]);
-        }
+        // A gateway's ports are low; TPROXY takes and makes connections at addresses that are not its own.
+        let capability = if self.mode == "TPROXY" { "+net_admin" } else { "+net_bind_service" };
+        run.args([format!("--inh-caps={capability}"), format!("--ambient-caps={capability}")]);
         run.arg(program.get_program()).args(program.get_args());
-        self.processes.push(Process::start(name, &mut host.command(&run), self.directory.path()));
+        self.run(name, host.command(&run));
     }
 
-    fn sidecar(&mut self, host: &Host, name: &str, ip: IpAddr, program: Program) {
+    /// Starts a pod's proxy, and waits until it is ready.
+    pub fn add(&mut self, pod: &Pod<'_>) {
         let lifetime = Duration::from_secs(600);
-        let token = weft_control::ca::token::create(Path::new(&self.file("state")), "shop", name, lifetime);
-        let own = self.file(name);
+        let state = self.file("state");
+        let token = weft_control::ca::token::create(Path::new(&state), pod.namespace, pod.name, lifetime);
+        let own = self.file(pod.name);
         std::fs::create_dir(&own).unwrap();
         let file = |what: &str| format!("{own}/{what}");
         std::fs::write(file("token"), token.unwrap()).unwrap();
@@ -128,42 +190,50 @@ impl Pods {
         for path in [own.clone(), file("token"), file("root")] {
             std::os::unix::fs::chown(path, Some(PROXY), Some(PROXY)).unwrap();
         }
-        let flags = ["-i", "*", "-b", "*", "-d", "15090,15021,15020", "-m", self.mode];
-        super::capture::init_on(host, &flags).unwrap();
-        let identity = [
+        if pod.captured {
+            let flags = ["-i", "*", "-b", "*", "-d", "15090,15021,15020", "-m", self.mode];
+            super::capture::init_on(pod.host, &flags).unwrap();
+        }
+        let mut arguments: Vec<String> = [
             "--xds-address",
-            &SocketAddr::new(OUTSIDE, 15012).to_string(),
+            &SocketAddr::new(self.control, 15012).to_string(),
             "--root-cert",
             &file("root"),
             "--token-file",
             &file("token"),
             "--namespace",
-            "shop",
+            pod.namespace,
             "--service-account",
-            name,
+            pod.name,
             "--name",
-            name,
+            pod.name,
             "--label",
-            &format!("app={name}"),
+            &format!("app={}", pod.name),
             "--ip",
-            &ip.to_string(),
-            "--interception-mode",
-            self.mode,
+            &pod.ip.to_string(),
         ]
-        .map(str::to_owned);
-        match program {
+        .map(str::to_owned)
+        .into();
+        arguments.extend(pod.labels.iter().flat_map(|label| ["--label".to_owned(), (*label).to_owned()]));
+        let role = match pod.captured {
+            true => ["--interception-mode", self.mode],
+            false => ["--role", "gateway"],
+        };
+        arguments.extend(role.map(str::to_owned));
+        match pod.program {
             Program::Weft => {
                 let mut proxy = weft_proxy();
-                proxy.args(&identity).args(["--concurrency", "1"]);
-                self.start(host, name, &proxy);
+                proxy.args(&arguments).args(["--concurrency", "1"]);
+                self.start(pod.host, pod.name, &proxy);
             }
             Program::Envoy => {
                 let (bootstrap, sds, xds) = (file("bootstrap.json"), file("sds"), file("xds"));
-                let mut agent = weft();
-                agent.arg("agent").args(&identity);
-                agent.args(["--sds-socket", &sds, "--xds-socket", &xds, "--bootstrap", &bootstrap]);
-                self.start(host, &format!("{name}-agent"), &agent);
-                self.processes.last_mut().unwrap().wait("serving", || Path::new(&bootstrap).exists());
+                let agent = format!("{}-agent", pod.name);
+                let mut command = weft();
+                command.arg("agent").args(&arguments);
+                command.args(["--sds-socket", &sds, "--xds-socket", &xds, "--bootstrap", &bootstrap]);
+                self.start(pod.host, &agent, &command);
+                self.wait(&agent, "serving", || Path::new(&bootstrap).exists());
                 let mut envoy = Command::new(peer("WEFT_ENVOY"));
                 envoy.args([
                     "--disable-hot-restart",
@@ -174,16 +244,50 @@ impl Pods {
                     "-c",
                     &bootstrap,
                 ]);
-                self.start(host, name, &envoy);
+                self.start(pod.host, pod.name, &envoy);
             }
         }
-        let ready = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 15021);
-        let process = self.processes.last_mut().unwrap();
-        process.wait("ready", || host.inside(|| get(ready, "/healthz/ready")).is_ok_and(|a| a.0 == 200));
+        self.ready(pod);
+    }
+
+    /// Waits until a pod's proxy is ready.
+    pub fn ready(&mut self, pod: &Pod<'_>) {
+        let at = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 15021);
+        let healthy = || pod.host.inside(|| get(at, "/healthz/ready")).is_ok_and(|a| a.0 == 200);
+        self.wait(pod.name, "ready", healthy);
+    }
+
+    /// Ends one of them at once, as the kernel does that is out of memory.
+    pub fn kill(&mut self, name: &str) {
+        self.running.retain(|r| r.name != name);
+    }
+
+    /// Ends one of them at once and starts it anew, as its supervisor does.
+    pub fn restart(&mut self, name: &str) {
+        let directory = self.directory.path().to_owned();
+        let running = self.named(name);
+        running.process.end();
+        running.process = Process::start_again(name, &mut running.command, &directory);
+    }
+
+    /// Sends one of them a signal.
+    pub fn send(&self, name: &str, signal: Signal) {
+        let running = self.running.iter().find(|r| r.name == name);
+        running.unwrap_or_else(|| panic!("no {name:?} runs")).process.signal(signal);
+    }
+
+    /// Waits until one of them has ended by itself.
+    pub fn ended(&mut self, name: &str, within: Duration) {
+        assert!(self.named(name).process.ended(within), "{name} goes on:\n{}", self.logs());
+    }
+
+    /// All that one of them has written.
+    pub fn log_of(&self, name: &str) -> String {
+        std::fs::read_to_string(self.file(&format!("{name}.log"))).unwrap_or_default()
     }
 
     /// What all have written.
     pub fn logs(&self) -> String {
-        self.processes.iter().map(Process::log).collect::<Vec<_>>().join("\n----\n")
+        self.running.iter().map(|r| r.process.log()).collect::<Vec<_>>().join("\n----\n")
     }
 }

@@ -208,16 +208,9 @@ fn listener(
         let destination = layer4::destination(world, node, service, port);
         tcp_chain(world, node, Way::Outbound, &destination)
     };
-    let mut chains: Vec<Value> = Vec::new();
-    for (service, port) in &parts.names {
-        for mut chain in layer4::by_server_name(world, node, service, *port) {
-            // Where several services share the port, each is known by its addresses too.
-            if let Some(ranges) = ranges_of(service) {
-                chain["filter_chain_match"]["prefix_ranges"] = ranges;
-            }
-            chains.push(chain);
-        }
-    }
+    // Where several services share the port, each is known by its addresses too.
+    let names = parts.names.iter().map(|(service, port)| (*service, *port, ranges_of(service)));
+    let mut chains = layer4::by_server_names(world, node, names);
     for (service, port) in &parts.ranges {
         if let Some(ranges) = ranges_of(service) {
             chains.push(

@@ -10,6 +10,7 @@ use super::{FormatError, LogContext};
 use crate::codec::digits::{self, millis};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, RequestHead};
+use crate::io::TlsInfo;
 use crate::io::metadata::{json, json_of};
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -128,6 +129,61 @@ impl Point {
             Self::Now => Some(Instant::now()),
         }
     }
+}
+
+/// Which of the two connections is spoken of.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Side {
+    Downstream,
+    Upstream,
+}
+
+/// What is told of a connection's TLS.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum TlsPart {
+    PeerUriSan,
+    PeerDnsSan,
+    PeerSubject,
+    PeerFingerprint,
+    LocalUriSan,
+    Version,
+    Cipher,
+}
+
+impl TlsPart {
+    fn write(self, tls: &TlsInfo, out: &mut Vec<u8>) -> bool {
+        match self {
+            Self::PeerUriSan => list(out, Some(&tls.peer_uri_sans)),
+            Self::PeerDnsSan => list(out, Some(&tls.peer_dns_sans)),
+            Self::PeerSubject => text(out, Some(&*tls.peer_subject).filter(|s| !s.is_empty())),
+            Self::PeerFingerprint => {
+                tls.peer_chain.first().is_some_and(|leaf| text(out, Some(&fingerprint(leaf))))
+            }
+            Self::LocalUriSan => text(out, tls.local_id.as_deref()),
+            Self::Version => text(out, Some(tls.version)),
+            Self::Cipher => text(out, Some(tls.cipher)),
+        }
+    }
+}
+
+/// The operators of TLS, which are the same for both connections but for what Envoy has for one of them only.
+fn tls_part(name: &str) -> Option<(Side, TlsPart)> {
+    let (side, rest) = match name.split_once('_')? {
+        ("DOWNSTREAM", rest) => (Side::Downstream, rest),
+        ("UPSTREAM", rest) => (Side::Upstream, rest),
+        _ => return None,
+    };
+    let part = match (side, rest) {
+        (_, "PEER_URI_SAN") => TlsPart::PeerUriSan,
+        (_, "PEER_DNS_SAN") => TlsPart::PeerDnsSan,
+        (_, "PEER_SUBJECT") => TlsPart::PeerSubject,
+        (_, "LOCAL_URI_SAN") => TlsPart::LocalUriSan,
+        (_, "TLS_VERSION") => TlsPart::Version,
+        (_, "TLS_CIPHER") => TlsPart::Cipher,
+        (Side::Downstream, "PEER_FINGERPRINT_256") => TlsPart::PeerFingerprint,
+        _ => return None,
+    };
+    Some((side, part))
 }
 
 /// What a duration is counted in.
@@ -261,13 +317,7 @@ pub(super) enum Operator {
     FilterChainName,
     ConnectionId,
     AttemptCount,
-    PeerUriSan,
-    PeerDnsSan,
-    PeerSubject,
-    LocalUriSan,
-    TlsVersion,
-    TlsCipher,
-    PeerFingerprint,
+    Tls(Side, TlsPart),
     GrpcStatus(GrpcShape),
     Hostname(String),
     DynamicMetadata(Vec<String>),
@@ -314,7 +364,6 @@ impl Operator {
             "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Self::UpstreamHost(Part::Ip),
             "UPSTREAM_REMOTE_PORT" => Self::UpstreamHost(Part::Port),
             "DOWNSTREAM_DIRECT_REMOTE_PORT" => Self::DownstreamDirectRemote(Part::Port),
-            "DOWNSTREAM_PEER_FINGERPRINT_256" => Self::PeerFingerprint,
             "DYNAMIC_METADATA" => return metadata(name, arguments),
             "METADATA" => match arguments.and_then(|a| a.strip_prefix("DYNAMIC:")) {
                 Some(rest) => return metadata(name, Some(rest)),
@@ -350,14 +399,11 @@ impl Operator {
             "FILTER_CHAIN_NAME" => Self::FilterChainName,
             "CONNECTION_ID" => Self::ConnectionId,
             "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Self::AttemptCount,
-            "DOWNSTREAM_PEER_URI_SAN" => Self::PeerUriSan,
-            "DOWNSTREAM_PEER_DNS_SAN" => Self::PeerDnsSan,
-            "DOWNSTREAM_PEER_SUBJECT" => Self::PeerSubject,
-            "DOWNSTREAM_LOCAL_URI_SAN" => Self::LocalUriSan,
-            "DOWNSTREAM_TLS_VERSION" => Self::TlsVersion,
-            "DOWNSTREAM_TLS_CIPHER" => Self::TlsCipher,
             "HOSTNAME" => Self::Hostname(std::env::var("HOSTNAME").unwrap_or_else(|_| "-".to_owned())),
-            _ => return Err(FormatError::Unknown(name.to_owned())),
+            other => match tls_part(other) {
+                Some((side, part)) => Self::Tls(side, part),
+                None => return Err(FormatError::Unknown(name.to_owned())),
+            },
         };
         if arguments.is_some() {
             return Err(FormatError::Arguments(name.to_owned(), "takes no arguments"));
@@ -398,7 +444,6 @@ impl Operator {
     /// Appends the value; false, with nothing appended, where there is none.
     pub(super) fn write(&self, context: &LogContext<'_>, out: &mut Vec<u8>) -> bool {
         let (stream, connection) = (context.stream, context.connection);
-        let tls = connection.tls.as_deref();
         match self {
             Self::Request(field, without_query) => {
                 let found = field.find(|f| context.request.and_then(|r| f.of_request(r)));
@@ -476,16 +521,13 @@ impl Operator {
             Self::FilterChainName => text(out, Some(&*connection.filter_chain).filter(|n| !n.is_empty())),
             Self::ConnectionId => number(out, connection.id),
             Self::AttemptCount => number(out, stream.attempts),
-            Self::PeerUriSan => list(out, tls.map(|t| t.peer_uri_sans.as_slice())),
-            Self::PeerDnsSan => list(out, tls.map(|t| t.peer_dns_sans.as_slice())),
-            Self::PeerSubject => text(out, tls.map(|t| t.peer_subject.as_str()).filter(|s| !s.is_empty())),
-            Self::LocalUriSan => text(out, tls.and_then(|t| t.local_id.as_deref())),
-            Self::TlsVersion => text(out, tls.map(|t| t.version)),
-            Self::TlsCipher => text(out, tls.map(|t| t.cipher)),
-            Self::PeerFingerprint => match tls.and_then(|t| t.peer_chain.first()) {
-                Some(leaf) => text(out, Some(&fingerprint(leaf))),
-                None => false,
-            },
+            Self::Tls(side, part) => {
+                let tls = match side {
+                    Side::Downstream => connection.tls.as_deref(),
+                    Side::Upstream => stream.upstream_tls.as_deref(),
+                };
+                tls.is_some_and(|tls| part.write(tls, out))
+            }
             Self::GrpcStatus(shape) => match (stream.grpc_status, shape) {
                 (Some(code), GrpcShape::Number) => number(out, code),
                 (Some(code), GrpcShape::Camel) => text(out, Some(grpc_name(code))),
