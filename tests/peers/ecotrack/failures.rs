@@ -82,8 +82,9 @@ fn the_mesh_outlives_what_befalls_it() {
     ecotrack.cable("order-service", "down");
     let began = Instant::now();
     let (status, said) = ecotrack.curl(&format!("https://{API}/api/orders"), &["-d", &format!("1 {CARD}")]);
-    assert_eq!(status, "503", "{said}\n{}", ecotrack.story());
-    assert!(began.elapsed() < Duration::from_secs(45), "{:?}", began.elapsed());
+    // The connection is there still, as far as anybody knows: only the time tells.
+    assert_eq!(status, "504", "{said}\n{}", ecotrack.story());
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
     ecotrack.browses("a partition elsewhere", 20);
     ecotrack.cable("order-service", "up");
     ecotrack.recovers("the partition is over");
