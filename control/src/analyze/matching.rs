@@ -102,7 +102,7 @@ impl<'a> Identity<'a> {
             world,
             namespace: &from.meta.namespace,
             account: from.service_account(),
-            shown: from.endpoint.mutual_tls,
+            shown: from.shows_identity(),
         }
     }
 

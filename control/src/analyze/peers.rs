@@ -25,7 +25,7 @@ fn shut_out(scene: &Scene<'_>, found: &mut Vec<Message>) {
     let world = scene.world;
     for policy in world.peer_authentications() {
         let mut out = BTreeSet::new();
-        for edge in scene.edges.iter().filter(|edge| !edge.from.endpoint.mutual_tls) {
+        for edge in scene.edges.iter().filter(|edge| !edge.from.shows_identity()) {
             let meta = &edge.to.meta;
             let (mode, by) = world.peer_policy(&meta.namespace, edge.to.labels(), Some(edge.port));
             let is = by.is_some_and(|by| by.meta.key() == policy.meta.key());

@@ -110,8 +110,6 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
 const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     (Kind::VirtualService, "fault.delay", &["exponentialDelay"]),
     (Kind::VirtualService, "fault.abort", &["http2Error"]),
-    (Kind::VirtualService, "tls.match", &["destinationSubnets"]),
-    (Kind::VirtualService, "tcp.match", &["destinationSubnets"]),
     (Kind::DestinationRule, "loadBalancer", &["zoneAwareLbSetting"]),
     (Kind::DestinationRule, "trafficPolicy", &["tunnel"]),
     (Kind::Gateway, "servers", &["defaultEndpoint"]),
@@ -187,7 +185,6 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
             "extraStatTags",
             "fileFlushInterval",
             "fileFlushMinSizeKb",
-            "gatewayTopology",
             "holdApplicationUntilProxyStarts",
             "image",
             "interceptionMode",
@@ -396,8 +393,8 @@ mod tests {
 
     #[test]
     fn a_field_is_refused_only_where_istio_has_it() {
-        assert!(advise(Kind::VirtualService, "spec.tcp[3].match[0]", "destinationSubnets", true).is_some());
-        assert_eq!(advise(Kind::VirtualService, "spec.http[3].match[0]", "destinationSubnets", false), None);
+        assert!(advise(Kind::DestinationRule, "spec.trafficPolicy", "tunnel", true).is_some());
+        assert_eq!(advise(Kind::VirtualService, "spec.http[3]", "tunnel", false), None);
         assert_eq!(advise(Kind::Service, "metadata", "uid", false), Some(Counsel::Ignore));
     }
 }

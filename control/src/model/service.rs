@@ -376,6 +376,11 @@ impl Workload {
         self.meta.annotations.get(ROLE_ANNOTATION).is_some_and(|role| role == "gateway")
     }
 
+    /// Whether it shows an identity to whom it calls: it has a proxy.
+    pub fn shows_identity(&self) -> bool {
+        self.endpoint.mutual_tls || self.is_gateway()
+    }
+
     /// Its IP address.
     pub fn address(&self) -> &str {
         &self.endpoint.address

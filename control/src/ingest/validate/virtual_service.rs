@@ -82,10 +82,10 @@ pub(in super::super) fn virtual_service(spec: &VirtualService, findings: &mut Fi
         }
     }
     for (index, rule) in spec.tls.iter().enumerate() {
-        tls_route(findings, &format!("spec.tls[{index}]"), rule, &spec.hosts);
+        tls_route(findings, &format!("spec.tls[{index}]"), rule, &spec.hosts, &spec.gateways);
     }
     for (index, rule) in spec.tcp.iter().enumerate() {
-        tcp_route(findings, &format!("spec.tcp[{index}]"), rule);
+        tcp_route(findings, &format!("spec.tcp[{index}]"), rule, &spec.gateways);
     }
 }
 
@@ -504,7 +504,12 @@ fn l4_routes(findings: &mut Findings, path: &str, routes: &[RouteDestination]) {
     }
 }
 
-fn tls_route(findings: &mut Findings, path: &str, rule: &TlsRoute, hosts: &[String]) {
+/// The gateways that a match is for.
+fn of<'a>(own: &'a [String], all: &'a [String]) -> &'a [String] {
+    if own.is_empty() { all } else { own }
+}
+
+fn tls_route(findings: &mut Findings, path: &str, rule: &TlsRoute, hosts: &[String], gateways: &[String]) {
     if rule.matches.is_empty() {
         findings.error(format!("{path}.match"), "missing", "match on sniHosts");
     }
@@ -521,7 +526,7 @@ fn tls_route(findings: &mut Findings, path: &str, rule: &TlsRoute, hosts: &[Stri
                 findings.error(&path, format!("{name} is not among the hosts of this VirtualService"), help);
             }
         }
-        subnets(findings, &path, &matching.destination_subnets);
+        subnets(findings, &path, &matching.destination_subnets, of(&matching.gateways, gateways));
         if let Some(number) = matching.port {
             port(findings, &format!("{path}.port"), number);
         }
@@ -529,10 +534,10 @@ fn tls_route(findings: &mut Findings, path: &str, rule: &TlsRoute, hosts: &[Stri
     l4_routes(findings, path, &rule.route);
 }
 
-fn tcp_route(findings: &mut Findings, path: &str, rule: &TcpRoute) {
+fn tcp_route(findings: &mut Findings, path: &str, rule: &TcpRoute, gateways: &[String]) {
     for (index, matching) in rule.matches.iter().enumerate() {
         let path = format!("{path}.match[{index}]");
-        subnets(findings, &path, &matching.destination_subnets);
+        subnets(findings, &path, &matching.destination_subnets, of(&matching.gateways, gateways));
         if let Some(number) = matching.port {
             port(findings, &format!("{path}.port"), number);
         }
@@ -540,7 +545,12 @@ fn tcp_route(findings: &mut Findings, path: &str, rule: &TcpRoute) {
     l4_routes(findings, path, &rule.route);
 }
 
-fn subnets(findings: &mut Findings, path: &str, subnets: &[String]) {
+fn subnets(findings: &mut Findings, path: &str, subnets: &[String], gateways: &[String]) {
+    if !subnets.is_empty() && gateways.iter().any(|gateway| gateway != "mesh") {
+        let path = format!("{path}.destinationSubnets");
+        let reason = "connections to a gateway are all made to the gateway's own address: this match holds in the mesh alone";
+        findings.warn(path, reason, "match a gateway's connections by port or sniHosts");
+    }
     for (index, subnet) in subnets.iter().enumerate() {
         if subnet.parse::<ipnet::IpNet>().is_err() && subnet.parse::<std::net::IpAddr>().is_err() {
             let path = format!("{path}.destinationSubnets[{index}]");

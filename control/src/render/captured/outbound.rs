@@ -211,6 +211,9 @@ fn listener(
     // Where several services share the port, each is known by its addresses too.
     let names = parts.names.iter().map(|(service, port)| (*service, *port, ranges_of(service)));
     let mut chains = layer4::by_server_names(world, node, names);
+    for (service, port) in parts.ranges.iter().chain(&parts.rest) {
+        chains.extend(layer4::by_subnets(world, node, service, *port));
+    }
     for (service, port) in &parts.ranges {
         if let Some(ranges) = ranges_of(service) {
             chains.push(
@@ -259,13 +262,6 @@ fn listener(
 
 /// The ranges of addresses that a service is, where it is some.
 fn ranges_of(service: &Service) -> Option<Value> {
-    let ranges: Vec<Value> = service
-        .addresses
-        .iter()
-        .filter_map(|a| a.split_once('/'))
-        .filter_map(|(address, len)| {
-            Some(json!({"address_prefix": address, "prefix_len": len.parse::<u8>().ok()?}))
-        })
-        .collect();
-    (!ranges.is_empty()).then(|| ranges.into())
+    let ranges: Vec<_> = service.addresses.iter().filter(|a| a.contains('/')).collect();
+    (!ranges.is_empty()).then(|| layer4::ranges(ranges))
 }

@@ -287,3 +287,43 @@ data: {mesh: 'inboundTrafficPolicy: {mode: LOCALHOST}'}
     let address = &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"];
     assert_eq!(address["socket_address"], json!({"address": "127.0.0.1", "port_value": 8080}));
 }
+
+#[test]
+fn tcp_rules_tell_addresses_apart() {
+    let world = mesh(
+        &(SERVICES.to_owned()
+            + "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: users, namespace: shop}
+spec:
+  hosts: [users]
+  tcp:
+    - match: [{port: 5432, destinationSubnets: [10.96.0.1, 10.1.0.0/16]}]
+      route: [{destination: {host: members, port: {number: 6000}}}]
+    - match: [{port: 5432, destinationSubnets: [10.1.0.0/16, 10.2.0.0/16]}]
+      route: [{destination: {host: users, port: {number: 7000}}}]
+    - route: [{destination: {host: users, port: {number: 5432}}}]
+    - match: [{destinationSubnets: [10.3.0.0/16]}]
+      route: [{destination: {host: members, port: {number: 6000}}}]
+"),
+    );
+    let resources = resources(&world, &captured("10.0.0.2"));
+    let tcp = listener(&resources, "10.96.0.1_5432");
+    let chains = tcp["filter_chains"].as_array().unwrap();
+    let seen: Vec<_> = chains
+        .iter()
+        .map(|c| {
+            let range = &c["filter_chain_match"]["prefix_ranges"][0];
+            (range["address_prefix"].as_str().unwrap(), range["prefix_len"].as_u64().unwrap(), end(c))
+        })
+        .collect();
+    let [members, x] = ["outbound|6000||members", "outbound|7000||users"];
+    let of = |name: &str| format!("{name}.shop.svc.cluster.local");
+    let (members, x) = (of(members), of(x));
+    // The first rule that speaks for an address has it, and none that comes behind the one for all.
+    let wanted: Vec<(&str, u64, &str)> =
+        vec![("10.96.0.1", 32, &members), ("10.1.0.0", 16, &members), ("10.2.0.0", 16, &x)];
+    assert_eq!(seen, wanted);
+    assert_eq!(end(&tcp["default_filter_chain"]), "outbound|5432||users.shop.svc.cluster.local");
+}
