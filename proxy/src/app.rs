@@ -11,13 +11,14 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::admin::{AdminState, Readiness, SetLevel, Surface, logging, serve};
+use crate::agent::dns;
 use crate::bootstrap::{Ads, Identity, Start, endpoint, node_info};
 use crate::codec::DrainPhase;
 use crate::identity::workload::Current;
 use crate::listen::{SocketTable, WorkerCommand, accept};
 use crate::state::{Engine, Tables};
 use crate::telemetry::access_log::Sink;
-use crate::xds::{Client, ClientConfig, Credentials, Service, Subscriptions};
+use crate::xds::{Client, ClientConfig, Credentials, ResourceSink, Service, Subscriptions};
 
 pub use crate::bootstrap::ProxyArgs;
 
@@ -29,11 +30,12 @@ pub fn main(args: ProxyArgs) -> anyhow::Result<()> {
     weft_certs::memory::leave_no_core_dumps();
     let level = logging::start(&args.log_level)?;
     let start = args.start()?;
+    let dns = dns::start(&args.dns, &start.node)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, run(start, level))
+    LocalSet::new().block_on(&runtime, run(start, level, dns))
 }
 
-async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {
+async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Result<()> {
     let workers = (0..start.concurrency).map(worker).collect::<std::io::Result<Vec<_>>>()?;
     let wanted = Subscriptions::new();
     let node = Arc::new(node_info(&start.node));
@@ -60,7 +62,17 @@ async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {
         engine.follow_roots();
     }
     let ads = match &start.ads {
-        Some(ads) => Some(connect(ads, &start, identity.as_ref().map(|(i, _)| i), wanted, &engine)?),
+        Some(ads) => {
+            let identity = identity.as_ref().map(|(i, _)| i);
+            Some(match &dns {
+                // The names of the mesh come on the same stream.
+                Some(dns) => {
+                    wanted.want_table();
+                    connect(ads, &start, identity, wanted, dns.before(engine.clone()))?
+                }
+                None => connect(ads, &start, identity, wanted, engine.clone())?,
+            })
+        }
         None => None,
     };
     let state = Arc::new(AdminState {
@@ -72,6 +84,7 @@ async fn run(start: Start, level: SetLevel) -> anyhow::Result<()> {
         renewal: identity.as_ref().map(|(_, status)| status.clone()),
         identity: identity.map(|(current, _)| current),
         level,
+        dns: dns.map(|dns| Box::new(dns) as _),
         quit: tokio::sync::Notify::new(),
         readiness: Readiness::default(),
     });
@@ -156,10 +169,10 @@ fn connect(
     start: &Start,
     identity: Option<&Current>,
     wanted: Subscriptions,
-    engine: &Engine,
+    sink: impl ResourceSink + 'static,
 ) -> anyhow::Result<Arc<crate::xds::Stats>> {
     let config = client_config(ads, start, identity, Service::Aggregated)?;
-    let client = Client::new(config, wanted, engine.clone());
+    let client = Client::new(config, wanted, sink);
     let stats = client.stats();
     tokio::task::spawn_local(client.run());
     Ok(stats)

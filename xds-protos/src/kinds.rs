@@ -17,12 +17,21 @@ pub enum ResourceType {
     Secret,
     /// `TypedExtensionConfig`, by ECDS.
     Extension,
+    /// `NameTable`, by NDS: one resource, without a name.
+    Names,
 }
 
 impl ResourceType {
     /// All, in the order in which a client asks and a server pushes: what is referred to comes before what refers to it.
-    pub const ALL: [Self; 6] =
-        [Self::Cluster, Self::Endpoint, Self::Listener, Self::Route, Self::Secret, Self::Extension];
+    pub const ALL: [Self; 7] = [
+        Self::Cluster,
+        Self::Endpoint,
+        Self::Listener,
+        Self::Route,
+        Self::Secret,
+        Self::Extension,
+        Self::Names,
+    ];
 
     /// The type URL in requests and responses.
     pub const fn type_url(self) -> &'static str {
@@ -33,6 +42,7 @@ impl ResourceType {
             Self::Route => type_url::ROUTE,
             Self::Secret => type_url::SECRET,
             Self::Extension => type_url::EXTENSION_CONFIG,
+            Self::Names => type_url::NAME_TABLE,
         }
     }
 
@@ -41,9 +51,9 @@ impl ResourceType {
         Self::ALL.into_iter().find(|kind| kind.type_url() == url)
     }
 
-    /// Whether a client that names no resources gets all of them: clusters and listeners.
+    /// Whether a client that names no resources gets all of them: clusters, listeners, and the table of names.
     pub const fn wildcard(self) -> bool {
-        matches!(self, Self::Cluster | Self::Listener)
+        matches!(self, Self::Cluster | Self::Listener | Self::Names)
     }
 
     /// The three or four letters by which the type is known in logs, metrics and commands.
@@ -55,6 +65,7 @@ impl ResourceType {
             Self::Route => "rds",
             Self::Secret => "sds",
             Self::Extension => "ecds",
+            Self::Names => "nds",
         }
     }
 }
@@ -75,9 +86,6 @@ mod tests {
             assert_eq!(ResourceType::from_type_url(kind.type_url()), Some(kind));
             assert!(crate::pool().get_message_by_name(type_url::name(kind.type_url())).is_some(), "{kind}");
         }
-        assert_eq!(
-            ResourceType::from_type_url("type.googleapis.com/istio.networking.nds.v1.NameTable"),
-            None
-        );
+        assert_eq!(ResourceType::from_type_url("type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig"), None);
     }
 }

@@ -27,7 +27,8 @@ fn section(kind: ResourceType) -> Option<(&'static str, &'static str, &'static s
             ("EndpointsConfigDump", "static_endpoint_configs", "dynamic_endpoint_configs", "endpoint_config")
         }
         ResourceType::Secret => ("SecretsConfigDump", "static_secrets", "dynamic_active_secrets", "secret"),
-        ResourceType::Extension => return None,
+        // Names are not of Envoy: /dns shows them.
+        ResourceType::Extension | ResourceType::Names => return None,
     })
 }
 

@@ -30,6 +30,15 @@ pub use serve::{Surface, serve};
 /// Changes what is logged; gives what is logged now, or why the rules are wrong.
 pub type SetLevel = Box<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
 
+/// The pod's DNS, where it is answered here.
+pub trait Dns: Send + Sync {
+    /// The names of the mesh, the servers, and what was counted.
+    fn page(&self) -> serde_json::Value;
+
+    /// Whether names of the mesh can be answered.
+    fn ready(&self) -> bool;
+}
+
 /// What the pages speak of.
 pub struct AdminState {
     /// Resources and connections.
@@ -48,6 +57,8 @@ pub struct AdminState {
     pub renewal: Option<tokio::sync::watch::Receiver<crate::identity::workload::Status>>,
     /// The log's level.
     pub level: SetLevel,
+    /// The pod's DNS, if it is answered here.
+    pub dns: Option<Box<dyn Dns>>,
     /// Somebody asked for the end (`/quitquitquit`).
     pub quit: Notify,
     /// How ready the proxy is.
@@ -75,8 +86,8 @@ impl Readiness {
 }
 
 impl AdminState {
-    /// Why the proxy is not ready; nothing if it is. Ready is: configuration has come, its own certificate is there, and it
-    /// is not draining.
+    /// Why the proxy is not ready; nothing if it is. Ready is: configuration has come, its own certificate is there,
+    /// names can be answered if it answers DNS, and it is not draining.
     pub fn unready(&self) -> Option<&'static str> {
         if self.readiness.draining.load(Relaxed) {
             return Some("DRAINING");
@@ -90,6 +101,7 @@ impl AdminState {
         });
         let identified = self.identity.as_ref().is_none_or(|i| i.borrow().is_some());
         let warm = !self.engine.is_warming();
-        (!configured || !identified || !warm).then_some("PRE_INITIALIZING")
+        let named = self.dns.as_ref().is_none_or(|dns| dns.ready());
+        (!configured || !identified || !warm || !named).then_some("PRE_INITIALIZING")
     }
 }

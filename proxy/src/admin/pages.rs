@@ -12,7 +12,7 @@ use super::{AdminState, certs, clusters, config_dump, process, prometheus, snaps
 use crate::codec::DrainPhase;
 
 /// Paths, whether they change something (and so want POST), and what they do.
-const INDEX: [(&str, bool, &str); 17] = [
+const INDEX: [(&str, bool, &str); 18] = [
     ("/", false, "this list"),
     ("/help", false, "this list"),
     ("/ready", false, "LIVE with 200 when the proxy serves, else why not with 503"),
@@ -23,6 +23,7 @@ const INDEX: [(&str, bool, &str); 17] = [
     ("/listeners", false, "listeners and their addresses (?format=json)"),
     ("/config_dump", false, "all resources as they came (?resource=FIELD, ?name_regex=REGEX)"),
     ("/certs", false, "certificates in use"),
+    ("/dns", false, "the names of the mesh as the pod's DNS has them, and the servers for all others"),
     ("/server_info", false, "version, state, uptime, node"),
     ("/memory", false, "memory of the process"),
     ("/logging", true, "what is logged (?level=RULES changes it)"),
@@ -90,6 +91,13 @@ pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> P
             Err(message) => Page::error(StatusCode::BAD_REQUEST, message),
         },
         "/certs" => Page::json(&certs::json(state)),
+        "/dns" => match &state.dns {
+            Some(dns) => Page::json(&dns.page()),
+            None => Page::error(
+                StatusCode::NOT_FOUND,
+                "DNS is not answered here; ISTIO_META_DNS_CAPTURE=true in the environment turns it on\n",
+            ),
+        },
         "/server_info" => server_info(state),
         "/memory" => memory(),
         "/logging" => match (state.level)(parameters.get("level").map(String::as_str)) {

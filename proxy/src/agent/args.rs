@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::bootstrap::{ControlPlaneArgs, NodeArgs};
+use crate::bootstrap::{ControlPlaneArgs, DnsArgs, NodeArgs};
 
 /// Serves identity (SDS) and xDS to a foreign proxy such as Envoy, on Istio's UNIX sockets
 #[derive(Args, Debug)]
@@ -16,6 +16,9 @@ pub struct AgentArgs {
     /// The control plane
     #[command(flatten)]
     pub control: ControlPlaneArgs,
+    /// The pod's DNS
+    #[command(flatten)]
+    pub dns: DnsArgs,
     /// The UNIX socket on which the proxy gets its secrets (SDS)
     #[arg(long, value_name = "PATH", default_value = "./var/run/secrets/workload-spiffe-uds/socket")]
     pub sds_socket: PathBuf,

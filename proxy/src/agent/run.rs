@@ -7,16 +7,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
+use xds_protos::ResourceType;
 use xds_protos::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 
 use super::relay::Relay;
 use super::sds::SecretService;
 use super::stats::Stats;
 use super::status::{self, StatusPages};
-use super::{AgentArgs, bootstrap, socket};
+use super::{AgentArgs, bootstrap, dns, socket};
 use crate::admin::logging;
 use crate::bootstrap::endpoint;
-use crate::xds::Credentials;
+use crate::xds::{Client, ClientConfig, Credentials, Service, Subscriptions};
 
 /// Runs an agent until it is told to end.
 pub fn main(args: AgentArgs) -> anyhow::Result<()> {
@@ -38,12 +39,21 @@ async fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let stats = Stats::default();
     let endpoint = endpoint(address, Some(&args.control.root_cert), Some(&current))?;
     let credentials = Credentials { token: Some(args.control.token_file.clone()), headers };
+    let dns = dns::start(&args.dns, &node)?;
+    if let Some(dns) = &dns {
+        // The foreign proxy does not ask for names; a stream of our own does.
+        let (endpoint, credentials) = (endpoint.clone(), credentials.clone());
+        let (variant, service, node) = (args.control.variant(), Service::Aggregated, node.clone());
+        let config = ClientConfig { endpoint, credentials, node, variant, service };
+        let wanted = Subscriptions::only(ResourceType::Names);
+        tokio::task::spawn_local(Client::new(config, wanted, dns.before(dns::Nothing)).run());
+    }
     let relay = Relay::new(endpoint, credentials, current.clone(), stats.clone());
     let secrets = SecretService::new(current.clone(), stats.clone());
 
     let (sds, _sds_file) = socket::listen(&args.sds_socket, "--sds-socket")?;
     let (xds, _xds_file) = socket::listen(&args.xds_socket, "--xds-socket")?;
-    let pages = StatusPages { current, certificate, stats, admin: args.admin_address };
+    let pages = StatusPages { current, certificate, stats, admin: args.admin_address, dns };
     let status = status::listen(args.status_address, pages).await?;
     // Last, so that whoever waits for the file finds the sockets.
     if let Some(path) = &args.bootstrap {

@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use super::dns::Dns;
 use super::stats::Stats;
 use crate::identity::workload::{Current, Status};
 
@@ -27,6 +28,8 @@ pub(super) struct StatusPages {
     pub(super) certificate: watch::Receiver<Status>,
     pub(super) stats: Stats,
     pub(super) admin: SocketAddr,
+    /// The pod's DNS, if it is answered here.
+    pub(super) dns: Option<Dns>,
 }
 
 /// Listens; the future answers for ever.
@@ -71,8 +74,19 @@ impl StatusPages {
                 None => (StatusCode::OK, "ready\n".to_owned()),
                 Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
             },
-            "/metrics" => (StatusCode::OK, self.stats.prometheus(&self.certificate.borrow(), &self.current)),
-            _ => (StatusCode::NOT_FOUND, "there are /healthz/ready and /metrics\n".to_owned()),
+            "/metrics" => {
+                let own = self.stats.prometheus(&self.certificate.borrow(), &self.current);
+                let dns = self.dns.as_ref().map(Dns::prometheus).unwrap_or_default();
+                (StatusCode::OK, own + &dns)
+            }
+            "/dns" if self.dns.is_some() => {
+                let page = self.dns.as_ref().map(crate::admin::Dns::page).unwrap_or_default();
+                (StatusCode::OK, format!("{page:#}\n"))
+            }
+            _ => (
+                StatusCode::NOT_FOUND,
+                "there are /healthz/ready, /metrics, and /dns where DNS is answered\n".to_owned(),
+            ),
         };
         let mut response = Response::new(Full::from(body));
         *response.status_mut() = status;
@@ -89,6 +103,9 @@ impl StatusPages {
                 "the workload has no certificate: {}",
                 why.as_deref().unwrap_or("it is being asked for")
             ));
+        }
+        if self.dns.as_ref().is_some_and(|dns| !crate::admin::Dns::ready(dns)) {
+            return Some("the control plane has not sent the names of the mesh yet (DNS)".to_owned());
         }
         let reason = match tokio::time::timeout(PATIENCE, stats(self.admin)).await {
             Ok(Ok(text)) => unready(&text)?,

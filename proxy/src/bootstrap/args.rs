@@ -9,7 +9,7 @@ use clap::Args;
 
 use xds_protos::duration::parse as duration;
 
-use super::shared::{ControlPlaneArgs, NodeArgs};
+use super::shared::{ControlPlaneArgs, DnsArgs, NodeArgs};
 use super::{Ads, Start};
 
 /// Runs a proxy: a sidecar or a gateway
@@ -25,6 +25,9 @@ pub struct ProxyArgs {
     /// The control plane
     #[command(flatten)]
     pub control: ControlPlaneArgs,
+    /// The pod's DNS
+    #[command(flatten)]
+    pub dns: DnsArgs,
     /// Worker threads; one for each CPU by default
     #[arg(long)]
     pub concurrency: Option<usize>,

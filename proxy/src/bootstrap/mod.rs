@@ -15,7 +15,7 @@ use xds_protos::envoy::config::core::v3::Node;
 
 pub use args::ProxyArgs;
 pub use node::node_info;
-pub use shared::{ControlPlaneArgs, Interception, NodeArgs, RoleArg, XdsMode};
+pub use shared::{ControlPlaneArgs, DnsArgs, Interception, NodeArgs, RoleArg, XdsMode};
 
 use crate::identity::workload::{ClientCertificate, Current, IdentityClient, IdentityConfig, beside};
 use crate::xds::{Credentials, Endpoint, Tls, Variant};

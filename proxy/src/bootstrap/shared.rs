@@ -87,6 +87,17 @@ pub struct NodeArgs {
     pub interception_mode: Interception,
 }
 
+/// The pod's DNS, which is answered where the node's metadata has `DNS_CAPTURE` (`ISTIO_META_DNS_CAPTURE=true` in the environment).
+#[derive(Args, Debug)]
+pub struct DnsArgs {
+    /// Where the pod's DNS is answered, by UDP and TCP, if ISTIO_META_DNS_CAPTURE=true says that it is; localhost is both loopbacks
+    #[arg(long, value_name = "HOST:PORT", env = "DNS_PROXY_ADDR", default_value = "localhost:15053")]
+    pub dns_address: String,
+    /// Where the servers stand that names of nobody in the mesh are asked of, and the search domains of applications
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+}
+
 /// The control plane and how the workload proves who it is.
 #[derive(Args, Debug)]
 pub struct ControlPlaneArgs {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -10,7 +11,8 @@ use xds_protos::ResourceType;
 /// The names wanted of each type: set by the state engine at any time, also from within [`apply`](super::ResourceSink::apply),
 /// read by the client, which asks for what is new and gives up what is gone. Clones share.
 ///
-/// Clusters and listeners are always wanted, all of them; names set for them are not used.
+/// Clusters and listeners are always wanted, all of them, and the table of names once [`Self::want_table`] says so; names set
+/// for these are not used.
 #[derive(Clone, Debug, Default)]
 pub struct Subscriptions {
     shared: Arc<Shared>,
@@ -20,6 +22,8 @@ pub struct Subscriptions {
 struct Shared {
     /// The one type that is asked for, where it is one.
     only: Option<ResourceType>,
+    /// The table of names is wanted.
+    table: AtomicBool,
     types: Mutex<[Wanted; ResourceType::ALL.len()]>,
     changed: Notify,
 }
@@ -46,7 +50,17 @@ impl Subscriptions {
     /// The types that are asked for.
     pub(super) fn kinds(&self) -> impl Iterator<Item = ResourceType> + use<> {
         let only = self.shared.only;
-        ResourceType::ALL.into_iter().filter(move |kind| only.is_none_or(|only| only == *kind))
+        let table = only.is_some() || self.shared.table.load(Relaxed);
+        ResourceType::ALL
+            .into_iter()
+            .filter(move |kind| only.is_none_or(|only| only == *kind))
+            .filter(move |kind| *kind != ResourceType::Names || table)
+    }
+
+    /// Wants the table of the mesh's names from now on.
+    pub fn want_table(&self) {
+        self.shared.table.store(true, Relaxed);
+        self.shared.changed.notify_one();
     }
 
     /// Wants exactly these names of a type from now on.
@@ -96,6 +110,17 @@ mod tests {
         assert!(again.is_err(), "the same names in another order are no change");
         assert_eq!(s.names(ResourceType::Endpoint).len(), 2);
         assert!(s.names(ResourceType::Route).is_empty());
+    }
+
+    #[test]
+    fn the_table_of_names_is_asked_for_only_where_it_is_wanted() {
+        let s = Subscriptions::new();
+        assert!(!s.kinds().any(|kind| kind == ResourceType::Names));
+        s.want_table();
+        assert!(s.kinds().any(|kind| kind == ResourceType::Names));
+        let kinds = |kind| Subscriptions::only(kind).kinds().collect::<Vec<_>>();
+        assert_eq!(kinds(ResourceType::Names), [ResourceType::Names]);
+        assert_eq!(kinds(ResourceType::Secret), [ResourceType::Secret]);
     }
 
     #[test]

@@ -53,6 +53,7 @@ fn syncz(proxy: &Proxy) -> Value {
             ResourceType::Route => "route",
             ResourceType::Secret => "secret",
             ResourceType::Extension => "extensionconfig",
+            ResourceType::Names => "nametable",
         };
         status[format!("{name}_sent")] = json!(kind.sent);
         status[format!("{name}_acked")] = json!(kind.acknowledged);

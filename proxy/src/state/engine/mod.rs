@@ -206,6 +206,10 @@ impl Inner {
             ResourceType::Extension => {
                 return Err(ConfigError::unsupported("", "delivering filters by ECDS").into());
             }
+            // Asked for only where DNS is answered, and then taken before it comes here.
+            ResourceType::Names => {
+                return Err(ConfigError::unsupported("", "a table of names where DNS is not captured").into());
+            }
         }
         self.secrets.follow(&context);
         Ok(())
@@ -218,7 +222,7 @@ impl Inner {
             ResourceType::Listener => self.listeners.stored(name),
             ResourceType::Route => self.routes.get_mut(name),
             ResourceType::Secret => self.secrets.stored(name),
-            ResourceType::Extension => None,
+            ResourceType::Extension | ResourceType::Names => None,
         };
         if let Some(stored) = stored {
             stored.refused = Some(reason.to_owned());
@@ -247,7 +251,7 @@ impl Inner {
                 }
             }
             ResourceType::Secret => self.secrets.remove(name),
-            ResourceType::Extension => {}
+            ResourceType::Extension | ResourceType::Names => {}
         }
     }
 

@@ -105,6 +105,31 @@ fn a_dns_cluster_whose_names_are_addresses_serves_at_once() {
 }
 
 #[test]
+fn names_that_nobody_resolves_keep_no_listener_waiting() {
+    let runtime = tokio::runtime::LocalRuntime::new().unwrap();
+    runtime.block_on(async {
+        for kind in ["STRICT_DNS", "LOGICAL_DNS"] {
+            let mut world = World::new();
+            let mut cluster = by_eds("a", "1s");
+            cluster["type"] = json!(kind);
+            cluster.as_object_mut().unwrap().remove("eds_cluster_config");
+            cluster["load_assignment"] = assignment("a");
+            let endpoint = &mut cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+            endpoint["address"]["socket_address"]["address"] = json!("never.invalid");
+            assert_eq!(world.push(Cluster, "1", &[cluster]), [""; 0]);
+            world.push(ResourceType::Listener, "1", &[listener("l", "r")]);
+            let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "a"}});
+            let host = json!({"name": "all", "domains": ["*"], "routes": [route]});
+            world.push(Route, "1", &[json!({"name": "r", "virtual_hosts": [host]})]);
+            // Nobody was asked yet: the task that asks has not run.
+            assert!(world.cluster("a").is_none(), "{kind}");
+            assert!(!world.engine.is_warming(), "{kind}");
+            assert_eq!(world.told(), (1, 0), "{kind}");
+        }
+    });
+}
+
+#[test]
 fn a_new_version_waits_for_secrets_only_if_the_old_one_has_its_own() {
     let mut world = World::new();
     let secured = |timeout: &str, secret: &str| {

@@ -175,6 +175,10 @@ fn content(kind: ResourceType, any: Any) -> Result<(String, Bytes), Rejection> {
     if any.type_url != kind.type_url() {
         return Err(rejected("", format!("a resource has type {}, in a response of {kind}", any.type_url)));
     }
+    // Of names there is one table, which has no name itself.
+    if kind == ResourceType::Names {
+        return Ok((String::new(), any.value));
+    }
     let named = Named::decode(any.value.clone())
         .map_err(|e| rejected("", format!("a resource does not decode: {e}")))?;
     Ok((named.name, any.value))
