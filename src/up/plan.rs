@@ -182,6 +182,8 @@ pub(crate) fn node(entry: &model::Workload, id: String) -> ProxyNode {
         own_topology: None,
         interception: Interception::None,
         extensions: true,
+        dns_capture: false,
+        dns_auto_allocate: false,
     }
 }
 

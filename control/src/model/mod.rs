@@ -4,6 +4,7 @@
 //! sockets and no clock; a World is built once, shared by reference count, and every answer about it is a pure function.
 
 pub mod acme;
+mod allocation;
 pub mod authorization_policy;
 pub mod credentials;
 pub mod destination_rule;

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::allocation::allocate;
 use super::kubernetes::{IntOrName, KubernetesService};
 use super::mesh_config::MeshConfig;
 use super::meta::{Meta, Object};
@@ -82,17 +83,18 @@ pub(super) fn services(
 ) -> Vec<Arc<Service>> {
     let mut all = Vec::with_capacity(kubernetes.len() + entries.len());
     for service in kubernetes {
-        all.push(Arc::new(from_kubernetes(service, workloads, mesh, domain)));
+        all.push(from_kubernetes(service, workloads, mesh, domain));
     }
     for entry in entries {
         let meta = Arc::new(entry.meta.clone());
         let endpoints = entry_endpoints(entry, workloads);
         for host in &entry.spec.hosts {
-            all.push(Arc::new(from_entry(host, entry, &meta, &endpoints, mesh)));
+            all.push(from_entry(host, entry, &meta, &endpoints, mesh));
         }
     }
     all.sort_by(|a, b| a.meta.precedence(&b.meta));
-    all
+    allocate(&mut all);
+    all.into_iter().map(|service| Arc::new(service.versioned())).collect()
 }
 
 fn from_kubernetes(
@@ -122,6 +124,7 @@ fn from_kubernetes(
         meta: Arc::new(meta.clone()),
         origin: ServiceOrigin::Kubernetes,
         addresses,
+        allocated: Vec::new(),
         headless,
         ports: spec
             .ports
@@ -149,7 +152,6 @@ fn from_kubernetes(
         endpoints,
         versions: ServiceVersions::default(),
     }
-    .versioned()
 }
 
 fn from_entry(
@@ -173,6 +175,7 @@ fn from_entry(
         meta: meta.clone(),
         origin: ServiceOrigin::ServiceEntry,
         addresses: spec.addresses.clone(),
+        allocated: Vec::new(),
         headless: false,
         ports: spec.ports.iter().map(entry_port).collect(),
         resolution: spec.resolution,
@@ -182,7 +185,6 @@ fn from_entry(
         endpoints,
         versions: ServiceVersions::default(),
     }
-    .versioned()
 }
 
 fn entry_port(port: &EntryPort) -> ServicePort {

@@ -21,6 +21,8 @@ pub struct Service {
     pub origin: ServiceOrigin,
     /// Virtual addresses (IP, or CIDR from a ServiceEntry); empty when it has none.
     pub addresses: Vec<String>,
+    /// The addresses that it was given because it has none, one of each version of IP; for proxies that answer DNS.
+    pub allocated: Vec<String>,
     /// A Kubernetes Service without a virtual address.
     pub headless: bool,
     /// Its ports, in the order of the file.
@@ -61,7 +63,7 @@ impl Service {
         self.versions = ServiceVersions {
             shape: hash(&|hasher| {
                 (&self.hostname, &self.meta.namespace, &self.meta.name, self.origin).hash(hasher);
-                (&self.addresses, self.headless, &self.ports, self.resolution).hash(hasher);
+                (&self.addresses, &self.allocated, self.headless, &self.ports, self.resolution).hash(hasher);
                 (self.location, &self.export_to, &self.subject_alt_names).hash(hasher);
             }),
             endpoints: hash(&|hasher| self.endpoints.hash(hasher)),

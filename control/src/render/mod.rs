@@ -18,6 +18,9 @@ mod layer4;
 mod listener;
 mod locality;
 mod memo;
+mod names;
+#[cfg(test)]
+mod names_tests;
 mod node;
 mod route;
 mod secret;
@@ -60,6 +63,7 @@ pub fn render(world: &World, node: &ProxyNode, secrets: bool, memo: &Memo) -> Re
     let mut listeners = Output::new(memo, ResourceType::Listener);
     let mut routes = Output::new(memo, ResourceType::Route);
     let mut found = Output::new(memo, ResourceType::Secret);
+    let mut table = Output::new(memo, ResourceType::Names);
     cluster::render(world, node, &mut clusters);
     endpoint::render(world, node, &mut endpoints);
     match node.kind {
@@ -72,7 +76,8 @@ pub fn render(world: &World, node: &ProxyNode, secrets: bool, memo: &Memo) -> Re
     if secrets {
         secret::render(world, node, &mut found);
     }
-    [clusters, endpoints, listeners, routes, found].into_iter().map(Output::into_all).collect()
+    names::render(world, node, &mut table);
+    [clusters, endpoints, listeners, routes, found, table].into_iter().map(Output::into_all).collect()
 }
 
 /// The name under which workloads ask for the roots that they trust.

@@ -66,6 +66,10 @@ pub struct ProxyNode {
     pub own_topology: Option<Topology>,
     /// It knows Istio's and our own filters (metadata `WEFT_EXTENSIONS`), which a plain Envoy does not.
     pub extensions: bool,
+    /// It answers its application's DNS (metadata `DNS_CAPTURE`).
+    pub dns_capture: bool,
+    /// It takes addresses that were allocated to services without one (metadata `DNS_AUTO_ALLOCATE`).
+    pub dns_auto_allocate: bool,
 }
 
 /// A node that cannot be served.
@@ -195,6 +199,8 @@ impl ProxyNode {
             http_proxy_port: text(metadata, "HTTP_PROXY_PORT").parse().ok(),
             interception: Interception::parse(text(metadata, "INTERCEPTION_MODE")),
             extensions: text(metadata, "WEFT_EXTENSIONS") == "true",
+            dns_capture: text(metadata, "DNS_CAPTURE") == "true",
+            dns_auto_allocate: text(metadata, "DNS_AUTO_ALLOCATE") == "true",
         })
     }
 
@@ -220,12 +226,20 @@ impl ProxyNode {
             .collect()
     }
 
+    /// Whether its application dials allocated addresses of version 4, and of version 6: it answers DNS with them, and the
+    /// kernel brings the connections to it.
+    pub(super) fn allocated_families(&self) -> [bool; 2] {
+        let any = self.dns_capture && self.dns_auto_allocate && self.interception != Interception::None;
+        [false, true].map(|v6| any && self.addresses.iter().any(|a| a.contains(':') == v6))
+    }
+
     /// Hash of what listeners and routes of this very node are made from, beside the world's shape.
     pub(super) fn inputs(&self, world: &World) -> u64 {
         let mut hasher = DefaultHasher::new();
         (self.kind, &self.addresses, &self.namespace, &self.service_account).hash(&mut hasher);
         (self.selected_by(world), self.http_proxy_port, self.interception, self.extensions).hash(&mut hasher);
         self.topology(world).hash(&mut hasher);
+        self.allocated_families().hash(&mut hasher);
         for (service, endpoint) in self.addresses.iter().flat_map(|a| world.served_at(a)) {
             (&service.hostname, endpoint).hash(&mut hasher);
         }

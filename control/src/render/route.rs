@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::captured::outbound::{reached, routes_of};
+use super::captured::outbound::{addresses, reached, routes_of};
 use super::cluster::{INBOUND_PASSTHROUGH, Inbound, outbound_name, services};
 use super::memo::Output;
 use super::{Interception, ProxyNode, authentication, captured, external_credential, seconds, traffic};
@@ -66,7 +66,7 @@ fn inbound_route(cluster: &str, host: &str, port: u16) -> Value {
 
 pub(super) fn sidecar(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     // Proxies of one namespace with the same labels get the same routes.
-    let inputs = (world.shape_version(), &node.namespace, node.selected_by(world));
+    let inputs = (world.shape_version(), &node.namespace, node.selected_by(world), node.allocated_families());
     let all = services(world, node);
     if http_proxy_port(world, node).is_some() {
         out.put("http_proxy", inputs, || outbound(world, node, "http_proxy", &spoken(&all), By::Authority));
@@ -94,13 +94,14 @@ pub(super) fn sidecar(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
 /// The routes of what a captured application dials: for each port at which services of the mesh speak HTTP, and for each
 /// service that is known by its address and may speak it.
 fn captured(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
-    let inputs = (world.shape_version(), &node.namespace, node.selected_by(world), node.interception);
+    let dialled = (node.interception, node.allocated_families());
+    let inputs = (world.shape_version(), &node.namespace, node.selected_by(world), dialled);
     let all = reached(world, node);
     let mut shared: BTreeMap<u16, Vec<(&Arc<Service>, u16)>> = BTreeMap::new();
     for reached in &all {
         for port in reached.ports().filter(|p| p.protocol.is_http() || p.protocol.is_auto()) {
             shared.entry(port.number).or_default().push((reached.service, port.number));
-            let name = routes_of(reached, port);
+            let name = routes_of(node, reached, port);
             if name != port.number.to_string() {
                 let wanted = [(reached.service, port.number)];
                 out.put(&name, inputs, || outbound(world, node, &name, &wanted, By::Address));
@@ -138,7 +139,7 @@ fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service
     for (service, port) in wanted {
         // A port that the address must carry, as at a proxy port, where every port of every service meets.
         let mut domains: Vec<String> = Vec::new();
-        for domain in domains_of(world, service, &node.namespace) {
+        for domain in domains_of(world, service, node) {
             if !proxy || *port == 80 {
                 domains.push(domain.clone());
             }
@@ -184,20 +185,20 @@ fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service
     })
 }
 
-/// The names by which a service is called from a namespace.
-fn domains_of(world: &World, service: &Service, namespace: &str) -> Vec<String> {
+/// The names and addresses by which a node calls a service.
+fn domains_of(world: &World, service: &Service, node: &ProxyNode) -> Vec<String> {
     let full = service.hostname.to_string();
     let suffix = format!(".{}.svc.{}", service.namespace(), world.domain());
     let mut names = vec![full.clone()];
     if let Some(short) = full.strip_suffix(&suffix) {
         let own = service.namespace();
-        if own == namespace {
+        if own == node.namespace {
             names.push(short.to_owned());
         }
         names.push(format!("{short}.{own}"));
         names.push(format!("{short}.{own}.svc"));
     }
-    names.extend(service.addresses.iter().filter(|a| *a != "0.0.0.0" && !a.contains('/')).cloned());
+    names.extend(addresses(service, node).into_iter().map(str::to_owned));
     names
 }
 

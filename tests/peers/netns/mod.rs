@@ -7,6 +7,7 @@
 mod capture;
 mod captured;
 pub(crate) mod databases;
+mod dns;
 mod first_bytes;
 pub(crate) mod hosts;
 mod ingress;

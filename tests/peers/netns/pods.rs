@@ -89,8 +89,26 @@ pub struct Pods {
     running: Vec<Running>,
     /// The control plane's address.
     control: IpAddr,
+    settings: Settings,
+}
+
+/// How pods differ from the usual ones.
+#[derive(Clone)]
+pub struct Settings {
     /// How inbound connections come to the sidecars.
-    mode: &'static str,
+    pub mode: &'static str,
+    /// More flags of `weft init`.
+    pub init: &'static [&'static str],
+    /// More of the sidecars'.
+    pub flags: &'static [&'static str],
+    /// Their environment, KEY=VALUE.
+    pub environment: &'static [&'static str],
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { mode: "REDIRECT", init: &[], flags: &[], environment: &[] }
+    }
 }
 
 impl Pods {
@@ -103,12 +121,23 @@ impl Pods {
     pub fn with(
         net: &Net,
         text: &str,
-        [web, server]: [Program; 2],
-        [client, serving]: [IpAddr; 2],
+        sidecars: [Program; 2],
+        addresses: [IpAddr; 2],
         mode: &'static str,
     ) -> Self {
+        Self::with_settings(net, text, sidecars, addresses, Settings { mode, ..Settings::default() })
+    }
+
+    /// The same with other settings.
+    pub fn with_settings(
+        net: &Net,
+        text: &str,
+        [web, server]: [Program; 2],
+        [client, serving]: [IpAddr; 2],
+        settings: Settings,
+    ) -> Self {
         let mut pods = Self::control(&net.gateway, OUTSIDE, text, &[]);
-        pods.mode = mode;
+        pods.settings = settings;
         let pod = |host, name, ip, program| Pod {
             host,
             namespace: "shop",
@@ -129,7 +158,7 @@ impl Pods {
             directory: tempfile::tempdir().unwrap(),
             running: Vec::new(),
             control: address,
-            mode: "REDIRECT",
+            settings: Settings::default(),
         };
         let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(pods.directory.path(), everybody).unwrap();
@@ -168,10 +197,11 @@ impl Pods {
 
     /// Runs a program as the user whose connections are not captured.
     fn start(&mut self, host: &Host, name: &str, program: &Command) {
-        let mut run = Command::new("setpriv");
+        let mut run = Command::new("env");
+        run.args(self.settings.environment).arg("setpriv");
         run.args([&format!("--reuid={PROXY}"), &format!("--regid={PROXY}"), "--clear-groups"]);
         // A gateway's ports are low; TPROXY takes and makes connections at addresses that are not its own.
-        let capability = if self.mode == "TPROXY" { "+net_admin" } else { "+net_bind_service" };
+        let capability = if self.settings.mode == "TPROXY" { "+net_admin" } else { "+net_bind_service" };
         run.args([format!("--inh-caps={capability}"), format!("--ambient-caps={capability}")]);
         run.arg(program.get_program()).args(program.get_args());
         self.run(name, host.command(&run));
@@ -191,8 +221,8 @@ impl Pods {
             std::os::unix::fs::chown(path, Some(PROXY), Some(PROXY)).unwrap();
         }
         if pod.captured {
-            let flags = ["-i", "*", "-b", "*", "-d", "15090,15021,15020", "-m", self.mode];
-            super::capture::init_on(pod.host, &flags).unwrap();
+            let flags = ["-i", "*", "-b", "*", "-d", "15090,15021,15020", "-m", self.settings.mode];
+            super::capture::init_on(pod.host, &[&flags, self.settings.init].concat()).unwrap();
         }
         let mut arguments: Vec<String> = [
             "--xds-address",
@@ -216,10 +246,10 @@ impl Pods {
         .into();
         arguments.extend(pod.labels.iter().flat_map(|label| ["--label".to_owned(), (*label).to_owned()]));
         let role = match pod.captured {
-            true => ["--interception-mode", self.mode],
+            true => ["--interception-mode", self.settings.mode],
             false => ["--role", "gateway"],
         };
-        arguments.extend(role.map(str::to_owned));
+        arguments.extend(role.iter().chain(self.settings.flags).map(ToString::to_string));
         match pod.program {
             Program::Weft => {
                 let mut proxy = weft_proxy();

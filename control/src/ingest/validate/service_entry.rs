@@ -71,7 +71,8 @@ fn ports(spec: &ServiceEntry, findings: &mut Findings) {
         }
         let by_name_only = protocol.is_some_and(|protocol| protocol.is_http() || protocol.is_tls());
         if spec.addresses.is_empty() && protocol.is_some() && !by_name_only {
-            let help = "give spec.addresses, so that connections can be told apart";
+            let help = "give spec.addresses, or have proxies answer DNS with addresses of their own (DNS_AUTO_ALLOCATE), so that \
+                        connections can be told apart";
             findings.warn(
                 format!("{path}.protocol"),
                 "TCP without an address takes all traffic of the port",

@@ -100,18 +100,20 @@ pub(in super::super) fn reached<'a>(world: &'a World, node: &ProxyNode) -> Vec<R
     found
 }
 
-/// The addresses at which a service is dialled, if it has some of its own.
-fn addresses(service: &Service) -> Vec<&str> {
+/// The addresses at which a node's application dials a service, if there are some that are its alone.
+pub(in super::super) fn addresses<'a>(service: &'a Service, node: &ProxyNode) -> Vec<&'a str> {
     let own = |a: &&String| a.parse::<IpAddr>().is_ok_and(|a| !a.is_unspecified());
-    service.addresses.iter().filter(own).map(String::as_str).collect()
+    let [v4, v6] = node.allocated_families();
+    let allocated = service.allocated.iter().filter(|a| if a.contains(':') { v6 } else { v4 });
+    service.addresses.iter().filter(own).chain(allocated).map(String::as_str).collect()
 }
 
 /// The name of the routes for a port at which HTTP may be spoken: the port's own for all services that share it, the service's for
 /// one that is known by its address.
-pub(in super::super) fn routes_of(reached: &Reached<'_>, port: &ServicePort) -> String {
+pub(in super::super) fn routes_of(node: &ProxyNode, reached: &Reached<'_>, port: &ServicePort) -> String {
     let service = reached.service;
-    let known =
-        !addresses(service).is_empty() || (service.origin == ServiceOrigin::Kubernetes && service.headless);
+    let known = !addresses(service, node).is_empty()
+        || (service.origin == ServiceOrigin::Kubernetes && service.headless);
     match port.protocol.is_http() || !known || reached.bind != ANY {
         true => port.number.to_string(),
         false => format!("{}:{}", service.hostname, port.number),
@@ -162,7 +164,7 @@ fn add<'a>(
         return;
     }
     let own: Vec<String> = match reached.bind {
-        ANY => addresses(service).into_iter().map(str::to_owned).collect(),
+        ANY => addresses(service, node).into_iter().map(str::to_owned).collect(),
         given => vec![given.to_owned()],
     };
     if protocol.is_http() {
@@ -176,7 +178,7 @@ fn add<'a>(
             let parts = listeners.at(vec![endpoint.address.clone()], number);
             parts.rest.get_or_insert((service, number));
             if protocol.is_auto() {
-                parts.http.get_or_insert_with(|| routes_of(reached, port));
+                parts.http.get_or_insert_with(|| routes_of(node, reached, port));
             }
         }
         return;
@@ -192,7 +194,7 @@ fn add<'a>(
     } else {
         parts.rest.get_or_insert((service, number));
         if protocol.is_auto() {
-            parts.http.get_or_insert_with(|| routes_of(reached, port));
+            parts.http.get_or_insert_with(|| routes_of(node, reached, port));
         }
     }
 }
