@@ -27,7 +27,10 @@ mod istiod;
 mod journey;
 mod layering;
 mod ledger;
+#[path = "../rate_limits/mod.rs"]
+mod limits;
 mod metrics;
+mod rate_limits;
 mod recheck;
 mod rotation;
 mod sabotage;

@@ -11,11 +11,14 @@ mod envoy_sidecar;
 mod gateway;
 mod h2spec;
 mod kafka;
+#[path = "../rate_limits/mod.rs"]
+mod limits;
 mod meshes;
 mod mutants;
 mod netns;
 mod opa;
 mod postgres;
 mod programs;
+mod rate_limits;
 #[path = "../authz/mod.rs"]
 mod tables;

@@ -64,6 +64,10 @@ codes! {
     PortNotServed = 113, Warning;
     /// A port's mode is the workload's anyway.
     RedundantPortMode = 114, Info;
+    /// A limit is never the one that refuses.
+    RateLimitNeverDecides = 115, Warning;
+    /// Who is to count for a limit is not there, or cannot be asked.
+    RateLimitWithoutService = 116, Warning;
     /// The last tries of a request never happen.
     RetriesCutShort = 201, Warning;
     /// A request that changes something may be done twice.

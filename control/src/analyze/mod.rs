@@ -12,6 +12,7 @@ mod code;
 mod edges;
 mod matching;
 mod peers;
+mod rate_limits;
 mod scene;
 mod selectors;
 mod tokens;
@@ -114,6 +115,7 @@ pub fn analyze(world: &World) -> Vec<Message> {
     tokens::find(&scene, &mut found);
     peers::find(&scene, &mut found);
     traffic::find(&scene, &mut found);
+    rate_limits::find(&scene, &mut found);
     found.sort();
     found.dedup();
     found

@@ -21,7 +21,9 @@ pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
         .request_authentications()
         .iter()
         .map(|p| (&p.meta, &p.spec.selector, "nobody's tokens are checked by it"));
-    for (meta, selector, then) in of_policies.chain(of_modes).chain(of_tokens) {
+    let of_limits =
+        world.rate_limits().iter().map(|p| (&p.meta, &p.spec.selector, "nobody's requests are limited"));
+    for (meta, selector, then) in of_policies.chain(of_modes).chain(of_tokens).chain(of_limits) {
         let selector = selector.as_ref().map(|selector| &selector.labels);
         check(scene, meta, "spec.selector.matchLabels", selector, then, found);
     }

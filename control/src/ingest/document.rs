@@ -241,6 +241,13 @@ impl Collector {
                     self.objects.external_credentials.push(Object { meta, spec });
                 }
             }
+            Kind::RateLimit => {
+                if let Some(mut spec) = spec(document, kind, findings) {
+                    normalize::rate_limit(&mut spec, &namespace);
+                    validate::rate_limit(&spec, &meta, findings);
+                    self.objects.rate_limits.push(Object { meta, spec });
+                }
+            }
             Kind::Secret | Kind::MeshConfig => {}
         }
     }

@@ -3,12 +3,29 @@
 use super::diagnostic::Findings;
 use crate::model::destination_rule::{DestinationRule, OutlierDetection, TrafficPolicy};
 use crate::model::host::{DEFAULT_DOMAIN, resolve_short};
+use crate::model::rate_limit::RateLimit;
 use crate::model::sidecar::Sidecar;
 use crate::model::values::{Percent, StringMatch};
 use crate::model::virtual_service::{HttpMirror, HttpRoute, VirtualService};
 
 /// What VirtualServices call the sidecars of the mesh.
 const MESH: &str = "mesh";
+
+/// Header names have no case, and the service's host is a full name.
+pub(super) fn rate_limit(spec: &mut RateLimit, namespace: &str) {
+    if let Some(service) = &mut spec.service {
+        service.host = full_host(&service.host, namespace);
+    }
+    for rule in &mut spec.rules {
+        if let Some(given) = &mut rule.matches {
+            given.headers = std::mem::take(&mut given.headers)
+                .into_iter()
+                .map(|(name, value)| (name.to_ascii_lowercase(), value))
+                .collect();
+        }
+        rule.by.iter_mut().for_each(|key| key.header.make_ascii_lowercase());
+    }
+}
 
 pub(super) fn virtual_service(spec: &mut VirtualService, namespace: &str, findings: &mut Findings) {
     for host in &mut spec.hosts {

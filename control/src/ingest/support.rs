@@ -35,7 +35,7 @@ const NETWORKING: &[Kind] = &[
 ];
 const SECURITY: &[Kind] = &[Kind::PeerAuthentication, Kind::AuthorizationPolicy, Kind::RequestAuthentication];
 /// Weft's own.
-const WEFT: &[Kind] = &[Kind::AcmeCertificate, Kind::IPDenyList, Kind::ExternalCredential];
+const WEFT: &[Kind] = &[Kind::AcmeCertificate, Kind::IPDenyList, Kind::ExternalCredential, Kind::RateLimit];
 
 /// Kinds of Istio's that are not supported yet, by group.
 const KINDS_NOT_YET: &[(&str, &[&str])] = &[
@@ -321,7 +321,8 @@ fn misnamed_selector(kind: Kind, parent: &str, name: &str) -> Option<Counsel> {
         | Kind::AuthorizationPolicy
         | Kind::RequestAuthentication
         | Kind::IPDenyList
-        | Kind::ExternalCredential => "matchLabels",
+        | Kind::ExternalCredential
+        | Kind::RateLimit => "matchLabels",
         _ => return None,
     };
     let in_selector = ends_with(parent, "workloadSelector") || parent == "spec.selector";

@@ -41,6 +41,8 @@ pub enum Kind {
     IPDenyList,
     /// weft.dev.
     ExternalCredential,
+    /// weft.dev.
+    RateLimit,
 }
 
 impl Kind {
@@ -62,6 +64,7 @@ impl Kind {
             Self::AcmeCertificate => "AcmeCertificate",
             Self::IPDenyList => "IPDenyList",
             Self::ExternalCredential => "ExternalCredential",
+            Self::RateLimit => "RateLimit",
         }
     }
 }

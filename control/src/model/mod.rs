@@ -19,6 +19,7 @@ pub mod lookup;
 pub mod mesh_config;
 pub mod meta;
 pub mod peer_authentication;
+pub mod rate_limit;
 pub mod registry;
 pub mod request_authentication;
 pub mod service;
@@ -43,6 +44,7 @@ pub use lookup::{MergedRule, PortPolicy, effective_policy, served_hosts};
 pub use mesh_config::MeshConfig;
 pub use meta::{Kind, Meta, Object, ObjectKey, Source};
 pub use peer_authentication::{EffectivePeerMode, PeerAuthentication};
+pub use rate_limit::RateLimit;
 pub use request_authentication::RequestAuthentication;
 pub use service::{
     Endpoint, ExportTo, Protocol, Resolution, Service, ServiceLocation, ServicePort, TargetPort, Workload,

@@ -19,6 +19,7 @@ use super::lookup::{self, MergedRule};
 use super::mesh_config::MeshConfig;
 use super::meta::Object;
 use super::peer_authentication::PeerAuthentication;
+use super::rate_limit::RateLimit;
 use super::registry::{self, WorkloadIndex};
 use super::request_authentication::RequestAuthentication;
 use super::service::{Endpoint, ExportTo, Service, Workload};
@@ -57,6 +58,8 @@ pub struct Objects {
     pub ip_deny_lists: Vec<Object<IpDenyList>>,
     /// ExternalCredentials.
     pub external_credentials: Vec<Object<ExternalCredential>>,
+    /// RateLimits.
+    pub rate_limits: Vec<Object<RateLimit>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
     pub secrets: Vec<Object<TlsSecret>>,
 }
@@ -103,6 +106,7 @@ struct Parts {
     acme_certificates: Vec<Arc<Object<AcmeCertificate>>>,
     ip_deny_lists: Vec<Arc<Object<IpDenyList>>>,
     external_credentials: Vec<Arc<Object<ExternalCredential>>>,
+    rate_limits: Vec<Arc<Object<RateLimit>>>,
     secrets: Vec<Arc<Object<TlsSecret>>>,
 }
 
@@ -134,6 +138,7 @@ impl World {
         let acme_certificates = in_order(objects.acme_certificates);
         let ip_deny_lists = in_order(objects.ip_deny_lists);
         let external_credentials = in_order(objects.external_credentials);
+        let rate_limits = in_order(objects.rate_limits);
         let secrets = in_order(objects.secrets);
         let workload_entries = in_order(objects.workload_entries);
         let kubernetes = in_order(objects.services);
@@ -184,6 +189,7 @@ impl World {
         hash_all(&acme_certificates, &mut hasher);
         hash_all(&ip_deny_lists, &mut hasher);
         hash_all(&external_credentials, &mut hasher);
+        hash_all(&rate_limits, &mut hasher);
         hash_all(&secrets, &mut hasher);
         let version = hasher.finish();
         // The same without the workloads: their comings and goings leave routes and listeners as they are.
@@ -198,6 +204,7 @@ impl World {
         hash_all(&authorization_policies, &mut hasher);
         hash_all(&request_authentications, &mut hasher);
         hash_all(&external_credentials, &mut hasher);
+        hash_all(&rate_limits, &mut hasher);
         let shape_version = hasher.finish();
         let mut hasher = DefaultHasher::new();
         hash_all(&peer_authentications, &mut hasher);
@@ -230,6 +237,7 @@ impl World {
                 acme_certificates,
                 ip_deny_lists,
                 external_credentials,
+                rate_limits,
                 secrets,
             }),
             keys: Arc::default(),
@@ -381,6 +389,11 @@ impl World {
     /// Every ExternalCredential.
     pub fn external_credentials(&self) -> &[Arc<Object<ExternalCredential>>] {
         &self.parts.external_credentials
+    }
+
+    /// Every RateLimit.
+    pub fn rate_limits(&self) -> &[Arc<Object<RateLimit>>] {
+        &self.parts.rate_limits
     }
 
     /// Every TLS secret.

@@ -22,6 +22,7 @@ mod names;
 #[cfg(test)]
 mod names_tests;
 mod node;
+mod rate_limit;
 mod route;
 mod secret;
 #[cfg(test)]

@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use super::captured::outbound::{addresses, reached, routes_of};
 use super::cluster::{INBOUND_PASSTHROUGH, Inbound, outbound_name, services};
 use super::memo::Output;
-use super::{Interception, ProxyNode, authentication, captured, external_credential, seconds, traffic};
+use super::{
+    Interception, ProxyNode, authentication, captured, external_credential, rate_limit, seconds, traffic,
+};
 use crate::model::sidecar::{CaptureMode, OutboundMode};
 use crate::model::values::{StringMatch, selects};
 use crate::model::virtual_service::{
@@ -295,7 +297,10 @@ pub(super) fn http_routes(
             }
             let rendered = match_of(wanted);
             let all = rendered == json!({"prefix": "/"});
-            if let Some(route) = route(world, node, rules, http, wanted, rendered, port) {
+            if let Some(mut route) = route(world, node, rules, http, wanted, rendered, port) {
+                if gateway != "mesh" && !http.name.is_empty() {
+                    rate_limit::turn_on(world, node, &http.name, &mut route);
+                }
                 routes.push(route);
             }
             if all {

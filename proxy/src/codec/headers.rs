@@ -233,6 +233,12 @@ impl IntoIterator for Headers {
     }
 }
 
+impl Extend<(HeaderName, HeaderValue)> for Headers {
+    fn extend<I: IntoIterator<Item = (HeaderName, HeaderValue)>>(&mut self, fields: I) {
+        fields.into_iter().for_each(|(name, value)| self.append(name, value));
+    }
+}
+
 impl FromIterator<(HeaderName, HeaderValue)> for Headers {
     fn from_iter<I: IntoIterator<Item = (HeaderName, HeaderValue)>>(fields: I) -> Self {
         Self { fields: fields.into_iter().collect(), spelling: None }

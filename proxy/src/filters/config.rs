@@ -20,6 +20,7 @@ use super::header_mutation::{HeaderMutation, Mutations};
 use super::jwt_authn::{self, JwtAuthn};
 use super::local_ratelimit::{Limits, LocalRateLimit};
 use super::peer_metadata::{self, PeerMetadata};
+use super::ratelimit::{self, GlobalRateLimit};
 use super::rbac::{self, Rbac};
 use super::{Filter, FilterList, Named};
 use crate::io::Direction;
@@ -44,6 +45,8 @@ pub enum PerFilter {
     Cors(Arc<CorsPolicy>),
     /// Limits in place of the chain's.
     LocalRateLimit(Arc<Limits>),
+    /// What a rate limit service is asked here.
+    GlobalRateLimit(Arc<ratelimit::OfRoute>),
     /// More changes of header fields.
     HeaderMutation(Arc<Mutations>),
     /// Rules in place of the chain's.
@@ -112,6 +115,9 @@ fn per_filter(any: &Any) -> Result<Option<PerFilter>, Errors> {
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
             Limits::compile(&unpack(&any)?, true).map(|l| Some(PerFilter::LocalRateLimit(Arc::new(l))))
         }
+        "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute" => {
+            ratelimit::OfRoute::compile(&unpack(&any)?).map(|r| Some(PerFilter::GlobalRateLimit(Arc::new(r))))
+        }
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute" => {
             let config: proto::header_mutation::v3::HeaderMutationPerRoute = unpack(&any)?;
             Mutations::compile(config.mutations.as_ref())
@@ -139,6 +145,7 @@ fn known(type_name: &str) -> bool {
             | "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
             | "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"
             | "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
+            | "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute"
             | "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig"
             | "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
     )
@@ -231,7 +238,13 @@ fn compile_one(
         "envoy.extensions.filters.http.cors.v3.Cors" => Filter::Cors(Arc::new(CorsStats::new(stat_prefix))),
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
             let limits = unpack(&any).and_then(|c| Limits::compile(&c, false)).map_err(at("typed_config"))?;
-            Filter::LocalRateLimit(Arc::new(LocalRateLimit::new(limits, &context.node.cluster)))
+            Filter::LocalRateLimit(Arc::new(LocalRateLimit::new(limits, &filter.name, &context.node.cluster)))
+        }
+        "envoy.extensions.filters.http.ratelimit.v3.RateLimit" => {
+            let limit = unpack(&any)
+                .and_then(|c| GlobalRateLimit::compile(&c, &filter.name, context))
+                .map_err(at("typed_config"))?;
+            Filter::GlobalRateLimit(Arc::new(limit))
         }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             let rbac =

@@ -73,7 +73,10 @@ impl FilterList {
             let step = |found, tried, said| Step { filter: named.name.clone(), found, tried, said };
             let mut step = match &named.filter {
                 // Chance and quantity are no matter of who may, and neither is what we prove to others.
-                Filter::Fault(..) | Filter::LocalRateLimit(_) | Filter::CredentialInjector(_) => continue,
+                Filter::Fault(..)
+                | Filter::LocalRateLimit(_)
+                | Filter::GlobalRateLimit(_)
+                | Filter::CredentialInjector(_) => continue,
                 Filter::Rbac(rbac) => {
                     let of_route = match of_route {
                         Some(PerFilter::Rbac(rules)) => Some(rules),

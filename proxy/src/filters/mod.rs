@@ -15,6 +15,7 @@ pub mod header_mutation;
 pub mod jwt_authn;
 pub mod local_ratelimit;
 pub mod peer_metadata;
+pub mod ratelimit;
 pub mod rbac;
 mod slow;
 
@@ -35,6 +36,7 @@ use self::header_mutation::HeaderMutation;
 use self::jwt_authn::JwtAuthn;
 use self::local_ratelimit::LocalRateLimit;
 use self::peer_metadata::PeerMetadata;
+use self::ratelimit::GlobalRateLimit;
 use self::rbac::Rbac;
 use self::slow::Slow;
 use crate::codec::{Body, Headers};
@@ -70,6 +72,8 @@ pub enum Filter {
     ExtAuthz(Arc<ExtAuthz>),
     /// How often.
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// How often, as a service says that counts for many proxies.
+    GlobalRateLimit(Arc<GlobalRateLimit>),
     /// What proves us to the service that is called.
     CredentialInjector(Arc<CredentialInjector>),
 }
@@ -196,6 +200,16 @@ impl FilterList {
                     };
                     filter.request_head(&mut exchange, of_route.as_ref())
                 }
+                Filter::GlobalRateLimit(filter) => {
+                    let of_route = match setting {
+                        Some(PerFilter::GlobalRateLimit(of_route)) => Some(&**of_route),
+                        _ => None,
+                    };
+                    match filter.request_head(&exchange, of_route) {
+                        None => Verdict::Continue,
+                        Some(asking) => Box::pin(filter.ask(&mut exchange, asking)).await,
+                    }
+                }
                 Filter::GrpcStats(stats) => {
                     stats.request_head(&mut exchange);
                     Verdict::Continue
@@ -263,7 +277,7 @@ impl FilterList {
                 Filter::HeaderMutation(filter) => {
                     filter.response_head(headers, matched, &named.name, context)
                 }
-                Filter::LocalRateLimit(_) | Filter::ExtAuthz(_) => {
+                Filter::LocalRateLimit(_) | Filter::GlobalRateLimit(_) | Filter::ExtAuthz(_) => {
                     if let Some(tell) = scratch.later.as_mut().and_then(|l| l.tells.pop()) {
                         tell(headers);
                     }

@@ -1,6 +1,6 @@
 //! A request as it must look before it is routed: checks, normalisation, forwarding fields, ids.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
@@ -222,8 +222,7 @@ fn forwarding(head: &mut RequestHead, config: &HcmConfig, connection: &Connectio
             hops => xff::address(headers, hops - 1).map(|(address, _)| address),
         };
         if !config.skip_xff_append {
-            // A peer on this machine is known to the others by this machine's address.
-            xff::append(headers, if peer.is_loopback() { crate::io::local::own_address() } else { peer });
+            xff::append(headers, known_to_others(peer));
         }
         if config.trusted_hops == 0 || !headers.contains(&FORWARDED_PROTO) {
             headers.set(FORWARDED_PROTO, proto());
@@ -242,7 +241,7 @@ fn forwarding(head: &mut RequestHead, config: &HcmConfig, connection: &Connectio
             }
         }
         if append {
-            xff::append(headers, if peer.is_loopback() { crate::io::local::own_address() } else { peer });
+            xff::append(headers, known_to_others(peer));
         }
         found
     };
@@ -307,4 +306,11 @@ pub fn append_via(headers: &mut Headers, via: &HeaderValue) {
         }
     };
     headers.set(header::VIA, value);
+}
+
+/// A peer at this machine's loopback address is known to others by this machine's address. As in Envoy that is the one address, not
+/// its network.
+fn known_to_others(peer: IpAddr) -> IpAddr {
+    let localhost = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+    if localhost.contains(&peer) { crate::io::local::own_address() } else { peer }
 }

@@ -11,13 +11,14 @@ use xds_protos::envoy::extensions::filters::network::ext_authz::v3 as pb;
 use xds_protos::envoy::service::auth::v3::CheckRequest;
 
 use crate::filters::ext_authz::check::Told;
-use crate::filters::ext_authz::config::{grpc, only_v3};
-use crate::filters::ext_authz::grpc::{GrpcService, read};
+use crate::filters::ext_authz::config::TIMEOUT;
+use crate::filters::ext_authz::grpc::{METHOD, read};
 use crate::filters::ext_authz::{Answer, NETWORK_NAMESPACE};
 use crate::io::metadata::Datum;
 use crate::io::{ConnectionInfo, Pass};
 use crate::route::config::metadata_match;
 use crate::route::values::MetadataMatch;
+use crate::router::grpc::{GrpcService, only_v3};
 use crate::state::error::{at, collect};
 use crate::state::{CompileContext, ConfigError};
 use crate::telemetry::registry::{Counter, Gauge, Group};
@@ -68,7 +69,7 @@ impl NetworkExtAuthz {
         only_v3(config.transport_api_version, &mut errors);
         let service = match &config.grpc_service {
             None => Err(ConfigError::missing("grpc_service").into()),
-            Some(service) => grpc(service, ctx).map_err(at("grpc_service")),
+            Some(service) => GrpcService::compile(service, TIMEOUT, ctx).map_err(at("grpc_service")),
         };
         let service = collect(service, "", &mut errors);
         let enabled_metadata = config.filter_enabled_metadata.as_ref().and_then(|m| {
@@ -141,7 +142,7 @@ impl NetworkExtAuthz {
         let (service, stats, cell) = (self.service.clone(), self.stats.clone(), known.clone());
         let failure_mode_allow = self.failure_mode_allow;
         let task = tokio::task::spawn_local(async move {
-            let answer = match service.ask(&request, &info).await {
+            let answer = match service.ask(METHOD, &request, &info).await {
                 Some(response) => read(response),
                 None => Answer::Error(None),
             };

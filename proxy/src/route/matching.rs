@@ -183,6 +183,8 @@ pub struct Chance {
 impl Chance {
     /// Always.
     pub const ALWAYS: Self = Self { numerator: 100, denominator: 100 };
+    /// Never.
+    pub const NEVER: Self = Self { numerator: 0, denominator: 100 };
 
     /// Whether it comes true for this random number.
     pub fn hits(self, random: u64) -> bool {

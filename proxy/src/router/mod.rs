@@ -11,6 +11,7 @@ mod config;
 pub mod drive;
 mod exchange;
 mod flow;
+pub mod grpc;
 mod head;
 mod mirror;
 pub mod replay;

@@ -9,7 +9,7 @@ fn findings(kind: &str, spec: &str) -> Vec<String> {
     let group = if security { "security.istio.io/v1" } else { "networking.istio.io/v1" };
     let api = match kind {
         "Service" => "v1",
-        "AcmeCertificate" | "IPDenyList" | "ExternalCredential" => "weft.dev/v1alpha1",
+        "AcmeCertificate" | "IPDenyList" | "ExternalCredential" | "RateLimit" => "weft.dev/v1alpha1",
         _ => group,
     };
     let text =
@@ -899,6 +899,69 @@ fn ip_deny_list() {
             ("{source: {file: a}, selector: {labels: {a: b}}}", "spec.selector.labels: unknown field"),
         ],
     );
+}
+
+#[test]
+fn rate_limits() {
+    let with = |rule: &str| format!("{{selector: {{matchLabels: {{a: b}}}}, rules: [{{name: r, {rule}}}]}}");
+    let local = |more: &str| with(&format!("local: {{requests: 1, per: 1s{more}}}"));
+    let of = |more: &str| with(&format!("local: {{requests: 1, per: 1s}}, {more}"));
+    let asked = |service: &str| format!("{{service: {{{service}}}, rules: [{{name: r, global: {{}}}}]}}");
+    let cases = [
+        (local(", burst: 2"), ""),
+        (
+            of("match: {hosts: ['*.a.com'], paths: [{exact: /a}, {prefix: /b}, {regex: '/c.*'}], methods: [GET], \
+                headers: {x-plan: {exact: free}}, route: r}, by: [{clientAddress: {ipv4Prefix: 24}}, {header: x-user}, {claim: sub}]"),
+            "",
+        ),
+        (asked("host: limits, port: 8081, domain: d, timeout: 20ms, failurePolicy: Closed"), ""),
+        ("{}".to_owned(), "spec.rules: missing"),
+        ("{gateway: g, selector: {matchLabels: {a: b}}, rules: [{name: r, local: {requests: 1, per: 1s}}]}".to_owned(), "spec.gateway: stands beside selector"),
+        ("{gateway: n/g, rules: [{name: r, local: {requests: 1, per: 1s}}]}".to_owned(), "spec.gateway: \"n/g\" has a namespace"),
+        ("{rules: [{local: {requests: 1, per: 1s}}]}".to_owned(), "spec.rules[0].name: missing"),
+        ("{rules: [{name: 'a b', local: {requests: 1, per: 1s}}]}".to_owned(), "spec.rules[0].name: \"a b\" has characters"),
+        (
+            "{rules: [{name: a, local: {requests: 1, per: 1s}}, {name: a, local: {requests: 1, per: 1s}}]}".to_owned(),
+            "spec.rules[1].name: another rule is called \"a\"",
+        ),
+        (with(""), "spec.rules[0]: says neither local nor global"),
+        (of("global: {}"), "spec.rules[0].global: stands beside local"),
+        (with("global: {}"), "spec.service: missing, though a rule is global"),
+        (with("local: {per: 1s}"), "spec.rules[0].local.requests: missing or 0"),
+        (with("local: {requests: 1}"), "spec.rules[0].local.per: missing"),
+        (with("local: {requests: 1, per: 20ms}"), "spec.rules[0].local.per: 0.02s is too short"),
+        (local(", burst: 0"), "spec.rules[0].local.burst: 0 lets nothing pass"),
+        (local(", maxKeys: 5"), "spec.rules[0].local.maxKeys: the rule has no keys"),
+        (of("match: {}"), "spec.rules[0].match: empty"),
+        (of("match: {paths: [{exact: a}]}"), "spec.rules[0].match.paths[0]: \"a\" does not begin"),
+        (of("match: {paths: [{prefix: '/a?b'}]}"), "spec.rules[0].match.paths[0]: \"/a?b\" has a query"),
+        (of("match: {paths: [{regex: '('}]}"), "spec.rules[0].match.paths[0]: not a regular expression"),
+        (of("match: {paths: [{}]}"), "spec.rules[0].match.paths[0]: empty"),
+        (of("match: {methods: ['G T']}"), "spec.rules[0].match.methods[0]: \"G T\" is no method"),
+        (of("match: {headers: {':path': {exact: a}}}"), "spec.rules[0].match.headers.:path: \":path\" is not the name"),
+        (of("match: {hosts: ['a.*']}"), "spec.rules[0].match.hosts[0]: \"a.*\" is not a host"),
+        (
+            "{rules: [{name: r, match: {route: x}, local: {requests: 1, per: 1s}}]}".to_owned(),
+            "spec.rules[0].match.route: routes of VirtualServices are for gateways",
+        ),
+        (of("by: [{}]"), "spec.rules[0].by[0]: is not one key"),
+        (of("by: [{header: x-a, claim: sub}]"), "spec.rules[0].by[0]: is not one key"),
+        (of("by: [{header: 'x a'}]"), "spec.rules[0].by[0].header: \"x a\" is not the name"),
+        (of("by: [{header: x-a}, {header: X-A}]"), "spec.rules[0].by[1]: is given twice"),
+        (of("by: [{clientAddress: {ipv4Prefix: 33}}]"), "spec.rules[0].by[0].clientAddress.ipv4Prefix: such an address"),
+        (of("by: [{header: a}, {header: b}, {header: c}, {header: d}]"), "spec.rules[0].by: 4 keys are too many"),
+        (of("by: [{cookie: a}]"), "spec.rules[0].by[0].cookie: unknown field"),
+        (
+            "{service: {host: a, port: 1, domain: d}, rules: [{name: r, local: {requests: 1, per: 1s}}]}".to_owned(),
+            "spec.service: no rule is global",
+        ),
+        (asked("port: 1, domain: d"), "spec.service.host: "),
+        (asked("host: a, domain: d"), "spec.service.port: a port is missing"),
+        (asked("host: a, port: 1"), "spec.service.domain: missing"),
+        (asked("host: a, port: 1, domain: d, failurePolicy: Deny"), "spec.service.failurePolicy: "),
+    ];
+    let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, e)| (spec.as_str(), *e)).collect();
+    check("RateLimit", &cases);
 }
 
 #[test]

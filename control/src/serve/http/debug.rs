@@ -117,6 +117,7 @@ fn configz(pages: &Pages) -> Value {
         world.peer_authentications(),
         world.acme_certificates(),
         world.ip_deny_lists(),
+        world.rate_limits(),
         world.workloads(),
         world.services()
     );

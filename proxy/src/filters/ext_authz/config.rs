@@ -2,27 +2,26 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{StatusCode, header};
 use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::extensions::filters::http::ext_authz::v3 as proto;
 use xds_protos::envoy::extensions::filters::http::ext_authz::v3::ext_authz::Services;
 use xds_protos::envoy::r#type::matcher::v3 as matcher;
 
 use super::check::Told;
-use super::grpc::GrpcService;
 use super::http_service::HttpService;
 use super::{BodySettings, ExtAuthz, OfRoute, OnFailure, Service, Stats};
 use crate::filters::jwt_authn::config::http_cluster;
 use crate::route::config::{duration, header_ops, metadata_match, runtime_chance, string_match};
 use crate::route::text::{Pattern, StringMatch};
+use crate::router::grpc::{GrpcService, only_v3};
 use crate::state::error::{at, collect};
 use crate::state::{CompileContext, ConfigError};
 
 type Errors = Vec<ConfigError>;
 
 /// Envoy's default for both kinds of service.
-const TIMEOUT: Duration = Duration::from_millis(200);
+pub const TIMEOUT: Duration = Duration::from_millis(200);
 
 impl ExtAuthz {
     /// Compiles the filter of a connection manager.
@@ -44,7 +43,7 @@ impl ExtAuthz {
         let service = match &config.services {
             None => Err(ConfigError::missing("grpc_service, or http_service,").into()),
             Some(Services::GrpcService(service)) => {
-                grpc(service, context).map(Service::Grpc).map_err(at("grpc_service"))
+                GrpcService::compile(service, TIMEOUT, context).map(Service::Grpc).map_err(at("grpc_service"))
             }
             Some(Services::HttpService(service)) => {
                 let of_service =
@@ -153,17 +152,6 @@ impl OfRoute {
     }
 }
 
-/// Notes that only version 3 of the service is spoken.
-pub fn only_v3(version: i32, errors: &mut Errors) {
-    match core::ApiVersion::try_from(version) {
-        Ok(core::ApiVersion::V3) => {}
-        other => errors.push(ConfigError::new(
-            "transport_api_version",
-            format!("{other:?} is not supported; only V3 is, and it must be said"),
-        )),
-    }
-}
-
 fn body(settings: &proto::BufferSettings) -> Result<BodySettings, Errors> {
     if settings.max_request_bytes == 0 {
         return Err(ConfigError::new("max_request_bytes", "must be more than 0").into());
@@ -183,39 +171,6 @@ fn texts(list: &matcher::ListStringMatcher) -> Result<Vec<StringMatch>, Errors> 
 
 fn exactly(name: &str) -> StringMatch {
     StringMatch::new(Pattern::Exact(name.as_bytes().into()), true)
-}
-
-/// A gRPC service.
-///
-/// # Errors
-/// Everything that is wrong in it.
-pub fn grpc(service: &core::GrpcService, context: &CompileContext) -> Result<GrpcService, Errors> {
-    use core::grpc_service::TargetSpecifier;
-    let target = match &service.target_specifier {
-        Some(TargetSpecifier::EnvoyGrpc(target)) => target,
-        Some(TargetSpecifier::GoogleGrpc(_)) => {
-            return Err(ConfigError::unsupported("google_grpc", "a client of another library").into());
-        }
-        None => return Err(ConfigError::missing("envoy_grpc").into()),
-    };
-    if target.cluster_name.is_empty() {
-        return Err(ConfigError::missing("envoy_grpc.cluster_name").into());
-    }
-    let mut metadata = Vec::with_capacity(service.initial_metadata.len());
-    for (index, entry) in service.initial_metadata.iter().enumerate() {
-        let pair =
-            HeaderName::from_bytes(entry.key.as_bytes()).ok().zip(HeaderValue::from_str(&entry.value).ok());
-        metadata.push(
-            pair.ok_or_else(|| ConfigError::new(format!("initial_metadata[{index}]"), "is no header field"))?,
-        );
-    }
-    let authority = if target.authority.is_empty() { &target.cluster_name } else { &target.authority };
-    Ok(GrpcService {
-        cluster: context.clusters.slot(&target.cluster_name),
-        authority: Bytes::from(authority.clone()),
-        timeout: duration(service.timeout.as_ref(), "timeout")?.unwrap_or(TIMEOUT),
-        metadata,
-    })
 }
 
 fn http(service: &proto::HttpService, context: &CompileContext) -> Result<HttpService, Errors> {

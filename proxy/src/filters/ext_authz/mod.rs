@@ -18,7 +18,6 @@ use xds_protos::prost_types::{Struct, Value};
 
 use self::body::Kept;
 use self::check::Told;
-use self::grpc::GrpcService;
 use self::http_service::HttpService;
 pub use self::verdict::Answer;
 use self::verdict::{Changes, Denial};
@@ -29,6 +28,7 @@ use crate::codec::headers::Of;
 use crate::io::metadata::Datum;
 use crate::route::matching::Chance;
 use crate::route::values::MetadataMatch;
+use crate::router::grpc::GrpcService;
 use crate::router::{BODY_TOO_LARGE, Exchange, LocalReply, charge};
 use crate::telemetry::Flag;
 use crate::telemetry::registry::{Counter, Group};
@@ -193,7 +193,7 @@ impl ExtAuthz {
         let request = self.told.of_request(exchange, told.as_ref(), extensions);
         let asked = Instant::now();
         let answer = match &self.service {
-            Service::Grpc(service) => match service.ask(&request, &exchange.connection).await {
+            Service::Grpc(service) => match service.ask(grpc::METHOD, &request, &exchange.connection).await {
                 Some(response) => grpc::read(response),
                 None => Answer::Error(None),
             },

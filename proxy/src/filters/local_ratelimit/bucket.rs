@@ -1,6 +1,6 @@
 //! Token buckets, shared by all workers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -66,13 +66,17 @@ impl Bucket {
         age.saturating_add(self.max.saturating_mul(self.period))
     }
 
-    /// Takes a token, if there is one.
-    pub fn take(&self) -> bool {
+    /// Takes so many tokens, if there are as many. Who asks for none gets none, and does not pass, as in Envoy.
+    pub fn take(&self, tokens: u64) -> bool {
+        if tokens == 0 {
+            return false;
+        }
         let now = self.now();
         let full = now.saturating_sub(self.max.saturating_mul(self.period));
+        let time = self.period.saturating_mul(tokens);
         let taken = self.empty_at.fetch_update(Relaxed, Relaxed, |empty_at| {
             let empty_at = empty_at.max(full);
-            (now.saturating_sub(empty_at) >= self.period).then_some(empty_at + self.period)
+            (now.saturating_sub(empty_at) >= time).then(|| empty_at + time)
         });
         taken.is_ok()
     }
@@ -109,10 +113,36 @@ struct Described {
     open: Mutex<Dynamic>,
 }
 
+/// Buckets by values, and the values by when they last came: the oldest is found without a look at all.
 #[derive(Debug, Default)]
 struct Dynamic {
-    buckets: HashMap<Vec<String>, (Arc<Bucket>, u64)>,
+    buckets: HashMap<Arc<[String]>, (Arc<Bucket>, u64)>,
+    ages: BTreeMap<u64, Arc<[String]>>,
     tick: u64,
+}
+
+impl Dynamic {
+    /// The bucket of these values, a new one if need be; of more than `most` the oldest is forgotten.
+    fn bucket(&mut self, values: Vec<String>, most: usize, rate: Rate) -> Arc<Bucket> {
+        self.tick += 1;
+        let tick = self.tick;
+        if let Some((bucket, used)) = self.buckets.get_mut(&*values) {
+            if let Some(values) = self.ages.remove(used) {
+                self.ages.insert(tick, values);
+            }
+            *used = tick;
+            return bucket.clone();
+        }
+        if self.buckets.len() >= most.max(1)
+            && let Some((_, oldest)) = self.ages.pop_first()
+        {
+            self.buckets.remove(&oldest);
+        }
+        let (bucket, values): (_, Arc<[String]>) = (Arc::new(Bucket::new(rate)), values.into());
+        self.ages.insert(tick, values.clone());
+        self.buckets.insert(values, (bucket.clone(), tick));
+        bucket
+    }
 }
 
 /// All buckets of a filter.
@@ -131,6 +161,16 @@ pub struct Answer {
     pub allowed: bool,
     /// The bucket that decided, for what the client is told of it.
     pub bucket: Option<Arc<Bucket>>,
+    /// Whether the descriptor that decided says that the client is told, or not.
+    pub told: Option<bool>,
+}
+
+/// A bucket that a request is for.
+struct Asked {
+    period: u64,
+    bucket: Arc<Bucket>,
+    hits: u64,
+    told: Option<bool>,
 }
 
 impl Buckets {
@@ -169,33 +209,41 @@ impl Buckets {
             let exact = self.described.iter().find(|d| d.fixed.is_some() && d.matches(descriptor));
             let found = exact.or_else(|| self.described.iter().find(|d| d.matches(descriptor)));
             if let Some(described) = found {
-                matched.push((described.rate.period, described.bucket(descriptor, self.most_dynamic)));
+                matched.push(Asked {
+                    period: described.rate.period,
+                    bucket: described.bucket(descriptor, self.most_dynamic),
+                    hits: descriptor.hits.unwrap_or(1),
+                    told: descriptor.told,
+                });
             }
         }
-        matched.sort_by_key(|(period, _)| std::cmp::Reverse(*period));
-        let first = matched.first().map(|(_, bucket)| bucket.clone());
-        for (_, bucket) in matched {
-            if !bucket.take() {
-                return Answer { allowed: false, bucket: Some(bucket) };
+        matched.sort_by_key(|asked| std::cmp::Reverse(asked.period));
+        let (first, told) = match matched.first() {
+            Some(asked) => (Some(asked.bucket.clone()), asked.told),
+            None => (None, None),
+        };
+        for asked in matched {
+            if !asked.bucket.take(asked.hits) {
+                return Answer { allowed: false, bucket: Some(asked.bucket), told: asked.told };
             }
         }
         if let (Some(default), true) = (&self.default, first.is_none() || self.always_default) {
-            let allowed = default.take();
+            let allowed = default.take(1);
             if !allowed || first.is_none() {
-                return Answer { allowed, bucket: Some(default.clone()) };
+                return Answer { allowed, bucket: Some(default.clone()), told: None };
             }
         }
-        Answer { allowed: true, bucket: first }
+        Answer { allowed: true, bucket: first, told }
     }
 }
 
 impl Described {
     fn matches(&self, descriptor: &Descriptor) -> bool {
-        self.entries.len() == descriptor.len()
+        self.entries.len() == descriptor.entries.len()
             && self
                 .entries
                 .iter()
-                .zip(descriptor)
+                .zip(&descriptor.entries)
                 .all(|((key, value), (k, v))| key == k && value.as_deref().is_none_or(|value| value == v))
     }
 
@@ -203,23 +251,8 @@ impl Described {
         if let Some(fixed) = &self.fixed {
             return fixed.clone();
         }
-        let values: Vec<_> = descriptor.iter().map(|(_, v)| v.clone()).collect();
-        let mut open = self.open.lock();
-        open.tick += 1;
-        let tick = open.tick;
-        if let Some((bucket, used)) = open.buckets.get_mut(&values) {
-            *used = tick;
-            return bucket.clone();
-        }
-        if open.buckets.len() >= most.max(1)
-            && let Some(oldest) =
-                open.buckets.iter().min_by_key(|(_, (_, used))| *used).map(|(k, _)| k.clone())
-        {
-            open.buckets.remove(&oldest);
-        }
-        let bucket = Arc::new(Bucket::new(self.rate));
-        open.buckets.insert(values, (bucket.clone(), tick));
-        bucket
+        let values = descriptor.entries.iter().map(|(_, v)| v.clone()).collect();
+        self.open.lock().bucket(values, most, self.rate)
     }
 }
 
@@ -244,18 +277,18 @@ mod tests {
     async fn a_bucket_fills_steadily_and_never_over_its_brim() {
         let bucket = Bucket::new(rate(2, 2, Duration::from_secs(10)));
         assert_eq!((bucket.left(), bucket.reset()), (2, 0));
-        assert!(bucket.take() && bucket.take() && !bucket.take());
+        assert!(bucket.take(1) && bucket.take(1) && !bucket.take(1));
         assert_eq!((bucket.left(), bucket.reset()), (0, 5));
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert!(bucket.take() && !bucket.take());
+        assert!(bucket.take(1) && !bucket.take(1));
         tokio::time::advance(Duration::from_secs(100)).await;
-        assert!(bucket.take() && bucket.take() && !bucket.take());
+        assert!(bucket.take(1) && bucket.take(1) && !bucket.take(1));
     }
 
     #[tokio::test(start_paused = true)]
     async fn threads_take_no_more_than_there_is() {
         let bucket = Bucket::new(rate(1000, 1, Duration::from_secs(3600)));
-        let taken = |bucket: &Bucket| (0..400).filter(|_| bucket.take()).count();
+        let taken = |bucket: &Bucket| (0..400).filter(|_| bucket.take(1)).count();
         let all: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| taken(&bucket))).collect();
             threads.into_iter().map(|t| t.join().unwrap()).sum()
@@ -273,7 +306,9 @@ mod tests {
             true,
             2,
         );
-        let ask = |v: &str| buckets.take(&[vec![("u".into(), v.to_owned())]]).allowed;
+        let descriptor =
+            |v: &str| Descriptor { entries: vec![("u".into(), v.to_owned())], ..Descriptor::default() };
+        let ask = |v: &str| buckets.take(&[descriptor(v)]).allowed;
         assert!(ask("a") && !ask("a"));
         assert!(ask("b") && ask("b") && !ask("b"));
         assert!(ask("c") && ask("d"), "each value has its own");

@@ -5,7 +5,7 @@ mod bucket;
 
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode, header};
 use xds_protos::envoy::extensions::common::ratelimit::v3::{
     VhRateLimitsOptions, XRateLimitHeadersRfcVersion,
 };
@@ -14,28 +14,26 @@ use xds_protos::envoy::extensions::filters::http::local_ratelimit::v3 as proto;
 pub use bucket::{Bucket, Buckets, Rate};
 
 use super::Verdict;
+use super::ratelimit::descriptors::Which;
+use super::ratelimit::service::{LIMIT, REMAINING, RESET};
+use super::ratelimit::{EXHAUSTED, details};
 use crate::codec::Headers;
 use crate::route::HeaderOps;
-use crate::route::config::{header_ops, rate_limits, runtime_chance};
+use crate::route::config::{header_ops, own_rate_limits, runtime_chance};
 use crate::route::matching::Chance;
-use crate::route::rate_limit::{Descriptor, Facts, RateLimit};
+use crate::route::rate_limit::{Descriptor, RateLimit};
 use crate::router::{Exchange, LocalReply};
 use crate::state::ConfigError;
 use crate::state::error::collect;
-use crate::telemetry::Flag;
 use crate::telemetry::access_log::LogContext;
 use crate::telemetry::registry::{Counter, Group};
-
-const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
-/// gRPC's RESOURCE_EXHAUSTED.
-const EXHAUSTED: u32 = 8;
+use crate::telemetry::{Details, Flag};
 
 /// The filter of a connection manager.
 pub struct LocalRateLimit {
     own: Arc<Limits>,
     service_cluster: Arc<str>,
+    limited: Details,
 }
 
 /// Its settings, or a route's.
@@ -50,6 +48,7 @@ pub struct Limits {
     virtual_host: VhRateLimitsOptions,
     own_actions: Vec<RateLimit>,
     tell_client: bool,
+    retry_after: bool,
     request_headers: HeaderOps,
     response_headers: HeaderOps,
     stats: Stats,
@@ -70,9 +69,10 @@ struct Stats {
 }
 
 impl LocalRateLimit {
-    /// The filter with these settings; `service_cluster` is our own.
-    pub fn new(limits: Limits, service_cluster: &str) -> Self {
-        Self { own: Arc::new(limits), service_cluster: service_cluster.into() }
+    /// The filter with these settings; `name` is what it is called in its chain, `service_cluster` is our own.
+    pub fn new(limits: Limits, name: &str, service_cluster: &str) -> Self {
+        let limited = details("local_rate_limited", name);
+        Self { own: Arc::new(limits), service_cluster: service_cluster.into(), limited }
     }
 
     /// Lets a request pass, or answers in the upstream's place.
@@ -84,7 +84,8 @@ impl LocalRateLimit {
         limits.stats.enabled.inc();
         let descriptors = limits.descriptors(exchange, &self.service_cluster);
         let answer = limits.buckets.take(&descriptors);
-        if let (true, Some(bucket)) = (limits.tell_client, answer.bucket) {
+        let reset = answer.bucket.as_ref().map(|bucket| bucket.reset());
+        if let (true, Some(bucket)) = (answer.told.unwrap_or(limits.tell_client), answer.bucket) {
             exchange.scratch.later().tells.push(Box::new(move |headers| tell(&bucket, headers)));
         }
         if answer.allowed {
@@ -98,7 +99,7 @@ impl LocalRateLimit {
         }
         limits.stats.enforced.inc();
         exchange.flow.flag(Flag::RateLimited);
-        let mut reply = LocalReply::new(limits.status, "local_rate_limited", "local_rate_limited");
+        let mut reply = LocalReply::new(limits.status, "local_rate_limited", self.limited.clone());
         reply.grpc_status = limits.grpc_status;
         if !limits.response_headers.is_empty() {
             let mut headers = Headers::new();
@@ -110,6 +111,13 @@ impl LocalRateLimit {
                 limits.response_headers.apply(&mut headers, &context);
             });
             reply.headers.extend(headers);
+        }
+        let known = |(name, _): &(_, HeaderValue)| *name == header::RETRY_AFTER;
+        if let (true, Some(reset)) =
+            (limits.retry_after && limits.status == StatusCode::TOO_MANY_REQUESTS, reset)
+            && !reply.headers.iter().any(known)
+        {
+            reply.headers.push((header::RETRY_AFTER, reset.max(1).into()));
         }
         Verdict::Reply(reply)
     }
@@ -178,7 +186,7 @@ impl Limits {
         };
         errors.extend(wrong.into_iter().map(longer));
         let response_headers = header_ops(&config.response_headers_to_add, &[], "response", &mut errors);
-        let own_actions = collect(rate_limits(&config.rate_limits), "", &mut errors);
+        let own_actions = collect(own_rate_limits(&config.rate_limits), "", &mut errors);
         if config.stat_prefix.is_empty() {
             errors.push(ConfigError::missing("stat_prefix"));
         }
@@ -205,6 +213,7 @@ impl Limits {
             stage: config.stage,
             virtual_host: config.vh_rate_limits(),
             own_actions: own_actions.unwrap_or_default(),
+            retry_after: config.enable_retry_after_header,
             tell_client: config.enable_x_ratelimit_headers() == XRateLimitHeadersRfcVersion::DraftVersion03,
             request_headers,
             response_headers,
@@ -220,37 +229,16 @@ impl Limits {
 
     /// What the request counts as, by the filter's own actions, else by its route's and its virtual host's.
     fn descriptors(&self, exchange: &Exchange, service_cluster: &str) -> Vec<Descriptor> {
-        let mut made = Vec::new();
         if !self.has_descriptors {
-            return made;
+            return Vec::new();
         }
-        let cluster = exchange.cluster_name();
-        let facts = Facts {
-            head: &exchange.head,
-            client: exchange.flow.info(|i| i.client).unwrap_or(exchange.connection.remote).ip(),
+        let which = Which {
+            stage: self.stage,
+            with_disable_keys: false,
+            own: &self.own_actions,
+            virtual_host: self.virtual_host,
             service_cluster,
-            cluster: cluster.as_deref(),
         };
-        let mut of = |limits: &[RateLimit]| {
-            let counted = limits.iter().filter(|l| l.stage == self.stage && !l.disabled);
-            made.extend(counted.filter_map(|l| l.descriptor(&facts)));
-        };
-        if !self.own_actions.is_empty() {
-            of(&self.own_actions);
-            return made;
-        }
-        let Some(matched) = exchange.matched.as_ref().filter(|m| m.forward().is_some()) else { return made };
-        let route = matched.route();
-        of(&route.rate_limits);
-        let hosts = match self.virtual_host {
-            _ if route.include_vh_rate_limits => true,
-            VhRateLimitsOptions::Include => true,
-            VhRateLimitsOptions::Ignore => false,
-            VhRateLimitsOptions::Override => route.rate_limits.is_empty(),
-        };
-        if hosts {
-            of(&matched.virtual_host().rate_limits);
-        }
-        made
+        which.descriptors(exchange)
     }
 }

@@ -30,7 +30,7 @@ use crate::telemetry::access_log::Format;
 
 pub use action::{data_source, optional_chance, substitution};
 pub use matching::{header_match, metadata_match, route_match, string_match};
-pub use rate_limit::rate_limits;
+pub use rate_limit::{own_rate_limits, rate_limits};
 
 /// What the routes of a configuration share while they are compiled.
 struct Shared<'a> {

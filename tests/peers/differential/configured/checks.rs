@@ -1,19 +1,23 @@
-//! Authorization by gRPC, as the server behind an endpoint plays it: what it is asked, in a form that both sides share, and
-//! its answers.
+//! Authorization and rate limits by gRPC, as the server behind an endpoint plays them: what it is asked, in a form that both
+//! sides share, and its answers.
 
 use std::fmt::Write as _;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::Value;
 use xds_protos::envoy::service::auth::v3::CheckRequest;
+use xds_protos::envoy::service::ratelimit::v3::RateLimitRequest;
 use xds_protos::prost::Message;
 
 use super::spec::FullAnswer;
 use super::upstream::fields;
 
-/// Whether a request asks for an authorization.
+/// The method that asks whether a limit is reached.
+const LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
+
+/// Whether a request asks for an authorization, or whether a limit is reached.
 pub fn is_check(request: &http::Request<h2::RecvStream>) -> bool {
-    request.uri().path() == "/envoy.service.auth.v3.Authorization/Check"
+    [LIMIT, "/envoy.service.auth.v3.Authorization/Check"].contains(&request.uri().path())
 }
 
 /// What was asked, without what differs from request to request: the client's port, the time, ids.
@@ -29,6 +33,15 @@ pub async fn text(request: http::Request<h2::RecvStream>) -> String {
         parts.headers.iter().map(|(n, v)| format!("{n}: {}", v.as_bytes().escape_ascii())).collect();
     lines.sort();
     lines.iter().for_each(|line| _ = writeln!(text, "{line}"));
+    if parts.uri.path() == LIMIT {
+        return match data.get(5..).map(RateLimitRequest::decode) {
+            Some(Ok(limit)) => {
+                let json = serde_json::to_string_pretty(&xds_protos::json::to_value(&limit)).unwrap();
+                text + "  limit: " + &json.replace("127.30.3.2", "127.30.3.1") + "\n"
+            }
+            other => format!("{text}  no question: {other:?}\n"),
+        };
+    }
     match data.get(5..).map(CheckRequest::decode) {
         Some(Ok(check)) => {
             let mut json = xds_protos::json::to_value(&check);
@@ -78,14 +91,20 @@ fn prune(value: &mut Value) {
     }
 }
 
-/// Answers a check.
+/// The message that an answer has: its type, and its fields.
+pub fn message(answer: &FullAnswer) -> Option<(&'static str, &Value)> {
+    let check = answer.check.as_ref().map(|check| ("envoy.service.auth.v3.CheckResponse", check));
+    check.or(answer.limit.as_ref().map(|limit| ("envoy.service.ratelimit.v3.RateLimitResponse", limit)))
+}
+
+/// Answers with a message.
 pub async fn respond(
     mut respond: h2::server::SendResponse<Bytes>,
     mut head: http::Response<()>,
-    check: &Value,
+    (kind, message): (&str, &Value),
     answer: &FullAnswer,
 ) {
-    let message = xds_protos::json::encode("envoy.service.auth.v3.CheckResponse", check).unwrap();
+    let message = xds_protos::json::encode(kind, message).unwrap();
     let mut frame = BytesMut::new();
     frame.put_u8(0);
     frame.put_u32(u32::try_from(message.len()).unwrap());

@@ -174,6 +174,8 @@ pub struct FullAnswer {
     /// By HTTP/2: this `envoy.service.auth.v3.CheckResponse` in a gRPC frame as the body, and `grpc-status: 0` behind it
     /// where no trailers are given.
     pub check: Option<Value>,
+    /// Likewise this `envoy.service.ratelimit.v3.RateLimitResponse`.
+    pub limit: Option<Value>,
 }
 
 /// What the client does.

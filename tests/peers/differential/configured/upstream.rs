@@ -284,8 +284,8 @@ async fn respond_h2(mut respond: h2::server::SendResponse<Bytes>, answer: &FullA
     let mut head = http::Response::new(());
     *head.status_mut() = http::StatusCode::from_u16(status(answer)).unwrap();
     *head.headers_mut() = fields(&answer.headers);
-    if let Some(check) = &answer.check {
-        return checks::respond(respond, head, check, answer).await;
+    if let Some(message) = checks::message(answer) {
+        return checks::respond(respond, head, message, answer).await;
     }
     let empty = (of_head || matches!(status(answer), 204 | 304)) && !answer.force_body;
     let body = body(answer);

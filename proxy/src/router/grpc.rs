@@ -1,0 +1,163 @@
+//! Asking a service by gRPC: one unary call, its frames written here, over the cluster's own HTTP/2 connections.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use xds_protos::envoy::config::core::v3 as core;
+use xds_protos::prost::Message;
+
+use super::call;
+use crate::cluster::Cluster;
+use crate::codec::{Body, Protocol};
+use crate::io::ConnectionInfo;
+use crate::route::config::duration;
+use crate::state::{CompileContext, ConfigError, Slot};
+
+const TRAILERS: HeaderName = HeaderName::from_static("te");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// The most of an answer that is read, in bytes.
+const LONGEST: usize = 4 << 20;
+
+/// A gRPC service.
+#[derive(Debug)]
+pub struct GrpcService {
+    /// Its cluster.
+    pub cluster: Arc<Slot<Cluster>>,
+    /// What it is called there.
+    pub authority: Bytes,
+    /// For the whole call; zero for no limit.
+    pub timeout: Duration,
+    /// Further fields of calls.
+    pub metadata: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl GrpcService {
+    /// Compiles a service; `timeout` is for one that names none.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn compile(
+        service: &core::GrpcService,
+        timeout: Duration,
+        context: &CompileContext,
+    ) -> Result<Self, Vec<ConfigError>> {
+        use core::grpc_service::TargetSpecifier;
+        let target = match &service.target_specifier {
+            Some(TargetSpecifier::EnvoyGrpc(target)) => target,
+            Some(TargetSpecifier::GoogleGrpc(_)) => {
+                return Err(ConfigError::unsupported("google_grpc", "a client of another library").into());
+            }
+            None => return Err(ConfigError::missing("envoy_grpc").into()),
+        };
+        if target.cluster_name.is_empty() {
+            return Err(ConfigError::missing("envoy_grpc.cluster_name").into());
+        }
+        let mut metadata = Vec::with_capacity(service.initial_metadata.len());
+        for (index, entry) in service.initial_metadata.iter().enumerate() {
+            let pair = HeaderName::from_bytes(entry.key.as_bytes())
+                .ok()
+                .zip(HeaderValue::from_str(&entry.value).ok());
+            metadata.push(pair.ok_or_else(|| {
+                ConfigError::new(format!("initial_metadata[{index}]"), "is no header field")
+            })?);
+        }
+        let authority = if target.authority.is_empty() { &target.cluster_name } else { &target.authority };
+        Ok(Self {
+            cluster: context.clusters.slot(&target.cluster_name),
+            authority: Bytes::from(authority.clone()),
+            timeout: duration(service.timeout.as_ref(), "timeout")?.unwrap_or(timeout),
+            metadata,
+        })
+    }
+
+    /// Calls a method, by its path; none if there is no answer.
+    pub async fn ask<A: Message + Default>(
+        &self,
+        method: &'static str,
+        request: &impl Message,
+        connection: &Arc<ConnectionInfo>,
+    ) -> Option<A> {
+        let mut head =
+            call::head(Method::POST, self.authority.clone(), Bytes::from_static(method.as_bytes()));
+        head.protocol = Protocol::Http2;
+        let headers = &mut head.headers;
+        headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.append(TRAILERS, HeaderValue::from_static("trailers"));
+        if !self.timeout.is_zero()
+            && let Ok(value) = HeaderValue::try_from(format!("{}m", self.timeout.as_millis()))
+        {
+            headers.append(GRPC_TIMEOUT, value);
+        }
+        for (name, value) in &self.metadata {
+            headers.append(name.clone(), value.clone());
+        }
+        let work = async {
+            let body = Body::Full(framed(request));
+            let mut reply =
+                call::call(&self.cluster, head, body, self.timeout, connection.clone()).await.ok()?;
+            if reply.head.status != StatusCode::OK {
+                return None;
+            }
+            let (bytes, trailers) = call::read(&mut reply.body, LONGEST).await.ok()?;
+            let status = trailers.as_ref().and_then(|t| t.get_str(&GRPC_STATUS).map(str::to_owned));
+            let status = status.or_else(|| reply.head.headers.get_str(&GRPC_STATUS).map(str::to_owned))?;
+            if status != "0" {
+                return None;
+            }
+            A::decode(unframed(&bytes)?).ok()
+        };
+        if self.timeout.is_zero() {
+            return work.await;
+        }
+        tokio::time::timeout(self.timeout, work).await.ok().flatten()
+    }
+}
+
+/// A message behind its five bytes: not compressed, and its length.
+fn framed(message: &impl Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut bytes = BytesMut::with_capacity(5 + length);
+    bytes.put_u8(0);
+    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    // A buffer that grows has room.
+    let _ = message.encode(&mut bytes);
+    bytes.freeze()
+}
+
+/// The message behind its five bytes.
+fn unframed(bytes: &[u8]) -> Option<&[u8]> {
+    let (prefix, message) = bytes.split_at_checked(5)?;
+    let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
+    (prefix[0] == 0 && message.len() == length as usize).then_some(message)
+}
+
+/// Notes that only version 3 of the service is spoken.
+pub fn only_v3(version: i32, errors: &mut Vec<ConfigError>) {
+    match core::ApiVersion::try_from(version) {
+        Ok(core::ApiVersion::V3) => {}
+        other => errors.push(ConfigError::new(
+            "transport_api_version",
+            format!("{other:?} is not supported; only V3 is, and it must be said"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xds_protos::envoy::service::auth::v3 as auth;
+
+    use super::*;
+
+    #[test]
+    fn a_message_is_framed_and_only_a_whole_one_is_taken() {
+        let message = auth::CheckResponse { status: Some(Default::default()), ..Default::default() };
+        let bytes = framed(&message);
+        assert_eq!(auth::CheckResponse::decode(unframed(&bytes).unwrap()).unwrap(), message);
+        assert!(unframed(&bytes[..bytes.len() - 1]).is_none());
+        assert!(unframed(&[1, 0, 0, 0, 0]).is_none(), "compressed");
+        assert!(unframed(&[]).is_none());
+    }
+}
