@@ -188,7 +188,7 @@ fn access_log(case: &Case) -> Value {
             "sent": "%BYTES_SENT%",
             "sni": "%REQUESTED_SERVER_NAME%",
             "peer": "%DOWNSTREAM_PEER_URI_SAN%",
-            "upstream_tls": "%UPSTREAM_PEER_URI_SAN% %UPSTREAM_PEER_DNS_SAN% %UPSTREAM_PEER_SUBJECT% %UPSTREAM_LOCAL_URI_SAN% %UPSTREAM_TLS_VERSION% %UPSTREAM_TLS_CIPHER%"
+            "upstream_tls": "%UPSTREAM_PEER_URI_SAN% %UPSTREAM_PEER_DNS_SAN% %UPSTREAM_PEER_SUBJECT% %UPSTREAM_LOCAL_URI_SAN%"
         } }
     } });
     if !case.log_filter.is_null() {
