@@ -43,7 +43,7 @@ impl Node<'_> {
              offsets.topic.replication.factor={}\noffsets.topic.num.partitions=1\n\
              transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
              group.initial.rebalance.delay.ms=0\nauto.create.topics.enable=true\n\
-             broker.session.timeout.ms=3000\nbroker.heartbeat.interval.ms=500\n",
+             broker.session.timeout.ms=3000\nreplica.lag.time.max.ms=5000\nbroker.heartbeat.interval.ms=500\n",
             self.roles,
             self.id,
             self.voter,

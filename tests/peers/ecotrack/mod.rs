@@ -99,7 +99,6 @@ pub struct EcoTrack {
     pods: Pods,
     hosts: Arc<BTreeMap<&'static str, Host>>,
     client: Host,
-    authority: Authority,
     directory: tempfile::TempDir,
     /// What the applications have written: `SERVICE transaction=... ...`.
     written: Arc<Mutex<Vec<String>>>,
@@ -171,7 +170,6 @@ impl EcoTrack {
             pods,
             hosts,
             client,
-            authority,
             directory,
             written,
             names: Some(names),

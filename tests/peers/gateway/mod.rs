@@ -40,7 +40,27 @@ metadata: {name: web, namespace: edge}
 spec:
   hosts: [plain.example, simple.example, '*.wild.example', mutual.example, optional.example]
   gateways: [edge]
-  http: [{route: [{destination: {host: web.example, port: {number: 8080}}}]}]
+  http:
+    - match: [{uri: {prefix: /originate}}]
+      route: [{destination: {host: origin.example, port: {number: 80}}}]
+    - route: [{destination: {host: web.example, port: {number: 8080}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: origin, namespace: edge}
+spec:
+  hosts: [origin.example]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8443}]
+  endpoints: [{address: 10.88.2.1}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: origin, namespace: edge}
+spec:
+  host: origin.example
+  trafficPolicy: {tls: {mode: SIMPLE, sni: through.example, subjectAltNames: [through.example], caCertificates: ROOTS}}
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -107,7 +127,8 @@ impl Edge {
         stranger.credential(&file("stranger"), "client.example");
         let credentials = file("credentials").to_str().unwrap().to_owned();
         let more = ["--credentials", "files", "--credentials-dir", &credentials];
-        let mut pods = Pods::control(&switch.host, SWITCH, MESH, &more);
+        let text = MESH.replace("ROOTS", file("world.pem").to_str().unwrap());
+        let mut pods = Pods::control(&switch.host, SWITCH, &text, &more);
         let client = switch.attach("client", "10.99.0.3");
         let behind = switch.attach("web", SERVICE);
         let mut app = weft();

@@ -55,6 +55,7 @@ fn every_way_of_tls_is_what_curl_expects() {
             "(",
         ),
         ("a wildcard", edge.tls("one.wild.example", &[]), "200 2"),
+        ("a name two levels down", edge.tls("a.b.wild.example", &["-k"]), "200 2"),
         ("a wildcard's minimum", edge.tls("one.wild.example", &["--tls-max", "1.2"]), "(35)"),
         ("the wildcard's parent", edge.tls("wild.example", &[]), "("),
         ("no such name", edge.tls("other.example", &[]), "("),
@@ -81,6 +82,9 @@ fn every_way_of_tls_is_what_curl_expects() {
     assert!(!told("optional.example", &[]).contains("\"hash\""));
     let claim = ["-H", "x-forwarded-client-cert: By=x;Hash=beef;URI=spiffe://cluster.local/ns/a/sa/b"];
     assert!(!told("simple.example", &claim).contains("beef"));
+    // Plain before the gateway, TLS behind it.
+    let originated = edge.curl("http://plain.example/originate", &[]);
+    assert!(originated.as_ref().is_ok_and(|said| said.contains("through.example charged")), "{originated:?}");
     // Bytes that are no TLS at all.
     let tcp = edge.curl("http://plain.example/whoami", &["--connect-to", "plain.example:80:10.88.1.1:9000"]);
     assert!(tcp.as_ref().is_ok_and(|said| said.contains("\"web\"")), "{tcp:?}");

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::hosts::{Host, Net, SERVER};
-use super::pods::{MESH, Pods, Program, service};
+use super::pods::{MESH, Pod, Pods, Program, service};
+use super::switch::{SWITCH, Switch};
 use super::wire::Capture;
 use crate::postgres::{as_postgres, cluster, run};
 use crate::programs::{Process, peer};
@@ -74,9 +75,13 @@ fn redis(host: &Host, directory: &Path) -> Process {
 
 /// Redis on a host, and what starts it again.
 pub(crate) fn redis_with(host: &Host, directory: &Path) -> (Command, Process) {
+    redis_node(host, directory, &[])
+}
+
+fn redis_node(host: &Host, directory: &Path, more: &[&str]) -> (Command, Process) {
     let mut redis = Command::new(peer("WEFT_REDIS"));
     redis.args(["--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--appendonly", "no"]);
-    redis.arg("--dir").arg(directory);
+    redis.arg("--dir").arg(directory).args(more);
     let mut command = host.command(&redis);
     let mut redis = Process::start("redis", &mut command, directory);
     redis.wait("accepting", || redis_cli(host, "127.0.0.1", &["ping"]).is_ok_and(|a| a == "PONG"));
@@ -227,5 +232,70 @@ fn what_a_pair_of_sidecars_costs() {
     }
     for (name, [tps, latency, rate]) in rows {
         println!("{name:>11}: {tps:9.0} transactions/s, {latency:.3} ms each; Redis {rate:9.0} requests/s");
+    }
+}
+
+/// Nodes of a cluster tell each other, and their clients, their pods' addresses.
+#[test]
+fn a_redis_cluster_goes_by_the_addresses_of_its_pods() {
+    let switch = Switch::new();
+    let directory = tempfile::tempdir().unwrap();
+    let nodes = [("redis-0", "10.88.6.1"), ("redis-1", "10.88.6.2"), ("redis-2", "10.88.6.3")];
+    let mut mesh = MESH.to_owned()
+        + "
+apiVersion: v1
+kind: Service
+metadata: {name: redis-nodes, namespace: shop}
+spec: {clusterIP: None, selector: {part: redis}, ports: [{name: tcp-redis, port: 6379}, {name: tcp-bus, port: 16379}]}
+---";
+    for (name, ip) in nodes {
+        mesh += &format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: {name}, namespace: shop}}
+spec: {{address: {ip}, labels: {{part: redis}}, serviceAccount: {name}}}
+---"
+        );
+    }
+    let mut pods = Pods::control(&switch.host, SWITCH, &mesh, &[]);
+    let mut start = |name: &'static str, ip: &str| {
+        let host = switch.attach(name, ip);
+        let ip = ip.parse().unwrap();
+        let (namespace, program) = ("shop", Program::Weft);
+        pods.add(&Pod { host: &host, namespace, name, ip, captured: true, labels: &[], program });
+        host
+    };
+    let hosts = nodes.map(|(name, ip)| start(name, ip));
+    let client = start("web", "10.88.6.9");
+    let _servers = [0, 1, 2].map(|n| {
+        let own = directory.path().join(nodes[n].0);
+        std::fs::create_dir(&own).unwrap();
+        let more = ["--cluster-enabled", "yes", "--cluster-announce-ip", nodes[n].1];
+        redis_node(&hosts[n], &own, &more).1
+    });
+    let capture = Capture::start(&switch.host);
+    let ask = |arguments: &[&str]| redis_cli(&client, nodes[0].1, &[&["-c"], arguments].concat());
+    for (n, (from, to)) in [("0", "5460"), ("5461", "10922"), ("10923", "16383")].into_iter().enumerate() {
+        let own = |arguments: &[&str]| redis_cli(&hosts[n], "127.0.0.1", arguments);
+        assert_eq!(own(&["cluster", "addslotsrange", from, to]).as_deref(), Ok("OK"));
+        assert_eq!(own(&["cluster", "meet", nodes[0].1, "6379"]).as_deref(), Ok("OK"));
+    }
+    until("the nodes have found each other", || {
+        (0..3).all(|n| {
+            let info = redis_cli(&hosts[n], "127.0.0.1", &["cluster", "info"]);
+            info.is_ok_and(|i| i.contains("cluster_state:ok") && i.contains("cluster_known_nodes:3"))
+        })
+    });
+    for key in 0..30 {
+        let key = format!("key-{key}");
+        assert_eq!(ask(&["set", &key, MARKER]).as_deref(), Ok("OK"), "{}", pods.logs());
+        assert_eq!(ask(&["get", &key]).as_deref(), Ok(MARKER));
+    }
+    let sizes = nodes.map(|(_, ip)| redis_cli(&client, ip, &["dbsize"]).unwrap().parse::<u32>().unwrap());
+    assert!(sizes.iter().sum::<u32>() == 30 && sizes.iter().all(|s| *s > 0), "{sizes:?}");
+    let wire = capture.bytes();
+    for marker in [MARKER, "cluster_state"] {
+        assert!(!wire.windows(marker.len()).any(|w| w == marker.as_bytes()), "{marker:?} is on the wire");
     }
 }

@@ -9,7 +9,7 @@ use crate::kafka::{self, Consumer, Node, Producer};
 
 const MARKER: &str = "not-for-strangers";
 
-/// A controller and two brokers behind a headless Service, and a pod of clients.
+/// A controller and three brokers behind a headless Service, and a pod of clients.
 fn mesh() -> String {
     let entry = |name: &str, ip: &str, app: &str| {
         format!(
@@ -42,7 +42,8 @@ spec: {clusterIP: None, selector: {service: controller}, ports: [{name: tcp-quor
         entry("controller", "10.88.5.9", "controller"),
         entry("kafka-1", "10.88.5.1", "kafka"),
         entry("kafka-2", "10.88.5.2", "kafka"),
-        entry("client", "10.88.5.3", "client"),
+        entry("kafka-3", "10.88.5.3", "kafka"),
+        entry("client", "10.88.5.8", "client"),
     ]
     .concat()
 }
@@ -56,7 +57,8 @@ fn kafka_serves_through_a_rolling_restart_clients_that_know_nothing() {
         ("controller", "10.88.5.9"),
         ("kafka-1", "10.88.5.1"),
         ("kafka-2", "10.88.5.2"),
-        ("client", "10.88.5.3"),
+        ("kafka-3", "10.88.5.3"),
+        ("client", "10.88.5.8"),
     ]
     .map(|(name, ip)| {
         let host = switch.attach(name, ip);
@@ -71,7 +73,7 @@ fn kafka_serves_through_a_rolling_restart_clients_that_know_nothing() {
         });
         host
     });
-    let [controller, one, two, client] = &hosts;
+    let [controller, one, two, three, client] = &hosts;
     let capture = Capture::start(&switch.host);
     let voter = "9@10.88.5.9:9093";
     let quorum = Node {
@@ -80,28 +82,29 @@ fn kafka_serves_through_a_rolling_restart_clients_that_know_nothing() {
         listeners: "CONTROLLER://:9093",
         voter,
         advertised: None,
-        brokers: 2,
+        brokers: 3,
     };
     let _controller =
         kafka::start(controller, "controller", &quorum.prepare(directory.path()), 9093, directory.path());
-    let brokers = [(1, "10.88.5.1", one), (2, "10.88.5.2", two)].map(|(id, ip, host)| {
-        let node = Node {
-            id,
-            roles: "broker",
-            listeners: "PLAINTEXT://:9092",
-            voter,
-            advertised: Some(&format!("PLAINTEXT://{ip}:9092")),
-            brokers: 2,
-        };
-        (format!("kafka-{id}-server"), node.prepare(directory.path()), host)
-    });
+    let brokers =
+        [(1, "10.88.5.1", one), (2, "10.88.5.2", two), (3, "10.88.5.3", three)].map(|(id, ip, host)| {
+            let node = Node {
+                id,
+                roles: "broker",
+                listeners: "PLAINTEXT://:9092",
+                voter,
+                advertised: Some(&format!("PLAINTEXT://{ip}:9092")),
+                brokers: 3,
+            };
+            (format!("kafka-{id}-server"), node.prepare(directory.path()), host)
+        });
     let start = |at: usize| {
         let (name, command, host) = &brokers[at];
         kafka::start(host, name, command, 9092, directory.path())
     };
-    let mut running = [start(0), start(1)];
-    let servers = "10.88.5.1:9092,10.88.5.2:9092";
-    kafka::create_topic(client, servers, "orders", 2);
+    let mut running = [start(0), start(1), start(2)];
+    let servers = "10.88.5.1:9092,10.88.5.2:9092,10.88.5.3:9092";
+    kafka::create_topic(client, servers, "orders", 3);
     let log = |name: &str| directory.path().join(name);
     let consumer = Consumer::start(client, servers, "orders", &log("consumer.log"));
     let mut producer = Producer::start(client, servers, "orders", &log("producer.log"));
@@ -127,7 +130,7 @@ fn kafka_serves_through_a_rolling_restart_clients_that_know_nothing() {
         }
     };
     exchange("at rest", &mut || true);
-    for at in [0, 1] {
+    for at in [0, 1, 2] {
         // Killed at once, and away for some time, with a leader chosen among those that are left.
         running[at].end();
         exchange("a broker is away", &mut || true);
