@@ -19,6 +19,7 @@ mod cli;
 mod credentials;
 mod demo;
 mod deny_lists;
+mod dns;
 mod drain;
 mod expiry;
 mod fuzz_corpus;

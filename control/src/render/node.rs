@@ -101,6 +101,12 @@ fn text<'a>(metadata: Option<&'a prost_types::Struct>, key: &str) -> &'a str {
     }
 }
 
+/// Whether metadata says yes, in text as Istio's agent does or as what it is.
+fn is_on(metadata: Option<&prost_types::Struct>, key: &str) -> bool {
+    let value = metadata.and_then(|m| m.fields.get(key)).and_then(|v| v.kind.as_ref());
+    matches!(value, Some(Kind::BoolValue(true))) || text(metadata, key) == "true"
+}
+
 /// A value of metadata as JSON; numbers that are whole are integers, as YAML has them.
 fn json_of(value: &prost_types::Value) -> serde_json::Value {
     match &value.kind {
@@ -199,8 +205,8 @@ impl ProxyNode {
             http_proxy_port: text(metadata, "HTTP_PROXY_PORT").parse().ok(),
             interception: Interception::parse(text(metadata, "INTERCEPTION_MODE")),
             extensions: text(metadata, "WEFT_EXTENSIONS") == "true",
-            dns_capture: text(metadata, "DNS_CAPTURE") == "true",
-            dns_auto_allocate: text(metadata, "DNS_AUTO_ALLOCATE") == "true",
+            dns_capture: is_on(metadata, "DNS_CAPTURE"),
+            dns_auto_allocate: is_on(metadata, "DNS_AUTO_ALLOCATE"),
         })
     }
 

@@ -137,7 +137,8 @@ fn registry(pages: &Pages, endpoints: bool) -> Value {
             .collect();
         let mut shown = json!({
             "hostname": &*service.hostname, "namespace": service.namespace(), "ports": ports,
-            "addresses": service.addresses, "endpoints": service.endpoints.len(),
+            "addresses": service.addresses, "allocated": service.allocated,
+            "endpoints": service.endpoints.len(),
         });
         if endpoints {
             let listed = service.endpoints.iter().map(|e| {

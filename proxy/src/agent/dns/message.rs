@@ -15,6 +15,8 @@ use super::table::Found;
 const TTL: u32 = 30;
 /// The least that a datagram may have (RFC 1035).
 const LEAST: usize = 512;
+/// The most that we send in a datagram, whatever an application takes.
+const MOST: usize = 4096;
 /// What we take in a datagram: what passes nearly everywhere without fragments (DNS flag day 2020).
 pub(super) const PAYLOAD: u16 = 1232;
 /// Options that are between two neighbours (RFC 7873, 7828, 7830): cookies, keep-alive, padding.
@@ -157,7 +159,7 @@ impl Query {
             Transport::Tcp => usize::from(u16::MAX),
             Transport::Udp => {
                 let said = self.message.edns.as_ref().map_or(0, |edns| usize::from(edns.max_payload()));
-                said.max(LEAST)
+                said.clamp(LEAST, MOST)
             }
         };
         fit(response, limit)

@@ -61,7 +61,9 @@ struct Shared {
 /// An address cannot be had, or resolv.conf names no server.
 pub fn start(args: &DnsArgs, node: &Node) -> anyhow::Result<Option<Dns>> {
     let node = node_info(node);
-    if node.meta("DNS_CAPTURE") != "true" {
+    // The second is for the control plane, which would take a slip for a no.
+    let (capture, _) = (settings::is_on(&node, "DNS_CAPTURE")?, settings::is_on(&node, "DNS_AUTO_ALLOCATE")?);
+    if !capture {
         return Ok(None);
     }
     let settings = Settings::new(args, &node)?;

@@ -221,7 +221,7 @@ impl Dns {
                 "DNS turns in circles: the kernel sends what this proxy asks a server back to it. Run the proxy as the user or \
                  group that `weft init` was told (-u, -g; 1337)"
             );
-            return query.encode(query.respond(ResponseCode::Refused), transport).ok();
+            return None;
         }
         let found = match self.table() {
             None => {

@@ -1,9 +1,11 @@
 //! What is known when DNS begins: where it is answered, whom to ask, whose names are short.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use anyhow::{Context, bail, ensure};
 use hickory_proto::rr::Name;
+use resolv_conf::ScopedIp;
+use serde_json::Value;
 
 use crate::bootstrap::DnsArgs;
 use crate::state::NodeInfo;
@@ -52,8 +54,7 @@ impl Settings {
         for error in errors {
             tracing::warn!(%error, "resolv.conf: a line is not understood, and not used");
         }
-        let mut servers: Vec<SocketAddr> =
-            config.nameservers.iter().map(|server| SocketAddr::new(server.into(), PORT)).collect();
+        let mut servers = config.nameservers.iter().map(server).collect::<anyhow::Result<Vec<_>>>()?;
         servers.dedup();
         // Nobody asks itself.
         servers.retain(|server| !listen.iter().any(|(own, _)| own == server));
@@ -69,6 +70,36 @@ impl Settings {
         let domain = domain.trim_end_matches('.').to_ascii_lowercase();
         Ok(Self { listen, servers, search, namespace, domain })
     }
+}
+
+/// Whether metadata turns something on; absent is no.
+///
+/// # Errors
+/// It says neither yes nor no.
+pub(super) fn is_on(node: &NodeInfo, key: &str) -> anyhow::Result<bool> {
+    match node.metadata.get(key) {
+        None => Ok(false),
+        Some(Value::Bool(on)) => Ok(*on),
+        Some(Value::String(text)) if text == "true" => Ok(true),
+        Some(Value::String(text)) if text == "false" || text.is_empty() => Ok(false),
+        Some(other) => {
+            bail!("metadata {key} is {other}: write true or false (ISTIO_META_{key} in the environment)")
+        }
+    }
+}
+
+/// The address of a server. One that is only known on a link says by its scope on which.
+fn server(ip: &ScopedIp) -> anyhow::Result<SocketAddr> {
+    let (ip, scope) = match ip {
+        ScopedIp::V6(ip, Some(scope)) => (ip, scope),
+        other => return Ok(SocketAddr::new(other.into(), PORT)),
+    };
+    let index = match scope.parse() {
+        Ok(index) => index,
+        Err(_) => nix::net::if_::if_nametoindex(scope.as_str())
+            .with_context(|| format!("nameserver {ip}%{scope}: there is no such interface"))?,
+    };
+    Ok(SocketAddrV6::new(*ip, PORT, 0, index).into())
 }
 
 /// A whole name, whether or not it ends in a dot.
@@ -116,6 +147,31 @@ mod tests {
             .unwrap();
         assert_eq!(one.listen, [("10.0.0.1:53".parse().unwrap(), Needed::Always)]);
         assert_eq!(one.servers, ["10.0.0.2:53".parse().unwrap()], "nobody asks itself");
+    }
+
+    #[test]
+    fn what_is_on_is_said_in_one_way() {
+        let on = |value: Value| {
+            let mut node = node();
+            node.metadata.insert("DNS_CAPTURE".to_owned(), value);
+            is_on(&node, "DNS_CAPTURE").map_err(|e| e.to_string())
+        };
+        assert_eq!((on("true".into()), on(true.into())), (Ok(true), Ok(true)));
+        assert_eq!((on("false".into()), on("".into()), on(false.into())), (Ok(false), Ok(false), Ok(false)));
+        assert!(!is_on(&node(), "DNS_CAPTURE").unwrap());
+        for slip in [Value::from("yes"), "True".into(), 1.into()] {
+            let error = on(slip.clone()).unwrap_err();
+            assert!(error.contains("ISTIO_META_DNS_CAPTURE") && error.contains(&slip.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_server_on_a_link_is_asked_there() {
+        let it = |text: &str| Settings::from_text("localhost:15053", text.as_bytes(), &node());
+        assert_eq!(it("nameserver fe80::1%lo\n").unwrap().servers, ["[fe80::1%1]:53".parse().unwrap()]);
+        assert_eq!(it("nameserver fe80::1%7\n").unwrap().servers, ["[fe80::1%7]:53".parse().unwrap()]);
+        let error = format!("{:#}", it("nameserver fe80::1%nowhere\n").unwrap_err());
+        assert!(error.contains("no such interface"), "{error}");
     }
 
     #[test]

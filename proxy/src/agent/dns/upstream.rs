@@ -1,7 +1,7 @@
 //! The servers of resolv.conf: asked in their order, by UDP and where an answer does not fit by TCP. One that does not answer is
 //! asked again while the next one is asked, and stands back for a while, longer each time.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -35,8 +35,8 @@ pub(super) struct Upstream(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     servers: Vec<Server>,
-    /// Where our questions come from that are being asked.
-    own: Mutex<HashSet<SocketAddr>>,
+    /// Where our questions come from that are being asked, and who waits there.
+    own: Mutex<HashMap<SocketAddr, Arc<Notify>>>,
     asking: Semaphore,
     stats: Stats,
 }
@@ -98,9 +98,14 @@ impl Upstream {
         answer
     }
 
-    /// Whether a question comes from ourselves: the kernel has sent it back.
+    /// Whether a question comes from ourselves: the kernel has sent it back. Whoever waits for its answer waits no longer.
     pub(super) fn is_own(&self, peer: &SocketAddr) -> bool {
-        self.0.own.lock().contains(peer)
+        let own = self.0.own.lock();
+        let asker = own.get(peer);
+        if let Some(asker) = asker {
+            asker.notify_one();
+        }
+        asker.is_some()
     }
 
     pub(super) fn status(&self) -> Vec<ServerStatus> {
@@ -231,7 +236,12 @@ impl Inner {
         socket.send(&bytes).await?;
         let mut buffer = vec![0; 4096];
         let (answer, size) = loop {
-            let size = socket.recv(&mut buffer).await?;
+            let size = tokio::select! {
+                received = socket.recv(&mut buffer) => received?,
+                () = own.came_back.notified() => {
+                    return Err(std::io::Error::other("the kernel sends what it is asked back to this proxy"));
+                }
+            };
             if let Some(answer) = answer_to(&asked, &buffer[..size]) {
                 break (answer?, size);
             }
@@ -262,17 +272,22 @@ impl Inner {
     }
 
     fn own(&self, address: SocketAddr) -> Own<'_> {
-        self.own.lock().insert(address);
-        Own(self, address)
+        let came_back = Arc::<Notify>::default();
+        self.own.lock().insert(address, came_back.clone());
+        Own { inner: self, address, came_back }
     }
 }
 
 /// An address of a question that is being asked.
-struct Own<'a>(&'a Inner, SocketAddr);
+struct Own<'a> {
+    inner: &'a Inner,
+    address: SocketAddr,
+    came_back: Arc<Notify>,
+}
 
 impl Drop for Own<'_> {
     fn drop(&mut self) {
-        self.0.own.lock().remove(&self.1);
+        self.inner.own.lock().remove(&self.address);
     }
 }
 

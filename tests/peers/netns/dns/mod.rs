@@ -302,6 +302,26 @@ fn names_of_the_mesh_are_answered_without_a_server_and_others_by_it() {
 }
 
 #[test]
+fn a_proxy_whose_own_questions_are_captured_says_so() {
+    let net = Net::new();
+    let dns = played(&net);
+    tell(&net, OUTSIDE);
+    // Told of another user than the proxy's; what it sends to its control plane is let through all the same.
+    let init = &["--redirect-dns", "-u", "4242", "-g", "4242", "-o", "15012"];
+    let pods =
+        Pods::with_settings(&net, &mesh(), [Program::Weft; 2], [CLIENT, SERVER], Settings { init, ..DNS });
+    let web = &net.client;
+    // By TCP: answers in datagrams find no way back through rules for another user.
+    let began = Instant::now();
+    let answer = ask(web, OUTSIDE, "outside.example", RecordType::A, true);
+    assert!(answer.code != ResponseCode::NoError && began.elapsed() < Duration::from_secs(3), "{answer:?}");
+    assert_eq!(ask(web, OUTSIDE, "users", RecordType::A, true).said(), Answer::ok(&[USERS]));
+    assert_eq!(dns.asked("outside.example"), 0);
+    assert!(page(web, 15000)["counters"]["loops_total"].as_u64().unwrap() > 0, "{}", pods.logs());
+    assert!(pods.logs().contains("DNS turns in circles"), "{}", pods.logs());
+}
+
+#[test]
 fn names_are_answered_over_ipv6_as_well() {
     let net = Net::new();
     let _dns = played(&net);
