@@ -1,4 +1,5 @@
-//! RateLimits through a gateway and a sidecar, whoever is in their place: a mesh, and what clients see of its limits.
+//! RateLimits and Compressions through a gateway and a sidecar, whoever is in their place: a mesh, and what clients see of
+//! them.
 
 pub mod service;
 
@@ -20,6 +21,7 @@ pub struct Mesh {
 pub struct Answer {
     pub status: u16,
     pub head: String,
+    pub body: Vec<u8>,
 }
 
 impl Answer {
@@ -43,7 +45,8 @@ impl Mesh {
     pub fn yaml(&self) -> String {
         let text = include_str!("mesh.yaml");
         let limits = include_str!("../../docs/examples/rate-limits.yaml");
-        format!("{text}\n---\n{limits}")
+        let compression = include_str!("../../docs/examples/compression.yaml");
+        format!("{text}\n---\n{limits}\n---\n{compression}")
             .replace("GATEWAY", &self.gateway)
             .replace("SIDECAR", &self.sidecar)
             .replace("\"APPLICATION\"", &self.application.to_string())
@@ -76,6 +79,7 @@ impl Mesh {
         self.inbound();
         self.global();
         self.dry_run();
+        self.compressed();
     }
 
     fn statuses(&self, count: usize, from: &str, line: &str, fields: &str) -> Vec<u16> {
@@ -171,6 +175,39 @@ impl Mesh {
     }
 }
 
+impl Mesh {
+    /// What the gateway compresses, and what not.
+    fn compressed(&self) {
+        let ask = |path: &str, accepts: &str| {
+            let answer = self.to_gateway("127.0.0.1", path, &format!("accept-encoding: {accepts}\r\n"));
+            let encoding = answer.field("content-encoding").unwrap_or("none").to_owned();
+            let mut plain = Vec::new();
+            let body = answer.body.as_slice();
+            let read = match encoding.as_str() {
+                "br" => brotli::Decompressor::new(body, 4096).read_to_end(&mut plain),
+                "gzip" => flate2::read::GzDecoder::new(body).read_to_end(&mut plain),
+                _ => std::io::Cursor::new(body).read_to_end(&mut plain),
+            };
+            read.unwrap();
+            let short = answer.body.len() < plain.len() / 5;
+            assert_eq!(String::from_utf8(plain).unwrap(), page(path.contains("/page")), "{}", answer.head);
+            let vary = answer.field("vary").is_some_and(|v| v.eq_ignore_ascii_case("accept-encoding"));
+            (encoding, short, vary)
+        };
+        let is = |encoding: &str, short, vary| (encoding.to_owned(), short, vary);
+        assert_eq!(ask("GET /page", "gzip, deflate, br"), is("br", true, true));
+        assert_eq!(ask("GET /page", "gzip"), is("gzip", true, true));
+        assert_eq!(ask("GET /page", "br;q=0.5, gzip"), is("gzip", true, true));
+        assert_eq!(ask("GET /page", "identity"), is("none", false, true));
+        assert_eq!(ask("GET /ready", "gzip, br"), is("none", false, false), "too short, and of no type");
+    }
+}
+
+/// What the application says: yes, or a page.
+fn page(long: bool) -> String {
+    if long { "<p>a page that is worth its while</p>".repeat(100) } else { "yes".to_owned() }
+}
+
 /// An application that says yes, until the process ends.
 fn application() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -180,9 +217,18 @@ fn application() -> u16 {
             std::thread::spawn(move || -> std::io::Result<()> {
                 let mut writer = stream.try_clone()?;
                 let mut lines = BufReader::new(stream).lines();
+                let mut long = false;
                 while let Some(line) = lines.next().transpose()? {
+                    long |= line.starts_with("GET /page");
                     if line.is_empty() {
-                        write!(writer, "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nyes")?;
+                        let kind = if long { "content-type: text/html\r\n" } else { "" };
+                        let text = page(long);
+                        write!(
+                            writer,
+                            "HTTP/1.1 200 OK\r\n{kind}content-length: {}\r\n\r\n{text}",
+                            text.len()
+                        )?;
+                        long = false;
                     }
                 }
                 Ok(())
@@ -202,12 +248,26 @@ fn ask(ip: &str, from: &str, line: &str, fields: &str) -> std::io::Result<Answer
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let host = if fields.starts_with("host: ") { "" } else { "host: shop.example\r\n" };
     write!(stream, "{line} HTTP/1.1\r\n{host}{fields}content-length: 0\r\nconnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let (head, _) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    let end = bytes.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or(bytes.len());
+    let head = String::from_utf8_lossy(&bytes[..end]).replace('\r', "");
     let status = head.get(9..12).and_then(|s| s.parse().ok());
-    Ok(Answer {
-        status: status.ok_or_else(|| std::io::Error::other(text.clone()))?,
-        head: head.replace('\r', ""),
-    })
+    let status = status.ok_or_else(|| std::io::Error::other(head.clone()))?;
+    let mut body = bytes.get(end + 4..).unwrap_or_default().to_vec();
+    if head.contains("transfer-encoding: chunked") {
+        body = chunks(&body);
+    }
+    Ok(Answer { status, head, body })
+}
+
+/// The data of a chunked body.
+fn chunks(mut bytes: &[u8]) -> Vec<u8> {
+    let mut data = Vec::new();
+    while let Some(end) = bytes.windows(2).position(|w| w == b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap(), 16).unwrap();
+        data.extend_from_slice(&bytes[end + 2..end + 2 + size]);
+        bytes = bytes.get(end + 4 + size..).unwrap_or_default();
+    }
+    data
 }

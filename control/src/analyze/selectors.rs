@@ -23,7 +23,11 @@ pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
         .map(|p| (&p.meta, &p.spec.selector, "nobody's tokens are checked by it"));
     let of_limits =
         world.rate_limits().iter().map(|p| (&p.meta, &p.spec.selector, "nobody's requests are limited"));
-    for (meta, selector, then) in of_policies.chain(of_modes).chain(of_tokens).chain(of_limits) {
+    let of_compressions =
+        world.compressions().iter().map(|p| (&p.meta, &p.spec.selector, "nobody's answers are compressed"));
+    for (meta, selector, then) in
+        of_policies.chain(of_modes).chain(of_tokens).chain(of_limits).chain(of_compressions)
+    {
         let selector = selector.as_ref().map(|selector| &selector.labels);
         check(scene, meta, "spec.selector.matchLabels", selector, then, found);
     }

@@ -248,6 +248,12 @@ impl Collector {
                     self.objects.rate_limits.push(Object { meta, spec });
                 }
             }
+            Kind::Compression => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::compression(&spec, &meta, findings);
+                    self.objects.compressions.push(Object { meta, spec });
+                }
+            }
             Kind::Secret | Kind::MeshConfig => {}
         }
     }

@@ -35,7 +35,8 @@ const NETWORKING: &[Kind] = &[
 ];
 const SECURITY: &[Kind] = &[Kind::PeerAuthentication, Kind::AuthorizationPolicy, Kind::RequestAuthentication];
 /// Weft's own.
-const WEFT: &[Kind] = &[Kind::AcmeCertificate, Kind::IPDenyList, Kind::ExternalCredential, Kind::RateLimit];
+const WEFT: &[Kind] =
+    &[Kind::AcmeCertificate, Kind::IPDenyList, Kind::ExternalCredential, Kind::RateLimit, Kind::Compression];
 
 /// Kinds of Istio's that are not supported yet, by group.
 const KINDS_NOT_YET: &[(&str, &[&str])] = &[
@@ -322,7 +323,8 @@ fn misnamed_selector(kind: Kind, parent: &str, name: &str) -> Option<Counsel> {
         | Kind::RequestAuthentication
         | Kind::IPDenyList
         | Kind::ExternalCredential
-        | Kind::RateLimit => "matchLabels",
+        | Kind::RateLimit
+        | Kind::Compression => "matchLabels",
         _ => return None,
     };
     let in_selector = ends_with(parent, "workloadSelector") || parent == "spec.selector";

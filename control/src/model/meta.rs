@@ -43,6 +43,8 @@ pub enum Kind {
     ExternalCredential,
     /// weft.dev.
     RateLimit,
+    /// weft.dev.
+    Compression,
 }
 
 impl Kind {
@@ -65,6 +67,7 @@ impl Kind {
             Self::IPDenyList => "IPDenyList",
             Self::ExternalCredential => "ExternalCredential",
             Self::RateLimit => "RateLimit",
+            Self::Compression => "Compression",
         }
     }
 }

@@ -6,6 +6,7 @@
 pub mod acme;
 mod allocation;
 pub mod authorization_policy;
+pub mod compression;
 pub mod credentials;
 pub mod destination_rule;
 pub mod extension_provider;
@@ -33,6 +34,7 @@ pub mod world;
 
 pub use acme::{Acme, AcmeCertificate};
 pub use authorization_policy::AuthorizationPolicy;
+pub use compression::Compression;
 pub use credentials::{Credential, Credentials};
 pub use destination_rule::DestinationRule;
 pub use external_credential::ExternalCredential;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::acme::{Acme, AcmeCertificate};
 use super::authorization_policy::AuthorizationPolicy;
+use super::compression::Compression;
 use super::credentials::Credentials;
 use super::destination_rule::DestinationRule;
 use super::external_credential::ExternalCredential;
@@ -60,6 +61,8 @@ pub struct Objects {
     pub external_credentials: Vec<Object<ExternalCredential>>,
     /// RateLimits.
     pub rate_limits: Vec<Object<RateLimit>>,
+    /// Compressions.
+    pub compressions: Vec<Object<Compression>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
     pub secrets: Vec<Object<TlsSecret>>,
 }
@@ -107,6 +110,7 @@ struct Parts {
     ip_deny_lists: Vec<Arc<Object<IpDenyList>>>,
     external_credentials: Vec<Arc<Object<ExternalCredential>>>,
     rate_limits: Vec<Arc<Object<RateLimit>>>,
+    compressions: Vec<Arc<Object<Compression>>>,
     secrets: Vec<Arc<Object<TlsSecret>>>,
 }
 
@@ -139,6 +143,7 @@ impl World {
         let ip_deny_lists = in_order(objects.ip_deny_lists);
         let external_credentials = in_order(objects.external_credentials);
         let rate_limits = in_order(objects.rate_limits);
+        let compressions = in_order(objects.compressions);
         let secrets = in_order(objects.secrets);
         let workload_entries = in_order(objects.workload_entries);
         let kubernetes = in_order(objects.services);
@@ -190,6 +195,7 @@ impl World {
         hash_all(&ip_deny_lists, &mut hasher);
         hash_all(&external_credentials, &mut hasher);
         hash_all(&rate_limits, &mut hasher);
+        hash_all(&compressions, &mut hasher);
         hash_all(&secrets, &mut hasher);
         let version = hasher.finish();
         // The same without the workloads: their comings and goings leave routes and listeners as they are.
@@ -205,6 +211,7 @@ impl World {
         hash_all(&request_authentications, &mut hasher);
         hash_all(&external_credentials, &mut hasher);
         hash_all(&rate_limits, &mut hasher);
+        hash_all(&compressions, &mut hasher);
         let shape_version = hasher.finish();
         let mut hasher = DefaultHasher::new();
         hash_all(&peer_authentications, &mut hasher);
@@ -238,6 +245,7 @@ impl World {
                 ip_deny_lists,
                 external_credentials,
                 rate_limits,
+                compressions,
                 secrets,
             }),
             keys: Arc::default(),
@@ -394,6 +402,11 @@ impl World {
     /// Every RateLimit.
     pub fn rate_limits(&self) -> &[Arc<Object<RateLimit>>] {
         &self.parts.rate_limits
+    }
+
+    /// Every Compression.
+    pub fn compressions(&self) -> &[Arc<Object<Compression>>] {
+        &self.parts.compressions
     }
 
     /// Every TLS secret.

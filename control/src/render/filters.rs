@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ProxyNode, authentication, authorization, external_credential, rate_limit};
+use super::{ProxyNode, authentication, authorization, compression, external_credential, rate_limit};
 use crate::model::World;
 use crate::model::mesh_config::AccessLogEncoding;
 
@@ -109,6 +109,9 @@ fn http_filters(world: &World, node: &ProxyNode, way: Way) -> Vec<Value> {
         filters.extend(authorization::http_filters(world, node));
         // Behind who may: what is denied takes no token.
         filters.extend(rate_limit::filters(world, node, way));
+    }
+    if way == Way::Gateway {
+        filters.extend(compression::filters(world, node));
     }
     if node.extensions && way != Way::Inbound {
         let url = "type.googleapis.com/istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig";

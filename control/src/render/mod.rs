@@ -8,6 +8,7 @@ mod authentication;
 mod authorization;
 mod captured;
 mod cluster;
+mod compression;
 mod deny_list;
 mod endpoint;
 mod external_credential;

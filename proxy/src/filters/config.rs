@@ -11,6 +11,7 @@ use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3
 use xds_protos::io::istio::http::peer_metadata::Config as PeerMetadataConfig;
 use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig as AlpnConfig;
 
+use super::compressor::{self, Compressor};
 use super::cors::{CorsPolicy, CorsStats};
 use super::credential_injector::CredentialInjector;
 use super::ext_authz::{self, ExtAuthz};
@@ -47,6 +48,8 @@ pub enum PerFilter {
     LocalRateLimit(Arc<Limits>),
     /// What a rate limit service is asked here.
     GlobalRateLimit(Arc<ratelimit::OfRoute>),
+    /// What is compressed here.
+    Compressor(compressor::OfRoute),
     /// More changes of header fields.
     HeaderMutation(Arc<Mutations>),
     /// Rules in place of the chain's.
@@ -115,6 +118,9 @@ fn per_filter(any: &Any) -> Result<Option<PerFilter>, Errors> {
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
             Limits::compile(&unpack(&any)?, true).map(|l| Some(PerFilter::LocalRateLimit(Arc::new(l))))
         }
+        "envoy.extensions.filters.http.compressor.v3.CompressorPerRoute" => {
+            compressor::OfRoute::compile(&unpack(&any)?).map(|r| Some(PerFilter::Compressor(r)))
+        }
         "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute" => {
             ratelimit::OfRoute::compile(&unpack(&any)?).map(|r| Some(PerFilter::GlobalRateLimit(Arc::new(r))))
         }
@@ -146,6 +152,7 @@ fn known(type_name: &str) -> bool {
             | "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"
             | "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
             | "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute"
+            | "envoy.extensions.filters.http.compressor.v3.CompressorPerRoute"
             | "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig"
             | "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
     )
@@ -239,6 +246,12 @@ fn compile_one(
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
             let limits = unpack(&any).and_then(|c| Limits::compile(&c, false)).map_err(at("typed_config"))?;
             Filter::LocalRateLimit(Arc::new(LocalRateLimit::new(limits, &filter.name, &context.node.cluster)))
+        }
+        "envoy.extensions.filters.http.compressor.v3.Compressor" => {
+            let filter = unpack(&any)
+                .and_then(|c| Compressor::compile(&c, stat_prefix))
+                .map_err(at("typed_config"))?;
+            Filter::Compressor(Arc::new(filter))
         }
         "envoy.extensions.filters.http.ratelimit.v3.RateLimit" => {
             let limit = unpack(&any)

@@ -4,6 +4,7 @@
 //! and only what passed all of them becomes an [`Admitted`], which is what the router takes. A filter that need not wait
 //! costs no future: it gives a [`Verdict`] at once.
 
+pub mod compressor;
 pub mod config;
 pub mod cors;
 pub mod credential_injector;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 
 use http::header::ORIGIN;
 
+use self::compressor::Compressor;
 use self::config::PerFilter;
 use self::cors::{CorsStats, Policies};
 use self::credential_injector::CredentialInjector;
@@ -39,7 +41,7 @@ use self::peer_metadata::PeerMetadata;
 use self::ratelimit::GlobalRateLimit;
 use self::rbac::Rbac;
 use self::slow::Slow;
-use crate::codec::{Body, Headers};
+use crate::codec::{Body, ResponseHead};
 use crate::io::ConnectionInfo;
 use crate::route::Matched;
 use crate::router::alpn::AlpnOverride;
@@ -72,6 +74,8 @@ pub enum Filter {
     ExtAuthz(Arc<ExtAuthz>),
     /// How often.
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// Answers in an encoding that the client takes.
+    Compressor(Arc<Compressor>),
     /// How often, as a service says that counts for many proxies.
     GlobalRateLimit(Arc<GlobalRateLimit>),
     /// What proves us to the service that is called.
@@ -200,6 +204,11 @@ impl FilterList {
                     };
                     filter.request_head(&mut exchange, of_route.as_ref())
                 }
+                Filter::Compressor(filter) => {
+                    let setting = setting.cloned();
+                    filter.request_head(&mut exchange, setting);
+                    Verdict::Continue
+                }
                 Filter::GlobalRateLimit(filter) => {
                     let of_route = match setting {
                         Some(PerFilter::GlobalRateLimit(of_route)) => Some(&**of_route),
@@ -252,14 +261,16 @@ impl FilterList {
         })
     }
 
-    /// Runs the filters in reverse over a response's head.
+    /// Runs the filters in reverse over a response's head. `ends` with it are answers that have no body.
     pub fn response_head(
         &self,
-        headers: &mut Headers,
+        (head, ends): (&mut ResponseHead, bool),
         scratch: &mut Scratch,
         matched: Option<&Matched>,
         context: (&Flow, &ConnectionInfo),
     ) {
+        let answer = compressor::Answer { status: head.status, ends };
+        let headers = &mut head.headers;
         for named in self.filters.iter().rev() {
             match &named.filter {
                 Filter::Cors(_) => {
@@ -276,6 +287,27 @@ impl FilterList {
                 }
                 Filter::HeaderMutation(filter) => {
                     filter.response_head(headers, matched, &named.name, context)
+                }
+                Filter::Compressor(filter) => {
+                    let of_route =
+                        |name: &str| matched.and_then(|m| m.per_filter().find_map(|p| p.get(name)));
+                    let on = |named: &Named| match of_route(&named.name) {
+                        Some(PerFilter::Disabled) => false,
+                        setting => !named.disabled || setting.is_some(),
+                    };
+                    if !on(named) {
+                        continue;
+                    }
+                    let offered: Vec<_> = self.filters.iter().filter(|other| on(other)).collect();
+                    let offered = offered.iter().filter_map(|other| match &other.filter {
+                        Filter::Compressor(other_filter) => {
+                            Some((&**other_filter, other_filter.library(of_route(&other.name))))
+                        }
+                        _ => None,
+                    });
+                    let offered: Vec<_> = offered.collect();
+                    let later = scratch.later.as_deref_mut();
+                    filter.response_head(headers, answer, later, of_route(&named.name), &offered);
                 }
                 Filter::LocalRateLimit(_) | Filter::GlobalRateLimit(_) | Filter::ExtAuthz(_) => {
                     if let Some(tell) = scratch.later.as_mut().and_then(|l| l.tells.pop()) {
@@ -297,6 +329,10 @@ impl FilterList {
     pub fn response_body(&self, body: Body, scratch: &mut Scratch, flow: &Rc<Flow>) -> Body {
         let Some(later) = &mut scratch.later else { return body };
         let body = if later.at_end.is_empty() { body } else { Messages::wrap(body, flow, false) };
+        let body = match later.encode.take() {
+            Some(encode) => encode(body),
+            None => body,
+        };
         match later.slow.take() {
             Some(rate) => Slow::wrap(body, rate),
             None => body,

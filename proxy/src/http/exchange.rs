@@ -77,8 +77,9 @@ pub fn handle(
         if let Some(token) = &before.head.upgrade {
             response::translate_upgrade(&mut reply.head, token, before.head.protocol);
         }
+        let ends = reply.body.is_empty() || before.head.method == Method::HEAD;
         shared.config.filters.response_head(
-            &mut reply.head.headers,
+            (&mut reply.head, ends),
             &mut ending.scratch,
             matched.as_ref(),
             (&flow, &shared.connection),

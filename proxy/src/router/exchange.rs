@@ -45,6 +45,9 @@ pub type Tell = Box<dyn FnOnce(&mut Headers)>;
 /// What a filter does with a request's record at its end.
 pub type AtEnd = Box<dyn FnOnce(&StreamInfo)>;
 
+/// What a filter makes of an answer's body.
+pub type Encode = Box<dyn FnOnce(Body) -> Body>;
+
 /// What filters remember of a request until its end.
 #[derive(Default)]
 pub struct Scratch {
@@ -69,6 +72,10 @@ pub struct Later {
     pub cors_origin: Option<HeaderValue>,
     /// What filters that count will add to the response's head, in their order.
     pub tells: Vec<Tell>,
+    /// What compressors know of the request, which is for them alone.
+    pub compression: Option<Box<dyn std::any::Any>>,
+    /// What becomes of the answer's body.
+    pub encode: Option<Encode>,
     /// Bytes a second at which the answer's body may go.
     pub slow: Option<u64>,
     /// Who is told the record when the request ended.

@@ -22,7 +22,9 @@ mod tunnel;
 mod upstream;
 
 pub use config::RouterConfig;
-pub use exchange::{Admitted, Exchange, ForRouter, OwnMetadata, PEER_METADATA, PEER_METADATA_ID, Scratch};
+pub use exchange::{
+    Admitted, Exchange, ForRouter, Later, OwnMetadata, PEER_METADATA, PEER_METADATA_ID, Scratch,
+};
 pub use flow::{Expired, Flow, RequestBody, Watchdog};
 pub use reply::{LocalReply, grpc_status_of};
 

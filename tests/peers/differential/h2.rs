@@ -51,7 +51,9 @@ async fn body(mut stream: RecvStream, until: Option<&str>, out: &mut String) {
             }
         }
     }
-    if !data.is_empty() {
+    if let Some(plain) = super::normalize::decoded(&data, None) {
+        let _ = writeln!(out, "  body, decoded: {}", plain.escape_ascii());
+    } else if !data.is_empty() {
         let _ = writeln!(out, "  body: {}", data.escape_ascii());
     }
     if error.is_none() && !reached(&data) {

@@ -167,7 +167,7 @@ pub fn render(mut bytes: &[u8], kinds: &[Message], requests: bool) -> String {
             }
             Body::Chunked => {
                 let chunks = chunks(bytes);
-                text("chunked body", &chunks.data, &mut out);
+                encoded_text("chunked body", &chunks.data, &head, &mut out);
                 for line in chunks.trailers.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
                     let _ = writeln!(out, "  trailer: {}", normal(line.strip_suffix(b"\r").unwrap_or(line)));
                 }
@@ -189,6 +189,25 @@ pub fn render(mut bytes: &[u8], kinds: &[Message], requests: bool) -> String {
         }
     }
     out
+}
+
+/// What is compressed, decoded: how it is compressed is up to the encoder. gzip is known by how it begins.
+pub fn decoded(bytes: &[u8], encoding: Option<&str>) -> Option<Vec<u8>> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    let read = match encoding {
+        Some("br") => brotli::Decompressor::new(bytes, 4096).read_to_end(&mut text),
+        _ if bytes.starts_with(&[0x1f, 0x8b]) => flate2::read::GzDecoder::new(bytes).read_to_end(&mut text),
+        _ => return None,
+    };
+    read.ok().map(|_| text)
+}
+
+fn encoded_text(what: &str, bytes: &[u8], head: &Head<'_>, out: &mut String) {
+    match decoded(bytes, head.field("content-encoding").as_deref()) {
+        Some(plain) => text(&format!("{what}, decoded"), &plain, out),
+        None => text(what, bytes, out),
+    }
 }
 
 fn text(what: &str, bytes: &[u8], out: &mut String) {

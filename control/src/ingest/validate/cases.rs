@@ -9,7 +9,9 @@ fn findings(kind: &str, spec: &str) -> Vec<String> {
     let group = if security { "security.istio.io/v1" } else { "networking.istio.io/v1" };
     let api = match kind {
         "Service" => "v1",
-        "AcmeCertificate" | "IPDenyList" | "ExternalCredential" | "RateLimit" => "weft.dev/v1alpha1",
+        "AcmeCertificate" | "IPDenyList" | "ExternalCredential" | "RateLimit" | "Compression" => {
+            "weft.dev/v1alpha1"
+        }
         _ => group,
     };
     let text =
@@ -897,6 +899,32 @@ fn ip_deny_list() {
             ("{source: {file: a}, refreshInterval: 0s}", "spec.refreshInterval: 0s is too short"),
             ("{source: {path: a}}", "spec.source.path: unknown field"),
             ("{source: {file: a}, selector: {labels: {a: b}}}", "spec.selector.labels: unknown field"),
+        ],
+    );
+}
+
+#[test]
+fn compressions() {
+    check(
+        "Compression",
+        &[
+            ("{}", ""),
+            (
+                "{selector: {matchLabels: {a: b}}, algorithms: [gzip, brotli], minBytes: 1000, \
+                  contentTypes: [text/html, application/vnd.api+json]}",
+                "",
+            ),
+            ("{algorithms: [gzip, gzip]}", "spec.algorithms[1]: is given twice"),
+            ("{algorithms: [zstd]}", "spec.algorithms[0]: "),
+            ("{contentTypes: [text]}", "spec.contentTypes[0]: \"text\" is no content type"),
+            ("{contentTypes: ['text/*']}", "spec.contentTypes[0]: \"text/*\" is no content type"),
+            ("{contentTypes: [text/html; charset=utf-8]}", "spec.contentTypes[0]: "),
+            (
+                "{contentTypes: [application/grpc]}",
+                "spec.contentTypes[0]: gRPC compresses its messages itself",
+            ),
+            ("{contentTypes: [text/css, text/css]}", "spec.contentTypes[1]: is given twice"),
+            ("{level: 3}", "spec.level: unknown field"),
         ],
     );
 }

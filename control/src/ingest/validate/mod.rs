@@ -7,6 +7,7 @@ mod across;
 mod authorization_policy;
 #[cfg(test)]
 mod cases;
+mod compression;
 mod destination_rule;
 mod extension_provider;
 mod external_credential;
@@ -25,6 +26,7 @@ mod virtual_service;
 pub(super) use acme_certificate::acme_certificate;
 pub(super) use across::across;
 pub(super) use authorization_policy::authorization_policy;
+pub(super) use compression::compression;
 pub(super) use destination_rule::destination_rule;
 pub(super) use external_credential::external_credential;
 pub(super) use gateway::gateway;

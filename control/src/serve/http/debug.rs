@@ -118,6 +118,7 @@ fn configz(pages: &Pages) -> Value {
         world.acme_certificates(),
         world.ip_deny_lists(),
         world.rate_limits(),
+        world.compressions(),
         world.workloads(),
         world.services()
     );
