@@ -37,6 +37,8 @@ pub enum Command {
     Proxy(Box<weft_proxy::app::ProxyArgs>),
     /// Has the kernel send a pod's connections to its sidecar: installs the redirection in this network namespace
     Init(Box<weft_proxy::capture::InitArgs>),
+    /// Waits until the proxy in this pod is ready; as its postStart hook it holds the application back until then
+    Wait(weft_proxy::agent::WaitArgs),
     /// Runs the example mesh's service: it calls others through its sidecar and says who called it
     App(crate::app::AppArgs),
     /// Serves identity and xDS to a foreign proxy such as Envoy, on Istio's UNIX sockets
@@ -72,6 +74,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Control(args) => weft_control::app::main(*args)?,
         Command::Proxy(args) => weft_proxy::app::main(*args)?,
         Command::Init(args) => weft_proxy::capture::main(&args)?,
+        Command::Wait(args) => weft_proxy::agent::wait(&args)?,
         Command::App(args) => crate::app::main(args)?,
         Command::Agent(args) => weft_proxy::agent::main(*args)?,
         Command::Token(command) => token::main(command)?,

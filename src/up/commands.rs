@@ -57,6 +57,7 @@ pub(super) fn proxy(
         ("--xds-address", control.secure.to_string()),
         ("--root-cert", text(&state_dir.join(weft_control::ca::store::ROOT_CERTIFICATE))),
         ("--token-file", text(&files.token(&workload.id))),
+        ("--state-dir", text(&files.state(&workload.id))),
         ("--trust-domain", world.mesh().trust_domain.clone()),
         ("--name", workload.name.clone()),
         ("--namespace", workload.namespace.clone()),
@@ -66,10 +67,14 @@ pub(super) fn proxy(
         ("--admin-address", workload.admin().to_string()),
         ("--status-port", workload.status().port().to_string()),
         ("--prometheus-port", workload.prometheus().port().to_string()),
+        ("--agent-port", workload.agent().port().to_string()),
         ("--concurrency", concurrency.to_string()),
         ("--drain-time", format!("{}ms", drain.as_millis())),
     ];
-    let mut arguments = vec!["proxy".to_owned()];
+    // Nobody outside sends connections here, so nothing is waited for but those that are open.
+    let mut arguments = ["proxy", "--exit-on-zero-active-connections", "--minimum-drain-time", "0s"]
+        .map(str::to_owned)
+        .to_vec();
     if let Some(drain) = workload.proxy.listener_drain {
         arguments.extend(["--listener-drain-time".to_owned(), format!("{}ms", drain.as_millis())]);
     }

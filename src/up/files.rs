@@ -57,6 +57,11 @@ impl RunDir {
         self.path.join("tokens").join(workload)
     }
 
+    /// Where a workload's proxy keeps what it starts from again.
+    pub(super) fn state(&self, workload: &str) -> PathBuf {
+        self.path.join("proxies").join(workload)
+    }
+
     /// Whether the directory stays when this is dropped: it does from the first process on, until a clean end.
     pub(super) fn keep(&mut self, keep: bool) {
         self.keep = keep;

@@ -1,4 +1,5 @@
-//! A proxy that is told to end: it takes nothing new, finishes what it has, says so on every connection, and has a deadline.
+//! A proxy that is told to end: it finishes what it has, says so on every inbound connection, leaves the application its outbound
+//! ones, and has a deadline.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,8 +9,8 @@ use std::time::{Duration, Instant};
 use xds_protos::ResourceType;
 
 use crate::support::eventually;
-use crate::support::http::get;
-use crate::support::world::{TO_BACKEND, World, all, cluster, routes};
+use crate::support::http::{exchange, get};
+use crate::support::world::{TO_BACKEND, World, all, cluster, listener, routes};
 
 /// A service that answers a request only when it is told to.
 struct Slow {
@@ -98,9 +99,25 @@ fn frame(connection: &mut impl Read, wanted: u8) -> Vec<u8> {
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 
+/// Ends as soon as nothing is left.
+const AT_ONCE: [&str; 3] = ["--exit-on-zero-active-connections", "--minimum-drain-time", "0s"];
+
+/// Makes the listener `main` inbound, and adds an outbound one at 8081.
+fn inbound_and_outbound(world: &World) {
+    let with = |name: &str, port: u16, direction: &str| {
+        listener(name, world.ip, port, "") + &format!("traffic_direction: {direction}\n")
+    };
+    let both = [with("main", 8080, "INBOUND"), with("out", 8081, "OUTBOUND")];
+    world.taken(ResourceType::Listener, &all(&both));
+    eventually("both listen", || get(world.at(8081), "/").is_ok_and(|a| a.0 == 200));
+}
+
 #[test]
-fn what_is_in_flight_is_finished_every_connection_hears_of_it_and_nothing_new_is_taken() {
-    let mut world = World::start_with("127.56.1.1", &["--drain-time", "8s"]);
+fn what_is_in_flight_is_finished_and_every_connection_hears_of_it() {
+    let mut world = World::start_with(
+        "127.56.1.1",
+        &[&AT_ONCE[..], &["--role", "gateway", "--drain-time", "8s"]].concat(),
+    );
     let slow = Slow::start();
     let mut busy = slow.busy(&world);
     let mut idle = connect(world.at(8080));
@@ -112,8 +129,9 @@ fn what_is_in_flight_is_finished_every_connection_hears_of_it_and_nothing_new_is
     frame(&mut second, SETTINGS);
 
     world.proxy.terminate();
-    eventually("nothing new is taken", || TcpStream::connect(world.at(8080)).is_err());
-    assert_eq!(get(world.at(15021), "/healthz/ready").unwrap(), (503, "DRAINING\n".to_owned()));
+    let draining = (503, "DRAINING\n".to_owned());
+    eventually("it drains", || get(world.at(15021), "/healthz/ready").is_ok_and(|a| a == draining));
+    assert_eq!(get(world.at(15020), "/healthz/ready").unwrap(), draining);
     // A connection that was idle: one more request is answered, and it is the last.
     send(&mut idle, "/");
     let (head, body) = answer(&mut idle);
@@ -122,6 +140,11 @@ fn what_is_in_flight_is_finished_every_connection_hears_of_it_and_nothing_new_is
     // HTTP/2: GOAWAY, without an error.
     let goaway = frame(&mut second, GOAWAY);
     assert_eq!(goaway[4..8], [0, 0, 0, 0]);
+    // Who has not heard of it yet is served, and told.
+    let mut late = connect(world.at(8080));
+    send(&mut late, "/");
+    let (head, body) = answer(&mut late);
+    assert!(body == "backend" && head.contains("connection: close"), "{head}");
     // The one in flight.
     assert!(world.proxy.ended().is_none());
     slow.release.send(()).unwrap();
@@ -132,7 +155,7 @@ fn what_is_in_flight_is_finished_every_connection_hears_of_it_and_nothing_new_is
 
 #[test]
 fn at_the_deadline_what_is_left_is_cut() {
-    let mut world = World::start_with("127.56.2.1", &["--drain-time", "1s"]);
+    let mut world = World::start_with("127.56.2.1", &[&AT_ONCE[..], &["--drain-time", "1s"]].concat());
     let slow = Slow::start();
     let mut busy = slow.busy(&world);
     let told = Instant::now();
@@ -144,4 +167,86 @@ fn at_the_deadline_what_is_left_is_cut() {
     let _ = busy.read_to_end(&mut rest);
     assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
     drop(slow.release);
+}
+
+#[test]
+fn a_sidecar_lets_its_application_call_out_until_the_end() {
+    let mut world = World::start_with("127.56.3.1", &["--drain-time", "4s", "--minimum-drain-time", "1s"]);
+    inbound_and_outbound(&world);
+    let mut outbound = connect(world.at(8081));
+    let told = Instant::now();
+    world.proxy.terminate();
+    eventually("it drains", || get(world.at(15021), "/healthz/ready").is_ok_and(|a| a.0 == 503));
+    let mut inbound = connect(world.at(8080));
+    send(&mut inbound, "/");
+    assert!(answer(&mut inbound).0.contains("connection: close"));
+    // Nobody is connected, and still it does not end before its time: the application may have more to say, on old
+    // connections and new ones, and hears nothing of the end.
+    let mut last = told;
+    while told.elapsed() < Duration::from_millis(3500) {
+        send(&mut outbound, "/");
+        let (head, body) = answer(&mut outbound);
+        assert!(body == "backend" && !head.contains("connection: close"), "{head}");
+        assert_eq!(get(world.at(8081), "/").unwrap().0, 200, "after {:?}", told.elapsed());
+        last = Instant::now();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(last - told > Duration::from_secs(3));
+    assert!(TcpStream::connect(world.at(8080)).is_err(), "in its second half it takes nothing more inbound");
+    assert!(world.proxy.wait().success());
+    let took = told.elapsed();
+    assert!(took >= Duration::from_millis(3900) && took < Duration::from_secs(8), "{took:?}");
+}
+
+#[test]
+fn a_drain_that_was_asked_for_before_leaves_nothing_to_wait_for() {
+    let mut world = World::start_with("127.56.4.1", &["--drain-time", "9s"]);
+    inbound_and_outbound(&world);
+    let post = |path: &str| {
+        exchange(world.at(15020), &format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
+    };
+    assert_eq!(get(world.at(15020), "/drain").unwrap().0, 405);
+    assert_eq!(get(world.at(15020), "/quitquitquit").unwrap().0, 405);
+    assert_eq!(world.get("/").unwrap().0, 200);
+    assert!(post("/drain").unwrap().0.starts_with("HTTP/1.1 200"));
+    assert_eq!(get(world.at(15020), "/healthz/ready").unwrap().0, 503);
+    let mut inbound = connect(world.at(8080));
+    send(&mut inbound, "/");
+    assert!(answer(&mut inbound).0.contains("connection: close"));
+    let mut outbound = connect(world.at(8081));
+    send(&mut outbound, "/");
+    assert!(!answer(&mut outbound).0.contains("connection: close"));
+    // What a native sidecar gets when the application has ended.
+    let told = Instant::now();
+    world.proxy.terminate();
+    assert!(world.proxy.wait().success());
+    assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+}
+
+#[test]
+fn an_application_that_is_done_ends_its_proxy() {
+    let mut world = World::start_with("127.56.5.1", &[&AT_ONCE[..], &["--drain-time", "9s"]].concat());
+    let quit = "POST /quitquitquit HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let (head, body) = exchange(world.at(15020), quit).unwrap();
+    assert!(head.starts_with("HTTP/1.1 200") && body == "OK", "{head}");
+    assert!(world.proxy.wait().success());
+}
+
+#[test]
+fn the_least_time_is_kept_and_a_second_signal_ends_at_once() {
+    let mut world = World::start_with(
+        "127.56.6.1",
+        &["--exit-on-zero-active-connections", "--minimum-drain-time", "1500ms", "--drain-time", "9s"],
+    );
+    let told = Instant::now();
+    world.proxy.terminate();
+    assert!(world.proxy.wait().success());
+    let took = told.elapsed();
+    assert!(took >= Duration::from_millis(1400) && took < Duration::from_secs(6), "{took:?}");
+
+    let mut world = World::start_with("127.56.7.1", &["--drain-time", "60s"]);
+    world.proxy.terminate();
+    eventually("it drains", || get(world.at(15021), "/healthz/ready").is_ok_and(|a| a.0 == 503));
+    world.proxy.terminate();
+    assert!(world.proxy.wait().success());
 }

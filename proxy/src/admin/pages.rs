@@ -9,7 +9,7 @@ use serde_json::json;
 use super::serve::Page;
 use super::stats::Filter;
 use super::{AdminState, certs, clusters, config_dump, process, prometheus, snapshot, stats};
-use crate::codec::DrainPhase;
+use crate::state::DrainScope;
 
 /// Paths, whether they change something (and so want POST), and what they do.
 const INDEX: [(&str, bool, &str); 18] = [
@@ -29,7 +29,11 @@ const INDEX: [(&str, bool, &str); 18] = [
     ("/logging", true, "what is logged (?level=RULES changes it)"),
     ("/healthcheck/fail", true, "be not ready"),
     ("/healthcheck/ok", true, "be ready again"),
-    ("/drain_listeners", true, "stop accepting, end connections with their next answer"),
+    (
+        "/drain_listeners",
+        true,
+        "end connections with their next answer, and stop accepting (?graceful: go on accepting, ?inboundonly)",
+    ),
     ("/quitquitquit", true, "drain and end the process"),
 ];
 
@@ -78,7 +82,11 @@ pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> P
     }
     match path {
         "/" | "/help" => Page::text(index()),
-        "/ready" | "/healthz/ready" => match state.unready() {
+        "/ready" => match state.unready() {
+            None => Page::text("LIVE\n"),
+            Some(reason) => Page::error(StatusCode::SERVICE_UNAVAILABLE, reason),
+        },
+        "/healthz/ready" => match state.why_unready() {
             None => Page::text("LIVE\n"),
             Some(reason) => Page::error(StatusCode::SERVICE_UNAVAILABLE, reason),
         },
@@ -109,8 +117,12 @@ pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> P
             Page::text("OK\n")
         }
         "/drain_listeners" => {
-            state.readiness.drain();
-            state.engine.drain(DrainPhase::Draining);
+            let inbound = parameters.contains_key("inboundonly");
+            let scope = if inbound { DrainScope::Inbound } else { DrainScope::All };
+            state.drain(scope);
+            if !parameters.contains_key("graceful") {
+                state.engine.close_listeners(scope);
+            }
             Page::text("OK\n")
         }
         "/quitquitquit" => {
@@ -128,15 +140,34 @@ fn index() -> String {
         .collect()
 }
 
-fn statistics(path: &str, parameters: &BTreeMap<String, String>, state: &AdminState) -> Page {
-    let regex = match parameters.get("filter").map(|f| Regex::new(f)).transpose() {
-        Ok(regex) => regex,
-        Err(error) => return Page::error(StatusCode::BAD_REQUEST, format!("filter: {error}")),
-    };
+/// All statistics for Prometheus, as `/stats/prometheus` with this query gives them.
+///
+/// # Errors
+/// What is wrong with the query.
+pub fn metrics(query: &str, state: &AdminState) -> Result<String, String> {
+    let filter = filter(&parameters(query))?;
+    Ok(prometheus::render(&samples(state), &filter))
+}
+
+fn filter(parameters: &BTreeMap<String, String>) -> Result<Filter, String> {
+    let regex = parameters.get("filter").map(|f| Regex::new(f)).transpose();
+    let regex = regex.map_err(|error| format!("filter: {error}"))?;
     let used_only = parameters.contains_key("usedonly");
-    let filter = Filter { regex, used_only, kind: parameters.get("type").cloned() };
+    Ok(Filter { regex, used_only, kind: parameters.get("type").cloned() })
+}
+
+fn samples(state: &AdminState) -> Vec<snapshot::Sample> {
     let mut samples = snapshot::read();
     samples.extend(process::samples(state));
+    samples
+}
+
+fn statistics(path: &str, parameters: &BTreeMap<String, String>, state: &AdminState) -> Page {
+    let filter = match filter(parameters) {
+        Ok(filter) => filter,
+        Err(wrong) => return Page::error(StatusCode::BAD_REQUEST, wrong),
+    };
+    let samples = samples(state);
     let format = parameters.get("format").map(String::as_str);
     match (path, format) {
         ("/stats/prometheus", _) | (_, Some("prometheus")) => Page {

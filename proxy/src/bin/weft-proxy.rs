@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use weft_proxy::agent::{WaitArgs, wait};
 use weft_proxy::app::{ProxyArgs, main as run};
 use weft_proxy::capture::{InitArgs, main as init};
 
@@ -23,12 +24,15 @@ struct Cli {
 enum Command {
     /// Has the kernel send a pod's connections to its sidecar: installs the redirection in this network namespace
     Init(Box<InitArgs>),
+    /// Waits until the proxy in this pod is ready; as its postStart hook it holds the application back until then
+    Wait(WaitArgs),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Some(Command::Init(args)) => init(&args),
+        Some(Command::Wait(args)) => wait(&args),
         None => run(cli.proxy),
     };
     match outcome {
@@ -49,6 +53,7 @@ mod tests {
         let parse = |words: &str| Cli::try_parse_from(words.split(' '));
         assert!(parse("weft-proxy --concurrency 2").is_ok_and(|cli| cli.command.is_none()));
         assert!(parse("weft-proxy init -b 80 --dry-run").is_ok_and(|cli| cli.command.is_some()));
+        assert!(parse("weft-proxy wait --timeoutSeconds 3 --periodMillis 50").is_ok());
         assert!(parse("weft-proxy --concurrency 2 init").is_err(), "flags of a proxy would do nothing");
     }
 }

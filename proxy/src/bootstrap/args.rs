@@ -1,6 +1,6 @@
 //! The flags of `weft proxy`, and the start that they describe.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use clap::Args;
 use xds_protos::duration::parse as duration;
 
 use super::shared::{ControlPlaneArgs, DnsArgs, NodeArgs};
-use super::{Ads, Start};
+use super::{Ads, EndingArgs, Start};
 
 /// Runs a proxy: a sidecar or a gateway
 #[derive(Args, Debug)]
@@ -37,15 +37,23 @@ pub struct ProxyArgs {
     /// Where the admin interface listens
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15000")]
     pub admin_address: SocketAddr,
-    /// Where /healthz/ready is answered, on the admin interface's address
+    /// On which address the ports for probes and metrics are open (the three below); the admin interface's by default. In a
+    /// pod, where kubelet and Prometheus ask from outside, 0.0.0.0 or ::
+    #[arg(long, value_name = "IP")]
+    pub probe_address: Option<IpAddr>,
+    /// Where /healthz/ready is answered
     #[arg(long, value_name = "PORT", default_value_t = 15021)]
     pub status_port: u16,
-    /// Where /stats/prometheus is answered, on the admin interface's address
+    /// Where /stats/prometheus is answered
     #[arg(long, value_name = "PORT", default_value_t = 15090)]
     pub prometheus_port: u16,
-    /// How long connections get to end when the proxy is told to
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
-    pub drain_time: Duration,
+    /// Where kubelet's probes of the application (/app-health/...) are answered, metrics of application and proxy together
+    /// (/stats/prometheus), /healthz/ready, and from this pod /drain and /quitquitquit; 15020 by default, with -c nowhere
+    #[arg(long, value_name = "PORT")]
+    pub agent_port: Option<u16>,
+    /// How it ends
+    #[command(flatten)]
+    pub ending: EndingArgs,
     /// How long connections get to end when their listener is removed or changed
     #[arg(long, value_name = "DURATION", default_value = "45s", value_parser = duration)]
     pub listener_drain_time: Duration,
@@ -57,7 +65,15 @@ pub struct ProxyArgs {
     pub log_level: String,
 }
 
+/// Istio's number.
+const AGENT_PORT: u16 = 15020;
+
 impl ProxyArgs {
+    /// The address on which the ports for probes and metrics are open.
+    pub(super) fn probes_ip(&self) -> IpAddr {
+        self.probe_address.unwrap_or(self.admin_address.ip())
+    }
+
     /// The start that flags and environment, or the file, describe.
     pub fn start(&self) -> anyhow::Result<Start> {
         let concurrency = match self.concurrency {
@@ -74,7 +90,7 @@ impl ProxyArgs {
         };
         let roots = (!self.xds_plaintext).then(|| self.control.root_cert.clone());
         let token = (!self.xds_plaintext).then(|| self.control.token_file.clone());
-        let at = |port| SocketAddr::new(self.admin_address.ip(), port);
+        let at = |port| SocketAddr::new(self.probes_ip(), port);
         let identity = (!self.xds_plaintext || self.control.ca_address.is_some())
             .then(|| self.control.identity(&self.node, address));
         Ok(Start {
@@ -83,6 +99,8 @@ impl ProxyArgs {
             admin: Some(self.admin_address),
             status: Some(at(self.status_port)),
             prometheus: Some(at(self.prometheus_port)),
+            agent: Some(at(self.agent_port.unwrap_or(AGENT_PORT))),
+            pod: self.node.ip,
             resources: Vec::new(),
             ads: Some(Ads {
                 address: address.clone(),
@@ -95,7 +113,8 @@ impl ProxyArgs {
             outlier_log: None,
             sds: Vec::new(),
             identity,
-            drain: self.drain_time,
+            ending: self.ending.read()?,
+            state_dir: self.control.state_dir.clone(),
             listener_drain: self.listener_drain_time,
             recheck: !self.no_recheck,
         })

@@ -67,6 +67,9 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
         admin,
         status: None,
         prometheus: None,
+        // Istio's bootstrap has an agent of its own at that port.
+        agent: args.agent_port.map(|port| SocketAddr::new(args.probes_ip(), port)),
+        pod: args.node.ip,
         resources,
         outlier_log: bootstrap
             .cluster_manager
@@ -77,7 +80,8 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
         ads: ads(&bootstrap)?,
         sds: sds(&bootstrap),
         identity: None,
-        drain: args.drain_time,
+        ending: args.ending.read()?,
+        state_dir: args.control.state_dir.clone(),
         listener_drain: args.listener_drain_time,
         recheck: !args.no_recheck,
     })

@@ -1,11 +1,12 @@
 //! What a proxy starts from: flags and environment, or an Envoy bootstrap file.
 
 mod args;
+mod ending;
 mod file;
 mod node;
 mod shared;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
 
 pub use args::ProxyArgs;
+pub use ending::{Early, Ending, EndingArgs};
 pub use node::node_info;
 pub use shared::{ControlPlaneArgs, DnsArgs, Interception, NodeArgs, RoleArg, XdsMode};
 
@@ -33,6 +35,10 @@ pub struct Start {
     pub status: Option<SocketAddr>,
     /// Where `/stats/prometheus` is answered.
     pub prometheus: Option<SocketAddr>,
+    /// Where kubelet's probes of the application and metrics of both are answered.
+    pub agent: Option<SocketAddr>,
+    /// The pod's own address.
+    pub pod: IpAddr,
     /// Resources that are there from the start: kind, name, encoded message. Secrets first, then clusters, then listeners.
     pub resources: Vec<(ResourceType, String, Bytes)>,
     /// The control plane, if there is one.
@@ -43,8 +49,10 @@ pub struct Start {
     pub outlier_log: Option<PathBuf>,
     /// How the workload gets its certificate, if it does.
     pub identity: Option<Identity>,
-    /// How long draining may take when the proxy ends.
-    pub drain: Duration,
+    /// How the proxy ends when it is told to.
+    pub ending: Ending,
+    /// Where the last good configuration is kept.
+    pub state_dir: Option<PathBuf>,
     /// How long connections get to end whose listener, or filter chain, was removed or changed.
     pub listener_drain: Duration,
     /// Connections and streams that a new policy denies are closed.

@@ -119,7 +119,7 @@ pub struct ControlPlaneArgs {
     /// The lifetime of the workload's certificate to ask for, such as 24h or 90s; the certificate service decides without it
     #[arg(long, value_name = "DURATION", env = "SECRET_TTL", value_parser = xds_protos::duration::parse)]
     pub cert_ttl: Option<Duration>,
-    /// Keep the last good certificate here, to start from it while the certificate service is away
+    /// Keep the last good certificate (and a proxy its configuration) here, to start from it while the control plane is away
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// The trust domain

@@ -4,6 +4,7 @@ pub mod alarm;
 mod bell;
 pub mod connection;
 mod copy;
+pub mod file;
 mod gate;
 pub mod local;
 pub mod metadata;

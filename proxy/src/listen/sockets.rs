@@ -206,13 +206,6 @@ impl SocketTable {
         }
     }
 
-    /// Closes every socket: the first step of draining.
-    pub fn close_all(&mut self) {
-        let all: Vec<_> = self.bound.drain().collect();
-        all.into_iter().for_each(|(address, bound)| self.close(address, bound.id, bound.held));
-        self.publish();
-    }
-
     /// The addresses listened on.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.bound.keys().copied()

@@ -10,6 +10,9 @@ pub(super) trait Protocol {
     type Request: Send + 'static;
     type Response;
 
+    /// Before the first stream: the sink has these already, each with its version.
+    fn hold(&mut self, kind: ResourceType, name: String, version: String);
+
     /// A stream was opened: the requests that begin it.
     fn open(&mut self, wanted: &Subscriptions) -> Vec<Self::Request>;
 

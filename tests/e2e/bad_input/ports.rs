@@ -49,6 +49,10 @@ fn a_second_proxy_ends_and_the_first_goes_on() {
         ("--admin-address", &["--admin-address", "127.53.2.1:15000"][..]),
         ("--status-port", &["--admin-address", "127.53.2.1:15001"]),
         ("--prometheus-port", &["--admin-address", "127.53.2.1:15001", "--status-port", "15002"]),
+        (
+            "--agent-port",
+            &["--admin-address", "127.53.2.1:15001", "--status-port", "15002", "--prometheus-port", "15003"],
+        ),
     ] {
         let output = weft(&arguments(more).iter().map(String::as_str).collect::<Vec<_>>());
         let error = stderr(&output);

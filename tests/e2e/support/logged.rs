@@ -15,11 +15,17 @@ pub struct Logged {
 impl Logged {
     /// Starts the binary with these words.
     pub fn weft<S: AsRef<str>>(arguments: &[S]) -> Self {
+        Self::weft_with(arguments, &[])
+    }
+
+    /// The same with these environment variables.
+    pub fn weft_with<S: AsRef<str>>(arguments: &[S], environment: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let log = directory.path().join("log");
         let file = std::fs::File::create(&log).expect("a log");
         let child = Command::new(WEFT)
             .args(arguments.iter().map(AsRef::as_ref))
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(file)

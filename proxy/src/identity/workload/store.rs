@@ -3,8 +3,6 @@
 //! One file, so that key and chain can never be of different certificates: a line with its checksum, then JSON. Only the
 //! owner can read it, and it is replaced in one step.
 
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +12,7 @@ use weft_certs::pem;
 use zeroize::Zeroizing;
 
 use super::WorkloadCertificate;
+use crate::io::file::replace_private;
 
 const FILE: &str = "workload-identity.json";
 
@@ -90,22 +89,11 @@ impl Store {
             key: certificate.key_pem(),
             bundle: certificate.bundle_pem(),
         };
-        let (path, partial) = (self.directory.join(FILE), self.directory.join(format!(".{FILE}.partial")));
+        let path = self.directory.join(FILE);
         let result = (|| {
             let body = Zeroizing::new(serde_json::to_string(&stored)?);
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-            // A left-over could have another mode; the key goes into a file that was made with this one.
-            match std::fs::remove_file(&partial) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
-            let mut file =
-                std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
-            writeln!(file, "{}", sha256_hex(body.as_bytes()))?;
-            file.write_all(body.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&partial, &path)?;
-            std::fs::File::open(&self.directory)?.sync_all()
+            let sum = sha256_hex(body.as_bytes());
+            replace_private(&path, &[sum.as_bytes(), b"\n", body.as_bytes()])
         })();
         result.map_err(|source| StoreError::Io { path, source })
     }

@@ -9,10 +9,34 @@ use xds_protos::envoy::config::listener::v3::Listener as ListenerProto;
 
 use super::Stored;
 use crate::codec::DrainPhase;
+use crate::io::Direction;
 use crate::listen::listener::drain;
 use crate::listen::{BindError, Listener, ListenerConfig, SocketTable};
 use crate::route::RouteConfig;
-use crate::state::{CompileContext, ConfigError, Slot};
+use crate::state::{CompileContext, ConfigError, Role, Slot};
+
+/// Which listeners drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainScope {
+    /// Those whose traffic comes to the workload (`traffic_direction: INBOUND`).
+    Inbound,
+    /// All.
+    All,
+}
+
+impl DrainScope {
+    /// Which ones a proxy drains: a sidecar's outbound listeners serve the application until it ends.
+    pub fn of(role: Role) -> Self {
+        match role {
+            Role::Gateway => Self::All,
+            Role::Sidecar => Self::Inbound,
+        }
+    }
+
+    fn has(self, direction: Direction) -> bool {
+        self == Self::All || direction == Direction::Inbound
+    }
+}
 
 struct Warming {
     config: ListenerConfig,
@@ -40,14 +64,15 @@ impl Entry {
 pub(super) struct Listeners {
     sockets: SocketTable,
     entries: BTreeMap<String, Entry>,
-    draining: bool,
+    /// Those that drain, or are closed, are not changed any more.
+    frozen: Option<DrainScope>,
     /// Connections of a chain that was dropped get this long to end.
     drain_time: Duration,
 }
 
 impl Listeners {
     pub(super) fn new(sockets: SocketTable) -> Self {
-        Self { sockets, entries: BTreeMap::new(), draining: false, drain_time: Duration::from_secs(45) }
+        Self { sockets, entries: BTreeMap::new(), frozen: None, drain_time: Duration::from_secs(45) }
     }
 
     pub(super) fn set_drain_time(&mut self, time: Duration) {
@@ -116,7 +141,7 @@ impl Listeners {
                 !w.config.addresses.iter().any(|a| self.sockets.is_anothers(*a, &entry.listener))
             };
             let Some(warming) = entry.warming.take_if(|w| ready(w) && free(w)) else { continue };
-            if self.draining {
+            if self.frozen.is_some_and(|scope| scope.has(warming.config.direction)) {
                 continue;
             }
             let addresses = warming.config.addresses.clone();
@@ -162,13 +187,27 @@ impl Listeners {
         routes.map(|r| r.name().to_string()).collect()
     }
 
-    pub(super) fn drain(&mut self, phase: DrainPhase) {
-        self.draining = true;
-        self.sockets.close_all();
+    pub(super) fn drain(&mut self, scope: DrainScope, phase: DrainPhase) {
+        self.freeze(scope);
         for entry in self.entries.values() {
-            if let Some(policy) = entry.listener.policy() {
+            if let Some(policy) = entry.listener.policy().filter(|p| scope.has(p.direction)) {
                 policy.drain(phase);
             }
+        }
+    }
+
+    pub(super) fn close(&mut self, scope: DrainScope) {
+        self.freeze(scope);
+        for entry in self.entries.values() {
+            if entry.listener.policy().is_some_and(|p| scope.has(p.direction)) {
+                self.sockets.release(&entry.listener, &[]);
+            }
+        }
+    }
+
+    fn freeze(&mut self, scope: DrainScope) {
+        if self.frozen != Some(DrainScope::All) {
+            self.frozen = Some(scope);
         }
     }
 
@@ -182,6 +221,14 @@ impl Listeners {
 
     pub(super) fn addresses(&self) -> Vec<(String, Vec<SocketAddr>)> {
         self.entries.iter().map(|(n, e)| (n.clone(), e.addresses.clone())).collect()
+    }
+
+    /// What serves, or will where nothing does yet.
+    pub(super) fn good(&self) -> impl Iterator<Item = (&str, &Stored)> {
+        self.entries.iter().map(|(name, entry)| {
+            let before = entry.warming.as_ref().and_then(|w| w.before.as_ref());
+            (name.as_str(), before.unwrap_or(&entry.stored))
+        })
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Stored, bool)> {

@@ -5,6 +5,7 @@
 
 mod clusters;
 mod dump;
+mod keep;
 mod listeners;
 mod secrets;
 #[cfg(test)]
@@ -16,14 +17,17 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::listener::v3::Listener;
 use xds_protos::envoy::config::route::v3::RouteConfiguration;
 use xds_protos::prost::{Message, Name};
 
 pub use dump::Dumped;
+pub use keep::Kept;
 
 use self::clusters::Clusters;
+pub use self::listeners::DrainScope;
 use self::listeners::Listeners;
 use self::secrets::Secrets;
 use super::error::join;
@@ -67,6 +71,8 @@ struct Inner {
     listeners: Listeners,
     routes: BTreeMap<String, Stored>,
     secrets: Secrets,
+    /// Counts what the control plane changed.
+    changes: watch::Sender<u64>,
 }
 
 /// The engine. Cloning gives another handle; calls come from the control thread only, the lock is for the type system.
@@ -81,6 +87,7 @@ impl Engine {
             clusters: Clusters::new(tables.clusters.clone()),
             listeners: Listeners::new(sockets),
             routes: BTreeMap::new(),
+            changes: watch::Sender::new(0),
             tables,
             node,
             wanted,
@@ -143,9 +150,15 @@ impl Engine {
         self.0.lock().listeners.addresses()
     }
 
-    /// Tells all connections how far draining has come; closes the listening sockets.
-    pub fn drain(&self, phase: crate::codec::DrainPhase) {
-        self.0.lock().listeners.drain(phase);
+    /// Tells the connections of these listeners, also those that are yet to come, how far draining has come. The listeners are
+    /// not changed from now on.
+    pub fn drain(&self, scope: DrainScope, phase: crate::codec::DrainPhase) {
+        self.0.lock().listeners.drain(scope, phase);
+    }
+
+    /// Closes the listening sockets of these listeners, for good.
+    pub fn close_listeners(&self, scope: DrainScope) {
+        self.0.lock().listeners.close(scope);
     }
 
     /// Connections that are open.
@@ -156,6 +169,12 @@ impl Engine {
     /// Whether a listener waits for what it refers to.
     pub fn is_warming(&self) -> bool {
         self.0.lock().listeners.all().any(|(_, _, warming)| warming)
+    }
+
+    /// The listeners that do so.
+    pub fn warming(&self) -> Vec<String> {
+        let inner = self.0.lock();
+        inner.listeners.all().filter(|(_, _, warming)| *warming).map(|(name, ..)| name.to_owned()).collect()
     }
 
     /// The tables of compiled resources.
@@ -303,6 +322,7 @@ impl ResourceSink for Engine {
                 rejections.push(Rejection { name, reason: format!("address: {error}") });
             }
         }
+        inner.changes.send_modify(|n| *n += 1);
         rejections
     }
 }

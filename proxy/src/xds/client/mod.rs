@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
+use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use xds_protos::envoy::service::discovery::v3::{
@@ -55,6 +56,8 @@ pub struct Client<S> {
     wanted: Subscriptions,
     stats: Arc<Stats>,
     sink: S,
+    /// What the sink has from an earlier life: kind, name, version.
+    held: Vec<(ResourceType, String, String)>,
 }
 
 /// Why a stream ended.
@@ -73,7 +76,14 @@ enum StreamError {
 impl<S: ResourceSink> Client<S> {
     /// A client that has not connected yet. The sink sets what it wants in `wanted`.
     pub fn new(config: ClientConfig, wanted: Subscriptions, sink: S) -> Self {
-        Self { config, wanted, stats: Arc::default(), sink }
+        Self { config, wanted, stats: Arc::default(), sink, held: Vec::new() }
+    }
+
+    /// The sink has these already (kind, name, version): the control plane is told, sends what differs, and says what is no
+    /// more.
+    pub fn holding(mut self, held: Vec<(ResourceType, String, String)>) -> Self {
+        self.held = held;
+        self
     }
 
     /// The numbers, for the admin interface.
@@ -96,6 +106,9 @@ impl<S: ResourceSink> Client<S> {
     }
 
     async fn keep_open<P: Ads>(&mut self, protocol: &mut P) -> Infallible {
+        for (kind, name, version) in std::mem::take(&mut self.held) {
+            protocol.hold(kind, name, version);
+        }
         let mut backoff = Backoff::default();
         loop {
             let error = match self.stream(protocol, &mut backoff).await {

@@ -88,6 +88,10 @@ impl Protocol for Delta {
     type Request = DeltaDiscoveryRequest;
     type Response = DeltaDiscoveryResponse;
 
+    fn hold(&mut self, kind: ResourceType, name: String, version: String) {
+        self.types[index(kind)].held.insert(name, version);
+    }
+
     fn open(&mut self, wanted: &Subscriptions) -> Vec<DeltaDiscoveryRequest> {
         self.node.rearm();
         for state in &mut self.types {

@@ -94,6 +94,13 @@ impl Protocol for Sotw {
     type Request = DiscoveryRequest;
     type Response = DiscoveryResponse;
 
+    fn hold(&mut self, kind: ResourceType, name: String, _version: String) {
+        // The version of a response is that of all it holds, and is not told of what may be a part of it.
+        if kind.wildcard() {
+            self.types[index(kind)].present.insert(name);
+        }
+    }
+
     fn open(&mut self, wanted: &Subscriptions) -> Vec<DiscoveryRequest> {
         self.node.rearm();
         for state in &mut self.types {

@@ -77,13 +77,15 @@ impl IdentityClient {
 }
 
 impl<S: Signer> IdentityClient<S> {
-    /// A client of any signer, by any clock.
+    /// A client of any signer, by any clock. A stored certificate that still counts is in force at once.
     pub fn with_signer(config: IdentityConfig, clock: Clock, signer: impl FnOnce(Current) -> S) -> Self {
         let (published, current) = watch::channel(None);
         let store = config.state_dir.as_deref().map(Store::new);
         let signer = signer(current);
         let status = watch::Sender::default();
-        Self { config, signer, clock, rotation: Rotation::new(), store, published, status }
+        let mut client = Self { config, signer, clock, rotation: Rotation::new(), store, published, status };
+        client.restore();
+        client
     }
 
     /// The certificate in force, to be followed.
@@ -98,7 +100,6 @@ impl<S: Signer> IdentityClient<S> {
 
     /// Works for ever; drop the future to stop.
     pub async fn run(mut self) -> Infallible {
-        self.restore();
         let mut refusals = crate::io::refused::refusals();
         loop {
             let now = (self.clock)();

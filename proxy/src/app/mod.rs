@@ -3,6 +3,9 @@
 //! The main thread is the control thread: xDS, certificates, DNS, ejection, admin. Each worker is a thread with a runtime of
 //! its own, where everything of a connection lives and nothing is shared but what is counted exactly.
 
+mod application;
+mod ending;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,11 +15,12 @@ use tokio::task::LocalSet;
 
 use crate::admin::{AdminState, Readiness, SetLevel, Surface, logging, serve};
 use crate::agent::dns;
+use crate::agent::Sidecar;
 use crate::bootstrap::{Ads, Identity, Start, endpoint, node_info};
-use crate::codec::DrainPhase;
 use crate::identity::workload::Current;
 use crate::listen::{SocketTable, WorkerCommand, accept};
-use crate::state::{Engine, Tables};
+use crate::state::saved::{self, Store};
+use crate::state::{Engine, Kept, Tables};
 use crate::telemetry::access_log::Sink;
 use crate::xds::{Client, ClientConfig, Credentials, ResourceSink, Service, Subscriptions};
 
@@ -39,6 +43,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     let workers = (0..start.concurrency).map(worker).collect::<std::io::Result<Vec<_>>>()?;
     let wanted = Subscriptions::new();
     let node = Arc::new(node_info(&start.node));
+    let role = node.role;
     let engine = Engine::new(Tables::default(), node, SocketTable::new(workers), wanted.clone());
     engine.set_listener_drain_time(start.listener_drain);
     crate::network::recheck::set(start.recheck);
@@ -57,24 +62,29 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
         })?;
     }
     let identity = start.identity.as_ref().map(|i| identify(i, &engine)).transpose()?;
+    let store = start.ads.as_ref().and(start.state_dir.as_deref()).map(|d| Store::new(d, &start.node.id));
+    let kept = store.as_ref().map(|store| restore(store, &engine)).unwrap_or_default();
     // Over plain text no secret is asked for: anybody could answer.
     if identity.is_some() && start.ads.as_ref().is_some_and(|a| a.roots.is_some()) {
         engine.follow_roots();
     }
     let ads = match &start.ads {
         Some(ads) => {
-            let identity = identity.as_ref().map(|(i, _)| i);
+            let current = identity.as_ref().map(|(current, _)| current);
             Some(match &dns {
                 // The names of the mesh come on the same stream.
                 Some(dns) => {
                     wanted.want_table();
-                    connect(ads, &start, identity, wanted, dns.before(engine.clone()))?
+                    connect(ads, &start, current, wanted, dns.before(engine.clone()), &kept)?
                 }
-                None => connect(ads, &start, identity, wanted, engine.clone())?,
+                None => connect(ads, &start, current, wanted, engine.clone(), &kept)?,
             })
         }
         None => None,
     };
+    if let Some(store) = store {
+        tokio::task::spawn_local(saved::keep(engine.clone(), store));
+    }
     let state = Arc::new(AdminState {
         engine: engine.clone(),
         node: start.node.clone(),
@@ -87,6 +97,8 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
         dns: dns.map(|dns| Box::new(dns) as _),
         quit: tokio::sync::Notify::new(),
         readiness: Readiness::default(),
+        restored: is_whole(&kept),
+        role,
     });
     for (address, surface) in [
         (start.admin, Surface::Admin),
@@ -96,6 +108,9 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
         if let Some(address) = address {
             serve(address, surface, state.clone()).await?;
         }
+    }
+    if let Some(address) = start.agent {
+        Sidecar::from_environment(start.pod, address.port(), role)?.serve(address, state.clone()).await?;
     }
     tokio::task::spawn_local(engine.tables().jwks.run());
     let ticking = engine.clone();
@@ -107,9 +122,15 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
             crate::cluster::pool::sweep();
         }
     });
-    told_to_end(&state).await?;
-    drain(&state, start.drain).await;
+    let why = ending::told(&state).await?;
+    ending::end(&state, &start.ending, why).await;
     Ok(())
+}
+
+/// Whether that is a first configuration: clusters and listeners.
+fn is_whole(kept: &[Kept]) -> bool {
+    use xds_protos::ResourceType::{Cluster, Listener};
+    [Cluster, Listener].iter().all(|kind| kept.iter().any(|k| k.kind == *kind))
 }
 
 fn short(kind: xds_protos::ResourceType) -> &'static str {
@@ -145,19 +166,41 @@ fn identify(identity: &Identity, engine: &Engine) -> anyhow::Result<(Current, Re
     let client = identity.client(Vec::new())?;
     let (current, status) = (client.current(), client.status());
     let (mut changes, engine) = (current.clone(), engine.clone());
+    // One that was stored is in force before the first connection.
+    if let Some(certificate) = changes.borrow_and_update().clone() {
+        engine.set_identity(&certificate);
+    }
     tokio::task::spawn_local(client.run());
     tokio::task::spawn_local(async move {
-        loop {
+        while changes.changed().await.is_ok() {
             let certificate = changes.borrow_and_update().clone();
             if let Some(certificate) = certificate {
                 engine.set_identity(&certificate);
             }
-            if changes.changed().await.is_err() {
-                return;
-            }
         }
     });
     Ok((current, status))
+}
+
+/// Takes up what the control plane said in an earlier life; gives what was taken.
+fn restore(store: &Store, engine: &Engine) -> Vec<Kept> {
+    let saved = match store.load(time::OffsetDateTime::now_utc()) {
+        Ok(Some(saved)) => saved,
+        Ok(None) => return Vec::new(),
+        Err(error) => {
+            tracing::warn!(%error, "the stored configuration is not used");
+            return Vec::new();
+        }
+    };
+    let began = Instant::now();
+    let kept = engine.restore(saved.resources);
+    let count = |kind| kept.iter().filter(|k| k.kind == kind).count();
+    let age = saved.at.elapsed().unwrap_or_default().as_secs();
+    let (listeners, clusters) =
+        (count(xds_protos::ResourceType::Listener), count(xds_protos::ResourceType::Cluster));
+    tracing::info!(listeners, clusters, age_s = age, took = ?began.elapsed(),
+        "starting with the stored configuration");
+    kept
 }
 
 /// How renewing the workload's certificate goes, to be followed.
@@ -170,9 +213,11 @@ fn connect(
     identity: Option<&Current>,
     wanted: Subscriptions,
     sink: impl ResourceSink + 'static,
+    kept: &[Kept],
 ) -> anyhow::Result<Arc<crate::xds::Stats>> {
     let config = client_config(ads, start, identity, Service::Aggregated)?;
-    let client = Client::new(config, wanted, sink);
+    let held = kept.iter().map(|k| (k.kind, k.name.clone(), k.version.clone())).collect();
+    let client = Client::new(config, wanted, sink).holding(held);
     let stats = client.stats();
     tokio::task::spawn_local(client.run());
     Ok(stats)
@@ -211,38 +256,4 @@ fn client_config(
         variant: server.variant,
         service,
     })
-}
-
-async fn told_to_end(state: &AdminState) -> anyhow::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-        () = state.quit.notified() => {}
-    }
-    Ok(())
-}
-
-/// Ends in order: no new connections; answers say that theirs ends; idle connections, which may have a request on its way,
-/// get half of the time before they are closed; what is still open at the deadline is cut. A second signal ends at once.
-async fn drain(state: &AdminState, limit: Duration) {
-    tracing::info!(?limit, "draining");
-    state.readiness.drain();
-    state.engine.drain(DrainPhase::Draining);
-    let began = Instant::now();
-    let mut closing = false;
-    let again = told_to_end(state);
-    tokio::pin!(again);
-    while state.engine.active_connections() > 0 && began.elapsed() < limit {
-        if !closing && began.elapsed() >= limit / 2 {
-            closing = true;
-            state.engine.drain(DrainPhase::Closing);
-        }
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(20)) => {}
-            _ = &mut again => break,
-        }
-    }
-    tracing::info!(left = state.engine.active_connections(), "ending");
-    Sink::flush_all(Duration::from_secs(1));
 }

@@ -1,0 +1,269 @@
+//! The last good configuration on disk, so that a proxy that restarts while the control plane is away serves as before.
+//!
+//! One file: a line with the checksum of all that follows, a line of JSON that says whose it is, and the resources as xDS
+//! carries them, each with its length before it. Only the owner can read it, for a gateway's keys are there, and it is replaced
+//! in one step. A file that cannot be used is never a reason not to start.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Buf, Bytes};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use weft_certs::digest::sha256_hex;
+use weft_certs::{inspect, pem};
+use xds_protos::envoy::config::core::v3::data_source::Specifier;
+use xds_protos::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
+use xds_protos::envoy::service::discovery::v3::Resource;
+use xds_protos::prost::Message;
+use xds_protos::{Any, ResourceType};
+use zeroize::Zeroizing;
+
+use super::{Engine, Kept};
+use crate::io::file::replace_private;
+
+const FILE: &str = "configuration";
+
+/// A push comes in several responses; so long after the first change the rest is waited for.
+const GATHER: Duration = Duration::from_millis(100);
+/// The file is written at most so often.
+const SPACING: Duration = Duration::from_secs(1);
+/// A listener that waits for something is waited for so long; then what there is is written.
+const WARMING: Duration = Duration::from_secs(5);
+
+/// A stored configuration that cannot be used or written. Never fatal.
+#[derive(Debug, thiserror::Error)]
+pub enum SavedError {
+    /// Reading or writing failed.
+    #[error("{path}: {source}; check the state directory's owner and free space")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what was written.
+    #[error("{path} is damaged ({reason}); the control plane will be asked for everything")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It was written by a proxy beside another workload.
+    #[error("{path} is of {theirs}, and this is {ours}; the control plane will be asked for everything")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        theirs: String,
+        /// Who we are.
+        ours: String,
+    },
+}
+
+/// What a file held.
+#[derive(Debug)]
+pub struct Saved {
+    /// The resources.
+    pub resources: Vec<Kept>,
+    /// When they were written.
+    pub at: SystemTime,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    node: String,
+    saved: u64,
+}
+
+/// The store in one directory, of one node.
+#[derive(Clone, Debug)]
+pub struct Store {
+    path: PathBuf,
+    node: String,
+}
+
+impl Store {
+    /// The store of the node with this id.
+    pub fn new(directory: &Path, node: &str) -> Self {
+        Self { path: directory.join(FILE), node: node.to_owned() }
+    }
+
+    /// What was stored, without secrets that have expired by `now`; none if nothing was.
+    ///
+    /// # Errors
+    /// [`SavedError`], for the log.
+    pub fn load(&self, now: OffsetDateTime) -> Result<Option<Saved>, SavedError> {
+        let path = self.path.clone();
+        let damaged =
+            |e: &dyn std::fmt::Display| SavedError::Damaged { path: path.clone(), reason: e.to_string() };
+        let mut bytes = match std::fs::read(&path) {
+            Ok(bytes) => Bytes::from(bytes),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(SavedError::Io { path, source }),
+        };
+        let sum = line(&mut bytes).ok_or_else(|| damaged(&"no checksum"))?;
+        if sum != sha256_hex(&bytes).as_bytes() {
+            return Err(damaged(&"its checksum differs"));
+        }
+        let header = line(&mut bytes).ok_or_else(|| damaged(&"no header"))?;
+        let header: Header = serde_json::from_slice(&header).map_err(|e| damaged(&e))?;
+        if header.node != self.node {
+            return Err(SavedError::Foreign { path, theirs: header.node, ours: self.node.clone() });
+        }
+        let mut resources = Vec::new();
+        while bytes.has_remaining() {
+            let resource = Resource::decode_length_delimited(&mut bytes).map_err(|e| damaged(&e))?;
+            let any = resource.resource.unwrap_or_default();
+            // A kind that an earlier version knew.
+            let Some(kind) = ResourceType::from_type_url(&any.type_url) else { continue };
+            if kind == ResourceType::Secret && is_expired(&any.value, now) {
+                tracing::warn!(name = resource.name, "a kept secret has expired and is not taken up");
+                continue;
+            }
+            let (name, version) = (resource.name, resource.version);
+            resources.push(Kept { kind, name, version, bytes: any.value });
+        }
+        Ok(Some(Saved { resources, at: UNIX_EPOCH + Duration::from_secs(header.saved) }))
+    }
+
+    /// Replaces what is stored.
+    ///
+    /// # Errors
+    /// [`SavedError::Io`].
+    pub fn save(&self, resources: &[Kept]) -> Result<(), SavedError> {
+        let saved = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let header = Header { node: self.node.clone(), saved };
+        let result = serde_json::to_vec(&header).map_err(std::io::Error::from).and_then(|mut text| {
+            text.push(b'\n');
+            let mut body = Zeroizing::new(text);
+            for kept in resources {
+                let any = Any { type_url: kept.kind.type_url().to_owned(), value: kept.bytes.clone() };
+                let resource = Resource {
+                    name: kept.name.clone(),
+                    version: kept.version.clone(),
+                    resource: Some(any),
+                    ..Resource::default()
+                };
+                // Fails only for want of room, which a vector has.
+                resource.encode_length_delimited(&mut *body).map_err(std::io::Error::other)?;
+            }
+            replace_private(&self.path, &[sha256_hex(&body).as_bytes(), b"\n", &body])
+        });
+        result.map_err(|source| SavedError::Io { path: self.path.clone(), source })
+    }
+}
+
+/// Takes a line off the front.
+fn line(bytes: &mut Bytes) -> Option<Bytes> {
+    let end = bytes.iter().position(|b| *b == b'\n')?;
+    let line = bytes.split_to(end);
+    bytes.advance(1);
+    Some(line)
+}
+
+/// Whether a secret shows a certificate that has expired: nobody would take it.
+fn is_expired(bytes: &Bytes, now: OffsetDateTime) -> bool {
+    let Ok(secret) = Secret::decode(bytes.clone()) else { return false };
+    let Some(secret::Type::TlsCertificate(own)) = secret.r#type else { return false };
+    let chain = match own.certificate_chain.and_then(|c| c.specifier) {
+        Some(Specifier::InlineBytes(chain)) => chain,
+        Some(Specifier::InlineString(chain)) => chain.into(),
+        _ => return false,
+    };
+    let leaf = pem::certificates(&chain).ok().and_then(|chain| chain.into_iter().next());
+    leaf.and_then(|leaf| inspect::facts(&leaf).ok()).is_some_and(|facts| facts.not_after <= now)
+}
+
+/// Writes down what the engine has, whenever that changes. Works for ever.
+pub async fn keep(engine: Engine, store: Store) {
+    let mut changes = engine.changes();
+    let mut failing = false;
+    while changes.changed().await.is_ok() {
+        let first = tokio::time::Instant::now();
+        tokio::time::sleep(GATHER).await;
+        while engine.is_warming() && first.elapsed() < WARMING {
+            tokio::time::sleep(GATHER).await;
+        }
+        changes.mark_unchanged();
+        let (resources, store) = (engine.kept(), store.clone());
+        match tokio::task::spawn_blocking(move || store.save(&resources)).await {
+            Ok(Err(error)) if !failing => {
+                tracing::warn!(%error, "the configuration is not stored; a restart without control plane will have an older one");
+                failing = true;
+            }
+            Ok(outcome) => failing = outcome.is_err(),
+            Err(error) => tracing::error!(%error, "the configuration is not stored"),
+        }
+        tokio::time::sleep(SPACING).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use weft_certs::authority::{Authority, KeyKind};
+
+    use super::*;
+
+    fn kept(kind: ResourceType, name: &str, bytes: &[u8]) -> Kept {
+        Kept { kind, name: name.into(), version: "7".into(), bytes: Bytes::copy_from_slice(bytes) }
+    }
+
+    #[test]
+    fn what_is_stored_comes_back_and_only_its_owner_reads_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(&directory.path().join("deep"), "me");
+        let now = OffsetDateTime::now_utc();
+        assert!(store.load(now).unwrap().is_none());
+        let all = vec![kept(ResourceType::Listener, "l", b"one\ntwo"), kept(ResourceType::Cluster, "c", b"")];
+        store.save(&all).unwrap();
+        let saved = store.load(now).unwrap().unwrap();
+        assert_eq!(saved.resources, all);
+        assert!(saved.at.elapsed().unwrap() < Duration::from_secs(60));
+        assert_eq!(std::fs::metadata(&store.path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_file_that_is_damaged_or_anothers_is_an_error_that_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path(), "me");
+        store.save(&[kept(ResourceType::Cluster, "c", b"bytes")]).unwrap();
+        let now = OffsetDateTime::now_utc();
+        let other = Store::new(directory.path(), "another").load(now).unwrap_err().to_string();
+        assert!(other.contains("is of me, and this is another"), "{other}");
+        let good = std::fs::read(&store.path).unwrap();
+        let flipped: Vec<u8> =
+            good.iter().enumerate().map(|(i, b)| b ^ u8::from(i + 1 == good.len())).collect();
+        for (bad, words) in [
+            (&good[..good.len() - 1], "checksum"),
+            (&good[..0], "no checksum"),
+            (&good[..30], "no checksum"),
+            (&flipped, "checksum"),
+        ] {
+            std::fs::write(&store.path, bad).unwrap();
+            let error = store.load(now).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains(&*store.path.to_string_lossy()), "{error}");
+        }
+        // Whole, but not what this version writes.
+        let body = b"{\"node\": \"me\", \"saved\": 1}\nnonsense";
+        std::fs::write(&store.path, [sha256_hex(body).as_bytes(), b"\n", body].concat()).unwrap();
+        assert!(store.load(now).unwrap_err().to_string().contains("damaged"));
+    }
+
+    #[test]
+    fn an_expired_secret_is_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path(), "me");
+        let now = OffsetDateTime::now_utc();
+        let chain = Authority::root(KeyKind::P256, now, time::Duration::hours(1)).unwrap();
+        let text = serde_json::json!({"name": "shop", "tls_certificate": {
+            "certificate_chain": {"inline_string": chain.certificate_pem()}, "private_key": {"inline_string": "x"}}});
+        let secret: Secret = xds_protos::json::from_value(text).unwrap();
+        store.save(&[kept(ResourceType::Secret, "shop", &secret.encode_to_vec())]).unwrap();
+        let names = |now| store.load(now).unwrap().unwrap().resources.len();
+        assert_eq!((names(now), names(now + time::Duration::hours(2))), (1, 0));
+    }
+}
