@@ -20,8 +20,25 @@ use crate::telemetry::access_log::Sink;
 /// How often it is looked whether there is anything left.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Why a proxy whose application has ended ends.
+const ALONE: &str = "the application has ended";
+
+/// Waits until somebody wants the end, or the application has come to its own.
+pub(super) async fn due(state: &AdminState, ending: &Ending) -> anyhow::Result<&'static str> {
+    let alone = async {
+        match ending.with_application {
+            true => application::ended().await,
+            false => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        told = told(state) => told,
+        alone = alone => alone.map(|()| ALONE),
+    }
+}
+
 /// Waits until somebody wants the end: SIGTERM, SIGINT, `/quitquitquit`.
-pub(super) async fn told(state: &AdminState) -> anyhow::Result<&'static str> {
+async fn told(state: &AdminState) -> anyhow::Result<&'static str> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     Ok(tokio::select! {
         _ = terminate.recv() => "SIGTERM",
@@ -39,6 +56,7 @@ pub(super) async fn end(state: &AdminState, ending: &Ending, why: &str) {
         tracing::info!(why, "ending at once: it was drained before");
         return finish(state);
     }
+    let ending = &if why == ALONE { ending.without_application() } else { *ending };
     let deadline = ending.deadline();
     let minimum = deadline.map_or(ending.minimum, |d| ending.minimum.min(d));
     tracing::info!(why, ?scope, ?minimum, ?deadline, early = ?ending.early, "draining");

@@ -122,7 +122,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
             crate::cluster::pool::sweep();
         }
     });
-    let why = ending::told(&state).await?;
+    let why = ending::due(&state, &start.ending).await?;
     ending::end(&state, &start.ending, why).await;
     Ok(())
 }

@@ -31,6 +31,9 @@ pub struct EndingArgs {
     /// The least time to drain, before which the proxy does not end early
     #[arg(long, value_name = "DURATION", env = "MINIMUM_DRAIN_DURATION", value_parser = duration)]
     pub minimum_drain_time: Option<Duration>,
+    /// End when the pod's other processes have, for jobs whose sidecar is no native one; needs shareProcessNamespace
+    #[arg(long, env = "EXIT_WITH_APPLICATION", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub exit_with_application: bool,
 }
 
 /// What lets a proxy end before its deadline.
@@ -53,12 +56,24 @@ pub struct Ending {
     pub minimum: Duration,
     /// What lets it end after that.
     pub early: Early,
+    /// It ends by itself when the pod's other processes have.
+    pub with_application: bool,
 }
 
 impl Ending {
     /// When, after it was told to end, what is left is cut.
     pub fn deadline(&self) -> Option<Duration> {
         self.limit
+    }
+
+    /// The same for a proxy whose application has ended: there is nothing to wait for but connections.
+    pub fn without_application(self) -> Self {
+        Self {
+            limit: self.limit.or(Some(DRAIN)),
+            minimum: Duration::ZERO,
+            early: Early::NoConnections,
+            ..self
+        }
     }
 }
 
@@ -84,7 +99,8 @@ impl EndingArgs {
             (None, true) => (drain, Early::NoConnections),
             (None, false) => (Some(drain.unwrap_or(DRAIN)), Early::Never),
         };
-        Ok(Ending { limit, minimum: self.minimum_drain_time.unwrap_or(MINIMUM), early })
+        let minimum = self.minimum_drain_time.unwrap_or(MINIMUM);
+        Ok(Ending { limit, minimum, early, with_application: self.exit_with_application })
     }
 }
 
@@ -132,7 +148,9 @@ mod tests {
             ),
         ] {
             let minimum = s(5);
-            assert_eq!(ending(words, seconds).unwrap(), Ending { limit, minimum, early }, "{words}");
+            let with_application = false;
+            let expected = Ending { limit, minimum, early, with_application };
+            assert_eq!(ending(words, seconds).unwrap(), expected, "{words}");
         }
         assert_eq!(ending("--minimum-drain-time 0s", None).unwrap().minimum, s(0));
         for (words, seconds) in [("", Some("5s")), ("--grace-period soon", None), ("--drain-time 5", None)] {

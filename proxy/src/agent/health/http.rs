@@ -97,7 +97,8 @@ fn next(place: &Place, status: StatusCode, headers: &HeaderMap) -> anyhow::Resul
         return Ok(None);
     };
     let wrong = || format!("a redirect to {location:?}");
-    if let Some(absolute) = location.parse::<Uri>().ok().filter(|u| u.authority().is_some()) {
+    if location.contains("://") && !location.starts_with(['/', '?']) {
+        let absolute: Uri = location.split('#').next().unwrap_or_default().parse().with_context(wrong)?;
         let tls = match absolute.scheme_str() {
             Some("http") => false,
             Some("https") => true,

@@ -160,9 +160,9 @@ async fn a_restart_without_control_plane_goes_on_with_the_stored_certificate() {
     world.set(|s| s.failing = true);
     let client = world.client(Some(directory.path().to_owned()));
     let mut current = client.current();
-    tokio::spawn(client.run());
-    let restored = next(&mut current).await.unwrap();
+    let restored = current.borrow_and_update().clone().expect("in force at once");
     assert_eq!(restored.chain(), first.chain());
+    tokio::spawn(client.run());
     // It does not wait for the half of the life with asking, for the authority could be another one by now.
     world.set(|s| s.failing = false);
     let new = next(&mut current).await.unwrap();
