@@ -67,7 +67,7 @@ pub(super) fn proxy(
         ("--admin-address", workload.admin().to_string()),
         ("--status-port", workload.status().port().to_string()),
         ("--prometheus-port", workload.prometheus().port().to_string()),
-        ("--agent-port", workload.agent().port().to_string()),
+        ("--agent-port", super::ports::agent(workload).port().to_string()),
         ("--concurrency", concurrency.to_string()),
         ("--drain-time", format!("{}ms", drain.as_millis())),
     ];

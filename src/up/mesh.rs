@@ -394,7 +394,7 @@ fn needed(control: &ControlAddresses, workloads: &[Workload]) -> Vec<(SocketAddr
         all.push((workload.admin(), format!("the admin interface of {id}'s proxy")));
         all.push((workload.status(), format!("the readiness of {id}'s proxy")));
         all.push((workload.prometheus(), format!("the metrics of {id}'s proxy")));
-        all.push((workload.agent(), format!("the probes of {id}'s proxy")));
+        all.push((ports::agent(workload), format!("the probes of {id}'s proxy")));
         all.extend(workload.listeners.iter().map(|a| (*a, format!("a listener of {id}'s proxy"))));
         if !workload.command.is_empty() {
             all.extend(workload.application.map(|a| (a, format!("the application of {id}"))));

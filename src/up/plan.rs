@@ -24,8 +24,6 @@ pub const ADMIN_PORT: u16 = 15000;
 pub const STATUS_PORT: u16 = 15021;
 /// Metrics.
 pub const PROMETHEUS_PORT: u16 = 15090;
-/// Probes, and metrics of proxy and application.
-pub const AGENT_PORT: u16 = 15020;
 
 /// A workload that runs here: its proxy, and maybe its application.
 #[derive(Clone, Debug)]
@@ -87,11 +85,6 @@ impl Workload {
     /// `/stats/prometheus`.
     pub fn prometheus(&self) -> SocketAddr {
         SocketAddr::new(self.address, PROMETHEUS_PORT)
-    }
-
-    /// Probes, and metrics of proxy and application.
-    pub fn agent(&self) -> SocketAddr {
-        SocketAddr::new(self.address, AGENT_PORT)
     }
 
     /// The service it is an instance of: label `app`, or its name.

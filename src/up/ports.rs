@@ -6,6 +6,13 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use anyhow::bail;
 
+use super::plan::Workload;
+
+/// Where a proxy answers for its application: probes, and metrics of both (Istio's number).
+pub(super) fn agent(workload: &Workload) -> SocketAddr {
+    SocketAddr::new(workload.address, 15020)
+}
+
 /// Fails for the first address that cannot be bound. `what` says whose it is.
 pub(super) fn check(addresses: impl IntoIterator<Item = (SocketAddr, String)>) -> anyhow::Result<()> {
     for (address, what) in addresses {

@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::admin::{AdminState, Readiness, SetLevel, Surface, logging, serve};
-use crate::agent::dns;
 use crate::agent::Sidecar;
+use crate::agent::dns;
 use crate::bootstrap::{Ads, Identity, Start, endpoint, node_info};
 use crate::identity::workload::Current;
 use crate::listen::{SocketTable, WorkerCommand, accept};
@@ -63,7 +63,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     }
     let identity = start.identity.as_ref().map(|i| identify(i, &engine)).transpose()?;
     let store = start.ads.as_ref().and(start.state_dir.as_deref()).map(|d| Store::new(d, &start.node.id));
-    let kept = store.as_ref().map(|store| restore(store, &engine)).unwrap_or_default();
+    let kept = store.as_ref().map(|store| restore(store, &engine, dns.as_ref())).unwrap_or_default();
     // Over plain text no secret is asked for: anybody could answer.
     if identity.is_some() && start.ads.as_ref().is_some_and(|a| a.roots.is_some()) {
         engine.follow_roots();
@@ -83,7 +83,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
         None => None,
     };
     if let Some(store) = store {
-        tokio::task::spawn_local(saved::keep(engine.clone(), store));
+        tokio::task::spawn_local(saved::keep(engine.clone(), store, dns.as_ref().map(dns::Dns::taken)));
     }
     let state = Arc::new(AdminState {
         engine: engine.clone(),
@@ -183,7 +183,7 @@ fn identify(identity: &Identity, engine: &Engine) -> anyhow::Result<(Current, Re
 }
 
 /// Takes up what the control plane said in an earlier life; gives what was taken.
-fn restore(store: &Store, engine: &Engine) -> Vec<Kept> {
+fn restore(store: &Store, engine: &Engine, dns: Option<&dns::Dns>) -> Vec<Kept> {
     let saved = match store.load(time::OffsetDateTime::now_utc()) {
         Ok(Some(saved)) => saved,
         Ok(None) => return Vec::new(),
@@ -193,7 +193,12 @@ fn restore(store: &Store, engine: &Engine) -> Vec<Kept> {
         }
     };
     let began = Instant::now();
-    let kept = engine.restore(saved.resources);
+    let (names, resources): (Vec<_>, Vec<_>) =
+        saved.resources.into_iter().partition(|k| k.kind == xds_protos::ResourceType::Names);
+    if let (Some(dns), Some(names)) = (dns, names.first()) {
+        dns.restore(&names.bytes);
+    }
+    let kept = engine.restore(resources);
     let count = |kind| kept.iter().filter(|k| k.kind == kind).count();
     let age = saved.at.elapsed().unwrap_or_default().as_secs();
     let (listeners, clusters) =

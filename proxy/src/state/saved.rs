@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use weft_certs::digest::sha256_hex;
 use weft_certs::{inspect, pem};
 use xds_protos::envoy::config::core::v3::data_source::Specifier;
@@ -176,18 +177,37 @@ fn is_expired(bytes: &Bytes, now: OffsetDateTime) -> bool {
     leaf.and_then(|leaf| inspect::facts(&leaf).ok()).is_some_and(|facts| facts.not_after <= now)
 }
 
-/// Writes down what the engine has, whenever that changes. Works for ever.
-pub async fn keep(engine: Engine, store: Store) {
+/// The table of names as it came, to be followed; none where nobody answers DNS.
+pub type Names = Option<watch::Receiver<Option<Bytes>>>;
+
+async fn changed(names: &mut Names) {
+    let Some(names) = names else { return std::future::pending().await };
+    if names.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// Writes down what the engine has, and the names of the mesh, whenever that changes. Works for ever.
+pub async fn keep(engine: Engine, store: Store, mut names: Names) {
     let mut changes = engine.changes();
     let mut failing = false;
-    while changes.changed().await.is_ok() {
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = changed(&mut names) => {}
+        }
         let first = tokio::time::Instant::now();
         tokio::time::sleep(GATHER).await;
         while engine.is_warming() && first.elapsed() < WARMING {
             tokio::time::sleep(GATHER).await;
         }
         changes.mark_unchanged();
-        let (resources, store) = (engine.kept(), store.clone());
+        let mut resources = engine.kept();
+        if let Some(bytes) = names.as_mut().and_then(|names| names.borrow_and_update().clone()) {
+            let (name, version) = (String::new(), String::new());
+            resources.push(Kept { kind: ResourceType::Names, name, version, bytes });
+        }
+        let store = store.clone();
         match tokio::task::spawn_blocking(move || store.save(&resources)).await {
             Ok(Err(error)) if !failing => {
                 tracing::warn!(%error, "the configuration is not stored; a restart without control plane will have an older one");

@@ -12,6 +12,7 @@ mod first_bytes;
 pub(crate) mod hosts;
 mod ingress;
 mod kafka;
+mod lifecycle;
 mod modes;
 pub(crate) mod pods;
 mod redirect;

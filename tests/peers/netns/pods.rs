@@ -311,6 +311,11 @@ impl Pods {
         assert!(self.named(name).process.ended(within), "{name} goes on:\n{}", self.logs());
     }
 
+    /// Whether one of them ends by itself in this time.
+    pub fn ends(&mut self, name: &str, within: Duration) -> bool {
+        self.named(name).process.ended(within)
+    }
+
     /// All that one of them has written.
     pub fn log_of(&self, name: &str) -> String {
         std::fs::read_to_string(self.file(&format!("{name}.log"))).unwrap_or_default()

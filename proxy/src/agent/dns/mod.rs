@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use tokio::sync::watch;
 use xds_protos::envoy::config::core::v3::Node;
 
 pub use source::{Nothing, WithNames};
@@ -50,6 +52,8 @@ struct Shared {
     settings: Settings,
     /// The names of the mesh; none until the first have come.
     table: ArcSwapOption<Table>,
+    /// The same as they came, for whoever keeps them for the next start.
+    taken: watch::Sender<Option<Bytes>>,
     resolver: Resolver,
     stats: Stats,
     started: Instant,
@@ -73,7 +77,8 @@ pub fn start(args: &DnsArgs, node: &Node) -> anyhow::Result<Option<Dns>> {
     let resolver = Resolver::new(upstream, stats.clone());
     tracing::info!(addresses = ?sockets.addresses(), servers = ?settings.servers, search = ?settings.search, "answering DNS");
     let started = Instant::now();
-    let shared = Shared { settings, table: ArcSwapOption::empty(), resolver, stats, started };
+    let taken = watch::Sender::new(None);
+    let shared = Shared { settings, table: ArcSwapOption::empty(), taken, resolver, stats, started };
     let dns = Dns(Arc::new(shared));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answering = dns.clone();
@@ -88,6 +93,18 @@ impl Dns {
     /// A sink that keeps the tables of names for us, and hands everything else on.
     pub fn before<S>(&self, sink: S) -> WithNames<S> {
         WithNames::new(sink, self.clone())
+    }
+
+    /// The last good table of names as it came, to be followed.
+    pub fn taken(&self) -> watch::Receiver<Option<Bytes>> {
+        self.0.taken.subscribe()
+    }
+
+    /// Takes up the table of names that an earlier life kept.
+    pub fn restore(&self, bytes: &[u8]) {
+        if let Err(reason) = self.take(bytes) {
+            tracing::warn!(reason, "the kept table of names is not taken up");
+        }
     }
 
     /// The table of names; outer none as long as it is still to come.

@@ -73,6 +73,7 @@ impl Dns {
         let table = Table::new(source, &self.0.settings)?;
         tracing::debug!(names = table.len(), "names of the mesh");
         self.0.table.store(Some(Arc::new(table)));
+        self.0.taken.send_replace(Some(Bytes::copy_from_slice(bytes)));
         Ok(())
     }
 }
