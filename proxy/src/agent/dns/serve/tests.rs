@@ -20,7 +20,14 @@ fn start_before(servers: &[SocketAddr], ago: Duration) -> (Dns, SocketAddr, toki
     let stats = Stats::new();
     let resolver = Resolver::new(Upstream::new(&settings.servers, stats.clone()), stats.clone());
     let started = Instant::now().checked_sub(ago).unwrap();
-    let dns = Dns(Arc::new(Shared { settings, table: ArcSwapOption::empty(), resolver, stats, started }));
+    let dns = Dns(Arc::new(Shared {
+        settings,
+        table: ArcSwapOption::empty(),
+        taken: tokio::sync::watch::Sender::new(None),
+        resolver,
+        stats,
+        started,
+    }));
     let task = tokio::spawn(run(sockets, dns.clone()));
     (dns, address, task)
 }
