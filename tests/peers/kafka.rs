@@ -120,16 +120,12 @@ impl Drop for Producer {
     }
 }
 
-/// A consumer that runs all the time.
-pub struct Consumer {
-    child: Child,
-    /// The messages, in their order.
-    pub messages: Receiver<String>,
-}
+/// A consumer that runs until this is dropped.
+pub struct Consumer(Child);
 
 impl Consumer {
-    /// On this host, as one of a group, from the topic's beginning.
-    pub fn start(from: &Host, servers: &str, topic: &str, log: &Path) -> Self {
+    /// On this host, as one of a group, from the topic's beginning; and the messages, in their order, which end with it.
+    pub fn start(from: &Host, servers: &str, topic: &str, log: &Path) -> (Self, Receiver<String>) {
         let mut java = java("org.apache.kafka.tools.consumer.ConsoleConsumer", "-Xmx64m");
         java.args([
             "--bootstrap-server",
@@ -152,13 +148,13 @@ impl Consumer {
                 }
             }
         });
-        Self { child, messages }
+        (Self(child), messages)
     }
 }
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

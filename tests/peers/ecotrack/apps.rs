@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 
 use super::http::{Message, answer, ask};
 use super::service;
-use crate::kafka::{Consumer, Producer};
+use crate::kafka::Producer;
 use crate::netns::databases::{psql, redis_cli};
 use crate::netns::hosts::{Host, Serving};
 use crate::postgres::run;
@@ -67,13 +68,13 @@ impl App<'_> {
     }
 }
 
-/// Starts all; they end with what comes back.
-pub fn start(shared: &Arc<Shared>, producer: Producer, consumer: Consumer) -> Vec<Serving> {
+/// Starts all; they end with what comes back, and the one that is notified with its messages.
+pub fn start(shared: &Arc<Shared>, producer: Producer, messages: Receiver<String>) -> Vec<Serving> {
     let producer = Mutex::new(producer);
     let notifying = shared.clone();
     std::thread::spawn(move || {
         // TRANSACTION CARD
-        for message in &consumer.messages {
+        for message in &messages {
             let (transaction, _) = message.split_once(' ').unwrap_or((&message, ""));
             let transaction = transaction.to_owned();
             let app = App { name: "notification-service", shared: &notifying, transaction };

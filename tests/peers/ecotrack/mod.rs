@@ -104,6 +104,7 @@ pub struct EcoTrack {
     written: Arc<Mutex<Vec<String>>>,
     names: Option<Names>,
     processes: BTreeMap<&'static str, (Command, Process)>,
+    _consumer: Consumer,
     _serving: Vec<Serving>,
     _world: Host,
 }
@@ -153,7 +154,7 @@ impl EcoTrack {
             "payments",
             &directory.path().join("producer.log"),
         );
-        let consumer = Consumer::start(
+        let (consumer, messages) = Consumer::start(
             &hosts["notification-service"],
             KAFKA,
             "payments",
@@ -164,7 +165,7 @@ impl EcoTrack {
             written: written.clone(),
             ca: directory.path().join("world.pem"),
         };
-        serving.extend(apps::start(&Arc::new(shared), producer, consumer));
+        serving.extend(apps::start(&Arc::new(shared), producer, messages));
         Self {
             switch,
             pods,
@@ -174,6 +175,7 @@ impl EcoTrack {
             written,
             names: Some(names),
             processes,
+            _consumer: consumer,
             _serving: serving,
             _world: world,
         }

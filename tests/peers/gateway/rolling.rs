@@ -29,15 +29,24 @@ impl Shared {
     fn next(&self) -> SocketAddr {
         loop {
             let at = self.turn.fetch_add(1, Relaxed) % 2;
-            if self.ready[at].load(Relaxed) {
+            if self.ready[at].load(Relaxed) || self.over.load(Relaxed) {
                 return SocketAddr::new(GATEWAYS[at].parse().unwrap(), 80);
             }
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
     fn error(&self, what: &str, error: impl std::fmt::Display) {
         self.errors.lock().unwrap().push(format!("{what}: {error}"));
+    }
+}
+
+/// Ends the clients, also when the test fails.
+struct Over(Arc<Shared>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.over.store(true, Relaxed);
     }
 }
 
@@ -142,6 +151,7 @@ fn gateways_are_replaced_under_load_and_nobody_notices() {
         done: std::array::from_fn(|_| AtomicUsize::new(0)),
         errors: Mutex::default(),
     });
+    let over = Over(shared.clone());
     let mut threads = Vec::new();
     // The balancer: it asks each gateway whether it is ready.
     for (number, host) in edge.hosts.iter().enumerate() {
@@ -197,7 +207,7 @@ fn gateways_are_replaced_under_load_and_nobody_notices() {
             goes_on(&format!("round {round}, {name} is back"));
         }
     }
-    shared.over.store(true, Relaxed);
+    drop(over);
     for thread in threads {
         thread.join().unwrap();
     }

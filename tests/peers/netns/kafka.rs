@@ -106,7 +106,7 @@ fn kafka_serves_through_a_rolling_restart_clients_that_know_nothing() {
     let servers = "10.88.5.1:9092,10.88.5.2:9092,10.88.5.3:9092";
     kafka::create_topic(client, servers, "orders", 3);
     let log = |name: &str| directory.path().join(name);
-    let consumer = Consumer::start(client, servers, "orders", &log("consumer.log"));
+    let (_consumer, messages) = Consumer::start(client, servers, "orders", &log("consumer.log"));
     let mut producer = Producer::start(client, servers, "orders", &log("producer.log"));
     let (mut sent, mut seen) = (0, Vec::new());
     let mut exchange = |what: &str, until: &mut dyn FnMut() -> bool| {
@@ -116,7 +116,7 @@ fn kafka_serves_through_a_rolling_restart_clients_that_know_nothing() {
         while !until() || sent < before + 20 {
             sent += 1;
             producer.send(&format!("{MARKER}-{sent}"));
-            let message = consumer.messages.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|e| {
+            let message = messages.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|e| {
                 let read = |name: &str| std::fs::read_to_string(log(name)).unwrap_or_default();
                 panic!(
                     "{what}: message {sent} did not come ({e})\n{}\n{}\n{}",
