@@ -142,6 +142,7 @@ fn websocket(shared: &Shared) -> std::io::Result<()> {
 }
 
 #[test]
+#[ignore = "five seconds of draining are short where other tests take the processors; .ci/long runs it alone"]
 fn gateways_are_replaced_under_load_and_nobody_notices() {
     let mut edge = Edge::start(2);
     let shared = Arc::new(Shared {
