@@ -70,13 +70,18 @@ impl Process {
     }
 
     /// Waits until the condition holds. Panics with the log if the process ends first or the time is over.
-    pub fn wait(&mut self, what: &str, mut done: impl FnMut() -> bool) {
-        let end = Instant::now() + START;
+    pub fn wait(&mut self, what: &str, done: impl FnMut() -> bool) {
+        self.wait_within(START, what, done);
+    }
+
+    /// The same with a deadline of its own.
+    pub fn wait_within(&mut self, time: Duration, what: &str, mut done: impl FnMut() -> bool) {
+        let end = Instant::now() + time;
         while !done() {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("{} ended ({status}) before it was {what}:\n{}", self.name, self.log());
             }
-            assert!(Instant::now() < end, "{} is not {what} after {START:?}:\n{}", self.name, self.log());
+            assert!(Instant::now() < end, "{} is not {what} after {time:?}:\n{}", self.name, self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
