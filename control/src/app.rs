@@ -1,11 +1,11 @@
 //! A control plane from start to end.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use time::OffsetDateTime;
@@ -23,7 +23,8 @@ use crate::ca::{
     Audit, CertificateAuthority, CertificateService, Limits, RateLimit, SignerArgs, State, TokenArgs,
     serving, token,
 };
-use crate::ingest::{Snapshot, Watcher};
+use crate::ingest::{Snapshot, Watcher, cluster};
+use crate::kubernetes::KubernetesArgs;
 use crate::model::Severity;
 use crate::queue::Queue;
 use crate::serve::acme::{self, AcmeKeeper};
@@ -35,12 +36,15 @@ use crate::serve::keys::KeyFetcher;
 use crate::serve::reading::Reads;
 use crate::serve::{AdsService, Proxies, RenderCache};
 
-/// Runs the control plane on a directory of YAML
+/// Runs the control plane on a directory of YAML, or on what a Kubernetes API has
 #[derive(Args, Debug)]
 pub struct ControlArgs {
     /// The directory of YAML that describes the mesh; followed while running
-    #[arg(long, value_name = "DIR")]
-    pub config_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["kubernetes", "kubeconfig"], conflicts_with_all = ["kubernetes", "kubeconfig"])]
+    pub config_dir: Option<PathBuf>,
+    /// Which Kubernetes to read
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
     /// Where the certificate authority keeps its keys, and where proxies find root-cert.pem. Without it the authority lives
     /// in memory: every start has a new root, and nobody can be given a token
     #[arg(long, value_name = "DIR")]
@@ -133,18 +137,14 @@ fn metrics() -> anyhow::Result<PrometheusHandle> {
 }
 
 async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()> {
-    let watcher = match Watcher::start(&args.config_dir).await {
-        Ok(watcher) => watcher,
-        Err(outcome) => {
-            for diagnostic in &outcome.diagnostics {
-                eprintln!("{diagnostic}");
-            }
-            let errors = match outcome.errors().count() {
-                1 => "an error".to_owned(),
-                n => format!("{n} errors"),
-            };
-            bail!("{}: the configuration has {errors}; nothing was started", args.config_dir.display());
+    let client = args.kubernetes.client().await?;
+    let watcher = match (&client, &args.config_dir) {
+        (Some(client), _) => {
+            let settings = cluster::Settings { namespace: args.kubernetes.namespace.clone() };
+            cluster::start(client.clone(), &settings).await.0
         }
+        (None, Some(directory)) => follow(directory).await?,
+        (None, None) => bail!("there is nothing to read: give --config-dir, --kubernetes or --kubeconfig"),
     };
     for skipped in watcher.snapshot().skipped.iter() {
         tracing::info!("{skipped}");
@@ -187,7 +187,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         }
     };
     let (_, checker) = token::from_key(&token_key)?;
-    let authenticators = args.tokens.authenticators(checker, domain)?;
+    let authenticators = args.tokens.authenticators(checker, domain, client)?;
     let world = watcher.snapshot().world.clone();
     let aliases = world.mesh().trust_domain_aliases.iter().map(|a| a.parse());
     let aliases = aliases.collect::<Result<_, _>>().context("trustDomainAliases of the mesh's settings")?;
@@ -235,7 +235,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     tokio::spawn(pages.serve(debug, Port::Debug));
 
     tracing::info!(
-        config = %args.config_dir.display(), address = %args.address,
+        config = %args.source(), address = %args.address,
         xds = args.xds_port, secure = args.secure_port, metrics = args.metrics_port, debug = args.debug_port,
         "control plane serves"
     );
@@ -254,6 +254,31 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     }
     tracing::info!("control plane ends");
     Ok(())
+}
+
+impl ControlArgs {
+    /// Where the mesh is described.
+    fn source(&self) -> String {
+        match (&self.config_dir, &self.kubernetes.kubeconfig) {
+            (Some(directory), _) => directory.display().to_string(),
+            (None, Some(file)) => format!("Kubernetes ({})", file.display()),
+            (None, None) => "Kubernetes".to_owned(),
+        }
+    }
+}
+
+/// Follows a directory whose first state is good.
+async fn follow(directory: &Path) -> anyhow::Result<Watcher> {
+    Watcher::start(directory).await.map_err(|outcome| {
+        for diagnostic in &outcome.diagnostics {
+            eprintln!("{diagnostic}");
+        }
+        let errors = match outcome.errors().count() {
+            1 => "an error".to_owned(),
+            n => format!("{n} errors"),
+        };
+        anyhow!("{}: the configuration has {errors}; nothing was started", directory.display())
+    })
 }
 
 /// Says of each new state what is probably not meant so.
@@ -293,7 +318,7 @@ async fn listen(args: &ControlArgs, port: u16, flag: &str) -> anyhow::Result<Tcp
 }
 
 /// Takes the state directory for this control plane.
-fn lock(directory: &std::path::Path) -> anyhow::Result<Lock> {
+fn lock(directory: &Path) -> anyhow::Result<Lock> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .recursive(true)

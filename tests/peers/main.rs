@@ -11,6 +11,7 @@ mod envoy_sidecar;
 mod gateway;
 mod h2spec;
 mod kafka;
+mod kubernetes;
 #[path = "../rate_limits/mod.rs"]
 mod limits;
 mod meshes;

@@ -30,7 +30,8 @@ pub struct TokenArgs {
     /// Roots by which the issuer's TLS is checked; the system's by default
     #[arg(long, value_name = "FILE", requires = "oidc_issuer")]
     pub oidc_root_cert: Option<PathBuf>,
-    /// Have all other tokens checked by the Kubernetes API at this URL (TokenReview)
+    /// Have all other tokens checked by the Kubernetes API at this URL (TokenReview); by default by the one that is read
+    /// (--kubernetes), if any
     #[arg(long, value_name = "URL")]
     pub token_review: Option<String>,
     /// The token by which the Kubernetes API knows the control plane
@@ -42,8 +43,14 @@ pub struct TokenArgs {
 }
 
 impl TokenArgs {
-    /// The authenticators for workloads of `domain`; `own` checks our own tokens.
-    pub fn authenticators(&self, own: Checker, domain: TrustDomain) -> anyhow::Result<Arc<Authenticators>> {
+    /// The authenticators for workloads of `domain`; `own` checks our own tokens, and `kubernetes` is asked about others where no
+    /// flag says whom to ask.
+    pub fn authenticators(
+        &self,
+        own: Checker,
+        domain: TrustDomain,
+        kubernetes: Option<kube::Client>,
+    ) -> anyhow::Result<Arc<Authenticators>> {
         let oidc = self.oidc_issuer.as_ref().map(|issuer| {
             let audiences = match self.oidc_audience.as_slice() {
                 [] => vec![AUDIENCE.to_owned()],
@@ -67,7 +74,8 @@ impl TokenArgs {
             let roots = address.starts_with("https://").then(|| self.token_review_root_cert.clone());
             TokenReview::new(address, roots, self.token_review_token.clone()).context("--token-review")
         });
-        Ok(Authenticators::with_issuers(own, oidc.into_iter().collect(), review.transpose()?, domain))
+        let review = review.transpose()?.or_else(|| kubernetes.map(TokenReview::by));
+        Ok(Authenticators::with_issuers(own, oidc.into_iter().collect(), review, domain))
     }
 }
 

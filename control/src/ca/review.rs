@@ -1,7 +1,7 @@
 //! Tokens of Kubernetes, checked by its API (`authentication.k8s.io/v1`, TokenReview): it knows whether the service account and
 //! the pod that a token is bound to are still there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -13,40 +13,35 @@ const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 
 /// The checker.
 pub struct TokenReview {
-    client: Client,
-    token: PathBuf,
+    way: Way,
+}
+
+/// How the API is asked.
+enum Way {
+    /// By HTTP, with the token that is in a file.
+    Http(Client, PathBuf),
+    /// By the client that reads the mesh.
+    Api(kube::Client),
 }
 
 impl TokenReview {
     /// Asks the API server at `address`, whose TLS is checked by `roots`; the control plane's own token, which may create
     /// TokenReviews, is in the file `token`, read anew for each call.
     pub fn new(address: &str, roots: Option<PathBuf>, token: PathBuf) -> Result<Self, HttpError> {
-        Ok(Self { client: Client::new(address, roots)?, token })
+        Ok(Self { way: Way::Http(Client::new(address, roots)?, token) })
+    }
+
+    /// Asks the API server that this client knows.
+    pub fn by(client: kube::Client) -> Self {
+        Self { way: Way::Api(client) }
     }
 
     /// Who a token proves its holder to be.
     pub async fn check(&self, token: &str) -> Result<Subject, TokenError> {
-        let own = tokio::fs::read_to_string(&self.token)
-            .await
-            .map_err(|e| TokenError::Unchecked(format!("{}: {e}", self.token.display())))?;
-        let own = zeroize::Zeroizing::new(format!("Bearer {}", own.trim()));
-        let body = json!({
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [AUDIENCE]},
-        });
-        let headers = [("authorization", own.as_str()), ("accept", "application/json")];
-        let answer = self.client.call(Method::POST, PATH, &headers, Some(&body)).await;
-        let (status, bytes) = answer.map_err(|e| TokenError::Unchecked(e.to_string()))?;
-        let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        if !matches!(status, StatusCode::OK | StatusCode::CREATED) {
-            let message = answer["message"].as_str().unwrap_or_default();
-            return Err(TokenError::Unchecked(format!(
-                "{}{PATH} answers {status} {message}; may the control plane's service account create tokenreviews?",
-                self.client.base()
-            )));
-        }
-        let status = &answer["status"];
+        let status = match &self.way {
+            Way::Http(client, own) => by_http(client, own, token).await?,
+            Way::Api(client) => by_api(client, token).await?,
+        };
         if let Some(error) = status["error"].as_str().filter(|e| !e.is_empty()) {
             return Err(TokenError::Malformed(format!("Kubernetes says: {error}")));
         }
@@ -59,6 +54,48 @@ impl TokenReview {
         }
         Subject::parse(status["user"]["username"].as_str().unwrap_or_default())
     }
+}
+
+fn question(token: &str) -> Value {
+    json!({
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenReview",
+        "spec": {"token": token, "audiences": [AUDIENCE]},
+    })
+}
+
+/// The status of the answer.
+async fn by_http(client: &Client, own: &Path, token: &str) -> Result<Value, TokenError> {
+    let text = tokio::fs::read_to_string(own)
+        .await
+        .map_err(|e| TokenError::Unchecked(format!("{}: {e}", own.display())))?;
+    let own = zeroize::Zeroizing::new(format!("Bearer {}", text.trim()));
+    let headers = [("authorization", own.as_str()), ("accept", "application/json")];
+    let answer = client.call(Method::POST, PATH, &headers, Some(&question(token))).await;
+    let (status, bytes) = answer.map_err(|e| TokenError::Unchecked(e.to_string()))?;
+    let mut answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    if !matches!(status, StatusCode::OK | StatusCode::CREATED) {
+        let message = answer["message"].as_str().unwrap_or_default();
+        return Err(TokenError::Unchecked(format!(
+            "{}{PATH} answers {status} {message}; may the control plane's service account create tokenreviews?",
+            client.base()
+        )));
+    }
+    Ok(answer["status"].take())
+}
+
+async fn by_api(client: &kube::Client, token: &str) -> Result<Value, TokenError> {
+    let body = serde_json::to_vec(&question(token)).map_err(|e| TokenError::Unchecked(e.to_string()))?;
+    let request = http::Request::post(PATH)
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(body)
+        .map_err(|e| TokenError::Unchecked(e.to_string()))?;
+    let mut answer: Value = client.request(request).await.map_err(|e| {
+        TokenError::Unchecked(format!(
+            "the Kubernetes API: {e}; may the control plane's service account create tokenreviews?"
+        ))
+    })?;
+    Ok(answer["status"].take())
 }
 
 #[cfg(test)]

@@ -163,98 +163,98 @@ impl Collector {
             Kind::Service => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::kubernetes_service(&spec, &meta, findings);
-                    self.objects.services.push(Object { meta, spec });
+                    self.objects.services.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::VirtualService => {
                 if let Some(mut spec) = spec(document, kind, findings) {
                     normalize::virtual_service(&mut spec, &namespace, findings);
                     validate::virtual_service(&spec, findings);
-                    self.objects.virtual_services.push(Object { meta, spec });
+                    self.objects.virtual_services.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::DestinationRule => {
                 if let Some(mut spec) = spec(document, kind, findings) {
                     normalize::destination_rule(&mut spec, &namespace, findings);
                     validate::destination_rule(&spec, &meta, findings);
-                    self.objects.destination_rules.push(Object { meta, spec });
+                    self.objects.destination_rules.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::Gateway => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::gateway(&spec, findings);
-                    self.objects.gateways.push(Object { meta, spec });
+                    self.objects.gateways.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::ServiceEntry => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::service_entry(&spec, findings);
-                    self.objects.service_entries.push(Object { meta, spec });
+                    self.objects.service_entries.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::WorkloadEntry => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::workload_entry(&spec, &meta, findings);
-                    self.objects.workload_entries.push(Object { meta, spec });
+                    self.objects.workload_entries.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::Sidecar => {
                 if let Some(mut spec) = spec(document, kind, findings) {
                     normalize::sidecar(&mut spec, &namespace);
                     validate::sidecar(&spec, findings);
-                    self.objects.sidecars.push(Object { meta, spec });
+                    self.objects.sidecars.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::PeerAuthentication => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::peer_authentication(&spec, findings);
-                    self.objects.peer_authentications.push(Object { meta, spec });
+                    self.objects.peer_authentications.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::AuthorizationPolicy => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::authorization_policy(&spec, &meta, findings);
-                    self.objects.authorization_policies.push(Object { meta, spec });
+                    self.objects.authorization_policies.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::RequestAuthentication => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::request_authentication(&spec, &meta, findings);
-                    self.objects.request_authentications.push(Object { meta, spec });
+                    self.objects.request_authentications.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::AcmeCertificate => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::acme_certificate(&spec, findings);
-                    self.objects.acme_certificates.push(Object { meta, spec });
+                    self.objects.acme_certificates.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::IPDenyList => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::ip_deny_list(&spec, &meta, findings);
-                    self.objects.ip_deny_lists.push(Object { meta, spec });
+                    self.objects.ip_deny_lists.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::ExternalCredential => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::external_credential(&spec, &meta, findings);
-                    self.objects.external_credentials.push(Object { meta, spec });
+                    self.objects.external_credentials.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::RateLimit => {
                 if let Some(mut spec) = spec(document, kind, findings) {
                     normalize::rate_limit(&mut spec, &namespace);
                     validate::rate_limit(&spec, &meta, findings);
-                    self.objects.rate_limits.push(Object { meta, spec });
+                    self.objects.rate_limits.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::Compression => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::compression(&spec, &meta, findings);
-                    self.objects.compressions.push(Object { meta, spec });
+                    self.objects.compressions.push(Arc::new(Object { meta, spec }));
                 }
             }
-            Kind::Secret | Kind::MeshConfig => {}
+            Kind::Secret | Kind::MeshConfig | Kind::Pod => {}
         }
     }
 
@@ -352,7 +352,7 @@ impl Collector {
             return;
         };
         if let Some(meta) = self.meta(document, api_version, Kind::Secret, &known, findings) {
-            self.objects.secrets.push(Object { meta, spec });
+            self.objects.secrets.push(Arc::new(Object { meta, spec }));
         }
     }
 
@@ -425,7 +425,7 @@ impl Collector {
             },
         };
         if self.enter(&meta, findings) {
-            self.objects.mesh = Some(Object { meta, spec });
+            self.objects.mesh = Some(Arc::new(Object { meta, spec }));
         }
     }
 }

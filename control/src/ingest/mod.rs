@@ -3,8 +3,9 @@
 //! A directory of YAML goes through here in this order: `load` lists and reads files, `tree` parses them with line
 //! numbers, `document` finds out what each object is, `decode` types it and finds unknown fields (`support` knows what Weft
 //! does not honour yet, `suggest` what was meant), `normalize` brings names into full form, `validate` checks Istio's
-//! rules. `watch` does it again whenever a file changes, and keeps the last good state when the new one is refused.
+//! rules. `cluster` takes the objects from a Kubernetes API server instead. `watch` does it again whenever a file changes, and keeps the last good state when the new one is refused.
 
+pub mod cluster;
 mod decode;
 mod diagnostic;
 mod document;

@@ -75,7 +75,7 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
     if not_yet.contains(&kind) {
         return Class::Refused(
             format!("not yet supported by Weft: {kind} ({group})"),
-            "take the object out of this directory; it would have no effect".to_owned(),
+            "take the object out; it would have no effect".to_owned(),
         );
     }
     let ours = match group {
@@ -243,6 +243,8 @@ const FIELDS_IGNORED: &[(Option<Kind>, &str, &[&str])] = &[
             "loadBalancerClass",
             "loadBalancerIP",
             "loadBalancerSourceRanges",
+            "sessionAffinityConfig",
+            "trafficDistribution",
         ],
     ),
 ];

@@ -146,6 +146,26 @@ impl Node {
     }
 }
 
+/// What an API server sends stands on no line.
+impl From<serde_json::Value> for Node {
+    fn from(json: serde_json::Value) -> Self {
+        let value = match json {
+            serde_json::Value::Null => Value::Null,
+            serde_json::Value::Bool(value) => Value::Bool(value),
+            serde_json::Value::Number(number) => match number.as_i64() {
+                Some(number) => Value::Int(number),
+                None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            serde_json::Value::String(text) => Value::Text(text),
+            serde_json::Value::Array(items) => Value::List(items.into_iter().map(Self::from).collect()),
+            serde_json::Value::Object(fields) => Value::Map(
+                fields.into_iter().map(|(key, value)| Entry { key, line: 0, node: value.into() }).collect(),
+            ),
+        };
+        Self { value, line: 0 }
+    }
+}
+
 impl Value {
     /// What it is, for messages.
     pub(super) fn describe(&self) -> String {

@@ -74,6 +74,11 @@ impl Watcher {
         Ok(Self { snapshots, task })
     }
 
+    /// One that is fed by a task, which ends with it.
+    pub(super) fn of(snapshots: watch::Receiver<Arc<Snapshot>>, task: JoinHandle<()>) -> Self {
+        Self { snapshots, task }
+    }
+
     /// A receiver that sees every later snapshot, good or refused; compare generations to know whether the World changed.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.clone()
@@ -210,7 +215,7 @@ fn publish(dir: &Path, mut outcome: LoadOutcome, emptied: bool, sender: &watch::
     sender.send_replace(Arc::new(next));
 }
 
-fn report(diagnostics: &[Diagnostic]) {
+pub(super) fn report(diagnostics: &[Diagnostic]) {
     for diagnostic in diagnostics {
         if diagnostic.is_error() {
             tracing::error!("{diagnostic}");

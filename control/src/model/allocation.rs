@@ -69,6 +69,8 @@ fn addresses_at(place: u32) -> (Ipv4Addr, Ipv6Addr) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::model::service_entry::ServiceEntry;
     use crate::model::{Kind, Labels, Meta, Object, Objects, Source, World};
@@ -94,7 +96,10 @@ mod tests {
     }
 
     fn allocated(entries: Vec<Object<ServiceEntry>>) -> BTreeMap<String, Vec<String>> {
-        let world = World::new(Objects { service_entries: entries, ..Objects::default() });
+        let world = World::new(Objects {
+            service_entries: entries.into_iter().map(Arc::new).collect(),
+            ..Objects::default()
+        });
         let all = world.services().iter();
         all.map(|s| (format!("{}/{}", s.namespace(), s.hostname), s.allocated.clone())).collect()
     }
@@ -157,7 +162,9 @@ mod tests {
         let mut second = entry("a", "x.example");
         second.meta.name = "again".to_owned();
         let world = World::new(Objects {
-            service_entries: vec![entry("a", "x.example"), second, entry("b", "x.example")],
+            service_entries: [entry("a", "x.example"), second, entry("b", "x.example")]
+                .map(Arc::new)
+                .to_vec(),
             ..Objects::default()
         });
         let of = |namespace: &str| -> HashSet<_> {

@@ -1,9 +1,12 @@
-//! The Kubernetes objects that a mesh is made of: Service and the TLS Secret.
+//! The Kubernetes objects that a mesh is made of: Service and the TLS Secret; and, where its API is read, pods and what stands
+//! behind Services.
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use std::fmt;
+use std::sync::Arc;
 
+use super::service::{Endpoint, Workload};
 use super::values::Labels;
 
 /// The specification of a Kubernetes Service, as far as a mesh sees it.
@@ -27,6 +30,8 @@ pub struct KubernetesService {
     pub external_name: String,
     /// Endpoints that are not ready count as ready.
     pub publish_not_ready_addresses: bool,
+    /// `None`, or `ClientIP`, which is for kube-proxy.
+    pub session_affinity: String,
 }
 
 /// A port of a Kubernetes Service.
@@ -78,6 +83,26 @@ impl<'de> Deserialize<'de> for IntOrName {
         }
         deserializer.deserialize_any(Port)
     }
+}
+
+/// A pod of Kubernetes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pod {
+    /// The same as a workload.
+    pub workload: Arc<Workload>,
+    /// It is ready, as its conditions say.
+    pub ready: bool,
+    /// It is in its node's network, whose address is not its alone.
+    pub host_network: bool,
+}
+
+/// What stands behind a Kubernetes Service, as its EndpointSlices say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Backends {
+    /// Those that take requests.
+    pub ready: Vec<Arc<Endpoint>>,
+    /// Those that do not, or not yet: no client is to know them, but their own proxies must know what they serve.
+    pub waiting: Vec<Arc<Endpoint>>,
 }
 
 /// A Secret that holds a key and chain, or roots.

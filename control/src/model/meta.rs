@@ -13,6 +13,8 @@ use super::values::Labels;
 pub enum Kind {
     /// Kubernetes Service (`v1`).
     Service,
+    /// Kubernetes Pod (`v1`), known from its API alone.
+    Pod,
     /// Kubernetes Secret of type `kubernetes.io/tls` (`v1`).
     Secret,
     /// Istio's mesh-wide settings, as a file or in the ConfigMap `istio`.
@@ -52,6 +54,7 @@ impl Kind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Service => "Service",
+            Self::Pod => "Pod",
             Self::Secret => "Secret",
             Self::MeshConfig => "MeshConfig",
             Self::VirtualService => "VirtualService",

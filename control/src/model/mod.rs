@@ -41,7 +41,7 @@ pub use external_credential::ExternalCredential;
 pub use gateway::Gateway;
 pub use ip_deny_list::{AddressSet, DenyLists, IpDenyList, ListSource};
 pub use keys::{KeySets, KeySource};
-pub use kubernetes::{KubernetesService, TlsSecret};
+pub use kubernetes::{Backends, KubernetesService, Pod, TlsSecret};
 pub use lookup::{MergedRule, PortPolicy, effective_policy, served_hosts};
 pub use mesh_config::MeshConfig;
 pub use meta::{Kind, Meta, Object, ObjectKey, Source};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::allocation::allocate;
-use super::kubernetes::{IntOrName, KubernetesService};
+use super::kubernetes::{Backends, IntOrName, KubernetesService};
 use super::mesh_config::MeshConfig;
 use super::meta::{Meta, Object};
 use super::service::{
@@ -62,6 +62,24 @@ impl<'w> WorkloadIndex<'w> {
     }
 }
 
+/// Who may stand behind services.
+pub(super) struct Registered<'w> {
+    /// WorkloadEntries.
+    pub(super) entries: &'w WorkloadIndex<'w>,
+    /// These, and pods that are ready.
+    pub(super) all: &'w WorkloadIndex<'w>,
+    /// What EndpointSlices say, where there are any.
+    pub(super) backends: Option<&'w HashMap<(String, String), Arc<Backends>>>,
+}
+
+/// A pod as a workload of the mesh; its address and service account are in `entry`.
+pub fn pod(entry: &WorkloadEntry, meta: Meta) -> Workload {
+    let mut endpoint = endpoint(entry, &meta, true);
+    // Every pod has a service account. Whether it has a proxy is what injection writes on it.
+    endpoint.mutual_tls = endpoint.labels.get(TLS_MODE_LABEL).is_some_and(|mode| mode == "istio");
+    Workload { meta: Arc::new(meta), endpoint: Arc::new(endpoint) }
+}
+
 /// The workloads that WorkloadEntries describe.
 pub(super) fn workloads(entries: &[Arc<Object<WorkloadEntry>>]) -> Vec<Arc<Workload>> {
     entries
@@ -77,17 +95,17 @@ pub(super) fn workloads(entries: &[Arc<Object<WorkloadEntry>>]) -> Vec<Arc<Workl
 pub(super) fn services(
     kubernetes: &[Arc<Object<KubernetesService>>],
     entries: &[Arc<Object<ServiceEntry>>],
-    workloads: &WorkloadIndex<'_>,
+    registered: &Registered<'_>,
     mesh: &MeshConfig,
     domain: &str,
 ) -> Vec<Arc<Service>> {
     let mut all = Vec::with_capacity(kubernetes.len() + entries.len());
     for service in kubernetes {
-        all.push(from_kubernetes(service, workloads, mesh, domain));
+        all.push(from_kubernetes(service, registered, mesh, domain));
     }
     for entry in entries {
         let meta = Arc::new(entry.meta.clone());
-        let endpoints = entry_endpoints(entry, workloads);
+        let endpoints = entry_endpoints(entry, registered.all);
         for host in &entry.spec.hosts {
             all.push(from_entry(host, entry, &meta, &endpoints, mesh));
         }
@@ -99,7 +117,7 @@ pub(super) fn services(
 
 fn from_kubernetes(
     object: &Object<KubernetesService>,
-    workloads: &WorkloadIndex<'_>,
+    registered: &Registered<'_>,
     mesh: &MeshConfig,
     domain: &str,
 ) -> Service {
@@ -118,7 +136,12 @@ fn from_kubernetes(
             list.split(',').map(|entry| entry.trim().to_owned()).filter(|entry| !entry.is_empty()).collect()
         })
         .unwrap_or_default();
-    let endpoints = workloads.select(&meta.namespace, &spec.selector);
+    // WorkloadEntries are selected as pods would be; Kubernetes knows nothing of them.
+    let mut endpoints = registered.entries.select(&meta.namespace, &spec.selector);
+    let name = (meta.namespace.clone(), meta.name.clone());
+    let backends = registered.backends.and_then(|known| known.get(&name));
+    let waiting = backends.map(|b| b.waiting.clone()).unwrap_or_default();
+    endpoints.extend(backends.into_iter().flat_map(|b| b.ready.iter().cloned()));
     Service {
         hostname: format!("{}.{}.svc.{domain}", meta.name, meta.namespace).into(),
         meta: Arc::new(meta.clone()),
@@ -150,6 +173,7 @@ fn from_kubernetes(
         export_to: ExportTo::parse(&export, &mesh.default_service_export_to, &meta.namespace),
         subject_alt_names: Vec::new(),
         endpoints,
+        waiting,
         versions: ServiceVersions::default(),
     }
 }
@@ -183,6 +207,7 @@ fn from_entry(
         export_to: ExportTo::parse(&spec.export_to, &mesh.default_service_export_to, &meta.namespace),
         subject_alt_names: spec.subject_alt_names.clone(),
         endpoints,
+        waiting: Vec::new(),
         versions: ServiceVersions::default(),
     }
 }
@@ -230,6 +255,7 @@ fn endpoint(entry: &WorkloadEntry, meta: &Meta, registered: bool) -> Endpoint {
     Endpoint {
         address: entry.address.clone(),
         ports: entry.ports.clone(),
+        resolved: false,
         labels,
         namespace: meta.namespace.clone(),
         service_account: entry.service_account.clone(),

@@ -37,6 +37,8 @@ pub struct Service {
     pub subject_alt_names: Vec<String>,
     /// Its endpoints, in the order of the files.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Those of Kubernetes that take no requests (yet): see [`super::Backends`].
+    pub waiting: Vec<Arc<Endpoint>>,
     /// Hashes of the above: what was rendered from equal parts need not be rendered again.
     pub versions: ServiceVersions,
 }
@@ -84,10 +86,14 @@ impl Service {
 
     /// Where `endpoint` serves `port`; `None` when it does not.
     ///
+    /// What comes from an EndpointSlice says itself where each port of the service is.
     /// A named target port is looked up in the workload's ports. A numbered one stands for itself, except that a
     /// ServiceEntry's workload may map the service port's name. Without a target port the workload's own port of that name
     /// goes before the service's number.
     pub fn endpoint_port(&self, port: &ServicePort, endpoint: &Endpoint) -> Option<u16> {
+        if endpoint.resolved {
+            return endpoint.ports.get(&port.name).copied();
+        }
         match (&port.target, self.origin) {
             (TargetPort::Name(name), _) => endpoint.ports.get(name).copied(),
             (TargetPort::Number(number), ServiceOrigin::Kubernetes) => Some(*number),
@@ -332,6 +338,8 @@ pub struct Endpoint {
     pub address: String,
     /// Port numbers by port name.
     pub ports: BTreeMap<String, u16>,
+    /// These are the names of the service's ports, each with its number here; a port without is not served.
+    pub resolved: bool,
     /// Labels, matched by subsets.
     pub labels: Labels,
     /// Namespace, part of its identity.
@@ -346,14 +354,14 @@ pub struct Endpoint {
     pub network: String,
     /// It has a proxy that takes mutual TLS.
     pub mutual_tls: bool,
-    /// The WorkloadEntry it comes from; `None` for one written in a ServiceEntry.
+    /// The WorkloadEntry or Pod it comes from; `None` for one written in a ServiceEntry.
     pub workload: Option<ObjectKey>,
 }
 
 /// A workload of the mesh: what one proxy stands beside.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
-    /// The WorkloadEntry.
+    /// The WorkloadEntry, or the Pod.
     pub meta: Arc<Meta>,
     /// The same as an endpoint.
     pub endpoint: Arc<Endpoint>,

@@ -15,7 +15,7 @@ use super::gateway::Gateway;
 use super::host::DEFAULT_DOMAIN;
 use super::ip_deny_list::{DenyLists, IpDenyList};
 use super::keys::KeySets;
-use super::kubernetes::{KubernetesService, TlsSecret};
+use super::kubernetes::{Backends, KubernetesService, Pod, TlsSecret};
 use super::lookup::{self, MergedRule};
 use super::mesh_config::MeshConfig;
 use super::meta::Object;
@@ -32,39 +32,78 @@ use super::virtual_service::VirtualService;
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     /// Mesh-wide settings; the defaults when absent.
-    pub mesh: Option<Object<MeshConfig>>,
+    pub mesh: Option<Arc<Object<MeshConfig>>>,
     /// Kubernetes Services.
-    pub services: Vec<Object<KubernetesService>>,
+    pub services: Vec<Arc<Object<KubernetesService>>>,
     /// ServiceEntries.
-    pub service_entries: Vec<Object<ServiceEntry>>,
+    pub service_entries: Vec<Arc<Object<ServiceEntry>>>,
     /// WorkloadEntries.
-    pub workload_entries: Vec<Object<WorkloadEntry>>,
+    pub workload_entries: Vec<Arc<Object<WorkloadEntry>>>,
     /// VirtualServices.
-    pub virtual_services: Vec<Object<VirtualService>>,
+    pub virtual_services: Vec<Arc<Object<VirtualService>>>,
     /// DestinationRules.
-    pub destination_rules: Vec<Object<DestinationRule>>,
+    pub destination_rules: Vec<Arc<Object<DestinationRule>>>,
     /// Gateways.
-    pub gateways: Vec<Object<Gateway>>,
+    pub gateways: Vec<Arc<Object<Gateway>>>,
     /// Sidecars.
-    pub sidecars: Vec<Object<Sidecar>>,
+    pub sidecars: Vec<Arc<Object<Sidecar>>>,
     /// PeerAuthentications.
-    pub peer_authentications: Vec<Object<PeerAuthentication>>,
+    pub peer_authentications: Vec<Arc<Object<PeerAuthentication>>>,
     /// AuthorizationPolicies.
-    pub authorization_policies: Vec<Object<AuthorizationPolicy>>,
+    pub authorization_policies: Vec<Arc<Object<AuthorizationPolicy>>>,
     /// RequestAuthentications.
-    pub request_authentications: Vec<Object<RequestAuthentication>>,
+    pub request_authentications: Vec<Arc<Object<RequestAuthentication>>>,
     /// AcmeCertificates.
-    pub acme_certificates: Vec<Object<AcmeCertificate>>,
+    pub acme_certificates: Vec<Arc<Object<AcmeCertificate>>>,
     /// IPDenyLists.
-    pub ip_deny_lists: Vec<Object<IpDenyList>>,
+    pub ip_deny_lists: Vec<Arc<Object<IpDenyList>>>,
     /// ExternalCredentials.
-    pub external_credentials: Vec<Object<ExternalCredential>>,
+    pub external_credentials: Vec<Arc<Object<ExternalCredential>>>,
     /// RateLimits.
-    pub rate_limits: Vec<Object<RateLimit>>,
+    pub rate_limits: Vec<Arc<Object<RateLimit>>>,
     /// Compressions.
-    pub compressions: Vec<Object<Compression>>,
+    pub compressions: Vec<Arc<Object<Compression>>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
-    pub secrets: Vec<Object<TlsSecret>>,
+    pub secrets: Vec<Arc<Object<TlsSecret>>>,
+    /// Pods, where Kubernetes says which there are.
+    pub pods: Vec<Arc<Pod>>,
+    /// What stands behind each Kubernetes Service, by namespace and name, where EndpointSlices say so; else its selector does.
+    pub backends: Option<HashMap<(String, String), Arc<Backends>>>,
+}
+
+impl Objects {
+    /// Takes in what `other` has, too.
+    pub fn absorb(&mut self, other: &Self) {
+        macro_rules! each {
+            ($($kind:ident),*) => { $( self.$kind.extend_from_slice(&other.$kind); )* };
+        }
+        each!(
+            services,
+            service_entries,
+            workload_entries,
+            virtual_services,
+            destination_rules,
+            gateways,
+            sidecars,
+            peer_authentications,
+            authorization_policies,
+            request_authentications,
+            acme_certificates,
+            ip_deny_lists,
+            external_credentials,
+            rate_limits,
+            compressions,
+            secrets,
+            pods
+        );
+        if other.mesh.is_some() {
+            self.mesh.clone_from(&other.mesh);
+        }
+        if let Some(backends) = &other.backends {
+            let known = backends.iter().map(|(name, backends)| (name.clone(), backends.clone()));
+            self.backends.get_or_insert_default().extend(known);
+        }
+    }
 }
 
 /// One consistent state of the mesh. Cloning it copies a few pointers.
@@ -132,7 +171,7 @@ impl World {
     /// Builds the state that follows from these objects, whatever their order.
     pub fn new(objects: Objects) -> Self {
         let mesh_version = objects.mesh.as_ref().map_or(0, |object| object.meta.version);
-        let mesh = objects.mesh.map(|object| object.spec).unwrap_or_default();
+        let mesh = objects.mesh.map(|object| object.spec.clone()).unwrap_or_default();
         let virtual_services = in_order(objects.virtual_services);
         let gateways = in_order(objects.gateways);
         let sidecars = in_order(objects.sidecars);
@@ -150,9 +189,20 @@ impl World {
         let entries = in_order(objects.service_entries);
         let destination_rules = in_order(objects.destination_rules);
         let merged_rules = lookup::merge(&destination_rules, &mesh.default_destination_rule_export_to);
-        let workloads = registry::workloads(&workload_entries);
-        let services =
-            registry::services(&kubernetes, &entries, &WorkloadIndex::new(&workloads), &mesh, DEFAULT_DOMAIN);
+        let mut workloads = registry::workloads(&workload_entries);
+        let services = {
+            // Pods stand behind Services as EndpointSlices say, and behind ServiceEntries as these select them.
+            let ready = objects.pods.iter().filter(|pod| pod.ready).map(|pod| pod.workload.clone());
+            let all: Vec<_> = workloads.iter().cloned().chain(ready).collect();
+            let registered = registry::Registered {
+                entries: &WorkloadIndex::new(&workloads),
+                all: &WorkloadIndex::new(&all),
+                backends: objects.backends.as_ref(),
+            };
+            registry::services(&kubernetes, &entries, &registered, &mesh, DEFAULT_DOMAIN)
+        };
+        // The address of a pod in its node's network is its node's, and that of others there.
+        workloads.extend(objects.pods.iter().filter(|pod| !pod.host_network).map(|pod| pod.workload.clone()));
         let mut by_host: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
         for (index, service) in services.iter().enumerate() {
             by_host.entry(service.hostname.clone()).or_default().push(index);
@@ -163,7 +213,7 @@ impl World {
             at.workload.get_or_insert(index);
         }
         for (index, service) in services.iter().enumerate() {
-            for (place, endpoint) in service.endpoints.iter().enumerate() {
+            for (place, endpoint) in service.endpoints.iter().chain(&service.waiting).enumerate() {
                 let at = by_address.entry(endpoint.address.clone()).or_default();
                 if at.serves.last().is_none_or(|(last, _)| *last != index) {
                     at.serves.push((index, place));
@@ -197,6 +247,12 @@ impl World {
         hash_all(&rate_limits, &mut hasher);
         hash_all(&compressions, &mut hasher);
         hash_all(&secrets, &mut hasher);
+        for pod in &objects.pods {
+            (&pod.workload.endpoint, &pod.workload.meta.annotations, pod.ready).hash(&mut hasher);
+        }
+        for service in services.iter().filter(|_| objects.backends.is_some()) {
+            (service.versions.endpoints, &service.waiting).hash(&mut hasher);
+        }
         let version = hasher.finish();
         // The same without the workloads: their comings and goings leave routes and listeners as they are.
         let mut hasher = DefaultHasher::new();
@@ -339,7 +395,7 @@ impl World {
         &self.parts.services
     }
 
-    /// Every workload that is written down as a WorkloadEntry.
+    /// Every workload that is written down as a WorkloadEntry, and every pod.
     pub fn workloads(&self) -> &[Arc<Workload>] {
         &self.parts.workloads
     }
@@ -428,12 +484,13 @@ impl World {
         self.parts.by_address.get(address)?.workload.map(|index| &self.parts.workloads[index])
     }
 
-    /// The services that the workload at `address` serves, each with the endpoint that it is there, oldest first.
+    /// The services that the workload at `address` serves, or will once it is ready, each with the endpoint that it is there, oldest first.
     pub fn served_at(&self, address: &str) -> impl Iterator<Item = (&Arc<Service>, &Arc<Endpoint>)> {
         let serves = self.parts.by_address.get(address).map(|at| at.serves.as_slice()).unwrap_or_default();
         serves.iter().map(|(service, endpoint)| {
             let service = &self.parts.services[*service];
-            (service, &service.endpoints[*endpoint])
+            let ready = service.endpoints.len();
+            (service, service.endpoints.get(*endpoint).unwrap_or_else(|| &service.waiting[*endpoint - ready]))
         })
     }
 
@@ -455,9 +512,9 @@ impl World {
     }
 }
 
-fn in_order<T>(mut objects: Vec<Object<T>>) -> Vec<Arc<Object<T>>> {
+fn in_order<T>(mut objects: Vec<Arc<Object<T>>>) -> Vec<Arc<Object<T>>> {
     objects.sort_by(|a, b| a.meta.precedence(&b.meta));
-    objects.into_iter().map(Arc::new).collect()
+    objects
 }
 
 /// Objects with their order: which of two rules is older is part of what a World says.

@@ -47,7 +47,7 @@ const SEAM: [&str; 16] = [
 ];
 
 /// The control plane's stages in the order in which a change passes them; `model` is what they all speak.
-const CONTROL_PLANE: [&str; 7] = ["ingest", "queue", "render", "ca", "analyze", "serve", "app"];
+const CONTROL_PLANE: [&str; 8] = ["kubernetes", "ingest", "queue", "render", "ca", "analyze", "serve", "app"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -26,6 +26,13 @@ pub(in super::super) fn kubernetes_service(spec: &KubernetesService, _meta: &Met
     {
         findings.error("spec.clusterIP", format!("{:?} is no IP address", spec.cluster_ip), "or write None");
     }
+    if spec.session_affinity == "ClientIP" {
+        findings.warn(
+            "spec.sessionAffinity",
+            "ClientIP is honoured by kube-proxy alone, which proxies of the mesh do not ask",
+            "write a DestinationRule with loadBalancer.consistentHash.useSourceIp: true",
+        );
+    }
     let mut names = HashSet::new();
     let mut numbers = HashSet::new();
     for (index, entry) in spec.ports.iter().enumerate() {

@@ -1,0 +1,230 @@
+//! Every object as it was last good, and what there is to say about it as it is now.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::super::diagnostic::Diagnostic;
+use super::super::document::{Collector, Skipped};
+use super::super::tree::Node;
+use super::super::validate;
+use super::kinds::Kind;
+use super::places::{Name, Places};
+use super::shapes::{NodeShape, PodShape, SliceShape};
+use crate::model::{Objects, World};
+
+/// An object as the API server has it.
+#[derive(Clone, Debug)]
+pub(super) struct Raw {
+    pub(super) kind: &'static Kind,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    /// The whole object; none if it is gone.
+    pub(super) json: Option<Value>,
+}
+
+/// What is to be said of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Its `metadata.generation`, to which this holds.
+    pub generation: Option<i64>,
+    /// The version in which it was read.
+    pub api_version: String,
+    /// Errors and warnings.
+    pub findings: Vec<Diagnostic>,
+    /// It has errors, and an earlier version of it is in force.
+    pub earlier: bool,
+}
+
+/// Verdicts on all objects of kinds that a CustomResourceDefinition brings: by kind, namespace and name.
+pub type Verdicts = BTreeMap<(&'static str, String, String), Verdict>;
+
+#[derive(Debug, Default)]
+struct Fragment {
+    /// What it says, or said when it was last right.
+    good: Option<Objects>,
+    /// What is wrong with it now.
+    findings: Vec<Diagnostic>,
+    skipped: Vec<Skipped>,
+    generation: Option<i64>,
+    api_version: String,
+}
+
+impl Fragment {
+    fn has_errors(&self) -> bool {
+        self.findings.iter().any(Diagnostic::is_error)
+    }
+}
+
+/// The state.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    fragments: BTreeMap<(&'static str, Name), Fragment>,
+    places: Places,
+    /// What has been said of an object since it changed last: nothing is reported twice.
+    reported: BTreeSet<Diagnostic>,
+}
+
+/// A state of the mesh.
+pub(super) struct Built {
+    pub(super) world: World,
+    pub(super) diagnostics: Vec<Diagnostic>,
+    /// Those that are new since the last time.
+    pub(super) news: Vec<Diagnostic>,
+    pub(super) skipped: Vec<Skipped>,
+    pub(super) verdicts: Verdicts,
+}
+
+impl Store {
+    /// Takes an object as it is now. Whether that may change anything.
+    pub(super) fn take(&mut self, raw: Raw) -> bool {
+        let name = (raw.namespace, raw.name);
+        match raw.kind.kind {
+            "Pod" => self.places.pod(name, raw.json.and_then(shape::<PodShape>)),
+            "Node" => self.places.node(&name.1, raw.json.and_then(shape::<NodeShape>)),
+            "EndpointSlice" => self.places.slice(name, raw.json.and_then(shape::<SliceShape>)),
+            kind => {
+                if kind == "Service" {
+                    self.places.service(name.clone());
+                }
+                match raw.json {
+                    None => self.fragments.remove(&(kind, name)).is_some(),
+                    Some(json) => self.object(kind, name, json),
+                }
+            }
+        }
+    }
+
+    fn object(&mut self, kind: &'static str, name: Name, json: Value) -> bool {
+        let generation = json["metadata"]["generation"].as_i64();
+        let api_version = json["apiVersion"].as_str().unwrap_or_default().to_owned();
+        let mut collector = Collector::default();
+        collector.take(&super::SOURCE.into(), &Node::from(json));
+        let Collector { objects, diagnostics, skipped, .. } = collector;
+        let refused = diagnostics.iter().any(Diagnostic::is_error);
+        let fragment = self.fragments.entry((kind, name)).or_default();
+        if !refused {
+            fragment.good = Some(objects);
+        }
+        fragment.findings = diagnostics;
+        fragment.skipped = skipped;
+        (fragment.generation, fragment.api_version) = (generation, api_version);
+        true
+    }
+
+    /// Forgets everything of a kind that is not among `names`: it went while nobody watched.
+    pub(super) fn keep(&mut self, kind: &'static Kind, names: &HashSet<Name>) -> bool {
+        let known: Vec<Name> = match kind.kind {
+            "Pod" | "Node" | "EndpointSlice" => self.places.names(kind.kind),
+            of => {
+                self.fragments.keys().filter(|(kind, _)| *kind == of).map(|(_, name)| name.clone()).collect()
+            }
+        };
+        let gone: Vec<_> = known.into_iter().filter(|name| !names.contains(name)).collect();
+        let mut changed = false;
+        for (namespace, name) in gone {
+            changed |= self.take(Raw { kind, namespace, name, json: None });
+        }
+        changed
+    }
+
+    /// The state of the mesh that follows.
+    pub(super) fn build(&mut self) -> Built {
+        let mut objects = Objects::default();
+        for fragment in self.fragments.values() {
+            if let Some(good) = &fragment.good {
+                objects.absorb(good);
+            }
+        }
+        let v6: HashSet<Name> = objects
+            .services
+            .iter()
+            .filter(|service| service.spec.cluster_ip.contains(':'))
+            .map(|service| (service.meta.namespace.clone(), service.meta.name.clone()))
+            .collect();
+        objects.pods = self.places.pods();
+        objects.backends = Some(self.places.backends(|service| v6.contains(service)));
+        let across = leave_out(&mut objects);
+        let wanted = named_secrets(&objects);
+        let mut verdicts = Verdicts::new();
+        let mut diagnostics = Vec::new();
+        for ((kind, name), fragment) in &self.fragments {
+            // Most Secrets are nobody's business here, whatever they hold.
+            if *kind == "Secret" && !wanted.contains(&name.1) {
+                continue;
+            }
+            let label = format!("{kind} {}/{}", name.0, name.1);
+            let more = across.iter().filter(|finding| finding.object.as_deref() == Some(label.as_str()));
+            let findings: Vec<_> = fragment.findings.iter().chain(more).cloned().collect();
+            diagnostics.extend(findings.iter().cloned());
+            if super::kinds::DEFINED.iter().any(|defined| defined.kind == *kind) {
+                let verdict = Verdict {
+                    generation: fragment.generation,
+                    api_version: fragment.api_version.clone(),
+                    findings,
+                    earlier: fragment.has_errors() && fragment.good.is_some(),
+                };
+                verdicts.insert((*kind, name.0.clone(), name.1.clone()), verdict);
+            }
+        }
+        diagnostics.sort();
+        diagnostics.dedup();
+        let now: BTreeSet<_> = diagnostics.iter().cloned().collect();
+        let news = diagnostics.iter().filter(|finding| !self.reported.contains(finding)).cloned().collect();
+        self.reported = now;
+        let skipped = self.fragments.iter().filter(|((kind, _), _)| *kind != "Secret");
+        let skipped = skipped.flat_map(|(_, fragment)| fragment.skipped.iter().cloned()).collect();
+        Built { world: World::new(objects), diagnostics, news, skipped, verdicts }
+    }
+}
+
+/// What contradicts other objects is left out, until it does not any more; what is to be said of that, and warnings.
+fn leave_out(objects: &mut Objects) -> Vec<Diagnostic> {
+    let mut all: Vec<Diagnostic> = Vec::new();
+    loop {
+        let mut found = Vec::new();
+        validate::across(objects, &mut found);
+        let bad: BTreeSet<String> =
+            found.iter().filter(|d| d.is_error()).filter_map(|d| d.object.clone()).collect();
+        all.retain(Diagnostic::is_error);
+        all.append(&mut found);
+        if bad.is_empty() {
+            return all;
+        }
+        let stays = |meta: &crate::model::Meta| !bad.contains(&meta.key().to_string());
+        let before = objects.acme_certificates.len() + objects.external_credentials.len();
+        objects.acme_certificates.retain(|object| stays(&object.meta));
+        objects.external_credentials.retain(|object| stays(&object.meta));
+        if before == objects.acme_certificates.len() + objects.external_credentials.len() {
+            return all;
+        }
+    }
+}
+
+/// Names of Secrets that other objects mean.
+fn named_secrets(objects: &Objects) -> HashSet<String> {
+    let mut names = HashSet::new();
+    for tls in objects.gateways.iter().flat_map(|g| &g.spec.servers).filter_map(|server| server.tls.as_ref())
+    {
+        names.extend(tls.credentials().chain([tls.ca_cert_credential_name.as_str()]).map(str::to_owned));
+    }
+    for rule in &objects.destination_rules {
+        let subsets = rule.spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+        for policy in rule.spec.traffic_policy.iter().chain(subsets) {
+            let ports = policy.port_level_settings.iter().filter_map(|port| port.tls.as_ref());
+            names.extend(policy.tls.iter().chain(ports).map(|tls| tls.credential_name.clone()));
+        }
+    }
+    names
+}
+
+/// What the API server sends of its own kinds fits; if it ever does not, the object is as good as absent.
+fn shape<T: serde::de::DeserializeOwned>(json: Value) -> Option<T> {
+    serde_json::from_value(json)
+        .inspect_err(|error| tracing::error!(%error, "an object of Kubernetes cannot be read: report this"))
+        .ok()
+}
+
+/// Shared with whoever writes it down.
+pub(super) type SharedVerdicts = Arc<Verdicts>;

@@ -1,0 +1,237 @@
+//! States that follow from what an API server says, without one.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+
+use super::kinds::{BUILT_IN, DEFINED, Kind};
+use super::store::{Built, Raw, Store};
+use crate::model::World;
+
+fn kind(name: &str) -> &'static Kind {
+    BUILT_IN.iter().chain(&DEFINED).find(|kind| kind.kind == name).expect("a kind that is watched")
+}
+
+/// Takes an object; of which kind, it says itself.
+fn take(store: &mut Store, object: &Value) -> bool {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (namespace, name) = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
+    let kind = kind(object["kind"].as_str().expect("a kind"));
+    store.take(Raw { kind, namespace, name, json: Some(object.clone()) })
+}
+
+fn gone(store: &mut Store, of: &str, namespace: &str, name: &str) -> bool {
+    store.take(Raw { kind: kind(of), namespace: namespace.to_owned(), name: name.to_owned(), json: None })
+}
+
+fn service(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"clusterIP": "10.96.0.10", "selector": {"app": name}, "sessionAffinity": "None",
+                 "ports": [{"name": "http", "port": 80, "targetPort": "web", "protocol": "TCP"}]},
+    })
+}
+
+fn pod(name: &str, ip: &str, node: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "shop",
+                     "labels": {"app": "cart", "version": "v1", "security.istio.io/tlsMode": "istio"}},
+        "spec": {"serviceAccountName": "cart", "nodeName": node, "containers": [{"name": "c", "image": "i"}]},
+        "status": {"phase": "Running", "podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]},
+    })
+}
+
+fn endpoint(pod: &str, ip: &str, conditions: Value) -> Value {
+    json!({"addresses": [ip], "conditions": conditions, "targetRef": {"kind": "Pod", "name": pod, "namespace": "shop"}})
+}
+
+fn slice(name: &str, endpoints: &[Value]) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": "cart"}},
+        "endpoints": endpoints, "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    })
+}
+
+fn node(name: &str, zone: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {
+        "topology.kubernetes.io/region": "eu", "topology.kubernetes.io/zone": zone, "kubernetes.io/os": "linux"}}})
+}
+
+fn peer(mode: &str) -> Value {
+    json!({
+        "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+        "metadata": {"name": "default", "namespace": "shop", "generation": 3},
+        "spec": {"mtls": {"mode": mode}},
+    })
+}
+
+/// Addresses of the service `cart`, with the port that its first port is at there.
+fn cart(world: &World) -> Vec<String> {
+    let service = world.services_with_host("cart.shop.svc.cluster.local").next().expect("the service");
+    let at = |e: &std::sync::Arc<crate::model::Endpoint>| {
+        format!("{}:{}", e.address, service.endpoint_port(&service.ports[0], e).unwrap_or_default())
+    };
+    service.endpoints.iter().map(at).collect()
+}
+
+#[test]
+fn endpoints_are_those_that_slices_call_ready_with_what_their_pods_and_nodes_say() {
+    let mut store = Store::default();
+    let all = [
+        service("cart"),
+        node("n1", "a"),
+        pod("p1", "10.0.0.1", "n1"),
+        pod("p2", "10.0.0.2", "n1"),
+        slice(
+            "s",
+            &[
+                endpoint("p1", "10.0.0.1", json!({"ready": true})),
+                endpoint("p2", "10.0.0.2", json!({"ready": false})),
+            ],
+        ),
+    ];
+    all.iter().for_each(|object| assert!(take(&mut store, object)));
+    let Built { world, diagnostics, .. } = store.build();
+    assert_eq!(diagnostics, []);
+    assert_eq!(cart(&world), ["10.0.0.1:8080"], "the slice says which port `web` is");
+    let service = world.services_with_host("cart.shop.svc.cluster.local").next().unwrap();
+    let first = &service.endpoints[0];
+    assert_eq!((first.service_account.as_str(), first.mutual_tls), ("cart", true));
+    assert_eq!(first.labels["version"], "v1");
+    let locality = first.locality.as_ref().unwrap();
+    assert_eq!((locality.region.as_str(), locality.zone.as_str()), ("eu", "a"));
+    // Its own proxy knows what it will serve before anybody sends it anything.
+    let serves = |address: &str| {
+        world.served_at(address).map(|(s, e)| format!("{} {}", s.hostname, e.address)).collect::<Vec<_>>()
+    };
+    assert_eq!(serves("10.0.0.2"), ["cart.shop.svc.cluster.local 10.0.0.2"]);
+    assert_eq!(world.workload_at("10.0.0.2").unwrap().service_account(), "cart");
+
+    // The kubelet's heartbeat means nothing here; another zone does.
+    let mut beat = node("n1", "a");
+    beat["status"] = json!({"conditions": [{"type": "Ready", "lastHeartbeatTime": "2026-01-01T00:00:00Z"}]});
+    assert!(!take(&mut store, &beat));
+    assert!(take(&mut store, &node("n1", "b")));
+    let moved = store.build().world;
+    assert_ne!(moved.version(), world.version());
+    let service = moved.services_with_host("cart.shop.svc.cluster.local").next().unwrap();
+    assert_eq!(service.endpoints[0].locality.as_ref().unwrap().zone, "b");
+}
+
+#[test]
+fn an_endpoint_that_leaves_is_used_only_where_there_is_no_other() {
+    let mut store = Store::default();
+    [service("cart"), pod("p1", "10.0.0.1", ""), pod("p2", "10.0.0.2", "")]
+        .iter()
+        .for_each(|o| assert!(take(&mut store, o)));
+    let leaving = json!({"ready": false, "serving": true, "terminating": true});
+    let dead = json!({"ready": false, "serving": false, "terminating": true});
+    let mut with = |first: &Value, second: &Value| {
+        take(
+            &mut store,
+            &slice(
+                "s",
+                &[endpoint("p1", "10.0.0.1", first.clone()), endpoint("p2", "10.0.0.2", second.clone())],
+            ),
+        );
+        cart(&store.build().world)
+    };
+    assert_eq!(with(&json!({}), &leaving), ["10.0.0.1:8080"]);
+    assert_eq!(with(&dead, &leaving), ["10.0.0.2:8080"]);
+    assert_eq!(with(&dead, &dead), [""; 0]);
+    assert_eq!(with(&json!({}), &json!({})), ["10.0.0.1:8080", "10.0.0.2:8080"]);
+    // A pod that is gone is no endpoint, whatever the slice still says; nor is one whose work is done.
+    assert!(gone(&mut store, "Pod", "shop", "p1"));
+    assert_eq!(cart(&store.build().world), ["10.0.0.2:8080"]);
+    let mut done = pod("p2", "10.0.0.2", "");
+    done["status"]["phase"] = "Succeeded".into();
+    take(&mut store, &done);
+    assert_eq!(cart(&store.build().world), [""; 0]);
+    assert!(gone(&mut store, "EndpointSlice", "shop", "s"));
+}
+
+#[test]
+fn what_is_wrong_keeps_its_last_good_version_and_is_told_once() {
+    let mut store = Store::default();
+    take(&mut store, &peer("STRICT"));
+    let good = store.build();
+    assert_eq!((good.diagnostics.len(), good.world.peer_authentications().len()), (0, 1));
+
+    take(&mut store, &peer("STRICKT"));
+    let bad = store.build();
+    assert_eq!(bad.world.version(), good.world.version(), "the last good version stays");
+    let text = bad.diagnostics[0].to_string();
+    let expected = "kubernetes: PeerAuthentication shop/default: spec.mtls.mode: unknown value \"STRICKT\"";
+    assert!(text.starts_with(expected), "{text}");
+    assert_eq!(bad.news, bad.diagnostics);
+    let verdict = &bad.verdicts[&("PeerAuthentication", "shop".to_owned(), "default".to_owned())];
+    assert_eq!((verdict.generation, verdict.earlier, verdict.findings.len()), (Some(3), true, 1));
+    assert_eq!(store.build().news, []);
+
+    // Other objects go on changing.
+    take(&mut store, &service("cart"));
+    let more = store.build();
+    assert_eq!((more.world.services().len(), more.world.peer_authentications().len()), (1, 1));
+    take(&mut store, &peer("DISABLE"));
+    assert_eq!(store.build().diagnostics, []);
+    assert!(gone(&mut store, "PeerAuthentication", "shop", "default"));
+    assert_eq!(store.build().world.peer_authentications().len(), 0);
+}
+
+#[test]
+fn what_is_wrong_from_the_start_is_left_out_alone() {
+    let mut store = Store::default();
+    take(&mut store, &peer("STRICKT"));
+    take(&mut store, &service("cart"));
+    let filter = json!({
+        "apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
+        "metadata": {"name": "f", "namespace": "shop"}, "spec": {},
+    });
+    take(&mut store, &filter);
+    let built = store.build();
+    assert_eq!((built.world.services().len(), built.world.peer_authentications().len()), (1, 0));
+    let texts: Vec<_> = built.diagnostics.iter().map(ToString::to_string).collect();
+    assert!(texts.iter().any(|t| t.contains("EnvoyFilter shop/f: not yet supported by Weft")), "{texts:?}");
+    let verdict = &built.verdicts[&("PeerAuthentication", "shop".to_owned(), "default".to_owned())];
+    assert!(!verdict.earlier);
+}
+
+#[test]
+fn what_went_while_nobody_watched_is_gone_after_the_next_list() {
+    let mut store = Store::default();
+    [service("cart"), service("stock"), pod("p1", "10.0.0.1", "")]
+        .iter()
+        .for_each(|o| assert!(take(&mut store, o)));
+    let name = |name: &str| ("shop".to_owned(), name.to_owned());
+    assert!(!store.keep(kind("Service"), &HashSet::from([name("cart"), name("stock")])));
+    assert!(store.keep(kind("Service"), &HashSet::from([name("stock")])));
+    assert!(store.keep(kind("Pod"), &HashSet::new()));
+    let world = store.build().world;
+    assert_eq!(
+        world.services().iter().map(|s| &*s.hostname).collect::<Vec<_>>(),
+        ["stock.shop.svc.cluster.local"]
+    );
+    assert!(world.workload_at("10.0.0.1").is_none());
+}
+
+#[test]
+fn secrets_that_nobody_names_are_nobodys_business() {
+    let mut store = Store::default();
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+        "metadata": {"name": "api", "namespace": "shop"}, "data": {"key": "c2VjcmV0"},
+    });
+    take(&mut store, &secret);
+    assert_eq!(store.build().diagnostics, []);
+    let gateway = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": {"name": "g", "namespace": "shop"},
+        "spec": {"selector": {"istio": "gw"}, "servers": [{"hosts": ["a.example.com"],
+            "port": {"number": 443, "name": "https", "protocol": "HTTPS"},
+            "tls": {"mode": "SIMPLE", "credentialName": "api"}}]},
+    });
+    take(&mut store, &gateway);
+    let text = store.build().diagnostics[0].to_string();
+    assert!(text.contains("Secret shop/api") && !text.contains("secret\""), "{text}");
+}

@@ -1,0 +1,155 @@
+//! A Kubernetes API server with its etcd, on a loopback address of its own; both end with the test.
+//!
+//! There are no controllers and no kubelets: what those would write (EndpointSlices, the status of pods), a test writes.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::certificates::Certificates;
+use crate::programs::{Process, peer};
+
+/// How long an API server may take to be ready: it makes its own objects first, on a machine that may be busy.
+const READY: Duration = Duration::from_secs(180);
+
+/// Everything that is asked is written down, without what it says.
+const AUDIT: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived, ResponseStarted]
+rules: [{level: Metadata}]
+";
+
+pub struct Server {
+    directory: TempDir,
+    address: String,
+    certificates: Certificates,
+    api: Process,
+    _etcd: Process,
+}
+
+impl Server {
+    /// Starts both at this address, and waits until the API server is ready.
+    pub fn start(address: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path();
+        let certificates = Certificates::make(at, address);
+        std::fs::write(at.join("audit.yaml"), AUDIT).unwrap();
+        let (client, member) = (format!("http://{address}:2379"), format!("http://{address}:2380"));
+        let mut etcd = Command::new(peer("WEFT_ETCD"));
+        etcd.arg("--data-dir").arg(at.join("etcd")).args([
+            "--name",
+            "test",
+            "--unsafe-no-fsync",
+            "--log-level",
+            "warn",
+        ]);
+        etcd.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        etcd.args(["--listen-peer-urls", &member, "--initial-advertise-peer-urls", &member]);
+        etcd.args(["--initial-cluster", &format!("test={member}")]);
+        let etcd = Process::start("etcd", &mut etcd, at);
+        let api = Process::start("kube-apiserver", &mut api(at, address), at);
+        let mut server = Self { address: address.to_owned(), certificates, api, _etcd: etcd, directory };
+        server.write_kubeconfig("administrator", &server.certificates.administrator());
+        server.wait_until_ready();
+        server
+    }
+
+    fn wait_until_ready(&mut self) {
+        let kubeconfig = self.kubeconfig("administrator");
+        let ready = || {
+            let mut ask = Command::new(peer("WEFT_KUBECTL"));
+            ask.arg("--kubeconfig").arg(&kubeconfig).args([
+                "get",
+                "--raw",
+                "/readyz",
+                "--request-timeout=2s",
+            ]);
+            ask.stderr(Stdio::null()).output().is_ok_and(|answer| answer.stdout == b"ok")
+        };
+        self.api.wait_within(READY, "ready", ready);
+    }
+
+    /// Ends the API server as a power cut would. What it had stored stays.
+    pub fn kill(&mut self) {
+        self.api.end();
+    }
+
+    /// Starts it again.
+    pub fn restart(&mut self) {
+        let command = &mut api(self.directory.path(), &self.address);
+        self.api = Process::start_again("kube-apiserver", command, self.directory.path());
+        self.wait_until_ready();
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The file that makes a client `user`.
+    pub fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.directory.path().join(format!("{user}.kubeconfig"))
+    }
+
+    fn write_kubeconfig(&self, name: &str, user: &Value) {
+        let text = self.certificates.kubeconfig(&format!("https://{}:6443", self.address), user);
+        std::fs::write(self.kubeconfig(name), text.to_string()).unwrap();
+    }
+
+    /// What kubectl says, which must be able to do it.
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        self.try_kubectl(args, "")
+            .unwrap_or_else(|said| panic!("kubectl {args:?}: {said}\n{}", self.api.log()))
+    }
+
+    /// Applies a text with one or more objects.
+    pub fn apply(&self, yaml: &str) -> String {
+        self.try_apply(yaml).unwrap_or_else(|said| panic!("kubectl apply: {said}\n{yaml}"))
+    }
+
+    /// The same, or what kubectl says against it.
+    pub fn try_apply(&self, yaml: &str) -> Result<String, String> {
+        self.try_kubectl(&["apply", "-f", "-"], yaml)
+    }
+
+    pub fn try_kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
+        let mut command = Command::new(peer("WEFT_KUBECTL"));
+        // Its cache of what the server serves is in the home directory, and old by the time a definition is new.
+        command
+            .env("HOME", self.directory.path())
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig("administrator"))
+            .args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let answer = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if answer.status.success() { Ok(text(&answer.stdout)) } else { Err(text(&answer.stderr)) }
+    }
+}
+
+fn api(at: &Path, address: &str) -> Command {
+    let mut api = Command::new(peer("WEFT_KUBE_APISERVER"));
+    let mut file = |flag: &str, name: &str| {
+        api.arg(flag).arg(at.join(name));
+    };
+    file("--tls-cert-file", "server.crt");
+    file("--tls-private-key-file", "server.key");
+    file("--client-ca-file", "ca.crt");
+    file("--service-account-signing-key-file", "accounts.key");
+    file("--service-account-key-file", "accounts.pub");
+    file("--audit-policy-file", "audit.yaml");
+    file("--audit-log-path", "audit.log");
+    file("--cert-dir", "certificates");
+    api.args(["--etcd-servers", &format!("http://{address}:2379")]);
+    api.args(["--bind-address", address, "--advertise-address", address, "--secure-port", "6443"]);
+    // A loopback address cannot be that of a Service, not even of this one.
+    api.args(["--endpoint-reconciler-type", "none", "--service-cluster-ip-range", "10.96.0.0/16"]);
+    api.args(["--service-account-issuer", "https://kubernetes.default.svc", "--authorization-mode", "RBAC"]);
+    api
+}
