@@ -10,6 +10,7 @@ pub mod analyze;
 pub mod app;
 pub mod ca;
 pub mod ingest;
+pub mod inject;
 pub mod kubernetes;
 pub mod model;
 pub mod queue;

@@ -5,6 +5,7 @@ mod authz;
 mod ca;
 mod cert;
 mod duration;
+mod inject;
 mod token;
 
 use std::process::ExitCode;
@@ -39,6 +40,8 @@ pub enum Command {
     Init(Box<weft_proxy::capture::InitArgs>),
     /// Waits until the proxy in this pod is ready; as its postStart hook it holds the application back until then
     Wait(weft_proxy::agent::WaitArgs),
+    /// Asks the proxy in this pod, such as POST /drain, for hooks that have no HTTP client
+    Request(weft_proxy::agent::RequestArgs),
     /// Runs the example mesh's service: it calls others through its sidecar and says who called it
     App(crate::app::AppArgs),
     /// Serves identity and xDS to a foreign proxy such as Envoy, on Istio's UNIX sockets
@@ -57,6 +60,8 @@ pub enum Command {
     Authz(authz::AuthzCommand),
     /// Looks for what is wrong in a directory of YAML, or probably not meant so
     Analyze(analyze::AnalyzeArgs),
+    /// Puts sidecars into the workloads of a file, as the control plane does in a cluster
+    Inject(Box<inject::InjectArgs>),
 }
 
 /// Reads the command line and does what it says; an error is one line on standard error.
@@ -75,6 +80,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Proxy(args) => weft_proxy::app::main(*args)?,
         Command::Init(args) => weft_proxy::capture::main(&args)?,
         Command::Wait(args) => weft_proxy::agent::wait(&args)?,
+        Command::Request(args) => weft_proxy::agent::request(&args)?,
         Command::App(args) => crate::app::main(args)?,
         Command::Agent(args) => weft_proxy::agent::main(*args)?,
         Command::Token(command) => token::main(command)?,
@@ -83,6 +89,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         // Its exit code is its answer.
         Command::Authz(command) => return Ok(authz::main(command)),
         Command::Analyze(args) => return analyze::main(&args),
+        Command::Inject(args) => return inject::main(&args),
     }
     Ok(ExitCode::SUCCESS)
 }

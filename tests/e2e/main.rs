@@ -24,6 +24,7 @@ mod expiry;
 mod fuzz_corpus;
 mod hardening;
 mod health;
+mod inject;
 mod istiod;
 mod journey;
 mod layering;

@@ -8,7 +8,7 @@
 //!
 //! Beside our own proxy there is no such process: what kubelet and Prometheus ask an agent for, the proxy answers itself
 //! ([`sidecar`]), probes of the application ([`health`]) and its metrics ([`scrape`]) among it; [`wait`](mod@wait) holds an
-//! application back until its sidecar serves.
+//! application back until its sidecar serves, and [`request`](mod@request) is for hooks that have no HTTP client.
 
 mod args;
 mod bootstrap;
@@ -16,6 +16,7 @@ pub mod dns;
 mod fetch;
 mod health;
 mod relay;
+mod request;
 mod run;
 mod scrape;
 mod sds;
@@ -27,6 +28,7 @@ mod wait;
 
 pub use args::AgentArgs;
 pub use fetch::{FetchArgs, Output as FetchOutput, main as fetch};
+pub use request::{RequestArgs, main as request};
 pub use run::main;
 pub use sidecar::Sidecar;
 pub use wait::{WaitArgs, main as wait};

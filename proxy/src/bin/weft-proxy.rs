@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use weft_proxy::agent::{WaitArgs, wait};
+use weft_proxy::agent::{RequestArgs, WaitArgs, request, wait};
 use weft_proxy::app::{ProxyArgs, main as run};
 use weft_proxy::capture::{InitArgs, main as init};
 
@@ -26,6 +26,8 @@ enum Command {
     Init(Box<InitArgs>),
     /// Waits until the proxy in this pod is ready; as its postStart hook it holds the application back until then
     Wait(WaitArgs),
+    /// Asks the proxy in this pod, such as POST /drain, for hooks that have no HTTP client
+    Request(RequestArgs),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Some(Command::Init(args)) => init(&args),
         Some(Command::Wait(args)) => wait(&args),
+        Some(Command::Request(args)) => request(&args),
         None => run(cli.proxy),
     };
     match outcome {
@@ -54,6 +57,7 @@ mod tests {
         assert!(parse("weft-proxy --concurrency 2").is_ok_and(|cli| cli.command.is_none()));
         assert!(parse("weft-proxy init -b 80 --dry-run").is_ok_and(|cli| cli.command.is_some()));
         assert!(parse("weft-proxy wait --timeoutSeconds 3 --periodMillis 50").is_ok());
+        assert!(parse("weft-proxy request --port 15020 POST /drain").is_ok());
         assert!(parse("weft-proxy --concurrency 2 init").is_err(), "flags of a proxy would do nothing");
     }
 }

@@ -4,6 +4,7 @@ mod args;
 mod ending;
 mod file;
 mod node;
+mod pod_info;
 mod shared;
 
 use std::net::{IpAddr, SocketAddr};

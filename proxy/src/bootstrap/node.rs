@@ -24,10 +24,15 @@ impl NodeArgs {
 
     /// The node of another proxy, which says itself what it is called; `more` goes into its metadata.
     pub fn foreign_node(&self, more: &[(&str, &str)]) -> anyhow::Result<Node> {
-        let app = self.labels.iter().find(|(k, _)| k == "app").map(|(_, v)| v.as_str());
+        // What is said by flags counts before what Kubernetes says.
+        let mut labels = super::pod_info::read(&self.pod_info, "labels")?;
+        labels.retain(|(key, _)| key != "pod-template-hash" && self.labels.iter().all(|(k, _)| k != key));
+        labels.extend(self.labels.iter().cloned());
+        let app = labels.iter().find(|(k, _)| k == "app").map(|(_, v)| v.clone());
+        let app = app.as_deref();
         let workload = self.workload_name.as_deref().or(app).unwrap_or(&self.name);
         let mut labels: Map<String, Value> =
-            self.labels.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
+            labels.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
         for (key, source) in [
             ("service.istio.io/canonical-name", app.unwrap_or(workload)),
             (
@@ -60,6 +65,12 @@ impl NodeArgs {
             }
         }
         metadata.insert("LABELS".to_owned(), labels.into());
+        let annotations = super::pod_info::read(&self.pod_info, "annotations")?;
+        if !annotations.is_empty() {
+            let annotations: Map<String, Value> =
+                annotations.into_iter().map(|(k, v)| (k, v.into())).collect();
+            metadata.insert("ANNOTATIONS".to_owned(), annotations.into());
+        }
         for (name, value) in std::env::vars() {
             if let Some(key) = name.strip_prefix("ISTIO_META_") {
                 metadata.insert(key.to_owned(), value.into());

@@ -73,6 +73,9 @@ pub struct NodeArgs {
     /// A label, KEY=VALUE; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
+    /// Where Kubernetes puts the pod's labels and annotations (a downward API volume, files labels and annotations), if it does
+    #[arg(long, value_name = "DIR", default_value = "/etc/istio/pod")]
+    pub pod_info: PathBuf,
     /// The cluster it runs in
     #[arg(long, default_value = "Kubernetes")]
     pub cluster_id: String,

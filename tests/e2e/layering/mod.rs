@@ -47,7 +47,8 @@ const SEAM: [&str; 16] = [
 ];
 
 /// The control plane's stages in the order in which a change passes them; `model` is what they all speak.
-const CONTROL_PLANE: [&str; 8] = ["kubernetes", "ingest", "queue", "render", "ca", "analyze", "serve", "app"];
+const CONTROL_PLANE: [&str; 9] =
+    ["kubernetes", "ingest", "queue", "render", "ca", "analyze", "inject", "serve", "app"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -119,7 +120,7 @@ fn control_forbids(from: &[String], to: &[String]) -> Option<String> {
         _ if stage == "model" => Some(format!("`model` knows no stage, `{target}` neither")),
         (None, _) => Some(format!("`{stage}` has no place in the layering test: give it one")),
         (Some(own), Some(other)) if other > own => Some(format!("`{stage}` stands before `{target}`")),
-        (Some(_), Some(_)) if ["render", "ca", "analyze"].contains(&stage) => {
+        (Some(_), Some(_)) if ["render", "ca", "analyze", "inject"].contains(&stage) => {
             Some(format!("`{stage}` depends on the model alone"))
         }
         _ => None,
