@@ -28,6 +28,8 @@ use crate::kubernetes::KubernetesArgs;
 use crate::model::Severity;
 use crate::queue::Queue;
 use crate::serve::acme::{self, AcmeKeeper};
+use crate::serve::admission::tls::{Certificate, Files};
+use crate::serve::admission::{WebhookArgs, Webhooks};
 use crate::serve::authority::{Keeper, federation, listen as listen_to_operator};
 use crate::serve::credentials::CredentialArgs;
 use crate::serve::deny_lists::ListReader;
@@ -82,6 +84,13 @@ pub struct ControlArgs {
     /// Who signs
     #[command(flatten)]
     pub signer: SignerArgs,
+    /// What a Kubernetes API server is answered
+    #[command(flatten)]
+    pub webhooks: WebhookArgs,
+    /// Another DNS name by which proxies and API servers reach the control plane, for its own certificate; may be given several
+    /// times. istiod.istio-system.svc and Istio's other names are in it anyway
+    #[arg(long, value_name = "NAME")]
+    pub server_name: Vec<String>,
     /// Where credentials are kept
     #[command(flatten)]
     pub credentials: CredentialArgs,
@@ -164,6 +173,13 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let secure = listen(&args, args.secure_port, "--secure-port").await?;
     let numbers = listen(&args, args.metrics_port, "--metrics-port").await?;
     let debug = listen(&args, args.debug_port, "--debug-port").await?;
+    let webhooks = match args.webhooks.webhook_port {
+        Some(port) => {
+            let webhooks = Webhooks::new(&args.webhooks, watcher.subscribe())?;
+            Some((webhooks, listen(&args, port, "--webhook-port").await?))
+        }
+        None => None,
+    };
 
     // Held until the end: commands that change the state ask us instead.
     let _lock = args.state_dir.as_deref().map(lock).transpose()?;
@@ -191,8 +207,20 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let world = watcher.snapshot().world.clone();
     let aliases = world.mesh().trust_domain_aliases.iter().map(|a| a.parse());
     let aliases = aliases.collect::<Result<_, _>>().context("trustDomainAliases of the mesh's settings")?;
-    let serving = serving::Serving::new(authority.clone(), vec![args.address], aliases).await?;
+    let serving =
+        serving::Serving::new(authority.clone(), args.server_name.clone(), vec![args.address], aliases)
+            .await?;
     tokio::spawn(serving.clone().rotate());
+    if let Some((webhooks, listener)) = webhooks {
+        let certificate: Arc<dyn Certificate> =
+            match (&args.webhooks.webhook_cert, &args.webhooks.webhook_key) {
+                (Some(chain), Some(key)) => Arc::new(
+                    Files::open(chain.clone(), key.clone()).context("--webhook-cert, --webhook-key")?,
+                ),
+                _ => Arc::new(serving.for_webhooks()?),
+            };
+        tokio::spawn(webhooks.serve(listener, certificate));
+    }
 
     let trust = federation::follow(authority.trust(), watcher.subscribe()).await;
     let snapshots = match args.credentials.reader(args.state_dir.as_deref())? {

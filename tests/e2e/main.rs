@@ -43,3 +43,4 @@ mod tokens;
 mod tour;
 mod traffic_api;
 mod up;
+mod webhooks;

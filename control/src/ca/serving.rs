@@ -38,6 +38,7 @@ const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
 /// The secure port's TLS.
 pub struct Serving {
     authority: Arc<CertificateAuthority>,
+    names: Vec<String>,
     addresses: Vec<IpAddr>,
     aliases: Vec<TrustDomain>,
     current: Arc<Current>,
@@ -60,16 +61,25 @@ impl ResolvesServerCert for Current {
 }
 
 impl Serving {
-    /// Issues the first certificate, for Istio's names of a control plane and for these addresses. Takes clients of the
+    /// Issues the first certificate, for Istio's names of a control plane, and for these names and addresses. Takes clients of the
     /// authority's trust domain and of its aliases.
     pub async fn new(
         authority: Arc<CertificateAuthority>,
+        names: Vec<String>,
         addresses: Vec<IpAddr>,
         aliases: Vec<TrustDomain>,
     ) -> anyhow::Result<Arc<Self>> {
-        let current = Arc::new(Current(ArcSwap::from_pointee(issue(&authority, &addresses).await?)));
+        let key = issue(&authority, &names, &addresses).await?;
+        let current = Arc::new(Current(ArcSwap::from_pointee(key)));
         let checks = checks(&authority, &aliases, &current)?;
-        Ok(Arc::new(Self { authority, addresses, aliases, current, checks: ArcSwap::from_pointee(checks) }))
+        Ok(Arc::new(Self {
+            authority,
+            names,
+            addresses,
+            aliases,
+            current,
+            checks: ArcSwap::from_pointee(checks),
+        }))
     }
 
     /// Renews the certificate at half of its life, and at once when the mesh trusts other roots than before, for ever.
@@ -81,7 +91,7 @@ impl Serving {
                 () = tokio::time::sleep(pause) => {}
                 changed = trust.changed() => if changed.is_err() { return },
             }
-            match issue(&self.authority, &self.addresses).await {
+            match issue(&self.authority, &self.names, &self.addresses).await {
                 Ok(key) => {
                     pause = half(&key);
                     self.current.0.store(Arc::new(key));
@@ -99,6 +109,19 @@ impl Serving {
                 }
             }
         }
+    }
+
+    /// TLS with the same certificate for whoever shows none: the API server, at the webhooks' port.
+    ///
+    /// # Errors
+    /// The library cannot.
+    pub fn for_webhooks(&self) -> anyhow::Result<Arc<ServerConfig>> {
+        let mut config = ServerConfig::builder_with_provider(weft_certs::provider().clone())
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(self.current.clone());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
     }
 
     /// Connections of a port, each with its handshake done in a task of its own, so that a slow client holds up nobody.
@@ -185,8 +208,14 @@ fn checks(
     Ok(Checks { context, config: Arc::new(config) })
 }
 
-async fn issue(authority: &CertificateAuthority, addresses: &[IpAddr]) -> anyhow::Result<CertifiedKey> {
-    let (chain, key) = authority.server(&NAMES, addresses, OffsetDateTime::now_utc(), LIFE).await?;
+async fn issue(
+    authority: &CertificateAuthority,
+    names: &[String],
+    addresses: &[IpAddr],
+) -> anyhow::Result<CertifiedKey> {
+    let mut all = NAMES.to_vec();
+    all.extend(names.iter().map(String::as_str).filter(|name| !NAMES.contains(name)));
+    let (chain, key) = authority.server(&all, addresses, OffsetDateTime::now_utc(), LIFE).await?;
     let key = weft_certs::provider().key_provider.load_private_key(key.into())?;
     Ok(CertifiedKey::new(chain, key))
 }

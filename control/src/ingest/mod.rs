@@ -5,6 +5,7 @@
 //! does not honour yet, `suggest` what was meant), `normalize` brings names into full form, `validate` checks Istio's
 //! rules. `cluster` takes the objects from a Kubernetes API server instead. `watch` does it again whenever a file changes, and keeps the last good state when the new one is refused.
 
+mod check;
 pub mod cluster;
 mod decode;
 mod diagnostic;
@@ -19,6 +20,7 @@ mod tree;
 mod validate;
 mod watch;
 
+pub use check::check_object;
 pub use diagnostic::{Diagnostic, Severity};
 pub use document::Skipped;
 pub use load::{LoadOutcome, load_dir, load_str};

@@ -1,9 +1,10 @@
 //! What proxies and operators are served.
 //!
 //! [`ads`] answers xDS on the plaintext and the secure port; each stream is a `connection`, whose protocol is in [`session`];
-//! [`cache`] renders for all of them, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by. [`http`] has the metrics and debug ports.
+//! [`cache`] renders for all of them, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by. [`http`] has the metrics and debug ports, and [`admission`] answers a Kubernetes API server.
 
 pub mod acme;
+pub mod admission;
 pub mod ads;
 pub mod authority;
 pub mod cache;

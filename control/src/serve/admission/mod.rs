@@ -1,0 +1,159 @@
+//! The webhooks that a Kubernetes API server asks before it stores something (port 15017, HTTPS): `/inject` puts sidecars into
+//! pods, `/validate` refuses configuration that the mesh would not take.
+//!
+//! [`review`] is the API server's form of question and answer, [`pods`] and [`objects`] answer, [`tls`] has the certificate:
+//! one of the mesh's authority, or one from files.
+
+mod objects;
+mod pods;
+mod review;
+#[cfg(test)]
+mod tests;
+pub mod tls;
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use serde_json::Value;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use crate::ingest::Snapshot;
+use pods::SettingsFile;
+use review::{Answer, Question};
+use tls::Certificate;
+
+/// The API server's objects have at most 1.5 MB or so, and a question may have two.
+const LARGEST: usize = 8 * 1024 * 1024;
+/// A client that does not finish its handshake in this time is let go.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// The flags.
+#[derive(Args, Debug, Default)]
+pub struct WebhookArgs {
+    /// Answer the webhooks of a Kubernetes API server here, by HTTPS: /inject and /validate (istiod has 15017); not at all
+    /// without
+    #[arg(long, value_name = "PORT")]
+    pub webhook_port: Option<u16>,
+    /// What sidecars are made from (weft inject has the same flag); read anew for each pod, and kept as it was when it breaks
+    #[arg(long, value_name = "FILE", requires = "webhook_port")]
+    pub injection_config: Option<PathBuf>,
+    /// The webhooks' certificate chain, PEM, followed by the files' changes; by default the mesh's own authority issues one
+    #[arg(long, value_name = "FILE", requires = "webhook_key")]
+    pub webhook_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "webhook_cert")]
+    pub webhook_key: Option<PathBuf>,
+}
+
+/// What the webhooks answer from.
+pub struct Webhooks {
+    settings: SettingsFile,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+impl Webhooks {
+    /// Reads the settings of injection.
+    ///
+    /// # Errors
+    /// There are none, or they are wrong: what every pod gets must be right from the start.
+    pub fn new(args: &WebhookArgs, snapshots: watch::Receiver<Arc<Snapshot>>) -> anyhow::Result<Arc<Self>> {
+        Ok(Arc::new(Self { settings: SettingsFile::open(args.injection_config.clone())?, snapshots }))
+    }
+
+    /// Answers on `listener` until the process ends.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, certificate: Arc<dyn Certificate>) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let (webhooks, config) = (self.clone(), certificate.current());
+                    tokio::spawn(async move { webhooks.connection(stream, TlsAcceptor::from(config)).await });
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: it passes.
+                    tracing::warn!(%error, "cannot accept a connection on the webhooks' port");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, tls: TlsAcceptor) {
+        let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "handshake on the webhooks' port failed: does the webhook configurations' caBundle have \
+                    the root of the webhooks' certificate?");
+                return;
+            }
+            Err(_) => return tracing::warn!("handshake on the webhooks' port took too long"),
+        };
+        let service = service_fn(|request| {
+            let webhooks = self.clone();
+            async move { Ok::<_, Infallible>(webhooks.answer(request).await) }
+        });
+        if let Err(error) =
+            auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await
+        {
+            tracing::debug!(%error, "a connection of a webhook ended");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        let decide: fn(&Self, &Question) -> Answer = match path.as_str() {
+            "/inject" => Self::inject,
+            "/validate" => Self::validate,
+            "/ready" => return plain(StatusCode::OK, "ready\n"),
+            _ => return plain(StatusCode::NOT_FOUND, "there are /inject, /validate and /ready\n"),
+        };
+        if request.method() != Method::POST {
+            return plain(StatusCode::METHOD_NOT_ALLOWED, "the API server asks by POST\n");
+        }
+        let body = match Limited::new(request.into_body(), LARGEST).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return plain(StatusCode::PAYLOAD_TOO_LARGE, format!("{error}\n")),
+        };
+        match Question::read(&body) {
+            Ok(question) => json(&decide(self, &question).review(&question)),
+            Err(wrong) => {
+                tracing::warn!(path, wrong, "a webhook was asked what it does not understand");
+                plain(StatusCode::BAD_REQUEST, format!("{wrong}\n"))
+            }
+        }
+    }
+
+    fn inject(&self, question: &Question) -> Answer {
+        let snapshot = self.snapshots.borrow().clone();
+        pods::inject(question, &self.settings.read().with_mesh(snapshot.world.mesh()))
+    }
+
+    fn validate(&self, question: &Question) -> Answer {
+        objects::validate(question)
+    }
+}
+
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
+    *response.status_mut() = status;
+    let kind = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn json(value: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(value.to_string().into()));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response
+}
