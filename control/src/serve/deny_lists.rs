@@ -305,7 +305,7 @@ mod tests {
     fn world(source: &str) -> World {
         let text = format!(
             "apiVersion: weft.dev/v1alpha1\nkind: IPDenyList\nmetadata: {{name: t, namespace: n}}\n\
-             spec: {{source: {source}, refreshInterval: 1ms}}\n"
+             spec: {{source: {source}, refreshInterval: 1h}}\n"
         );
         load_str("t.yaml", &text).into_result().unwrap()
     }

@@ -34,7 +34,7 @@ use self::resolver::Resolver;
 use self::settings::Settings;
 use self::stats::Stats;
 use self::table::Table;
-use self::upstream::Upstream;
+use self::upstream::{Times, Upstream};
 use crate::admin::Dns as AdminDns;
 use crate::bootstrap::{DnsArgs, node_info};
 
@@ -73,7 +73,7 @@ pub fn start(args: &DnsArgs, node: &Node) -> anyhow::Result<Option<Dns>> {
     let settings = Settings::new(args, &node)?;
     let sockets = serve::bind(&settings)?;
     let stats = Stats::new();
-    let upstream = Upstream::new(&settings.servers, stats.clone());
+    let upstream = Upstream::new(&settings.servers, Times::default(), stats.clone());
     let resolver = Resolver::new(upstream, stats.clone());
     tracing::info!(addresses = ?sockets.addresses(), servers = ?settings.servers, search = ?settings.search, "answering DNS");
     let started = Instant::now();

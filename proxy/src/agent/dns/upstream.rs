@@ -19,12 +19,27 @@ use super::cache::Question;
 use super::message::PAYLOAD;
 use super::stats::Stats;
 
-/// An application's resolver asks again after five seconds; whatever we say should come before.
-const WHOLE: Duration = Duration::from_millis(4500);
-/// A server that has not answered by now: the next one is asked as well.
-const STEP: Duration = Duration::from_secs(1);
-/// How long a server stands back after its first failure, and at most.
-const BACK: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
+/// How long what is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    /// For an answer. An application's resolver asks again after five seconds; whatever we say should come before.
+    pub(super) whole: Duration,
+    /// A server that has not answered by now: the next one is asked as well.
+    pub(super) step: Duration,
+    /// How long a server stands back after its first failure, and at most.
+    pub(super) back: [Duration; 2],
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            whole: Duration::from_millis(4500),
+            step: Duration::from_secs(1),
+            back: [Duration::from_secs(2), Duration::from_secs(30)],
+        }
+    }
+}
+
 /// Questions that are asked at the same time.
 const MOST: usize = 512;
 
@@ -38,6 +53,7 @@ struct Inner {
     /// Where our questions come from that are being asked, and who waits there.
     own: Mutex<HashMap<SocketAddr, Arc<Notify>>>,
     asking: Semaphore,
+    times: Times,
     stats: Stats,
 }
 
@@ -74,10 +90,10 @@ enum Outcome {
 }
 
 impl Upstream {
-    pub(super) fn new(servers: &[SocketAddr], stats: Stats) -> Self {
+    pub(super) fn new(servers: &[SocketAddr], times: Times, stats: Stats) -> Self {
         let server = |address: &SocketAddr| Server { address: *address, health: Mutex::default() };
         let servers = servers.iter().map(server).collect();
-        Self(Arc::new(Inner { servers, own: Mutex::default(), asking: Semaphore::new(MOST), stats }))
+        Self(Arc::new(Inner { servers, own: Mutex::default(), asking: Semaphore::new(MOST), times, stats }))
     }
 
     /// Asks; gives the answer and its size, or the code of a failure.
@@ -123,7 +139,7 @@ impl Inner {
         question: &Question,
         options: &[(EdnsCode, EdnsOption)],
     ) -> Result<(Message, usize), ResponseCode> {
-        let deadline = Instant::now() + WHOLE;
+        let deadline = Instant::now() + self.times.whole;
         let asked = Arc::new(message(question, options));
         let mut attempts = JoinSet::new();
         // Each twice: a datagram may get lost.
@@ -158,7 +174,7 @@ impl Inner {
                     done.insert(server);
                     next = plan.find(|server| !done.contains(server));
                 }
-                () = sleep(STEP), if left => {
+                () = sleep(self.times.step), if left => {
                     if let Some(server) = current {
                         self.failed(server, "does not answer".to_owned());
                     }
@@ -193,7 +209,7 @@ impl Inner {
         if health.failures == 0 {
             tracing::warn!(server = %server.address, error, "a DNS server does not answer; others are asked first");
         }
-        let [first, most] = BACK;
+        let [first, most] = self.times.back;
         let back = first.saturating_mul(1 << health.failures.min(10)).min(most);
         health.failures = health.failures.saturating_add(1);
         health.back_until = Some(Instant::now() + back);

@@ -7,12 +7,13 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::super::message::{Request, Transport, read};
 use super::super::testing::{Server, question};
+use super::super::upstream::Times;
 use super::*;
 
 fn resolver(servers: &[&Server]) -> Resolver {
     let stats = Stats::new();
     let servers: Vec<_> = servers.iter().map(|s| s.address).collect();
-    Resolver::new(Upstream::new(&servers, stats.clone()), stats)
+    Resolver::new(Upstream::new(&servers, Times::default(), stats.clone()), stats)
 }
 
 fn query(message: &Message) -> Query {
@@ -73,19 +74,21 @@ async fn what_is_not_there_is_remembered() {
 async fn a_server_that_keeps_silent_is_left_alone_for_a_while() {
     let silent = Server::start(|_, _, _| None).await;
     let server = Server::with_address("192.0.2.1", 300).await;
-    let resolver = resolver(&[&silent, &server]);
-    let began = Instant::now();
-    assert_eq!(ask(&resolver, "a.example").await, address("192.0.2.1", 300));
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
-    assert_eq!(silent.asked(), 1);
-    let began = Instant::now();
-    for host in ["b.example", "c.example", "d.example"] {
+    let stats = Stats::new();
+    // On a busy machine the other one may be slow, too, but not for so long.
+    let times = Times {
+        whole: Duration::from_secs(60),
+        step: Duration::from_secs(3),
+        back: [Duration::from_secs(600); 2],
+    };
+    let upstream = Upstream::new(&[silent.address, server.address], times, stats.clone());
+    let resolver = Resolver::new(upstream, stats);
+    for host in ["a.example", "b.example", "c.example", "d.example"] {
         assert_eq!(ask(&resolver, host).await, address("192.0.2.1", 300));
     }
-    assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
     assert_eq!((silent.asked(), server.asked()), (1, 4));
-    let failures: Vec<u32> = resolver.status().1.iter().map(|s| s.failures).collect();
-    assert_eq!(failures, [1, 0]);
+    let failing: Vec<bool> = resolver.status().1.iter().map(|s| s.failures > 0).collect();
+    assert_eq!(failing, [true, false]);
 }
 
 #[tokio::test]
