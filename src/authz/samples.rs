@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 use weft_control::model::authorization_policy::{Attribute, AuthorizationPolicy, AuthorizationRule};
-use xds_protos::typed_struct::to_proto;
+use xds_protos::value::from_json;
 
 use super::{Request, Supposed};
 
@@ -79,7 +79,7 @@ impl Parts {
 
 /// What the filter that checks tokens writes of a good one.
 fn supposed(claims: &Value) -> Supposed {
-    ("envoy.filters.http.jwt_authn", "payload".into(), to_proto(claims.clone()))
+    ("envoy.filters.http.jwt_authn", "payload".into(), from_json(claims.clone()))
 }
 
 /// The requests that a rule speaks of.

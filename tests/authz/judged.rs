@@ -88,7 +88,7 @@ fn seen(decided: &Decided, case: &Case) -> (Outcome, Value) {
     let mut outcome = Outcome::default();
     let metadata = |namespace: &str, key: &str| {
         let value = decided.metadata.get(namespace, &[key]);
-        value.map_or_else(|| json!("-"), |value| weft_proxy::io::metadata::json(&value))
+        value.map_or_else(|| json!("-"), |value| xds_protos::value::to_json(&value))
     };
     let rbac = |key: &str| metadata("envoy.filters.http.rbac", key);
     let mut line = json!({

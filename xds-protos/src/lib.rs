@@ -16,6 +16,7 @@ pub mod json;
 pub mod type_url;
 pub mod typed_struct;
 pub mod validate;
+pub mod value;
 pub mod walk;
 
 pub use any::{Any, UnpackError};

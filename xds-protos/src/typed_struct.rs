@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use prost::{Message, Name};
 use serde_json::Value;
 
-use crate::{Any, json, json::JsonError, udpa, xds};
+use crate::{Any, json, json::JsonError, udpa, value::from_json, xds};
 
 /// The message in `any` itself when `any` holds a `TypedStruct` (of `udpa.type.v1` or `xds.type.v3`) of a type that we
 /// know; anything else as it is.
@@ -45,31 +45,12 @@ pub fn contents(any: &Any) -> Result<Option<(String, Value)>, JsonError> {
 /// does not have the type can still tell what it is.
 pub fn wrap<T: Message + Name>(message: &T) -> Any {
     let value = match json::to_value(message) {
-        Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, to_proto(value))).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, from_json(value))).collect(),
         // A message with a form of its own is not an extension's configuration.
         _ => Default::default(),
     };
     let value = Some(prost_types::Struct { fields: value });
     Any::pack(&udpa::r#type::v1::TypedStruct { type_url: crate::type_url::of::<T>(), value })
-}
-
-/// JSON as `google.protobuf.Value`.
-pub fn to_proto(value: Value) -> prost_types::Value {
-    use prost_types::value::Kind;
-    let kind = match value {
-        Value::Null => Kind::NullValue(0),
-        Value::Bool(b) => Kind::BoolValue(b),
-        // Protobuf's numbers are doubles.
-        Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
-        Value::String(s) => Kind::StringValue(s),
-        Value::Array(items) => {
-            Kind::ListValue(prost_types::ListValue { values: items.into_iter().map(to_proto).collect() })
-        }
-        Value::Object(fields) => Kind::StructValue(prost_types::Struct {
-            fields: fields.into_iter().map(|(key, value)| (key, to_proto(value))).collect(),
-        }),
-    };
-    prost_types::Value { kind: Some(kind) }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::prost_types::{self, value::Kind};
+use xds_protos::value::to_json;
 
 use crate::model::mesh_config::Topology;
 use crate::model::values::Locality;
@@ -107,22 +108,6 @@ fn is_on(metadata: Option<&prost_types::Struct>, key: &str) -> bool {
     matches!(value, Some(Kind::BoolValue(true))) || text(metadata, key) == "true"
 }
 
-/// A value of metadata as JSON; numbers that are whole are integers, as YAML has them.
-fn json_of(value: &prost_types::Value) -> serde_json::Value {
-    match &value.kind {
-        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
-        Some(Kind::BoolValue(b)) => (*b).into(),
-        #[allow(clippy::cast_possible_truncation, reason = "it is in the range that is asked for")]
-        Some(Kind::NumberValue(n)) if n.fract() == 0.0 && n.abs() < 1e15 => (*n as i64).into(),
-        Some(Kind::NumberValue(n)) => (*n).into(),
-        Some(Kind::StringValue(s)) => s.as_str().into(),
-        Some(Kind::ListValue(list)) => list.values.iter().map(json_of).collect(),
-        Some(Kind::StructValue(s)) => {
-            s.fields.iter().map(|(k, v)| (k.clone(), json_of(v))).collect::<serde_json::Map<_, _>>().into()
-        }
-    }
-}
-
 /// Kubernetes' labels of a place, and Istio's.
 pub(super) const REGION_LABEL: &str = "topology.kubernetes.io/region";
 pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -185,7 +170,7 @@ impl ProxyNode {
             let said = node.locality.clone().unwrap_or_default();
             Locality { region: said.region, zone: said.zone, sub_zone: said.sub_zone }
         });
-        let own = metadata.and_then(|m| m.fields.get("PROXY_CONFIG")).map(json_of);
+        let own = metadata.and_then(|m| m.fields.get("PROXY_CONFIG")).map(to_json);
         let own_topology = match own.as_ref().and_then(|config| config.get("gatewayTopology")) {
             None => None,
             Some(value) => Some(
@@ -266,5 +251,38 @@ impl ProxyNode {
     /// The labels that policies select it by.
     pub fn selected_by<'a>(&'a self, world: &'a World) -> &'a Labels {
         world.workload_at(self.address()).map_or(&self.labels, |w| w.labels())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use xds_protos::value::from_json;
+
+    use super::*;
+    use crate::model::mesh_config::ForwardClientCert;
+
+    fn gateway(proxy_config: serde_json::Value) -> Result<ProxyNode, NodeError> {
+        let Some(Kind::StructValue(metadata)) = from_json(json!({"PROXY_CONFIG": proxy_config})).kind else {
+            unreachable!("an object is a struct")
+        };
+        ProxyNode::parse(&Node {
+            id: "router~10.0.0.1~ingress-1.edge~edge.svc.cluster.local".to_owned(),
+            metadata: Some(metadata),
+            ..Node::default()
+        })
+    }
+
+    #[test]
+    fn a_gateway_says_itself_what_stands_before_it() {
+        let said =
+            json!({"gatewayTopology": {"numTrustedProxies": 2, "forwardClientCertDetails": "FORWARD_ONLY"}});
+        let own = gateway(said).unwrap().own_topology.unwrap();
+        assert_eq!(own.num_trusted_proxies, 2);
+        assert_eq!(own.forward_client_cert_details, ForwardClientCert::ForwardOnly);
+        assert!(own.proxy_protocol.is_none());
+        assert!(gateway(json!({"concurrency": 2})).unwrap().own_topology.is_none());
+        let error = gateway(json!({"gatewayTopology": {"numTrustedProxies": "two"}})).unwrap_err().to_string();
+        assert!(error.contains("PROXY_CONFIG.gatewayTopology") && error.contains("ingress-1"), "{error}");
     }
 }

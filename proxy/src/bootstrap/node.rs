@@ -1,10 +1,10 @@
 //! The xDS node: Istio's id and metadata from flags and environment.
 
 use anyhow::Context;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use xds_protos::envoy::config::core::v3::Node;
-use xds_protos::prost_types::{self, value::Kind};
-use xds_protos::typed_struct::to_proto;
+use xds_protos::prost_types;
+use xds_protos::value::{from_json, to_json};
 
 use super::shared::{NodeArgs, RoleArg};
 use crate::state::{NodeInfo, Role};
@@ -105,26 +105,13 @@ impl NodeArgs {
 }
 
 fn to_struct(object: Map<String, Value>) -> prost_types::Struct {
-    prost_types::Struct { fields: object.into_iter().map(|(k, v)| (k, to_proto(v))).collect() }
-}
-
-fn from_value(value: &prost_types::Value) -> Value {
-    match &value.kind {
-        None | Some(Kind::NullValue(_)) => Value::Null,
-        Some(Kind::BoolValue(b)) => json!(b),
-        Some(Kind::NumberValue(n)) => json!(n),
-        Some(Kind::StringValue(s)) => json!(s),
-        Some(Kind::ListValue(l)) => l.values.iter().map(from_value).collect(),
-        Some(Kind::StructValue(s)) => {
-            Value::Object(s.fields.iter().map(|(k, v)| (k.clone(), from_value(v))).collect())
-        }
-    }
+    prost_types::Struct { fields: object.into_iter().map(|(k, v)| (k, from_json(v))).collect() }
 }
 
 /// The node as compile functions need it.
 pub fn node_info(node: &Node) -> NodeInfo {
     let metadata =
-        node.metadata.iter().flat_map(|m| &m.fields).map(|(k, v)| (k.clone(), from_value(v))).collect();
+        node.metadata.iter().flat_map(|m| &m.fields).map(|(k, v)| (k.clone(), to_json(v))).collect();
     let locality = node.locality.clone().unwrap_or_default();
     NodeInfo {
         id: node.id.clone(),

@@ -100,25 +100,6 @@ pub fn at_path<'a, P: AsRef<str>>(fields: &'a Struct, path: &[P]) -> Option<&'a 
     Some(found)
 }
 
-/// A value as JSON.
-pub fn json(value: &Value) -> serde_json::Value {
-    match &value.kind {
-        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
-        // A number without a fraction is written without one, as protobuf's JSON does.
-        Some(Kind::NumberValue(n)) if n.fract() == 0.0 && n.abs() < 9e15 => (*n as i64).into(),
-        Some(Kind::NumberValue(n)) => (*n).into(),
-        Some(Kind::StringValue(s)) => s.clone().into(),
-        Some(Kind::BoolValue(b)) => (*b).into(),
-        Some(Kind::StructValue(s)) => json_of(s),
-        Some(Kind::ListValue(l)) => l.values.iter().map(json).collect(),
-    }
-}
-
-/// A struct as JSON, its keys sorted.
-pub fn json_of(fields: &Struct) -> serde_json::Value {
-    fields.fields.iter().map(|(k, v)| (k.clone(), json(v))).collect::<serde_json::Map<_, _>>().into()
-}
-
 /// Named objects of a connection or a request, as text. A connection's are seen by all its requests.
 #[derive(Clone, Debug, Default)]
 pub struct FilterState(Option<Arc<BTreeMap<Arc<str>, Entry>>>);
@@ -146,6 +127,8 @@ impl FilterState {
 
 #[cfg(test)]
 mod tests {
+    use xds_protos::value::{struct_to_json, to_json};
+
     use super::*;
 
     #[test]
@@ -158,10 +141,10 @@ mod tests {
         metadata.set("a", &"s".into(), Datum::Other(Box::new(inner)));
         metadata.set("a", &"t".into(), Datum::Text("w".into()));
         metadata.set("a", &"t".into(), Datum::Text("x".into()));
-        assert_eq!(json(&metadata.get("a", &["s", "n"]).unwrap()), 3);
+        assert_eq!(to_json(&metadata.get("a", &["s", "n"]).unwrap()), 3);
         assert!(metadata.get("a", &["t", "n"]).is_none() && metadata.get("b", &["t"]).is_none());
         let namespace = metadata.namespace("a").unwrap();
-        assert_eq!(json_of(&namespace).to_string(), r#"{"s":{"n":3},"t":"x"}"#);
+        assert_eq!(struct_to_json(&namespace).to_string(), r#"{"s":{"n":3},"t":"x"}"#);
     }
 
     #[test]

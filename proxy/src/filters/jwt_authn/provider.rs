@@ -8,13 +8,14 @@ use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use xds_protos::prost_types::value::Kind;
 use xds_protos::prost_types::{ListValue, Struct, Value};
+use xds_protos::value::to_json;
 
 use super::keys::KeySet;
 use super::refusal::Refusal;
 use super::remote::Remote;
 use super::token::Token;
 use crate::codec::Headers;
-use crate::io::metadata::{at_path, json};
+use crate::io::metadata::at_path;
 use crate::route::text::StringMatch;
 
 /// A compiled provider.
@@ -167,7 +168,7 @@ fn claim_text(value: &Value) -> Option<String> {
         Kind::NumberValue(n) if n.fract() == 0.0 && *n >= 0.0 => format!("{}", *n as u64),
         Kind::NumberValue(n) => format!("{n:.6}"),
         Kind::StructValue(_) | Kind::ListValue(_) => {
-            base64::engine::general_purpose::STANDARD.encode(json(value).to_string())
+            base64::engine::general_purpose::STANDARD.encode(to_json(value).to_string())
         }
     })
 }

@@ -6,7 +6,7 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use xds_protos::prost_types::Struct;
 use xds_protos::prost_types::value::Kind;
-use xds_protos::typed_struct::to_proto;
+use xds_protos::value::from_json;
 
 use super::refusal::Refusal;
 
@@ -154,7 +154,7 @@ fn object(bytes: &[u8]) -> Option<Struct> {
 }
 
 fn struct_of(fields: serde_json::Map<String, serde_json::Value>) -> Struct {
-    Struct { fields: fields.into_iter().map(|(key, value)| (key, to_proto(value))).collect() }
+    Struct { fields: fields.into_iter().map(|(key, value)| (key, from_json(value))).collect() }
 }
 
 fn kind<'a>(fields: &'a Struct, key: &str) -> Option<&'a Kind> {

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
 use time::OffsetDateTime;
+use xds_protos::value::{struct_to_json, to_json};
 
 use super::{FormatError, LogContext};
 use crate::codec::digits::{self, millis};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, RequestHead};
 use crate::io::TlsInfo;
-use crate::io::metadata::{json, json_of};
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
@@ -556,8 +556,8 @@ fn metadata(name: &str, arguments: Option<&str>) -> Result<Operator, FormatError
 fn found(context: &LogContext<'_>, path: &[String]) -> Option<serde_json::Value> {
     let (namespace, keys) = path.split_first()?;
     match keys {
-        [] => context.stream.metadata.namespace(namespace).as_ref().map(json_of),
-        keys => context.stream.metadata.get(namespace, keys).map(|v| json(&v)),
+        [] => context.stream.metadata.namespace(namespace).as_ref().map(struct_to_json),
+        keys => context.stream.metadata.get(namespace, keys).map(|v| to_json(&v)),
     }
 }
 
