@@ -298,8 +298,8 @@ impl FilterList {
                     if !on(named) {
                         continue;
                     }
-                    let offered: Vec<_> = self.filters.iter().filter(|other| on(other)).collect();
-                    let offered = offered.iter().filter_map(|other| match &other.filter {
+                    let offered = self.filters.iter().filter(|other| on(other));
+                    let offered = offered.filter_map(|other| match &other.filter {
                         Filter::Compressor(other_filter) => {
                             Some((&**other_filter, other_filter.library(of_route(&other.name))))
                         }
