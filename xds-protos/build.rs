@@ -22,6 +22,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .enable_type_names()
         .type_name_domain(["."], "type.googleapis.com")
         .bytes(["."])
+        // Maps in the order of their keys: equal messages have equal bytes, and a resource has one version everywhere.
+        .btree_map(["."])
         .disable_comments(["."])
         .include_file("mod.rs")
         .extern_path(".google.protobuf.Any", "crate::Any");

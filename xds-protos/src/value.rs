@@ -49,7 +49,8 @@ mod tests {
 
     #[test]
     fn json_comes_back_as_it_was_and_whole_numbers_stay_whole() {
-        let value = json!({"a": [null, true, 3, -2.5, "x"], "b": {"c": 1e300, "d": 9_007_199_254_740_993_i64}});
+        let value =
+            json!({"a": [null, true, 3, -2.5, "x"], "b": {"c": 1e300, "d": 9_007_199_254_740_993_i64}});
         let back = to_json(&from_json(value));
         assert_eq!(back["a"].to_string(), "[null,true,3,-2.5,\"x\"]");
         // Beyond what a double tells apart it does not look exact.

@@ -94,6 +94,15 @@ pub fn load_str(label: &str, text: &str) -> LoadOutcome {
     finish(collector)
 }
 
+/// Reads texts as if they were the files of these names.
+pub fn load_texts(files: &[(String, String)]) -> LoadOutcome {
+    let mut collector = Collector::default();
+    for (label, text) in files {
+        take_text(&mut collector, label, text);
+    }
+    finish(collector)
+}
+
 fn take_text(collector: &mut Collector, label: &str, text: &str) {
     let file: Arc<str> = label.into();
     match tree::parse(text) {

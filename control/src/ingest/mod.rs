@@ -23,5 +23,5 @@ mod watch;
 pub use check::check_object;
 pub use diagnostic::{Diagnostic, Severity};
 pub use document::Skipped;
-pub use load::{LoadOutcome, load_dir, load_str};
+pub use load::{LoadOutcome, load_dir, load_str, load_texts};
 pub use watch::{Snapshot, Watcher};

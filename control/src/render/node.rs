@@ -282,7 +282,8 @@ mod tests {
         assert_eq!(own.forward_client_cert_details, ForwardClientCert::ForwardOnly);
         assert!(own.proxy_protocol.is_none());
         assert!(gateway(json!({"concurrency": 2})).unwrap().own_topology.is_none());
-        let error = gateway(json!({"gatewayTopology": {"numTrustedProxies": "two"}})).unwrap_err().to_string();
+        let error =
+            gateway(json!({"gatewayTopology": {"numTrustedProxies": "two"}})).unwrap_err().to_string();
         assert!(error.contains("PROXY_CONFIG.gatewayTopology") && error.contains("ingress-1"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
 //! From a connection manager's `http_filters`, and routes' `typed_per_filter_config`, to compiled filters.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use xds_protos::Any;
@@ -71,7 +71,7 @@ impl PerRoute {
     ///
     /// # Errors
     /// Settings that are wrong, or that are for a filter that this proxy does not have.
-    pub fn compile(configs: &HashMap<String, Any>) -> Result<Self, Errors> {
+    pub fn compile(configs: &BTreeMap<String, Any>) -> Result<Self, Errors> {
         let mut errors = Vec::new();
         let mut entries = Vec::with_capacity(configs.len());
         for (name, any) in configs {

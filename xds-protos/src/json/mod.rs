@@ -6,11 +6,12 @@
 //! passwords are written as `[redacted]`. An `Any` of a type that is not in the
 //! descriptors is written as its type and its bytes in base64, and read back from that.
 
+mod bytes;
 mod read;
 mod write;
 mod yaml;
 
-use bytes::Bytes;
+use ::bytes::Bytes;
 use prost::{Message, Name};
 use prost_reflect::{DynamicMessage, MessageDescriptor};
 use serde_json::Value;
@@ -45,12 +46,12 @@ pub fn from_yaml_str<T: Message + Name + Default>(text: &str) -> Result<T, JsonE
     from_value(value_from_yaml_str(text)?)
 }
 
-/// Reads JSON as the message called `name`, and gives its encoded form.
+/// Reads JSON as the message called `name`, and gives its encoded form: the same bytes for the same JSON.
 ///
 /// # Errors
 /// As [`from_value`], and when there is no message of that name.
 pub fn encode(name: &str, value: &Value) -> Result<Bytes, JsonError> {
-    Ok(read::message(&descriptor(name)?, value, &mut String::new())?.encode_to_vec().into())
+    Ok(bytes::encode(&read::message(&descriptor(name)?, value, &mut String::new())?).into())
 }
 
 /// Writes a message as JSON. Never fails: what cannot be decoded is written as bytes.

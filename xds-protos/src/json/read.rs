@@ -3,14 +3,13 @@
 use std::fmt::Write as _;
 
 use base64::{Engine, engine::general_purpose as alphabets};
-use prost::Message;
 use prost_reflect::{
     Cardinality, DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor,
     Value as Proto,
 };
 use serde_json::{Map, Value};
 
-use super::{JsonError, has_own_form};
+use super::{JsonError, bytes, has_own_form};
 
 /// Messages inside messages beyond this depth are refused, as protobuf's own decoders refuse them.
 const MAX_DEPTH: usize = 100;
@@ -183,13 +182,13 @@ fn any(
             let empty = Value::Object(Map::new());
             let here = enter(path, "value");
             let bytes =
-                at_depth(&inner, object.get("value").unwrap_or(&empty), path, depth + 1)?.encode_to_vec();
+                bytes::encode(&at_depth(&inner, object.get("value").unwrap_or(&empty), path, depth + 1)?);
             path.truncate(here);
             bytes
         }
         Some(inner) => {
             let rest = object.iter().filter(|(key, _)| *key != "@type");
-            fields(&inner, rest, path, depth + 1)?.encode_to_vec()
+            bytes::encode(&fields(&inner, rest, path, depth + 1)?)
         }
         None => match object.get("value").and_then(Value::as_str).and_then(unbase64) {
             Some(bytes) if object.len() == 2 => bytes,

@@ -161,3 +161,35 @@ fn any_inside_any_without_end_is_written_as_bytes() {
     }
     assert_eq!(depth, 16);
 }
+
+/// A version is a hash of the bytes: were they in another order each time, every restart of a control plane, and every
+/// replica, would send everything anew.
+#[test]
+fn equal_documents_have_equal_bytes() {
+    let keys: Vec<String> = (0..40).map(|n| format!("key.{n}")).collect();
+    let object = |keys: &[String]| {
+        let map = keys.iter().map(|key| (key.clone(), json!({"a": {"b": key, "c": 1.5, "d": [true, null]}})));
+        json!({
+            "name": "c",
+            "metadata": {"filter_metadata": map.collect::<serde_json::Map<_, _>>()},
+            "max_requests_per_connection": 7,
+            "dns_lookup_family": "V4_ONLY",
+            "typed_extension_protocol_options": {
+                "x": {
+                    "@type": "type.googleapis.com/google.protobuf.Struct",
+                    "value": keys.iter().map(|key| (key.clone(), json!(1))).collect::<serde_json::Map<_, _>>(),
+                },
+            },
+        })
+    };
+    let name = "envoy.config.cluster.v3.Cluster";
+    let bytes = encode(name, &object(&keys)).unwrap();
+    let message = Cluster::decode(bytes.clone()).unwrap();
+    assert_eq!(message.metadata.as_ref().unwrap().filter_metadata.len(), 40);
+    assert_eq!((message.dns_lookup_family, message.max_requests_per_connection), (1, Some(7)));
+    for _ in 0..8 {
+        assert_eq!(encode(name, &object(&keys)).unwrap(), bytes);
+        assert_eq!(from_value::<Cluster>(object(&keys)).unwrap(), message);
+        assert_eq!(Cluster::decode(bytes.clone()).unwrap().encode_to_vec(), bytes);
+    }
+}

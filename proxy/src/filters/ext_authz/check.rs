@@ -1,7 +1,7 @@
 //! What an authorization service is told of a request or of a connection: `envoy.service.auth.v3.CheckRequest`, with the
 //! attributes that Envoy gives.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use base64::Engine;
 use bytes::Bytes;
@@ -130,7 +130,7 @@ impl Told {
             });
             http.header_map = Some(core::HeaderMap { headers: headers.collect() });
         } else {
-            let mut map = HashMap::<String, String>::with_capacity(fields.len());
+            let mut map = BTreeMap::<String, String>::new();
             for (key, value) in fields {
                 let value = text(&value);
                 map.entry(key).and_modify(|before| *before = format!("{before},{value}")).or_insert(value);

@@ -18,7 +18,8 @@ fn start_before(servers: &[SocketAddr], ago: Duration) -> (Dns, SocketAddr, toki
     let address = sockets.addresses()[0];
     settings.servers = if servers.is_empty() { vec![address] } else { servers.to_vec() };
     let stats = Stats::new();
-    let resolver = Resolver::new(Upstream::new(&settings.servers, Times::default(), stats.clone()), stats.clone());
+    let resolver =
+        Resolver::new(Upstream::new(&settings.servers, Times::default(), stats.clone()), stats.clone());
     let started = Instant::now().checked_sub(ago).unwrap();
     let dns = Dns(Arc::new(Shared {
         settings,
