@@ -6,4 +6,5 @@ pub mod authz;
 pub mod cli;
 pub mod client;
 pub mod demo;
+pub mod plan;
 pub mod up;

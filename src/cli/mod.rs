@@ -6,6 +6,7 @@ mod ca;
 mod cert;
 mod duration;
 mod inject;
+mod plan;
 mod token;
 
 use std::process::ExitCode;
@@ -62,6 +63,8 @@ pub enum Command {
     Analyze(analyze::AnalyzeArgs),
     /// Puts sidecars into the workloads of a file, as the control plane does in a cluster
     Inject(Box<inject::InjectArgs>),
+    /// Says what a change of a directory would change in the proxies, before it is made
+    Plan(plan::PlanArgs),
 }
 
 /// Reads the command line and does what it says; an error is one line on standard error.
@@ -90,6 +93,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Authz(command) => return Ok(authz::main(command)),
         Command::Analyze(args) => return analyze::main(&args),
         Command::Inject(args) => return inject::main(&args),
+        Command::Plan(args) => return plan::main(&args),
     }
     Ok(ExitCode::SUCCESS)
 }

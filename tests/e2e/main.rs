@@ -32,6 +32,7 @@ mod ledger;
 #[path = "../rate_limits/mod.rs"]
 mod limits;
 mod metrics;
+mod plan;
 mod rate_limits;
 mod readiness;
 mod recheck;
