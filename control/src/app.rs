@@ -36,6 +36,7 @@ use crate::serve::deny_lists::ListReader;
 use crate::serve::http::{Pages, Port};
 use crate::serve::keys::KeyFetcher;
 use crate::serve::reading::Reads;
+use crate::serve::status::StatusWriter;
 use crate::serve::{AdsService, Proxies, RenderCache};
 
 /// Runs the control plane on a directory of YAML, or on what a Kubernetes API has
@@ -147,10 +148,13 @@ fn metrics() -> anyhow::Result<PrometheusHandle> {
 
 async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()> {
     let client = args.kubernetes.client().await?;
+    let mut judged = None;
     let watcher = match (&client, &args.config_dir) {
         (Some(client), _) => {
             let settings = cluster::Settings { namespace: args.kubernetes.namespace.clone() };
-            cluster::start(client.clone(), &settings).await.0
+            let (watcher, verdicts) = cluster::start(client.clone(), &settings).await;
+            judged = Some(verdicts);
+            watcher
         }
         (None, Some(directory)) => follow(directory).await?,
         (None, None) => bail!("there is nothing to read: give --config-dir, --kubernetes or --kubeconfig"),
@@ -203,7 +207,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         }
     };
     let (_, checker) = token::from_key(&token_key)?;
-    let authenticators = args.tokens.authenticators(checker, domain, client)?;
+    let authenticators = args.tokens.authenticators(checker, domain, client.clone())?;
     let world = watcher.snapshot().world.clone();
     let aliases = world.mesh().trust_domain_aliases.iter().map(|a| a.parse());
     let aliases = aliases.collect::<Result<_, _>>().context("trustDomainAliases of the mesh's settings")?;
@@ -240,6 +244,11 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     tokio::spawn(keeper.clone().run());
     if let Some(directory) = &args.state_dir {
         tokio::spawn(listen_to_operator(keeper, directory)?);
+    }
+    let election = client.as_ref().map(|client| args.kubernetes.stand(client.clone()));
+    if let (Some(client), Some(election), Some(judged)) = (client, &election, judged) {
+        let writer = StatusWriter::new(client, proxies.clone(), queue.clone());
+        tokio::spawn(writer.run(judged, election.leads()));
     }
     let ads = |authenticators| {
         AggregatedDiscoveryServiceServer::new(AdsService::new(
@@ -279,6 +288,9 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         ended = plain => ended.context("the plaintext port ended")?,
         ended = tls => ended.context("the secure port ended")?,
         told = told_to_end() => told?,
+    }
+    if let Some(election) = election {
+        election.resign().await;
     }
     tracing::info!("control plane ends");
     Ok(())

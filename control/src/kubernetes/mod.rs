@@ -2,6 +2,10 @@
 //!
 //! It stands before all stages: `ingest` reads by it, `ca` asks about tokens, and `serve` writes what has become of objects.
 
+mod lease;
+
+pub use lease::Election;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,7 +26,13 @@ pub struct KubernetesArgs {
     /// The control plane's own namespace: there the ConfigMap istio has the mesh's settings
     #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = "istio-system")]
     pub namespace: String,
+    /// The name by which this control plane stands for election among several; each has its own
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub identity: Option<String>,
 }
+
+/// The Lease of who leads.
+const LEASE: &str = "weft-control-leader";
 
 /// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -42,6 +52,19 @@ impl KubernetesArgs {
         };
         config.connect_timeout = Some(CONNECT);
         Ok(Some(Client::try_from(config).context("the client of the Kubernetes API")?))
+    }
+}
+
+impl KubernetesArgs {
+    /// Stands for election among the control planes of the namespace.
+    pub fn stand(&self, client: Client) -> Election {
+        let identity = self.identity.clone().unwrap_or_else(|| {
+            use std::hash::{BuildHasher, RandomState};
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let host = host.trim();
+            format!("{host}_{:016x}", RandomState::new().hash_one(std::process::id()))
+        });
+        Election::stand(client, &self.namespace, LEASE, identity)
     }
 }
 

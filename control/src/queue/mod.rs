@@ -21,6 +21,8 @@ pub struct Revision {
     pub trust: Arc<Trust>,
     /// Counts states since the start, from 1.
     pub number: u64,
+    /// Which of the reader's states it has.
+    pub generation: u64,
     /// `version_info` of what is sent: when it was read, and its number.
     pub version: Arc<str>,
     /// When it was read, for convergence times.
@@ -35,6 +37,7 @@ impl Revision {
             world: snapshot.world.clone(),
             trust,
             number,
+            generation: snapshot.generation,
             version: format!("{stamp}/{number}").into(),
             read: Instant::now(),
         }

@@ -1,7 +1,9 @@
 //! What proxies and operators are served.
 //!
 //! [`ads`] answers xDS on the plaintext and the secure port; each stream is a `connection`, whose protocol is in [`session`];
-//! [`cache`] renders for all of them, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by. [`http`] has the metrics and debug ports, and [`admission`] answers a Kubernetes API server.
+//! [`cache`] renders for all of them, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by, and
+//! [`status`] writes into objects of Kubernetes what has become of them. [`http`] has the metrics and debug ports, and
+//! [`admission`] answers a Kubernetes API server.
 
 pub mod acme;
 pub mod admission;
@@ -16,6 +18,7 @@ pub mod keys;
 pub mod proxies;
 pub mod reading;
 pub mod session;
+pub mod status;
 #[cfg(test)]
 mod tests;
 

@@ -274,6 +274,7 @@ fn one_moved_endpoint_among_a_thousand_services_is_one_assignment_for_all_proxie
         world,
         trust: Arc::default(),
         number,
+        generation: number,
         version: number.to_string().into(),
         read: std::time::Instant::now(),
     };

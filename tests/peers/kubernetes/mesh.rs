@@ -15,7 +15,7 @@ struct Mesh {
     client: String,
 }
 
-fn ready(at: &str) -> bool {
+pub fn ready(at: &str) -> bool {
     get(format!("{at}:8080").parse().unwrap(), "/ready").is_ok_and(|(status, _)| status == 200)
 }
 
@@ -83,7 +83,7 @@ fn findings(at: &str) -> String {
 const CART: &str = "outbound|80||cart.shop.svc.cluster.local";
 
 /// Namespaces, accounts, a node and two pods of a service.
-const SHOP: &str = "
+pub const SHOP: &str = "
 apiVersion: v1
 kind: Namespace
 metadata: {name: istio-system}
@@ -111,7 +111,7 @@ metadata: {name: cart, namespace: shop}
 spec: {selector: {app: cart}, ports: [{name: http, port: 80, targetPort: web}]}
 ";
 
-fn pod(name: &str) -> String {
+pub fn pod(name: &str) -> String {
     format!(
         "---
 apiVersion: v1
@@ -123,7 +123,7 @@ spec: {{serviceAccountName: cart, nodeName: n1, containers: [{{name: app, image:
 }
 
 /// What the kubelet says of a pod that runs.
-fn runs(server: &Server, name: &str, ip: &str) {
+pub fn runs(server: &Server, name: &str, ip: &str) {
     let status = format!(
         r#"{{"status":{{"phase":"Running","podIP":"{ip}","podIPs":[{{"ip":"{ip}"}}],"conditions":[{{"type":"Ready","status":"True"}}]}}}}"#
     );
@@ -160,8 +160,20 @@ ports: [{{name: http, port: 8080, protocol: TCP}}]
     )
 }
 
-fn crds() -> String {
+pub fn crds() -> String {
     concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/crds").to_owned()
+}
+
+/// Waits until the API server serves what has been defined.
+pub fn established(server: &Server) {
+    server.kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "--timeout=60s",
+        "crd",
+        "-l",
+        "app.kubernetes.io/part-of=weft",
+    ]);
 }
 
 #[test]
@@ -184,14 +196,7 @@ fn what_is_applied_reaches_a_proxy_and_a_lost_api_server_loses_nothing() {
 
     // Istio's kinds are followed from when they are defined.
     server.kubectl(&["apply", "-f", &crds()]);
-    server.kubectl(&[
-        "wait",
-        "--for=condition=Established",
-        "--timeout=60s",
-        "crd",
-        "-l",
-        "app.kubernetes.io/part-of=weft",
-    ]);
+    established(&server);
     let rule = |host: &str| {
         format!(
             "apiVersion: networking.istio.io/v1

@@ -2,6 +2,8 @@
 
 mod certificates;
 mod mesh;
+mod roles;
 mod server;
+mod several;
 
 use server::Server;

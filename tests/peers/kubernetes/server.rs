@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::certificates::Certificates;
@@ -16,11 +16,11 @@ use crate::programs::{Process, peer};
 /// How long an API server may take to be ready: it makes its own objects first, on a machine that may be busy.
 const READY: Duration = Duration::from_secs(180);
 
-/// Everything that is asked is written down, without what it says.
+/// Everything that is asked is written down, without what it says; a watch as soon as it begins.
 const AUDIT: &str = "
 apiVersion: audit.k8s.io/v1
 kind: Policy
-omitStages: [RequestReceived, ResponseStarted]
+omitStages: [RequestReceived]
 rules: [{level: Metadata}]
 ";
 
@@ -100,6 +100,13 @@ impl Server {
         std::fs::write(self.kubeconfig(name), text.to_string()).unwrap();
     }
 
+    /// The same for a service account; who uses it may do what that may.
+    pub fn kubeconfig_of_account(&self, namespace: &str, account: &str) -> PathBuf {
+        let token = self.kubectl(&["-n", namespace, "create", "token", account]);
+        self.write_kubeconfig(account, &json!({"token": token.trim()}));
+        self.kubeconfig(account)
+    }
+
     /// What kubectl says, which must be able to do it.
     pub fn kubectl(&self, args: &[&str]) -> String {
         self.try_kubectl(args, "")
@@ -116,6 +123,12 @@ impl Server {
         self.try_kubectl(&["apply", "-f", "-"], yaml)
     }
 
+    /// What the API server has of an object.
+    pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Value {
+        let text = self.kubectl(&["-n", namespace, "get", kind, name, "-o", "json"]);
+        serde_json::from_str(&text).unwrap()
+    }
+
     pub fn try_kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
         let mut command = Command::new(peer("WEFT_KUBECTL"));
         // Its cache of what the server serves is in the home directory, and old by the time a definition is new.
@@ -130,6 +143,24 @@ impl Server {
         let answer = child.wait_with_output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if answer.status.success() { Ok(text(&answer.stdout)) } else { Err(text(&answer.stderr)) }
+    }
+
+    /// What a user has asked for: verb, group, resource and sub-resource.
+    pub fn asked(&self, user: &str) -> std::collections::BTreeSet<(String, String, String)> {
+        let log = std::fs::read_to_string(self.directory.path().join("audit.log")).unwrap();
+        let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        events
+            .filter(|event| event["user"]["username"] == user && event["objectRef"].is_object())
+            .map(|event| {
+                let of = &event["objectRef"];
+                let resource = match text(&of["subresource"]) {
+                    none if none.is_empty() => text(&of["resource"]),
+                    part => format!("{}/{part}", text(&of["resource"])),
+                };
+                (text(&event["verb"]), text(&of["apiGroup"]), resource)
+            })
+            .collect()
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::super::diagnostic::{Diagnostic, Severity};
 use super::super::watch::{Snapshot, Watcher, report};
-use super::store::{SharedVerdicts, Store};
+use super::store::{Judged, Store};
 use super::watch as watches;
 use super::watch::{DEFINITIONS, Event};
 
@@ -35,7 +35,7 @@ pub struct Settings {
 }
 
 /// Reads everything and follows it until the watcher is dropped. Waits, as long as need be, for an API server that answers.
-pub async fn start(client: Client, settings: &Settings) -> (Watcher, watch::Receiver<SharedVerdicts>) {
+pub async fn start(client: Client, settings: &Settings) -> (Watcher, watch::Receiver<Arc<Judged>>) {
     let (sender, events) = mpsc::channel(BACKLOG);
     let tasks = watches::start(&client, &settings.namespace, &sender);
     drop(sender);
@@ -57,7 +57,8 @@ pub async fn start(client: Client, settings: &Settings) -> (Watcher, watch::Rece
         diagnostics: built.diagnostics.into(),
         skipped: built.skipped.into(),
     };
-    let (verdicts_sender, verdicts) = watch::channel(Arc::new(built.verdicts));
+    let (verdicts_sender, verdicts) =
+        watch::channel(Arc::new(Judged { generation: 1, verdicts: built.verdicts }));
     let (sender, snapshots) = watch::channel(Arc::new(first));
     let task = tokio::spawn(async move {
         follower.follow(sender, verdicts_sender).await;
@@ -142,7 +143,7 @@ impl Follower {
         }
     }
 
-    async fn follow(mut self, sender: watch::Sender<Arc<Snapshot>>, verdicts: watch::Sender<SharedVerdicts>) {
+    async fn follow(mut self, sender: watch::Sender<Arc<Snapshot>>, verdicts: watch::Sender<Arc<Judged>>) {
         let mut last = Instant::now();
         loop {
             let event = tokio::select! {
@@ -167,7 +168,7 @@ impl Follower {
         }
     }
 
-    fn publish(&mut self, sender: &watch::Sender<Arc<Snapshot>>, verdicts: &watch::Sender<SharedVerdicts>) {
+    fn publish(&mut self, sender: &watch::Sender<Arc<Snapshot>>, verdicts: &watch::Sender<Arc<Judged>>) {
         let began = Instant::now();
         let built = self.store.build();
         report(&built.news);
@@ -190,13 +191,6 @@ impl Follower {
                 )
             });
         }
-        verdicts.send_if_modified(|now| {
-            let new = **now != built.verdicts;
-            if new {
-                *now = Arc::new(built.verdicts);
-            }
-            new
-        });
         sender.send_replace(Arc::new(Snapshot {
             world: built.world,
             generation,
@@ -205,5 +199,12 @@ impl Follower {
             diagnostics: diagnostics.into(),
             skipped: built.skipped.into(),
         }));
+        verdicts.send_if_modified(|now| {
+            let new = now.verdicts != built.verdicts;
+            if new {
+                *now = Arc::new(Judged { generation, verdicts: built.verdicts });
+            }
+            new
+        });
     }
 }

@@ -18,7 +18,7 @@ mod watch;
 pub use definitions::{GROUPS, yaml as definitions};
 pub use follow::{Settings, start};
 pub use kinds::{DEFINED, Kind};
-pub use store::{Verdict, Verdicts};
+pub use store::{Judged, Verdict, Verdicts};
 
 /// What stands in a finding where the file would.
 const SOURCE: &str = "kubernetes";

@@ -1,7 +1,7 @@
 //! Every object as it was last good, and what there is to say about it as it is now.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Arc;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::Value;
 
@@ -35,6 +35,8 @@ pub struct Verdict {
     pub findings: Vec<Diagnostic>,
     /// It has errors, and an earlier version of it is in force.
     pub earlier: bool,
+    /// Its status, as it was seen last.
+    pub status: Value,
 }
 
 /// Verdicts on all objects of kinds that a CustomResourceDefinition brings: by kind, namespace and name.
@@ -49,6 +51,9 @@ struct Fragment {
     skipped: Vec<Skipped>,
     generation: Option<i64>,
     api_version: String,
+    status: Value,
+    /// Of all of it but the status.
+    hash: u64,
 }
 
 impl Fragment {
@@ -96,9 +101,23 @@ impl Store {
         }
     }
 
-    fn object(&mut self, kind: &'static str, name: Name, json: Value) -> bool {
+    fn object(&mut self, kind: &'static str, name: Name, mut json: Value) -> bool {
+        let status = json["status"].take();
+        // It changes with each status, and says nothing else.
+        if let Some(metadata) = json["metadata"].as_object_mut() {
+            metadata.remove("resourceVersion");
+        }
+        let mut hasher = DefaultHasher::new();
+        json.to_string().hash(&mut hasher);
+        let hash = hasher.finish();
         let generation = json["metadata"]["generation"].as_i64();
         let api_version = json["apiVersion"].as_str().unwrap_or_default().to_owned();
+        if let Some(known) = self.fragments.get_mut(&(kind, name.clone()))
+            && known.hash == hash
+        {
+            known.status = status;
+            return false;
+        }
         let mut collector = Collector::default();
         collector.take(&super::SOURCE.into(), &Node::from(json));
         let Collector { objects, diagnostics, skipped, .. } = collector;
@@ -110,6 +129,7 @@ impl Store {
         fragment.findings = diagnostics;
         fragment.skipped = skipped;
         (fragment.generation, fragment.api_version) = (generation, api_version);
+        (fragment.status, fragment.hash) = (status, hash);
         true
     }
 
@@ -164,6 +184,7 @@ impl Store {
                     api_version: fragment.api_version.clone(),
                     findings,
                     earlier: fragment.has_errors() && fragment.good.is_some(),
+                    status: fragment.status.clone(),
                 };
                 verdicts.insert((*kind, name.0.clone(), name.1.clone()), verdict);
             }
@@ -226,5 +247,11 @@ fn shape<T: serde::de::DeserializeOwned>(json: Value) -> Option<T> {
         .ok()
 }
 
-/// Shared with whoever writes it down.
-pub(super) type SharedVerdicts = Arc<Verdicts>;
+/// What is to be said of everything, and of which state.
+#[derive(Clone, Debug, Default)]
+pub struct Judged {
+    /// The generation of the state that follows from it.
+    pub generation: u64,
+    /// Of each object.
+    pub verdicts: Verdicts,
+}

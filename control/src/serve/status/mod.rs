@@ -1,0 +1,160 @@
+//! Writes into objects of Kubernetes what has become of them: the conditions `Valid` and `Effective`, and what is wrong with
+//! them in the form of Istio's `validationMessages`. Only the leader writes.
+//!
+//! A status is written when it is due (the object is new, was changed, or is judged differently) and proxies have had a moment to
+//! take the state; it is not written again because proxies come and go.
+
+mod text;
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::proxies::Proxies;
+use crate::ingest::cluster::{DEFINED, Judged, Verdict};
+use crate::queue::Queue;
+
+/// How long proxies may take before it is written how many have taken a state.
+const DELIVERY: Duration = Duration::from_secs(3);
+/// How often to look.
+const LOOK: Duration = Duration::from_millis(50);
+/// When to try again what could not be written.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Kind, namespace and name.
+type Key = (&'static str, String, String);
+
+/// The writer.
+pub struct StatusWriter {
+    client: Client,
+    proxies: Proxies,
+    queue: Queue,
+    /// What was written last, by hash, and whether all proxies had taken it.
+    written: HashMap<Key, (u64, bool)>,
+    /// It has been said that statuses cannot be written.
+    told: bool,
+}
+
+impl StatusWriter {
+    /// Writes by `client`; who has taken what, `proxies` and `queue` know.
+    pub fn new(client: Client, proxies: Proxies, queue: Queue) -> Self {
+        Self { client, proxies, queue, written: HashMap::new(), told: false }
+    }
+
+    /// Writes while this control plane leads.
+    pub async fn run(mut self, mut judged: watch::Receiver<Arc<Judged>>, mut leads: watch::Receiver<bool>) {
+        loop {
+            let mut again = None;
+            if *leads.borrow_and_update() {
+                let now = judged.borrow_and_update().clone();
+                if !self.write(&now).await {
+                    again = Some(AGAIN);
+                }
+            } else {
+                // Whoever led meanwhile may have written something else.
+                self.written.clear();
+            }
+            let timer = async {
+                match again {
+                    Some(again) => tokio::time::sleep(again).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let goes_on = tokio::select! {
+                changed = judged.changed() => changed.is_ok(),
+                changed = leads.changed() => changed.is_ok(),
+                () = timer => true,
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// Whether all is written that was due.
+    async fn write(&mut self, judged: &Judged) -> bool {
+        self.written.retain(|key, _| judged.verdicts.contains_key(key));
+        let all = || judged.verdicts.iter().map(|(key, verdict)| (key, verdict, fingerprint(verdict)));
+        let mut due: Vec<_> = all()
+            .filter(|(key, verdict, print)| match self.written.get(*key) {
+                Some((written, _)) => written != print,
+                None => !text::says_the_same(verdict),
+            })
+            .collect();
+        let late: Vec<_> =
+            all().filter(|(key, _, print)| self.written.get(*key) == Some(&(*print, false))).collect();
+        if due.is_empty() && late.is_empty() {
+            return true;
+        }
+        let (taken, all) = self.delivered(judged.generation).await;
+        let everybody = taken == all;
+        // Those that some proxies had not taken yet are told when they have, and are looked at again until then.
+        let mut complete = everybody;
+        if everybody {
+            due.extend(late);
+        }
+        let mut failed = false;
+        for (key, verdict, print) in due {
+            let status = text::status(verdict, taken, all);
+            match self.patch(key, verdict, &status).await {
+                Ok(()) => drop(self.written.insert(key.clone(), (print, everybody))),
+                // It is gone; so will its verdict be.
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => {
+                    (complete, failed) = (false, true);
+                    if !std::mem::replace(&mut self.told, true) {
+                        let object = format!("{} {}/{}", key.0, key.1, key.2);
+                        tracing::warn!(
+                            %object, %error,
+                            "the status of objects cannot be written; may the control plane's service account patch \
+                             their status?"
+                        );
+                    }
+                }
+            }
+        }
+        self.told &= failed;
+        complete
+    }
+
+    /// How many of the connected proxies have taken the state; waits a while for all.
+    async fn delivered(&mut self, generation: u64) -> (usize, usize) {
+        let end = Instant::now() + DELIVERY;
+        loop {
+            let revision = self.queue.latest();
+            let all = self.proxies.list();
+            let taken = all
+                .iter()
+                .filter(|p| p.revision >= revision.number && p.types.iter().all(|t| t.synced))
+                .count();
+            if (revision.generation >= generation && taken == all.len()) || Instant::now() >= end {
+                return (taken, all.len());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn patch(&self, key: &Key, verdict: &Verdict, status: &serde_json::Value) -> kube::Result<()> {
+        let Some(kind) = DEFINED.iter().find(|kind| kind.kind == key.0) else { return Ok(()) };
+        let version = verdict.api_version.rsplit('/').next().unwrap_or_default();
+        let of = GroupVersionKind::gvk(kind.group, version, kind.kind);
+        let resource = ApiResource::from_gvk_with_plural(&of, kind.plural);
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.1, &resource);
+        let patch = serde_json::json!({"status": status});
+        api.patch_status(&key.2, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+}
+
+fn fingerprint(verdict: &Verdict) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (verdict.generation, verdict.earlier).hash(&mut hasher);
+    verdict.findings.iter().for_each(|finding| finding.to_string().hash(&mut hasher));
+    hasher.finish()
+}
