@@ -8,7 +8,7 @@ use super::Server;
 use crate::programs::{Process, get, weft, weft_proxy};
 
 /// A control plane that reads a server's mesh, and a proxy of a client in the namespace `shop`.
-struct Mesh {
+pub struct Mesh {
     control: Process,
     proxy: Process,
     at: String,
@@ -26,8 +26,9 @@ pub fn control(kubeconfig: &Path, at: &str) -> Command {
 }
 
 impl Mesh {
-    fn start(server: &Server, kubeconfig: &Path, at: &str, client: &str) -> Self {
-        let mut control = Process::start("control", &mut control(kubeconfig, at), server.directory());
+    pub fn start(server: &Server, kubeconfig: &Path, at: &str, client: &str) -> Self {
+        let (control_name, proxy_name) = (format!("control-{at}"), format!("proxy-{client}"));
+        let mut control = Process::start(&control_name, &mut control(kubeconfig, at), server.directory());
         control.wait("ready", || ready(at));
         let mut proxy = weft_proxy();
         proxy.args(["--xds-address", &format!("{at}:15010"), "--xds-plaintext", "--namespace", "shop"]);
@@ -39,8 +40,16 @@ impl Mesh {
             "--interception-mode",
             "NONE",
         ]);
-        let proxy = Process::start("proxy", proxy.args(["--concurrency", "1"]), server.directory());
+        let proxy = Process::start(&proxy_name, proxy.args(["--concurrency", "1"]), server.directory());
         Self { control, proxy, at: at.to_owned(), client: client.to_owned() }
+    }
+
+    /// Kills the control plane, and starts it again.
+    pub fn replace(&mut self, server: &Server, kubeconfig: &Path, between: impl FnOnce()) {
+        self.control.end();
+        between();
+        let name = format!("control-{}", self.at);
+        self.control = Process::start_again(&name, &mut control(kubeconfig, &self.at), server.directory());
     }
 
     /// A page of the proxy's administration.
@@ -61,7 +70,7 @@ impl Mesh {
         all
     }
 
-    fn wait_for_endpoints(&self, cluster: &str, wanted: &[&str]) {
+    pub fn wait_for_endpoints(&self, cluster: &str, wanted: &[&str]) {
         let mut seen = Vec::new();
         let end = Instant::now() + Duration::from_secs(30);
         while Instant::now() < end {
@@ -80,7 +89,7 @@ fn findings(at: &str) -> String {
     get(format!("{at}:8080").parse().unwrap(), "/debug/configz").map(|(_, body)| body).unwrap_or_default()
 }
 
-const CART: &str = "outbound|80||cart.shop.svc.cluster.local";
+pub const CART: &str = "outbound|80||cart.shop.svc.cluster.local";
 
 /// Namespaces, accounts, a node and two pods of a service.
 pub const SHOP: &str = "
@@ -141,7 +150,7 @@ pub fn runs(server: &Server, name: &str, ip: &str) {
 }
 
 /// The slice that the controller of endpoints would write.
-fn slice(endpoints: &[(&str, &str, bool)]) -> String {
+pub fn slice(endpoints: &[(&str, &str, bool)]) -> String {
     let listed: String = endpoints
         .iter()
         .map(|(pod, ip, ready)| {

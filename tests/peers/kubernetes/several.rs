@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::Server;
-use super::mesh::{self, SHOP};
+use super::mesh::{self, CART, Mesh, SHOP};
 use crate::programs::{Process, get, weft};
 
 fn start(server: &Server, identity: &str, at: &str) -> Process {
@@ -74,6 +74,42 @@ spec: {{mtls: {{mode: {mode}}}}}
     assert!(message.starts_with("spec.mtls.mode: unknown value \"STRICKT\""), "{message}");
     assert_eq!(condition(1).unwrap()["reason"], "EarlierVersion");
     drop(third);
+}
+
+#[test]
+fn control_planes_that_are_killed_one_after_the_other_lose_nothing_of_what_changes_meanwhile() {
+    let server = Server::start("127.36.5.1");
+    server.apply(SHOP);
+    let addresses: Vec<String> = (1..=8).map(|n| format!("10.88.5.{n}")).collect();
+    // No pods: what matters is who is told of them.
+    let of = |count: usize| {
+        let bare = mesh::slice(&[]);
+        let listed: String = addresses[..count].iter().map(|a| format!("- {{addresses: [{a}]}}\n")).collect();
+        server.apply(&bare.replace("endpoints: []\n", &format!("endpoints:\n{listed}")));
+    };
+    let wanted = |count: usize| addresses[..count].iter().map(|a| format!("{a}:8080")).collect::<Vec<_>>();
+    of(1);
+    let kubeconfig = server.kubeconfig("administrator");
+    let mut all: Vec<Mesh> = (2..5)
+        .map(|n| Mesh::start(&server, &kubeconfig, &format!("127.36.5.{n}"), &format!("127.36.5.1{n}")))
+        .collect();
+    let mut count = 1;
+    for killed in 0..all.len() {
+        all[killed].replace(&server, &kubeconfig, || {
+            count += 1;
+            of(count);
+        });
+        count += 1;
+        of(count);
+        for one in &all {
+            let wanted = wanted(count);
+            one.wait_for_endpoints(CART, &wanted.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+    }
+    of(1);
+    for one in &all {
+        one.wait_for_endpoints(CART, &["10.88.5.1:8080"]);
+    }
 }
 
 /// Services by name, with what stands behind them; their addresses are the API server's affair.

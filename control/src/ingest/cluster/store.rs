@@ -102,7 +102,7 @@ impl Store {
     }
 
     fn object(&mut self, kind: &'static str, name: Name, mut json: Value) -> bool {
-        let status = json["status"].take();
+        let status = json.as_object_mut().and_then(|object| object.remove("status")).unwrap_or_default();
         // It changes with each status, and says nothing else.
         if let Some(metadata) = json["metadata"].as_object_mut() {
             metadata.remove("resourceVersion");

@@ -217,6 +217,45 @@ fn what_went_while_nobody_watched_is_gone_after_the_next_list() {
 }
 
 #[test]
+fn a_secret_that_is_named_is_taken_and_its_next_version_too() {
+    let mut store = Store::default();
+    let secret = |pem: &str| {
+        let pem = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pem);
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+            "metadata": {"name": "edge", "namespace": "shop", "resourceVersion": "7"},
+            "data": {"tls.crt": pem, "tls.key": pem},
+        })
+    };
+    let (first, second) = ("-----BEGIN A-----", "-----BEGIN B-----");
+    assert!(take(&mut store, &secret(first)));
+    let built = store.build();
+    assert_eq!(built.diagnostics, []);
+    assert_eq!(built.world.secret("shop", "edge").unwrap().spec.private_key, first.as_bytes());
+    // The same again, as after a new list, is no change.
+    assert!(!take(&mut store, &secret(first)));
+    assert!(take(&mut store, &secret(second)));
+    let next = store.build().world;
+    assert_eq!(next.secret("shop", "edge").unwrap().spec.private_key, second.as_bytes());
+    assert_ne!(next.version(), built.world.version());
+}
+
+#[test]
+fn a_status_that_is_written_is_known_and_changes_nothing() {
+    let mut store = Store::default();
+    take(&mut store, &peer("STRICT"));
+    let before = store.build().world.version();
+    let mut told = peer("STRICT");
+    told["status"] = json!({"conditions": [{"type": "Valid", "status": "True"}]});
+    told["metadata"]["resourceVersion"] = "8".into();
+    assert!(!take(&mut store, &told));
+    let built = store.build();
+    assert_eq!((built.world.version(), built.diagnostics.len()), (before, 0));
+    let verdict = &built.verdicts[&("PeerAuthentication", "shop".to_owned(), "default".to_owned())];
+    assert_eq!(verdict.status, told["status"]);
+}
+
+#[test]
 fn secrets_that_nobody_names_are_nobodys_business() {
     let mut store = Store::default();
     let secret = json!({
