@@ -165,6 +165,17 @@ pub const ROWS: &[Row] = &[
         nginx: Some(config!("tcp.nginx.conf")),
         haproxy: Some(config!("tcp.haproxy.cfg")),
     },
+    Row {
+        name: "mtls-tcp-bulk",
+        what: "the same over mutual TLS, two hops in one process",
+        work: Work::Bulk,
+        pair: true,
+        connections: 4,
+        rate: None,
+        envoy: config!("mtls-tcp.envoy.yaml"),
+        nginx: Some(config!("mtls-tcp.nginx.conf")),
+        haproxy: Some(config!("mtls-tcp.haproxy.cfg")),
+    },
 ];
 
 impl Row {
