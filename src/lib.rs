@@ -7,4 +7,5 @@ pub mod cli;
 pub mod client;
 pub mod demo;
 pub mod plan;
+pub mod test;
 pub mod up;

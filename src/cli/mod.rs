@@ -7,6 +7,7 @@ mod cert;
 mod duration;
 mod inject;
 mod plan;
+mod test;
 mod token;
 
 use std::process::ExitCode;
@@ -65,6 +66,8 @@ pub enum Command {
     Inject(Box<inject::InjectArgs>),
     /// Says what a change of a directory would change in the proxies, before it is made
     Plan(plan::PlanArgs),
+    /// Runs the tests that are written beside a configuration
+    Test(test::TestArgs),
 }
 
 /// Reads the command line and does what it says; an error is one line on standard error.
@@ -94,6 +97,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Analyze(args) => return analyze::main(&args),
         Command::Inject(args) => return inject::main(&args),
         Command::Plan(args) => return plan::main(&args),
+        Command::Test(args) => return test::main(&args),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -15,6 +15,7 @@ mod bad_input;
 mod cert_fetch;
 mod churn;
 mod cli;
+mod configuration_tests;
 mod credentials;
 mod demo;
 mod deny_lists;

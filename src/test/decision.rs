@@ -1,0 +1,44 @@
+//! Cases with `to`: whether a workload lets a request in.
+
+use anyhow::bail;
+use serde_json::{Value, json};
+use weft_control::model::World;
+
+use super::Case;
+use crate::authz::{Judge, Question, Request, identities, identity};
+
+/// What the workload's proxy decides, by which rule of which policy.
+pub(super) fn decide(world: &World, judge: &Judge, case: &Case) -> anyhow::Result<Value> {
+    let port = judge.port(case.port)?;
+    let request = match case.request()? {
+        None if case.headers.is_empty() => None,
+        None => bail!("headers are parts of a request: say which, such as request: GET /path"),
+        Some((method, path)) => {
+            if !path.starts_with('/') {
+                bail!("request: {path:?} is no path; with to it is METHOD /path");
+            }
+            let given = case.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("host"));
+            let host = given.map_or_else(|| judge.host(port), |(_, host)| host.clone());
+            let headers = case.headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("host"));
+            Some(Request {
+                method: method.to_owned(),
+                path: path.to_owned(),
+                host,
+                headers: headers.map(|(name, value)| (name.clone(), value.clone())).collect(),
+                token: None,
+            })
+        }
+    };
+    let identity = case.identity.as_deref().map(|text| identity(world, text, false)).transpose()?;
+    let known = identities(world);
+    let from = identity.as_ref().and_then(|id| known.get(id)?.first()?.parse().ok());
+    let answer = judge.answer(port, &Question { identity, from, server_name: None, request })?;
+    let by = answer.by.as_ref();
+    Ok(json!({
+        "decision": answer.decision,
+        "reason": answer.reason,
+        "policy": by.map(|rule| format!("{}/{}", rule.namespace, rule.name)),
+        "rule": by.and_then(|rule| rule.rule),
+        "status": answer.status,
+    }))
+}
