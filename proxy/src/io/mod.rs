@@ -8,6 +8,7 @@ pub mod file;
 mod gate;
 pub mod local;
 pub mod metadata;
+mod pipe;
 pub mod proxy_header;
 pub mod refused;
 pub mod scratch;
@@ -180,15 +181,41 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Some(oversight) = &mut self.oversight else { return self.poll_plain(cx, buffer) };
-        if oversight.cut.as_mut().is_some_and(|cut| cut.hears(cx.waker())) {
+        if self.is_cut(cx) {
             return Poll::Ready(Err(gate::denied()));
         }
-        if oversight.watch.is_some() { self.poll_watched(cx, buffer) } else { self.poll_plain(cx, buffer) }
+        if self.watch_of().is_some() { self.poll_watched(cx, buffer) } else { self.poll_plain(cx, buffer) }
     }
 }
 
 impl Io {
+    /// The socket, to take bytes from it that nobody here has to see; none where TLS, a filter, or bytes that were read ahead
+    /// stand before it.
+    ///
+    /// # Errors
+    /// The stream is cut.
+    fn unseen(&mut self, cx: &Context<'_>) -> io::Result<Option<&TcpStream>> {
+        if self.is_cut(cx) {
+            return Err(gate::denied());
+        }
+        let seen = self.watch_of().is_some() || !self.prefix.is_empty();
+        Ok(self.bare().filter(|_| !seen))
+    }
+
+    /// Whether the stream is cut for its reader; if not, this task is woken when it is.
+    fn is_cut(&mut self, cx: &Context<'_>) -> bool {
+        let cut = self.oversight.as_mut().and_then(|oversight| oversight.cut.as_mut());
+        cut.is_some_and(|cut| cut.hears(cx.waker()))
+    }
+
+    /// The socket, where bytes are written to it as they are.
+    fn bare(&self) -> Option<&TcpStream> {
+        match &self.kind {
+            Kind::Tcp(stream) => Some(stream),
+            Kind::Unix(_) | Kind::TlsServer(_) | Kind::TlsClient(_) | Kind::Memory(_) => None,
+        }
+    }
+
     fn watch_of(&mut self) -> Option<&mut Watch> {
         self.oversight.as_mut()?.watch.as_mut()
     }
