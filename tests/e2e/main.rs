@@ -41,6 +41,7 @@ mod restart;
 mod rotation;
 mod sabotage;
 mod support;
+mod tcp;
 mod tokens;
 mod tour;
 mod traffic_api;

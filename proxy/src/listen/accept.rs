@@ -181,6 +181,11 @@ async fn connection(
     }
     // From here on the connection belongs to its chain: a newer policy of the listener is not its concern.
     drop(policy);
+    if !chosen.network.admissions.is_empty()
+        && !Box::pin(crate::network::admits(&mut info, &chosen.network)).await
+    {
+        return discard(&io);
+    }
     // Boxed: a connection carries the room for its handshake only as long as that takes.
     let Some(io) = Box::pin(secure(io, &chosen, &listener, &mut info)).await else { return };
     let drain = Drain::of(&chosen.drain);

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use xds_protos::envoy::config::listener::v3 as pb;
 use xds_protos::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz;
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use xds_protos::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit;
+use xds_protos::envoy::extensions::filters::network::ratelimit::v3::RateLimit;
 use xds_protos::envoy::extensions::filters::network::rbac::v3::Rbac;
 use xds_protos::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use xds_protos::envoy::tcp::metadataexchange::config::MetadataExchange;
@@ -12,11 +14,14 @@ use xds_protos::stats::PluginConfig;
 use xds_protos::{Any, typed_struct};
 
 use super::ext_authz::NetworkExtAuthz;
+use super::living::EVERY;
+use super::rate_limit::{Admission, GlobalLimit, LocalLimit};
 use super::rbac::NetworkRbac;
-use super::tcp_proxy::TcpProxyConfig;
+use super::tcp_proxy::{Reports, TcpProxyConfig};
 use super::{Guard, Terminal};
 use crate::http::HcmConfig;
 use crate::io::Direction;
+use crate::route::config::duration;
 use crate::state::error::at;
 use crate::state::{CompileContext, ConfigError};
 
@@ -26,6 +31,8 @@ pub struct NetworkChain {
     pub terminal: Terminal,
     /// What decides over its bytes first, in order.
     pub guards: Vec<Guard>,
+    /// What decides over it when it comes, in order.
+    pub admissions: Vec<Admission>,
 }
 
 impl NetworkChain {
@@ -37,8 +44,8 @@ impl NetworkChain {
         ctx: &CompileContext,
     ) -> Result<Self, Vec<ConfigError>> {
         let mut terminal = None;
-        let mut reports = false;
-        let mut guards = Vec::new();
+        let mut reports = None;
+        let (mut guards, mut admissions) = (Vec::new(), Vec::new());
         for (i, filter) in filters.iter().enumerate() {
             let path = format!("filters[{i}]");
             if terminal.is_some() {
@@ -50,13 +57,14 @@ impl NetworkChain {
             };
             let any = typed_struct::resolve(any)
                 .map_err(|e| ConfigError::new("typed_config", e.to_string()).at(&path))?;
-            match one(&any, buffer_limit, direction, reports, ctx)
+            match one(&filter.name, &any, buffer_limit, direction, reports, ctx)
                 .map_err(at("typed_config"))
                 .map_err(at(path))?
             {
                 Filter::Terminal(t) => terminal = Some(t),
                 Filter::Guard(guard) => guards.push(guard),
-                Filter::Stats => reports = true,
+                Filter::Admission(admission) => admissions.push(admission),
+                Filter::Stats(wanted) => reports = Some(wanted),
                 Filter::Nothing => {}
             }
         }
@@ -66,24 +74,26 @@ impl NetworkChain {
                 "a chain ends in http_connection_manager or tcp_proxy; this one in neither",
             )
         })?;
-        Ok(Self { terminal, guards })
+        Ok(Self { terminal, guards, admissions })
     }
 }
 
 enum Filter {
     Terminal(Terminal),
     Guard(Guard),
+    Admission(Admission),
     /// Istio's metrics are wanted of what follows.
-    Stats,
+    Stats(Reports),
     /// Accepted for what others do with it.
     Nothing,
 }
 
 fn one(
+    name: &str,
     any: &Any,
     buffer_limit: Option<u32>,
     direction: Direction,
-    reports: bool,
+    reports: Option<Reports>,
     ctx: &CompileContext,
 ) -> Result<Filter, Vec<ConfigError>> {
     let bad = |e: xds_protos::UnpackError| ConfigError::new("", e.to_string());
@@ -109,8 +119,19 @@ fn one(
         let filter = NetworkExtAuthz::compile(&any.unpack().map_err(bad)?, ctx)?;
         return Ok(Filter::Guard(Guard::ExtAuthz(Arc::new(filter))));
     }
+    if any.is::<LocalRateLimit>() {
+        let limit = LocalLimit::compile(&any.unpack().map_err(bad)?)?;
+        return Ok(Filter::Admission(Admission::local(limit, name)));
+    }
+    if any.is::<RateLimit>() {
+        let limit = GlobalLimit::compile(&any.unpack().map_err(bad)?, ctx)?;
+        return Ok(Filter::Admission(Admission::global(limit, name)));
+    }
     if any.is::<PluginConfig>() {
-        return Ok(Filter::Stats);
+        let config: PluginConfig = any.unpack().map_err(bad)?;
+        let every = duration(config.tcp_reporting_duration.as_ref(), "tcp_reporting_duration")?;
+        let every = Some(every.unwrap_or(EVERY)).filter(|every| !every.is_zero());
+        return Ok(Filter::Stats(Reports { every }));
     }
     if any.is::<MetadataExchange>() {
         return Ok(Filter::Nothing);

@@ -2,12 +2,14 @@
 //!
 //! The filters before the terminal one run in the configuration's order when the connection begins. Those of Istio that are
 //! taken today (metadata exchange, stats) have their work done elsewhere: peers are known by their certificates, and the TCP
-//! proxy reports connections itself.
+//! proxy reports connections itself, while they live and at their end.
 
 mod beside;
 pub mod config;
 pub mod decide;
 mod ext_authz;
+mod living;
+pub mod rate_limit;
 pub mod rbac;
 pub mod recheck;
 pub mod tcp_proxy;
@@ -23,7 +25,7 @@ use rbac::NetworkRbac;
 
 use crate::codec::Drain;
 use crate::http::{HcmConfig, Newest};
-use crate::io::{ConnectionInfo, Gate, Io, Notes, Pass};
+use crate::io::{ConnectionInfo, Gate, Io, Pass};
 use recheck::Successor;
 use tcp_proxy::TcpProxyConfig;
 
@@ -75,6 +77,25 @@ impl Gate for Guards {
     }
 }
 
+/// Whether a connection that has come may stay. One that may not is counted and logged as the end of its chain would have done.
+pub async fn admits(info: &mut ConnectionInfo, chain: &NetworkChain) -> bool {
+    if chain.admissions.is_empty() {
+        return true;
+    }
+    info.notes.get_or_insert_default();
+    for admission in &chain.admissions {
+        if let Some(refusal) = admission.refuses(info).await {
+            tracing::debug!(remote = %info.remote, listener = %info.listener, "a rate limit refuses a connection");
+            match &chain.terminal {
+                Terminal::Http(config) => config.stats.downstream_cx_total.inc(),
+                Terminal::Tcp(config) => tcp_proxy::refused(info, config, refusal),
+            }
+            return false;
+        }
+    }
+    true
+}
+
 /// Serves a connection until it ends, or until what comes in its chain's place denies it.
 pub async fn serve(
     mut io: Io,
@@ -85,7 +106,7 @@ pub async fn serve(
 ) {
     let rechecked = recheck::is_on();
     if !chain.guards.is_empty() || (rechecked && matches!(chain.terminal, Terminal::Tcp(_))) {
-        Rc::make_mut(&mut info).notes = Some(Arc::new(Notes::default()));
+        Rc::make_mut(&mut info).notes.get_or_insert_default();
     }
     if !chain.guards.is_empty() {
         let asked = chain.guards.iter().map(|g| (g.clone(), None)).collect();

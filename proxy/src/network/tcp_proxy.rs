@@ -9,13 +9,15 @@ use parking_lot::Mutex;
 
 use xds_protos::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 
+use super::living::{EVERY, Living, walk};
+use super::rate_limit::Refusal;
 use crate::cluster::balance::xxh64;
 use crate::cluster::connect::{Connected, connect};
 use crate::cluster::{Cluster, ConnectFailure, Outcome, PickContext, RoutingPriority};
 use crate::codec::{Drain, DrainPhase};
 use crate::filters::peer_metadata::local_workload;
 use crate::identity::tls::ConnectOptions;
-use crate::io::{ConnectionInfo, Copied, CopyEnd, Direction, Io, Origin, TlsInfo, copy_bidirectional};
+use crate::io::{ConnectionInfo, CopyEnd, Direction, Io, Origin, TlsInfo, copy_bidirectional};
 use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Slot};
 use crate::telemetry::access_log::{AccessLog, AccessLogConfig, LogContext, LogType};
@@ -42,6 +44,15 @@ pub struct TcpProxyConfig {
     logs: Vec<AccessLog>,
     stats: Arc<Stats>,
     reporter: Option<Reporter>,
+    /// How often living connections count their bytes; none: at their end only.
+    count_every: Option<Duration>,
+}
+
+/// What is wanted of Istio's metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reports {
+    /// How often living connections count their bytes; none: at their end only.
+    pub every: Option<Duration>,
 }
 
 struct Stats {
@@ -86,7 +97,7 @@ impl TcpProxyConfig {
     pub fn compile(
         proto: &pb::TcpProxy,
         direction: Direction,
-        reports: bool,
+        reports: Option<Reports>,
         ctx: &CompileContext,
     ) -> Result<Self, Vec<ConfigError>> {
         use pb::tcp_proxy::ClusterSpecifier;
@@ -155,7 +166,8 @@ impl TcpProxyConfig {
             hash_source,
             logs,
             stats: Stats::of(&proto.stat_prefix),
-            reporter: reports.then(|| Reporter::new(side, Arc::new(local_workload(&ctx.node)))),
+            reporter: reports.map(|_| Reporter::new(side, Arc::new(local_workload(&ctx.node)))),
+            count_every: reports.map_or(Some(EVERY), |r| r.every),
         })
     }
 
@@ -180,7 +192,8 @@ pub async fn serve(downstream: Io, info: &Rc<ConnectionInfo>, config: &TcpProxyC
     config.stats.active.add(1);
     let slot = config.choose();
     let mut callee = Callee::default();
-    relay(downstream, info, config, slot, &mut stream, &mut callee, drain).await;
+    let living = Rc::new(Living::new(config.stats.rx_bytes, config.stats.tx_bytes));
+    relay(downstream, info, config, slot, &mut stream, &mut callee, &living, drain).await;
     if let Some(notes) = &info.notes {
         stream.bytes_received += notes.refused.load(std::sync::atomic::Ordering::Relaxed);
         stream.metadata = notes.metadata.lock().clone();
@@ -191,12 +204,26 @@ pub async fn serve(downstream: Io, info: &Rc<ConnectionInfo>, config: &TcpProxyC
         }
     }
     config.stats.active.add(-1);
-    config.stats.rx_bytes.add(stream.bytes_received);
-    config.stats.tx_bytes.add(stream.bytes_sent);
+    let last = living.last(stream.bytes_received, stream.bytes_sent);
     if let Some(reporter) = &config.reporter {
-        reporter.tcp_closed(&stream, info, callee.far(info));
+        reporter.tcp_closed(&stream, info, callee.far(info), last);
     }
-    let context = LogContext { occasion: LogType::TcpConnectionEnd, ..LogContext::new(&stream, info) };
+    log(&stream, info, config);
+}
+
+/// Counts and logs a connection that was not let in.
+pub fn refused(info: &ConnectionInfo, config: &TcpProxyConfig, refusal: Refusal) {
+    config.stats.total.inc();
+    let mut stream = StreamInfo::new(None);
+    if let Some(flag) = refusal.flag {
+        stream.flags.set(flag);
+    }
+    stream.connection_termination_details = refusal.limit;
+    log(&stream, info, config);
+}
+
+fn log(stream: &StreamInfo, info: &ConnectionInfo, config: &TcpProxyConfig) {
+    let context = LogContext { occasion: LogType::TcpConnectionEnd, ..LogContext::new(stream, info) };
     config.logs.iter().for_each(|log| log.log(&context));
 }
 
@@ -225,6 +252,7 @@ impl Callee {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "the parts of one function that ends early in many places")]
 async fn relay(
     mut downstream: Io,
     info: &ConnectionInfo,
@@ -232,6 +260,7 @@ async fn relay(
     slot: &Slot<Cluster>,
     stream: &mut StreamInfo,
     callee: &mut Callee,
+    living: &Rc<Living>,
     mut drain: Drain,
 ) {
     let Some(cluster) = slot.get() else {
@@ -246,8 +275,9 @@ async fn relay(
     callee.tls.clone_from(&tls);
     (stream.upstream_local, stream.upstream_tls) = (local, tls);
     if let Some(reporter) = &config.reporter {
-        reporter.tcp_opened(info, callee.far(info));
+        living.counts_for(reporter.tcp_opened(info, callee.far(info)));
     }
+    let _member = config.count_every.map(|every| walk(living, every));
     let too_long = async {
         match config.max_duration {
             Some(limit) => {
@@ -259,9 +289,9 @@ async fn relay(
     };
     // A cluster that is replaced lets go of its connections only when they end: the tunnel keeps the small guard alone.
     drop(cluster);
-    let copied = Copied::default();
+    let copied = &living.copied;
     let end = tokio::select! {
-        end = copy_bidirectional(&mut downstream, &mut upstream, config.idle_timeout, &copied) => Some(end),
+        end = copy_bidirectional(&mut downstream, &mut upstream, config.idle_timeout, copied) => Some(end),
         () = too_long => {
             config.stats.max_duration.inc();
             stream.flags.set(Flag::DurationTimeout);

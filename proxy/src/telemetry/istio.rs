@@ -91,12 +91,21 @@ struct HttpSeries {
     response_bytes: Histogram,
 }
 
+/// The metrics of connections that are alike.
 #[derive(Clone, Copy)]
-struct TcpSeries {
+pub struct TcpSeries {
     opened: Counter,
     closed: Counter,
     sent: Counter,
     received: Counter,
+}
+
+impl TcpSeries {
+    /// Counts bytes that came from the client, and went to it.
+    pub fn carried(self, received: u64, sent: u64) {
+        self.received.add(received);
+        self.sent.add(sent);
+    }
 }
 
 #[derive(Default)]
@@ -147,17 +156,24 @@ impl Reporter {
         series.response_bytes.record(stream.bytes_sent as f64);
     }
 
-    /// Reports an opened TCP connection.
-    pub fn tcp_opened(&self, connection: &ConnectionInfo, far: Far<'_>) {
-        self.tcp(connection, far, Flags::default()).opened.inc();
+    /// Reports an opened TCP connection; gives what counts its bytes while it lives. It must not outlive the reporter.
+    pub fn tcp_opened(&self, connection: &ConnectionInfo, far: Far<'_>) -> TcpSeries {
+        let series = self.tcp(connection, far, Flags::default());
+        series.opened.inc();
+        series
     }
 
-    /// Reports a closed TCP connection and the bytes that it carried.
-    pub fn tcp_closed(&self, stream: &StreamInfo, connection: &ConnectionInfo, far: Far<'_>) {
+    /// Reports a closed TCP connection, and the bytes from and to the client that were not counted while it lived.
+    pub fn tcp_closed(
+        &self,
+        stream: &StreamInfo,
+        connection: &ConnectionInfo,
+        far: Far<'_>,
+        (received, sent): (u64, u64),
+    ) {
         let series = self.tcp(connection, far, stream.flags);
         series.closed.inc();
-        series.sent.add(stream.bytes_sent);
-        series.received.add(stream.bytes_received);
+        series.carried(received, sent);
     }
 
     fn tcp(&self, connection: &ConnectionInfo, far: Far<'_>, flags: Flags) -> TcpSeries {

@@ -37,10 +37,12 @@ const NAMED: &str = "weft.ratelimit/";
 
 /// Response code details, with the name of the limit if the filter has one: `words{name}`.
 pub fn details(words: &'static str, filter: &str) -> Details {
-    match filter.strip_prefix(NAMED) {
-        Some(name) => Arc::<str>::from(format!("{words}{{{name}}}")).into(),
-        None => words.into(),
-    }
+    named(words, filter).unwrap_or_else(|| words.into())
+}
+
+/// The same; none if the filter has no limit's name.
+pub fn named(words: &'static str, filter: &str) -> Option<Details> {
+    filter.strip_prefix(NAMED).map(|name| Arc::<str>::from(format!("{words}{{{name}}}")).into())
 }
 
 /// The filter of a connection manager.

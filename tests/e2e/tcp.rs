@@ -1,0 +1,183 @@
+//! Connections of bytes through a proxy: what is counted of them while they live, and what a slow reader costs.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use xds_protos::ResourceType;
+
+use crate::support::eventually;
+use crate::support::http::get;
+use crate::support::logged::Logged;
+use crate::support::management::Management;
+use crate::support::world::{all, cluster};
+
+/// A proxy with one TCP listener at port 8080 of its address, and what it leads to.
+struct World {
+    ip: &'static str,
+    proxy: Logged,
+    upstream: TcpListener,
+    _server: Management,
+}
+
+impl World {
+    fn new(ip: &'static str, filters: &str) -> Self {
+        let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Management::start();
+        let listener = format!(
+            "
+'@type': envoy.config.listener.v3.Listener
+name: tcp
+address: {{socket_address: {{address: {ip}, port_value: 8080}}}}
+filter_chains:
+- filters:
+{filters}
+  - name: tcp
+    typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: bytes, cluster: up}}
+"
+        );
+        server.push(&all(&[cluster("up", upstream.local_addr().unwrap(), ""), listener]));
+        let xds = server.address.to_string();
+        let admin = format!("{ip}:15000");
+        let proxy = Logged::weft(&[
+            "proxy",
+            "--xds-address",
+            &xds,
+            "--xds-plaintext",
+            "--admin-address",
+            &admin,
+            "--concurrency",
+            "1",
+        ]);
+        let world = Self { ip, proxy, upstream, _server: server };
+        eventually("the listener", || {
+            let refused = world._server.heard(ResourceType::Listener, 1).flatten();
+            assert_eq!(refused, None);
+            get(world.at(15000), "/listeners").is_ok_and(|a| a.1.contains("8080"))
+        });
+        world
+    }
+
+    fn at(&self, port: u16) -> SocketAddr {
+        format!("{}:{port}", self.ip).parse().unwrap()
+    }
+
+    /// A connection through the proxy: the client's end, and the server's.
+    fn connect(&self) -> (TcpStream, TcpStream) {
+        let client = TcpStream::connect(self.at(8080)).unwrap();
+        let (server, _) = self.upstream.accept().unwrap();
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        }
+        (client, server)
+    }
+
+    /// The sum of a metric's series, and how many there are.
+    fn sum(&self, path: &str, metric: &str) -> (u64, usize) {
+        let text = get(self.at(15000), path).unwrap().1;
+        let lines = text.lines().filter_map(|line| line.strip_prefix(metric));
+        let values = lines.filter_map(|line| line.rsplit([' ', '}']).next()?.parse::<f64>().ok());
+        let values: Vec<_> = values.collect();
+        (values.iter().sum::<f64>() as u64, values.len())
+    }
+
+    fn istio(&self, metric: &str) -> u64 {
+        self.sum("/stats/prometheus", &format!("istio_tcp_{metric}_total{{")).0
+    }
+}
+
+#[test]
+fn the_bytes_of_a_living_connection_are_counted_every_few_seconds_and_each_of_them_once() {
+    let world = World::new(
+        "127.57.1.1",
+        "  - name: istio.stats
+    typed_config: {'@type': type.googleapis.com/stats.PluginConfig, tcp_reporting_duration: 0.3s}",
+    );
+    let (mut client, mut server) = world.connect();
+    let mut exchange = |there: usize, back: usize| {
+        client.write_all(&vec![b'q'; there]).unwrap();
+        server.read_exact(&mut vec![0; there]).unwrap();
+        server.write_all(&vec![b'a'; back]).unwrap();
+        client.read_exact(&mut vec![0; back]).unwrap();
+    };
+    let counted = || (world.istio("received_bytes"), world.istio("sent_bytes"));
+    exchange(1000, 70_001);
+    eventually("its bytes, while it lives", || counted() == (1000, 70_001));
+    assert_eq!((world.istio("connections_opened"), world.istio("connections_closed")), (1, 0));
+    exchange(2, 0);
+    eventually("more of them", || counted() == (1002, 70_001));
+    let own = |name: &str| world.sum("/stats", &format!("tcp.bytes.{name}:")).0;
+    assert_eq!((own("downstream_cx_rx_bytes_total"), own("downstream_cx_active")), (1002, 1));
+    // What no report has seen is counted at the end, and nothing twice.
+    exchange(300, 4);
+    drop((client, server));
+    eventually("its end", || world.istio("connections_closed") == 1);
+    assert_eq!(counted(), (1302, 70_005));
+    assert_eq!((own("downstream_cx_rx_bytes_total"), own("downstream_cx_tx_bytes_total")), (1302, 70_005));
+    // However they end.
+    for number in 0..6 {
+        let (client, server) = world.connect();
+        if number % 2 == 0 {
+            socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop((client, server));
+    }
+    eventually("all ends", || world.istio("connections_closed") == 7);
+    assert_eq!(world.istio("connections_opened"), 7);
+    assert_eq!(counted(), (1302, 70_005));
+    // Another one's report: the first has no more to say.
+    let (mut client, _server) = world.connect();
+    client.write_all(b"x").unwrap();
+    eventually("the next one's byte", || counted() == (1303, 70_005));
+}
+
+/// Writes into all of them until none takes anything more; how much each took.
+fn fill(streams: &mut [TcpStream]) -> Vec<usize> {
+    let piece = vec![b'x'; 256 * 1024];
+    let mut taken = vec![0; streams.len()];
+    let mut moved = Instant::now();
+    // A proxy that is slower than this is taken for stopped, and less is asked of it.
+    while moved.elapsed() < Duration::from_secs(1) {
+        for (stream, taken) in streams.iter_mut().zip(&mut taken) {
+            stream.set_nonblocking(true).unwrap();
+            match stream.write(&piece) {
+                Ok(n) => (*taken, moved) = (*taken + n, Instant::now()),
+                Err(e) => assert_eq!(e.kind(), ErrorKind::WouldBlock),
+            }
+            assert!(*taken < 256 << 20, "nobody stops the writer");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    taken
+}
+
+#[test]
+fn slow_readers_stop_their_writers_and_cost_the_proxy_next_to_no_memory() {
+    const CONNECTIONS: usize = 48;
+    let world = World::new("127.57.2.1", "");
+    drop(world.connect());
+    let before = world.proxy.resident();
+    let (clients, servers): (Vec<_>, Vec<_>) = (0..CONNECTIONS).map(|_| world.connect()).unzip();
+    for (mut writers, mut readers) in [
+        (
+            clients.iter().map(|c| c.try_clone().unwrap()).collect::<Vec<_>>(),
+            servers.iter().collect::<Vec<_>>(),
+        ),
+        (servers.iter().map(|c| c.try_clone().unwrap()).collect(), clients.iter().collect()),
+    ] {
+        let taken = fill(&mut writers);
+        let grown = world.proxy.resident().saturating_sub(before);
+        // 64 KiB each at most, if none of them had a pipe.
+        assert!(grown < 12 * 1024, "{CONNECTIONS} slow readers cost {grown} KiB");
+        for (reader, taken) in readers.iter_mut().zip(taken) {
+            reader.set_nonblocking(false).unwrap();
+            let mut all = vec![0; taken];
+            reader.read_exact(&mut all).unwrap();
+            assert!(all.iter().all(|b| *b == b'x'));
+        }
+    }
+    // Descriptors: two for each connection, and hardly any pipes once nobody needs them.
+    let open = || world.proxy.descriptors();
+    drop((clients, servers));
+    eventually("all of them are given back", || open() < 80);
+}
