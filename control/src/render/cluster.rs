@@ -54,6 +54,13 @@ pub(super) fn outbound_name(port: u16, subset: &str, host: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")
 }
 
+/// Port, subset and host of such a name.
+pub(super) fn outbound_parts(name: &str) -> Option<(u16, Option<&str>, &str)> {
+    let mut parts = name.strip_prefix("outbound|")?.splitn(3, '|');
+    let (port, subset, host) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?);
+    Some((port, (!subset.is_empty()).then_some(subset), host))
+}
+
 pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     for service in services(world, node) {
         let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);

@@ -2,8 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::{ProxyNode, authentication, authorization, compression, external_credential, rate_limit};
+use super::{
+    ProxyNode, authentication, authorization, cluster, compression, external_credential, rate_limit, seconds,
+};
 use crate::model::World;
+use crate::model::lookup::effective_policy;
 use crate::model::mesh_config::AccessLogEncoding;
 
 /// Which way a listener's traffic goes, as far as filters differ by it.
@@ -230,6 +233,32 @@ pub(super) fn tcp_chain(world: &World, node: &ProxyNode, way: Way, cluster: &Val
             proxy["weighted_clusters"] = weighted.clone();
         }
     }
+    if way != Way::Inbound {
+        as_ruled(world, node, cluster, &mut proxy);
+    }
     filters.push(json!({"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}));
     filters
+}
+
+/// What the DestinationRule of a destination, of several the first, says of its connections: how long they may be silent and
+/// live, and that a client comes to the same endpoint again.
+fn as_ruled(world: &World, node: &ProxyNode, to: &Value, proxy: &mut Value) {
+    let first = to.as_str().or_else(|| to["clusters"][0]["name"].as_str()).unwrap_or_default();
+    let Some((port, subset, host)) = cluster::outbound_parts(first) else { return };
+    let Some(service) = world.services_with_host(host).next() else { return };
+    let Some(rule) = world.destination_rule(&node.namespace, node.selected_by(world), service) else {
+        return;
+    };
+    let policy = effective_policy(&rule.spec, subset, port);
+    if let Some(tcp) = policy.connection_pool.and_then(|pool| pool.tcp) {
+        if let Some(idle) = tcp.idle_timeout {
+            proxy["idle_timeout"] = seconds(idle.get());
+        }
+        if let Some(longest) = tcp.max_connection_duration {
+            proxy["max_downstream_connection_duration"] = seconds(longest.get());
+        }
+    }
+    if policy.load_balancer.and_then(|b| b.consistent_hash).and_then(|h| h.use_source_ip) == Some(true) {
+        proxy["hash_policy"] = json!([{"source_ip": {}}]);
+    }
 }

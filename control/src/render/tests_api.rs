@@ -653,3 +653,45 @@ stringData: {{ca.crt: '-----BEGIN R'}}
     assert_eq!(rules["verify_certificate_hash"][0], hash.as_str());
     assert_eq!(rules["verify_certificate_spki"][0], spki);
 }
+
+#[test]
+fn connections_of_bytes_may_be_silent_and_live_as_long_as_their_destination_says() {
+    let yaml = |policy: &str| {
+        format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: db, namespace: m}}
+spec: {{clusterIP: 10.9.0.1, selector: {{app: db}}, ports: [{{name: tcp, port: 5432}}, {{name: tcp-old, port: 5433}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: db, namespace: m}}
+spec:
+  host: db
+  trafficPolicy: {policy}
+---
+"
+        )
+    };
+    let of = |policy: &str| {
+        let mut node = node("sidecar", "10.0.0.9", "m");
+        node.interception = Interception::Redirect;
+        let resources = render(&mesh(&yaml(policy)), &node, false, &Memo::default());
+        let proxy = |port: u16| {
+            let listener = value(&resources, ResourceType::Listener, &format!("10.9.0.1_{port}"));
+            let filters = listener["filter_chains"][0]["filters"].as_array().unwrap().clone();
+            filters.last().unwrap()["typed_config"].clone()
+        };
+        (proxy(5432), proxy(5433))
+    };
+    let (proxy, other) = of("{connectionPool: {tcp: {idleTimeout: 0s, maxConnectionDuration: 90s}},
+      loadBalancer: {consistentHash: {useSourceIp: true}},
+      portLevelSettings: [{port: {number: 5433}, connectionPool: {tcp: {idleTimeout: 20s}}}]}");
+    assert_eq!(proxy["idle_timeout"], "0s", "never");
+    assert_eq!(proxy["max_downstream_connection_duration"], "90s");
+    assert!(proxy["hash_policy"][0]["source_ip"].is_object(), "{proxy}");
+    assert_eq!(other["idle_timeout"], "20s");
+    assert_eq!((other.get("max_downstream_connection_duration"), other.get("hash_policy")), (None, None));
+    let (proxy, _) = of("{loadBalancer: {simple: RANDOM}}");
+    assert_eq!((proxy.get("idle_timeout"), proxy.get("hash_policy")), (None, None));
+}

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::super::diagnostic::Findings;
 use super::load_balancer::load_balancer;
-use super::{annotations, export_to, host, period, port};
+use super::{annotations, export_to, host, period, period_or_zero, port};
 use crate::model::destination_rule::{
     ClientTls, ClientTlsMode, ConnectionPool, DestinationRule, H2UpgradePolicy, LoadBalancer,
     OutlierDetection, TcpKeepalive, TrafficPolicy,
@@ -132,7 +132,7 @@ pub(super) fn connection_pool(findings: &mut Findings, path: &str, pool: &Connec
         let path = format!("{path}.tcp");
         period(findings, &format!("{path}.connectTimeout"), tcp.connect_timeout);
         period(findings, &format!("{path}.maxConnectionDuration"), tcp.max_connection_duration);
-        period(findings, &format!("{path}.idleTimeout"), tcp.idle_timeout);
+        period_or_zero(findings, &format!("{path}.idleTimeout"), tcp.idle_timeout);
         if let Some(keepalive) = &tcp.tcp_keepalive {
             tcp_keepalive(findings, &format!("{path}.tcpKeepalive"), keepalive);
         }
