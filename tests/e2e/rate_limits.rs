@@ -1,15 +1,28 @@
 //! RateLimits in our own gateway and sidecar, configured by our control plane.
 
-use crate::limits::Mesh;
+use serde_json::json;
+
+use crate::authz::tokens::{Token, key_set};
+use crate::limits::{Issuer, Mesh};
 use crate::support::control::Control;
 use crate::support::eventually;
 use crate::support::http::get;
 use crate::support::logged::Logged;
 
+/// Who issues the tokens of the mesh.
+fn issuer() -> Issuer {
+    let token = |plan: &str| {
+        let claims = json!({"iss": "me", "sub": "s", "exp": "+3600", "plan": plan});
+        let token: Token = serde_json::from_value(json!({"key": "p256", "claims": claims})).unwrap();
+        token.text()
+    };
+    Issuer { keys: key_set(["p256"].into_iter()).to_string(), token }
+}
+
 #[test]
 fn limits_hold_exactly_by_key_and_by_the_service_at_a_gateway_and_in_a_sidecar() {
     let control = "127.81.0.1";
-    let mesh = Mesh::new("127.81.0.2", "127.81.0.3");
+    let mesh = Mesh::new("127.81.0.2", "127.81.0.3", issuer());
     let control = Control::start(control, &mesh.yaml());
     let gateway = Logged::proxy(control.ip, &mesh.gateway, "edge", &["--role", "gateway"]);
     let sidecar = Logged::proxy(
@@ -26,6 +39,8 @@ fn limits_hold_exactly_by_key_and_by_the_service_at_a_gateway_and_in_a_sidecar()
     gateway.says(&["/open 429 RL request_rate_limited{edge/global/open} by=edge/global/open"]);
     gateway.says(&["/closed 503 RLSE rate_limiter_error by=-"]);
     sidecar.says(&["/stock 429 RL local_rate_limited{shop/api/stock} by=shop/api/stock"]);
+    sidecar.says(&["- 0 RL", "local_rate_limited{shop/api/sessions}"]);
+    gateway.says(&["- 0 RL", "request_rate_limited{edge/bytes/clients}"]);
     let stats = get(format!("{}:15000", mesh.gateway).parse().unwrap(), "/stats").unwrap().1;
     let number = |name: &str| -> u64 {
         let line = stats.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": "));

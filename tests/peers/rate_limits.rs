@@ -6,8 +6,9 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::limits::Mesh;
+use crate::limits::{Issuer, Mesh};
 use crate::programs::{Process, get, peer, weft};
+use crate::tables::tokens::{Token, key_set};
 
 fn envoy(
     role: &str,
@@ -49,9 +50,19 @@ fn envoy(
     (directory, process)
 }
 
+/// Who issues the tokens of the mesh.
+fn issuer() -> Issuer {
+    let token = |plan: &str| {
+        let claims = json!({"iss": "me", "sub": "s", "exp": "+3600", "plan": plan});
+        let token: Token = serde_json::from_value(json!({"key": "p256", "claims": claims})).unwrap();
+        token.text()
+    };
+    Issuer { keys: key_set(["p256"].into_iter()).to_string(), token }
+}
+
 #[test]
 fn envoy_holds_the_same_limits_with_the_same_answers() {
-    let (control, mesh) = ("127.81.2.1", Mesh::new("127.81.2.2", "127.81.2.3"));
+    let (control, mesh) = ("127.81.2.1", Mesh::new("127.81.2.2", "127.81.2.3", issuer()));
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("config")).unwrap();
     std::fs::write(directory.path().join("config/mesh.yaml"), mesh.yaml()).unwrap();

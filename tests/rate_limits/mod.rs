@@ -15,6 +15,15 @@ pub struct Mesh {
     pub sidecar: String,
     pub service: Service,
     application: u16,
+    issuer: Issuer,
+}
+
+/// Who issues tokens.
+pub struct Issuer {
+    /// Its keys.
+    pub keys: String,
+    /// A token with this `plan`.
+    pub token: fn(&str) -> String,
 }
 
 /// An answer.
@@ -32,12 +41,13 @@ impl Answer {
 }
 
 impl Mesh {
-    pub fn new(gateway: &str, sidecar: &str) -> Self {
+    pub fn new(gateway: &str, sidecar: &str, issuer: Issuer) -> Self {
         Self {
             gateway: gateway.to_owned(),
             sidecar: sidecar.to_owned(),
             service: Service::start(),
             application: application(),
+            issuer,
         }
     }
 
@@ -51,6 +61,7 @@ impl Mesh {
             .replace("SIDECAR", &self.sidecar)
             .replace("\"APPLICATION\"", &self.application.to_string())
             .replace(":APPL", &format!(":{}", self.application))
+            .replace("JWKS", &self.issuer.keys)
             .replace("\"LIMITS\"", &self.service.port.to_string())
     }
 
@@ -75,6 +86,8 @@ impl Mesh {
     pub fn play(&self) {
         self.exact_counts();
         self.keys();
+        self.claims();
+        self.connections();
         self.routes();
         self.inbound();
         self.global();
@@ -128,6 +141,40 @@ impl Mesh {
         assert_eq!(self.statuses(3, "127.81.1.1", "GET /users?plan=b", &user("b")), [200, 200, 429]);
         assert_eq!(self.statuses(3, "127.81.1.1", "GET /users?plan=c", ""), [200, 200, 429]);
         assert_eq!(self.statuses(3, "127.81.1.1", "GET /users", ""), [200, 200, 429]);
+    }
+
+    /// By a claim of the token: each value has a bucket, whoever's token it is, and those without a token have one together.
+    fn claims(&self) {
+        let with = |plan: &str| format!("authorization: Bearer {}\r\n", (self.issuer.token)(plan));
+        for plan in ["gold", "free"] {
+            let answers: Vec<_> =
+                (0..4).map(|_| self.to_gateway("127.0.0.1", "GET /plans", &with(plan))).collect();
+            assert_eq!(answers.iter().map(|a| a.status).collect::<Vec<_>>(), [200, 200, 429, 429], "{plan}");
+            assert_eq!(answers[3].field("x-weft-ratelimited"), Some("edge/shop/plans"));
+        }
+        assert_eq!(self.statuses(3, "127.0.0.1", "GET /plans", ""), [200, 200, 429]);
+        // What somebody says in a header is no claim.
+        assert_eq!(self.statuses(1, "127.0.0.1", "GET /plans", "plan: silver\r\n"), [429]);
+        assert_eq!(self.statuses(2, "127.0.0.1", "GET /plans", &with("silver")), [200, 200]);
+    }
+
+    /// Connections, at the workload by a bucket and at the gateway by the service, whatever is said on them.
+    fn connections(&self) {
+        let to = |ip: &str, from: &str| speaks((ip, 9000), from).is_ok_and(|said| said.contains("yes"));
+        let sidecar: Vec<_> = (0..5).map(|_| to(&self.sidecar, "127.0.0.1")).collect();
+        assert_eq!(sidecar, [true, true, true, false, false]);
+        assert_eq!(self.to_workload("GET /other", "").status, 200, "another port");
+        for from in ["127.81.1.1", "127.81.1.2"] {
+            let gateway: Vec<_> = (0..4).map(|_| to(&self.gateway, from)).collect();
+            assert_eq!(gateway, [true, true, false, false], "{from}");
+        }
+        let descriptors = self.service.descriptors();
+        let wanted = "bytes:rule=clients,remote_address=127.81.1.2";
+        assert!(descriptors.iter().any(|d| d == wanted), "{descriptors:?}");
+        self.service.down(true);
+        assert!(!to(&self.gateway, "127.81.1.3"), "the policy is Closed");
+        self.service.down(false);
+        assert!(to(&self.gateway, "127.81.1.3"));
     }
 
     /// A route of a VirtualService by its name.
@@ -239,13 +286,7 @@ fn application() -> u16 {
 }
 
 fn ask(ip: &str, from: &str, line: &str, fields: &str) -> std::io::Result<Answer> {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-    let from: IpAddr = from.parse().unwrap();
-    socket.bind(&SocketAddr::new(from, 0).into())?;
-    let to = SocketAddr::new(ip.parse().unwrap(), 8080);
-    socket.connect_timeout(&to.into(), Duration::from_secs(5))?;
-    let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut stream = connect((ip, 8080), from)?;
     let host = if fields.starts_with("host: ") { "" } else { "host: shop.example\r\n" };
     write!(stream, "{line} HTTP/1.1\r\n{host}{fields}content-length: 0\r\nconnection: close\r\n\r\n")?;
     let mut bytes = Vec::new();
@@ -270,4 +311,29 @@ fn chunks(mut bytes: &[u8]) -> Vec<u8> {
         bytes = bytes.get(end + 4 + size..).unwrap_or_default();
     }
     data
+}
+
+fn connect((ip, port): (&str, u16), from: &str) -> std::io::Result<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    let from: IpAddr = from.parse().unwrap();
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    let to = SocketAddr::new(ip.parse().unwrap(), port);
+    socket.connect_timeout(&to.into(), Duration::from_secs(5))?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    Ok(stream)
+}
+
+/// What the application says through a port for bytes; nothing if the connection is closed.
+fn speaks(at: (&str, u16), from: &str) -> std::io::Result<String> {
+    let mut stream = connect(at, from)?;
+    stream.write_all(b"GET /bytes HTTP/1.1\r\nhost: a\r\n\r\n")?;
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 1024]);
+    while !bytes.ends_with(b"yes") {
+        match stream.read(&mut buffer)? {
+            0 => break,
+            n => bytes.extend_from_slice(&buffer[..n]),
+        }
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

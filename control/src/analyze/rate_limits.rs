@@ -74,7 +74,8 @@ fn service(world: &World, object: &Object<RateLimit>, found: &mut Vec<Message>) 
 /// buckets are in no way wider.
 fn decides_before(other: &RateLimitRule, rule: &RateLimitRule) -> bool {
     let (Some(theirs), Some(ours)) = (&other.local, &rule.local) else { return false };
-    let covers = other.matches.is_none() || other.matches == rule.matches;
+    let ports = |rule: &RateLimitRule| rule.connections.as_ref().map(|given| given.ports.clone());
+    let covers = ports(other) == ports(rule) && (other.matches.is_none() || other.matches == rule.matches);
     let stricter = theirs.most() <= ours.most() && rate(theirs) <= rate(ours);
     let equal = theirs.most() == ours.most() && rate(theirs) == rate(ours) && other.matches == rule.matches;
     // Of two that are equal the later is too much.

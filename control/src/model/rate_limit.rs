@@ -69,6 +69,8 @@ pub struct RateLimitRule {
     /// Which requests; absent for all.
     #[serde(rename = "match")]
     pub matches: Option<RateLimitMatch>,
+    /// It counts connections, not requests.
+    pub connections: Option<ConnectionMatch>,
     /// What has a bucket of its own each.
     pub by: Vec<RateLimitKey>,
     /// A bucket in each proxy.
@@ -91,6 +93,14 @@ pub struct RateLimitMatch {
     pub headers: BTreeMap<String, StringMatch>,
     /// The name of a VirtualService's HTTP route, at gateways.
     pub route: String,
+}
+
+/// Which connections a rule counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ConnectionMatch {
+    /// Those to these ports of the workload, or of the Gateway's servers; absent for all.
+    pub ports: Vec<u16>,
 }
 
 /// What has a bucket of its own each: one of the fields.

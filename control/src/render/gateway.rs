@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
 use super::memo::Output;
-use super::{ProxyNode, acme, deny_list, layer4, route, tls};
+use super::{ProxyNode, acme, deny_list, layer4, rate_limit, route, tls};
 use crate::model::gateway::{Gateway, Server, ServerTlsMode};
 use crate::model::host::covers;
 use crate::model::lookup::served_hosts;
+use crate::model::virtual_service::RouteDestination;
 use crate::model::{Object, VirtualService, World};
 
 /// One server at one port of the workload.
@@ -83,7 +84,7 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
                     );
                     chains.push(json!({
                         "filter_chain_match": {"server_names": place.server_names()},
-                        "filters": [hcm],
+                        "filters": limited(world, node, &[place], vec![hcm]),
                         "transport_socket": context,
                     }));
                     routes.put(&name, inputs, || routes_of(world, node, &name, port, &[place]));
@@ -99,7 +100,7 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
             let name = format!("http.{port}");
             let prefix = format!("outbound_{bind}_{port};");
             let hcm = http_connection_manager(world, node, Way::Gateway, &prefix, Routes::Rds(name.clone()));
-            chains.push(json!({"filters": [hcm]}));
+            chains.push(json!({"filters": limited(world, node, &plain, vec![hcm])}));
             routes.put(&name, inputs, || routes_of(world, node, &name, port, &plain));
         }
         if chains.is_empty() {
@@ -209,7 +210,7 @@ fn passthrough(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value>
                 }
                 chains.push(json!({
                     "filter_chain_match": {"server_names": wanted.sni_hosts},
-                    "filters": tcp_chain(world, node, Way::Gateway, &layer4::clusters(world, &tls.route)),
+                    "filters": to(world, node, place, &tls.route),
                 }));
             }
         }
@@ -225,7 +226,20 @@ fn tcp(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value> {
             let mut routes = rules.spec.tcp.iter();
             routes.find(|tcp| layer4::takes(world, node, &tcp.matches, &gateway, server))
         })
-        .map(|tcp| json!({"filters": tcp_chain(world, node, Way::Gateway, &layer4::clusters(world, &tcp.route))}))
+        .map(|tcp| json!({"filters": to(world, node, place, &tcp.route)}))
         .into_iter()
         .collect()
+}
+
+/// The filters of a chain for bytes.
+fn to(world: &World, node: &ProxyNode, place: &Place<'_>, routes: &[RouteDestination]) -> Vec<Value> {
+    let filters = tcp_chain(world, node, Way::Gateway, &layer4::clusters(world, routes));
+    limited(world, node, &[place], filters)
+}
+
+/// The filters of a chain, behind those that count connections to these servers, which share a port.
+fn limited(world: &World, node: &ProxyNode, places: &[&Place<'_>], filters: Vec<Value>) -> Vec<Value> {
+    let gateways: Vec<_> = places.iter().map(|place| place.gateway).collect();
+    let port = places.first().map(|place| place.server.port.number);
+    rate_limit::of_connections(world, node, port, &gateways).chain(filters).collect()
 }

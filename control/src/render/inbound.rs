@@ -5,11 +5,12 @@ use serde_json::{Value, json};
 
 use super::cluster::Inbound;
 use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
-use super::{ProxyNode, route, tls};
+use super::{ProxyNode, rate_limit, route, tls};
 use crate::model::gateway::ServerTls;
 use crate::model::{EffectivePeerMode, Protocol, World};
 
 /// What the chains lead to.
+#[derive(Clone)]
 pub(super) struct Target<'a> {
     /// The cluster of the application.
     pub(super) cluster: String,
@@ -21,6 +22,8 @@ pub(super) struct Target<'a> {
     pub(super) tls: Option<&'a ServerTls>,
     /// The one route.
     pub(super) route: Value,
+    /// The port, if it is one.
+    pub(super) port: Option<u16>,
 }
 
 impl<'a> Target<'a> {
@@ -32,6 +35,7 @@ impl<'a> Target<'a> {
             protocol: inbound.protocol,
             tls: inbound.tls.as_ref(),
             route: route::inbound(inbound),
+            port: Some(inbound.port),
         }
     }
 }
@@ -57,12 +61,15 @@ pub(super) fn chains(
     target: &Target<'_>,
     mode: EffectivePeerMode,
 ) -> Chains {
-    let filters = |is_http: bool| match is_http {
-        true => {
-            let routes = Routes::Inline(target.route.clone());
-            vec![http_connection_manager(world, node, Way::Inbound, &target.prefix, routes)]
-        }
-        false => tcp_chain(world, node, Way::Inbound, &target.cluster.as_str().into()),
+    let filters = |is_http: bool| -> Vec<Value> {
+        let last = match is_http {
+            true => {
+                let routes = Routes::Inline(target.route.clone());
+                vec![http_connection_manager(world, node, Way::Inbound, &target.prefix, routes)]
+            }
+            false => tcp_chain(world, node, Way::Inbound, &target.cluster.as_str().into()),
+        };
+        rate_limit::of_connections(world, node, target.port, &[]).chain(last).collect()
     };
     let secured = |matches: Value, is_http: bool| json!({"filter_chain_match": matches, "filters": filters(is_http), "transport_socket": tls::inbound(world, is_http)});
     let plain =

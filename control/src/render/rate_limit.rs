@@ -9,6 +9,7 @@ use super::{ProxyNode, authentication, seconds};
 use crate::model::gateway::Gateway;
 use crate::model::rate_limit::{
     FailurePolicy, LocalLimit, REMEMBERED, RateLimit, RateLimitKey, RateLimitMatch, RateLimitRule,
+    RateLimitService,
 };
 use crate::model::values::StringMatch;
 use crate::model::{Object, World};
@@ -38,7 +39,8 @@ pub(super) fn filters<'a>(
 ) -> impl Iterator<Item = Value> + 'a {
     // A route's rules are off except where the route turns them on; inbound there are no such routes.
     let here = move |(_, rule, _): &Rule<'_>| rule.route().is_none() || way == Way::Gateway;
-    rules(world, node).filter(here).map(|(object, rule, gateway)| {
+    let of_requests = |(_, rule, _): &Rule<'_>| rule.connections.is_none();
+    rules(world, node).filter(of_requests).filter(here).map(|(object, rule, gateway)| {
         let mut filter = json!({
             "name": format!("{FILTER}{}", object.bucket(rule)),
             "typed_config": match (&rule.local, &rule.global) {
@@ -69,6 +71,74 @@ pub(super) fn turn_on(world: &World, node: &ProxyNode, name: &str, route: &mut V
     }
 }
 
+/// The network filters that count connections to a port, or to any; `served` are the Gateways whose it is.
+pub(super) fn of_connections<'a>(
+    world: &'a World,
+    node: &'a ProxyNode,
+    port: Option<u16>,
+    served: &'a [&Object<Gateway>],
+) -> impl Iterator<Item = Value> + 'a {
+    rules(world, node).filter_map(move |(object, rule, gateway)| {
+        let ports = &rule.connections.as_ref()?.ports;
+        let here = ports.is_empty() || port.is_some_and(|port| ports.contains(&port));
+        let name = |g: &'a Object<Gateway>| (&g.meta.namespace, &g.meta.name);
+        let its = gateway.is_none_or(|gateway| served.iter().any(|g| name(g) == name(gateway)));
+        (here && its).then(|| connections(object, rule))
+    })
+}
+
+fn connections(object: &Object<RateLimit>, rule: &RateLimitRule) -> Value {
+    let config = match &rule.local {
+        Some(limit) => json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",
+            "stat_prefix": stat_prefix(object, rule),
+            "token_bucket": bucket(limit),
+            // One bucket for all chains of all of its ports.
+            "share_key": object.bucket(rule),
+        }),
+        None => {
+            let service = object.spec.service.clone().unwrap_or_default();
+            let mut entries = vec![json!({"key": RULE, "value": rule.name})];
+            let addresses = rule.by.iter().filter(|key| key.client_address.is_some());
+            entries.extend(addresses.map(
+                |_| json!({"key": "remote_address", "value": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}),
+            ));
+            json!({
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.ratelimit.v3.RateLimit",
+                "stat_prefix": stat_prefix(object, rule),
+                "domain": service.domain,
+                "timeout": patience(&service),
+                "failure_mode_deny": service.failure_policy == FailurePolicy::Closed,
+                "descriptors": [{"entries": entries}],
+                "rate_limit_service": asked(&service),
+            })
+        }
+    };
+    json!({"name": format!("{FILTER}{}", object.bucket(rule)), "typed_config": config})
+}
+
+fn bucket(limit: &LocalLimit) -> Value {
+    json!({
+        "max_tokens": limit.most(),
+        "tokens_per_fill": limit.requests,
+        "fill_interval": seconds(limit.per.unwrap_or_default().get()),
+    })
+}
+
+fn patience(service: &RateLimitService) -> Value {
+    service.timeout.map_or_else(|| PATIENCE.into(), |given| seconds(given.get()))
+}
+
+fn asked(service: &RateLimitService) -> Value {
+    json!({
+        "transport_api_version": "V3",
+        "grpc_service": {"envoy_grpc": {
+            "cluster_name": outbound_name(service.port, "", &service.host),
+            "authority": service.host,
+        }},
+    })
+}
+
 fn share(on: bool) -> Value {
     json!({"default_value": {"numerator": if on { 100 } else { 0 }, "denominator": "HUNDRED"}})
 }
@@ -85,11 +155,7 @@ fn local(
     gateway: Option<&Object<Gateway>>,
     limit: &LocalLimit,
 ) -> Value {
-    let bucket = json!({
-        "max_tokens": limit.most(),
-        "tokens_per_fill": limit.requests,
-        "fill_interval": seconds(limit.per.unwrap_or_default().get()),
-    });
+    let bucket = bucket(limit);
     let optional: Vec<bool> = rule.by.iter().map(may_be_missing).collect();
     let names: Vec<_> = rule.by.iter().map(key_name).collect();
     let subsets = (0..1_usize << names.len())
@@ -131,7 +197,7 @@ fn global(object: &Object<RateLimit>, rule: &RateLimitRule, gateway: Option<&Obj
     let mut config = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.http.ratelimit.v3.RateLimit",
         "domain": service.domain,
-        "timeout": service.timeout.map_or_else(|| PATIENCE.into(), |given| seconds(given.get())),
+        "timeout": patience(&service),
         "failure_mode_deny": service.failure_policy == FailurePolicy::Closed,
         "status_on_error": {"code": 503},
         "filter_enforced": share(!object.spec.dry_run),
@@ -140,13 +206,7 @@ fn global(object: &Object<RateLimit>, rule: &RateLimitRule, gateway: Option<&Obj
         "stat_prefix": stat_prefix(object, rule),
         "response_headers_to_add": refused_by(&object.bucket(rule)),
         "rate_limits": [limit],
-        "rate_limit_service": {
-            "transport_api_version": "V3",
-            "grpc_service": {"envoy_grpc": {
-                "cluster_name": outbound_name(service.port, "", &service.host),
-                "authority": service.host,
-            }},
-        },
+        "rate_limit_service": asked(&service),
     });
     if object.spec.tell_clients {
         config["enable_x_ratelimit_headers"] = "DRAFT_VERSION_03".into();

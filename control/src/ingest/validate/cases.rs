@@ -960,6 +960,33 @@ fn rate_limits() {
         (with("local: {requests: 1, per: 20ms}"), "spec.rules[0].local.per: 0.02s is too short"),
         (local(", burst: 0"), "spec.rules[0].local.burst: 0 lets nothing pass"),
         (local(", maxKeys: 5"), "spec.rules[0].local.maxKeys: the rule has no keys"),
+        (of("connections: {ports: [5432, 6379]}"), ""),
+        (of("connections: {}"), ""),
+        (
+            "{service: {host: a, port: 1, domain: d}, rules: [{name: r, connections: {}, by: [{clientAddress: {}}], global: {}}]}".to_owned(),
+            "",
+        ),
+        (of("connections: {ports: [0]}"), "spec.rules[0].connections.ports[0]: a port is missing"),
+        (of("connections: {ports: [1, 1]}"), "spec.rules[0].connections.ports[1]: 1 is given twice"),
+        (of("connections: {}, match: {methods: [GET]}"), "spec.rules[0].match: stands beside connections"),
+        (of("connections: {}, by: [{header: x-a}]"), "spec.rules[0].by[0]: is not known of a connection"),
+        (of("connections: {}, by: [{clientAddress: {}}]"), "spec.rules[0].by[0]: proxies have no buckets"),
+        (
+            "{service: {host: a, port: 1, domain: d}, rules: [{name: r, connections: {}, by: [{clientAddress: {ipv4Prefix: 24}}], global: {}}]}".to_owned(),
+            "spec.rules[0].by[0]: addresses of connections are not cut",
+        ),
+        (
+            "{service: {host: a, port: 1, domain: d}, rules: [{name: r, connections: {}, global: {hits: 2}}]}".to_owned(),
+            "spec.rules[0].global.hits: a connection counts for one",
+        ),
+        (
+            "{dryRun: true, rules: [{name: r, connections: {}, local: {requests: 1, per: 1s}}]}".to_owned(),
+            "spec.dryRun: \"r\" counts connections",
+        ),
+        (
+            "{tellClients: true, rules: [{name: r, connections: {}, local: {requests: 1, per: 1s}}]}".to_owned(),
+            "spec.tellClients: every rule counts connections",
+        ),
         (of("match: {}"), "spec.rules[0].match: empty"),
         (of("match: {paths: [{exact: a}]}"), "spec.rules[0].match.paths[0]: \"a\" does not begin"),
         (of("match: {paths: [{prefix: '/a?b'}]}"), "spec.rules[0].match.paths[0]: \"/a?b\" has a query"),

@@ -10,7 +10,8 @@ use super::authorization_policy::selector;
 use super::{annotations, host, period, port, regex};
 use crate::model::meta::Meta;
 use crate::model::rate_limit::{
-    LocalLimit, MOST_KEYS, RateLimit, RateLimitKey, RateLimitMatch, RateLimitRule, RateLimitService,
+    ClientAddress, LocalLimit, MOST_KEYS, RateLimit, RateLimitKey, RateLimitMatch, RateLimitRule,
+    RateLimitService,
 };
 use crate::model::values::StringMatch;
 
@@ -86,10 +87,16 @@ fn rule(findings: &mut Findings, path: &str, rule: &RateLimitRule, spec: &RateLi
         }
         (Some(limit), None) => local(findings, &format!("{path}.local"), limit, !rule.by.is_empty()),
         (None, Some(limit)) => {
-            if limit.hits == Some(0) {
+            if limit.hits.is_some() && rule.connections.is_some() {
+                let help = "take it out; the service's configuration has the limit";
+                findings.error(format!("{path}.global.hits"), "a connection counts for one", help);
+            } else if limit.hits == Some(0) {
                 findings.error(format!("{path}.global.hits"), "0 counts for nothing", "give 1 or more");
             }
         }
+    }
+    if rule.connections.is_some() {
+        connections(findings, path, rule, spec);
     }
     if let Some(given) = &rule.matches {
         let path = format!("{path}.match");
@@ -119,6 +126,51 @@ fn rule(findings: &mut Findings, path: &str, rule: &RateLimitRule, spec: &RateLi
             findings.error(&path, "is given twice", "remove one");
         }
         seen.push(given);
+    }
+}
+
+/// What a rule may not say of connections, of which nothing but the addresses is known when they come.
+fn connections(findings: &mut Findings, path: &str, rule: &RateLimitRule, spec: &RateLimit) {
+    let given = rule.connections.iter().flat_map(|given| &given.ports);
+    let mut seen = HashSet::new();
+    for (index, number) in given.enumerate() {
+        let path = format!("{path}.connections.ports[{index}]");
+        port(findings, &path, *number);
+        if !seen.insert(number) {
+            findings.error(&path, format!("{number} is given twice"), "remove one");
+        }
+    }
+    if rule.matches.is_some() {
+        let help = "take one of the two out: match is about requests";
+        findings.error(format!("{path}.match"), "stands beside connections", help);
+    }
+    if spec.dry_run {
+        let help = "move the rule to a RateLimit of its own, without dryRun";
+        findings.error(
+            "spec.dryRun",
+            format!("{:?} counts connections, and they are not tried", rule.name),
+            help,
+        );
+    }
+    if spec.tell_clients && spec.rules.iter().all(|rule| rule.connections.is_some()) {
+        let help = "take it out: a connection is told nothing";
+        findings.error("spec.tellClients", "every rule counts connections", help);
+    }
+    for (index, key) in rule.by.iter().enumerate() {
+        let path = format!("{path}.by[{index}]");
+        let Some(address) = key.client_address else {
+            let help = "a connection has no header, parameter or claim; give clientAddress";
+            findings.error(&path, "is not known of a connection", help);
+            continue;
+        };
+        if rule.local.is_some() {
+            let help = "take it out for one bucket in each proxy, or make the rule global";
+            findings.error(&path, "proxies have no buckets for connections by address", help);
+        }
+        if address != ClientAddress::default() {
+            let help = "give clientAddress: {}, which is the whole address";
+            findings.error(&path, "addresses of connections are not cut to networks", help);
+        }
     }
 }
 

@@ -58,13 +58,15 @@ pub(super) fn listener(world: &World, node: &ProxyNode) -> Value {
         protocol: Protocol::Auto,
         tls: None,
         route: route::inbound_passthrough(),
+        port: None,
     };
     add(&mut all, &passthrough, mode(None), None, "virtualInbound");
     let served: Vec<_> = inbound_ports(world, node).into_iter().filter(|i| !i.uncaptured).collect();
     // A port may have a mode of its own though no service has it.
     for port in world.peer_ports(&node.namespace, labels) {
         if !served.iter().any(|inbound| inbound.port == port) {
-            add(&mut all, &passthrough, mode(Some(port)), Some(port), "virtualInbound");
+            let target = Target { port: Some(port), ..passthrough.clone() };
+            add(&mut all, &target, mode(Some(port)), Some(port), "virtualInbound");
         }
     }
     for inbound in &served {
