@@ -14,6 +14,7 @@ use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig
 use super::compressor::{self, Compressor};
 use super::cors::{CorsPolicy, CorsStats};
 use super::credential_injector::CredentialInjector;
+use super::decompressor::Decompressor;
 use super::ext_authz::{self, ExtAuthz};
 use super::fault::{Fault, FaultStats};
 use super::grpc_stats::GrpcStats;
@@ -252,6 +253,12 @@ fn compile_one(
                 .and_then(|c| Compressor::compile(&c, stat_prefix))
                 .map_err(at("typed_config"))?;
             Filter::Compressor(Arc::new(filter))
+        }
+        "envoy.extensions.filters.http.decompressor.v3.Decompressor" => {
+            let filter = unpack(&any)
+                .and_then(|c| Decompressor::compile(&c, stat_prefix))
+                .map_err(at("typed_config"))?;
+            Filter::Decompressor(Arc::new(filter))
         }
         "envoy.extensions.filters.http.ratelimit.v3.RateLimit" => {
             let limit = unpack(&any)

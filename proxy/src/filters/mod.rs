@@ -9,6 +9,7 @@ pub mod config;
 pub mod cors;
 pub mod credential_injector;
 pub mod decide;
+pub mod decompressor;
 pub mod ext_authz;
 pub mod fault;
 pub mod grpc_stats;
@@ -31,6 +32,7 @@ use self::compressor::Compressor;
 use self::config::PerFilter;
 use self::cors::{CorsStats, Policies};
 use self::credential_injector::CredentialInjector;
+use self::decompressor::Decompressor;
 use self::ext_authz::ExtAuthz;
 use self::fault::{Fault, FaultStats};
 use self::grpc_stats::{GrpcStats, Messages};
@@ -76,6 +78,8 @@ pub enum Filter {
     LocalRateLimit(Arc<LocalRateLimit>),
     /// Answers in an encoding that the client takes.
     Compressor(Arc<Compressor>),
+    /// Messages without the encoding that they came in.
+    Decompressor(Arc<Decompressor>),
     /// How often, as a service says that counts for many proxies.
     GlobalRateLimit(Arc<GlobalRateLimit>),
     /// What proves us to the service that is called.
@@ -219,6 +223,10 @@ impl FilterList {
                         Some(asking) => Box::pin(filter.ask(&mut exchange, asking)).await,
                     }
                 }
+                Filter::Decompressor(filter) => {
+                    filter.request_head(&mut exchange);
+                    Verdict::Continue
+                }
                 Filter::GrpcStats(stats) => {
                     stats.request_head(&mut exchange);
                     Verdict::Continue
@@ -309,6 +317,14 @@ impl FilterList {
                     let later = scratch.later.as_deref_mut();
                     filter.response_head(headers, answer, later, of_route(&named.name), &offered);
                 }
+                Filter::Decompressor(filter) => {
+                    let setting = matched.and_then(|m| m.per_filter().find_map(|p| p.get(&named.name)));
+                    let off =
+                        matches!(setting, Some(PerFilter::Disabled)) || (named.disabled && setting.is_none());
+                    if !off {
+                        filter.response_head(headers, ends, scratch);
+                    }
+                }
                 Filter::LocalRateLimit(_) | Filter::GlobalRateLimit(_) | Filter::ExtAuthz(_) => {
                     if let Some(tell) = scratch.later.as_mut().and_then(|l| l.tells.pop()) {
                         tell(headers);
@@ -329,10 +345,7 @@ impl FilterList {
     pub fn response_body(&self, body: Body, scratch: &mut Scratch, flow: &Rc<Flow>) -> Body {
         let Some(later) = &mut scratch.later else { return body };
         let body = if later.at_end.is_empty() { body } else { Messages::wrap(body, flow, false) };
-        let body = match later.encode.take() {
-            Some(encode) => encode(body),
-            None => body,
-        };
+        let body = later.encode.drain(..).fold(body, |body, encode| encode(body));
         match later.slow.take() {
             Some(rate) => Slow::wrap(body, rate),
             None => body,

@@ -74,8 +74,8 @@ pub struct Later {
     pub tells: Vec<Tell>,
     /// What compressors know of the request, which is for them alone.
     pub compression: Option<Box<dyn std::any::Any>>,
-    /// What becomes of the answer's body.
-    pub encode: Option<Encode>,
+    /// What becomes of the answer's body, in this order.
+    pub encode: Vec<Encode>,
     /// Bytes a second at which the answer's body may go.
     pub slow: Option<u64>,
     /// Who is told the record when the request ended.

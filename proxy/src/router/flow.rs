@@ -169,6 +169,11 @@ impl Flow {
         self.broken.get()
     }
 
+    /// The request's body is found out to be broken, by whoever reads it.
+    pub fn breaks_off(&self, error: BodyError) {
+        self.broken.set(Some(error));
+    }
+
     /// Body bytes that came from the downstream.
     pub fn received(&self) -> u64 {
         self.received.get()

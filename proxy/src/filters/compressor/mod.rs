@@ -167,7 +167,7 @@ impl Compressor {
             let library = self.library(of_route);
             if self.takes(choice, library) && compressible {
                 let numbers = self.numbers.clone();
-                later.encode = Some(Box::new(move |body| Encoded::wrap(body, library, numbers)));
+                later.encode.push(Box::new(move |body| Encoded::wrap(body, library, numbers)));
                 chosen = Some(library);
             }
         } else if wanted {
@@ -278,7 +278,7 @@ fn choose(headers: &Headers, accepts: &HeaderValue, offered: &[(&Compressor, Lib
     accept::choose(&String::from_utf8_lossy(accepts.as_bytes()), &names)
 }
 
-fn has_token(headers: &Headers, name: &http::HeaderName, token: &str) -> bool {
+pub(super) fn has_token(headers: &Headers, name: &http::HeaderName, token: &str) -> bool {
     headers.get_str(name).is_some_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case(token)))
 }
 

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::certificates;
 use super::observed::{Tally, sorted};
 use super::pair::other_port;
-use super::spec::{Ask, Send};
+use super::spec::{self, Ask, Send};
 use crate::differential::case::H2Request;
 use crate::differential::h2;
 use crate::differential::normalize::{Message, render, whole};
@@ -191,21 +191,19 @@ fn request(ask: &Ask) -> Vec<u8> {
     for field in &ask.headers {
         let _ = write!(text, "{field}\r\n");
     }
+    let body = spec::coded(ask.body.as_deref().unwrap_or_default(), &ask.coded);
     match (&ask.body, ask.trailers.is_empty()) {
-        (Some(body), true) => {
-            let _ = write!(text, "content-length: {}\r\n\r\n{body}", body.len());
+        (Some(_), true) => {
+            let _ = write!(text, "content-length: {}\r\n\r\n", body.len());
+            [text.into_bytes(), body].concat()
         }
-        (body, false) => {
-            let body = body.as_deref().unwrap_or_default();
-            let _ = write!(text, "transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n", body.len());
-            for field in &ask.trailers {
-                let _ = write!(text, "{field}\r\n");
-            }
-            text += "\r\n";
+        (_, false) => {
+            let _ = write!(text, "transfer-encoding: chunked\r\n\r\n{:x}\r\n", body.len());
+            let trailers: String = ask.trailers.iter().map(|field| format!("{field}\r\n")).collect();
+            [text.into_bytes(), body, format!("\r\n0\r\n{trailers}\r\n").into_bytes()].concat()
         }
-        (None, true) => text += "\r\n",
+        (None, true) => (text + "\r\n").into_bytes(),
     }
-    text.into_bytes()
 }
 
 /// One exchange; the connection, if it is still good.

@@ -30,6 +30,6 @@ macro_rules! files {
 }
 
 files! {
-    matchers rewriting connections retries filters clusters balancing health outlier tcp tls rbac rbac_networks limits ratelimit compressor jwt ext_authz
+    matchers rewriting connections retries filters clusters balancing health outlier tcp tls rbac rbac_networks limits ratelimit compressor decompressor jwt ext_authz
     listeners certificates credentials logs requests upstreams
 }

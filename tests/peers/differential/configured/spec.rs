@@ -144,7 +144,7 @@ pub enum Answer {
     /// This status, with a short body.
     Status(u16),
     /// More than that.
-    Full(FullAnswer),
+    Full(Box<FullAnswer>),
 }
 
 /// An answer with everything.
@@ -157,6 +157,8 @@ pub struct FullAnswer {
     pub headers: Vec<String>,
     /// The body.
     pub body: Option<String>,
+    /// The body is encoded so: `gzip`, `br`; with `-cut` behind it, its end is missing.
+    pub coded: String,
     /// Trailers; the body is chunked then.
     pub trailers: Vec<String>,
     /// Over HTTP/2: send the body although such an answer has none.
@@ -200,6 +202,8 @@ pub struct Ask {
     pub headers: Vec<String>,
     /// The body.
     pub body: Option<String>,
+    /// The body is encoded so, over HTTP/1: `gzip`, `br`; with `-cut` behind it, its end is missing.
+    pub coded: String,
     /// Trailers; the body is chunked then.
     pub trailers: Vec<String>,
     /// By HTTP/2.
@@ -228,6 +232,29 @@ pub struct Ask {
     pub from: Option<String>,
     /// Close without waiting for an answer, after so many milliseconds.
     pub give_up: Option<u64>,
+}
+
+/// A body as it goes over the wire.
+pub fn coded(text: &str, how: &str) -> Vec<u8> {
+    use std::io::Write;
+    let mut bytes = match how.trim_end_matches("-cut") {
+        "gzip" => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+            encoder.write_all(text.as_bytes()).unwrap();
+            encoder.finish().unwrap()
+        }
+        "br" => {
+            let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 20);
+            encoder.write_all(text.as_bytes()).unwrap();
+            encoder.into_inner()
+        }
+        "" => text.as_bytes().to_vec(),
+        other => panic!("no encoding is called {other:?}"),
+    };
+    if how.ends_with("-cut") {
+        bytes.truncate(bytes.len() / 2);
+    }
+    bytes
 }
 
 /// The client's side of TLS.
@@ -277,7 +304,7 @@ impl Answer {
     pub fn full(&self) -> FullAnswer {
         match self {
             Self::Status(status) => FullAnswer { status: *status, ..FullAnswer::default() },
-            Self::Full(answer) => answer.clone(),
+            Self::Full(answer) => (**answer).clone(),
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::observed::sorted;
 use super::pair::{Side, endpoint_address};
-use super::spec::{Case, Cluster, Endpoint, FullAnswer};
+use super::spec::{Case, Cluster, Endpoint, FullAnswer, coded};
 use super::{certificates, checks};
 use crate::differential::normalize::{Message, render, whole};
 
@@ -206,7 +206,7 @@ impl Server {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(answer.body_delay)).await;
-            if stream.write_all(rest.as_bytes()).await.is_err() {
+            if stream.write_all(&rest).await.is_err() {
                 return;
             }
         }
@@ -253,12 +253,15 @@ fn status(answer: &FullAnswer) -> u16 {
     if answer.status == 0 { 200 } else { answer.status }
 }
 
-fn body(answer: &FullAnswer) -> String {
-    answer.body.clone().unwrap_or_else(|| format!("answer {}", status(answer)))
+fn body(answer: &FullAnswer) -> Vec<u8> {
+    match &answer.body {
+        Some(text) => coded(text, &answer.coded),
+        None => format!("answer {}", status(answer)).into_bytes(),
+    }
 }
 
 /// An answer's head, and its body.
-fn answer_bytes(answer: &FullAnswer, head: bool) -> (String, String) {
+fn answer_bytes(answer: &FullAnswer, head: bool) -> (String, Vec<u8>) {
     let mut text = format!("HTTP/1.1 {} Fine\r\n", status(answer));
     for field in &answer.headers {
         let _ = write!(text, "{field}\r\n");
@@ -268,13 +271,14 @@ fn answer_bytes(answer: &FullAnswer, head: bool) -> (String, String) {
     if !answer.trailers.is_empty() {
         text += "transfer-encoding: chunked\r\n\r\n";
         let trailers: String = answer.trailers.iter().map(|t| format!("{t}\r\n")).collect();
-        return (text, format!("{:x}\r\n{body}\r\n0\r\n{trailers}\r\n", body.len()));
+        let length = format!("{:x}\r\n", body.len()).into_bytes();
+        return (text, [length, body, format!("\r\n0\r\n{trailers}\r\n").into_bytes()].concat());
     }
     if !empty {
         let _ = write!(text, "content-length: {}\r\n", body.len());
     }
     text += "\r\n";
-    (text, if empty || head { String::new() } else { body })
+    (text, if empty || head { Vec::new() } else { body })
 }
 
 async fn respond_h2(mut respond: h2::server::SendResponse<Bytes>, answer: &FullAnswer, of_head: bool) {
