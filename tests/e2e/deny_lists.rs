@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::support::control::Control;
+use crate::support::edge::edge;
 use crate::support::http::{backend, get};
 use crate::support::logged::Logged;
 use crate::support::{eventually, stderr, stdout, weft};
@@ -14,6 +15,11 @@ const CONTROL: &str = "127.62.0.1";
 const GATEWAY: &str = "127.62.0.2";
 
 fn mesh(backend: SocketAddr, url: &str) -> String {
+    let servers = "{port: {number: 8080, name: http, protocol: HTTP}, hosts: ['*']}, \
+        {port: {number: 9000, name: tcp, protocol: TCP}, hosts: ['*']}";
+    let rules = "http: [{route: [{destination: {host: shop.com}}]}]
+  tcp: [{match: [{port: 9000}], route: [{destination: {host: shop.com}}]}]";
+    let edge = edge("edge", "ingress", servers, "'*'", rules);
     format!(
         "
 apiVersion: v1
@@ -35,25 +41,7 @@ kind: WorkloadEntry
 metadata: {{name: gateway, namespace: edge, annotations: {{weft.dev/role: gateway}}}}
 spec: {{address: {GATEWAY}, labels: {{istio: ingress}}}}
 ---
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: gateway, namespace: edge}}
-spec:
-  selector: {{istio: ingress}}
-  servers:
-    - {{port: {{number: 8080, name: http, protocol: HTTP}}, hosts: ['*']}}
-    - {{port: {{number: 9000, name: tcp, protocol: TCP}}, hosts: ['*']}}
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: shop, namespace: edge}}
-spec:
-  hosts: ['*']
-  gateways: [gateway]
-  http: [{{route: [{{destination: {{host: shop.com}}}}]}}]
-  tcp: [{{match: [{{port: 9000}}], route: [{{destination: {{host: shop.com}}}}]}}]
----
-apiVersion: weft.dev/v1alpha1
+{edge}apiVersion: weft.dev/v1alpha1
 kind: IPDenyList
 metadata: {{name: local, namespace: edge}}
 spec:

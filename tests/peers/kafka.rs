@@ -59,7 +59,7 @@ impl Node<'_> {
         // Any number in Kafka's form will do.
         let mut format = java("kafka.tools.StorageTool", "-Xmx64m");
         format.args(["format", "-t", "d2VmdC10ZXN0LWthZmthMQ", "-c"]).arg(&properties);
-        crate::postgres::run(&mut format).unwrap();
+        crate::programs::run(&mut format).unwrap();
         let mut kafka = java("kafka.Kafka", "-Xmx256m");
         kafka.arg(properties);
         kafka
@@ -80,7 +80,7 @@ pub fn create_topic(from: &Host, servers: &str, topic: &str, replicas: u32) {
     let mut create = java("org.apache.kafka.tools.TopicCommand", "-Xmx64m");
     create.args(["--bootstrap-server", servers, "--create", "--if-not-exists", "--topic", topic]);
     create.args(["--partitions", "1", "--replication-factor", &replicas.to_string()]);
-    crate::postgres::run(&mut from.command(&create)).unwrap();
+    crate::programs::run(&mut from.command(&create)).unwrap();
 }
 
 /// A producer that runs all the time; each line is a message, acknowledged by all replicas.

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::meshes;
-use crate::programs::{Process, peer};
+use crate::programs::{Process, peer, run};
 
 const MESH: &str = "
 apiVersion: v1
@@ -76,18 +76,6 @@ pub fn as_postgres(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
     command
-}
-
-/// Runs a client's program to its end and gives what it printed.
-pub fn run(command: &mut Command) -> Result<String, String> {
-    let output = command.env("PGCONNECT_TIMEOUT", "10").output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    match output.status.success() {
-        true => Ok(text),
-        false => {
-            Err(format!("{command:?}: {}\n{text}{}", output.status, String::from_utf8_lossy(&output.stderr)))
-        }
-    }
 }
 
 /// An empty database cluster in the directory.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// How long something may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(40);
 /// How long a program may take to start.
 const START: Duration = Duration::from_secs(30);
 
@@ -141,4 +143,30 @@ pub fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let status = text.get(9..12).and_then(|s| s.parse().ok()).unwrap_or(0);
     let body = text.split_once("\r\n\r\n").map(|(_, b)| b.to_owned()).unwrap_or_default();
     Ok((status, body))
+}
+
+/// Runs a client's program to its end and gives what it printed.
+pub fn run(command: &mut Command) -> Result<String, String> {
+    let output = command.env("PGCONNECT_TIMEOUT", "10").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    match output.status.success() {
+        true => Ok(text),
+        false => {
+            Err(format!("{command:?}: {}\n{text}{}", output.status, String::from_utf8_lossy(&output.stderr)))
+        }
+    }
+}
+
+/// Waits for something, not for ever.
+pub fn until(what: &str, done: impl FnMut() -> bool) {
+    until_or(what, String::new, done);
+}
+
+/// The same; `story` tells what to look at where it does not come.
+pub fn until_or(what: &str, story: impl Fn() -> String, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}\n{}", story());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod authority;
 pub mod control;
+pub mod edge;
 pub mod http;
 pub mod logged;
 pub mod management;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::entry;
 use crate::support::control::Control;
+use crate::support::edge::edge;
 use crate::support::eventually;
 use crate::support::http::exchange;
 use crate::support::logged::Logged;
@@ -18,24 +19,12 @@ kind: ConfigMap
 metadata: {{name: istio, namespace: istio-system}}
 data: {{mesh: '{{defaultConfig: {{gatewayTopology: {topology}}}}}'}}
 ---
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: edge, namespace: shop}}
-spec:
-  selector: {{istio: ingressgateway}}
-  servers: [{{port: {{number: 8080, name: http, protocol: HTTP}}, hosts: ['a.com']}}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: a, namespace: shop}}
-spec:
-  hosts: [a.com]
-  gateways: [edge]
-  http: [{{route: [{{destination: {{host: a.com, port: {{number: 8080}}}}}}]}}]
----
 "
     );
-    let control = Control::start(control, &(text + &entry("a", &[(a, "r/z")])));
+    let server = "{port: {number: 8080, name: http, protocol: HTTP}, hosts: ['a.com']}";
+    let rules = "http: [{route: [{destination: {host: a.com, port: {number: 8080}}}]}]";
+    let edge = edge("shop", "ingressgateway", server, "a.com", rules);
+    let control = Control::start(control, &(text + &edge + &entry("a", &[(a, "r/z")])));
     let more = ["--role", "gateway", "--label", "istio=ingressgateway"];
     let proxy = Logged::proxy(control.ip, ip, "shop", &more);
     (control, proxy, format!("{ip}:8080").parse().unwrap())

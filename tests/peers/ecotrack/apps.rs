@@ -12,8 +12,8 @@ use super::service;
 use crate::kafka::Producer;
 use crate::netns::databases::{psql, redis_cli};
 use crate::netns::hosts::{Host, Serving};
-use crate::postgres::run;
 use crate::programs::peer;
+use crate::programs::run;
 
 /// What all of them have.
 pub struct Shared {

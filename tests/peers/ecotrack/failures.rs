@@ -6,22 +6,21 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::journey::until;
 use super::{API, CARD, EcoTrack, WORKLOADS, mesh, service};
 use crate::netns::databases::{psql, redis_cli};
 use crate::netns::hosts::{Host, Serving};
-use crate::programs::Process;
+use crate::programs::{Process, until_or};
 
 impl EcoTrack {
     /// A request that ends at product-service: its status, and how long it took.
-    fn browse(&self) -> (String, Duration) {
+    pub(super) fn browse(&self) -> (String, Duration) {
         let began = Instant::now();
         let (status, _) = self.curl(&format!("https://{API}/api/products"), &[]);
         (status, began.elapsed())
     }
 
     /// Nothing fails for so many requests.
-    fn browses(&self, what: &str, times: usize) {
+    pub(super) fn browses(&self, what: &str, times: usize) {
         for number in 0..times {
             let (status, took) = self.browse();
             assert_eq!(status, "200", "{what}: request {number}, after {took:?}\n{}", self.story());
@@ -29,9 +28,9 @@ impl EcoTrack {
     }
 
     /// The whole journey works again, soon.
-    fn recovers(&self, what: &str) {
+    pub(super) fn recovers(&self, what: &str) {
         let mut last = String::new();
-        until(
+        until_or(
             &format!("{what}: {last}"),
             || self.story(),
             || {
@@ -109,14 +108,14 @@ fn the_mesh_outlives_what_befalls_it() {
     let far = delayed(&relay, product, Duration::from_millis(100));
     let file = ecotrack.pods.file("config/mesh.yaml");
     std::fs::write(&file, mesh().replace("address: 10.88.2.2", "address: 10.88.9.1")).unwrap();
-    until(
+    until_or(
         "requests go the slow way",
         || ecotrack.story(),
         || ecotrack.browse().1 > Duration::from_millis(200),
     );
     ecotrack.browses("packets are late", 10);
     std::fs::write(&file, mesh()).unwrap();
-    until(
+    until_or(
         "they go the short way again",
         || ecotrack.story(),
         || ecotrack.browse().1 < Duration::from_millis(200),
@@ -152,7 +151,7 @@ fn the_mesh_outlives_what_befalls_it() {
     let own = |query: &str| psql(&ecotrack.hosts["postgres-primary"], "127.0.0.1", "disable", query).unwrap();
     let transaction = own("select transaction from payments order by id desc limit 1");
     let key = format!("notified:{transaction}");
-    until(
+    until_or(
         "the last notification came",
         || ecotrack.story(),
         || redis_cli(&ecotrack.hosts["redis"], "127.0.0.1", &["exists", &key]).is_ok_and(|said| said == "1"),

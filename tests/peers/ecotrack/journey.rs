@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -10,15 +10,7 @@ use super::{API, CARD, EcoTrack, WORKLOADS, identity, service};
 use crate::netns::databases::{psql, redis_cli};
 use crate::netns::hosts::Host;
 use crate::netns::wire::Capture;
-
-/// Waits for something, not for ever.
-pub fn until(what: &str, story: impl Fn() -> String, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !done() {
-        assert!(Instant::now() < end, "not within thirty seconds: {what}\n{}", story());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
+use crate::programs::until_or;
 
 impl EcoTrack {
     /// Login, browse, order, pay, and the notification that follows, as one transaction.
@@ -64,7 +56,7 @@ fn a_customer_logs_in_browses_orders_pays_and_is_notified() {
     assert_eq!(own("postgres-primary", &format!("select card from payments {by}")), CARD);
     let key = format!("notified:{transaction}");
     let stored = || redis_cli(&mesh.hosts["redis"], "127.0.0.1", &["get", &key]);
-    until(
+    until_or(
         "the message went by Kafka to Redis",
         || mesh.story(),
         || stored().is_ok_and(|said| said == format!("{transaction} {CARD}")),
@@ -96,7 +88,7 @@ fn a_customer_logs_in_browses_orders_pays_and_is_notified() {
                 .iter()
                 .any(|l| l["path"] == path && l[key] == identity(other).as_str())
         };
-        until(
+        until_or(
             &format!("{caller} -> {callee} {path} is logged at both ends"),
             || mesh.story(),
             || logged(caller, "callee", callee) && logged(callee, "caller", caller),
@@ -117,7 +109,7 @@ fn a_customer_logs_in_browses_orders_pays_and_is_notified() {
         ("payment-service", "postgres-primary"),
         ("notification-service", "redis"),
     ] {
-        until(
+        until_or(
             &format!("{caller} -> {callee} is logged at both ends"),
             || mesh.story(),
             || tcp(caller, "callee", callee, "outbound|") && tcp(callee, "caller", caller, "inbound|"),
@@ -175,7 +167,7 @@ fn what_is_not_declared_does_not_get_out() {
         let mut curl = std::process::Command::new(crate::programs::peer("WEFT_CURL"));
         curl.args(["-s", "-S", "-k", "--max-time", "10", "--resolve", "api.stripe.com:443:10.99.0.2"]);
         curl.args(["--resolve", "evil.example:443:10.99.0.2", url]);
-        crate::postgres::run(&mut mesh.hosts[from].command(&curl))
+        crate::programs::run(&mut mesh.hosts[from].command(&curl))
     };
     let allowed = dial("order-service", "https://api.stripe.com/");
     assert!(allowed.as_ref().is_ok_and(|said| said.contains("charged")), "{allowed:?}\n{}", mesh.story());
@@ -185,13 +177,13 @@ fn what_is_not_declared_does_not_get_out() {
         let log = mesh.pods.log_of("order-service");
         log.lines().any(|l| l.contains("BlackHoleCluster") && l.contains("evil.example"))
     };
-    until("the sidecar says what it refused", || mesh.story(), explained);
+    until_or("the sidecar says what it refused", || mesh.story(), explained);
     // Nor by way of the gateway, under a name that it does not pass on, or none. What is asked for inside is not its matter.
     let gateway = |name: &str, url: &str, more: &[&str]| {
         let mut curl = std::process::Command::new(crate::programs::peer("WEFT_CURL"));
         curl.args(["-s", "-S", "-k", "--max-time", "10"]);
         curl.args(["--resolve", &format!("{name}:443:10.96.1.2")]).args(more).arg(url);
-        crate::postgres::run(&mut mesh.hosts["order-service"].command(&curl))
+        crate::programs::run(&mut mesh.hosts["order-service"].command(&curl))
     };
     let by = |name: &str, more: &[&str]| gateway(name, &format!("https://{name}/"), more);
     let passed = by("api.stripe.com", &["-H", "host: evil.example"]);

@@ -11,8 +11,9 @@
 
 mod apps;
 mod failures;
-mod http;
+pub(crate) mod http;
 mod journey;
+mod losses;
 pub(crate) mod outside;
 
 use std::collections::BTreeMap;

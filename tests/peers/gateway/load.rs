@@ -3,8 +3,8 @@
 use std::process::Command;
 
 use super::{Edge, GATEWAYS};
-use crate::postgres::run;
 use crate::programs::peer;
+use crate::programs::run;
 
 #[test]
 fn other_peoples_load_generators_see_no_failure() {

@@ -1,6 +1,7 @@
 //! Standalone gateways before a service that is no part of the mesh: every way of TLS, load by other people's clients, and
 //! gateways that are replaced one after the other while they are used.
 
+mod grpc;
 mod load;
 mod rolling;
 mod tls;
@@ -43,6 +44,8 @@ spec:
   http:
     - match: [{uri: {prefix: /originate}}]
       route: [{destination: {host: origin.example, port: {number: 80}}}]
+    - match: [{uri: {prefix: /test.Echo/}}]
+      route: [{destination: {host: web.example, port: {number: 8090}}}]
     - route: [{destination: {host: web.example, port: {number: 8080}}}]
 ---
 apiVersion: networking.istio.io/v1
@@ -85,7 +88,7 @@ spec:
   hosts: [web.example]
   location: MESH_EXTERNAL
   resolution: STATIC
-  ports: [{number: 8080, name: http, protocol: HTTP}, {number: 8443, name: tls, protocol: TLS}]
+  ports: [{number: 8080, name: http, protocol: HTTP}, {number: 8090, name: grpc, protocol: GRPC}, {number: 8443, name: tls, protocol: TLS}]
   endpoints: [{address: 10.88.2.1}]
 ";
 
@@ -98,7 +101,7 @@ struct Edge {
     directory: tempfile::TempDir,
     _service: Process,
     _through: Serving,
-    _behind: Host,
+    behind: Host,
     _switch: Switch,
 }
 
@@ -152,7 +155,7 @@ impl Edge {
             directory,
             _service: service,
             _through: through,
-            _behind: behind,
+            behind,
             _switch: switch,
         }
     }
@@ -170,7 +173,7 @@ impl Edge {
             curl.args(["--resolve", &format!("{host}:{port}:{}", GATEWAYS[0])]);
         }
         curl.args(more).arg(url);
-        crate::postgres::run(&mut self.client.command(&curl))
+        crate::programs::run(&mut self.client.command(&curl))
     }
 }
 

@@ -10,8 +10,8 @@ use super::hosts::{Host, Net, SERVER};
 use super::pods::{MESH, Pod, Pods, Program, service};
 use super::switch::{SWITCH, Switch};
 use super::wire::Capture;
-use crate::postgres::{as_postgres, cluster, run};
-use crate::programs::{Process, peer};
+use crate::postgres::{as_postgres, cluster};
+use crate::programs::{Process, peer, run, until};
 
 const POSTGRES: &str = "10.96.1.1";
 const REDIS: &str = "10.96.1.2";
@@ -69,7 +69,7 @@ fn pgbench(from: &Host, to: &str, arguments: &[&str]) -> String {
     run(&mut from.command(&pgbench)).unwrap()
 }
 
-fn redis(host: &Host, directory: &Path) -> Process {
+pub(super) fn redis(host: &Host, directory: &Path) -> Process {
     redis_with(host, directory).1
 }
 
@@ -93,15 +93,6 @@ pub(crate) fn redis_cli(from: &Host, to: &str, arguments: &[&str]) -> Result<Str
     let mut cli = Command::new(peer("WEFT_REDIS_CLI"));
     cli.args(["-h", to]).args(arguments);
     run(&mut from.command(&cli)).map(|text| text.trim_end().to_owned())
-}
-
-/// Waits for something, not for ever.
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(15);
-    while !done() {
-        assert!(Instant::now() < end, "not within fifteen seconds: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]

@@ -96,6 +96,19 @@ impl Host {
         self.inside(|| std::fs::write(Path::new("/proc/sys").join(path), value).unwrap());
     }
 
+    /// Sends a signal to everything that runs on this host.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let output = Command::new("ip").args(["netns", "pids", &self.0]).output().unwrap();
+        let pids = String::from_utf8_lossy(&output.stdout).into_owned();
+        let pids: Vec<_> =
+            pids.lines().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)).collect();
+        assert!(!pids.is_empty(), "nothing runs on {}", self.0);
+        for pid in pids {
+            // One that has ended meanwhile needs none.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
     /// Loads rules of the firewall.
     pub fn nft(&self, rules: &str) {
         let file = tempfile::NamedTempFile::new().unwrap();

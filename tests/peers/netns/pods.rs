@@ -101,13 +101,15 @@ pub struct Settings {
     pub init: &'static [&'static str],
     /// More of the sidecars'.
     pub flags: &'static [&'static str],
+    /// They keep what they were told for a restart.
+    pub keep: bool,
     /// Their environment, KEY=VALUE.
     pub environment: &'static [&'static str],
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { mode: "REDIRECT", init: &[], flags: &[], environment: &[] }
+        Self { mode: "REDIRECT", init: &[], flags: &[], keep: false, environment: &[] }
     }
 }
 
@@ -249,6 +251,9 @@ impl Pods {
             true => ["--interception-mode", self.settings.mode],
             false => ["--role", "gateway"],
         };
+        if self.settings.keep {
+            arguments.extend(["--state-dir".to_owned(), file("kept")]);
+        }
         arguments.extend(role.iter().chain(self.settings.flags).map(ToString::to_string));
         match pod.program {
             Program::Weft => {

@@ -17,7 +17,7 @@ use super::PATIENCE;
 use super::captured::{MARKER, Says, start};
 use super::hosts::{CLIENT, CLIENT6, Host, Net, SERVER, SERVER6, Serving};
 use super::pods::{MESH, OUTSIDE, Pods, Program, Settings, service};
-use crate::programs::get;
+use crate::programs::{get, until};
 
 const USERS: &str = "10.96.0.10";
 
@@ -67,6 +67,7 @@ const DNS: Settings = Settings {
     mode: "REDIRECT",
     init: &["--redirect-dns"],
     flags: &[],
+    keep: false,
     environment: &["ISTIO_META_DNS_CAPTURE=true", "ISTIO_META_DNS_AUTO_ALLOCATE=true"],
 };
 
@@ -173,14 +174,6 @@ fn greeting(from: &Host, ip: &str, port: u16) -> String {
 fn page(on: &Host, port: u16) -> Value {
     let (_, text) = on.inside(|| get(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), "/dns")).unwrap();
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(40);
-    while !done() {
-        assert!(Instant::now() < end, "not within forty seconds: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Servers that are told apart by the addresses that their names were given.
@@ -299,6 +292,31 @@ fn names_of_the_mesh_are_answered_without_a_server_and_others_by_it() {
     );
     assert_eq!(page["servers"][0]["address"], "10.77.0.2:53");
     assert_eq!(page["counters"]["loops_total"], 0);
+}
+
+#[test]
+fn names_are_known_after_a_restart_without_a_control_plane() {
+    let net = Net::new();
+    let _dns = played(&net);
+    tell(&net, OUTSIDE);
+    let _servers = (start(&net.server, 8080, Says::Http), outsiders(&net, OUTSIDE));
+    let settings = Settings { keep: true, ..DNS };
+    let mut pods = Pods::with_settings(&net, &mesh(), [Program::Weft; 2], [CLIENT, SERVER], settings);
+    let web = &net.client;
+    let seen = || {
+        let ask = |name: &str| ask(web, OUTSIDE, name, RecordType::A, false).said();
+        (ask("users"), ask("server.members"), ask("first.example"), ask("outside.example"))
+    };
+    let before = seen();
+    assert_eq!(before.0, Answer::ok(&[USERS]), "{}", pods.logs());
+
+    pods.kill("control");
+    pods.restart("web");
+    let ready = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 15021);
+    until("it is ready again", || web.inside(|| get(ready, "/healthz/ready")).is_ok_and(|a| a.0 == 200));
+    // The addresses that were allocated to servers outside are the same, too: applications have cached them.
+    assert_eq!(seen(), before, "{}", pods.logs());
+    are_told_apart(&net, OUTSIDE, RecordType::A, "240.240.", &pods);
 }
 
 #[test]
