@@ -7,9 +7,36 @@ use weft_control::model::World;
 use super::Case;
 use crate::authz::{Judge, Question, Request, identities, identity};
 
+/// What is found where a case asks for all that may come.
+const WHO: [&str; 3] = ["identities", "anyIdentity", "plainText"];
+
+/// Who can come to a port, by any request that its policies speak of.
+fn who(world: &World, judge: &Judge, port: u16) -> anyhow::Result<Value> {
+    let reach = judge.reach(port)?;
+    let own = format!("spiffe://{}/ns/", world.mesh().trust_domain);
+    let short = |id: &str| match id.strip_prefix(&own).and_then(|rest| rest.split_once("/sa/")) {
+        Some((namespace, account)) => format!("{namespace}/{account}"),
+        None => id.to_owned(),
+    };
+    let mut identities: Vec<_> =
+        reach.identities.iter().filter(|one| !one.ways.is_empty()).map(|one| short(&one.identity)).collect();
+    identities.sort();
+    Ok(json!({
+        "identities": identities,
+        "anyIdentity": !reach.anybody.in_mesh.is_empty(),
+        "plainText": !reach.anybody.unauthenticated.is_empty(),
+    }))
+}
+
 /// What the workload's proxy decides, by which rule of which policy.
 pub(super) fn decide(world: &World, judge: &Judge, case: &Case) -> anyhow::Result<Value> {
     let port = judge.port(case.port)?;
+    if WHO.iter().any(|key| case.expect.contains_key(*key)) {
+        if case.request.is_some() || case.identity.is_some() {
+            bail!("{} are about all callers and requests: leave out identity and request", WHO.join(", "));
+        }
+        return who(world, judge, port);
+    }
     let request = match case.request()? {
         None if case.headers.is_empty() => None,
         None => bail!("headers are parts of a request: say which, such as request: GET /path"),

@@ -80,6 +80,50 @@ fn a_configuration_passes_its_tests_and_fails_them_when_it_changes() {
     );
 }
 
+/// A database, three that may use it, and one that may not.
+const DATABASE: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: postgres, namespace: ecotrack}
+spec: {ports: [{name: tcp-postgres, port: 5432}], selector: {app: postgres}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: postgres-1, namespace: ecotrack}
+spec: {address: 127.0.90.1, labels: {app: postgres}, serviceAccount: postgres}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: postgres, namespace: ecotrack}
+spec: {selector: {matchLabels: {app: postgres}}, mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: postgres, namespace: ecotrack}
+spec:
+  selector: {matchLabels: {app: postgres}}
+  rules:
+    - from: [{source: {principals: [cluster.local/ns/ecotrack/sa/order-service, cluster.local/ns/ecotrack/sa/product-service]}}]
+"#;
+
+#[test]
+fn a_test_says_who_reaches_the_database() {
+    let dir = mesh(
+        "- name: two of them
+  to: postgres-1
+  expect: {identities: [ecotrack/order-service, ecotrack/product-service], anyIdentity: false, plainText: false}
+",
+    );
+    std::fs::write(dir.path().join("database.yaml"), DATABASE).unwrap();
+    let (code, outcomes) = run(&dir);
+    assert_eq!(code, Some(0), "{outcomes:#}");
+    let more = DATABASE.replace("/sa/product-service", "/sa/notification-service");
+    std::fs::write(dir.path().join("database.yaml"), more).unwrap();
+    let (code, outcomes) = run(&dir);
+    let failure = outcomes["cases"][0]["failures"][0].as_str().unwrap_or("-").to_owned();
+    assert!(code == Some(1) && failure.contains("notification-service"), "{outcomes:#}");
+}
+
 #[test]
 fn a_case_that_asks_for_the_impossible_fails_and_says_why() {
     for (case, words) in [
