@@ -35,6 +35,7 @@ use crate::serve::credentials::CredentialArgs;
 use crate::serve::deny_lists::ListReader;
 use crate::serve::http::{Pages, Port};
 use crate::serve::keys::KeyFetcher;
+use crate::serve::publish::PublishArgs;
 use crate::serve::reading::Reads;
 use crate::serve::status::StatusWriter;
 use crate::serve::{AdsService, Proxies, RenderCache};
@@ -52,6 +53,10 @@ pub struct ControlArgs {
     /// in memory: every start has a new root, and nobody can be given a token
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Share the certificate authority with the other replicas of this control plane: it is kept in this Secret of its own
+    /// namespace (--namespace), and made if it is not there. Its root stays as it is then
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["state_dir", "ca"])]
+    pub ca_secret: Option<String>,
     /// The address to listen on
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     pub address: IpAddr,
@@ -88,6 +93,9 @@ pub struct ControlArgs {
     /// What a Kubernetes API server is answered
     #[command(flatten)]
     pub webhooks: WebhookArgs,
+    /// What is written into the cluster
+    #[command(flatten)]
+    pub publish: PublishArgs,
     /// Another DNS name by which proxies and API servers reach the control plane, for its own certificate; may be given several
     /// times. istiod.istio-system.svc and Istio's other names are in it anyway
     #[arg(long, value_name = "NAME")]
@@ -201,12 +209,22 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
             crate::ca::elsewhere::open(settings, args.state_dir.as_deref(), limits, domain.clone()).await?
         }
         None => {
-            let state = open_authority(args.state_dir.clone(), args.signer.shape()).await?;
+            let state = match (&args.ca_secret, &client) {
+                (Some(name), Some(client)) => {
+                    let (namespace, shape) = (&args.kubernetes.namespace, args.signer.shape());
+                    crate::ca::shared::open(client.clone(), namespace, name, shape).await?
+                }
+                (Some(_), None) => bail!(
+                    "--ca-secret is for a control plane that reads Kubernetes (--kubernetes, --kubeconfig)"
+                ),
+                (None, _) => open_authority(args.state_dir.clone(), args.signer.shape()).await?,
+            };
             let token_key = state.token_key.clone();
             (CertificateAuthority::new(state, limits, domain.clone(), args.state_dir.clone())?, token_key)
         }
     };
     let (_, checker) = token::from_key(&token_key)?;
+    args.publish.start(client.as_ref(), &authority.trust())?;
     let authenticators = args.tokens.authenticators(checker, domain, client.clone())?;
     let world = watcher.snapshot().world.clone();
     let aliases = world.mesh().trust_domain_aliases.iter().map(|a| a.parse());

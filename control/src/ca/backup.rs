@@ -34,6 +34,31 @@ pub struct Summary {
     pub root_sha256: String,
 }
 
+/// A state as the text of a backup.
+pub(super) fn encode(state: &State, now: OffsetDateTime) -> anyhow::Result<Zeroizing<String>> {
+    let backup =
+        Backup { format: FORMAT.to_owned(), made: now.unix_timestamp(), state: Bundle::new(state.texts()) };
+    Ok(Zeroizing::new(serde_json::to_string_pretty(&backup)?))
+}
+
+/// The state that such a text holds; everything of it is checked.
+pub(super) fn decode(text: &str) -> anyhow::Result<State> {
+    read_text(text).map(|(_, state)| state)
+}
+
+fn read_text(text: &str) -> anyhow::Result<(Backup, State)> {
+    let backup: Backup =
+        serde_json::from_str(text).map_err(|e| anyhow::anyhow!("is not a backup, or cut off: {e}"))?;
+    if backup.format != FORMAT {
+        bail!("says it is {:?}, and this version reads {FORMAT:?}", backup.format);
+    }
+    if !backup.state.is_whole() {
+        bail!("is damaged: its checksum differs");
+    }
+    let state = State::from_all(&backup.state.files)?;
+    Ok((backup, state))
+}
+
 /// Writes the state of a directory into `file`, which must not be there yet. A control plane may be running on it.
 pub fn backup(directory: &Path, file: &Path, now: OffsetDateTime) -> anyhow::Result<Summary> {
     let state = read(directory)?;
@@ -70,18 +95,9 @@ pub fn restore(directory: &Path, file: &Path, replace: bool) -> anyhow::Result<S
     let text =
         std::fs::read_to_string(file).with_context(|| format!("{}: cannot be read", file.display()))?;
     let text = Zeroizing::new(text);
-    let damaged = |why: &dyn std::fmt::Display| {
+    let (backup, state) = read_text(&text).map_err(|why| {
         anyhow::anyhow!("{}: {why}; nothing was restored, take another backup", file.display())
-    };
-    let backup: Backup =
-        serde_json::from_str(&text).map_err(|e| damaged(&format!("is not a backup, or cut off: {e}")))?;
-    if backup.format != FORMAT {
-        bail!("{}: says it is {:?}, and this version reads {FORMAT:?}", file.display(), backup.format);
-    }
-    if !backup.state.is_whole() {
-        return Err(damaged(&"is damaged: its checksum differs"));
-    }
-    let state = State::from_all(&backup.state.files).map_err(|e| damaged(&e))?;
+    })?;
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -21,6 +21,7 @@ pub mod review;
 pub mod rotation;
 pub mod service;
 pub mod serving;
+pub mod shared;
 pub mod status;
 pub mod store;
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //!
 //! [`ads`] answers xDS on the plaintext and the secure port; each stream is a `connection`, whose protocol is in [`session`];
 //! [`cache`] renders for all of them, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by, and
-//! [`status`] writes into objects of Kubernetes what has become of them. [`http`] has the metrics and debug ports, and
-//! [`admission`] answers a Kubernetes API server.
+//! [`status`] writes into objects of Kubernetes what has become of them. [`http`] has the metrics and debug ports,
+//! [`admission`] answers a Kubernetes API server, and [`publish`] tells it, and pods, whom to trust.
 
 pub mod acme;
 pub mod admission;
@@ -16,6 +16,7 @@ pub mod deny_lists;
 pub mod http;
 pub mod keys;
 pub mod proxies;
+pub mod publish;
 pub mod reading;
 pub mod session;
 pub mod status;
