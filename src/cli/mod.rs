@@ -68,6 +68,8 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Runs the tests that are written beside a configuration
     Test(test::TestArgs),
+    /// Prints what is to be installed into a cluster: the chart deploy/helm/weft, without Helm
+    Install(crate::install::InstallArgs),
 }
 
 /// Reads the command line and does what it says; an error is one line on standard error.
@@ -98,6 +100,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inject(args) => return inject::main(&args),
         Command::Plan(args) => return plan::main(&args),
         Command::Test(args) => return test::main(&args),
+        Command::Install(args) => crate::install::main(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ mod ecotrack;
 mod envoy_sidecar;
 mod gateway;
 mod h2spec;
+mod helm;
 mod kafka;
 mod kubernetes;
 #[path = "../rate_limits/mod.rs"]

@@ -5,5 +5,6 @@ mod mesh;
 mod roles;
 mod server;
 mod several;
+mod webhooks;
 
 use server::Server;

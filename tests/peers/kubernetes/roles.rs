@@ -68,7 +68,7 @@ const KINDS: [(&str, &str); 19] = [
 ];
 
 /// What a role grants: verb, group, resource.
-fn granted(role: &Value) -> BTreeSet<(String, String, String)> {
+pub(super) fn granted(role: &Value) -> BTreeSet<(String, String, String)> {
     let list = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().map(|text| text.as_str().unwrap().to_owned()).collect()
     };
