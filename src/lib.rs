@@ -6,6 +6,7 @@ pub mod authz;
 pub mod cli;
 pub mod client;
 pub mod demo;
+pub mod inspect;
 pub mod install;
 pub mod plan;
 pub mod test;

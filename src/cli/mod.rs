@@ -70,6 +70,12 @@ pub enum Command {
     Test(test::TestArgs),
     /// Prints what is to be installed into a cluster: the chart deploy/helm/weft, without Helm
     Install(crate::install::InstallArgs),
+    /// Shows the proxies that are connected to a control plane, and how far they follow it
+    ProxyStatus(crate::inspect::StatusArgs),
+    /// Shows what a proxy has: its listeners, routes, clusters, endpoints, secrets, bootstrap, or what it logs
+    ProxyConfig(crate::inspect::ConfigArgs),
+    /// Shows the version of this program; with --control also those of a control plane and of its proxies
+    Version(crate::inspect::VersionArgs),
 }
 
 /// Reads the command line and does what it says; an error is one line on standard error.
@@ -101,6 +107,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => return plan::main(&args),
         Command::Test(args) => return test::main(&args),
         Command::Install(args) => crate::install::main(&args)?,
+        Command::ProxyStatus(args) => crate::inspect::status(&args)?,
+        Command::ProxyConfig(args) => crate::inspect::config(&args)?,
+        Command::Version(args) => crate::inspect::version(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

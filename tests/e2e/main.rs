@@ -26,6 +26,7 @@ mod fuzz_corpus;
 mod hardening;
 mod health;
 mod inject;
+mod inspect;
 mod install;
 mod istiod;
 mod journey;

@@ -1,0 +1,58 @@
+//! What a running mesh is asked: `weft proxy-status` and `weft version` ask a control plane, `weft proxy-config` a proxy (Weft's,
+//! or an Envoy: the pages are the same).
+
+mod config;
+mod rows;
+mod status;
+mod version;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use serde_json::Value;
+
+pub use config::{ConfigArgs, main as config};
+pub use status::{StatusArgs, main as status};
+pub use version::{VersionArgs, main as version};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table.
+    Text,
+    /// As it came.
+    Json,
+}
+
+/// An address with this port where it names none.
+fn address(text: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    text.parse()
+        .map(|ip| SocketAddr::new(ip, port))
+        .with_context(|| format!("{text:?} is no address: write IP:PORT, or IP for port {port}"))
+}
+
+/// A page's text.
+fn ask(address: SocketAddr, path: &str, hint: &str) -> anyhow::Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer =
+        runtime.block_on(crate::client::get(address, path, PATIENCE)).with_context(|| hint.to_owned())?;
+    if !answer.status.is_success() {
+        bail!("http://{address}{path}: {}: {}", answer.status, answer.text().trim());
+    }
+    Ok(answer.text().into_owned())
+}
+
+/// The same as JSON.
+fn ask_json(address: SocketAddr, path: &str, hint: &str) -> anyhow::Result<Value> {
+    let text = ask(address, path, hint)?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("http://{address}{path} gives no JSON; is it what was meant?"))
+}
