@@ -36,6 +36,9 @@ const LEASE: &str = "weft-control-leader";
 
 /// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long one may be silent: of a watch on which nothing happens the API server says so about once a minute, and one that has
+/// gone without a word says nothing.
+const SILENCE: Duration = Duration::from_secs(150);
 
 impl KubernetesArgs {
     /// A client, if Kubernetes is to be read.
@@ -51,6 +54,7 @@ impl KubernetesArgs {
             None => return Ok(None),
         };
         config.connect_timeout = Some(CONNECT);
+        config.read_timeout = Some(SILENCE);
         Ok(Some(Client::try_from(config).context("the client of the Kubernetes API")?))
     }
 }

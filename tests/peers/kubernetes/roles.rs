@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Server;
 use super::mesh::{self, SHOP};
-use crate::programs::{Process, get, weft_proxy};
+use crate::programs::{Process, get, weft, weft_proxy};
 
 const CONTROL: &str = "127.36.2.2";
 const PROXY: &str = "127.36.2.3";
@@ -94,8 +94,10 @@ fn the_role_grants_what_is_asked_for_and_no_more() {
     server.apply(&stand_ins());
     mesh::established(&server);
     server.kubectl(&["apply", "-f", ROLE]);
-    let kubeconfig = server.kubeconfig_of_account("istio-system", "weft-control");
-    let mut control = Process::start("control", &mut mesh::control(&kubeconfig, CONTROL), server.directory());
+    let mut command = weft();
+    command.args(["control", "--kubernetes", "--address", CONTROL, "--ca-keys", "p256"]);
+    let mut command = server.in_pod("istio-system", "weft-control", &command);
+    let mut control = Process::start("control", &mut command, server.directory());
     control.wait("ready", || mesh::ready(CONTROL));
 
     // Of each kind an object that says nothing: whatever is thought of it, it is told.

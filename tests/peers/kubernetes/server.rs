@@ -107,6 +107,27 @@ impl Server {
         self.kubeconfig(account)
     }
 
+    /// A command as it would run in a pod of a service account: with its token, where the kubelet puts it, in a file system of its
+    /// own. Who uses it may do what the account may.
+    pub fn in_pod(&self, namespace: &str, account: &str, command: &Command) -> Command {
+        let files = self.directory.path().join(account);
+        std::fs::create_dir(&files).unwrap();
+        let token = self.kubectl(&["-n", namespace, "create", "token", account]);
+        std::fs::write(files.join("token"), token.trim()).unwrap();
+        std::fs::write(files.join("namespace"), namespace).unwrap();
+        std::fs::copy(self.directory.path().join("ca.crt"), files.join("ca.crt")).unwrap();
+        let place = "/run/secrets/kubernetes.io/serviceaccount";
+        let script = format!(
+            "mount -t tmpfs tmpfs /run && mkdir -p {place} && cp \"$1\"/* {place}/ && shift && exec \"$@\""
+        );
+        let mut pod = Command::new("unshare");
+        pod.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]).arg(files);
+        pod.arg(command.get_program()).args(command.get_args());
+        pod.env("KUBERNETES_SERVICE_HOST", &self.address).env("KUBERNETES_SERVICE_PORT", "6443");
+        pod.env("POD_NAMESPACE", namespace);
+        pod
+    }
+
     /// What kubectl says, which must be able to do it.
     pub fn kubectl(&self, args: &[&str]) -> String {
         self.try_kubectl(args, "")
