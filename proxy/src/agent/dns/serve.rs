@@ -60,10 +60,18 @@ pub(super) fn bind(settings: &Settings) -> anyhow::Result<Sockets> {
     Ok(Sockets(sockets))
 }
 
-fn both(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListener)> {
-    let udp = UdpSocket::bind(address)?;
-    // The same port, also where any would do.
-    let tcp = TcpListener::bind(udp.local_addr()?)?;
+/// Both on the same port, also where any would do: one that is free for datagrams may be taken for connections.
+pub(super) fn both(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListener)> {
+    let mut tries = if address.port() == 0 { 100 } else { 1 };
+    let (udp, tcp) = loop {
+        tries -= 1;
+        let udp = UdpSocket::bind(address)?;
+        match TcpListener::bind(udp.local_addr()?) {
+            Ok(tcp) => break (udp, tcp),
+            Err(error) if error.kind() == ErrorKind::AddrInUse && tries > 0 => {}
+            Err(error) => return Err(error),
+        }
+    };
     udp.set_nonblocking(true)?;
     tcp.set_nonblocking(true)?;
     Ok((udp, tcp))

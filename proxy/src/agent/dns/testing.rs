@@ -14,6 +14,7 @@ use xds_protos::istio::networking::nds::v1::NameTable;
 use xds_protos::istio::networking::nds::v1::name_table::NameInfo;
 
 use super::message::Transport;
+use super::serve::both;
 use super::settings::{Settings, name};
 use super::table::Table;
 
@@ -65,9 +66,9 @@ impl Server {
     pub(super) async fn start(
         answer: impl Fn(&Message, Transport, Message) -> Option<Message> + Send + Sync + 'static,
     ) -> Self {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (udp, tcp) = both((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(address).await.unwrap();
+        let (udp, tcp) = (UdpSocket::from_std(udp).unwrap(), TcpListener::from_std(tcp).unwrap());
         let asked = Arc::new(AtomicUsize::new(0));
         let count = asked.clone();
         let answer = Arc::new(move |bytes: &[u8], transport| {
