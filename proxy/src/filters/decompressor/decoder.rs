@@ -1,6 +1,7 @@
 //! A body on its way through a decoder. However much a piece becomes, no more of it is decoded than is asked for: a small body that
 //! would fill the memory does not.
 
+use std::cell::RefCell;
 use std::io::{BufRead, ErrorKind, Read};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,8 +16,13 @@ use super::Numbers;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
 use crate::router::Flow;
 
-/// As much is decoded at a time.
-const PIECE: usize = 32 * 1024;
+/// As much is decoded at a time: more than a decoder of gzip ever holds back, which is its window of 32 KiB.
+const PIECE: usize = 64 * 1024;
+
+thread_local! {
+    /// Where pieces are decoded, before what they are is known.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// An encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,15 +52,21 @@ impl Library {
     fn most(self) -> Option<u64> {
         match self {
             Self::Gzip(most) => Some(most),
-            Self::Brotli => None,
+            // Envoy's own number.
+            Self::Brotli => Some(100),
         }
     }
 }
 
 /// What has come and is not decoded.
+///
+/// A decoder of gzip asks for input before it gives what it holds back. So the last byte is kept until everything else has been
+/// taken: with it in hand the decoder gives all that it has, and the end of a message does not wait for the next one.
 #[derive(Default)]
 struct Input {
     bytes: Bytes,
+    /// The last byte, too, may be taken.
+    whole: bool,
     ended: bool,
 }
 
@@ -69,11 +81,13 @@ impl Read for Input {
 
 impl BufRead for Input {
     fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        let kept = usize::from(!self.whole && !self.ended);
+        let given = self.bytes.len().saturating_sub(kept);
         // Decoders go on where they were, once there is more.
-        if self.bytes.is_empty() && !self.ended {
+        if given == 0 && !self.ended {
             return Err(ErrorKind::WouldBlock.into());
         }
-        Ok(&self.bytes)
+        Ok(&self.bytes[..given])
     }
 
     fn consume(&mut self, n: usize) {
@@ -150,24 +164,34 @@ impl Decoded {
 
     /// The next piece that is decoded; none where more has to come first.
     fn piece(&mut self) -> Result<Option<Bytes>, BodyError> {
-        let mut piece = vec![0; PIECE];
-        match self.decoder.read(&mut piece) {
-            Ok(0) => {
-                self.decoded = true;
-                Ok(None)
-            }
-            Ok(n) => {
-                self.bytes.1 += n as u64;
-                self.trail.numbers.total_uncompressed_bytes.add(n as u64);
-                if self.most.is_some_and(|most| self.bytes.1 > self.bytes.0.saturating_mul(most)) {
-                    return Err(self.broken());
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(PIECE, 0);
+            loop {
+                match self.decoder.read(scratch) {
+                    Ok(0) => {
+                        self.decoded = true;
+                        return Ok(None);
+                    }
+                    Ok(n) => {
+                        self.bytes.1 += n as u64;
+                        self.trail.numbers.total_uncompressed_bytes.add(n as u64);
+                        if self.most.is_some_and(|most| self.bytes.1 > self.bytes.0.saturating_mul(most)) {
+                            return Err(self.broken());
+                        }
+                        // As long as it is: who keeps pieces counts their bytes, and not what was set aside for them.
+                        return Ok(Some(Bytes::copy_from_slice(&scratch[..n])));
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        let input = self.decoder.input();
+                        if input.bytes.is_empty() {
+                            return Ok(None);
+                        }
+                        input.whole = true;
+                    }
+                    Err(_) => return Err(self.broken()),
                 }
-                piece.truncate(n);
-                Ok(Some(piece.into()))
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
-            Err(_) => Err(self.broken()),
-        }
+        })
     }
 
     /// The trailers, with how many bytes there were.
@@ -183,7 +207,8 @@ impl Decoded {
 impl BodyStream for Decoded {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         loop {
-            if !self.decoded {
+            // A body of no bytes at all was not encoded.
+            if !self.decoded && !(self.ended && self.bytes.0 == 0) {
                 match self.piece() {
                     Ok(Some(piece)) => return Poll::Ready(Some(Ok(Frame::Data(piece)))),
                     Ok(None) => {}
@@ -199,7 +224,8 @@ impl BodyStream for Decoded {
                     self.trail.numbers.total_compressed_bytes.add(data.len() as u64);
                     // What stands behind the end of the encoding is nothing.
                     if !self.decoded {
-                        self.decoder.input().bytes = data;
+                        let input = self.decoder.input();
+                        (input.bytes, input.whole) = (data, false);
                     }
                 }
                 Some(Ok(Frame::Trailers(trailers))) => {
@@ -278,6 +304,49 @@ mod tests {
                 };
                 assert_eq!((number("x-in"), number("x-out")), (encoded.len(), text.len()));
             }
+        }
+    }
+
+    /// Events that are flushed one by one: each is there when its bytes are, and not with the next one.
+    #[test]
+    fn the_end_of_a_message_does_not_wait_for_the_next_one() {
+        let (mut random, mut encoder) = (
+            fastrand::Rng::with_seed(1),
+            flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6)),
+        );
+        let (sender, receiver) = std::sync::mpsc::channel::<Vec<u8>>();
+        let told = (HeaderName::from_static("x-in"), HeaderName::from_static("x-out"));
+        let trail = Trail { numbers: Numbers::new("test", ""), told, flow: None };
+        let mut body = Decoded::wrap(Body::stream(Events(receiver)), Library::Gzip(100), trail);
+        for size in [10_000, 40_000, 1, 100_000, 70_000, 32_768, 65_536, 3] {
+            let event: Vec<u8> = (0..size).map(|_| random.u8(b'a'..b'g')).collect();
+            encoder.write_all(&event).unwrap();
+            encoder.flush().unwrap();
+            sender.send(std::mem::take(encoder.get_mut())).unwrap();
+            let (mut seen, mut cx) = (Vec::new(), Context::from_waker(std::task::Waker::noop()));
+            while let Poll::Ready(Some(Ok(Frame::Data(data)))) = body.poll_frame(&mut cx) {
+                seen.extend_from_slice(&data);
+            }
+            assert!(seen == event, "{size}: {} came", seen.len());
+        }
+    }
+
+    struct Events(std::sync::mpsc::Receiver<Vec<u8>>);
+
+    impl BodyStream for Events {
+        fn poll_frame(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+            match self.0.try_recv() {
+                Ok(data) => Poll::Ready(Some(Ok(Frame::Data(data.into())))),
+                Err(_) => Poll::Pending,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_of_no_bytes_is_none() {
+        for library in [Library::Gzip(100), Library::Brotli] {
+            let (bytes, _, trailers) = all(wrap(library, [Vec::new()].into_iter())).await.unwrap();
+            assert!(bytes.is_empty() && trailers.get_str(&HeaderName::from_static("x-out")) == Some("0"));
         }
     }
 
