@@ -22,6 +22,12 @@ const KEY: &str = "authority.json";
 /// Between two tries to reach the API server.
 const RETRY: Duration = Duration::from_secs(3);
 
+/// Whether asking again is of no use: who asks may not, or what is asked is wrong. A server that is busy or about to end says so
+/// with other codes.
+fn is_final(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 401 | 403 | 404 | 405 | 422))
+}
+
 /// Takes the authority of a Secret, or makes it.
 ///
 /// # Errors
@@ -32,7 +38,7 @@ pub async fn open(client: Client, namespace: &str, name: &str, shape: Shape) -> 
     loop {
         let found = match api.get_opt(name).await {
             Ok(found) => found,
-            Err(error @ kube::Error::Api(_)) => return Err(error).with_context(at),
+            Err(error) if is_final(&error) => return Err(error).with_context(at),
             Err(error) => {
                 tracing::warn!(%error, "waiting for the API server: {} cannot be read yet", at());
                 tokio::time::sleep(RETRY).await;
@@ -62,7 +68,7 @@ pub async fn open(client: Client, namespace: &str, name: &str, shape: Shape) -> 
             Ok(_) => tracing::info!("{} was made", at()),
             // Another replica was faster: its authority is everybody's.
             Err(kube::Error::Api(error)) if error.code == 409 => {}
-            Err(error @ kube::Error::Api(_)) => return Err(error).with_context(at),
+            Err(error) if is_final(&error) => return Err(error).with_context(at),
             Err(error) => {
                 tracing::warn!(%error, "waiting for the API server: {} cannot be made yet", at());
                 tokio::time::sleep(RETRY).await;

@@ -36,6 +36,9 @@ pub fn inject(pod: &Value, workload: &Workload, settings: &Settings) -> Result<I
     if !pod["spec"]["containers"].is_array() {
         return Err(vec![Refusal::new("spec.containers", "missing", "a pod has at least one container")]);
     }
+    if !(pod["metadata"].is_object() || pod["metadata"].is_null()) {
+        return Err(vec![Refusal::new("metadata", "no object", "it has a name, labels and annotations")]);
+    }
     for part in ["labels", "annotations"] {
         if !pod["metadata"][part].is_object() {
             pod["metadata"][part] = json!({});

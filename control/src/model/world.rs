@@ -1,7 +1,7 @@
 //! The [`World`]: every object of one consistent state of the mesh, in order of precedence, with the services that
 //! follow from them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -151,6 +151,8 @@ struct Parts {
     rate_limits: Vec<Arc<Object<RateLimit>>>,
     compressions: Vec<Arc<Object<Compression>>>,
     secrets: Vec<Arc<Object<TlsSecret>>>,
+    /// Address, namespace and service account of each pod, where pods are known.
+    pods: Option<HashSet<(String, String, String)>>,
 }
 
 /// What is at one address.
@@ -253,6 +255,14 @@ impl World {
         for service in services.iter().filter(|_| objects.backends.is_some()) {
             (service.versions.endpoints, &service.waiting).hash(&mut hasher);
         }
+        let pods = objects.backends.is_some().then(|| {
+            let of = |pod: &Arc<Pod>| {
+                let workload = &pod.workload;
+                let account = workload.service_account().to_owned();
+                (workload.address().to_owned(), workload.meta.namespace.clone(), account)
+            };
+            objects.pods.iter().map(of).collect()
+        });
         let version = hasher.finish();
         // The same without the workloads: their comings and goings leave routes and listeners as they are.
         let mut hasher = DefaultHasher::new();
@@ -277,6 +287,7 @@ impl World {
             lookup::resolve_delegates(&virtual_services, &mesh.default_virtual_service_export_to);
         Self {
             parts: Arc::new(Parts {
+                pods,
                 version,
                 shape_version,
                 peer_version,
@@ -423,6 +434,15 @@ impl World {
     /// Every Sidecar.
     pub fn sidecars(&self) -> &[Arc<Object<Sidecar>>] {
         &self.parts.sidecars
+    }
+
+    /// Whether somebody of this namespace and service account is at this address, as far as the world knows who is where: a pod
+    /// that claims another's address does not get what the other one gets. In a directory nobody says who is where.
+    pub fn vouches(&self, address: &str, namespace: &str, account: &str) -> bool {
+        let Some(pods) = &self.parts.pods else { return true };
+        let entry = self.workload_at(address);
+        entry.is_some_and(|w| w.meta.namespace == namespace && w.service_account() == account)
+            || pods.contains(&(address.to_owned(), namespace.to_owned(), account.to_owned()))
     }
 
     /// Every PeerAuthentication.

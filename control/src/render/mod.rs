@@ -75,7 +75,7 @@ pub fn render(world: &World, node: &ProxyNode, secrets: bool, memo: &Memo) -> Re
         }
         ProxyKind::Router => gateway::render(world, node, &mut listeners, &mut routes),
     }
-    if secrets {
+    if secrets && world.vouches(node.address(), &node.namespace, &node.service_account) {
         secret::render(world, node, &mut found);
     }
     names::render(world, node, &mut table);

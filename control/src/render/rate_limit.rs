@@ -71,6 +71,11 @@ pub(super) fn turn_on(world: &World, node: &ProxyNode, name: &str, route: &mut V
     }
 }
 
+/// The ports at which connections are counted.
+pub(super) fn ports<'a>(world: &'a World, node: &'a ProxyNode) -> impl Iterator<Item = u16> + 'a {
+    rules(world, node).filter_map(|(_, rule, _)| rule.connections.as_ref()).flat_map(|c| c.ports.clone())
+}
+
 /// The network filters that count connections to a port, or to any; `served` are the Gateways whose it is.
 pub(super) fn of_connections<'a>(
     world: &'a World,

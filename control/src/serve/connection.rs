@@ -131,10 +131,22 @@ fn check(node: &ProxyNode, identity: Option<&SpiffeId>) -> Result<(), Status> {
 impl Connection {
     fn open<W: Wire>(mut service: AdsService, caller: &Caller, first: &W) -> Result<Self, Status> {
         let message = first.node().cloned().unwrap_or_default();
-        let node = ProxyNode::parse(&message).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let mut node = ProxyNode::parse(&message).map_err(|e| Status::invalid_argument(e.to_string()))?;
         check(&node, caller.identity.as_ref())?;
         let secrets = caller.identity.is_some();
         let revision = service.queue.latest();
+        if let Some((_, account)) = caller.identity.as_ref().and_then(SpiffeId::workload) {
+            // Who leaves it out has it all the same.
+            account.clone_into(&mut node.service_account);
+            if !revision.world.vouches(node.address(), &node.namespace, account) {
+                tracing::warn!(
+                    node = node.id,
+                    address = node.address(),
+                    account,
+                    "no pod of this service account is known at this address: the proxy gets no credentials of gateways until one is"
+                );
+            }
+        }
         let resources = service.cache.resources(&revision, &node, secrets);
         let stream = stream_number();
         let session = Session::new(W::VARIANT, stream, resources, revision.version.clone(), Instant::now());

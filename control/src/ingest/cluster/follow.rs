@@ -22,6 +22,8 @@ const QUIET: Duration = Duration::from_millis(100);
 const LATELY: Duration = Duration::from_secs(1);
 /// Where it is never quiet, there is a new state at least this often.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// A kind that is being read holds a state back no longer than this.
+const LONGEST_READ: Duration = Duration::from_secs(10);
 /// How often to say at the start what is still waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Events on their way from the watches.
@@ -45,6 +47,7 @@ pub async fn start(client: Client, settings: &Settings) -> (Watcher, watch::Rece
         unread: HashSet::new(),
         defined: false,
         lost: BTreeMap::new(),
+        unserved: BTreeMap::new(),
     };
     follower.first().await;
     let built = follower.store.build();
@@ -75,6 +78,8 @@ struct Follower {
     defined: bool,
     /// What the API server does not answer for, and why.
     lost: BTreeMap<&'static str, String>,
+    /// Kinds that are defined and not served, and why.
+    unserved: BTreeMap<&'static str, String>,
 }
 
 impl Follower {
@@ -88,11 +93,13 @@ impl Follower {
             Event::Object(raw) => self.store.take(*raw),
             Event::All(kind, names) => {
                 self.unread.remove(kind.kind);
+                self.unserved.remove(kind.plural);
                 self.store.keep(kind, &names)
             }
             Event::Gone(kind) => {
                 self.unread.remove(kind.kind);
                 self.lost.remove(kind.plural);
+                self.unserved.remove(kind.plural);
                 self.store.keep(kind, &HashSet::new())
             }
             Event::Defined => {
@@ -111,13 +118,20 @@ impl Follower {
                 metrics::gauge!("weft_kubernetes_watches_lost").set(self.lost.len() as f64);
                 first
             }
+            Event::Unserved(kind, why) => {
+                self.unread.remove(kind.kind);
+                tracing::error!(kind = kind.plural, why, "objects of this kind have no effect");
+                self.unserved.insert(kind.plural, why);
+                true
+            }
             Event::Back(kind) => {
-                let was = self.lost.remove(kind).is_some();
-                metrics::gauge!("weft_kubernetes_watches_lost").set(self.lost.len() as f64);
-                if was && self.lost.is_empty() {
+                let was = self.lost.contains_key(kind);
+                if was {
+                    self.lost.clear();
                     tracing::info!("the Kubernetes API answers again");
                 }
-                was && self.lost.is_empty()
+                metrics::gauge!("weft_kubernetes_watches_lost").set(self.lost.len() as f64);
+                was
             }
         }
     }
@@ -125,7 +139,19 @@ impl Follower {
     /// Until everything that is there has been read once.
     async fn first(&mut self) {
         let mut said = Instant::now();
-        while !(self.defined && self.unread.is_empty()) {
+        let mut told = None;
+        loop {
+            if self.defined && self.unread.is_empty() {
+                // The trust domain stands there, and who may go where: a mesh with other settings is not this mesh.
+                let Some(wrong) = self.store.mesh_refused() else { return };
+                if told.as_ref() != Some(&wrong) {
+                    tracing::error!(
+                        wrong,
+                        "the ConfigMap istio is refused, and nothing is served before it is mended"
+                    );
+                    told = Some(wrong);
+                }
+            }
             match tokio::time::timeout_at(said + PATIENCE, self.events.recv()).await {
                 Ok(Some(event)) => drop(self.take(event)),
                 Ok(None) => return,
@@ -135,8 +161,12 @@ impl Follower {
                     waiting.sort_unstable();
                     let why =
                         self.lost.values().next().map(String::as_str).unwrap_or("the list is on its way");
-                    let waiting =
-                        if waiting.is_empty() { DEFINITIONS.to_owned() } else { waiting.join(", ") };
+                    let waiting = match (waiting.is_empty(), self.defined) {
+                        (true, true) => "a ConfigMap istio that is right".to_owned(),
+                        (true, false) => DEFINITIONS.to_owned(),
+                        (false, _) => waiting.join(", "),
+                    };
+                    let why = told.as_deref().unwrap_or(why);
                     tracing::warn!(%waiting, why, "waiting for the Kubernetes API; nothing is served before its state is known");
                 }
             }
@@ -159,7 +189,8 @@ impl Follower {
             // A kind that is being read is taken whole: half of it would take the other half away.
             while let Ok(Some(event)) = tokio::time::timeout(quiet, self.events.recv()).await {
                 self.take(event);
-                if Instant::now() >= deadline && self.unread.is_empty() {
+                let late = Instant::now().saturating_duration_since(deadline);
+                if late > LONGEST_READ || (late > Duration::ZERO && self.unread.is_empty()) {
                     break;
                 }
             }
@@ -188,6 +219,16 @@ impl Follower {
                     super::SOURCE,
                     format!("the API server does not answer for {} kinds ({kind}: {why})", self.lost.len()),
                     "the last state stays; look at the API server, and at the way to it",
+                )
+            });
+        }
+        for (kind, why) in &self.unserved {
+            diagnostics.push(Diagnostic {
+                severity: Severity::Warning,
+                ..Diagnostic::file_error(
+                    super::SOURCE,
+                    format!("{kind}: {why}"),
+                    "its objects have no effect; look at the CustomResourceDefinition's conditions (kubectl describe crd)",
                 )
             });
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::model::Labels;
 
@@ -63,7 +63,10 @@ pub(super) struct NodeShape {
 pub(super) struct SliceShape {
     pub(super) metadata: Metadata,
     pub(super) address_type: String,
+    // Go writes an empty list as null.
+    #[serde(deserialize_with = "null_is_empty")]
     pub(super) endpoints: Vec<SliceEndpoint>,
+    #[serde(deserialize_with = "null_is_empty")]
     pub(super) ports: Vec<SlicePort>,
 }
 
@@ -98,6 +101,10 @@ pub(super) struct Target {
 pub(super) struct SlicePort {
     pub(super) name: Option<String>,
     pub(super) port: Option<u16>,
+}
+
+fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 impl SliceShape {

@@ -121,6 +121,18 @@ impl Store {
         let mut collector = Collector::default();
         collector.take(&super::SOURCE.into(), &Node::from(json));
         let Collector { objects, diagnostics, skipped, .. } = collector;
+        let (mut objects, mut diagnostics) = (objects, diagnostics);
+        if let Some(certificate) = objects.acme_certificates.pop() {
+            // Each replica would order it for itself, and the server's questions reach the gateways of all.
+            let reason = "certificates of ACME servers are for a control plane that reads a directory: several replicas would \
+                          each order them";
+            let help =
+                "have cert-manager order it into a Secret, and name that in the Gateway's credentialName";
+            diagnostics.push(Diagnostic {
+                object: Some(certificate.meta.key().to_string()),
+                ..Diagnostic::file_error(super::SOURCE, reason, help)
+            });
+        }
         let refused = diagnostics.iter().any(Diagnostic::is_error);
         let fragment = self.fragments.entry((kind, name)).or_default();
         if !refused {
@@ -147,6 +159,15 @@ impl Store {
             changed |= self.take(Raw { kind, namespace, name, json: None });
         }
         changed
+    }
+
+    /// Why the mesh's own settings cannot be taken, where they never could be.
+    pub(super) fn mesh_refused(&self) -> Option<String> {
+        let wrong = self.fragments.iter().find(|((kind, _), fragment)| {
+            *kind == "ConfigMap" && fragment.good.is_none() && fragment.has_errors()
+        });
+        let errors = wrong?.1.findings.iter().filter(|finding| finding.is_error());
+        Some(errors.map(ToString::to_string).collect::<Vec<_>>().join("; "))
     }
 
     /// The state of the mesh that follows.

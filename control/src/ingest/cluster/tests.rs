@@ -274,3 +274,71 @@ fn secrets_that_nobody_names_are_nobodys_business() {
     let text = store.build().diagnostics[0].to_string();
     assert!(text.contains("Secret shop/api") && !text.contains("secret\""), "{text}");
 }
+
+fn settings(mesh: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio", "namespace": "istio-system"}, "data": {"mesh": mesh}})
+}
+
+#[test]
+fn settings_of_the_mesh_that_never_were_right_are_told_apart_from_those_that_were() {
+    let mut store = Store::default();
+    assert!(store.mesh_refused().is_none());
+    take(&mut store, &settings("trustDomain: one.example\nenablePrometheusMerge: true\n"));
+    let wrong = store.mesh_refused().expect("it is refused");
+    assert!(wrong.contains("enablePrometheusMerge"), "{wrong}");
+    take(&mut store, &settings("trustDomain: one.example\n"));
+    assert!(store.mesh_refused().is_none());
+    take(&mut store, &settings("trustDomain: [one]\n"));
+    assert!(store.mesh_refused().is_none(), "the last good version holds");
+    assert_eq!(store.build().world.mesh().trust_domain, "one.example");
+}
+
+#[test]
+fn a_slice_of_nothing_is_read() {
+    let mut store = Store::default();
+    let mut empty = slice("s", &[]);
+    (empty["endpoints"], empty["ports"]) = (Value::Null, Value::Null);
+    for object in [
+        &service("cart"),
+        &pod("p1", "10.0.0.1", "n1"),
+        &slice("s", &[endpoint("p1", "10.0.0.1", json!({}))]),
+    ] {
+        take(&mut store, object);
+    }
+    assert_eq!(cart(&store.build().world).len(), 1);
+    take(&mut store, &empty);
+    assert!(cart(&store.build().world).is_empty());
+}
+
+#[test]
+fn certificates_of_acme_are_for_one_control_plane() {
+    let mut store = Store::default();
+    take(
+        &mut store,
+        &json!({"apiVersion": "weft.dev/v1alpha1", "kind": "AcmeCertificate", "metadata": {"name": "a", "namespace": "edge"},
+            "spec": {"credentialName": "c", "dnsNames": ["a.example"], "server": "https://acme.example/directory"}}),
+    );
+    let Built { world, diagnostics, .. } = store.build();
+    assert!(world.acme_certificates().is_empty());
+    assert!(
+        diagnostics
+            .iter()
+            .any(|d| d.is_error() && d.help.as_ref().is_some_and(|h| h.contains("cert-manager"))),
+        "{diagnostics:?}"
+    );
+}
+
+#[test]
+fn a_pod_is_who_it_is_only_at_its_own_address() {
+    let mut store = Store::default();
+    take(&mut store, &pod("p1", "10.0.0.1", "n1"));
+    let world = store.build().world;
+    assert!(world.vouches("10.0.0.1", "shop", "cart"));
+    for (address, namespace, account) in
+        [("10.0.0.2", "shop", "cart"), ("10.0.0.1", "other", "cart"), ("10.0.0.1", "shop", "app")]
+    {
+        assert!(!world.vouches(address, namespace, account), "{address} {namespace} {account}");
+    }
+    // A directory does not say who is where.
+    assert!(World::default().vouches("10.0.0.9", "a", "b"));
+}

@@ -27,11 +27,14 @@ pub(super) enum Event {
     All(&'static Kind, HashSet<Name>),
     /// The definition of a kind is gone, and all of its objects with it.
     Gone(&'static Kind),
+    /// A kind is defined, and not served: nothing is waited for on its account.
+    Unserved(&'static Kind, String),
     /// The definitions have been read: all kinds that are there now have been told.
     Defined,
     /// The API server does not answer, or refuses, for this kind.
     Lost(&'static str, String),
-    /// It answers again.
+    /// It answers again. A watch that goes on where it was says nothing until something changes, so this is good for all
+    /// kinds; one that is still refused says so again.
     Back(&'static str),
 }
 
@@ -94,7 +97,12 @@ async fn one(
                 Event::Lost(kind.plural, why(&error))
             }
             Ok(seen) => {
-                if std::mem::take(&mut lost) && sender.send(Event::Back(kind.plural)).await.is_err() {
+                // A list that is about to be asked for says nothing yet.
+                let answers = !matches!(seen, Seen::Init);
+                if answers
+                    && std::mem::take(&mut lost)
+                    && sender.send(Event::Back(kind.plural)).await.is_err()
+                {
                     return;
                 }
                 match seen {
@@ -162,7 +170,8 @@ async fn definitions(client: Client, sender: mpsc::Sender<Event>) {
             }
             Ok(seen) => seen,
         };
-        if std::mem::take(&mut lost) && sender.send(Event::Back(DEFINITIONS)).await.is_err() {
+        let answers = !matches!(seen, Seen::Init);
+        if answers && std::mem::take(&mut lost) && sender.send(Event::Back(DEFINITIONS)).await.is_err() {
             return;
         }
         let mut gone = Vec::new();
@@ -223,7 +232,7 @@ async fn served(client: Client, kind: &'static Kind, sender: mpsc::Sender<Event>
         if asked == 150 {
             let reason =
                 format!("it is defined, but the API server serves none of {}", kind.versions.join(", "));
-            if sender.send(Event::Lost(kind.plural, reason)).await.is_err() {
+            if sender.send(Event::Unserved(kind, reason)).await.is_err() {
                 return;
             }
         }

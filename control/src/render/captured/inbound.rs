@@ -9,7 +9,7 @@ use super::super::cluster::{INBOUND_PASSTHROUGH, inbound_ports};
 use super::super::filters::Way;
 use super::super::inbound::{Chains, Target, chains};
 use super::super::listener::inspector;
-use super::super::{Interception, ProxyNode, route, seconds};
+use super::super::{Interception, ProxyNode, rate_limit, route, seconds};
 use super::{MARK, at, black_hole};
 use crate::model::{EffectivePeerMode, Protocol, World};
 
@@ -62,8 +62,9 @@ pub(super) fn listener(world: &World, node: &ProxyNode) -> Value {
     };
     add(&mut all, &passthrough, mode(None), None, "virtualInbound");
     let served: Vec<_> = inbound_ports(world, node).into_iter().filter(|i| !i.uncaptured).collect();
-    // A port may have a mode of its own though no service has it.
-    for port in world.peer_ports(&node.namespace, labels) {
+    // A port may have a mode or a limit of its own though no service has it.
+    let own = world.peer_ports(&node.namespace, labels).into_iter().chain(rate_limit::ports(world, node));
+    for port in own.collect::<BTreeSet<_>>() {
         if !served.iter().any(|inbound| inbound.port == port) {
             let target = Target { port: Some(port), ..passthrough.clone() };
             add(&mut all, &target, mode(Some(port)), Some(port), "virtualInbound");

@@ -327,3 +327,28 @@ spec:
     assert_eq!(seen, wanted);
     assert_eq!(end(&tcp["default_filter_chain"]), "outbound|5432||users.shop.svc.cluster.local");
 }
+
+#[test]
+fn a_port_that_no_service_has_is_limited_all_the_same() {
+    let limit = "
+apiVersion: weft.dev/v1alpha1
+kind: RateLimit
+metadata: {name: l, namespace: shop}
+spec:
+  selector: {matchLabels: {app: users}}
+  rules: [{name: r, connections: {ports: [9999]}, local: {requests: 5, per: 1s}}]
+";
+    let world = mesh(&(SERVICES.to_owned() + limit));
+    let inbound = listener(&resources(&world, &captured("10.0.0.1")), "virtualInbound");
+    let at: Vec<&Value> = inbound["filter_chains"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|chain| chain["filter_chain_match"]["destination_port"] == 9999)
+        .collect();
+    assert!(!at.is_empty(), "{inbound}");
+    for chain in at {
+        assert!(chain.to_string().contains("local_ratelimit"), "{chain}");
+        assert_eq!(end(chain), "InboundPassthroughCluster");
+    }
+}

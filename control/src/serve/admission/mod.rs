@@ -22,11 +22,11 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::ingest::Snapshot;
@@ -35,9 +35,15 @@ use review::{Answer, Question};
 use tls::Certificate;
 
 /// The API server's objects have at most 1.5 MB or so, and a question may have two.
-const LARGEST: usize = 8 * 1024 * 1024;
+const LARGEST: usize = 4 * 1024 * 1024;
 /// A client that does not finish its handshake in this time is let go.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// And one that does not say its whole question in this time. The API server itself waits for 30 s at most.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections that are served at the same time; an API server has few.
+const CONNECTIONS: usize = 256;
+/// Questions whose bodies are read at the same time, so that they have a limit of memory.
+const QUESTIONS: usize = 32;
 
 /// The flags.
 #[derive(Args, Debug, Default)]
@@ -61,6 +67,7 @@ pub struct WebhookArgs {
 pub struct Webhooks {
     settings: SettingsFile,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    questions: Semaphore,
 }
 
 impl Webhooks {
@@ -69,16 +76,23 @@ impl Webhooks {
     /// # Errors
     /// There are none, or they are wrong: what every pod gets must be right from the start.
     pub fn new(args: &WebhookArgs, snapshots: watch::Receiver<Arc<Snapshot>>) -> anyhow::Result<Arc<Self>> {
-        Ok(Arc::new(Self { settings: SettingsFile::open(args.injection_config.clone())?, snapshots }))
+        let settings = SettingsFile::open(args.injection_config.clone())?;
+        Ok(Arc::new(Self { settings, snapshots, questions: Semaphore::new(QUESTIONS) }))
     }
 
     /// Answers on `listener` until the process ends.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, certificate: Arc<dyn Certificate>) {
+        let connections = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
+            // Never closed.
+            let Ok(permit) = connections.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let (webhooks, config) = (self.clone(), certificate.current());
-                    tokio::spawn(async move { webhooks.connection(stream, TlsAcceptor::from(config)).await });
+                    tokio::spawn(async move {
+                        webhooks.connection(stream, TlsAcceptor::from(config)).await;
+                        drop(permit);
+                    });
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: it passes.
@@ -103,9 +117,15 @@ impl Webhooks {
             let webhooks = self.clone();
             async move { Ok::<_, Infallible>(webhooks.answer(request).await) }
         });
-        if let Err(error) =
-            auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await
-        {
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        server.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+        server
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PATIENCE)
+            .keep_alive_timeout(PATIENCE)
+            .max_concurrent_streams(QUESTIONS as u32);
+        if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
             tracing::debug!(%error, "a connection of a webhook ended");
         }
     }
@@ -121,9 +141,14 @@ impl Webhooks {
         if request.method() != Method::POST {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "the API server asks by POST\n");
         }
-        let body = match Limited::new(request.into_body(), LARGEST).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return plain(StatusCode::PAYLOAD_TOO_LARGE, format!("{error}\n")),
+        let read = async {
+            let permit = self.questions.acquire().await;
+            (Limited::new(request.into_body(), LARGEST).collect().await, permit)
+        };
+        let (body, _permit) = match tokio::time::timeout(PATIENCE, read).await {
+            Ok((Ok(body), permit)) => (body.to_bytes(), permit),
+            Ok((Err(error), _)) => return plain(StatusCode::PAYLOAD_TOO_LARGE, format!("{error}\n")),
+            Err(_) => return plain(StatusCode::REQUEST_TIMEOUT, "the question did not come in time\n"),
         };
         match Question::read(&body) {
             Ok(question) => json(&decide(self, &question).review(&question)),

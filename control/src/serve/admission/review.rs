@@ -14,6 +14,8 @@ pub(super) struct Question {
     pub(super) kind: [String; 3],
     /// As it is to be stored; null when it goes.
     pub(super) object: Value,
+    /// As it is stored now; null when it is new.
+    pub(super) old: Value,
 }
 
 /// What it is told.
@@ -46,7 +48,14 @@ impl Question {
         }
         let kind = ["group", "version", "kind"].map(|part| text(&request["kind"][part]));
         let (operation, namespace) = (text(&request["operation"]), text(&request["namespace"]));
-        Ok(Self { uid, operation, namespace, kind, object: request["object"].take() })
+        Ok(Self {
+            uid,
+            operation,
+            namespace,
+            kind,
+            object: request["object"].take(),
+            old: request["oldObject"].take(),
+        })
     }
 }
 

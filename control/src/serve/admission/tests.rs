@@ -112,3 +112,28 @@ fn a_question_that_is_none_is_told_what_is_wrong() {
         assert!(wrong.contains(words), "{wrong}");
     }
 }
+
+#[test]
+fn what_goes_or_stays_as_it_was_is_no_business_of_the_check() {
+    let filter = |metadata: Value, spec: Value| json!({"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter", "metadata": metadata, "spec": spec});
+    let update = |object: Value, old: Value| {
+        let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+            "uid": "u-1", "operation": "UPDATE", "namespace": "shop", "object": object, "oldObject": old,
+            "kind": {"group": "networking.istio.io", "version": "v1alpha3", "kind": "EnvoyFilter"}}});
+        objects::validate(&Question::read(review.to_string().as_bytes()).unwrap()).refused
+    };
+    let (plain, spec) = (json!({"name": "n", "namespace": "shop"}), json!({"priority": 1}));
+    let old = filter(plain.clone(), spec.clone());
+    assert!(update(filter(plain.clone(), json!({"priority": 2})), old.clone()).is_some());
+    let labelled = json!({"name": "n", "namespace": "shop", "labels": {"a": "b"}});
+    assert_eq!(update(filter(labelled, spec), old.clone()), None);
+    let going = json!({"name": "n", "namespace": "shop", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": []});
+    assert_eq!(update(filter(going, json!({"priority": 2})), old), None);
+}
+
+#[test]
+fn a_pod_whose_metadata_is_no_object_is_refused() {
+    let question = question("", "v1", "Pod", &json!({"metadata": "x", "spec": {"containers": []}}));
+    let review = pods::inject(&question, &Settings::default()).review(&question);
+    assert_eq!(review["response"]["allowed"], false, "{review}");
+}

@@ -25,11 +25,11 @@ const RETRY: Duration = Duration::from_secs(3);
 /// The flags.
 #[derive(Args, Debug, Default)]
 pub struct PublishArgs {
-    /// Keep the roots of the webhooks' certificate in this MutatingWebhookConfiguration; may be given several times
-    #[arg(long, value_name = "NAME", requires = "webhook_port")]
+    /// Keep the roots of the mesh, by which the webhooks' certificate is issued, in this MutatingWebhookConfiguration; may be given several times. With --webhook-cert whoever issues that certificate keeps its roots there
+    #[arg(long, value_name = "NAME", requires = "webhook_port", conflicts_with = "webhook_cert")]
     pub mutating_webhook: Vec<String>,
     /// The same in this ValidatingWebhookConfiguration
-    #[arg(long, value_name = "NAME", requires = "webhook_port")]
+    #[arg(long, value_name = "NAME", requires = "webhook_port", conflicts_with = "webhook_cert")]
     pub validating_webhook: Vec<String>,
     /// Keep the mesh's roots in the ConfigMap istio-ca-root-cert of every namespace, where pods with sidecars look for them
     #[arg(long)]

@@ -12,9 +12,11 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
 
-use super::{LOOK, RETRY};
+use super::RETRY;
 use crate::model::Trust;
 
+/// How often all of them are written again, for somebody may have changed one or taken it away.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(300);
 /// Its name, and its key.
 const NAME: &str = "istio-ca-root-cert";
 const KEY: &str = "root-cert.pem";
@@ -72,7 +74,7 @@ pub(super) async fn keep(client: Client, mut trust: watch::Receiver<Arc<Trust>>)
                 due.clone_from(&namespaces);
             }
             // Somebody may have written it otherwise, or taken it away.
-            () = tokio::time::sleep(if due.is_empty() { LOOK } else { RETRY }) => {
+            () = tokio::time::sleep(if due.is_empty() { AGAIN } else { RETRY }) => {
                 if due.is_empty() {
                     due.clone_from(&namespaces);
                 }
