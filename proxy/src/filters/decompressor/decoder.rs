@@ -208,7 +208,7 @@ impl BodyStream for Decoded {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         loop {
             // A body of no bytes at all was not encoded.
-            if !self.decoded && !(self.ended && self.bytes.0 == 0) {
+            if !(self.decoded || self.ended && self.bytes.0 == 0) {
                 match self.piece() {
                     Ok(Some(piece)) => return Poll::Ready(Some(Ok(Frame::Data(piece)))),
                     Ok(None) => {}
