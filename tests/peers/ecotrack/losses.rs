@@ -19,6 +19,7 @@ fn lose(host: &Host, percent: u32) {
 }
 
 #[test]
+#[ignore = "two minutes of chance; .ci/long runs it"]
 fn what_is_lost_on_the_way_is_sent_again_and_nobody_waits_without_an_end() {
     let ecotrack = EcoTrack::start();
     ecotrack.recovers("at rest");
@@ -34,8 +35,9 @@ fn what_is_lost_on_the_way_is_sent_again_and_nobody_waits_without_an_end() {
     let mut statuses = Vec::new();
     for number in 0..12 {
         let (status, took) = ecotrack.browse();
+        // 500 is the application's own word, when its database was out of reach for too long.
         assert!(
-            ["200", "503", "504"].contains(&&*status),
+            ["200", "500", "503", "504"].contains(&&*status),
             "request {number}: {status}\n{}",
             ecotrack.story()
         );

@@ -20,7 +20,9 @@ impl Switch {
     pub fn new() -> Self {
         sweep();
         let host = Host::new("sw");
-        host.ip("link add wire type bridge");
+        // An address of its own: else it takes that of one of its ports, another one when a port comes, and whoever has
+        // learned the former one sends into the void.
+        host.ip("link add wire address 02:00:00:00:00:01 type bridge");
         host.ip("addr add 10.88.0.1/16 dev wire");
         host.ip("addr add 10.99.0.1/24 dev wire");
         host.ip("link set wire up");

@@ -16,7 +16,7 @@ use super::RETRY;
 use crate::model::Trust;
 
 /// How often all of them are written again, for somebody may have changed one or taken it away.
-const AGAIN: std::time::Duration = std::time::Duration::from_secs(300);
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(40);
 /// Its name, and its key.
 const NAME: &str = "istio-ca-root-cert";
 const KEY: &str = "root-cert.pem";
