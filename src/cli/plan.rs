@@ -63,6 +63,9 @@ fn text(plan: &Plan, full: bool) -> String {
             let _ = writeln!(text, "{what}: {}", list(proxies, full));
         }
     }
+    for expansion in &plan.expansions {
+        let _ = writeln!(text, "{expansion}");
+    }
     let changed: usize = plan.changes.iter().map(|change| change.proxies.len()).sum();
     let of = plan.proxies - plan.new.len();
     let _ = writeln!(

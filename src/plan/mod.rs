@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use serde::Serialize;
-use weft_control::model::{Workload, World};
+use weft_control::model::{Severity, Workload, World};
 use weft_control::render::{Interception, Memo, ProxyKind, Resource, Resources, render};
 use xds_protos::ResourceType;
 
@@ -24,6 +24,8 @@ pub struct Plan {
     pub new: Vec<String>,
     /// Proxies that are there before only.
     pub gone: Vec<String>,
+    /// What ServiceMeshConfigs stand for afterwards.
+    pub expansions: Vec<String>,
     /// Proxies that change, those together that change alike.
     pub changes: Vec<Change>,
 }
@@ -91,7 +93,18 @@ pub fn plan(before: &World, after: &World, captured: bool) -> Plan {
     let only = |these: &BTreeMap<String, _>, those: &BTreeMap<String, _>| {
         these.keys().filter(|name| !those.contains_key(*name)).cloned().collect()
     };
-    Plan { proxies: new.len(), new: only(&new, &old), gone: only(&old, &new), changes }
+    Plan {
+        proxies: new.len(),
+        new: only(&new, &old),
+        gone: only(&old, &new),
+        expansions: expansions(after),
+        changes,
+    }
+}
+
+fn expansions(world: &World) -> Vec<String> {
+    let told = world.expansions().iter().filter(|note| note.severity == Severity::Info);
+    told.map(|note| format!("{} {} {}", note.of.key(), note.path, note.reason)).collect()
 }
 
 fn by_name(world: &World) -> BTreeMap<String, Arc<Workload>> {

@@ -1,5 +1,6 @@
 //! Istio's traffic settings, from YAML through the control plane to what a proxy does with requests.
 
+mod checks;
 mod design;
 mod topology;
 mod upstreams;

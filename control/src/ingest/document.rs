@@ -254,6 +254,19 @@ impl Collector {
                     self.objects.compressions.push(Arc::new(Object { meta, spec }));
                 }
             }
+            Kind::HealthCheck => {
+                if let Some(mut spec) = spec(document, kind, findings) {
+                    normalize::health_check(&mut spec, &namespace);
+                    validate::health_check(&spec, &meta, findings);
+                    self.objects.health_checks.push(Arc::new(Object { meta, spec }));
+                }
+            }
+            Kind::ServiceMeshConfig => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::service_mesh_config(&spec, &meta, findings);
+                    self.objects.service_mesh_configs.push(Arc::new(Object { meta, spec }));
+                }
+            }
             Kind::Secret | Kind::MeshConfig | Kind::Pod => {}
         }
     }

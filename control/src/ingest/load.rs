@@ -121,10 +121,11 @@ fn take_text(collector: &mut Collector, label: &str, text: &str) {
 fn finish(collector: Collector) -> LoadOutcome {
     let Collector { objects, mut diagnostics, mut skipped, .. } = collector;
     super::validate::across(&objects, &mut diagnostics);
+    let world = (!diagnostics.iter().any(Diagnostic::is_error)).then(|| World::new(objects));
+    diagnostics.extend(world.iter().flat_map(super::validate::whole));
     diagnostics.sort();
     diagnostics.dedup();
     skipped.sort();
-    let world = (!diagnostics.iter().any(Diagnostic::is_error)).then(|| World::new(objects));
     LoadOutcome { world, diagnostics, skipped }
 }
 

@@ -16,6 +16,8 @@ mod suggest;
 mod support;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_expansion;
 mod tree;
 mod validate;
 mod watch;

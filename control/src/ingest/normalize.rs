@@ -2,6 +2,7 @@
 
 use super::diagnostic::Findings;
 use crate::model::destination_rule::{DestinationRule, OutlierDetection, TrafficPolicy};
+use crate::model::health_check::HealthCheck;
 use crate::model::host::{DEFAULT_DOMAIN, resolve_short};
 use crate::model::rate_limit::RateLimit;
 use crate::model::sidecar::Sidecar;
@@ -25,6 +26,11 @@ pub(super) fn rate_limit(spec: &mut RateLimit, namespace: &str) {
         }
         rule.by.iter_mut().for_each(|key| key.header.make_ascii_lowercase());
     }
+}
+
+/// The service's host is a full name.
+pub(super) fn health_check(spec: &mut HealthCheck, namespace: &str) {
+    spec.host = full_host(&spec.host, namespace);
 }
 
 pub(super) fn virtual_service(spec: &mut VirtualService, namespace: &str, findings: &mut Findings) {

@@ -35,8 +35,15 @@ const NETWORKING: &[Kind] = &[
 ];
 const SECURITY: &[Kind] = &[Kind::PeerAuthentication, Kind::AuthorizationPolicy, Kind::RequestAuthentication];
 /// Weft's own.
-const WEFT: &[Kind] =
-    &[Kind::AcmeCertificate, Kind::IPDenyList, Kind::ExternalCredential, Kind::RateLimit, Kind::Compression];
+const WEFT: &[Kind] = &[
+    Kind::AcmeCertificate,
+    Kind::IPDenyList,
+    Kind::ExternalCredential,
+    Kind::RateLimit,
+    Kind::Compression,
+    Kind::HealthCheck,
+    Kind::ServiceMeshConfig,
+];
 
 /// Kinds of Istio's that are not supported yet, by group.
 const KINDS_NOT_YET: &[(&str, &[&str])] = &[

@@ -299,3 +299,36 @@ fn a_state_does_not_depend_on_the_order_of_independent_files() {
     assert_eq!(first.version(), second.version());
     assert_ne!(first.version(), world(DESIGN).version());
 }
+
+#[test]
+fn a_check_that_nobody_makes_is_told() {
+    let told = |spec: &str| -> Vec<String> {
+        let text = format!(
+            "
+{{apiVersion: v1, kind: Service, metadata: {{name: a, namespace: n}}, spec: {{selector: {{app: a}}, ports: [{{name: http, port: 80}}, {{name: grpc, port: 81}}]}}}}
+---
+{{apiVersion: weft.dev/v1alpha1, kind: HealthCheck, metadata: {{name: first, namespace: n}}, spec: {{host: a, ports: [82], tcp: {{}}}}}}
+---
+{{apiVersion: weft.dev/v1alpha1, kind: HealthCheck, metadata: {{name: x, namespace: n}}, spec: {{{spec}}}}}
+"
+        );
+        let outcome = load_str("x.yaml", &text);
+        let of_x = outcome.diagnostics.iter().filter(|d| d.object.as_deref() == Some("HealthCheck n/x"));
+        of_x.map(|d| format!("{}: {}", d.path.as_deref().unwrap_or_default(), d.reason)).collect()
+    };
+    assert!(told("host: a, tcp: {}").is_empty());
+    assert!(told("host: a, ports: [81], grpc: {}").is_empty());
+    let one = |spec: &str, wanted: &str| {
+        let told = told(spec);
+        assert!(matches!(told.as_slice(), [only] if only.starts_with(wanted)), "{spec}: {told:#?}");
+    };
+    one("host: b, tcp: {}", "spec.host: no service is called b.n.svc.cluster.local");
+    one("host: a, ports: [83], tcp: {}", "spec.ports[0]: a.n.svc.cluster.local has no port 83");
+    one(
+        "host: a, ports: [80], grpc: {}",
+        "spec.grpc: port 80 of a.n.svc.cluster.local is not said to speak HTTP/2",
+    );
+    let twice = "host: a, tcp: {}}}\n---\n{apiVersion: weft.dev/v1alpha1, kind: HealthCheck, metadata: {name: y, namespace: n}, spec: {host: a, tcp: {}";
+    let outcome = told(twice);
+    assert!(outcome.is_empty(), "the older one holds: {outcome:#?}");
+}

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::diagnostic::Diagnostic;
+use super::diagnostic::{Diagnostic, Severity};
 use super::document::Skipped;
 use super::load::{LoadOutcome, list_files, load_dir};
 use crate::model::World;
@@ -219,6 +219,8 @@ pub(super) fn report(diagnostics: &[Diagnostic]) {
     for diagnostic in diagnostics {
         if diagnostic.is_error() {
             tracing::error!("{diagnostic}");
+        } else if diagnostic.severity == Severity::Info {
+            tracing::info!("{diagnostic}");
         } else {
             tracing::warn!("{diagnostic}");
         }

@@ -47,6 +47,10 @@ pub enum Kind {
     RateLimit,
     /// weft.dev.
     Compression,
+    /// weft.dev.
+    ServiceMeshConfig,
+    /// weft.dev.
+    HealthCheck,
 }
 
 impl Kind {
@@ -71,6 +75,8 @@ impl Kind {
             Self::ExternalCredential => "ExternalCredential",
             Self::RateLimit => "RateLimit",
             Self::Compression => "Compression",
+            Self::ServiceMeshConfig => "ServiceMeshConfig",
+            Self::HealthCheck => "HealthCheck",
         }
     }
 }

@@ -10,8 +10,10 @@ use super::authorization_policy::AuthorizationPolicy;
 use super::compression::Compression;
 use super::credentials::Credentials;
 use super::destination_rule::DestinationRule;
+use super::expand::{Note, expand};
 use super::external_credential::ExternalCredential;
 use super::gateway::Gateway;
+use super::health_check::HealthCheck;
 use super::host::DEFAULT_DOMAIN;
 use super::ip_deny_list::{DenyLists, IpDenyList};
 use super::keys::KeySets;
@@ -25,6 +27,7 @@ use super::registry::{self, WorkloadIndex};
 use super::request_authentication::RequestAuthentication;
 use super::service::{Endpoint, ExportTo, Service, Workload};
 use super::service_entry::{ServiceEntry, WorkloadEntry};
+use super::service_mesh_config::ServiceMeshConfig;
 use super::sidecar::Sidecar;
 use super::virtual_service::VirtualService;
 
@@ -63,6 +66,10 @@ pub struct Objects {
     pub rate_limits: Vec<Arc<Object<RateLimit>>>,
     /// Compressions.
     pub compressions: Vec<Arc<Object<Compression>>>,
+    /// ServiceMeshConfigs.
+    pub service_mesh_configs: Vec<Arc<Object<ServiceMeshConfig>>>,
+    /// HealthChecks.
+    pub health_checks: Vec<Arc<Object<HealthCheck>>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
     pub secrets: Vec<Arc<Object<TlsSecret>>>,
     /// Pods, where Kubernetes says which there are.
@@ -93,6 +100,8 @@ impl Objects {
             external_credentials,
             rate_limits,
             compressions,
+            service_mesh_configs,
+            health_checks,
             secrets,
             pods
         );
@@ -150,7 +159,10 @@ struct Parts {
     external_credentials: Vec<Arc<Object<ExternalCredential>>>,
     rate_limits: Vec<Arc<Object<RateLimit>>>,
     compressions: Vec<Arc<Object<Compression>>>,
+    service_mesh_configs: Vec<Arc<Object<ServiceMeshConfig>>>,
+    health_checks: Vec<Arc<Object<HealthCheck>>>,
     secrets: Vec<Arc<Object<TlsSecret>>>,
+    expansions: Vec<Note>,
     /// Address, namespace and service account of each pod, where pods are known.
     pods: Option<HashSet<(String, String, String)>>,
 }
@@ -172,6 +184,10 @@ impl Default for World {
 impl World {
     /// Builds the state that follows from these objects, whatever their order.
     pub fn new(objects: Objects) -> Self {
+        let (objects, expansions) = match objects.service_mesh_configs.is_empty() {
+            true => (objects, Vec::new()),
+            false => expand(&objects),
+        };
         let mesh_version = objects.mesh.as_ref().map_or(0, |object| object.meta.version);
         let mesh = objects.mesh.map(|object| object.spec.clone()).unwrap_or_default();
         let virtual_services = in_order(objects.virtual_services);
@@ -185,6 +201,8 @@ impl World {
         let external_credentials = in_order(objects.external_credentials);
         let rate_limits = in_order(objects.rate_limits);
         let compressions = in_order(objects.compressions);
+        let service_mesh_configs = in_order(objects.service_mesh_configs);
+        let health_checks = in_order(objects.health_checks);
         let secrets = in_order(objects.secrets);
         let workload_entries = in_order(objects.workload_entries);
         let kubernetes = in_order(objects.services);
@@ -248,6 +266,8 @@ impl World {
         hash_all(&external_credentials, &mut hasher);
         hash_all(&rate_limits, &mut hasher);
         hash_all(&compressions, &mut hasher);
+        hash_all(&service_mesh_configs, &mut hasher);
+        hash_all(&health_checks, &mut hasher);
         hash_all(&secrets, &mut hasher);
         for pod in &objects.pods {
             (&pod.workload.endpoint, &pod.workload.meta.annotations, pod.ready).hash(&mut hasher);
@@ -278,6 +298,8 @@ impl World {
         hash_all(&external_credentials, &mut hasher);
         hash_all(&rate_limits, &mut hasher);
         hash_all(&compressions, &mut hasher);
+        hash_all(&service_mesh_configs, &mut hasher);
+        hash_all(&health_checks, &mut hasher);
         let shape_version = hasher.finish();
         let mut hasher = DefaultHasher::new();
         hash_all(&peer_authentications, &mut hasher);
@@ -313,7 +335,10 @@ impl World {
                 external_credentials,
                 rate_limits,
                 compressions,
+                service_mesh_configs,
+                health_checks,
                 secrets,
+                expansions,
             }),
             keys: Arc::default(),
             acme: Arc::default(),
@@ -483,6 +508,21 @@ impl World {
     /// Every Compression.
     pub fn compressions(&self) -> &[Arc<Object<Compression>>] {
         &self.parts.compressions
+    }
+
+    /// Every HealthCheck.
+    pub fn health_checks(&self) -> &[Arc<Object<HealthCheck>>] {
+        &self.parts.health_checks
+    }
+
+    /// Every ServiceMeshConfig.
+    pub fn service_mesh_configs(&self) -> &[Arc<Object<ServiceMeshConfig>>] {
+        &self.parts.service_mesh_configs
+    }
+
+    /// What the ServiceMeshConfigs stand for, and what there is to say about that.
+    pub fn expansions(&self) -> &[Note] {
+        &self.parts.expansions
     }
 
     /// Every TLS secret.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::health_check;
 use super::locality::Nearness;
 use super::memo::Output;
 use super::{Interception, ProxyKind, ProxyNode, seconds, tls};
@@ -16,7 +17,7 @@ use crate::model::lookup::{MergedRule, PortPolicy, effective_policy};
 use crate::model::mesh_config::InboundMode;
 use crate::model::service::{Resolution, ServiceLocation};
 use crate::model::sidecar::CaptureMode;
-use crate::model::{EffectivePeerMode, Endpoint, Service, ServicePort, World};
+use crate::model::{EffectivePeerMode, Endpoint, HealthCheck, Object, Service, ServicePort, World};
 
 /// Whether connections to a service go where the client addressed them.
 fn as_chosen(service: &Service, policy: &PortPolicy) -> bool {
@@ -80,10 +81,11 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
                 };
                 let versions = (service.versions.shape, service.versions.identities, endpoints, peers);
                 let place = if endpoints == 0 { String::new() } else { nearness.key() };
-                let ours = (node.kind, node.extensions);
+                let check = world.health_check(&node.namespace, service, port.number);
+                let ours = (node.kind, node.extensions, check.map(|c| c.meta.version));
                 let inputs = (versions, rule.map(|r| r.version), world.mesh_version(), peer, place, ours);
                 out.put(&name, inputs, || {
-                    let rules = Rules { policy, rule, subset, nearness };
+                    let rules = Rules { policy, rule, subset, nearness, check };
                     outbound(world, node, service, port, rules, &name)
                 });
             }
@@ -347,6 +349,7 @@ struct Rules<'a> {
     rule: Option<&'a Arc<MergedRule>>,
     subset: Option<&'a str>,
     nearness: Nearness,
+    check: Option<&'a Arc<Object<HealthCheck>>>,
 }
 
 fn outbound(
@@ -357,7 +360,7 @@ fn outbound(
     rules: Rules<'_>,
     name: &str,
 ) -> Value {
-    let Rules { policy, rule, subset, nearness } = rules;
+    let Rules { policy, rule, subset, nearness, check } = rules;
     let mesh = world.mesh();
     let pool = policy.connection_pool.clone().unwrap_or_default();
     let (tcp, http) = (pool.tcp.unwrap_or_default(), pool.http.unwrap_or_default());
@@ -452,6 +455,13 @@ fn outbound(
     let selected = rule.is_some_and(|r| r.spec.workload_selector.is_some());
     let credentials = node.kind == ProxyKind::Router || selected;
     secure(world, service, port, subset, &policy, http2, credentials, &mut cluster);
+    // Where clients choose the endpoint there is none to ask; gRPC is not spoken by HTTP/1.
+    if let Some(check) = check.filter(|c| !original && (http2 || c.spec.grpc.is_none())) {
+        let mutual = policy.tls.as_ref().is_none_or(|tls| tls.mode == ClientTlsMode::IstioMutual)
+            && service.location == ServiceLocation::MeshInternal;
+        let spoken = health_check::Spoken { http2, mutual };
+        health_check::put(&check.spec, &service.hostname, &spoken, &mut cluster);
+    }
     if let Some(header) = policy.proxy_protocol {
         say_first(header, &mut cluster);
     }

@@ -14,6 +14,7 @@ mod endpoint;
 mod external_credential;
 mod filters;
 mod gateway;
+mod health_check;
 mod inbound;
 mod layer4;
 mod listener;

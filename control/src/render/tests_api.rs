@@ -1,5 +1,7 @@
 //! What the traffic API of Istio becomes: each setting, by the fields of the message that proxies get.
 
+use serde_json::json;
+
 use super::tests::{mesh, node, value};
 use super::*;
 
@@ -694,4 +696,63 @@ spec:
     assert_eq!((other.get("max_downstream_connection_duration"), other.get("hash_policy")), (None, None));
     let (proxy, _) = of("{loadBalancer: {simple: RANDOM}}");
     assert_eq!((proxy.get("idle_timeout"), proxy.get("hash_policy")), (None, None));
+}
+
+#[test]
+fn a_check_of_endpoints_is_the_clusters() {
+    let check = |name: &str, namespace: &str, spec: &str| {
+        format!(
+            "apiVersion: weft.dev/v1alpha1
+kind: HealthCheck
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {{{spec}}}
+---
+"
+        )
+    };
+    let a = "host: a.n.svc.cluster.local";
+    let one = check("one", "n", "host: a, http: {path: /healthz, expectedStatuses: [200, 202-204]}");
+    let rendered = cluster(&one);
+    let [health] = rendered["health_checks"].as_array().unwrap().as_slice() else { panic!("{rendered}") };
+    assert_eq!(
+        (&health["interval"], &health["no_traffic_interval"], &health["timeout"]),
+        (&"10s".into(), &"10s".into(), &"1s".into())
+    );
+    let http = &health["http_health_check"];
+    assert_eq!((&http["host"], &http["path"]), (&"a.n.svc.cluster.local".into(), &"/healthz".into()));
+    let ranges = json!([{"start": "200", "end": "201"}, {"start": "202", "end": "205"}]);
+    assert_eq!(http["expected_statuses"], ranges);
+    assert_eq!(health["tls_options"]["alpn_protocols"], json!(["istio-http/1.1", "istio", "http/1.1"]));
+    assert_eq!(rendered["ignore_health_on_host_removal"], true);
+    assert_eq!(rendered["common_lb_config"]["healthy_panic_threshold"], json!({}));
+
+    // The client's namespace goes first, and there a check that names the port.
+    let path = |more: &str| cluster(more)["health_checks"][0]["http_health_check"]["path"].clone();
+    let own = |path: &str, more: &str| format!("{a}, http: {{path: {path}}}{more}");
+    let root = check("root", "istio-system", &own("/root", ""));
+    assert_eq!(path(&root), "/root");
+    assert_eq!(path(&(root.clone() + &one)), "/healthz");
+    let port = check("port", "n", &own("/port", ", ports: [80]"));
+    assert_eq!(path(&(one.clone() + &port)), "/port");
+    assert_eq!(path(&(one + &check("other", "n", &own("/other", ", ports: [81]")))), "/healthz");
+
+    // What is said as text goes as bytes; the share of healthy ones goes before the DestinationRule's.
+    let tcp = check("tcp", "n", "host: a, minHealthPercent: 40, tcp: {send: PING, receive: [PONG]}");
+    let rule = destination_rule("trafficPolicy: {outlierDetection: {minHealthPercent: 20}}");
+    let rendered = cluster(&(tcp + &rule));
+    let payload = &rendered["health_checks"][0]["tcp_health_check"];
+    assert_eq!(
+        (&payload["send"]["text"], &payload["receive"][0]["text"]),
+        (&"50494e47".into(), &"504f4e47".into())
+    );
+    assert_eq!(rendered["health_checks"][0]["tls_options"], Value::Null);
+    assert_eq!(rendered["common_lb_config"]["healthy_panic_threshold"]["value"], 40.0);
+
+    // gRPC is asked where HTTP/2 is spoken, and nowhere else.
+    let grpc = check("grpc", "n", "host: a, grpc: {serviceName: s}");
+    assert_eq!(cluster(&grpc)["health_checks"], Value::Null);
+    let upgraded = destination_rule("trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE}}}");
+    let rendered = cluster(&(grpc + &upgraded));
+    assert_eq!(rendered["health_checks"][0]["grpc_health_check"]["service_name"], "s");
+    assert_eq!(rendered["health_checks"][0]["tls_options"]["alpn_protocols"][0], "istio-h2");
 }

@@ -45,7 +45,7 @@ spec:
     .concat()
 }
 
-const KINDS: [(&str, &str); 19] = [
+const KINDS: [(&str, &str); 21] = [
     ("networking.istio.io/v1", "VirtualService"),
     ("networking.istio.io/v1", "DestinationRule"),
     ("networking.istio.io/v1", "Gateway"),
@@ -65,6 +65,8 @@ const KINDS: [(&str, &str); 19] = [
     ("weft.dev/v1alpha1", "ExternalCredential"),
     ("weft.dev/v1alpha1", "IPDenyList"),
     ("weft.dev/v1alpha1", "RateLimit"),
+    ("weft.dev/v1alpha1", "ServiceMeshConfig"),
+    ("weft.dev/v1alpha1", "HealthCheck"),
 ];
 
 /// What a role grants: verb, group, resource.

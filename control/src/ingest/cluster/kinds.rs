@@ -70,7 +70,7 @@ const fn weft(plural: &'static str, kind: &'static str) -> Kind {
 }
 
 /// What CustomResourceDefinitions bring; each is watched from when its definition is there.
-pub const DEFINED: [Kind; 19] = [
+pub const DEFINED: [Kind; 21] = [
     networking("virtualservices", "VirtualService", &["vs"]),
     networking("destinationrules", "DestinationRule", &["dr"]),
     networking("gateways", "Gateway", &["gw"]),
@@ -85,6 +85,8 @@ pub const DEFINED: [Kind; 19] = [
     weft("externalcredentials", "ExternalCredential"),
     weft("ipdenylists", "IPDenyList"),
     weft("ratelimits", "RateLimit"),
+    weft("healthchecks", "HealthCheck"),
+    weft("servicemeshconfigs", "ServiceMeshConfig"),
     // Not honoured (yet): their objects are reported.
     Kind {
         group: "networking.istio.io",

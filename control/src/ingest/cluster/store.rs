@@ -186,8 +186,10 @@ impl Store {
             .collect();
         objects.pods = self.places.pods();
         objects.backends = Some(self.places.backends(|service| v6.contains(service)));
-        let across = leave_out(&mut objects);
+        let mut across = leave_out(&mut objects);
         let wanted = named_secrets(&objects);
+        let world = World::new(objects);
+        across.append(&mut validate::whole(&world));
         let mut verdicts = Verdicts::new();
         let mut diagnostics = Vec::new();
         for ((kind, name), fragment) in &self.fragments {
@@ -217,7 +219,7 @@ impl Store {
         self.reported = now;
         let skipped = self.fragments.iter().filter(|((kind, _), _)| *kind != "Secret");
         let skipped = skipped.flat_map(|(_, fragment)| fragment.skipped.iter().cloned()).collect();
-        Built { world: World::new(objects), diagnostics, news, skipped, verdicts }
+        Built { world, diagnostics, news, skipped, verdicts }
     }
 }
 
@@ -235,10 +237,16 @@ fn leave_out(objects: &mut Objects) -> Vec<Diagnostic> {
             return all;
         }
         let stays = |meta: &crate::model::Meta| !bad.contains(&meta.key().to_string());
-        let before = objects.acme_certificates.len() + objects.external_credentials.len();
+        let count = |objects: &Objects| {
+            objects.acme_certificates.len()
+                + objects.external_credentials.len()
+                + objects.service_mesh_configs.len()
+        };
+        let before = count(objects);
         objects.acme_certificates.retain(|object| stays(&object.meta));
         objects.external_credentials.retain(|object| stays(&object.meta));
-        if before == objects.acme_certificates.len() + objects.external_credentials.len() {
+        objects.service_mesh_configs.retain(|object| stays(&object.meta));
+        if before == count(objects) {
             return all;
         }
     }

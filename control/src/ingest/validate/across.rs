@@ -3,17 +3,33 @@
 use std::collections::HashMap;
 
 use super::super::diagnostic::{Diagnostic, Severity};
+use crate::model::expand::expand;
 use crate::model::gateway::{Server, ServerTls};
 use crate::model::host::{covers, most_specific};
 use crate::model::meta::Meta;
 use crate::model::world::Objects;
 
 pub(in super::super) fn across(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
+    expansions(objects, diagnostics);
     subsets(objects, diagnostics);
     providers(objects, diagnostics);
     addresses(objects, diagnostics);
     credentials(objects, diagnostics);
     secrets(objects, diagnostics);
+}
+
+/// What ServiceMeshConfigs stand for, beside what is written explicitly.
+fn expansions(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
+    if objects.service_mesh_configs.is_empty() {
+        return;
+    }
+    for note in expand(objects).1 {
+        diagnostics.push(Diagnostic {
+            path: Some(note.path),
+            help: (!note.help.is_empty()).then(|| note.help.to_owned()),
+            ..finding(&note.of, note.severity, note.reason, "")
+        });
+    }
 }
 
 /// A destination whose subset is nowhere defined answers 503; Istio accepts it, so this is a warning.

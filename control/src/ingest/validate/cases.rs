@@ -9,9 +9,8 @@ fn findings(kind: &str, spec: &str) -> Vec<String> {
     let group = if security { "security.istio.io/v1" } else { "networking.istio.io/v1" };
     let api = match kind {
         "Service" => "v1",
-        "AcmeCertificate" | "IPDenyList" | "ExternalCredential" | "RateLimit" | "Compression" => {
-            "weft.dev/v1alpha1"
-        }
+        "AcmeCertificate" | "IPDenyList" | "ExternalCredential" | "RateLimit" | "Compression"
+        | "ServiceMeshConfig" | "HealthCheck" => "weft.dev/v1alpha1",
         _ => group,
     };
     let text =
@@ -930,6 +929,51 @@ fn compressions() {
 }
 
 #[test]
+fn health_checks() {
+    check(
+        "HealthCheck",
+        &[
+            (
+                "{host: a, http: {path: /healthz, host: b.com, method: HEAD, headers: {x-probe: '1'}, \
+                  expectedStatuses: [200, 204-299]}}",
+                "warning: spec.host: no service is called a.n.svc.cluster.local",
+            ),
+            ("{http: {path: /}}", "spec.host: \"\" is not a host"),
+            ("{host: '*.a.com', tcp: {}}", "spec.host: a wildcard is no service"),
+            ("{host: a}", "spec: does not say how to check"),
+            ("{host: a, tcp: {}, grpc: {}}", "spec: has several of http, grpc and tcp"),
+            ("{host: a, ports: [0], tcp: {}}", "spec.ports[0]: a port is missing or 0"),
+            ("{host: a, ports: [1, 1], tcp: {}}", "spec.ports[1]: 1 is given twice"),
+            ("{host: a, interval: 0s, tcp: {}}", "spec.interval: 0s is too short"),
+            ("{host: a, timeout: 0s, tcp: {}}", "spec.timeout: 0s is too short"),
+            ("{host: a, unhealthyThreshold: 0, tcp: {}}", "spec.unhealthyThreshold: 0 checks decide nothing"),
+            ("{host: a, minHealthPercent: 101, tcp: {}}", "spec.minHealthPercent: a share is 100 at most"),
+            ("{host: a, http: {}}", "spec.http.path: missing, or does not begin with a slash"),
+            ("{host: a, http: {path: /a b}}", "spec.http.path: \"/a b\" is no path"),
+            (
+                "{host: a, http: {path: /, headers: {host: a}}}",
+                "spec.http.headers.host: \"host\" is no header",
+            ),
+            (
+                "{host: a, http: {path: /, headers: {a b: c}}}",
+                "spec.http.headers.a b: \"a b\" is not the name",
+            ),
+            (
+                "{host: a, http: {path: /, expectedStatuses: [20]}}",
+                "spec.http.expectedStatuses[0]: \"20\" is no status",
+            ),
+            (
+                "{host: a, http: {path: /, expectedStatuses: [2xx]}}",
+                "spec.http.expectedStatuses[0]: \"2xx\" is no",
+            ),
+            ("{host: a, http: {path: /, method: CONNECT}}", "spec.http.method: "),
+            ("{host: a, tcp: {receive: ['']}}", "spec.tcp.receive: an empty text"),
+            ("{host: a, tcp: {}, alt_port: 1}", "spec.alt_port: unknown field"),
+        ],
+    );
+}
+
+#[test]
 fn rate_limits() {
     let with = |rule: &str| format!("{{selector: {{matchLabels: {{a: b}}}}, rules: [{{name: r, {rule}}}]}}");
     let local = |more: &str| with(&format!("local: {{requests: 1, per: 1s{more}}}"));
@@ -1113,4 +1157,68 @@ fn claims_choose_routes_at_gateways_alone() {
     ];
     let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, e)| (spec.as_str(), e.as_str())).collect();
     check("VirtualService", &cases);
+}
+
+#[test]
+fn service_mesh_configs() {
+    let with = |more: &str| format!("{{services: [{{name: a, {more}}}]}}");
+    let rule = |more: &str| with(&format!("securityPolicy: {{authorizationRules: [{{{more}}}]}}"));
+    let cases = [
+        ("{}".to_owned(), "spec.services: missing"),
+        ("{services: [{name: a}, {name: a}]}".to_owned(), "spec.services[1].name: \"a\" is given twice"),
+        ("{services: [{name: '*.a'}]}".to_owned(), "spec.services[0].name: a wildcard"),
+        (with("trafficPolicy: {}"), "spec.services[0].trafficPolicy: empty"),
+        (with("traffic_policy: {load_balancer: LEAST}"), "spec.services[0].traffic_policy.load_balancer: "),
+        (
+            with("trafficPolicy: {connectionPool: {maxConections: 1}}"),
+            "spec.services[0].trafficPolicy.connectionPool.maxConections: unknown field",
+        ),
+        (
+            with("trafficPolicy: {circuitBreaker: {interval: 0s}}"),
+            "spec.services[0].trafficPolicy.circuitBreaker.interval: 0s is too short",
+        ),
+        (
+            with("trafficPolicy: {circuitBreaker: {maxEjectionPercent: 101}}"),
+            "spec.services[0].trafficPolicy.circuitBreaker.maxEjectionPercent: a share",
+        ),
+        (with("securityPolicy: {mtlsMode: MAYBE}"), "spec.services[0].securityPolicy.mtlsMode: "),
+        (rule("operations: [GET /]"), "spec.services[0].securityPolicy.authorizationRules[0].from: missing"),
+        (
+            rule("from: [a b]"),
+            "spec.services[0].securityPolicy.authorizationRules[0].from[0]: \"a b\" is no service account",
+        ),
+        (
+            rule("from: [b], operations: [/api]"),
+            "spec.services[0].securityPolicy.authorizationRules[0].operations[0]: \"/api\" is no operation",
+        ),
+        (
+            rule("from: [b], operations: [get /api]"),
+            "spec.services[0].securityPolicy.authorizationRules[0].operations[0]: \"get\" is no method",
+        ),
+        (
+            rule("from: [b], operations: [GET api]"),
+            "spec.services[0].securityPolicy.authorizationRules[0].operations[0]: \"api\" is no path",
+        ),
+        (
+            rule("from: [b], operations: [GET /a/*/b]"),
+            "spec.services[0].securityPolicy.authorizationRules[0].operations[0]: \"/a/*/b\" has a star inside",
+        ),
+        (
+            with("observability: {metrics_enabled: false}"),
+            "spec.services[0].observability.metricsEnabled: not supported by Weft yet",
+        ),
+        (
+            with("observability: {tracingEnabled: true}"),
+            "spec.services[0].observability.tracingEnabled: not supported by Weft yet",
+        ),
+        (
+            with("observability: {samplingRate: 0.01}"),
+            "spec.services[0].observability.samplingRate: not supported by Weft yet",
+        ),
+        (
+            with("observability: {accessLogging: true}"),
+            "spec.services[0].observability.accessLogging: not supported by Weft yet",
+        ),
+    ];
+    check("ServiceMeshConfig", &cases.each_ref().map(|(spec, expected)| (spec.as_str(), *expected)));
 }

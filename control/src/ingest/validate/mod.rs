@@ -12,6 +12,7 @@ mod destination_rule;
 mod extension_provider;
 mod external_credential;
 mod gateway;
+mod health_check;
 mod ip_deny_list;
 mod load_balancer;
 mod mesh_config;
@@ -20,8 +21,10 @@ mod rate_limit;
 mod request_authentication;
 mod service;
 mod service_entry;
+mod service_mesh_config;
 mod sidecar;
 mod virtual_service;
+mod whole;
 
 pub(super) use acme_certificate::acme_certificate;
 pub(super) use across::across;
@@ -30,6 +33,7 @@ pub(super) use compression::compression;
 pub(super) use destination_rule::destination_rule;
 pub(super) use external_credential::external_credential;
 pub(super) use gateway::gateway;
+pub(super) use health_check::health_check;
 pub(super) use ip_deny_list::ip_deny_list;
 pub(super) use mesh_config::mesh_config;
 pub(super) use peer_authentication::peer_authentication;
@@ -37,8 +41,10 @@ pub(super) use rate_limit::rate_limit;
 pub(super) use request_authentication::request_authentication;
 pub(super) use service::kubernetes_service;
 pub(super) use service_entry::{service_entry, workload_entry};
+pub(super) use service_mesh_config::service_mesh_config;
 pub(super) use sidecar::sidecar;
 pub(super) use virtual_service::virtual_service;
+pub(super) use whole::whole;
 
 use std::collections::HashSet;
 

@@ -119,6 +119,8 @@ fn configz(pages: &Pages) -> Value {
         world.ip_deny_lists(),
         world.rate_limits(),
         world.compressions(),
+        world.service_mesh_configs(),
+        world.health_checks(),
         world.workloads(),
         world.services()
     );

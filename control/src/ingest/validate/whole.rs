@@ -1,0 +1,116 @@
+//! What only shows of the state that all objects make together: checks that nobody can make. All of it is warnings.
+
+use std::sync::Arc;
+
+use super::super::diagnostic::{Diagnostic, Severity};
+use crate::model::host::resolve_short;
+use crate::model::meta::Meta;
+use crate::model::service::Resolution;
+use crate::model::{Endpoint, World};
+
+pub(in super::super) fn whole(world: &World) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    health_checks(world, &mut found);
+    replicas(world, &mut found);
+    found
+}
+
+fn health_checks(world: &World, found: &mut Vec<Diagnostic>) {
+    for check in world.health_checks() {
+        let spec = &check.spec;
+        let mut warn = |path: &str, reason: String, help: &str| {
+            found.push(warning(&check.meta, path, reason, help));
+        };
+        let Some(service) = world.services_with_host(&spec.host).next() else {
+            warn(
+                "spec.host",
+                format!("no service is called {}: nothing is checked", spec.host),
+                "correct the name, or add the service",
+            );
+            continue;
+        };
+        if service.resolution == Resolution::None {
+            let reason =
+                format!("{} has no endpoints that proxies choose from: nothing is checked", spec.host);
+            warn("spec.host", reason, "give the service another resolution, or take the HealthCheck out");
+        }
+        for (index, number) in spec.ports.iter().enumerate() {
+            if service.port(*number).is_none() {
+                let reason = format!("{} has no port {number}", spec.host);
+                warn(
+                    &format!("spec.ports[{index}]"),
+                    reason,
+                    "name a port of the service, not of its endpoints",
+                );
+            }
+        }
+        for port in service.ports.iter().filter(|port| spec.is_for(port.number)) {
+            if spec.grpc.is_some() && !port.protocol.is_http2() {
+                let reason = format!(
+                    "port {} of {} is not said to speak HTTP/2, which gRPC needs: it is checked only where a \
+                     DestinationRule upgrades it",
+                    port.number, spec.host
+                );
+                let help =
+                    "name the port grpc-..., give it appProtocol: grpc, or list other ports in spec.ports";
+                warn("spec.grpc", reason, help);
+            }
+            let first = world.health_check(&check.meta.namespace, service, port.number);
+            if let Some(first) = first.filter(|first| first.meta.key() != check.meta.key()) {
+                let reason = format!(
+                    "port {} of {} is checked as {} says ({})",
+                    port.number,
+                    spec.host,
+                    first.meta.key(),
+                    first.meta.source
+                );
+                warn("spec", reason, "a port is checked in one way: take one of the two out");
+            }
+        }
+    }
+}
+
+/// What a ServiceMeshConfig says of versions and replicas is looked at, not set.
+fn replicas(world: &World, found: &mut Vec<Diagnostic>) {
+    for config in world.service_mesh_configs() {
+        for (index, wanted) in config.spec.services.iter().enumerate() {
+            let host = resolve_short(&wanted.name, &config.meta.namespace, world.domain());
+            let Some(service) = world.services_with_host(&host).next() else { continue };
+            let of_version = |endpoint: &&Arc<Endpoint>| {
+                wanted.version.is_empty() || endpoint.labels.get("version") == Some(&wanted.version)
+            };
+            let count = service.endpoints.iter().filter(of_version).count();
+            let which = match wanted.version.as_str() {
+                "" => String::new(),
+                version => format!(" with the label version={version}"),
+            };
+            let mut warn = |field: &str, reason: String| {
+                let path = format!("spec.services[{index}].{field}");
+                let help =
+                    "this is looked at, and set by whoever deploys the service: change it there, or here";
+                found.push(warning(&config.meta, &path, reason, help));
+            };
+            match wanted.replicas {
+                Some(replicas) if replicas as usize != count => {
+                    warn("replicas", format!("drift: {replicas} are wanted, and {host} has {count}{which}"));
+                }
+                None if count == 0 && !wanted.version.is_empty() => {
+                    warn("version", format!("drift: {host} has no endpoint{which}"));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn warning(meta: &Meta, path: &str, reason: String, help: &str) -> Diagnostic {
+    Diagnostic {
+        file: meta.source.file.to_string(),
+        line: meta.source.line,
+        severity: Severity::Warning,
+        object: Some(meta.key().to_string()),
+        path: Some(path.to_owned()),
+        reason,
+        help: Some(help.to_owned()),
+    }
+}
