@@ -110,8 +110,11 @@ impl<'w> Scene<'w> {
             let bound = world.gateways().iter().filter(|gateway| rules.spec.binds(&gateway.full_name()));
             let gateways: Vec<_> = bound
                 .flat_map(|gateway| {
-                    let selector = &gateway.spec.selector;
-                    world.workloads().iter().filter(move |w| w.is_gateway() && selects(selector, w.labels()))
+                    let (selector, place) = (&gateway.spec.selector, gateway.spec.namespace.as_deref());
+                    world.workloads().iter().filter(move |w| {
+                        let here = place.is_none_or(|place| place == w.meta.namespace);
+                        w.is_gateway() && here && selects(selector, w.labels())
+                    })
                 })
                 .collect();
             for route in &rules.spec.http {

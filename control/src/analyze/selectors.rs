@@ -38,7 +38,11 @@ pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
     for gateway in world.gateways() {
         let selector = &gateway.spec.selector;
         let here = || world.workloads().iter().filter(|workload| workload.is_gateway());
-        if !selector.is_empty() && !here().any(|workload| selects(selector, workload.labels())) {
+        let place = gateway.spec.namespace.as_deref();
+        let served = |w: &std::sync::Arc<crate::model::Workload>| {
+            place.is_none_or(|place| place == w.meta.namespace) && selects(selector, w.labels())
+        };
+        if !selector.is_empty() && !here().any(served) {
             let labels = known(selector, here().map(|workload| workload.labels()));
             let why = format!("{} is no gateway workload's: nobody opens its ports", written(selector));
             let help =

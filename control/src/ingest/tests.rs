@@ -98,7 +98,7 @@ fn the_designs_objects_are_taken() {
     assert_eq!(rules.spec.http[0].route[0].destination.host, "user-service.ecotrack.svc.cluster.local");
     assert_eq!(world.peer_mode("ecotrack", &Labels::new(), Some(8080)), EffectivePeerMode::Strict);
     assert_eq!(world.peer_mode("elsewhere", &Labels::new(), None), EffectivePeerMode::Permissive);
-    let gateways = world.gateways_for(&labels(&[("istio", "ingressgateway")]));
+    let gateways = world.gateways_for("istio-system", &labels(&[("istio", "ingressgateway")]));
     assert_eq!(gateways.len(), 1);
     let bound = world.virtual_services_for("istio-system", "ecotrack/ecotrack-gateway");
     assert_eq!(bound.len(), 1);

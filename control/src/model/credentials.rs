@@ -134,8 +134,9 @@ impl World {
         };
         let routers: Vec<_> = self.workloads().iter().filter(|workload| workload.is_gateway()).collect();
         for gateway in self.gateways() {
-            let selects = |labels| self.gateways_for(labels).iter().any(|g| Arc::ptr_eq(g, gateway));
-            let selected = routers.iter().filter(|router| selects(router.labels()));
+            let selects =
+                |place, labels| self.gateways_for(place, labels).iter().any(|g| Arc::ptr_eq(g, gateway));
+            let selected = routers.iter().filter(|r| selects(&r.meta.namespace, r.labels()));
             let mut namespaces: BTreeSet<&str> = selected.map(|r| r.meta.namespace.as_str()).collect();
             if namespaces.is_empty() {
                 namespaces.insert(&gateway.meta.namespace);
@@ -144,6 +145,7 @@ impl World {
                 for name in tls.credentials().chain([tls.ca_cert_credential_name.as_str()]) {
                     namespaces.iter().for_each(|namespace| want(namespace, name));
                 }
+                tls.certificates.iter().for_each(|(namespace, name)| want(namespace, name));
             }
         }
         let of_routers: BTreeSet<&str> = routers.iter().map(|r| r.meta.namespace.as_str()).collect();

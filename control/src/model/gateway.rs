@@ -12,6 +12,9 @@ pub struct Gateway {
     pub selector: Labels,
     /// What they open.
     pub servers: Vec<Server>,
+    /// The one namespace of those workloads; for Gateways that were made of the Gateway API's.
+    #[serde(skip)]
+    pub namespace: Option<String>,
 }
 
 /// One open port.
@@ -68,6 +71,10 @@ pub struct ServerTls {
     pub credential_name: String,
     /// Several Secrets with key and chain, such as one of RSA and one of ECDSA. Instead of `credential_name`.
     pub credential_names: Vec<String>,
+    /// Secrets of certain namespaces, with key and chain, whichever the proxy's namespace is. Only what was made of the
+    /// Gateway API has them, whose ReferenceGrants say who may: instead of `credential_names`.
+    #[serde(skip)]
+    pub certificates: Vec<(String, String)>,
     /// Secret with the roots that sign clients; goes before those of `credential_name`.
     pub ca_cert_credential_name: String,
     /// Several pairs of files. Instead of `server_certificate` and `private_key`.

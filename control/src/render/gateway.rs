@@ -44,7 +44,7 @@ impl Place<'_> {
 
 pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>, routes: &mut Output<'_>) {
     let inputs = (world.shape_version(), node.inputs(world));
-    let gateways = world.gateways_for(node.selected_by(world));
+    let gateways = world.gateways_for(&node.namespace, node.selected_by(world));
     let denied = world.deny_lists_at(&node.namespace, node.selected_by(world));
     let lists: Vec<_> =
         denied.iter().map(|(list, set)| (&list.meta.namespace, &list.meta.name, set.version())).collect();
@@ -88,6 +88,18 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
                         "transport_socket": context,
                     }));
                     routes.put(&name, inputs, || routes_of(world, node, &name, port, &[place]));
+                }
+                ("TLS", Some(settings)) => {
+                    sni = true;
+                    let context = match settings.mode {
+                        ServerTlsMode::IstioMutual => tls::inbound(world, false),
+                        _ => tls::server(settings),
+                    };
+                    let of_names = passthrough(world, node, place).into_iter();
+                    chains.extend(of_names.chain(terminated(world, node, place)).map(|mut chain| {
+                        chain["transport_socket"].clone_from(&context);
+                        chain
+                    }));
                 }
                 ("TLS" | "HTTPS", _) => {
                     sni = true;
@@ -208,14 +220,23 @@ fn passthrough(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value>
                 if !wanted.gateways.is_empty() && !wanted.gateways.contains(&gateway) {
                     continue;
                 }
+                // A star alone is every name, which a match says by silence.
+                let names: Vec<_> = wanted.sni_hosts.iter().filter(|name| *name != "*").collect();
                 chains.push(json!({
-                    "filter_chain_match": {"server_names": wanted.sni_hosts},
+                    "filter_chain_match": {"server_names": names},
                     "filters": to(world, node, place, &tls.route),
                 }));
             }
         }
     }
     chains
+}
+
+/// TLS that ends here, and what is inside goes by the rules for plain TCP.
+fn terminated(world: &World, node: &ProxyNode, place: &Place<'_>) -> Option<Value> {
+    let mut chain = tcp(world, node, place).pop()?;
+    chain["filter_chain_match"] = json!({"server_names": place.server_names()});
+    Some(chain)
 }
 
 fn tcp(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value> {

@@ -8,25 +8,28 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use super::memo::Output;
-use super::{ProxyKind, ProxyNode};
+use super::{ProxyKind, ProxyNode, tls};
 use crate::model::World;
 
 pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     let mut used: BTreeSet<String> = super::cluster::credentials(world, node).into_iter().collect();
+    let mut of_namespaces: BTreeSet<&(String, String)> = BTreeSet::new();
     if node.kind == ProxyKind::Router {
-        for gateway in world.gateways_for(node.selected_by(world)) {
+        for gateway in world.gateways_for(&node.namespace, node.selected_by(world)) {
             for tls in gateway.spec.servers.iter().filter_map(|s| s.tls.as_ref()) {
                 used.extend(tls.credentials().map(str::to_owned));
                 used.insert(tls.ca_cert_credential_name.clone());
+                of_namespaces.extend(&tls.certificates);
             }
         }
     }
     super::external_credential::secrets(world, node, out);
-    for credential in used {
-        let Some((version, secret)) = world.credential(&node.namespace, &credential) else { continue };
+    let own = used.iter().map(|name| (&node.namespace, name, format!("kubernetes://{name}")));
+    let others = of_namespaces.into_iter().map(|(place, name)| (place, name, tls::in_namespace(place, name)));
+    for (namespace, credential, name) in own.chain(others) {
+        let Some((version, secret)) = world.credential(namespace, credential) else { continue };
         let inline = |bytes: &[u8]| json!({"inline_bytes": STANDARD.encode(bytes)});
-        let name = format!("kubernetes://{credential}");
-        let inputs = (&node.namespace, version);
+        let inputs = (namespace, version);
         if !secret.certificate_chain.is_empty() {
             out.put(&name, inputs, || {
                 let pair = json!({

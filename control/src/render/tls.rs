@@ -125,6 +125,11 @@ pub(super) fn raw_buffer() -> Value {
     })
 }
 
+/// The resource of a Secret that is not, or need not be, of the proxy's namespace.
+pub(super) fn in_namespace(namespace: &str, name: &str) -> String {
+    format!("kubernetes-gateway://{namespace}/{name}")
+}
+
 /// A gateway's credential, over the same stream as everything else.
 fn over_ads(name: String) -> Value {
     json!({"name": name, "sds_config": {"ads": {}, "resource_api_version": "V3"}})
@@ -203,7 +208,9 @@ pub(super) fn server(tls: &ServerTls) -> Value {
         parameters["cipher_suites"] = tls.cipher_suites.clone().into();
     }
     let mut common = json!({"alpn_protocols": ["h2", "http/1.1"], "tls_params": parameters});
-    let secrets: Vec<&str> = tls.credentials().collect();
+    let named = tls.credentials().map(|name| format!("kubernetes://{name}"));
+    let secrets: Vec<String> =
+        named.chain(tls.certificates.iter().map(|(place, name)| in_namespace(place, name))).collect();
     if secrets.is_empty() {
         let pair = |files: &crate::model::gateway::CertificateFiles| {
             json!({
@@ -213,8 +220,7 @@ pub(super) fn server(tls: &ServerTls) -> Value {
         };
         common["tls_certificates"] = tls.files().iter().map(pair).collect();
     } else {
-        let all = secrets.iter().map(|name| over_ads(format!("kubernetes://{name}")));
-        common["tls_certificate_sds_secret_configs"] = all.collect();
+        common["tls_certificate_sds_secret_configs"] = secrets.iter().cloned().map(over_ads).collect();
     }
     if matches!(tls.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual) {
         let mut rules = json!({"match_typed_subject_alt_names": names(&tls.subject_alt_names)});
@@ -228,7 +234,8 @@ pub(super) fn server(tls: &ServerTls) -> Value {
             rules["verify_certificate_hash"] = tls.verify_certificate_hash.clone().into();
         }
         let own = Some(tls.ca_cert_credential_name.as_str()).filter(|name| !name.is_empty());
-        let roots = own.or(secrets.first().copied()).map(|name| format!("kubernetes://{name}-cacert"));
+        let own = own.map(|name| format!("kubernetes://{name}"));
+        let roots = own.or(secrets.first().cloned()).map(|name| format!("{name}-cacert"));
         if let Some(roots) = roots {
             common["combined_validation_context"] = json!({
                 "default_validation_context": rules,

@@ -10,9 +10,11 @@ use crate::model::virtual_service::VirtualService;
 use crate::model::world::World;
 
 impl World {
-    /// The Gateways of any namespace that select a workload with these labels, oldest first.
-    pub fn gateways_for(&self, labels: &Labels) -> Vec<&Arc<Object<Gateway>>> {
-        self.gateways().iter().filter(|gateway| selects(&gateway.spec.selector, labels)).collect()
+    /// The Gateways of any namespace that select a workload of `namespace` with these labels, oldest first.
+    pub fn gateways_for(&self, namespace: &str, labels: &Labels) -> Vec<&Arc<Object<Gateway>>> {
+        let here = |gateway: &Gateway| gateway.namespace.as_deref().is_none_or(|only| only == namespace);
+        let selected = |gateway: &Gateway| here(gateway) && selects(&gateway.selector, labels);
+        self.gateways().iter().filter(|gateway| selected(&gateway.spec)).collect()
     }
 }
 
