@@ -320,11 +320,9 @@ impl Judge {
     fn token_rules(&self) -> Vec<String> {
         let root = self.world.mesh().root_namespace.as_str();
         let here = |meta: &Meta| meta.namespace == root || meta.namespace == self.workload.meta.namespace;
-        let holds = self
-            .world
-            .request_authentications()
-            .iter()
-            .filter(|object| here(&object.meta) && object.spec.selects(self.workload.labels()));
+        let holds = self.world.request_authentications().iter().filter(|object| {
+            here(&object.meta) && object.spec.applies(&self.workload.meta.namespace, self.workload.labels())
+        });
         holds.map(|object| Rule::of(&object.meta, None, None).to_string()).collect()
     }
 

@@ -335,11 +335,9 @@ mod tests {
                 "get mutatingwebhookconfigurations.admissionregistration.k8s.io istio-sidecar-injector",
                 "get secrets. weft-certificate-authority",
                 "get validatingwebhookconfigurations.admissionregistration.k8s.io istio-validator-istio-system",
-                "list namespaces.",
                 "patch configmaps. istio-ca-root-cert",
                 "patch mutatingwebhookconfigurations.admissionregistration.k8s.io istio-sidecar-injector",
                 "patch validatingwebhookconfigurations.admissionregistration.k8s.io istio-validator-istio-system",
-                "watch namespaces.",
             ]
         );
     }

@@ -23,6 +23,7 @@ mod dns;
 mod drain;
 mod expiry;
 mod fuzz_corpus;
+mod gateway_api;
 mod hardening;
 mod health;
 mod inject;

@@ -94,7 +94,10 @@ impl Collector {
         let text = |key: &str| node.get(key).and_then(Node::text);
         match (text("apiVersion"), text("kind")) {
             (Some(api_version), Some(kind)) => {
-                document.label = Some(label(kind, node));
+                document.label = Some(match support::classify(api_version, kind) {
+                    Class::Known(known) => label(known.as_str(), node),
+                    _ => label(kind, node),
+                });
                 self.take_object(&document, api_version, kind, &mut findings);
             }
             (None, None) if looks_like_mesh_config(node) => {
@@ -265,6 +268,43 @@ impl Collector {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::service_mesh_config(&spec, &meta, findings);
                     self.objects.service_mesh_configs.push(Arc::new(Object { meta, spec }));
+                }
+            }
+            Kind::Namespace => self.objects.namespaces.push(Arc::new(Object { meta, spec: () })),
+            Kind::GatewayClass => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::gateway_class(&spec, findings);
+                    self.objects.gateway_classes.push(Arc::new(Object { meta, spec }));
+                }
+            }
+            Kind::ApiGateway => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::api_gateway(&spec, &namespace, findings);
+                    self.objects.api_gateways.push(Arc::new(Object { meta, spec }));
+                }
+            }
+            Kind::HttpRoute => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::http_route(&spec, findings);
+                    self.objects.http_routes.push(Arc::new(Object { meta, spec }));
+                }
+            }
+            Kind::GrpcRoute => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::grpc_route(&spec, findings);
+                    self.objects.grpc_routes.push(Arc::new(Object { meta, spec }));
+                }
+            }
+            Kind::TlsRoute => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::tls_route(&spec, findings);
+                    self.objects.tls_routes.push(Arc::new(Object { meta, spec }));
+                }
+            }
+            Kind::ReferenceGrant => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::reference_grant(&spec, findings);
+                    self.objects.reference_grants.push(Arc::new(Object { meta, spec }));
                 }
             }
             Kind::Secret | Kind::MeshConfig | Kind::Pod => {}

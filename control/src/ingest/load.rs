@@ -119,7 +119,8 @@ fn take_text(collector: &mut Collector, label: &str, text: &str) {
 }
 
 fn finish(collector: Collector) -> LoadOutcome {
-    let Collector { objects, mut diagnostics, mut skipped, .. } = collector;
+    let Collector { mut objects, mut diagnostics, mut skipped, .. } = collector;
+    super::gateway_api::convert(&mut objects, &mut diagnostics);
     super::validate::across(&objects, &mut diagnostics);
     let world = (!diagnostics.iter().any(Diagnostic::is_error)).then(|| World::new(objects));
     diagnostics.extend(world.iter().flat_map(super::validate::whole));

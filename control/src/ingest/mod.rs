@@ -10,6 +10,7 @@ pub mod cluster;
 mod decode;
 mod diagnostic;
 mod document;
+pub mod gateway_api;
 mod load;
 mod normalize;
 mod suggest;

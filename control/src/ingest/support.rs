@@ -6,6 +6,7 @@
 use super::decode::Counsel;
 use super::suggest;
 use crate::model::Kind;
+use crate::model::gateway_api::GROUP as GATEWAY_API_GROUP;
 
 /// Values of known enumerations that are not honoured yet.
 pub(super) const VALUES_NOT_YET: &[&str] = &["DYNAMIC_DNS", "ALLOW_ANY_DYNAMIC_DNS", "AUTO_PASSTHROUGH"];
@@ -51,19 +52,17 @@ const KINDS_NOT_YET: &[(&str, &[&str])] = &[
     ("telemetry.istio.io", &["Telemetry"]),
     ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),
     ("install.istio.io", &["IstioOperator"]),
-    (
-        "gateway.networking.k8s.io",
-        &[
-            "GatewayClass",
-            "Gateway",
-            "HTTPRoute",
-            "GRPCRoute",
-            "TLSRoute",
-            "TCPRoute",
-            "UDPRoute",
-            "ReferenceGrant",
-        ],
-    ),
+    (GATEWAY_API_GROUP, &["TCPRoute", "UDPRoute", "BackendTLSPolicy", "BackendTrafficPolicy", "ListenerSet"]),
+];
+
+/// The Gateway API's kinds by their names there, each with the versions that are read.
+const GATEWAY_API: [(&str, Kind, &[&str]); 6] = [
+    ("GatewayClass", Kind::GatewayClass, &["v1", "v1beta1"]),
+    ("Gateway", Kind::ApiGateway, &["v1", "v1beta1"]),
+    ("HTTPRoute", Kind::HttpRoute, &["v1", "v1beta1"]),
+    ("GRPCRoute", Kind::GrpcRoute, &["v1"]),
+    ("TLSRoute", Kind::TlsRoute, &["v1", "v1alpha3", "v1alpha2"]),
+    ("ReferenceGrant", Kind::ReferenceGrant, &["v1", "v1beta1"]),
 ];
 
 /// Finds out what an object is.
@@ -72,6 +71,7 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         return match (api_version, kind) {
             ("v1", "Service") => Class::Known(Kind::Service),
             ("v1", "Secret") => Class::Known(Kind::Secret),
+            ("v1", "Namespace") => Class::Known(Kind::Namespace),
             ("v1", "ConfigMap") => Class::ConfigMap,
             ("v1", "List") => Class::List,
             _ => Class::Foreign,
@@ -84,6 +84,9 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
             format!("not yet supported by Weft: {kind} ({group})"),
             "take the object out; it would have no effect".to_owned(),
         );
+    }
+    if group == GATEWAY_API_GROUP {
+        return gateway_api(version, kind);
     }
     let ours = match group {
         "networking.istio.io" => NETWORKING,
@@ -114,6 +117,24 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
     }
 }
 
+fn gateway_api(version: &str, kind: &str) -> Class {
+    match GATEWAY_API.iter().find(|(name, ..)| *name == kind) {
+        Some((_, known, versions)) if versions.contains(&version) => Class::Known(*known),
+        Some((_, _, versions)) => Class::Refused(
+            format!("Weft reads no version {version:?} of {kind}"),
+            format!("write apiVersion: {GATEWAY_API_GROUP}/{}", versions[0]),
+        ),
+        None => {
+            let names: Vec<_> = GATEWAY_API.iter().map(|(name, ..)| *name).collect();
+            let help = match suggest::closest(kind, names.iter().copied()) {
+                Some(meant) => format!("did you mean {meant}?"),
+                None => format!("Weft reads {}", names.join(", ")),
+            };
+            Class::Refused(format!("Weft knows no kind {kind:?} of {GATEWAY_API_GROUP}"), help)
+        }
+    }
+}
+
 /// Fields of Istio's API that Weft does not honour yet: kind, end of the parent's path, names.
 const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     (Kind::VirtualService, "fault.delay", &["exponentialDelay"]),
@@ -122,10 +143,17 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     (Kind::DestinationRule, "trafficPolicy", &["tunnel"]),
     (Kind::Gateway, "servers", &["defaultEndpoint"]),
     (Kind::Sidecar, "outboundTrafficPolicy", &["egressProxy"]),
-    // They are for gateways of the Gateway API.
     (Kind::PeerAuthentication, "spec", &["targetRef", "targetRefs"]),
-    (Kind::AuthorizationPolicy, "spec", &["targetRef", "targetRefs"]),
-    (Kind::RequestAuthentication, "spec", &["targetRef", "targetRefs"]),
+    (Kind::GatewayClass, "spec", &["parametersRef"]),
+    (Kind::ApiGateway, "spec", &["allowedListeners", "backendTLS", "defaultScope", "infrastructure", "tls"]),
+    (Kind::ApiGateway, "listeners.tls", &["frontendValidation", "options"]),
+    (Kind::HttpRoute, "spec", &["useDefaultGateways"]),
+    (Kind::HttpRoute, "rules", &["sessionPersistence"]),
+    (Kind::HttpRoute, "filters", &["extensionRef", "externalAuth"]),
+    (Kind::GrpcRoute, "spec", &["useDefaultGateways"]),
+    (Kind::GrpcRoute, "rules", &["sessionPersistence"]),
+    (Kind::GrpcRoute, "filters", &["extensionRef"]),
+    (Kind::TlsRoute, "spec", &["useDefaultGateways"]),
     // Endpoints behind another network's gateway; one network is all there is yet.
     (Kind::WorkloadEntry, "spec", &["network"]),
     (Kind::ServiceEntry, "endpoints", &["network"]),
@@ -376,9 +404,12 @@ mod tests {
         assert_eq!(classify("weft.dev/v1alpha1", "AcmeCertificate"), Class::Known(Kind::AcmeCertificate));
         assert_eq!(classify("weft.dev/v1alpha1", "IPDenyList"), Class::Known(Kind::IPDenyList));
         assert_eq!(classify("apps/v1", "Deployment"), Class::Foreign);
-        assert_eq!(classify("v1", "Namespace"), Class::Foreign);
+        assert_eq!(classify("v1", "Namespace"), Class::Known(Kind::Namespace));
+        assert_eq!(classify("gateway.networking.k8s.io/v1beta1", "Gateway"), Class::Known(Kind::ApiGateway));
         for (api, kind) in [
-            ("gateway.networking.k8s.io/v1", "Gateway"),
+            ("gateway.networking.k8s.io/v1", "TCPRoute"),
+            ("gateway.networking.k8s.io/v1", "VirtualService"),
+            ("gateway.networking.k8s.io/v1alpha1", "Gateway"),
             ("networking.istio.io/v1alpha3", "EnvoyFilter"),
             ("networking.istio.io/v2", "Gateway"),
             ("networking.istio.io/v1", "VirtualServce"),

@@ -51,10 +51,24 @@ pub enum Kind {
     ServiceMeshConfig,
     /// weft.dev.
     HealthCheck,
+    /// Kubernetes Namespace (`v1`), for its labels.
+    Namespace,
+    /// gateway.networking.k8s.io.
+    GatewayClass,
+    /// gateway.networking.k8s.io. Istio's is [`Self::Gateway`].
+    ApiGateway,
+    /// gateway.networking.k8s.io.
+    HttpRoute,
+    /// gateway.networking.k8s.io.
+    GrpcRoute,
+    /// gateway.networking.k8s.io.
+    TlsRoute,
+    /// gateway.networking.k8s.io.
+    ReferenceGrant,
 }
 
 impl Kind {
-    /// The kind's name as written in YAML.
+    /// The kind's name as written in YAML; with the group where two groups have one of that name, as kubectl takes it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Service => "Service",
@@ -77,6 +91,13 @@ impl Kind {
             Self::Compression => "Compression",
             Self::ServiceMeshConfig => "ServiceMeshConfig",
             Self::HealthCheck => "HealthCheck",
+            Self::Namespace => "Namespace",
+            Self::GatewayClass => "GatewayClass",
+            Self::ApiGateway => "Gateway.gateway.networking.k8s.io",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod expand;
 pub mod extension_provider;
 pub mod external_credential;
 pub mod gateway;
+pub mod gateway_api;
 pub mod health_check;
 pub mod host;
 pub mod ip_deny_list;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::gateway_api::TargetRef;
 use super::keys::KeySource;
 use super::values::{Labels, Timespan, WorkloadSelector};
 
@@ -16,6 +17,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct RequestAuthentication {
     /// Workloads to which it applies; absent for the whole namespace, or the mesh in the root namespace.
     pub selector: Option<WorkloadSelector>,
+    /// One Gateway or Service for whose workloads it is. The old form of `target_refs`.
+    pub target_ref: Option<TargetRef>,
+    /// Gateways or Services for whose workloads it is, instead of a selector. Resolved when a state is read: empty in a World.
+    pub target_refs: Vec<TargetRef>,
+    /// The one namespace of its workloads, where a target said so.
+    #[serde(skip)]
+    pub place: Option<String>,
     /// Whose tokens are known. A token must be good by one of all rules that apply; a request without one passes.
     pub jwt_rules: Vec<JwtRule>,
 }
@@ -24,6 +32,13 @@ impl RequestAuthentication {
     /// Whether it applies to a workload with these labels, as far as its selector says.
     pub fn selects(&self, labels: &Labels) -> bool {
         self.selector.as_ref().is_none_or(|selector| selector.selects(labels))
+    }
+
+    /// Whether it applies to a workload of this namespace, which its own or the root namespace's policies are for.
+    pub fn applies(&self, namespace: &str, labels: &Labels) -> bool {
+        // One with targets that nobody has resolved is for nobody.
+        let resolved = self.target_ref.is_none() && self.target_refs.is_empty();
+        resolved && self.place.as_deref().is_none_or(|only| only == namespace) && self.selects(labels)
     }
 }
 

@@ -84,6 +84,12 @@ pub struct HttpRoute {
     pub cors_policy: Option<CorsPolicy>,
     /// The rules of another VirtualService stand here, which has no hosts itself. Resolved when a World is built.
     pub delegate: Option<Delegate>,
+    /// What it was made of, by the path that an API server has for it; unset for a VirtualService's own rule.
+    #[serde(skip)]
+    pub origin: Option<String>,
+    /// Destinations that are not there answer 500, as in the Gateway API, not 503.
+    #[serde(skip)]
+    pub broken_is_500: bool,
 }
 
 /// Failures made on purpose, before a request is forwarded.
@@ -213,6 +219,9 @@ pub struct HttpMatch {
     pub uri: Option<StringMatch>,
     /// The path's case does not matter (exact and prefix matches).
     pub ignore_uri_case: bool,
+    /// A prefix is made of whole segments, as in the Gateway API: `/a` is none of `/ab`.
+    #[serde(skip)]
+    pub whole_segments: bool,
     /// The scheme.
     pub scheme: Option<StringMatch>,
     /// The method.
@@ -285,6 +294,9 @@ pub struct HttpRedirect {
     pub scheme: String,
     /// 301, 302, 303, 307 or 308; unset means 301.
     pub redirect_code: Option<u16>,
+    /// Replaces what a regular expression matches in the path; the Gateway API's, instead of `uri`.
+    #[serde(skip)]
+    pub regex: Option<RegexRewrite>,
 }
 
 /// How a redirect finds its port.

@@ -13,6 +13,7 @@ use super::destination_rule::DestinationRule;
 use super::expand::{Note, expand};
 use super::external_credential::ExternalCredential;
 use super::gateway::Gateway;
+use super::gateway_api::{ApiGateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant, TlsRoute};
 use super::health_check::HealthCheck;
 use super::host::DEFAULT_DOMAIN;
 use super::ip_deny_list::{DenyLists, IpDenyList};
@@ -70,6 +71,20 @@ pub struct Objects {
     pub service_mesh_configs: Vec<Arc<Object<ServiceMeshConfig>>>,
     /// HealthChecks.
     pub health_checks: Vec<Arc<Object<HealthCheck>>>,
+    /// Namespaces, for their labels.
+    pub namespaces: Vec<Arc<Object<()>>>,
+    /// GatewayClasses. What the Gateway API's kinds say is in Gateways and VirtualServices when a World is made.
+    pub gateway_classes: Vec<Arc<Object<GatewayClass>>>,
+    /// Gateways of the Gateway API.
+    pub api_gateways: Vec<Arc<Object<ApiGateway>>>,
+    /// HTTPRoutes.
+    pub http_routes: Vec<Arc<Object<HttpRoute>>>,
+    /// GRPCRoutes.
+    pub grpc_routes: Vec<Arc<Object<GrpcRoute>>>,
+    /// TLSRoutes.
+    pub tls_routes: Vec<Arc<Object<TlsRoute>>>,
+    /// ReferenceGrants.
+    pub reference_grants: Vec<Arc<Object<ReferenceGrant>>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
     pub secrets: Vec<Arc<Object<TlsSecret>>>,
     /// Pods, where Kubernetes says which there are.
@@ -102,6 +117,13 @@ impl Objects {
             compressions,
             service_mesh_configs,
             health_checks,
+            namespaces,
+            gateway_classes,
+            api_gateways,
+            http_routes,
+            grpc_routes,
+            tls_routes,
+            reference_grants,
             secrets,
             pods
         );

@@ -371,6 +371,9 @@ fn match_of(wanted: &HttpMatch) -> Value {
     let mut rendered = match &wanted.uri {
         None | Some(StringMatch::Present) => json!({"prefix": "/"}),
         Some(StringMatch::Exact(path)) => json!({"path": path}),
+        Some(StringMatch::Prefix(prefix)) if wanted.whole_segments => {
+            json!({"path_separated_prefix": prefix})
+        }
         Some(StringMatch::Prefix(prefix)) => json!({"prefix": prefix}),
         Some(StringMatch::Regex(regex)) => json!({"safe_regex": {"regex": regex}}),
     };
@@ -432,7 +435,9 @@ fn route(
         route["stat_prefix"] = wanted.stat_prefix.as_str().into();
     }
     let (meta, kind) = (&rules.meta, "virtual-service");
-    let config = format!("/apis/networking.istio.io/v1/namespaces/{}/{kind}/{}", meta.namespace, meta.name);
+    let config = http.origin.clone().unwrap_or_else(|| {
+        format!("/apis/networking.istio.io/v1/namespaces/{}/{kind}/{}", meta.namespace, meta.name)
+    });
     route["metadata"] = json!({"filter_metadata": {"istio": {"config": config}}});
     if let Some(headers) = &http.headers {
         operations(&mut route, "request", headers.request.as_ref());
@@ -476,7 +481,10 @@ fn redirect_of(redirect: &crate::model::virtual_service::HttpRedirect, port: u16
     use crate::model::virtual_service::DerivePort;
     let mut rendered = json!({});
     // Istio's word for "what stands behind the matched prefix stays".
-    if let Some(rest) = redirect.uri.strip_prefix("%PREFIX()%") {
+    if let Some(regex) = &redirect.regex {
+        rendered["regex_rewrite"] =
+            json!({"pattern": {"regex": regex.pattern}, "substitution": regex.rewrite});
+    } else if let Some(rest) = redirect.uri.strip_prefix("%PREFIX()%") {
         rendered["prefix_rewrite"] = rest.into();
     } else if !redirect.uri.is_empty() {
         rendered["path_redirect"] = redirect.uri.as_str().into();
@@ -527,6 +535,9 @@ fn action(world: &World, node: &ProxyNode, http: &HttpRoute, port: u16) -> Optio
     }
     if !hashes.is_empty() {
         action["hash_policy"] = hashes.into();
+    }
+    if http.broken_is_500 {
+        action["cluster_not_found_response_code"] = "INTERNAL_SERVER_ERROR".into();
     }
     let copies = traffic::mirrors(&http.mirrors, |destination| cluster_of(world, destination, port));
     if !copies.is_empty() {

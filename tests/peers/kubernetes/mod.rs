@@ -1,6 +1,7 @@
 //! The control plane on a real Kubernetes API server.
 
 mod certificates;
+mod gateway_api;
 mod mesh;
 mod roles;
 mod server;

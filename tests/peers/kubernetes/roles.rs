@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::Server;
+use super::gateway_api;
 use super::mesh::{self, SHOP};
 use crate::programs::{Process, get, weft, weft_proxy};
 
@@ -94,6 +95,7 @@ fn the_role_grants_what_is_asked_for_and_no_more() {
     mesh::runs(&server, "v1", "10.88.0.1");
     server.kubectl(&["apply", "-f", &mesh::crds()]);
     server.apply(&stand_ins());
+    server.apply(&gateway_api::definitions());
     mesh::established(&server);
     server.kubectl(&["apply", "-f", ROLE]);
     let mut command = weft();
@@ -109,14 +111,28 @@ fn the_role_grants_what_is_asked_for_and_no_more() {
         )
     });
     server.apply(&objects.concat());
-    for (_, kind) in KINDS {
+    for (version, kind) in KINDS {
         let mut status = Value::Null;
+        let (group, version) = version.split_once('/').unwrap();
         control.wait(&format!("done with the status of a {kind}"), || {
-            status = server.get(kind, "shop", "it")["status"].take();
+            status = server.get(&format!("{kind}.{version}.{group}"), "shop", "it")["status"].take();
             status["conditions"].is_array()
         });
         assert_eq!(status["conditions"][0]["type"], "Valid", "{kind}: {status}");
         assert_eq!(status["observedGeneration"], 1, "{kind}: {status}");
+    }
+    server.apply("{apiVersion: v1, kind: Namespace, metadata: {name: other}}");
+    server.apply(gateway_api::OBJECTS);
+    for (kind, name, part) in [
+        ("gatewayclass", "weft", "conditions"),
+        (gateway_api::GATEWAYS, "edge", "listeners"),
+        ("httproute", "cart", "parents"),
+        ("grpcroute", "cart", "parents"),
+        ("tlsroute", "cart", "parents"),
+    ] {
+        control.wait(&format!("done with the status of a {kind}"), || {
+            server.get(kind, "shop", name)["status"][part].is_array()
+        });
     }
     let refused = server.get("EnvoyFilter", "shop", "it");
     let said = refused["status"]["validationMessages"][0]["message"].as_str().unwrap();

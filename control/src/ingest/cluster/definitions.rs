@@ -1,4 +1,4 @@
-//! The CustomResourceDefinitions of all kinds that Weft honours, as `deploy/crds` ships them.
+//! The CustomResourceDefinitions of all kinds of Istio's and Weft's that are honoured, as `deploy/crds` ships them.
 //!
 //! Istio's kinds have Istio's names, groups, versions and short names, so that a cluster that has them already needs none of
 //! these. What an object may say is checked by one implementation alone, the control plane's; the API server keeps all of it.
@@ -40,7 +40,7 @@ pub fn yaml(group: &str) -> String {
         "# CustomResourceDefinitions of {group}: what kubectl needs to know these kinds. Objects are checked by the control plane.\n\
          # Made by `WEFT_UPDATE_DOCS=1 cargo test -p weft-control definitions`.\n"
     );
-    for kind in DEFINED.iter().filter(|kind| kind.group == group && kind.is_honoured()) {
+    for kind in DEFINED.iter().filter(|kind| kind.group == group && kind.is_shipped()) {
         definition(&mut text, kind);
     }
     text
@@ -135,7 +135,7 @@ mod tests {
         }
         assert_eq!(
             known,
-            DEFINED.iter().filter(|kind| kind.is_honoured()).count(),
+            DEFINED.iter().filter(|kind| kind.is_shipped()).count(),
             "every group has its file"
         );
     }

@@ -87,19 +87,19 @@ impl Follower {
     fn take(&mut self, event: Event) -> bool {
         match event {
             Event::Expect(kind) => {
-                self.unread.insert(kind.kind);
+                self.unread.insert(kind.id());
                 false
             }
             Event::Object(raw) => self.store.take(*raw),
             Event::All(kind, names) => {
-                self.unread.remove(kind.kind);
-                self.unserved.remove(kind.plural);
+                self.unread.remove(kind.id());
+                self.unserved.remove(kind.called());
                 self.store.keep(kind, &names)
             }
             Event::Gone(kind) => {
-                self.unread.remove(kind.kind);
-                self.lost.remove(kind.plural);
-                self.unserved.remove(kind.plural);
+                self.unread.remove(kind.id());
+                self.lost.remove(kind.called());
+                self.unserved.remove(kind.called());
                 self.store.keep(kind, &HashSet::new())
             }
             Event::Defined => {
@@ -119,9 +119,9 @@ impl Follower {
                 first
             }
             Event::Unserved(kind, why) => {
-                self.unread.remove(kind.kind);
-                tracing::error!(kind = kind.plural, why, "objects of this kind have no effect");
-                self.unserved.insert(kind.plural, why);
+                self.unread.remove(kind.id());
+                tracing::error!(kind = kind.called(), why, "objects of this kind have no effect");
+                self.unserved.insert(kind.called(), why);
                 true
             }
             Event::Back(kind) => {

@@ -1,6 +1,7 @@
 //! Which kinds are watched, under which names and versions.
 
 use super::super::support;
+use crate::model::gateway_api::GROUP as GATEWAY_API;
 
 /// A kind of the Kubernetes API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,37 @@ pub struct Kind {
 }
 
 impl Kind {
+    /// What it is known by here: its name, with the group where two groups have one of that name.
+    pub fn id(&self) -> &'static str {
+        match (self.group, self.kind) {
+            (GATEWAY_API, "Gateway") => "Gateway.gateway.networking.k8s.io",
+            (_, kind) => kind,
+        }
+    }
+
+    /// What it is called in messages: as its URL names it, with the group where two groups have one of that name.
+    pub fn called(&self) -> &'static str {
+        match (self.group, self.plural) {
+            (GATEWAY_API, "gateways") => "gateways.gateway.networking.k8s.io",
+            (_, plural) => plural,
+        }
+    }
+
+    /// Whether it is of the Gateway API, whose definitions are its own project's to ship.
+    pub fn is_gateway_api(&self) -> bool {
+        self.group == GATEWAY_API
+    }
+
+    /// Whether its objects are of no namespace.
+    pub fn is_cluster_scoped(&self) -> bool {
+        matches!(self.kind, "Node" | "Namespace" | "GatewayClass")
+    }
+
+    /// Whether its definition is among those that Weft ships.
+    pub fn is_shipped(&self) -> bool {
+        self.is_honoured() && !self.is_gateway_api()
+    }
+
     /// The name of the CustomResourceDefinition that brings it.
     pub fn definition(&self) -> String {
         format!("{}.{}", self.plural, self.group)
@@ -42,10 +74,11 @@ const fn core(plural: &'static str, kind: &'static str) -> Kind {
 }
 
 /// What every cluster has.
-pub(super) const BUILT_IN: [Kind; 6] = [
+pub(super) const BUILT_IN: [Kind; 7] = [
     core("services", "Service"),
     core("pods", "Pod"),
     core("nodes", "Node"),
+    core("namespaces", "Namespace"),
     core("secrets", "Secret"),
     core("configmaps", "ConfigMap"),
     Kind {
@@ -65,12 +98,16 @@ const fn security(plural: &'static str, kind: &'static str, short: &'static [&'s
     Kind { group: "security.istio.io", plural, kind, versions: &["v1", "v1beta1"], short }
 }
 
+const fn gateway_api(plural: &'static str, kind: &'static str, versions: &'static [&'static str]) -> Kind {
+    Kind { group: GATEWAY_API, plural, kind, versions, short: &[] }
+}
+
 const fn weft(plural: &'static str, kind: &'static str) -> Kind {
     Kind { group: "weft.dev", plural, kind, versions: &["v1alpha1"], short: &[] }
 }
 
 /// What CustomResourceDefinitions bring; each is watched from when its definition is there.
-pub const DEFINED: [Kind; 21] = [
+pub const DEFINED: [Kind; 27] = [
     networking("virtualservices", "VirtualService", &["vs"]),
     networking("destinationrules", "DestinationRule", &["dr"]),
     networking("gateways", "Gateway", &["gw"]),
@@ -87,6 +124,12 @@ pub const DEFINED: [Kind; 21] = [
     weft("ratelimits", "RateLimit"),
     weft("healthchecks", "HealthCheck"),
     weft("servicemeshconfigs", "ServiceMeshConfig"),
+    gateway_api("gatewayclasses", "GatewayClass", &["v1", "v1beta1"]),
+    gateway_api("gateways", "Gateway", &["v1", "v1beta1"]),
+    gateway_api("httproutes", "HTTPRoute", &["v1", "v1beta1"]),
+    gateway_api("grpcroutes", "GRPCRoute", &["v1"]),
+    gateway_api("tlsroutes", "TLSRoute", &["v1", "v1alpha3", "v1alpha2"]),
+    gateway_api("referencegrants", "ReferenceGrant", &["v1", "v1beta1"]),
     // Not honoured (yet): their objects are reported.
     Kind {
         group: "networking.istio.io",

@@ -7,6 +7,8 @@ use serde_json::Value;
 
 use super::super::diagnostic::Diagnostic;
 use super::super::document::{Collector, Skipped};
+use super::super::gateway_api::{self, Refused, Standing, Standings};
+use super::super::support;
 use super::super::tree::Node;
 use super::super::validate;
 use super::kinds::Kind;
@@ -37,6 +39,10 @@ pub struct Verdict {
     pub earlier: bool,
     /// Its status, as it was seen last.
     pub status: Value,
+    /// The `metadata.resourceVersion` with which it was seen last.
+    pub resource_version: String,
+    /// How it stands, for kinds of the Gateway API; its findings are in there.
+    pub standing: Option<Standing>,
 }
 
 /// Verdicts on all objects of kinds that a CustomResourceDefinition brings: by kind, namespace and name.
@@ -52,8 +58,11 @@ struct Fragment {
     generation: Option<i64>,
     api_version: String,
     status: Value,
+    resource_version: String,
     /// Of all of it but the status.
     hash: u64,
+    /// What it refers to, where it is of the Gateway API and refused: who is ours to tell.
+    refused: Option<Refused>,
 }
 
 impl Fragment {
@@ -89,35 +98,39 @@ impl Store {
             "Pod" => self.places.pod(name, raw.json.and_then(shape::<PodShape>)),
             "Node" => self.places.node(&name.1, raw.json.and_then(shape::<NodeShape>)),
             "EndpointSlice" => self.places.slice(name, raw.json.and_then(shape::<SliceShape>)),
-            kind => {
-                if kind == "Service" {
+            _ => {
+                let kind = raw.kind;
+                if kind.kind == "Service" {
                     self.places.service(name.clone());
                 }
                 match raw.json {
-                    None => self.fragments.remove(&(kind, name)).is_some(),
+                    None => self.fragments.remove(&(kind.id(), name)).is_some(),
                     Some(json) => self.object(kind, name, json),
                 }
             }
         }
     }
 
-    fn object(&mut self, kind: &'static str, name: Name, mut json: Value) -> bool {
+    fn object(&mut self, kind: &'static Kind, name: Name, mut json: Value) -> bool {
         let status = json.as_object_mut().and_then(|object| object.remove("status")).unwrap_or_default();
         // It changes with each status, and says nothing else.
-        if let Some(metadata) = json["metadata"].as_object_mut() {
-            metadata.remove("resourceVersion");
-        }
+        let version =
+            json["metadata"].as_object_mut().and_then(|metadata| metadata.remove("resourceVersion"));
+        let version = version.and_then(|version| version.as_str().map(str::to_owned)).unwrap_or_default();
         let mut hasher = DefaultHasher::new();
         json.to_string().hash(&mut hasher);
         let hash = hasher.finish();
         let generation = json["metadata"]["generation"].as_i64();
         let api_version = json["apiVersion"].as_str().unwrap_or_default().to_owned();
-        if let Some(known) = self.fragments.get_mut(&(kind, name.clone()))
+        if let Some(known) = self.fragments.get_mut(&(kind.id(), name.clone()))
             && known.hash == hash
         {
-            known.status = status;
-            return false;
+            // Statuses of routes are several controllers': what others have written must not be overwritten.
+            let told = kind.is_gateway_api() && known.status != status;
+            (known.status, known.resource_version) = (status, version);
+            return told;
         }
+        let refused = kind.is_gateway_api().then(|| Refused::read(&json["spec"]));
         let mut collector = Collector::default();
         collector.take(&super::SOURCE.into(), &Node::from(json));
         let Collector { objects, diagnostics, skipped, .. } = collector;
@@ -133,15 +146,16 @@ impl Store {
                 ..Diagnostic::file_error(super::SOURCE, reason, help)
             });
         }
-        let refused = diagnostics.iter().any(Diagnostic::is_error);
-        let fragment = self.fragments.entry((kind, name)).or_default();
-        if !refused {
+        let wrong = diagnostics.iter().any(Diagnostic::is_error);
+        let fragment = self.fragments.entry((kind.id(), name)).or_default();
+        if !wrong {
             fragment.good = Some(objects);
         }
+        fragment.refused = refused.filter(|_| wrong);
         fragment.findings = diagnostics;
         fragment.skipped = skipped;
         (fragment.generation, fragment.api_version) = (generation, api_version);
-        (fragment.status, fragment.hash) = (status, hash);
+        (fragment.status, fragment.hash, fragment.resource_version) = (status, hash, version);
         true
     }
 
@@ -149,7 +163,8 @@ impl Store {
     pub(super) fn keep(&mut self, kind: &'static Kind, names: &HashSet<Name>) -> bool {
         let known: Vec<Name> = match kind.kind {
             "Pod" | "Node" | "EndpointSlice" => self.places.names(kind.kind),
-            of => {
+            _ => {
+                let of = kind.id();
                 self.fragments.keys().filter(|(kind, _)| *kind == of).map(|(_, name)| name.clone()).collect()
             }
         };
@@ -186,7 +201,9 @@ impl Store {
             .collect();
         objects.pods = self.places.pods();
         objects.backends = Some(self.places.backends(|service| v6.contains(service)));
-        let mut across = leave_out(&mut objects);
+        let mut across = Vec::new();
+        let standings = gateway_api::convert(&mut objects, &mut across);
+        across.extend(leave_out(&mut objects));
         let wanted = named_secrets(&objects);
         let world = World::new(objects);
         across.append(&mut validate::whole(&world));
@@ -197,17 +214,27 @@ impl Store {
             if *kind == "Secret" && !wanted.contains(&name.1) {
                 continue;
             }
-            let label = format!("{kind} {}/{}", name.0, name.1);
+            let place = if name.0.is_empty() { "default" } else { &name.0 };
+            let label = format!("{kind} {place}/{}", name.1);
             let more = across.iter().filter(|finding| finding.object.as_deref() == Some(label.as_str()));
             let findings: Vec<_> = fragment.findings.iter().chain(more).cloned().collect();
             diagnostics.extend(findings.iter().cloned());
-            if super::kinds::DEFINED.iter().any(|defined| defined.kind == *kind) {
+            let Some(defined) = super::kinds::DEFINED.iter().find(|defined| defined.id() == *kind) else {
+                continue;
+            };
+            let mut standing = None;
+            if defined.is_gateway_api() {
+                standing = gateway_standing(defined, name, fragment, &standings);
+            }
+            if standing.is_some() || !defined.is_gateway_api() {
                 let verdict = Verdict {
                     generation: fragment.generation,
                     api_version: fragment.api_version.clone(),
                     findings,
                     earlier: fragment.has_errors() && fragment.good.is_some(),
                     status: fragment.status.clone(),
+                    resource_version: fragment.resource_version.clone(),
+                    standing,
                 };
                 verdicts.insert((*kind, name.0.clone(), name.1.clone()), verdict);
             }
@@ -221,6 +248,26 @@ impl Store {
         let skipped = skipped.flat_map(|(_, fragment)| fragment.skipped.iter().cloned()).collect();
         Built { world, diagnostics, news, skipped, verdicts }
     }
+}
+
+/// How an object of the Gateway API stands; none if it is for other controllers.
+fn gateway_standing(
+    kind: &Kind,
+    name: &Name,
+    fragment: &Fragment,
+    standings: &Standings,
+) -> Option<Standing> {
+    let support::Class::Known(of) = support::classify(&fragment.api_version, kind.kind) else { return None };
+    let found = standings.get(&gateway_api::key(of, &name.0, &name.1));
+    if let Some(refused) = &fragment.refused {
+        let errors = fragment.findings.iter().filter(|finding| finding.is_error());
+        let message = errors.map(gateway_api::said).collect::<Vec<_>>().join("\n");
+        return refused.standing(of, &name.0, found, standings, &message);
+    }
+    // A route that is nobody's any more may still say that it was ours.
+    let told =
+        || fragment.status["parents"].as_array().is_some_and(|all| all.iter().any(gateway_api::is_ours));
+    found.filter(|found| !matches!(found, Standing::Route(parents) if parents.is_empty()) || told()).cloned()
 }
 
 /// What contradicts other objects is left out, until it does not any more; what is to be said of that, and warnings.
@@ -258,6 +305,7 @@ fn named_secrets(objects: &Objects) -> HashSet<String> {
     for tls in objects.gateways.iter().flat_map(|g| &g.spec.servers).filter_map(|server| server.tls.as_ref())
     {
         names.extend(tls.credentials().chain([tls.ca_cert_credential_name.as_str()]).map(str::to_owned));
+        names.extend(tls.certificates.iter().map(|(_, name)| name.clone()));
     }
     for rule in &objects.destination_rules {
         let subsets = rule.spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());

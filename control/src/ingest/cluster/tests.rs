@@ -6,17 +6,26 @@ use serde_json::{Value, json};
 
 use super::kinds::{BUILT_IN, DEFINED, Kind};
 use super::store::{Built, Raw, Store};
+use crate::ingest::gateway_api::Standing;
 use crate::model::World;
 
 fn kind(name: &str) -> &'static Kind {
-    BUILT_IN.iter().chain(&DEFINED).find(|kind| kind.kind == name).expect("a kind that is watched")
+    BUILT_IN.iter().chain(&DEFINED).find(|kind| kind.id() == name).expect("a kind that is watched")
+}
+
+/// The same of an object.
+fn kind_of(object: &Value) -> &'static Kind {
+    let (version, name) = (object["apiVersion"].as_str().unwrap(), object["kind"].as_str().unwrap());
+    let group = version.rsplit_once('/').map_or("", |(group, _)| group);
+    let all = BUILT_IN.iter().chain(&DEFINED);
+    all.into_iter().find(|kind| kind.group == group && kind.kind == name).expect("a kind that is watched")
 }
 
 /// Takes an object; of which kind, it says itself.
 fn take(store: &mut Store, object: &Value) -> bool {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (namespace, name) = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
-    let kind = kind(object["kind"].as_str().expect("a kind"));
+    let kind = kind_of(object);
     store.take(Raw { kind, namespace, name, json: Some(object.clone()) })
 }
 
@@ -341,4 +350,81 @@ fn a_pod_is_who_it_is_only_at_its_own_address() {
     }
     // A directory does not say who is where.
     assert!(World::default().vouches("10.0.0.9", "a", "b"));
+}
+
+fn edge(kind: &str, name: &str, spec: Value) -> Value {
+    let namespace = if kind == "GatewayClass" { "" } else { "shop" };
+    json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": kind, "spec": spec,
+           "metadata": {"name": name, "namespace": namespace, "generation": 2, "resourceVersion": "5"}})
+}
+
+#[test]
+fn objects_of_the_gateway_api_are_told_how_they_stand_if_they_are_ours() {
+    const GATEWAY: &str = "Gateway.gateway.networking.k8s.io";
+    let mut store = Store::default();
+    let class =
+        |name: &str, controller: &str| edge("GatewayClass", name, json!({"controllerName": controller}));
+    let gateway = |name: &str, class: &str| {
+        let listeners = json!([{"name": "http", "port": 80, "protocol": "HTTP"}]);
+        edge("Gateway", name, json!({"gatewayClassName": class, "listeners": listeners}))
+    };
+    let route = |parent: &str, more: &str| {
+        let mut rule = json!({"backendRefs": [{"name": "cart", "port": 80}]});
+        rule[more] = json!({});
+        edge("HTTPRoute", "cart", json!({"parentRefs": [{"name": parent}], "rules": [rule]}))
+    };
+    // Istio's Gateway of the same name is another object.
+    let istios = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": {"name": "ours", "namespace": "shop"},
+        "spec": {"selector": {"istio": "gw"}, "servers": [{"hosts": ["*"], "port": {"number": 80, "name": "h", "protocol": "HTTP"}}]},
+    });
+    for object in [
+        class("weft", "weft.dev/gateway-controller"),
+        class("theirs", "theirs.example/controller"),
+        gateway("ours", "weft"),
+        gateway("theirs", "theirs"),
+        istios,
+        service("cart"),
+        route("ours", "timeouts"),
+    ] {
+        assert!(take(&mut store, &object));
+    }
+    let built = store.build();
+    let verdict = |built: &Built, kind: &'static str, name: &str| {
+        let namespace = if kind == "GatewayClass" { "" } else { "shop" };
+        built.verdicts.get(&(kind, namespace.to_owned(), name.to_owned())).cloned()
+    };
+    let standing = |built: &Built, kind: &'static str, name: &str| {
+        verdict(built, kind, name).and_then(|verdict| verdict.standing)
+    };
+    assert!(matches!(standing(&built, "GatewayClass", "weft"), Some(Standing::Class(_))));
+    assert!(verdict(&built, "GatewayClass", "theirs").is_none());
+    assert!(verdict(&built, GATEWAY, "theirs").is_none(), "another controller's");
+    assert!(matches!(standing(&built, GATEWAY, "ours"), Some(Standing::Gateway { .. })));
+    assert!(verdict(&built, "Gateway", "ours").is_some_and(|verdict| verdict.standing.is_none()));
+    let parents = |built: &Built| match standing(built, "HTTPRoute", "cart") {
+        Some(Standing::Route(parents)) => parents,
+        other => panic!("{other:?}"),
+    };
+    assert!(parents(&built)[0].conditions.iter().all(|condition| condition.holds));
+    let version = built.world.version();
+
+    // One that is wrong says so, and its last good version stays.
+    assert!(take(&mut store, &route("ours", "sessionPersistence")));
+    let built = store.build();
+    assert_eq!(built.world.version(), version);
+    let accepted = &parents(&built)[0].conditions[0];
+    assert_eq!((accepted.holds, accepted.reason), (false, "UnsupportedValue"));
+    assert!(accepted.message.contains("spec.rules[0].sessionPersistence"), "{}", accepted.message);
+
+    // One that leaves is told so where it still says that it was ours, and only there.
+    let mut left = route("theirs", "timeouts");
+    assert!(take(&mut store, &left));
+    assert!(verdict(&store.build(), "HTTPRoute", "cart").is_none());
+    left["status"] = json!({"parents": [{"controllerName": "weft.dev/gateway-controller"}]});
+    left["metadata"]["resourceVersion"] = "6".into();
+    assert!(take(&mut store, &left), "whose status changes is looked at again");
+    let built = store.build();
+    assert_eq!(parents(&built), []);
+    assert_eq!(verdict(&built, "HTTPRoute", "cart").unwrap().resource_version, "6");
 }

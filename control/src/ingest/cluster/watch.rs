@@ -94,14 +94,14 @@ async fn one(
         let event = match next {
             Err(error) => {
                 lost = true;
-                Event::Lost(kind.plural, why(&error))
+                Event::Lost(kind.called(), why(&error))
             }
             Ok(seen) => {
                 // A list that is about to be asked for says nothing yet.
                 let answers = !matches!(seen, Seen::Init);
                 if answers
                     && std::mem::take(&mut lost)
-                    && sender.send(Event::Back(kind.plural)).await.is_err()
+                    && sender.send(Event::Back(kind.called())).await.is_err()
                 {
                     return;
                 }
@@ -179,19 +179,19 @@ async fn definitions(client: Client, sender: mpsc::Sender<Event>) {
             Seen::Init => all.clear(),
             Seen::InitApply(definition) | Seen::Apply(definition) => {
                 if let Some(kind) = kinds::defined_by(&definition.name_any()) {
-                    all.insert(kind.kind);
-                    if !tasks.contains_key(kind.kind) {
+                    all.insert(kind.id());
+                    if !tasks.contains_key(kind.id()) {
                         // Told before the definitions are: the first state waits for it.
                         if sender.send(Event::Expect(kind)).await.is_err() {
                             return;
                         }
                         let task = tokio::spawn(served(client.clone(), kind, sender.clone()));
-                        tasks.insert(kind.kind, task);
+                        tasks.insert(kind.id(), task);
                     }
                 }
             }
             Seen::Delete(definition) => {
-                gone.extend(kinds::defined_by(&definition.name_any()).map(|k| k.kind))
+                gone.extend(kinds::defined_by(&definition.name_any()).map(|k| k.id()))
             }
             Seen::InitDone => {
                 gone.extend(tasks.keys().filter(|kind| !all.contains(*kind)));
@@ -207,7 +207,7 @@ async fn definitions(client: Client, sender: mpsc::Sender<Event>) {
                 // What it has sent is sent: nothing comes after this.
                 let _ = task.await;
             }
-            let Some(kind) = kinds::DEFINED.iter().find(|kind| kind.kind == name) else { continue };
+            let Some(kind) = kinds::DEFINED.iter().find(|kind| kind.id() == name) else { continue };
             if sender.send(Event::Gone(kind)).await.is_err() {
                 return;
             }

@@ -8,6 +8,7 @@ use crate::model::authorization_policy::{
     Attribute, AuthorizationAction, AuthorizationPolicy, AuthorizationRule, Condition, DRY_RUN_ANNOTATION,
     Operation, Source, parse_bool,
 };
+use crate::model::gateway_api::{GROUP, TargetRef};
 use crate::model::meta::Meta;
 use crate::model::values::WorkloadSelector;
 
@@ -23,6 +24,7 @@ pub(in super::super) fn authorization_policy(
     annotations(findings, meta, &[]);
     dry_run(spec, meta, findings);
     selector(findings, spec.selector.as_ref());
+    targets(findings, &meta.namespace, spec.selector.is_some(), spec.target_ref.as_ref(), &spec.target_refs);
     let named = spec.provider.as_ref().is_some_and(|provider| !provider.name.is_empty());
     match spec.action {
         AuthorizationAction::Custom if named => {}
@@ -72,6 +74,41 @@ pub(super) fn selector(findings: &mut Findings, selector: Option<&WorkloadSelect
         }
         if key.contains('*') || value.contains('*') {
             findings.error(&path, "labels are matched in full: * stands for nothing", "give the whole label");
+        }
+    }
+}
+
+/// Gateways and Services for which a policy is, instead of a selector.
+pub(super) fn targets(
+    findings: &mut Findings,
+    namespace: &str,
+    selects: bool,
+    one: Option<&TargetRef>,
+    several: &[TargetRef],
+) {
+    if selects && (one.is_some() || !several.is_empty()) {
+        findings.error("spec.selector", "given beside targetRefs", "keep one of both");
+    }
+    if one.is_some() && !several.is_empty() {
+        findings.error("spec.targetRef", "given beside targetRefs", "keep targetRefs");
+    }
+    let paths = (0..several.len()).map(|index| format!("spec.targetRefs[{index}]"));
+    let all = one.map(|one| ("spec.targetRef".to_owned(), one)).into_iter().chain(paths.zip(several));
+    for (path, target) in all {
+        if !matches!(
+            (target.group.as_str(), target.kind.as_str()),
+            (GROUP, "Gateway") | ("" | "core", "Service")
+        ) {
+            let reason = format!("Weft has no policies for a {} ({:?})", target.kind, target.group);
+            let help = format!("name a Gateway (group: {GROUP}) or a Service (group: \"\")");
+            findings.error(format!("{path}.kind"), reason, help);
+        }
+        if target.name.is_empty() {
+            findings.error(format!("{path}.name"), "missing", "name the Gateway or Service");
+        }
+        if !target.namespace.is_empty() && target.namespace != namespace {
+            let help = "put the policy into the namespace of its target";
+            findings.error(format!("{path}.namespace"), "not the policy's own", help);
         }
     }
 }

@@ -609,7 +609,14 @@ fn authorization_policies() {
             "{selector: {matchLabels: {app: 'a*'}}}".to_owned(),
             "spec.selector.matchLabels.app: labels are matched in full",
         ),
-        ("{targetRefs: [{kind: Gateway, name: g}]}".to_owned(), "spec.targetRefs: not supported by Weft yet"),
+        (
+            "{targetRefs: [{kind: Gateway, name: g}]}".to_owned(),
+            "spec.targetRefs[0].kind: Weft has no policies for a Gateway (\"\")",
+        ),
+        (
+            "{selector: {matchLabels: {a: b}}, targetRefs: [{kind: Service, group: '', name: s}]}".to_owned(),
+            "spec.selector: given beside targetRefs",
+        ),
         (of("{from: [{}]}"), "spec.rules[0].from[0].source: empty"),
         (from("{}"), "spec.rules[0].from[0].source: empty"),
         (of("{to: [{}]}"), "spec.rules[0].to[0].operation: empty"),
@@ -710,7 +717,10 @@ fn request_authentications() {
             "spec.selector.matchLabels.app: labels are matched",
         ),
         ("{selector: {labels: {app: a}}}".to_owned(), "spec.selector.labels: unknown field"),
-        ("{targetRef: {kind: Gateway, name: g}}".to_owned(), "spec.targetRef: not supported by Weft yet"),
+        (
+            "{targetRef: {kind: Service, name: s, namespace: elsewhere}, jwtRules: [{issuer: a}]}".to_owned(),
+            "spec.targetRef.namespace: not the policy's own",
+        ),
         ("{jwtRules: [{jwksUri: 'https://a/k'}]}".to_owned(), "spec.jwtRules[0].issuer: missing"),
         (
             "{jwtRules: [{issuer: a, jwksUrl: 'https://a/k'}]}".to_owned(),

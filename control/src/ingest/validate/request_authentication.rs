@@ -3,7 +3,7 @@
 use http::HeaderName;
 
 use super::super::diagnostic::Findings;
-use super::authorization_policy::selector;
+use super::authorization_policy::{selector, targets};
 use super::{annotations, period};
 use crate::model::keys;
 use crate::model::meta::Meta;
@@ -16,6 +16,7 @@ pub(in super::super) fn request_authentication(
 ) {
     annotations(findings, meta, &[]);
     selector(findings, spec.selector.as_ref());
+    targets(findings, &meta.namespace, spec.selector.is_some(), spec.target_ref.as_ref(), &spec.target_refs);
     if spec.jwt_rules.is_empty() {
         findings.warn(
             "spec.jwtRules",

@@ -15,7 +15,7 @@ impl World {
         let of = |wanted: &str| {
             let wanted = wanted.to_owned();
             let holds = move |object: &&Arc<Object<RequestAuthentication>>| {
-                object.meta.namespace == wanted && object.spec.selects(labels)
+                object.meta.namespace == wanted && object.spec.applies(namespace, labels)
             };
             self.request_authentications().iter().filter(holds)
         };

@@ -19,7 +19,9 @@ impl World {
         let of = |wanted: &str| {
             let wanted = wanted.to_owned();
             self.all_authorization_policies().iter().filter(move |policy| {
-                policy.meta.namespace == wanted && policy.spec.action == action && policy.spec.selects(labels)
+                policy.meta.namespace == wanted
+                    && policy.spec.action == action
+                    && policy.spec.applies(namespace, labels)
             })
         };
         let own = (namespace != root).then(|| of(namespace)).into_iter().flatten();

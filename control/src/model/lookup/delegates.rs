@@ -126,6 +126,7 @@ fn both(outer: &HttpMatch, inner: &HttpMatch) -> Option<HttpMatch> {
         name: joined(&outer.name, &inner.name),
         uri: or(&outer.uri, &inner.uri),
         ignore_uri_case: inner.ignore_uri_case,
+        whole_segments: inner.whole_segments,
         scheme: or(&outer.scheme, &inner.scheme),
         method: or(&outer.method, &inner.method),
         authority: or(&outer.authority, &inner.authority),

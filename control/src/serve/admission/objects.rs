@@ -6,6 +6,7 @@ use super::review::{Answer, Question};
 use crate::ingest::cluster::DEFINED;
 use crate::ingest::{Diagnostic, check_object};
 use crate::model::Severity;
+use crate::model::gateway_api::GROUP as GATEWAY_API;
 
 /// Fields of `metadata` that say something of the mesh; the others are the API server's own.
 const METADATA: [&str; 5] = ["name", "namespace", "labels", "annotations", "creationTimestamp"];
@@ -27,6 +28,11 @@ pub(super) fn validate(question: &Question) -> Answer {
         let help = one.help.as_ref().map(|help| format!("; {help}")).unwrap_or_default();
         format!("{path}{}{help}", one.reason)
     };
+    if question.kind[0] == GATEWAY_API {
+        // It may be another controller's, who takes what we do not.
+        let warnings = found.iter().map(|one| format!("where Weft serves it: {}", text(one))).collect();
+        return Answer { warnings, ..Answer::default() };
+    }
     let errors: Vec<_> = found.iter().filter(|one| one.is_error()).map(text).collect();
     if errors.is_empty() {
         metrics::counter!("galley_validation_passed", &labels).increment(1);

@@ -4,6 +4,7 @@
 //! A status is written when it is due (the object is new, was changed, or is judged differently) and proxies have had a moment to
 //! take the state; it is not written again because proxies come and go.
 
+mod gateway_api;
 mod text;
 
 use std::collections::HashMap;
@@ -82,9 +83,14 @@ impl StatusWriter {
         self.written.retain(|key, _| judged.verdicts.contains_key(key));
         let all = || judged.verdicts.iter().map(|(key, verdict)| (key, verdict, fingerprint(verdict)));
         let mut due: Vec<_> = all()
-            .filter(|(key, verdict, print)| match self.written.get(*key) {
-                Some((written, _)) => written != print,
-                None => !text::says_the_same(verdict),
+            .filter(|(key, verdict, print)| match (self.written.get(*key), &verdict.standing) {
+                // Whoever wrote over it is answered, once.
+                (Some((written, _)), Some(standing)) => {
+                    written != print && !gateway_api::says_the_same(verdict, standing)
+                }
+                (Some((written, _)), None) => written != print,
+                (None, Some(standing)) => !gateway_api::says_the_same(verdict, standing),
+                (None, None) => !text::says_the_same(verdict),
             })
             .collect();
         let late: Vec<_> =
@@ -101,11 +107,21 @@ impl StatusWriter {
         }
         let mut failed = false;
         for (key, verdict, print) in due {
-            let status = text::status(verdict, taken, all);
+            let status = match &verdict.standing {
+                Some(standing) => gateway_api::status(verdict, standing),
+                None => text::status(verdict, taken, all),
+            };
             match self.patch(key, verdict, &status).await {
-                Ok(()) => drop(self.written.insert(key.clone(), (print, everybody))),
+                Ok(()) => {
+                    let complete = everybody || verdict.standing.is_some();
+                    self.written.insert(key.clone(), (print, complete));
+                }
                 // It is gone; so will its verdict be.
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
+                // Somebody wrote at the same time; what that is will be told, and then looked at.
+                Err(kube::Error::Api(status)) if status.code == 409 && verdict.standing.is_some() => {
+                    complete = false;
+                }
                 Err(error) => {
                     (complete, failed) = (false, true);
                     if !std::mem::replace(&mut self.told, true) {
@@ -141,12 +157,20 @@ impl StatusWriter {
     }
 
     async fn patch(&self, key: &Key, verdict: &Verdict, status: &serde_json::Value) -> kube::Result<()> {
-        let Some(kind) = DEFINED.iter().find(|kind| kind.kind == key.0) else { return Ok(()) };
+        let Some(kind) = DEFINED.iter().find(|kind| kind.id() == key.0) else { return Ok(()) };
         let version = verdict.api_version.rsplit('/').next().unwrap_or_default();
         let of = GroupVersionKind::gvk(kind.group, version, kind.kind);
         let resource = ApiResource::from_gvk_with_plural(&of, kind.plural);
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.1, &resource);
-        let patch = serde_json::json!({"status": status});
+        let client = self.client.clone();
+        let api: Api<DynamicObject> = match kind.is_cluster_scoped() {
+            true => Api::all_with(client, &resource),
+            false => Api::namespaced_with(client, &key.1, &resource),
+        };
+        let mut patch = serde_json::json!({"status": status});
+        if verdict.standing.is_some() {
+            // Other controllers write into it as well: it must be as it was seen.
+            patch["metadata"] = serde_json::json!({"resourceVersion": verdict.resource_version});
+        }
         api.patch_status(&key.2, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }
@@ -154,7 +178,12 @@ impl StatusWriter {
 
 fn fingerprint(verdict: &Verdict) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (verdict.generation, verdict.earlier).hash(&mut hasher);
+    (verdict.generation, verdict.earlier, &verdict.standing).hash(&mut hasher);
+    if verdict.standing.is_some() {
+        // Others write there, too: what was seen is part of why it was written.
+        verdict.status.to_string().hash(&mut hasher);
+        return hasher.finish();
+    }
     verdict.findings.iter().for_each(|finding| finding.to_string().hash(&mut hasher));
     hasher.finish()
 }

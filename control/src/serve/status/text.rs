@@ -111,6 +111,8 @@ mod tests {
             findings: error.map(finding).into_iter().collect(),
             earlier: false,
             status,
+            resource_version: String::new(),
+            standing: None,
         }
     }
 

@@ -1,0 +1,294 @@
+//! Listeners of the Gateways that are ours: who serves them, what they show, and which of them contradict one another.
+
+use std::collections::BTreeSet;
+
+use super::known::Known;
+use super::standing::Condition;
+use crate::model::ObjectKey;
+use crate::model::gateway_api::{
+    ApiGateway, FromNamespaces, GATEWAY_NAME, GROUP, Listener, SecretRef, TlsTermination,
+};
+use crate::model::host::DEFAULT_DOMAIN;
+use crate::model::meta::{Kind, Object};
+use crate::model::values::{Labels, selects};
+use crate::model::world::Objects;
+
+/// The workloads that serve a Gateway: of one namespace, with these labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) namespace: String,
+    pub(super) selector: Labels,
+}
+
+/// A Gateway of ours.
+pub(super) struct Served<'a> {
+    pub(super) object: &'a Object<ApiGateway>,
+    /// Who serves it; or the reason of `Programmed` and why nobody can.
+    pub(super) place: Result<Place, (&'static str, String)>,
+    /// Hosts of the Services in front of it.
+    pub(super) addresses: Vec<String>,
+    /// Workloads that are known to serve it.
+    pub(super) workloads: usize,
+}
+
+/// A listener of one.
+pub(super) struct Door<'a> {
+    /// Index of its Gateway.
+    pub(super) of: usize,
+    pub(super) gateway: &'a Object<ApiGateway>,
+    pub(super) listener: &'a Listener,
+    /// The kinds of routes that may attach.
+    pub(super) kinds: Vec<Kind>,
+    /// Namespace and name of the Secrets that it shows.
+    pub(super) certificates: Vec<(String, String)>,
+    /// What is wrong with what it refers to: reason and message.
+    pub(super) unresolved: Option<(&'static str, String)>,
+    /// It contradicts one before it: reason and message.
+    pub(super) conflict: Option<(&'static str, String)>,
+    /// Who has attached.
+    pub(super) attached: BTreeSet<ObjectKey>,
+}
+
+impl Door<'_> {
+    /// The name of the Gateway that is made of it. No object of Kubernetes can have it.
+    pub(super) fn name(&self) -> String {
+        format!("{}~{}", self.gateway.meta.name, self.listener.name)
+    }
+
+    pub(super) fn full_name(&self) -> String {
+        format!("{}/{}", self.gateway.meta.namespace, self.name())
+    }
+
+    /// The hosts that it serves.
+    pub(super) fn host(&self) -> &str {
+        if self.listener.hostname.is_empty() { "*" } else { &self.listener.hostname }
+    }
+
+    pub(super) fn passes(&self) -> bool {
+        self.listener.tls.as_ref().is_some_and(|tls| tls.mode == TlsTermination::Passthrough)
+    }
+
+    /// Whether anything is opened for it.
+    pub(super) fn opens(&self) -> bool {
+        let certified = self.listener.protocol == "HTTP" || self.passes() || !self.certificates.is_empty();
+        self.conflict.is_none() && certified
+    }
+
+    pub(super) fn conditions(&self, served: bool) -> Vec<Condition> {
+        let resolved = match &self.unresolved {
+            None => Condition::holds("ResolvedRefs", "ResolvedRefs"),
+            Some((reason, message)) => Condition::fails("ResolvedRefs", reason, message.as_str()),
+        };
+        let (accepted, conflicted) = match &self.conflict {
+            None => {
+                (Condition::holds("Accepted", "Accepted"), Condition::fails("Conflicted", "NoConflicts", ""))
+            }
+            Some((reason, message)) => (
+                Condition::fails("Accepted", reason, message.as_str()),
+                Condition { message: message.clone(), ..Condition::holds("Conflicted", reason) },
+            ),
+        };
+        let programmed = match (self.opens(), served) {
+            (true, true) => Condition::holds("Programmed", "Programmed"),
+            (true, false) => Condition::fails("Programmed", "Pending", "no workload serves the Gateway yet"),
+            (false, _) => {
+                Condition::fails("Programmed", "Invalid", "see the other conditions of the listener")
+            }
+        };
+        vec![accepted, conflicted, resolved, programmed]
+    }
+
+    /// Whether routes of this kind and namespace may attach.
+    pub(super) fn allows(&self, known: &Known<'_>, kind: Kind, namespace: &str) -> bool {
+        let allowed = &self.listener.allowed_routes.namespaces;
+        self.kinds.contains(&kind)
+            && match allowed.from {
+                FromNamespaces::Same => namespace == self.gateway.meta.namespace,
+                FromNamespaces::All => true,
+                FromNamespaces::None => false,
+                FromNamespaces::Selector => {
+                    allowed.selector.as_ref().is_some_and(|s| s.selects(&known.labels_of(namespace)))
+                }
+            }
+    }
+}
+
+/// A Gateway and its listeners.
+pub(super) fn open<'a>(
+    known: &Known<'a>,
+    objects: &Objects,
+    object: &'a Object<ApiGateway>,
+    of: usize,
+) -> (Served<'a>, Vec<Door<'a>>) {
+    let (place, addresses) = place(known, objects, object);
+    let here = |namespace: &str, labels: &Labels| {
+        place.as_ref().is_ok_and(|p| p.namespace == namespace && selects(&p.selector, labels))
+    };
+    let entries = objects.workload_entries.iter().filter(|e| here(&e.meta.namespace, &e.spec.labels)).count();
+    let pods = objects.pods.iter().filter(|p| here(&p.workload.meta.namespace, p.workload.labels())).count();
+    let doors = object
+        .spec
+        .listeners
+        .iter()
+        .map(|listener| {
+            let mut door = Door {
+                of,
+                gateway: object,
+                listener,
+                kinds: Vec::new(),
+                certificates: Vec::new(),
+                unresolved: None,
+                conflict: None,
+                attached: BTreeSet::new(),
+            };
+            kinds(&mut door);
+            certificates(known, &mut door);
+            door
+        })
+        .collect();
+    (Served { object, place, addresses, workloads: entries + pods }, doors)
+}
+
+/// Namespace and name of the Service whose host this is, as seen from a namespace.
+pub(in crate::ingest) fn service_of(host: &str, namespace: &str) -> Option<(String, String)> {
+    let mut parts = host.splitn(3, '.');
+    let name = parts.next().filter(|name| !name.is_empty())?;
+    let place = parts.next().unwrap_or(namespace);
+    let domain = parts.next().unwrap_or("svc");
+    (domain == "svc" || domain == format!("svc.{DEFAULT_DOMAIN}"))
+        .then(|| (place.to_owned(), name.to_owned()))
+}
+
+/// Who serves a Gateway, and the hosts of what stands in front.
+fn place(
+    known: &Known<'_>,
+    objects: &Objects,
+    object: &Object<ApiGateway>,
+) -> (Result<Place, (&'static str, String)>, Vec<String>) {
+    let meta = &object.meta;
+    let Some(address) = object.spec.addresses.first() else {
+        let selector = Labels::from([(GATEWAY_NAME.to_owned(), meta.name.clone())]);
+        let fronts = objects.services.iter().filter(|service| {
+            service.meta.namespace == meta.namespace
+                && service.spec.selector.get(GATEWAY_NAME) == Some(&meta.name)
+        });
+        let mut hosts: Vec<_> =
+            fronts.map(|s| super::known::full_name(&s.meta.namespace, &s.meta.name)).collect();
+        hosts.sort();
+        return (Ok(Place { namespace: meta.namespace.clone(), selector }), hosts);
+    };
+    let Some((namespace, name)) = service_of(&address.value, &meta.namespace) else {
+        return (
+            Err(("AddressNotUsable", format!("{:?} is no host of a Service", address.value))),
+            Vec::new(),
+        );
+    };
+    let Some(service) = known.service(&namespace, &name) else {
+        return (Err(("AddressNotUsable", format!("there is no Service {namespace}/{name}"))), Vec::new());
+    };
+    if service.spec.selector.is_empty() {
+        let message = format!("Service {namespace}/{name} selects no workloads");
+        return (Err(("AddressNotUsable", message)), Vec::new());
+    }
+    let hosts = vec![super::known::full_name(&namespace, &name)];
+    (Ok(Place { namespace, selector: service.spec.selector.clone() }), hosts)
+}
+
+/// The kinds of routes that a listener takes: those of its protocol, or as many of them as it names.
+fn kinds(door: &mut Door<'_>) {
+    let of_protocol: &[Kind] = match door.listener.protocol.as_str() {
+        "HTTP" | "HTTPS" => &[Kind::HttpRoute, Kind::GrpcRoute],
+        "TLS" => &[Kind::TlsRoute],
+        _ => &[],
+    };
+    let named = &door.listener.allowed_routes.kinds;
+    if named.is_empty() {
+        door.kinds = of_protocol.to_vec();
+        return;
+    }
+    for wanted in named {
+        let ours = wanted.group.as_deref().is_none_or(|group| group == GROUP);
+        match of_protocol.iter().find(|kind| ours && kind.as_str() == wanted.kind) {
+            Some(kind) => door.kinds.push(*kind),
+            None => {
+                let message = format!(
+                    "routes of kind {} do not go with protocol {}",
+                    wanted.kind, door.listener.protocol
+                );
+                door.unresolved = Some(("InvalidRouteKinds", message));
+            }
+        }
+    }
+}
+
+fn certificates(known: &Known<'_>, door: &mut Door<'_>) {
+    let Some(tls) = door.listener.tls.as_ref().filter(|tls| tls.mode == TlsTermination::Terminate) else {
+        return;
+    };
+    let own = door.gateway.meta.namespace.as_str();
+    for one in &tls.certificate_refs {
+        match certificate(known, own, one) {
+            Ok(found) => door.certificates.push(found),
+            Err(wrong) => door.unresolved = Some(wrong),
+        }
+    }
+}
+
+fn certificate(
+    known: &Known<'_>,
+    own: &str,
+    one: &SecretRef,
+) -> Result<(String, String), (&'static str, String)> {
+    let group = one.group.as_deref().unwrap_or_default();
+    let kind = one.kind.as_deref().unwrap_or("Secret");
+    if !group.is_empty() || kind != "Secret" {
+        let message = format!("{kind} ({group:?}) is no kind that has certificates for Weft: name a Secret");
+        return Err(("InvalidCertificateRef", message));
+    }
+    let namespace = one.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or(own);
+    let name = &one.name;
+    if !known.lets((Kind::ApiGateway, own), "", "Secret", namespace, name) {
+        let message = format!(
+            "Secret {namespace}/{name} is in another namespace, and no ReferenceGrant there lets a Gateway of {own} refer to it"
+        );
+        return Err(("RefNotPermitted", message));
+    }
+    if !known.certificate(namespace, name) {
+        let message = format!("there is no Secret {namespace}/{name} with tls.crt and tls.key");
+        return Err(("InvalidCertificateRef", message));
+    }
+    Ok((namespace.to_owned(), name.clone()))
+}
+
+/// Of listeners at one port of the same workloads each has a host of its own, and all or none have TLS: what contradicts one
+/// before it is not opened.
+pub(super) fn contradictions(served: &[Served<'_>], doors: &mut [Door<'_>]) {
+    for index in 0..doors.len() {
+        let (before, rest) = doors.split_at_mut(index);
+        let Some(door) = rest.first_mut() else { return };
+        let Ok(place) = &served[door.of].place else { continue };
+        let plain = door.listener.protocol == "HTTP";
+        for other in before.iter().filter(|other| other.conflict.is_none()) {
+            let same =
+                served[other.of].place.as_ref() == Ok(place) && other.listener.port == door.listener.port;
+            if !same {
+                continue;
+            }
+            let what = format!(
+                "port {} with listener {} of {}",
+                door.listener.port,
+                other.listener.name,
+                other.gateway.meta.key()
+            );
+            if plain != (other.listener.protocol == "HTTP") {
+                let message = format!("it shares {what}, which speaks {}", other.listener.protocol);
+                door.conflict = Some(("ProtocolConflict", message));
+            } else if door.host().eq_ignore_ascii_case(other.host()) {
+                door.conflict = Some(("HostnameConflict", format!("it shares {what}, and the host")));
+            } else {
+                continue;
+            }
+            break;
+        }
+    }
+}

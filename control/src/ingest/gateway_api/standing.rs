@@ -1,0 +1,72 @@
+//! How objects of the Gateway API stand: the conditions of its specification, before anybody writes them down.
+
+use std::collections::BTreeMap;
+
+use crate::model::ObjectKey;
+use crate::model::gateway_api::ParentRef;
+
+/// One condition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Condition {
+    /// Its type.
+    pub kind: &'static str,
+    /// Whether it holds.
+    pub holds: bool,
+    /// Why, in the specification's words.
+    pub reason: &'static str,
+    /// Why, for people.
+    pub message: String,
+}
+
+impl Condition {
+    pub(super) fn holds(kind: &'static str, reason: &'static str) -> Self {
+        Self { kind, holds: true, reason, message: String::new() }
+    }
+
+    pub(super) fn fails(kind: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { kind, holds: false, reason, message: message.into() }
+    }
+}
+
+/// How a listener of a Gateway stands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerStanding {
+    /// Its name.
+    pub name: String,
+    /// The kinds of routes that may attach.
+    pub kinds: Vec<&'static str>,
+    /// How many routes have.
+    pub attached: usize,
+    /// Its conditions.
+    pub conditions: Vec<Condition>,
+}
+
+/// How a route stands with one parent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ParentStanding {
+    /// The parent, as the route names it.
+    pub parent: ParentRef,
+    /// Its conditions.
+    pub conditions: Vec<Condition>,
+}
+
+/// How an object stands. What is for other controllers has no standing here.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// A GatewayClass.
+    Class(Vec<Condition>),
+    /// A Gateway.
+    Gateway {
+        /// Of the Gateway as a whole.
+        conditions: Vec<Condition>,
+        /// Of its listeners.
+        listeners: Vec<ListenerStanding>,
+        /// Hosts of the Services in front of it.
+        addresses: Vec<String>,
+    },
+    /// A route; for its parents that are ours.
+    Route(Vec<ParentStanding>),
+}
+
+/// How each object stands.
+pub type Standings = BTreeMap<ObjectKey, Standing>;

@@ -1,0 +1,109 @@
+//! Policies for what they name by `targetRefs`: they become policies for the workloads behind it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use super::doors::{Place, Served};
+use super::known::Known;
+use super::warning;
+use crate::ingest::diagnostic::Diagnostic;
+use crate::model::authorization_policy::AuthorizationPolicy;
+use crate::model::gateway_api::{GROUP, TargetRef};
+use crate::model::meta::{Meta, Object};
+use crate::model::request_authentication::RequestAuthentication;
+use crate::model::values::WorkloadSelector;
+
+/// A policy that may name what it is for.
+pub(super) trait Targeted: Clone {
+    /// What it names.
+    fn targets(&self) -> Vec<&TargetRef>;
+
+    /// The same for these workloads.
+    fn at(&self, place: &Place) -> Self;
+}
+
+impl Targeted for AuthorizationPolicy {
+    fn targets(&self) -> Vec<&TargetRef> {
+        self.target_ref.iter().chain(&self.target_refs).collect()
+    }
+
+    fn at(&self, place: &Place) -> Self {
+        Self {
+            selector: Some(WorkloadSelector { labels: place.selector.clone() }),
+            place: Some(place.namespace.clone()),
+            target_ref: None,
+            target_refs: Vec::new(),
+            ..self.clone()
+        }
+    }
+}
+
+impl Targeted for RequestAuthentication {
+    fn targets(&self) -> Vec<&TargetRef> {
+        self.target_ref.iter().chain(&self.target_refs).collect()
+    }
+
+    fn at(&self, place: &Place) -> Self {
+        Self {
+            selector: Some(WorkloadSelector { labels: place.selector.clone() }),
+            place: Some(place.namespace.clone()),
+            target_ref: None,
+            target_refs: Vec::new(),
+            ..self.clone()
+        }
+    }
+}
+
+/// Puts in the place of policies with targets those for the workloads behind them. What is not there nobody is behind: such a policy
+/// holds for nobody, and that is said.
+pub(super) fn resolve<T: Targeted>(
+    known: &Known<'_>,
+    served: &[Served<'_>],
+    policies: &[Arc<Object<T>>],
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Vec<Arc<Object<T>>> {
+    let mut all = Vec::with_capacity(policies.len());
+    for policy in policies {
+        let targets = policy.spec.targets();
+        if targets.is_empty() {
+            all.push(policy.clone());
+            continue;
+        }
+        let mut places: Vec<Place> = Vec::new();
+        for target in targets {
+            match place(known, served, &policy.meta, target) {
+                Ok(place) if places.contains(&place) => {}
+                Ok(place) => places.push(place),
+                Err(reason) => {
+                    let help = "it holds for nobody there; correct the name, or select workloads by selector";
+                    let path = Some("spec.targetRefs".to_owned());
+                    diagnostics.push(Diagnostic { path, ..warning(&policy.meta, reason, help) });
+                }
+            }
+        }
+        for place in places {
+            let mut hasher = DefaultHasher::new();
+            (policy.meta.version, &place.namespace, &place.selector).hash(&mut hasher);
+            let meta =
+                Meta { namespace: place.namespace.clone(), version: hasher.finish(), ..policy.meta.clone() };
+            all.push(Arc::new(Object { meta, spec: policy.spec.at(&place) }));
+        }
+    }
+    all
+}
+
+fn place(known: &Known<'_>, served: &[Served<'_>], of: &Meta, target: &TargetRef) -> Result<Place, String> {
+    let (namespace, name) = (&of.namespace, &target.name);
+    if target.group == GROUP && target.kind == "Gateway" {
+        let found =
+            served.iter().find(|s| s.object.meta.namespace == *namespace && s.object.meta.name == *name);
+        let found = found.ok_or_else(|| format!("Weft serves no Gateway {namespace}/{name}"))?;
+        return found.place.clone().map_err(|(_, message)| format!("Gateway {namespace}/{name}: {message}"));
+    }
+    let service = known.service(namespace, name);
+    let service = service.ok_or_else(|| format!("there is no Service {namespace}/{name}"))?;
+    if service.spec.selector.is_empty() {
+        return Err(format!("Service {namespace}/{name} selects no workloads"));
+    }
+    Ok(Place { namespace: namespace.clone(), selector: service.spec.selector.clone() })
+}
