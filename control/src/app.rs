@@ -31,6 +31,7 @@ use crate::serve::acme::{self, AcmeKeeper};
 use crate::serve::admission::tls::{Certificate, Files};
 use crate::serve::admission::{WebhookArgs, Webhooks};
 use crate::serve::authority::{Keeper, federation, listen as listen_to_operator};
+use crate::serve::canary::{self, CanaryKeeper};
 use crate::serve::credentials::CredentialArgs;
 use crate::serve::deny_lists::ListReader;
 use crate::serve::http::{Pages, Port};
@@ -255,15 +256,26 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let snapshots = keys.follow(snapshots).await;
     let certificates = AcmeKeeper::open(args.state_dir.as_deref(), &world)?;
     let snapshots = acme::follow(snapshots, certificates.acme());
-    let queue = Queue::follow(snapshots, trust.clone(), args.push_throttle);
     let (cache, proxies) = (RenderCache::new(), Proxies::default());
+    let election = client.as_ref().map(|client| args.kubernetes.stand(client.clone()));
+    let keep = match (&client, &election, &judged) {
+        (Some(client), Some(election), Some(judged)) => canary::Keep::Cluster(Box::new(canary::Cluster {
+            client: client.clone(),
+            judged: judged.clone(),
+            leads: election.leads(),
+        })),
+        _ => canary::Keep::file(args.state_dir.clone()),
+    };
+    let trials = CanaryKeeper::new(keep, proxies.clone(), &world);
+    let (snapshots, trial_reports) = (canary::follow(snapshots, trials.shares()), trials.reports());
+    tokio::spawn(trials.run(watcher.subscribe()));
+    let queue = Queue::follow(snapshots, trust.clone(), args.push_throttle);
     tokio::spawn(certificates.run(watcher.subscribe(), queue.clone(), proxies.clone()));
     let keeper = Keeper::new(authority.clone(), trust.clone(), proxies.clone(), audit.clone());
     tokio::spawn(keeper.clone().run());
     if let Some(directory) = &args.state_dir {
         tokio::spawn(listen_to_operator(keeper, directory)?);
     }
-    let election = client.as_ref().map(|client| args.kubernetes.stand(client.clone()));
     if let (Some(client), Some(election), Some(judged)) = (client, &election, judged) {
         let writer = StatusWriter::new(client, proxies.clone(), queue.clone());
         tokio::spawn(writer.run(judged, election.leads()));
@@ -285,6 +297,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         metrics,
         queue: queue.clone(),
         trust,
+        trials: trial_reports,
     };
     tokio::spawn(pages.clone().serve(numbers, Port::Metrics));
     tokio::spawn(pages.serve(debug, Port::Debug));

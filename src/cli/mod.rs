@@ -72,6 +72,8 @@ pub enum Command {
     Install(crate::install::InstallArgs),
     /// Shows the proxies that are connected to a control plane, and how far they follow it
     ProxyStatus(crate::inspect::StatusArgs),
+    /// Shows the versions on trial: what share they get, what was counted of them, and what was decided
+    TrafficStatus(crate::inspect::TrafficArgs),
     /// Shows what a proxy has: its listeners, routes, clusters, endpoints, secrets, bootstrap, or what it logs
     ProxyConfig(crate::inspect::ConfigArgs),
     /// Shows the version of this program; with --control also those of a control plane and of its proxies
@@ -108,6 +110,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Test(args) => return test::main(&args),
         Command::Install(args) => crate::install::main(&args)?,
         Command::ProxyStatus(args) => crate::inspect::status(&args)?,
+        Command::TrafficStatus(args) => crate::inspect::traffic(&args)?,
         Command::ProxyConfig(args) => crate::inspect::config(&args)?,
         Command::Version(args) => crate::inspect::version(&args)?,
     }

@@ -4,6 +4,7 @@
 mod config;
 mod rows;
 mod status;
+mod traffic;
 mod version;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use serde_json::Value;
 
 pub use config::{ConfigArgs, main as config};
 pub use status::{StatusArgs, main as status};
+pub use traffic::{TrafficArgs, main as traffic};
 pub use version::{VersionArgs, main as version};
 
 /// How long an answer may take.

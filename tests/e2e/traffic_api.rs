@@ -3,6 +3,7 @@
 mod checks;
 mod design;
 mod topology;
+mod trials;
 mod upstreams;
 
 use std::net::SocketAddr;

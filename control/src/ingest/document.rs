@@ -307,6 +307,13 @@ impl Collector {
                     self.objects.reference_grants.push(Arc::new(Object { meta, spec }));
                 }
             }
+            Kind::TrafficManagement => {
+                if let Some(mut spec) = spec(document, kind, findings) {
+                    normalize::traffic_management(&mut spec, &namespace);
+                    validate::traffic_management(&spec, &meta, findings);
+                    self.objects.traffic_managements.push(Arc::new(Object { meta, spec }));
+                }
+            }
             Kind::Secret | Kind::MeshConfig | Kind::Pod => {}
         }
     }

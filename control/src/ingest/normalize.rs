@@ -6,6 +6,7 @@ use crate::model::health_check::HealthCheck;
 use crate::model::host::{DEFAULT_DOMAIN, resolve_short};
 use crate::model::rate_limit::RateLimit;
 use crate::model::sidecar::Sidecar;
+use crate::model::traffic_management::TrafficManagement;
 use crate::model::values::{Percent, StringMatch};
 use crate::model::virtual_service::{HttpMirror, HttpRoute, VirtualService};
 
@@ -31,6 +32,13 @@ pub(super) fn rate_limit(spec: &mut RateLimit, namespace: &str) {
 /// The service's host is a full name.
 pub(super) fn health_check(spec: &mut HealthCheck, namespace: &str) {
     spec.host = full_host(&spec.host, namespace);
+}
+
+/// The service is a full name.
+pub(super) fn traffic_management(spec: &mut TrafficManagement, namespace: &str) {
+    if let Some(canary) = &mut spec.canary_deployment {
+        canary.service = full_host(&canary.service, namespace);
+    }
 }
 
 pub(super) fn virtual_service(spec: &mut VirtualService, namespace: &str, findings: &mut Findings) {

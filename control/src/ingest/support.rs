@@ -44,6 +44,7 @@ const WEFT: &[Kind] = &[
     Kind::Compression,
     Kind::HealthCheck,
     Kind::ServiceMeshConfig,
+    Kind::TrafficManagement,
 ];
 
 /// Kinds of Istio's that are not supported yet, by group.

@@ -332,3 +332,37 @@ fn a_check_that_nobody_makes_is_told() {
     let outcome = told(twice);
     assert!(outcome.is_empty(), "the older one holds: {outcome:#?}");
 }
+
+#[test]
+fn a_trial_that_splits_nothing_is_told() {
+    let told = |port: &str, version: &str| -> Vec<String> {
+        let trial = |name: &str| {
+            format!(
+                "{{apiVersion: weft.dev/v1alpha1, kind: TrafficManagement, metadata: {{name: {name}, namespace: n}}, spec: {{canaryDeployment: {{service: a, \
+                 stableVersion: v1, canaryVersion: {version}, trafficSplit: {{stable: 90, canary: 10}}, successCriteria: {{errorRateThreshold: 1}}, \
+                 rollbackCriteria: {{errorRateThreshold: 2}}}}}}}}\n---\n"
+            )
+        };
+        let entry = |n: u8| {
+            format!(
+                "{{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {{name: w{n}, namespace: n}}, spec: {{address: 10.0.0.{n}, labels: {{app: a, version: v{n}}}}}}}\n---\n"
+            )
+        };
+        let service = format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: a, namespace: n}}, spec: {{selector: {{app: a}}, ports: [{{name: {port}, port: 80}}]}}}}\n---\n"
+        );
+        let outcome = load_str("x.yaml", &(service + &entry(1) + &entry(2) + &trial("one") + &trial("two")));
+        let line = |d: &super::Diagnostic| {
+            format!("{} {:?} {}", d.object.as_deref().unwrap_or_default(), d.severity, d.reason)
+        };
+        outcome.diagnostics.iter().map(line).collect()
+    };
+    let second = "TrafficManagement n/two Warning TrafficManagement n/one (x.yaml:7) is about a.n.svc.cluster.local already";
+    let fine = told("http", "v2");
+    assert!(matches!(fine.as_slice(), [only] if only.starts_with(second)), "{fine:#?}");
+    let wanted =
+        "TrafficManagement n/one Warning no port of a.n.svc.cluster.local speaks HTTP: nothing is split";
+    assert!(told("tcp", "v2").contains(&wanted.to_owned()), "{:#?}", told("tcp", "v2"));
+    let wanted = "TrafficManagement n/one Info no endpoint of a.n.svc.cluster.local has the label version=v3: it gets nothing";
+    assert!(told("http", "v3").contains(&wanted.to_owned()), "{:#?}", told("http", "v3"));
+}

@@ -10,13 +10,14 @@ use super::authorization_policy::{
     Operation, Source,
 };
 use super::destination_rule::{
-    ConnectionPool, DestinationRule, HttpPool, LoadBalancer, OutlierDetection, TcpPool, TrafficPolicy,
+    ConnectionPool, DestinationRule, HttpPool, LoadBalancer, OutlierDetection, Subset, TcpPool, TrafficPolicy,
 };
-use super::host::{DEFAULT_DOMAIN, covers, resolve_short};
+use super::host::{DEFAULT_DOMAIN, covers, resolve_short, specificity};
 use super::meta::{Kind, Meta, Object, ObjectKey};
 use super::peer_authentication::{MutualTls, PeerAuthentication, PeerMode};
 use super::service_mesh_config::{MeshRule, MeshService, MeshTrafficPolicy, ServiceMeshConfig};
 use super::severity::Severity;
+use super::traffic_management::{CanaryDeployment, TrafficManagement, VERSION, subset_name};
 use super::values::{Labels, WorkloadSelector};
 use super::world::Objects;
 
@@ -50,6 +51,13 @@ pub fn expand(objects: &Objects) -> (Objects, Vec<Note>) {
         let of = Arc::new(config.meta.clone());
         for (index, service) in config.spec.services.iter().enumerate() {
             work.service(config, &of, index, service);
+        }
+    }
+    let mut trials = objects.traffic_managements.clone();
+    trials.sort_by(|a, b| a.meta.precedence(&b.meta));
+    for object in &trials {
+        if let Some(trial) = &object.spec.canary_deployment {
+            work.versions(object, trial);
         }
     }
     (work.objects, work.notes)
@@ -259,6 +267,65 @@ impl Work<'_> {
                 *held = Arc::new(filled);
             }
         }
+    }
+
+    /// The subsets of a trial's versions, where no DestinationRule has them.
+    fn versions(&mut self, object: &Object<TrafficManagement>, trial: &CanaryDeployment) {
+        let namespace = &object.meta.namespace;
+        let rules = &mut self.objects.destination_rules;
+        let mut own: Vec<usize> = (0..rules.len())
+            .filter(|index| {
+                let rule = &rules[*index];
+                rule.meta.namespace == *namespace
+                    && rule.spec.workload_selector.is_none()
+                    && covers(&rule.spec.host, &trial.service)
+            })
+            .collect();
+        own.sort_by(|a, b| rules[*a].meta.precedence(&rules[*b].meta));
+        let exact: Vec<usize> = own
+            .iter()
+            .copied()
+            .filter(|i| rules[*i].spec.host.eq_ignore_ascii_case(&trial.service))
+            .collect();
+        let missing: Vec<Subset> = [&trial.stable_version, &trial.canary_version]
+            .into_iter()
+            .filter(|version| {
+                let mut subsets = exact.iter().flat_map(|index| &rules[*index].spec.subsets);
+                !subsets.any(|subset| subset.labels.get(VERSION) == Some(*version))
+            })
+            .map(|version| Subset {
+                name: subset_name(version),
+                labels: [(VERSION.to_owned(), version.clone())].into(),
+                traffic_policy: None,
+            })
+            .collect();
+        if missing.is_empty() {
+            return;
+        }
+        if let Some(held) = exact.first().and_then(|index| rules.get_mut(*index)) {
+            let mut rule = Object { meta: held.meta.clone(), spec: held.spec.clone() };
+            rule.spec.subsets.extend(missing);
+            rule.meta.version = rule.meta.version.rotate_left(13) ^ object.meta.version;
+            *held = Arc::new(rule);
+            return;
+        }
+        // A rule for this host goes before one for a wildcard, and must say what that says.
+        let wide =
+            own.iter().max_by_key(|index| specificity(&rules[**index].spec.host)).map(|i| rules[*i].clone());
+        let mut hasher = DefaultHasher::new();
+        (object.meta.version, wide.as_ref().map(|rule| rule.meta.version)).hash(&mut hasher);
+        let mut meta = Meta {
+            kind: Kind::DestinationRule,
+            api_version: "networking.istio.io/v1".to_owned(),
+            version: hasher.finish(),
+            annotations: wide.as_ref().map(|rule| rule.meta.annotations.clone()).unwrap_or_default(),
+            created: None,
+            ..object.meta.clone()
+        };
+        meta.source.position = u32::MAX;
+        let base = wide.map(|rule| rule.spec.clone()).unwrap_or_default();
+        let spec = DestinationRule { host: trial.service.clone(), subsets: missing, ..base };
+        rules.push(Arc::new(Object { meta, spec }));
     }
 
     fn mutual(&mut self, item: &mut Item<'_>, labels: &Labels, mode: PeerMode) {

@@ -48,6 +48,8 @@ pub enum Kind {
     /// weft.dev.
     Compression,
     /// weft.dev.
+    TrafficManagement,
+    /// weft.dev.
     ServiceMeshConfig,
     /// weft.dev.
     HealthCheck,
@@ -89,6 +91,7 @@ impl Kind {
             Self::ExternalCredential => "ExternalCredential",
             Self::RateLimit => "RateLimit",
             Self::Compression => "Compression",
+            Self::TrafficManagement => "TrafficManagement",
             Self::ServiceMeshConfig => "ServiceMeshConfig",
             Self::HealthCheck => "HealthCheck",
             Self::Namespace => "Namespace",

@@ -30,6 +30,8 @@ use super::service::{Endpoint, ExportTo, Service, Workload};
 use super::service_entry::{ServiceEntry, WorkloadEntry};
 use super::service_mesh_config::ServiceMeshConfig;
 use super::sidecar::Sidecar;
+use super::traffic_management::TrafficManagement;
+use super::traffic_management::{Shares, serves};
 use super::virtual_service::VirtualService;
 
 /// The objects of one state of the mesh, as the reader found them; [`World::new`] makes them a World.
@@ -67,6 +69,8 @@ pub struct Objects {
     pub rate_limits: Vec<Arc<Object<RateLimit>>>,
     /// Compressions.
     pub compressions: Vec<Arc<Object<Compression>>>,
+    /// TrafficManagements.
+    pub traffic_managements: Vec<Arc<Object<TrafficManagement>>>,
     /// ServiceMeshConfigs.
     pub service_mesh_configs: Vec<Arc<Object<ServiceMeshConfig>>>,
     /// HealthChecks.
@@ -115,6 +119,7 @@ impl Objects {
             external_credentials,
             rate_limits,
             compressions,
+            traffic_managements,
             service_mesh_configs,
             health_checks,
             namespaces,
@@ -151,6 +156,8 @@ pub struct World {
     denied: Arc<DenyLists>,
     /// The same: credentials that are kept outside.
     credentials: Arc<Credentials>,
+    /// What versions on trial get.
+    shares: Arc<Shares>,
 }
 
 #[derive(Debug)]
@@ -181,6 +188,7 @@ struct Parts {
     external_credentials: Vec<Arc<Object<ExternalCredential>>>,
     rate_limits: Vec<Arc<Object<RateLimit>>>,
     compressions: Vec<Arc<Object<Compression>>>,
+    traffic_managements: Vec<Arc<Object<TrafficManagement>>>,
     service_mesh_configs: Vec<Arc<Object<ServiceMeshConfig>>>,
     health_checks: Vec<Arc<Object<HealthCheck>>>,
     secrets: Vec<Arc<Object<TlsSecret>>>,
@@ -206,7 +214,8 @@ impl Default for World {
 impl World {
     /// Builds the state that follows from these objects, whatever their order.
     pub fn new(objects: Objects) -> Self {
-        let (objects, expansions) = match objects.service_mesh_configs.is_empty() {
+        let plain = objects.service_mesh_configs.is_empty() && objects.traffic_managements.is_empty();
+        let (objects, expansions) = match plain {
             true => (objects, Vec::new()),
             false => expand(&objects),
         };
@@ -223,6 +232,7 @@ impl World {
         let external_credentials = in_order(objects.external_credentials);
         let rate_limits = in_order(objects.rate_limits);
         let compressions = in_order(objects.compressions);
+        let traffic_managements = in_order(objects.traffic_managements);
         let service_mesh_configs = in_order(objects.service_mesh_configs);
         let health_checks = in_order(objects.health_checks);
         let secrets = in_order(objects.secrets);
@@ -288,6 +298,7 @@ impl World {
         hash_all(&external_credentials, &mut hasher);
         hash_all(&rate_limits, &mut hasher);
         hash_all(&compressions, &mut hasher);
+        hash_all(&traffic_managements, &mut hasher);
         hash_all(&service_mesh_configs, &mut hasher);
         hash_all(&health_checks, &mut hasher);
         hash_all(&secrets, &mut hasher);
@@ -320,8 +331,18 @@ impl World {
         hash_all(&external_credentials, &mut hasher);
         hash_all(&rate_limits, &mut hasher);
         hash_all(&compressions, &mut hasher);
+        hash_all(&traffic_managements, &mut hasher);
         hash_all(&service_mesh_configs, &mut hasher);
         hash_all(&health_checks, &mut hasher);
+        // A version on trial gets nothing while nobody serves it.
+        for trial in traffic_managements.iter().filter_map(|t| t.spec.canary_deployment.as_ref()) {
+            for service in
+                by_host.get(trial.service.as_str()).into_iter().flatten().map(|index| &services[*index])
+            {
+                (serves(service, &trial.stable_version), serves(service, &trial.canary_version))
+                    .hash(&mut hasher);
+            }
+        }
         let shape_version = hasher.finish();
         let mut hasher = DefaultHasher::new();
         hash_all(&peer_authentications, &mut hasher);
@@ -357,6 +378,7 @@ impl World {
                 external_credentials,
                 rate_limits,
                 compressions,
+                traffic_managements,
                 service_mesh_configs,
                 health_checks,
                 secrets,
@@ -366,6 +388,7 @@ impl World {
             acme: Arc::default(),
             denied: Arc::default(),
             credentials: Arc::default(),
+            shares: Arc::default(),
         }
     }
 
@@ -394,6 +417,16 @@ impl World {
         Self { credentials, ..self.clone() }
     }
 
+    /// The same with these shares of versions on trial.
+    pub fn with_shares(&self, shares: Arc<Shares>) -> Self {
+        Self { shares, ..self.clone() }
+    }
+
+    /// What versions on trial get.
+    pub fn shares(&self) -> &Shares {
+        &self.shares
+    }
+
     /// The credentials that were read for it.
     pub fn credentials(&self) -> &Credentials {
         &self.credentials
@@ -419,7 +452,8 @@ impl World {
 
     fn with_keys_version(&self, version: u64) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (version, self.keys.version(), self.acme.challenges_version()).hash(&mut hasher);
+        (version, self.keys.version(), self.acme.challenges_version(), self.shares.version())
+            .hash(&mut hasher);
         hasher.finish()
     }
 
@@ -545,6 +579,11 @@ impl World {
     /// What the ServiceMeshConfigs stand for, and what there is to say about that.
     pub fn expansions(&self) -> &[Note] {
         &self.parts.expansions
+    }
+
+    /// Every TrafficManagement.
+    pub fn traffic_managements(&self) -> &[Arc<Object<TrafficManagement>>] {
+        &self.parts.traffic_managements
     }
 
     /// Every TLS secret.

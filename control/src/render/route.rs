@@ -1,5 +1,6 @@
 //! Route configurations.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -205,11 +206,17 @@ fn domains_of(world: &World, service: &Service, node: &ProxyNode) -> Vec<String>
 }
 
 fn default_route(world: &World, node: &ProxyNode, service: &Service, port: u16) -> Value {
-    let mut route = json!({
-        "cluster": outbound_name(port, "", &service.hostname),
-        "timeout": "0s",
-        "max_grpc_timeout": "0s",
-    });
+    let mut route = json!({"timeout": "0s", "max_grpc_timeout": "0s"});
+    let cluster = |subset: &str| outbound_name(port, subset, &service.hostname);
+    match world.split(&node.namespace, node.selected_by(world), service).as_deref() {
+        None => route["cluster"] = cluster("").into(),
+        Some([(only, _)]) => route["cluster"] = cluster(only).into(),
+        Some(several) => {
+            let clusters =
+                several.iter().map(|(subset, share)| json!({"name": cluster(subset), "weight": share}));
+            route["weighted_clusters"] = json!({"clusters": clusters.collect::<Vec<_>>()});
+        }
+    }
     let hash = traffic::hash_policy(world, node, service, "", port);
     if let Some(policy) = retry_policy(world.mesh().default_http_retry_policy.as_ref(), hash.is_some()) {
         route["retry_policy"] = policy;
@@ -524,6 +531,38 @@ fn weighted(http: &HttpRoute) -> Vec<&HttpRouteDestination> {
     }
 }
 
+/// The same, where those without a subset whose service has a version on trial become the two versions. What names a subset is
+/// meant so.
+fn split<'a>(
+    world: &World,
+    node: &ProxyNode,
+    destinations: Vec<&'a HttpRouteDestination>,
+) -> Vec<Cow<'a, HttpRouteDestination>> {
+    let of = |destination: &Destination| {
+        let service = world.services_with_host(&destination.host).next()?;
+        world
+            .split(&node.namespace, node.selected_by(world), service)
+            .filter(|_| destination.subset.is_empty())
+    };
+    let splits: Vec<_> = destinations.iter().map(|d| of(&d.destination)).collect();
+    if splits.iter().all(Option::is_none) {
+        return destinations.into_iter().map(Cow::Borrowed).collect();
+    }
+    let alone = destinations.len() == 1;
+    let mut all = Vec::new();
+    for (destination, split) in destinations.into_iter().zip(splits) {
+        // A destination that stands alone has no weight.
+        let weight = if alone { 1 } else { destination.weight };
+        for (subset, share) in split.unwrap_or_else(|| vec![(destination.destination.subset.clone(), 100)]) {
+            let mut part = destination.clone();
+            part.destination.subset = subset;
+            part.weight = weight * share;
+            all.push(Cow::Owned(part));
+        }
+    }
+    all
+}
+
 fn action(world: &World, node: &ProxyNode, http: &HttpRoute, port: u16) -> Option<Value> {
     let timeout = http.timeout.map_or_else(|| json!("0s"), |t| seconds(t.get()));
     let mut action = json!({"timeout": timeout, "max_grpc_timeout": timeout});
@@ -557,7 +596,7 @@ fn action(world: &World, node: &ProxyNode, http: &HttpRoute, port: u16) -> Optio
             action["host_rewrite_literal"] = rewrite.authority.as_str().into();
         }
     }
-    match weighted(http).as_slice() {
+    match split(world, node, weighted(http)).as_slice() {
         [] => return None,
         [only] if only.headers.is_none() => {
             action["cluster"] = cluster_of(world, &only.destination, port).into();

@@ -756,3 +756,78 @@ spec: {{{spec}}}
     assert_eq!(rendered["health_checks"][0]["grpc_health_check"]["service_name"], "s");
     assert_eq!(rendered["health_checks"][0]["tls_options"]["alpn_protocols"][0], "istio-h2");
 }
+
+/// The destinations of the one route to `a`, with their weights.
+fn shares(world: &World) -> Vec<(String, u64)> {
+    let config = value(&rendered(world), ResourceType::Route, "80");
+    let hosts = config["virtual_hosts"].as_array().unwrap();
+    let host = hosts.iter().find(|h| h["name"] == "a.n.svc.cluster.local:80").unwrap();
+    let [route] = host["routes"].as_array().unwrap().as_slice() else { panic!("{host}") };
+    let subset = |name: &Value| name.as_str().unwrap().split('|').nth(2).unwrap().to_owned();
+    match route["route"]["weighted_clusters"]["clusters"].as_array() {
+        Some(all) => all.iter().map(|c| (subset(&c["name"]), c["weight"].as_u64().unwrap())).collect(),
+        None => vec![(subset(&route["route"]["cluster"]), 100)],
+    }
+}
+
+const TRIAL: &str = "
+{apiVersion: weft.dev/v1alpha1, kind: TrafficManagement, metadata: {name: t, namespace: n}, spec: {canaryDeployment: {service: a,
+  stableVersion: v1.1.0, canaryVersion: v1.2.0, trafficSplit: {stable: 90, canary: 10},
+  successCriteria: {errorRateThreshold: 0.5}, rollbackCriteria: {errorRateThreshold: 2}}}}
+---
+{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: old, namespace: n}, spec: {address: 10.0.0.1, labels: {app: a, version: v1.1.0}}}
+---
+";
+const NEW: &str = "
+{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: new, namespace: n}, spec: {address: 10.0.0.2, labels: {app: a, version: v1.2.0}}}
+---
+";
+
+#[test]
+fn a_version_on_trial_gets_its_share() {
+    use crate::model::traffic_management::{Share, Shares};
+    let (old, new) = ("version-v1-1-0", "version-v1-2-0");
+    let split =
+        |old_share: u64, new_share: u64| vec![(old.to_owned(), old_share), (new.to_owned(), new_share)];
+    let world_of = |more: &str| world(&format!("{TRIAL}{NEW}{more}"));
+    let plain = world_of("");
+    assert_eq!(shares(&plain), split(90, 10));
+    let names: Vec<_> = rendered(&plain)[&ResourceType::Cluster].keys().map(|n| n.to_string()).collect();
+    for subset in [old, new] {
+        assert!(names.contains(&format!("outbound|80|{subset}|a.n.svc.cluster.local")), "{names:?}");
+    }
+    // What was decided goes before what is written, as long as it is about these versions.
+    let decided = |identity: &str, canary: u32| {
+        let share = Share { identity: identity.to_owned(), canary };
+        plain.with_shares(Shares([(("n".to_owned(), "t".to_owned()), share)].into()).into())
+    };
+    let identity = "a.n.svc.cluster.local v1.1.0 v1.2.0";
+    assert_eq!(shares(&decided(identity, 25)), split(75, 25));
+    assert_eq!(shares(&decided(identity, 0)), [(old.to_owned(), 100)]);
+    assert_eq!(shares(&decided(identity, 100)), [(new.to_owned(), 100)]);
+    assert_eq!(shares(&decided("another", 25)), split(90, 10));
+    assert_ne!(decided(identity, 25).shape_version(), plain.shape_version(), "routes are made anew");
+    // Nobody is sent to a version that is not there.
+    let early = world(TRIAL);
+    assert_eq!(shares(&early), [(old.to_owned(), 100)]);
+    assert_ne!(early.shape_version(), plain.shape_version());
+    // Rules of the user's own stay: subsets by their names, policies, and routes that name a subset.
+    let rule = destination_rule(
+        "trafficPolicy: {loadBalancer: {simple: RANDOM}}, subsets: [{name: fresh, labels: {version: v1.2.0}}]",
+    );
+    let own = world_of(&rule);
+    assert_eq!(shares(&own), [(old.to_owned(), 90), ("fresh".to_owned(), 10)]);
+    let cluster =
+        value(&rendered(&own), ResourceType::Cluster, &format!("outbound|80|{old}|a.n.svc.cluster.local"));
+    assert_eq!(cluster["lb_policy"], "RANDOM");
+    let routes = |rules: &str| shares(&world_of(&(rule.clone() + &virtual_service(rules))));
+    assert_eq!(routes("{route: [{destination: {host: a, subset: fresh}}]}"), [("fresh".to_owned(), 100)]);
+    assert_eq!(
+        routes("{timeout: 1s, route: [{destination: {host: a}}]}"),
+        [(old.to_owned(), 90), ("fresh".to_owned(), 10)]
+    );
+    let both = routes(
+        "{route: [{destination: {host: a}, weight: 40}, {destination: {host: a, subset: fresh}, weight: 60}]}",
+    );
+    assert_eq!(both, [(old.to_owned(), 3600), ("fresh".to_owned(), 400), ("fresh".to_owned(), 6000)]);
+}

@@ -10,6 +10,7 @@ pub mod admission;
 pub mod ads;
 pub mod authority;
 pub mod cache;
+pub mod canary;
 mod connection;
 pub mod credentials;
 pub mod deny_lists;

@@ -46,7 +46,7 @@ spec:
     .concat()
 }
 
-const KINDS: [(&str, &str); 21] = [
+const KINDS: [(&str, &str); 22] = [
     ("networking.istio.io/v1", "VirtualService"),
     ("networking.istio.io/v1", "DestinationRule"),
     ("networking.istio.io/v1", "Gateway"),
@@ -66,6 +66,7 @@ const KINDS: [(&str, &str); 21] = [
     ("weft.dev/v1alpha1", "ExternalCredential"),
     ("weft.dev/v1alpha1", "IPDenyList"),
     ("weft.dev/v1alpha1", "RateLimit"),
+    ("weft.dev/v1alpha1", "TrafficManagement"),
     ("weft.dev/v1alpha1", "ServiceMeshConfig"),
     ("weft.dev/v1alpha1", "HealthCheck"),
 ];
@@ -138,6 +139,32 @@ fn the_role_grants_what_is_asked_for_and_no_more() {
     let said = refused["status"]["validationMessages"][0]["message"].as_str().unwrap();
     assert!(said.contains("not yet supported by Weft"), "{said}");
     assert_eq!(server.get("PeerAuthentication", "shop", "it")["status"]["conditions"][0]["status"], "True");
+
+    // A trial begins: its status says so, and an event.
+    server.apply(
+        "apiVersion: weft.dev/v1alpha1
+kind: TrafficManagement
+metadata: {name: trial, namespace: shop}
+spec:
+  canaryDeployment:
+    service: cart
+    stableVersion: v1
+    canaryVersion: v2
+    trafficSplit: {stable: 90, canary: 10}
+    successCriteria: {errorRateThreshold: 0.5}
+    rollbackCriteria: {errorRateThreshold: 2}
+",
+    );
+    let mut status = Value::Null;
+    control.wait("watching the trial", || {
+        status = server.get("TrafficManagement", "shop", "trial")["status"].take();
+        status["canary"]["phase"] == "Progressing" && status["conditions"].is_array()
+    });
+    assert_eq!(status["canary"]["canaryPercent"], 10, "{status}");
+    control.wait("done with the event", || {
+        let reasons = ["-n", "shop", "get", "events", "-o", "jsonpath={.items[*].reason}"];
+        server.kubectl(&reasons).contains("CanaryStarted")
+    });
 
     // A proxy is who the API server says that its token is, for as long as its pod is there.
     let token = |audience: &str| {

@@ -107,7 +107,7 @@ const fn weft(plural: &'static str, kind: &'static str) -> Kind {
 }
 
 /// What CustomResourceDefinitions bring; each is watched from when its definition is there.
-pub const DEFINED: [Kind; 27] = [
+pub const DEFINED: [Kind; 28] = [
     networking("virtualservices", "VirtualService", &["vs"]),
     networking("destinationrules", "DestinationRule", &["dr"]),
     networking("gateways", "Gateway", &["gw"]),
@@ -124,6 +124,7 @@ pub const DEFINED: [Kind; 27] = [
     weft("ratelimits", "RateLimit"),
     weft("healthchecks", "HealthCheck"),
     weft("servicemeshconfigs", "ServiceMeshConfig"),
+    weft("trafficmanagements", "TrafficManagement"),
     gateway_api("gatewayclasses", "GatewayClass", &["v1", "v1beta1"]),
     gateway_api("gateways", "Gateway", &["v1", "v1beta1"]),
     gateway_api("httproutes", "HTTPRoute", &["v1", "v1beta1"]),

@@ -127,8 +127,10 @@ impl Store {
         {
             // Statuses of routes are several controllers': what others have written must not be overwritten.
             let told = kind.is_gateway_api() && known.status != status;
+            // Other control planes follow what the leader has decided.
+            let decided = kind.kind == "TrafficManagement" && known.status["canary"] != status["canary"];
             (known.status, known.resource_version) = (status, version);
-            return told;
+            return told || decided;
         }
         let refused = kind.is_gateway_api().then(|| Refused::read(&json["spec"]));
         let mut collector = Collector::default();

@@ -10,7 +10,7 @@ fn findings(kind: &str, spec: &str) -> Vec<String> {
     let api = match kind {
         "Service" => "v1",
         "AcmeCertificate" | "IPDenyList" | "ExternalCredential" | "RateLimit" | "Compression"
-        | "ServiceMeshConfig" | "HealthCheck" => "weft.dev/v1alpha1",
+        | "TrafficManagement" | "ServiceMeshConfig" | "HealthCheck" => "weft.dev/v1alpha1",
         _ => group,
     };
     let text =
@@ -1231,4 +1231,61 @@ fn service_mesh_configs() {
         ),
     ];
     check("ServiceMeshConfig", &cases.each_ref().map(|(spec, expected)| (spec.as_str(), *expected)));
+}
+
+#[test]
+fn traffic_managements() {
+    let with = |more: &str| {
+        format!(
+            "{{canaryDeployment: {{service: a, stableVersion: v1, canaryVersion: v2, trafficSplit: {{stable: 90, canary: 10}}, \
+             successCriteria: {{errorRateThreshold: 0.5}}, rollbackCriteria: {{errorRateThreshold: 2}}{more}}}}}"
+        )
+    };
+    let but = |from: &str, to: &str| with("").replace(from, to);
+    let cases = [
+        (
+            with(", steps: [25, 50]"),
+            "warning: spec.canaryDeployment.service: namespace n has no service a.n.svc.cluster.local",
+        ),
+        ("{}".to_owned(), "spec.canaryDeployment: missing"),
+        (but("service: a", "service: '*.a'"), "spec.canaryDeployment.service: a wildcard"),
+        (
+            but("service: a", "service: a.m.svc.cluster.local"),
+            "spec.canaryDeployment.service: a.m.svc.cluster.local is not in",
+        ),
+        (
+            but("canaryVersion: v2", "canaryVersion: v1"),
+            "spec.canaryDeployment.canaryVersion: is the stable one",
+        ),
+        (but("stableVersion: v1, ", ""), "spec.canaryDeployment.stableVersion: missing"),
+        (but("canary: 10", "canary: 20"), "spec.canaryDeployment.trafficSplit: 90 and 20 are not 100"),
+        (
+            but("stable: 90, canary: 10", "stable: 100, canary: 0"),
+            "spec.canaryDeployment.trafficSplit.canary: 0 is no trial",
+        ),
+        (with(", steps: [10]"), "spec.canaryDeployment.steps[0]: 10 does not come after 10"),
+        (with(", steps: [50, 100]"), "spec.canaryDeployment.steps[1]: 100 does not come after 50"),
+        (
+            but("errorRateThreshold: 0.5", ""),
+            "spec.canaryDeployment.successCriteria: says nothing of what is good",
+        ),
+        (
+            but("errorRateThreshold: 2", ""),
+            "spec.canaryDeployment.rollbackCriteria: says nothing of what is bad",
+        ),
+        (
+            but("errorRateThreshold: 2", "errorRateThreshold: 0.2"),
+            "spec.canaryDeployment.rollbackCriteria.errorRateThreshold: 0.2 is less",
+        ),
+        (
+            but("errorRateThreshold: 2", "errorRateThreshold: 200"),
+            "spec.canaryDeployment.rollbackCriteria.errorRateThreshold: out of range",
+        ),
+        (
+            but("errorRateThreshold: 0.5", "errorRateThreshold: 0.005"),
+            "warning: spec.canaryDeployment.successCriteria.errorRateThreshold: 0.005 is read as percent",
+        ),
+        (with(", sticky: true"), "spec.canaryDeployment.sticky: unknown field"),
+    ];
+    check("TrafficManagement", &cases.each_ref().map(|(spec, expected)| (spec.as_str(), *expected)));
 }

@@ -25,6 +25,7 @@ mod service;
 mod service_entry;
 mod service_mesh_config;
 mod sidecar;
+mod traffic_management;
 mod virtual_service;
 mod whole;
 
@@ -47,6 +48,7 @@ pub(super) use service::kubernetes_service;
 pub(super) use service_entry::{service_entry, workload_entry};
 pub(super) use service_mesh_config::service_mesh_config;
 pub(super) use sidecar::sidecar;
+pub(super) use traffic_management::traffic_management;
 pub(super) use virtual_service::virtual_service;
 pub(super) use whole::whole;
 

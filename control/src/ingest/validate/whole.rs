@@ -6,12 +6,14 @@ use super::super::diagnostic::{Diagnostic, Severity};
 use crate::model::host::resolve_short;
 use crate::model::meta::Meta;
 use crate::model::service::Resolution;
+use crate::model::traffic_management::serves;
 use crate::model::{Endpoint, World};
 
 pub(in super::super) fn whole(world: &World) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     health_checks(world, &mut found);
     replicas(world, &mut found);
+    trials(world, &mut found);
     found
 }
 
@@ -98,6 +100,56 @@ fn replicas(world: &World, found: &mut Vec<Diagnostic>) {
                     warn("version", format!("drift: {host} has no endpoint{which}"));
                 }
                 _ => {}
+            }
+        }
+    }
+}
+
+/// Trials that split nothing.
+fn trials(world: &World, found: &mut Vec<Diagnostic>) {
+    for object in world.traffic_managements() {
+        let Some(trial) = &object.spec.canary_deployment else { continue };
+        let path = "spec.canaryDeployment";
+        let mut warn = |field: &str, reason: String, help: &str| {
+            found.push(warning(&object.meta, &format!("{path}{field}"), reason, help));
+        };
+        let mut named = world.services_with_host(&trial.service);
+        let Some(service) = named.find(|service| service.namespace() == object.meta.namespace) else {
+            let reason = format!("namespace {} has no service {}", object.meta.namespace, trial.service);
+            warn(".service", reason, "correct the name, or add the service");
+            continue;
+        };
+        if let Some((first, _)) = world.trial_of(service)
+            && first.meta.key() != object.meta.key()
+        {
+            let reason = format!(
+                "{} ({}) is about {} already, and is older: this splits nothing",
+                first.meta.key(),
+                first.meta.source,
+                trial.service
+            );
+            warn(".service", reason, "a service has one trial at a time: take one of the two out");
+        }
+        if !service.ports.iter().any(|port| port.protocol.is_http() || port.protocol.is_auto()) {
+            let reason = format!("no port of {} speaks HTTP: nothing is split", trial.service);
+            warn(".service", reason, "name the port http-..., or give it an appProtocol");
+        }
+        for (field, version) in
+            [(".stableVersion", &trial.stable_version), (".canaryVersion", &trial.canary_version)]
+        {
+            if !serves(service, version) {
+                let reason = format!(
+                    "no endpoint of {} has the label version={version}: it gets nothing",
+                    trial.service
+                );
+                let mut note = warning(
+                    &object.meta,
+                    &format!("{path}{field}"),
+                    reason,
+                    "it gets its share once one is there",
+                );
+                note.severity = Severity::Info;
+                found.push(note);
             }
         }
     }

@@ -17,6 +17,7 @@ pub(super) const INDEX: &str = "\
 /debug/adsz                     the same with what each was sent
 /debug/configz                  objects that were read, and what there was to say about them
 /debug/registryz                services
+/debug/trafficz                 versions on trial: their shares, what was counted, what was decided
 /debug/endpointz                services with their endpoints
 /debug/config_dump?proxyID=ID   everything that a connected proxy gets, secrets by name only
 ";
@@ -30,6 +31,7 @@ pub(super) fn page(pages: &Pages, path: &str, query: &str) -> Option<Answer> {
         "/debug/syncz" => super::json(&pages.proxies.list().iter().map(syncz).collect()),
         "/debug/adsz" => super::json(&adsz(pages)),
         "/debug/configz" => super::json(&configz(pages)),
+        "/debug/trafficz" => super::json(&pages.trials.borrow().clone()),
         "/debug/registryz" => super::json(&registry(pages, false)),
         "/debug/endpointz" => super::json(&registry(pages, true)),
         "/debug/config_dump" => config_dump(pages, query),
@@ -119,6 +121,7 @@ fn configz(pages: &Pages) -> Value {
         world.ip_deny_lists(),
         world.rate_limits(),
         world.compressions(),
+        world.traffic_managements(),
         world.service_mesh_configs(),
         world.health_checks(),
         world.workloads(),

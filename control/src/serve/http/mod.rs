@@ -36,6 +36,8 @@ pub struct Pages {
     pub queue: Queue,
     /// Whom the mesh trusts.
     pub trust: tokio::sync::watch::Receiver<Arc<Trust>>,
+    /// How versions on trial stand.
+    pub trials: tokio::sync::watch::Receiver<Arc<serde_json::Value>>,
 }
 
 /// Which of the two ports.

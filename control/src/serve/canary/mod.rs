@@ -1,0 +1,301 @@
+//! Versions on trial (TrafficManagement): what proxies count of their requests is read every second, and decides what share they get.
+//!
+//! `machine` decides, `scrape` asks the proxies, `keep` remembers through restarts (a file, or the object's status in a cluster).
+//! The share in force becomes part of the World, between reading and queue, and so of the routes. Of several control planes the
+//! leader decides; the others follow what it writes into the status.
+
+mod keep;
+mod machine;
+mod scrape;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+pub use keep::{Cluster, Keep};
+
+use super::Proxies;
+use crate::ingest::Snapshot;
+use crate::model::traffic_management::{CanaryDeployment, Share, Shares, VERSION};
+use crate::model::{Labels, Service, World};
+use machine::{Counts, Outcome, Phase, Trial};
+use scrape::{Before, Wanted};
+
+/// How often proxies are asked.
+const EVERY: Duration = Duration::from_secs(1);
+/// When to write again what could not be written.
+const AGAIN: Duration = Duration::from_secs(5);
+/// As many decisions as are remembered of a trial.
+const REMEMBERED: usize = 20;
+
+/// Namespace and name.
+type Key = (String, String);
+
+/// A trial under way, and what was decided of it.
+struct Run {
+    spec: CanaryDeployment,
+    trial: Trial,
+    told: VecDeque<Value>,
+    /// It is written somewhere how it stands.
+    kept: bool,
+    /// When that was written last.
+    wrote: Duration,
+    asked: usize,
+    answered: usize,
+}
+
+/// Decides, and says what it decided.
+pub struct CanaryKeeper {
+    keep: Keep,
+    proxies: Proxies,
+    runs: BTreeMap<Key, Run>,
+    before: Before,
+    began: Instant,
+    /// It decided when it looked last.
+    decided: bool,
+    shares: watch::Sender<Arc<Shares>>,
+    reports: watch::Sender<Arc<Value>>,
+}
+
+/// What `snapshots` say, with the shares in force; again whenever either changes.
+pub fn follow(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    mut shares: watch::Receiver<Arc<Shares>>,
+) -> watch::Receiver<Arc<Snapshot>> {
+    let with = |snapshot: &Snapshot, shares: Arc<Shares>| {
+        Arc::new(Snapshot { world: snapshot.world.with_shares(shares), ..snapshot.clone() })
+    };
+    let first = with(&snapshots.borrow_and_update(), shares.borrow_and_update().clone());
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                changed = snapshots.changed() => if changed.is_err() { return },
+                Ok(()) = shares.changed() => {}
+            }
+            let next = with(&snapshots.borrow_and_update(), shares.borrow_and_update().clone());
+            sender.send_replace(next);
+        }
+    });
+    receiver
+}
+
+impl CanaryKeeper {
+    /// A keeper of the trials of this world, as they stood.
+    pub fn new(keep: Keep, proxies: Proxies, world: &World) -> Self {
+        let mut keeper = Self {
+            keep,
+            proxies,
+            runs: BTreeMap::new(),
+            before: Before::default(),
+            began: Instant::now(),
+            decided: false,
+            shares: watch::Sender::default(),
+            reports: watch::Sender::new(Arc::new(json!([]))),
+        };
+        keeper.want(world);
+        keeper.publish();
+        keeper
+    }
+
+    /// The shares in force, to be followed.
+    pub fn shares(&self) -> watch::Receiver<Arc<Shares>> {
+        self.shares.subscribe()
+    }
+
+    /// How every trial stands, for people and programs.
+    pub fn reports(&self) -> watch::Receiver<Arc<Value>> {
+        self.reports.subscribe()
+    }
+
+    /// Works until the configuration ends.
+    pub async fn run(mut self, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+        let mut clock = tokio::time::interval(EVERY);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let tick = tokio::select! {
+                changed = snapshots.changed() => match changed {
+                    Ok(()) => false,
+                    Err(_) => return,
+                },
+                () = self.keep.changed() => false,
+                _ = clock.tick() => true,
+            };
+            let world = snapshots.borrow_and_update().world.clone();
+            self.want(&world);
+            if tick && self.keep.decides() {
+                self.count(&world).await;
+            }
+            self.publish();
+        }
+    }
+
+    /// Begins what is new, forgets what is gone, and follows what somebody else has decided.
+    fn want(&mut self, world: &World) {
+        let now = self.began.elapsed();
+        let decides = self.keep.decides();
+        let begins = !std::mem::replace(&mut self.decided, decides) && decides && self.keep.is_shared();
+        let mut wanted = BTreeMap::new();
+        for object in world.traffic_managements() {
+            if let Some(spec) = &object.spec.canary_deployment {
+                wanted.insert((object.meta.namespace.clone(), object.meta.name.clone()), spec);
+            }
+        }
+        self.runs.retain(|key, _| wanted.contains_key(key));
+        self.keep.only(|name| {
+            name.split_once('/')
+                .is_some_and(|(space, name)| wanted.contains_key(&(space.to_owned(), name.to_owned())))
+        });
+        for (key, spec) in wanted {
+            let kept = self.keep.standing(&key).filter(|standing| standing.identity == spec.identity());
+            let run = match self.runs.remove(&key) {
+                Some(run) if run.trial.standing.identity == spec.identity() => run,
+                _ => {
+                    let (told, trial) = (VecDeque::new(), Trial::new(spec, kept.clone(), now));
+                    Run { spec: spec.clone(), trial, told, kept: false, wrote: now, asked: 0, answered: 0 }
+                }
+            };
+            let run = self.runs.entry(key.clone()).or_insert(run);
+            run.spec = spec.clone();
+            let behind = kept.as_ref() != Some(&run.trial.standing);
+            match kept {
+                // Who leads, or led before us, has decided.
+                Some(kept) if !decides || begins => {
+                    if behind {
+                        run.trial = Trial::new(spec, Some(kept), now);
+                    }
+                    run.kept = true;
+                }
+                None if !run.kept && decides => {
+                    (run.kept, run.wrote) = (true, now);
+                    tell(&key, run, "Started");
+                    self.keep.keep(&key, &run.trial.standing, Some("Started"));
+                }
+                // What was decided did not get there.
+                _ if behind && decides && now.saturating_sub(run.wrote) >= AGAIN => {
+                    run.wrote = now;
+                    self.keep.keep(&key, &run.trial.standing, None);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Asks the proxies, and decides.
+    async fn count(&mut self, world: &World) {
+        let active = |run: &Run| run.trial.standing.phase == Phase::Progressing;
+        let wanted: BTreeMap<Key, Wanted> = self
+            .runs
+            .iter()
+            .filter(|(_, run)| active(run))
+            .filter_map(|(key, run)| Some((key.clone(), wanted(world, &run.spec)?)))
+            .collect();
+        let all: Vec<Wanted> = wanted.values().cloned().collect();
+        self.before.keep(&all);
+        if wanted.is_empty() {
+            return;
+        }
+        let addresses = self.addresses(world);
+        let asked = addresses.len();
+        let pages = scrape::pages(addresses).await;
+        let now = self.began.elapsed();
+        for (key, wanted) in wanted {
+            let mut counts = Counts::default();
+            for (proxy, page) in &pages {
+                counts.add(&self.before.since(*proxy, &wanted, scrape::totals(page, &wanted)));
+            }
+            let Some(run) = self.runs.get_mut(&key) else { continue };
+            if pages.len() < asked && run.answered == run.asked {
+                let answered = pages.len();
+                tracing::warn!(
+                    trial = %format!("{}/{}", key.0, key.1), asked, answered,
+                    "not all proxies say what they have counted (port 15090): a trial is decided by those that do"
+                );
+            }
+            (run.asked, run.answered) = (asked, pages.len());
+            let Some(outcome) = run.trial.tick(&run.spec, now, &counts) else { continue };
+            let what = match outcome {
+                Outcome::Advanced => "Advanced",
+                Outcome::Promoted => "Promoted",
+                Outcome::Held => "Held",
+                Outcome::RolledBack => "RolledBack",
+            };
+            tell(&key, run, what);
+            run.wrote = now;
+            let standing = run.trial.standing.clone();
+            // Proxies are told first: what is bad must not wait for a disk or an API server.
+            self.publish();
+            self.keep.keep(&key, &standing, Some(what));
+        }
+    }
+
+    /// Proxies that are connected, here or at another control plane.
+    fn addresses(&self, world: &World) -> Vec<IpAddr> {
+        let connected = self.proxies.list().into_iter().map(|proxy| proxy.node.address().to_owned());
+        let pods = world.workloads().iter().filter(|w| self.keep.is_shared() && w.endpoint.mutual_tls);
+        let all = connected.chain(pods.map(|workload| workload.address().to_owned()));
+        let mut all: Vec<IpAddr> = all.filter_map(|address| address.parse().ok()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    fn publish(&self) {
+        let share = |run: &Run| Share {
+            identity: run.trial.standing.identity.clone(),
+            canary: run.trial.standing.canary_percent,
+        };
+        let shares = Shares(self.runs.iter().map(|(key, run)| (key.clone(), share(run))).collect());
+        self.shares.send_if_modified(|now| {
+            let new = **now != shares;
+            if new {
+                *now = Arc::new(shares);
+            }
+            new
+        });
+        self.reports.send_replace(Arc::new(self.runs.iter().map(|(key, run)| report(key, run)).collect()));
+    }
+}
+
+/// The cluster that is looked at: the subset that stands for the version on trial.
+fn wanted(world: &World, spec: &CanaryDeployment) -> Option<Wanted> {
+    let service: &Arc<Service> = world.services_with_host(&spec.service).next()?;
+    let rule = world.destination_rule(service.namespace(), &Labels::new(), service)?;
+    let mut subsets = rule.spec.subsets.iter();
+    let subset = subsets.find(|s| s.labels.get(VERSION) == Some(&spec.canary_version))?;
+    Some(Wanted { host: service.hostname.to_string(), subset: subset.name.clone() })
+}
+
+fn tell(key: &Key, run: &mut Run, what: &'static str) {
+    let (trial, message) = (format!("{}/{}", key.0, key.1), run.trial.standing.message.clone());
+    if what == "RolledBack" {
+        tracing::warn!(%trial, outcome = what, message, "a version on trial");
+    } else {
+        tracing::info!(%trial, outcome = what, message, "a version on trial");
+    }
+    metrics::counter!("weft_canary_decisions", "trial" => trial, "outcome" => what).increment(1);
+    let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+    run.told.push_back(json!({"time": now, "outcome": what, "message": message}));
+    if run.told.len() > REMEMBERED {
+        run.told.pop_front();
+    }
+}
+
+fn report(key: &Key, run: &Run) -> Value {
+    let (standing, period) = (&run.trial.standing, &run.trial.period);
+    json!({
+        "namespace": key.0, "name": key.1, "service": run.spec.service,
+        "stableVersion": run.spec.stable_version, "canaryVersion": run.spec.canary_version,
+        "phase": standing.phase, "canaryPercent": standing.canary_percent, "message": standing.message,
+        "period": {"requests": period.requests, "errors": period.errors, "errorRate": period.error_rate(), "p95": period.p95()},
+        "proxies": {"asked": run.asked, "answered": run.answered},
+        "decisions": run.told,
+    })
+}

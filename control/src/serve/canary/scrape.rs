@@ -1,0 +1,240 @@
+//! What proxies have counted of the requests to a cluster, as their own `/stats/prometheus` tells: Weft's and Envoy's alike.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use http::Method;
+use tokio::task::JoinSet;
+
+use super::machine::Counts;
+use crate::ca::http::Client;
+
+/// Where proxies answer, in Istio's pods as in Weft's.
+const PORT: u16 = 15090;
+/// How long a proxy may take; one that takes longer is left out this time.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest page that is read.
+const LONGEST: usize = 64 * 1024 * 1024;
+/// As many proxies as are asked at the same time.
+const AT_ONCE: usize = 64;
+
+/// Totals of one cluster at one proxy, since the proxy began.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Totals {
+    requests: u64,
+    errors: u64,
+    /// How many took at most so many milliseconds.
+    times: Vec<(f64, u64)>,
+}
+
+/// The cluster whose requests are counted: a subset of a host, at any of its ports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    /// The full host.
+    pub host: String,
+    /// The subset.
+    pub subset: String,
+}
+
+/// Pages of proxies; who does not answer is not among them.
+pub async fn pages(addresses: Vec<IpAddr>) -> Vec<(IpAddr, String)> {
+    let mut waiting = addresses.into_iter();
+    let mut under_way = JoinSet::new();
+    let mut pages = Vec::new();
+    loop {
+        while under_way.len() < AT_ONCE
+            && let Some(address) = waiting.next()
+        {
+            under_way.spawn(async move {
+                let page = tokio::time::timeout(PATIENCE, page(address)).await;
+                (address, page.ok().and_then(Result::ok))
+            });
+        }
+        match under_way.join_next().await {
+            Some(Ok((address, Some(page)))) => pages.push((address, page)),
+            Some(_) => {}
+            None => return pages,
+        }
+    }
+}
+
+async fn page(address: IpAddr) -> anyhow::Result<String> {
+    let client =
+        Client::new(&format!("http://{}", SocketAddr::new(address, PORT)), None)?.with_longest(LONGEST);
+    let (status, body) =
+        client.call(Method::GET, "/stats/prometheus?usedonly&filter=upstream_rq", &[], None).await?;
+    anyhow::ensure!(status.is_success(), "{status}");
+    Ok(String::from_utf8_lossy(&body).into_owned())
+}
+
+/// What a page says of a cluster.
+pub fn totals(page: &str, wanted: &Wanted) -> Totals {
+    let mut totals = Totals::default();
+    let middle = format!("|{}|", wanted.subset);
+    for line in page.lines().filter(|line| line.contains("upstream_rq_") && line.contains(&middle)) {
+        let Some((name, labels, value)) = sample(line) else { continue };
+        let Some(rest) = name.strip_prefix("envoy_cluster_") else { continue };
+        let Some(what) = about(rest, &labels, wanted) else { continue };
+        match what {
+            "upstream_rq_xx" => {
+                totals.requests += value as u64;
+                if label(&labels, "envoy_response_code_class") == "5" {
+                    totals.errors += value as u64;
+                }
+            }
+            "upstream_rq_time_bucket" => {
+                let bound = match label(&labels, "le") {
+                    "+Inf" => f64::INFINITY,
+                    text => text.parse().unwrap_or(f64::INFINITY),
+                };
+                match totals.times.iter_mut().find(|(known, _)| *known == bound) {
+                    Some((_, total)) => *total += value as u64,
+                    None => totals.times.push((bound, value as u64)),
+                }
+            }
+            _ => {}
+        }
+    }
+    totals.times.sort_by(|a, b| a.0.total_cmp(&b.0));
+    totals
+}
+
+/// The metric's name behind the cluster's, if it is about the wanted one. An Envoy without tag rules of its own cuts a cluster's name at
+/// its first dot, and has the rest in the metric's name.
+fn about<'a>(rest: &'a str, labels: &Labels<'_>, wanted: &Wanted) -> Option<&'a str> {
+    let cluster = label(labels, "envoy_cluster_name");
+    let cluster = cluster.strip_suffix(';').unwrap_or(cluster);
+    let (_, name) = cluster.strip_prefix("outbound|")?.split_once('|')?;
+    let (subset, host) = name.split_once('|')?;
+    if subset != wanted.subset {
+        return None;
+    }
+    if host == wanted.host {
+        return Some(rest);
+    }
+    let (first, others) = wanted.host.split_once('.')?;
+    if host != first {
+        return None;
+    }
+    let sanitized: String = others.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    Some(rest.strip_prefix(&sanitized)?.trim_start_matches('_'))
+}
+
+type Labels<'a> = Vec<(&'a str, &'a str)>;
+
+fn label<'a>(labels: &Labels<'a>, name: &str) -> &'a str {
+    labels.iter().find(|(key, _)| *key == name).map(|(_, value)| *value).unwrap_or_default()
+}
+
+/// Name, labels and value of a line.
+fn sample(line: &str) -> Option<(&str, Labels<'_>, f64)> {
+    let (name, mut rest) = line.split_once('{')?;
+    let mut labels = Vec::new();
+    while !rest.starts_with('}') {
+        let (key, quoted) = rest.trim_start_matches(',').split_once("=\"")?;
+        let mut escaped = false;
+        let end = quoted.find(|c| {
+            let ends = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            ends
+        })?;
+        labels.push((key, &quoted[..end]));
+        rest = &quoted[end + 1..];
+    }
+    Some((name, labels, rest[1..].trim().parse().ok()?))
+}
+
+/// What has been added since the last time, by proxy and cluster.
+#[derive(Debug, Default)]
+pub struct Before(HashMap<(IpAddr, Wanted), Totals>);
+
+impl Before {
+    /// What a proxy has counted of a cluster since it was asked last; nothing the first time, for that is history. One that counts
+    /// less than before has begun anew.
+    pub fn since(&mut self, proxy: IpAddr, wanted: &Wanted, now: Totals) -> Counts {
+        let known = self.0.insert((proxy, wanted.clone()), now.clone());
+        let Some(mut before) = known else { return Counts::default() };
+        if now.requests < before.requests {
+            before = Totals::default();
+        }
+        let mut below = 0;
+        let times = now.times.iter().map(|(bound, count)| {
+            let earlier =
+                before.times.iter().find(|(known, _)| known == bound).map_or(0, |(_, count)| *count);
+            let cumulative = count.saturating_sub(earlier);
+            let own = cumulative.saturating_sub(below);
+            below = cumulative.max(below);
+            (*bound, own)
+        });
+        let times = times.collect();
+        Counts {
+            requests: now.requests - before.requests,
+            errors: now.errors.saturating_sub(before.errors),
+            times,
+        }
+    }
+
+    /// Forgets all but these.
+    pub fn keep(&mut self, wanted: &[Wanted]) {
+        self.0.retain(|(_, known), _| wanted.contains(known));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEFT: &str = r#"# TYPE envoy_cluster_upstream_rq_xx counter
+envoy_cluster_upstream_rq_xx{envoy_response_code_class="2",envoy_cluster_name="outbound|80|v2|a.n.svc.cluster.local"} 90
+envoy_cluster_upstream_rq_xx{envoy_response_code_class="5",envoy_cluster_name="outbound|80|v2|a.n.svc.cluster.local"} 10
+envoy_cluster_upstream_rq_xx{envoy_response_code_class="2",envoy_cluster_name="outbound|81|v2|a.n.svc.cluster.local"} 1
+envoy_cluster_upstream_rq_xx{envoy_response_code_class="2",envoy_cluster_name="outbound|80|v1|a.n.svc.cluster.local"} 1000
+envoy_cluster_upstream_rq_xx{envoy_response_code_class="2",envoy_cluster_name="outbound|80|v2|a.m.svc.cluster.local"} 1000
+envoy_cluster_upstream_rq_retry{envoy_cluster_name="outbound|80|v2|a.n.svc.cluster.local"} 7
+envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="outbound|80|v2|a.n.svc.cluster.local",le="5"} 50
+envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="outbound|80|v2|a.n.svc.cluster.local",le="10"} 90
+envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="outbound|80|v2|a.n.svc.cluster.local",le="+Inf"} 101
+"#;
+
+    fn wanted() -> Wanted {
+        Wanted { host: "a.n.svc.cluster.local".into(), subset: "v2".into() }
+    }
+
+    #[test]
+    fn a_clusters_requests_are_added_up_over_its_ports() {
+        let totals = totals(WEFT, &wanted());
+        assert_eq!((totals.requests, totals.errors), (101, 10));
+        assert_eq!(totals.times, [(5.0, 50), (10.0, 90), (f64::INFINITY, 101)]);
+    }
+
+    #[test]
+    fn an_envoy_that_cuts_names_at_their_first_dot_is_understood() {
+        let name = "envoy_cluster_n_svc_cluster_local__upstream_rq_xx";
+        let page = format!(
+            "{name}{{envoy_response_code_class=\"5\",envoy_cluster_name=\"outbound|80|v2|a\"}} 3\n\
+             {name}{{envoy_response_code_class=\"2\",envoy_cluster_name=\"outbound|80|v2|b\"}} 4\n"
+        );
+        assert_eq!(totals(&page, &wanted()), Totals { requests: 3, errors: 3, times: vec![] });
+    }
+
+    #[test]
+    fn what_was_counted_before_is_history() {
+        let mut before = Before::default();
+        let proxy: IpAddr = "10.0.0.1".parse().unwrap();
+        let first = totals(WEFT, &wanted());
+        assert_eq!(before.since(proxy, &wanted(), first.clone()), Counts::default());
+        let mut next = first;
+        next.requests += 5;
+        next.errors += 1;
+        // Two in the second bucket, and three in the last.
+        next.times = vec![(5.0, 50), (10.0, 92), (f64::INFINITY, 106)];
+        let counts = before.since(proxy, &wanted(), next);
+        assert_eq!((counts.requests, counts.errors), (5, 1));
+        assert_eq!(counts.times, [(5.0, 0), (10.0, 2), (f64::INFINITY, 3)]);
+        // It began anew.
+        let anew = Totals { requests: 2, errors: 0, times: vec![(5.0, 2)] };
+        let counts = before.since(proxy, &wanted(), anew);
+        assert_eq!((counts.requests, counts.times), (2, vec![(5.0, 2)]));
+    }
+}

@@ -1,0 +1,103 @@
+//! `weft traffic-status`: how versions on trial stand.
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{Output, address, ask_json, rows};
+
+/// Shows the versions on trial: what share they get, what was counted of them, and what was decided
+#[derive(Args, Debug)]
+pub struct TrafficArgs {
+    /// The control plane's debug port, IP:PORT; IP alone is port 8080. Of several control planes ask the one that leads
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    control: String,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+/// Prints it.
+///
+/// # Errors
+/// The control plane does not answer.
+pub fn main(args: &TrafficArgs) -> anyhow::Result<()> {
+    let at = address(&args.control, 8080)?;
+    let hint = format!("is a control plane's debug port at {at}? (--control says where)");
+    let page = ask_json(at, "/debug/trafficz", &hint)?;
+    match args.output {
+        Output::Json => println!("{page:#}"),
+        Output::Text => print!("{}", text(page.as_array().map(Vec::as_slice).unwrap_or_default())),
+    }
+    Ok(())
+}
+
+fn text(trials: &[Value]) -> String {
+    let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let table: Vec<Vec<String>> = trials
+        .iter()
+        .map(|one| {
+            let period = &one["period"];
+            let p95 = period["p95"].as_f64().map_or("-".to_owned(), |p95| format!("{p95:.0} ms"));
+            vec![
+                format!("{}/{}", word(&one["namespace"]), word(&one["name"])),
+                word(&one["service"]),
+                word(&one["stableVersion"]),
+                word(&one["canaryVersion"]),
+                format!("{} %", one["canaryPercent"]),
+                word(&one["phase"]),
+                period["requests"].to_string(),
+                format!("{:.2} %", period["errorRate"].as_f64().unwrap_or_default()),
+                p95,
+                format!("{}/{}", one["proxies"]["answered"], one["proxies"]["asked"]),
+            ]
+        })
+        .collect();
+    let head =
+        ["TRIAL", "SERVICE", "STABLE", "CANARY", "SHARE", "PHASE", "REQUESTS", "ERRORS", "P95", "PROXIES"];
+    let mut out = rows::table(&head, &table);
+    for one in trials {
+        out.push_str(&format!(
+            "{}/{}: {}\n",
+            word(&one["namespace"]),
+            word(&one["name"]),
+            word(&one["message"])
+        ));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    #[test]
+    fn a_trial_is_a_row_and_what_was_decided_last_is_said_below() {
+        let trial = json!({
+            "namespace": "shop", "name": "cart", "service": "cart.shop.svc.cluster.local", "stableVersion": "v1",
+            "canaryVersion": "v2", "phase": "Progressing", "canaryPercent": 10, "message": "v2 gets 10 %",
+            "period": {"requests": 100, "errors": 1, "errorRate": 1.0, "p95": 12.3},
+            "proxies": {"asked": 3, "answered": 2}, "decisions": [],
+        });
+        let text = super::text(&[trial]);
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split("  ").map(str::trim).filter(|w| !w.is_empty()).collect())
+            .collect();
+        assert_eq!(
+            lines[1],
+            [
+                "shop/cart",
+                "cart.shop.svc.cluster.local",
+                "v1",
+                "v2",
+                "10 %",
+                "Progressing",
+                "100",
+                "1.00 %",
+                "12 ms",
+                "2/3"
+            ]
+        );
+        assert_eq!(lines[2], ["shop/cart: v2 gets 10 %"]);
+    }
+}
