@@ -263,6 +263,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
             client: client.clone(),
             judged: judged.clone(),
             leads: election.leads(),
+            circuits: Default::default(),
         })),
         _ => canary::Keep::file(args.state_dir.clone()),
     };

@@ -72,7 +72,7 @@ pub enum Command {
     Install(crate::install::InstallArgs),
     /// Shows the proxies that are connected to a control plane, and how far they follow it
     ProxyStatus(crate::inspect::StatusArgs),
-    /// Shows the versions on trial: what share they get, what was counted of them, and what was decided
+    /// Shows versions on trial (what share they get, what was counted, what was decided), and circuits (closed, open, half open)
     TrafficStatus(crate::inspect::TrafficArgs),
     /// Shows what a proxy has: its listeners, routes, clusters, endpoints, secrets, bootstrap, or what it logs
     ProxyConfig(crate::inspect::ConfigArgs),

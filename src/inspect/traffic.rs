@@ -1,11 +1,11 @@
-//! `weft traffic-status`: how versions on trial stand.
+//! `weft traffic-status`: how versions on trial stand, and how circuits are.
 
 use clap::Args;
 use serde_json::Value;
 
 use super::{Output, address, ask_json, rows};
 
-/// Shows the versions on trial: what share they get, what was counted of them, and what was decided
+/// Shows versions on trial (what share they get, what was counted, what was decided), and circuits (closed, open, half open)
 #[derive(Args, Debug)]
 pub struct TrafficArgs {
     /// The control plane's debug port, IP:PORT; IP alone is port 8080. Of several control planes ask the one that leads
@@ -26,9 +26,41 @@ pub fn main(args: &TrafficArgs) -> anyhow::Result<()> {
     let page = ask_json(at, "/debug/trafficz", &hint)?;
     match args.output {
         Output::Json => println!("{page:#}"),
-        Output::Text => print!("{}", text(page.as_array().map(Vec::as_slice).unwrap_or_default())),
+        Output::Text => {
+            let list = |name: &str| page[name].as_array().cloned().unwrap_or_default();
+            let (trials, circuits) = (list("trials"), list("circuitBreakers"));
+            if !trials.is_empty() {
+                print!("{}", text(&trials));
+            }
+            if !circuits.is_empty() {
+                print!("{}{}", if trials.is_empty() { "" } else { "\n" }, circuits_text(&circuits));
+            }
+            if trials.is_empty() && circuits.is_empty() {
+                println!("no TrafficManagement is there");
+            }
+        }
     }
     Ok(())
+}
+
+fn circuits_text(circuits: &[Value]) -> String {
+    let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let row = |of: &str, proxy: String, one: &Value| {
+        let counts = [&one["failureCount"], &one["successCount"]].map(ToString::to_string);
+        let [failures, successes] = counts;
+        let times = [word(&one["lastFailureTime"]), word(&one["nextRetryTime"])];
+        let [failure, retry] = times;
+        vec![of.to_owned(), proxy, word(&one["state"]), failures, successes, failure, retry]
+    };
+    let mut table = Vec::new();
+    for one in circuits {
+        let service = word(&one["service"]);
+        let proxies = one["proxies"].as_array().map(Vec::as_slice).unwrap_or_default();
+        table.push(row(&service, format!("all {}", proxies.len()), one));
+        table.extend(proxies.iter().map(|proxy| row(&service, word(&proxy["address"]), proxy)));
+    }
+    let head = ["SERVICE", "PROXY", "CIRCUIT", "FAILURES", "SUCCESSES", "LAST FAILURE", "NEXT RETRY"];
+    rows::table(&head, &table)
 }
 
 fn text(trials: &[Value]) -> String {
@@ -69,6 +101,19 @@ fn text(trials: &[Value]) -> String {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+
+    #[test]
+    fn a_circuit_is_told_for_all_proxies_and_for_each() {
+        let one = json!({"state": "OPEN", "failureCount": 5, "successCount": 7, "lastFailureTime": "2026-01-01T00:00:00Z",
+            "nextRetryTime": null, "address": "10.0.0.1"});
+        let mut all = one.clone();
+        (all["service"], all["proxies"]) = ("pay.shop".into(), json!([one]));
+        let text = super::circuits_text(&[all]);
+        let lines: Vec<Vec<&str>> =
+            text.lines().map(|l| l.split("  ").map(str::trim).filter(|w| !w.is_empty()).collect()).collect();
+        assert_eq!(lines[1], ["pay.shop", "all 1", "OPEN", "5", "7", "2026-01-01T00:00:00Z", "-"]);
+        assert_eq!(lines[2][1], "10.0.0.1");
+    }
 
     #[test]
     fn a_trial_is_a_row_and_what_was_decided_last_is_said_below() {

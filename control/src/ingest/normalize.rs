@@ -39,6 +39,9 @@ pub(super) fn traffic_management(spec: &mut TrafficManagement, namespace: &str) 
     if let Some(canary) = &mut spec.canary_deployment {
         canary.service = full_host(&canary.service, namespace);
     }
+    if let Some(circuit) = &mut spec.circuit_breaker_status {
+        circuit.service = full_host(&circuit.service, namespace);
+    }
 }
 
 pub(super) fn virtual_service(spec: &mut VirtualService, namespace: &str, findings: &mut Findings) {

@@ -287,6 +287,8 @@ const FIELDS_IGNORED: &[(Option<Kind>, &str, &[&str])] = &[
 
 /// Fields that people put in the wrong place: end of the wrong parent's path, names, and the right place.
 const MISPLACED: &[(&str, &[&str], &str)] = &[
+    ("circuitBreakerStatus", CIRCUIT_FIELDS, CIRCUIT_HOME),
+    ("circuit_breaker_status", CIRCUIT_FIELDS, CIRCUIT_HOME),
     ("connectionPool.http", OUTLIER_FIELDS, "trafficPolicy.outlierDetection"),
     ("connectionPool.tcp", OUTLIER_FIELDS, "trafficPolicy.outlierDetection"),
     ("connectionPool", OUTLIER_FIELDS, "trafficPolicy.outlierDetection"),
@@ -308,6 +310,19 @@ const MISPLACED: &[(&str, &[&str], &str)] = &[
         "http.timeout (for the request) or http.retries.perTryTimeout, not retries",
     ),
 ];
+
+const CIRCUIT_FIELDS: &[&str] = &[
+    "state",
+    "failure_count",
+    "success_count",
+    "last_failure_time",
+    "next_retry_time",
+    "failureCount",
+    "successCount",
+    "lastFailureTime",
+    "nextRetryTime",
+];
+const CIRCUIT_HOME: &str = "the object's status, where the control plane tells it? Take it out here";
 
 const OUTLIER_FIELDS: &[&str] = &[
     "consecutiveErrors",

@@ -23,6 +23,17 @@ pub struct TrafficManagement {
     /// A new version on trial.
     #[serde(alias = "canary_deployment")]
     pub canary_deployment: Option<CanaryDeployment>,
+    /// A service whose circuits are told.
+    #[serde(alias = "circuit_breaker_status")]
+    pub circuit_breaker_status: Option<CircuitBreakerStatus>,
+}
+
+/// A service whose circuits are told. What is told of them is no part of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct CircuitBreakerStatus {
+    /// The service, full (short names are resolved by the reader).
+    pub service: String,
 }
 
 /// A new version on trial.

@@ -82,7 +82,7 @@ impl Drop for Load {
 
 fn page(mesh: &Mesh) -> Value {
     let page: Value = serde_json::from_str(&mesh.control.page("/debug/trafficz")).unwrap();
-    page[0].clone()
+    page["trials"][0].clone()
 }
 
 fn outcomes(mesh: &Mesh) -> Vec<String> {
@@ -163,4 +163,42 @@ fn between_the_thresholds_a_version_is_held() {
     fails.store(false, Ordering::Relaxed);
     eventually("it is promoted", || outcomes(&mesh).last().is_some_and(|last| last == "Promoted"));
     drop(load);
+}
+
+#[test]
+fn a_circuit_is_told_as_its_proxies_count() {
+    let (old, new) = (Service::start("old"), Service::start("new"));
+    let circuit = "
+apiVersion: weft.dev/v1alpha1
+kind: TrafficManagement
+metadata: {name: a, namespace: shop}
+spec: {circuit_breaker_status: {service: a.com}}
+---
+";
+    let rule = destination_rule(
+        "{loadBalancer: {simple: ROUND_ROBIN}, outlierDetection: {consecutive5xxErrors: 3, interval: 500ms, baseEjectionTime: 2s, maxEjectionPercent: 50}}",
+    );
+    let mesh = Mesh::start("127.58.18.1", "127.58.18.2", &(versions(&old, &new) + circuit + &rule));
+    let told = || {
+        let page: Value = serde_json::from_str(&mesh.control.page("/debug/trafficz")).unwrap();
+        page["circuitBreakers"][0].clone()
+    };
+    let is = |state: &str| told()["state"] == state;
+    eventually("it is closed", || is("CLOSED") && told()["successCount"].as_u64() >= Some(1));
+    assert_eq!((&told()["failureCount"], &told()["lastFailureTime"]), (&0.into(), &Value::Null));
+    new.status.store(500, Ordering::Relaxed);
+    let failed = (0..).take_while(|_| !is("OPEN")).filter(|_| mesh.get("/", "").0 == 500).count();
+    let open = told();
+    assert!(open["nextRetryTime"].is_string() && open["lastFailureTime"].is_string(), "{open:#}");
+    eventually("all failures are counted", || told()["failureCount"].as_u64() == Some(failed as u64));
+    assert_eq!(open["proxies"][0]["address"], "127.58.18.2", "{open:#}");
+    let said = stdout(&weft(&["traffic-status", "--control", mesh.control.ip]));
+    assert!(said.contains("a.com") && said.contains("all 1"), "{said}");
+    new.status.store(200, Ordering::Relaxed);
+    eventually("it is half open", || is("HALF_OPEN"));
+    eventually("it is closed again", || {
+        mesh.get("/", "");
+        is("CLOSED")
+    });
+    assert_eq!(told()["nextRetryTime"], Value::Null);
 }

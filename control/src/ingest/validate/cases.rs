@@ -1247,7 +1247,15 @@ fn traffic_managements() {
             with(", steps: [25, 50]"),
             "warning: spec.canaryDeployment.service: namespace n has no service a.n.svc.cluster.local",
         ),
-        ("{}".to_owned(), "spec.canaryDeployment: missing"),
+        ("{}".to_owned(), "spec: says nothing"),
+        (
+            "{circuitBreakerStatus: {service: '*.a'}}".to_owned(),
+            "spec.circuitBreakerStatus.service: a wildcard is no service",
+        ),
+        (
+            "{circuit_breaker_status: {service: a, state: CLOSED}}".to_owned(),
+            "spec.circuit_breaker_status.state: unknown field",
+        ),
         (but("service: a", "service: '*.a'"), "spec.canaryDeployment.service: a wildcard"),
         (
             but("service: a", "service: a.m.svc.cluster.local"),

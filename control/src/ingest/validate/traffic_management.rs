@@ -8,12 +8,22 @@ use crate::model::traffic_management::{CanaryDeployment, TrafficManagement};
 
 pub(in super::super) fn traffic_management(spec: &TrafficManagement, meta: &Meta, findings: &mut Findings) {
     annotations(findings, meta, &[]);
-    match &spec.canary_deployment {
-        Some(canary) => self::canary(findings, canary, meta),
-        None => {
-            let help = "say which version of which service is on trial";
-            findings.error("spec.canaryDeployment", "missing", help);
+    if let Some(canary) = &spec.canary_deployment {
+        self::canary(findings, canary, meta);
+    }
+    match &spec.circuit_breaker_status {
+        Some(circuit) => {
+            let path = "spec.circuitBreakerStatus.service";
+            host(findings, path, &circuit.service, false);
+            if circuit.service.contains('*') {
+                findings.error(path, "a wildcard is no service", "name one service");
+            }
         }
+        None if spec.canary_deployment.is_none() => {
+            let help = "give canaryDeployment, for a version on trial, or circuitBreakerStatus: {service}";
+            findings.error("spec", "says nothing", help);
+        }
+        None => {}
     }
 }
 

@@ -108,6 +108,12 @@ fn replicas(world: &World, found: &mut Vec<Diagnostic>) {
 /// Trials that split nothing.
 fn trials(world: &World, found: &mut Vec<Diagnostic>) {
     for object in world.traffic_managements() {
+        let circuit = object.spec.circuit_breaker_status.iter();
+        for circuit in circuit.filter(|c| world.services_with_host(&c.service).next().is_none()) {
+            let reason = format!("no service is called {}: nothing is told", circuit.service);
+            let help = "correct the name, or add the service";
+            found.push(warning(&object.meta, "spec.circuitBreakerStatus.service", reason, help));
+        }
         let Some(trial) = &object.spec.canary_deployment else { continue };
         let path = "spec.canaryDeployment";
         let mut warn = |field: &str, reason: String, help: &str| {

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Event, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Key;
 use super::machine::Standing;
@@ -27,6 +29,8 @@ pub struct Cluster {
     pub judged: watch::Receiver<Arc<Judged>>,
     /// Whether this control plane leads.
     pub leads: watch::Receiver<bool>,
+    /// What was written of circuits last, and when.
+    pub circuits: BTreeMap<(String, String), (Value, Instant)>,
 }
 
 /// Where it is remembered.
@@ -36,6 +40,9 @@ pub enum Keep {
     /// In objects.
     Cluster(Box<Cluster>),
 }
+
+/// How often the counts of a circuit are written whose state does not change.
+const COUNTS: Duration = Duration::from_secs(10);
 
 impl Keep {
     /// In a file of the state directory, if there is one. A file that cannot be read is told, and the trials begin anew.
@@ -99,6 +106,28 @@ impl Keep {
         }
     }
 
+    /// Writes how a circuit is, where objects have a status.
+    pub(super) fn circuit(&mut self, key: &Key, report: &Value) {
+        let Self::Cluster(cluster) = self else { return };
+        let mut status = report.clone();
+        // There may be thousands; the debug port has them.
+        let proxies = status.as_object_mut().and_then(|status| status.remove("proxies"));
+        status["proxies"] = proxies.and_then(|list| list.as_array().map(Vec::len)).unwrap_or_default().into();
+        if let Some((last, at)) = cluster.circuits.get(key)
+            && (*last == status || (last["state"] == status["state"] && at.elapsed() < COUNTS))
+        {
+            return;
+        }
+        cluster.circuits.insert(key.clone(), (status.clone(), Instant::now()));
+        let (client, key) = (cluster.client.clone(), key.clone());
+        tokio::spawn(async move {
+            let patch = json!({"status": {"circuitBreakerStatus": status}});
+            if let Err(error) = patch_status(client, &key, patch).await {
+                tracing::warn!(object = %format!("{}/{}", key.0, key.1), %error, "the status of a circuit cannot be written");
+            }
+        });
+    }
+
     /// Forgets all trials but these: one that is written anew begins anew. Objects take their status with them.
     pub(super) fn only(&mut self, wanted: impl Fn(&str) -> bool) {
         if let Self::File(path, known) = self {
@@ -149,6 +178,13 @@ fn store(path: Option<&Path>, known: &BTreeMap<String, Standing>) {
     }
 }
 
+async fn patch_status(client: Client, key: &Key, patch: Value) -> kube::Result<DynamicObject> {
+    let of = GroupVersionKind::gvk("weft.dev", "v1alpha1", KIND);
+    let resource = ApiResource::from_gvk_with_plural(&of, "trafficmanagements");
+    let objects: Api<DynamicObject> = Api::namespaced_with(client, &key.0, &resource);
+    objects.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch)).await
+}
+
 /// Writes the status, and an event of what was decided.
 async fn write(
     client: Client,
@@ -156,11 +192,7 @@ async fn write(
     standing: &Standing,
     what: Option<&'static str>,
 ) -> kube::Result<()> {
-    let of = GroupVersionKind::gvk("weft.dev", "v1alpha1", KIND);
-    let resource = ApiResource::from_gvk_with_plural(&of, "trafficmanagements");
-    let objects: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.0, &resource);
-    let patch = Patch::Merge(json!({"status": {"canary": standing}}));
-    let object = objects.patch_status(&key.1, &PatchParams::default(), &patch).await?;
+    let object = patch_status(client.clone(), key, json!({"status": {"canary": standing}})).await?;
     let Some(what) = what else { return Ok(()) };
     let now = Time(Timestamp::now());
     let kind = if what == "RolledBack" { "Warning" } else { "Normal" };

@@ -1,9 +1,11 @@
-//! Versions on trial (TrafficManagement): what proxies count of their requests is read every second, and decides what share they get.
+//! Versions on trial, and circuits (TrafficManagement): what proxies count of their requests is read every second, and decides what share they get.
 //!
-//! `machine` decides, `scrape` asks the proxies, `keep` remembers through restarts (a file, or the object's status in a cluster).
+//! `machine` decides, `breaker` knows what a circuit's state is, `circuits` keeps those that are asked about, `scrape` asks the proxies, `keep` remembers through restarts (a file, or the object's status in a cluster).
 //! The share in force becomes part of the World, between reading and queue, and so of the routes. Of several control planes the
 //! leader decides; the others follow what it writes into the status.
 
+mod breaker;
+mod circuits;
 mod keep;
 mod machine;
 mod scrape;
@@ -25,6 +27,7 @@ use super::Proxies;
 use crate::ingest::Snapshot;
 use crate::model::traffic_management::{CanaryDeployment, Share, Shares, VERSION};
 use crate::model::{Labels, Service, World};
+use circuits::Circuits;
 use machine::{Counts, Outcome, Phase, Trial};
 use scrape::{Before, Wanted};
 
@@ -56,6 +59,7 @@ pub struct CanaryKeeper {
     keep: Keep,
     proxies: Proxies,
     runs: BTreeMap<Key, Run>,
+    circuits: Circuits,
     before: Before,
     began: Instant,
     /// It decided when it looked last.
@@ -94,11 +98,12 @@ impl CanaryKeeper {
             keep,
             proxies,
             runs: BTreeMap::new(),
+            circuits: Circuits::default(),
             before: Before::default(),
             began: Instant::now(),
             decided: false,
             shares: watch::Sender::default(),
-            reports: watch::Sender::new(Arc::new(json!([]))),
+            reports: watch::Sender::new(Arc::default()),
         };
         keeper.want(world);
         keeper.publish();
@@ -148,6 +153,7 @@ impl CanaryKeeper {
                 wanted.insert((object.meta.namespace.clone(), object.meta.name.clone()), spec);
             }
         }
+        self.circuits.want(world);
         self.runs.retain(|key, _| wanted.contains_key(key));
         self.keep.only(|name| {
             name.split_once('/')
@@ -199,12 +205,16 @@ impl CanaryKeeper {
             .collect();
         let all: Vec<Wanted> = wanted.values().cloned().collect();
         self.before.keep(&all);
-        if wanted.is_empty() {
+        if wanted.is_empty() && self.circuits.is_empty() {
             return;
         }
         let addresses = self.addresses(world);
         let asked = addresses.len();
-        let pages = scrape::pages(addresses).await;
+        let pages = scrape::pages(addresses.clone()).await;
+        self.circuits.take(OffsetDateTime::now_utc(), &addresses, &pages);
+        for (key, report) in self.circuits.report() {
+            self.keep.circuit(&key, &report);
+        }
         let now = self.began.elapsed();
         for (key, wanted) in wanted {
             let mut counts = Counts::default();
@@ -260,7 +270,13 @@ impl CanaryKeeper {
             }
             new
         });
-        self.reports.send_replace(Arc::new(self.runs.iter().map(|(key, run)| report(key, run)).collect()));
+        let trials: Value = self.runs.iter().map(|(key, run)| report(key, run)).collect();
+        let circuits = self.circuits.report().into_iter().map(|((namespace, name), mut report)| {
+            (report["namespace"], report["name"]) = (namespace.into(), name.into());
+            report
+        });
+        let circuits: Value = circuits.collect();
+        self.reports.send_replace(Arc::new(json!({"trials": trials, "circuitBreakers": circuits})));
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::Method;
 use tokio::task::JoinSet;
 
+use super::breaker::Seen;
 use super::machine::Counts;
 use crate::ca::http::Client;
 
@@ -62,8 +63,14 @@ pub async fn pages(addresses: Vec<IpAddr>) -> Vec<(IpAddr, String)> {
 async fn page(address: IpAddr) -> anyhow::Result<String> {
     let client =
         Client::new(&format!("http://{}", SocketAddr::new(address, PORT)), None)?.with_longest(LONGEST);
-    let (status, body) =
-        client.call(Method::GET, "/stats/prometheus?usedonly&filter=upstream_rq", &[], None).await?;
+    let (status, body) = client
+        .call(
+            Method::GET,
+            "/stats/prometheus?filter=upstream_rq_%7Coutlier_detection%7Ccircuit_breakers",
+            &[],
+            None,
+        )
+        .await?;
     anyhow::ensure!(status.is_success(), "{status}");
     Ok(String::from_utf8_lossy(&body).into_owned())
 }
@@ -75,7 +82,10 @@ pub fn totals(page: &str, wanted: &Wanted) -> Totals {
     for line in page.lines().filter(|line| line.contains("upstream_rq_") && line.contains(&middle)) {
         let Some((name, labels, value)) = sample(line) else { continue };
         let Some(rest) = name.strip_prefix("envoy_cluster_") else { continue };
-        let Some(what) = about(rest, &labels, wanted) else { continue };
+        let Some((subset, what)) = about(rest, &labels, &wanted.host) else { continue };
+        if subset != wanted.subset {
+            continue;
+        }
         match what {
             "upstream_rq_xx" => {
                 totals.requests += value as u64;
@@ -100,25 +110,45 @@ pub fn totals(page: &str, wanted: &Wanted) -> Totals {
     totals
 }
 
-/// The metric's name behind the cluster's, if it is about the wanted one. An Envoy without tag rules of its own cuts a cluster's name at
+/// The subset, and the metric's name behind the cluster's, if it is about the wanted host. An Envoy without tag rules of its own cuts a cluster's name at
 /// its first dot, and has the rest in the metric's name.
-fn about<'a>(rest: &'a str, labels: &Labels<'_>, wanted: &Wanted) -> Option<&'a str> {
+fn about<'a>(rest: &'a str, labels: &Labels<'a>, wanted: &str) -> Option<(&'a str, &'a str)> {
     let cluster = label(labels, "envoy_cluster_name");
     let cluster = cluster.strip_suffix(';').unwrap_or(cluster);
     let (_, name) = cluster.strip_prefix("outbound|")?.split_once('|')?;
     let (subset, host) = name.split_once('|')?;
-    if subset != wanted.subset {
-        return None;
+    if host == wanted {
+        return Some((subset, rest));
     }
-    if host == wanted.host {
-        return Some(rest);
-    }
-    let (first, others) = wanted.host.split_once('.')?;
+    let (first, others) = wanted.split_once('.')?;
     if host != first {
         return None;
     }
     let sanitized: String = others.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    Some(rest.strip_prefix(&sanitized)?.trim_start_matches('_'))
+    Some((subset, rest.strip_prefix(&sanitized)?.trim_start_matches('_')))
+}
+
+/// What a page says of a host's circuits, all of its ports and subsets together; nothing if the proxy does not know the host.
+pub fn seen(page: &str, host: &str) -> Option<Seen> {
+    let (mut seen, mut known) = (Seen::default(), false);
+    for line in page.lines().filter(|line| line.contains("\"outbound|")) {
+        let Some((name, labels, value)) = sample(line) else { continue };
+        let Some(rest) = name.strip_prefix("envoy_cluster_") else { continue };
+        let Some((_, what)) = about(rest, &labels, host) else { continue };
+        known = true;
+        let value = value as u64;
+        match what {
+            "upstream_rq_xx" if label(&labels, "envoy_response_code_class") == "5" => seen.failures += value,
+            "upstream_rq_xx" => seen.successes += value,
+            "outlier_detection_ejections_active" => seen.ejected += value,
+            "outlier_detection_ejections_enforced_total" => seen.ejections += value,
+            "circuit_breakers_default_cx_open"
+            | "circuit_breakers_default_rq_open"
+            | "circuit_breakers_default_rq_pending_open" => seen.reached += value,
+            _ => {}
+        }
+    }
+    known.then_some(seen)
 }
 
 type Labels<'a> = Vec<(&'a str, &'a str)>;
@@ -216,6 +246,19 @@ envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="outbound|80|v2|a.n.svc
              {name}{{envoy_response_code_class=\"2\",envoy_cluster_name=\"outbound|80|v2|b\"}} 4\n"
         );
         assert_eq!(totals(&page, &wanted()), Totals { requests: 3, errors: 3, times: vec![] });
+    }
+
+    #[test]
+    fn a_hosts_circuits_are_those_of_all_its_clusters() {
+        let page = format!(
+            "{WEFT}envoy_cluster_outlier_detection_ejections_active{{envoy_cluster_name=\"outbound|80|v2|a.n.svc.cluster.local\"}} 1
+envoy_cluster_outlier_detection_ejections_enforced_total{{envoy_cluster_name=\"outbound|80|v2|a.n.svc.cluster.local\"}} 3
+envoy_cluster_circuit_breakers_default_rq_open{{envoy_cluster_name=\"outbound|80||a.n.svc.cluster.local\"}} 1
+"
+        );
+        let seen = super::seen(&page, "a.n.svc.cluster.local").unwrap();
+        assert_eq!(seen, Seen { failures: 10, successes: 1091, ejected: 1, ejections: 3, reached: 1 });
+        assert_eq!(super::seen(&page, "c.n.svc.cluster.local"), None);
     }
 
     #[test]

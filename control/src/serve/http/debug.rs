@@ -17,7 +17,7 @@ pub(super) const INDEX: &str = "\
 /debug/adsz                     the same with what each was sent
 /debug/configz                  objects that were read, and what there was to say about them
 /debug/registryz                services
-/debug/trafficz                 versions on trial: their shares, what was counted, what was decided
+/debug/trafficz                 versions on trial: their shares, what was counted, what was decided; circuits
 /debug/endpointz                services with their endpoints
 /debug/config_dump?proxyID=ID   everything that a connected proxy gets, secrets by name only
 ";
