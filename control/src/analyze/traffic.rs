@@ -12,7 +12,7 @@ use crate::model::service::ServiceOrigin;
 use crate::model::sidecar::OutboundMode;
 use crate::model::values::selects;
 use crate::model::virtual_service::HttpRoute;
-use crate::model::{Object, Service, ServiceLocation, StringMatch, VirtualService};
+use crate::model::{Kind, Object, Service, ServiceLocation, StringMatch, VirtualService};
 
 pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
     for rules in scene.world.virtual_services() {
@@ -145,7 +145,14 @@ fn gateways(scene: &Scene<'_>, found: &mut Vec<Message>) {
                     "bind a VirtualService to it and to mesh (spec.gateways), which sends these hosts to the gateway, and from there on",
                 ),
             };
-            let why = format!("no VirtualService is bound to the Gateway: {what}");
+            let (why, help) = match gateway.meta.kind {
+                Kind::ApiGateway => {
+                    let listener = gateway.meta.name.rsplit('~').next().unwrap_or_default();
+                    let why = format!("no route has attached to the listener {listener}: {what}");
+                    (why, "attach a route to it (spec.parentRefs)")
+                }
+                _ => (format!("no VirtualService is bound to the Gateway: {what}"), help),
+            };
             found.push(Message::of(Code::GatewayWithoutRules, &gateway.meta, "", why, help));
         }
         if !outside.is_empty() && world.mesh().outbound_traffic_policy.mode == OutboundMode::AllowAny {

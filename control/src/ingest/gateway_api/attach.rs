@@ -44,7 +44,7 @@ impl<'a> Route<'a> {
         }
     }
 
-    fn parents(self) -> &'a [ParentRef] {
+    pub(super) fn parents(self) -> &'a [ParentRef] {
         match self {
             Self::Http(route) => &route.spec.parent_refs,
             Self::Grpc(route) => &route.spec.parent_refs,

@@ -59,6 +59,7 @@ pub(super) fn convert(objects: &mut Objects, diagnostics: &mut Vec<Diagnostic>) 
         doors::contradictions(&served, &mut doors);
         let mut attached = Attached::default();
         for route in Route::all(objects) {
+            strays(objects, route, diagnostics);
             let parents = attach::attach(&known, &served, &mut doors, route, &mut attached);
             for parent in &parents {
                 let conditions = parent.conditions.iter();
@@ -115,6 +116,21 @@ fn ours<'a>(
     }
     found.sort_by(|a, b| a.meta.precedence(&b.meta));
     found.into_iter().map(|gateway| &**gateway).collect()
+}
+
+/// A parent that is not there is most often a slip of the pen. No controller can say so in the route's status.
+fn strays(objects: &Objects, route: Route<'_>, diagnostics: &mut Vec<Diagnostic>) {
+    let own = &route.meta().namespace;
+    for (index, parent) in route.parents().iter().enumerate().filter(|(_, parent)| parent.is_gateway()) {
+        let namespace = parent.namespace.as_ref().filter(|namespace| !namespace.is_empty()).unwrap_or(own);
+        let is_it = |meta: &Meta| meta.namespace == *namespace && meta.name == parent.name;
+        if !objects.api_gateways.iter().any(|gateway| is_it(&gateway.meta)) {
+            let reason = format!("there is no Gateway {namespace}/{}", parent.name);
+            let path = Some(format!("spec.parentRefs[{index}]"));
+            let help = "the route has no effect there; correct the name, or add the Gateway";
+            diagnostics.push(Diagnostic { path, ..warning(route.meta(), reason, help) });
+        }
+    }
 }
 
 /// How a Gateway stands.

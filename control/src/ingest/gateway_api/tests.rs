@@ -67,6 +67,10 @@ fn seen(yaml: &str) -> Seen {
     Seen { objects, standings, found: diagnostics.iter().map(ToString::to_string).collect() }
 }
 
+fn seen_in(base: &str, more: &str) -> crate::model::World {
+    crate::model::World::new(seen(&format!("{base}{more}")).objects)
+}
+
 fn at_edge(more: &str) -> Seen {
     seen(&format!("{EDGE}{more}"))
 }
@@ -225,6 +229,29 @@ spec: {gatewayClassName: theirs, listeners: [{name: http, port: 80, protocol: HT
     // A class that is not there is a mistake.
     let seen = at_edge(&theirs.replace("gatewayClassName: theirs", "gatewayClassName: their"));
     assert!(seen.found[0].contains("there is no GatewayClass \"their\""), "{:?}", seen.found);
+}
+
+#[test]
+fn a_parent_that_is_not_there_is_said() {
+    let spec = "{parentRefs: [{name: gw, namespace: edge}, {name: gw}], hostnames: [x.own.example]}";
+    let seen = at_edge(&route("HTTPRoute", "shop", "r", spec));
+    assert_eq!(seen.found.len(), 1, "{:?}", seen.found);
+    assert!(seen.found[0].contains("spec.parentRefs[1]: there is no Gateway shop/gw"), "{:?}", seen.found);
+}
+
+#[test]
+fn a_host_outside_is_a_backend_by_its_service_entry() {
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: shop}\nspec: {hosts: [api.example.com], \
+                 ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}\n---\n";
+    let spec = |host: &str| {
+        format!(
+            "{{parentRefs: [{{name: gw, namespace: edge, sectionName: all}}], rules: [{{backendRefs: [{{group: networking.istio.io, kind: Hostname, name: {host}, port: 80}}]}}]}}"
+        )
+    };
+    let seen = |host: &str| at_edge(&(entry.to_owned() + &route("HTTPRoute", "shop", "r", &spec(host))));
+    assert_eq!(seen("api.example.com").rule().route[0].destination.host, "api.example.com");
+    assert_eq!(seen("other.example.com").rule().direct_response.as_ref().unwrap().status, 500);
+    assert!(seen("other.example.com").found[0].contains("BackendNotFound"));
 }
 
 const PAIR: &str = "-----BEGIN CERTIFICATE-----";
@@ -643,6 +670,11 @@ fn policies_for_a_target_hold_for_its_workloads_and_for_nobody_else() {
     assert_eq!(names("shop", &labels("app", "a")), ["back"]);
     assert_eq!(names("shop", &labels("app", "b")), ["back"]);
     assert_eq!(names("shop", &labels("app", "c")), [""; 0]);
+    // One of the root namespace is no policy of the whole mesh, as one with a selector would be.
+    let root = EDGE.replace("namespace: edge", "namespace: istio-system");
+    let of_root = seen_in(&root, &policy("AuthorizationPolicy", "istio-system", "front", gateway));
+    let found = |namespace: &str| of_root.authorization_policies(namespace, &edge, allow).len();
+    assert_eq!((found("istio-system"), found("edge")), (1, 0));
     let tokens = world.request_authentications();
     assert!(tokens[0].spec.applies("edge", &edge) && !tokens[0].spec.applies("shop", &edge));
 }
@@ -789,7 +821,7 @@ fn what_is_not_honoured_is_refused_by_its_field() {
     for (kind, spec, wanted) in REFUSALS {
         let parents = if *kind == "Gateway" { "gatewayClassName: weft" } else { "parentRefs: [{name: x}]" };
         let seen = seen(&route(kind, "shop", "r", &format!("{{{parents}, {spec}}}")));
-        let about = |text: &&String| !text.contains("there is no GatewayClass");
+        let about = |text: &&String| !text.contains("there is no Gateway");
         let said: Vec<_> = seen.found.iter().filter(about).collect();
         let right =
             if wanted.is_empty() { said.is_empty() } else { said.iter().any(|text| text.contains(wanted)) };

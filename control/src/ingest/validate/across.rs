@@ -89,7 +89,10 @@ fn credentials(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
                 "choose another name for one of the two",
             ));
         }
-        let uses = |tls: &ServerTls| tls.credentials().any(|credential| credential == name);
+        let named = |(place, its): &(String, String)| *place == object.meta.namespace && its == name;
+        let uses = |tls: &ServerTls| {
+            tls.credentials().any(|credential| credential == name) || tls.certificates.iter().any(named)
+        };
         if !servers().filter_map(|server| server.tls.as_ref()).any(uses) {
             let reason = format!("no Gateway uses the credential {name:?}");
             let help = "it is ordered all the same; write it under tls.credentialName of a server";

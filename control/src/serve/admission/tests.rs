@@ -99,6 +99,20 @@ fn what_is_accepted_with_doubts_comes_with_a_warning() {
 }
 
 #[test]
+fn of_the_gateway_api_nothing_is_refused_since_it_may_be_anothers() {
+    let rule = json!({"filters": [{"type": "ExtensionRef", "extensionRef": {"name": "a"}}]});
+    let spec = json!({"parentRefs": [{"name": "edge"}], "rules": [rule]});
+    let answer = asked("gateway.networking.k8s.io/v1", "HTTPRoute", spec);
+    assert!(answer.refused.is_none());
+    let told = answer.warnings.iter().any(|text| {
+        text.starts_with("where Weft serves it: spec.rules[0].filters[0].extensionRef: not supported")
+    });
+    assert!(told, "{answer:?}");
+    let right = json!({"parentRefs": [{"name": "edge"}]});
+    assert!(asked("gateway.networking.k8s.io/v1", "HTTPRoute", right).warnings.is_empty());
+}
+
+#[test]
 fn a_question_that_is_none_is_told_what_is_wrong() {
     for (body, words) in [
         ("{", "not JSON"),
