@@ -24,3 +24,4 @@ mod programs;
 mod rate_limits;
 #[path = "../authz/mod.rs"]
 mod tables;
+mod trials;

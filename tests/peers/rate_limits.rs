@@ -10,7 +10,8 @@ use crate::limits::{Issuer, Mesh};
 use crate::programs::{Process, get, peer, weft};
 use crate::tables::tokens::{Token, key_set};
 
-fn envoy(
+/// An Envoy at an address of its own, configured by a control plane in plain text; it tells its numbers at port 15090.
+pub(crate) fn envoy(
     role: &str,
     ip: &str,
     namespace: &str,
@@ -32,7 +33,24 @@ fn envoy(
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
             "cds_config": {"ads": {}, "resource_api_version": "V3"},
         },
-        "static_resources": {"clusters": [{
+        "static_resources": {"listeners": [{
+            "address": socket(ip, 15090),
+            "filter_chains": [{"filters": [{
+                "name": "envoy.filters.network.http_connection_manager",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+                    "stat_prefix": "stats",
+                    "route_config": {"virtual_hosts": [{"name": "stats", "domains": ["*"], "routes": [
+                        {"match": {"prefix": "/stats/prometheus"}, "route": {"cluster": "admin"}}]}]},
+                    "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type":
+                        "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
+                },
+            }]}],
+        }], "clusters": [{
+            "name": "admin", "type": "STATIC",
+            "load_assignment": {"cluster_name": "admin", "endpoints": [{"lb_endpoints": [
+                {"endpoint": {"address": socket(ip, 15000)}}]}]},
+        }, {
             "name": "xds", "type": "STATIC",
             "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
