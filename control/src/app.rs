@@ -1,5 +1,6 @@
 //! A control plane from start to end.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use tokio::sync::watch;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tracing_subscriber::EnvFilter;
-use xds_protos::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use xds_protos::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 
 use crate::analyze::analyze;
@@ -23,7 +23,7 @@ use crate::ca::{
     Audit, CertificateAuthority, CertificateService, Limits, RateLimit, SignerArgs, State, TokenArgs,
     serving, token,
 };
-use crate::ingest::{Snapshot, Watcher, cluster};
+use crate::ingest::{DebounceArgs, Snapshot, Watcher, cluster};
 use crate::kubernetes::KubernetesArgs;
 use crate::model::Severity;
 use crate::queue::Queue;
@@ -34,6 +34,7 @@ use crate::serve::authority::{Keeper, federation, listen as listen_to_operator};
 use crate::serve::canary::{self, CanaryKeeper};
 use crate::serve::credentials::CredentialArgs;
 use crate::serve::deny_lists::ListReader;
+use crate::serve::dispatch::Dispatch;
 use crate::serve::http::{Pages, Port};
 use crate::serve::keys::KeyFetcher;
 use crate::serve::publish::PublishArgs;
@@ -116,6 +117,9 @@ pub struct ControlArgs {
     /// How many proxies are brought to a new state at the same time
     #[arg(long, value_name = "N", env = "PILOT_PUSH_THROTTLE", default_value_t = 100)]
     pub push_throttle: usize,
+    /// How changes are gathered
+    #[command(flatten)]
+    pub debounce: DebounceArgs,
     /// What is logged: error, warn, info, debug, trace, or rules such as info,weft_control::serve=debug
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log_level: String,
@@ -160,7 +164,8 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let mut judged = None;
     let watcher = match (&client, &args.config_dir) {
         (Some(client), _) => {
-            let settings = cluster::Settings { namespace: args.kubernetes.namespace.clone() };
+            let settings =
+                cluster::Settings { namespace: args.kubernetes.namespace.clone(), debounce: args.debounce };
             let (watcher, verdicts) = cluster::start(client.clone(), &settings).await;
             judged = Some(verdicts);
             watcher
@@ -271,6 +276,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let (snapshots, trial_reports) = (canary::follow(snapshots, trials.shares()), trials.reports());
     tokio::spawn(trials.run(watcher.subscribe()));
     let queue = Queue::follow(snapshots, trust.clone(), args.push_throttle);
+    let dispatch = Dispatch::start(queue.clone(), cache.clone());
     tokio::spawn(certificates.run(watcher.subscribe(), queue.clone(), proxies.clone()));
     let keeper = Keeper::new(authority.clone(), trust.clone(), proxies.clone(), audit.clone());
     tokio::spawn(keeper.clone().run());
@@ -282,12 +288,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         tokio::spawn(writer.run(judged, election.leads()));
     }
     let ads = |authenticators| {
-        AggregatedDiscoveryServiceServer::new(AdsService::new(
-            queue.clone(),
-            cache.clone(),
-            proxies.clone(),
-            authenticators,
-        ))
+        AdsService::new(queue.clone(), cache.clone(), proxies.clone(), dispatch.clone(), authenticators)
     };
     let limit = RateLimit::new(args.max_csrs_per_minute);
     let certificates = CertificateService::new(authority, authenticators.clone(), limit, audit);
@@ -353,19 +354,28 @@ async fn follow(directory: &Path) -> anyhow::Result<Watcher> {
     })
 }
 
-/// Says of each new state what is probably not meant so.
+/// How often the state is looked through for what is probably not meant so, where it changes all the time.
+const DOUBT: Duration = Duration::from_secs(5);
+
+/// Says of each new state what is probably not meant so, and was not said of the one before. It looks at whole states and takes
+/// its time: those that follow each other closely are looked at once, beside everything else.
 async fn doubts(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
-    let mut said = 0;
+    let mut seen = 0;
+    let mut said = HashSet::new();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        if snapshot.generation != said {
-            said = snapshot.generation;
-            for message in analyze(&snapshot.world) {
+        if snapshot.generation != seen {
+            seen = snapshot.generation;
+            let looked = tokio::task::spawn_blocking(move || analyze(&snapshot.world)).await;
+            let messages = looked.unwrap_or_default();
+            for message in messages.iter().filter(|message| !said.contains(&message.to_string())) {
                 match message.severity {
                     Severity::Info => tracing::info!("{message}"),
                     Severity::Error | Severity::Warning => tracing::warn!("{message}"),
                 }
             }
+            said = messages.iter().map(ToString::to_string).collect();
+            tokio::time::sleep(DOUBT).await;
         }
         if snapshots.changed().await.is_err() {
             return;

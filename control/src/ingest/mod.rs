@@ -7,6 +7,7 @@
 
 mod check;
 pub mod cluster;
+mod debounce;
 mod decode;
 mod diagnostic;
 mod document;
@@ -24,6 +25,7 @@ mod validate;
 mod watch;
 
 pub use check::check_object;
+pub use debounce::DebounceArgs;
 pub use diagnostic::{Diagnostic, Severity};
 pub use document::Skipped;
 pub use load::{LoadOutcome, load_dir, load_str, load_texts};

@@ -13,10 +13,14 @@ use super::service::{Resolution, Service, ServiceOrigin};
 /// The usable addresses of 240.240.0.0/16: none that ends in 0 or 255.
 const PLACES: u32 = 256 * 254;
 
-/// Gives addresses to those of the services that are to have one.
-pub(super) fn allocate(services: &mut [Service]) {
+/// The addresses of each of the services that is to have some, in their order; none for the others.
+pub(super) fn allocate(services: &[&Service]) -> Vec<Vec<String>> {
+    let mut allocated = vec![Vec::new(); services.len()];
     let mut wanting: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     let mut taken = HashSet::new();
+    if !services.iter().any(|service| needs_one(service)) {
+        return allocated;
+    }
     for (index, service) in services.iter().enumerate() {
         if needs_one(service) {
             // The same host in two objects of a namespace is one service to its clients.
@@ -39,9 +43,10 @@ pub(super) fn allocate(services: &mut [Service]) {
         };
         taken.extend([IpAddr::from(v4), IpAddr::from(v6)]);
         for index in indexes {
-            services[index].allocated = vec![v4.to_string(), v6.to_string()];
+            allocated[index] = vec![v4.to_string(), v6.to_string()];
         }
     }
+    allocated
 }
 
 /// A name that clients can resolve, whose connections go where the mesh chooses.

@@ -4,8 +4,10 @@
 //! sockets and no clock; a World is built once, shared by reference count, and every answer about it is a pure function.
 
 pub mod acme;
+mod addresses;
 mod allocation;
 pub mod authorization_policy;
+pub mod change;
 pub mod compression;
 pub mod credentials;
 pub mod destination_rule;
@@ -39,6 +41,7 @@ pub mod world;
 
 pub use acme::{Acme, AcmeCertificate};
 pub use authorization_policy::AuthorizationPolicy;
+pub use change::{Change, Moved};
 pub use compression::Compression;
 pub use credentials::{Credential, Credentials};
 pub use destination_rule::DestinationRule;

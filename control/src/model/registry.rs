@@ -1,11 +1,13 @@
 //! From objects to services: Kubernetes Services and ServiceEntries brought into one shape, endpoints attached.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::allocation::allocate;
-use super::kubernetes::{Backends, IntOrName, KubernetesService};
+use super::kubernetes::{Backends, IntOrName, KubernetesService, Pod};
 use super::mesh_config::MeshConfig;
 use super::meta::{Meta, Object};
 use super::service::{
@@ -23,18 +25,24 @@ const TLS_MODE_LABEL: &str = "security.istio.io/tlsMode";
 const LOCALITY_LABEL: &str = "istio-locality";
 
 /// Finds the workloads that a selector selects without asking every one of them.
-pub(super) struct WorkloadIndex<'w> {
-    workloads: &'w [Arc<Workload>],
-    /// By namespace and one label.
-    by_label: HashMap<(&'w str, &'w str, &'w str), Vec<usize>>,
+struct WorkloadIndex {
+    workloads: Vec<Arc<Workload>>,
+    /// By a hash of namespace and one label; what else has that hash is told apart by the selector.
+    by_label: HashMap<u64, Vec<usize>>,
 }
 
-impl<'w> WorkloadIndex<'w> {
-    pub(super) fn new(workloads: &'w [Arc<Workload>]) -> Self {
-        let mut by_label: HashMap<(&str, &str, &str), Vec<usize>> = HashMap::new();
+fn label_hash(namespace: &str, key: &str, value: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (namespace, key, value).hash(&mut hasher);
+    hasher.finish()
+}
+
+impl WorkloadIndex {
+    fn new(workloads: Vec<Arc<Workload>>) -> Self {
+        let mut by_label: HashMap<u64, Vec<usize>> = HashMap::new();
         for (index, workload) in workloads.iter().enumerate() {
             for (key, value) in workload.labels() {
-                by_label.entry((&workload.meta.namespace, key, value)).or_default().push(index);
+                by_label.entry(label_hash(&workload.meta.namespace, key, value)).or_default().push(index);
             }
         }
         Self { workloads, by_label }
@@ -44,13 +52,15 @@ impl<'w> WorkloadIndex<'w> {
     fn select(&self, namespace: &str, selector: &Labels) -> Vec<Arc<Endpoint>> {
         let candidates = selector
             .iter()
-            .map(|(key, value)| self.by_label.get(&(namespace, key, value)).map_or(&[][..], Vec::as_slice))
+            .map(|(key, value)| {
+                self.by_label.get(&label_hash(namespace, key, value)).map_or(&[][..], Vec::as_slice)
+            })
             .min_by_key(|found| found.len())
             .unwrap_or_default();
         candidates
             .iter()
             .map(|index| &self.workloads[*index])
-            .filter(|workload| selects(selector, workload.labels()))
+            .filter(|workload| workload.meta.namespace == namespace && selects(selector, workload.labels()))
             .map(|workload| workload.endpoint.clone())
             .collect()
     }
@@ -62,14 +72,52 @@ impl<'w> WorkloadIndex<'w> {
     }
 }
 
-/// Who may stand behind services.
+/// Who may stand behind services, and what of that is as it was.
 pub(super) struct Registered<'w> {
     /// WorkloadEntries.
-    pub(super) entries: &'w WorkloadIndex<'w>,
-    /// These, and pods that are ready.
-    pub(super) all: &'w WorkloadIndex<'w>,
+    pub(super) entries: &'w [Arc<Workload>],
+    /// Every pod.
+    pub(super) pods: &'w [Arc<Pod>],
     /// What EndpointSlices say, where there are any.
     pub(super) backends: Option<&'w HashMap<(String, String), Arc<Backends>>>,
+    /// The entries are those of the state before.
+    pub(super) same_entries: bool,
+    /// So are the pods.
+    pub(super) same_pods: bool,
+}
+
+/// What one object came to: kept, so that the next state makes anew only what is made from something else.
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    object: Origin,
+    /// Workloads that its selector selects; none where it has no selector.
+    selected: Vec<Arc<Endpoint>>,
+    backends: Option<Arc<Backends>>,
+    services: Vec<Arc<Service>>,
+}
+
+/// The object that services come from. While it is held, no other one has its address.
+#[derive(Clone, Debug)]
+enum Origin {
+    Kubernetes(Arc<Object<KubernetesService>>),
+    Entry(Arc<Object<ServiceEntry>>),
+}
+
+impl Origin {
+    fn place(&self) -> *const u8 {
+        match self {
+            Self::Kubernetes(object) => Arc::as_ptr(object).cast(),
+            Self::Entry(object) => Arc::as_ptr(object).cast(),
+        }
+    }
+}
+
+/// All services, and what the next state takes over of them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Registry {
+    /// Oldest first; on a tie Kubernetes Services before ServiceEntries.
+    pub(super) services: Vec<Arc<Service>>,
+    made: Vec<Made>,
 }
 
 /// A pod as a workload of the mesh; its address and service account are in `entry`.
@@ -80,44 +128,121 @@ pub fn pod(entry: &WorkloadEntry, meta: Meta) -> Workload {
     Workload { meta: Arc::new(meta), endpoint: Arc::new(endpoint) }
 }
 
-/// The workloads that WorkloadEntries describe.
-pub(super) fn workloads(entries: &[Arc<Object<WorkloadEntry>>]) -> Vec<Arc<Workload>> {
-    entries
-        .iter()
-        .map(|entry| {
-            let endpoint = Arc::new(endpoint(&entry.spec, &entry.meta, true));
-            Arc::new(Workload { meta: Arc::new(entry.meta.clone()), endpoint })
-        })
-        .collect()
+/// The workload that a WorkloadEntry describes.
+pub(super) fn workload(entry: &Object<WorkloadEntry>) -> Workload {
+    let endpoint = Arc::new(endpoint(&entry.spec, &entry.meta, true));
+    Workload { meta: Arc::new(entry.meta.clone()), endpoint }
 }
 
-/// Every service, oldest first; on a tie Kubernetes Services before ServiceEntries.
+/// Every service. Those that come from the same as in `before` are the same; that was made with the same mesh-wide settings.
 pub(super) fn services(
     kubernetes: &[Arc<Object<KubernetesService>>],
     entries: &[Arc<Object<ServiceEntry>>],
     registered: &Registered<'_>,
     mesh: &MeshConfig,
     domain: &str,
-) -> Vec<Arc<Service>> {
-    let mut all = Vec::with_capacity(kubernetes.len() + entries.len());
+    before: Option<&Registry>,
+) -> Registry {
+    let known: HashMap<*const u8, &Made> =
+        before.into_iter().flat_map(|b| &b.made).map(|made| (made.object.place(), made)).collect();
+    // Built when something is selected anew, which is seldom.
+    let of_entries = LazyCell::new(|| WorkloadIndex::new(registered.entries.to_vec()));
+    let of_all = LazyCell::new(|| {
+        // Pods stand behind Services as EndpointSlices say, and behind ServiceEntries as these select them.
+        let ready = registered.pods.iter().filter(|pod| pod.ready).map(|pod| pod.workload.clone());
+        WorkloadIndex::new(registered.entries.iter().cloned().chain(ready).collect())
+    });
+    let mut made = Vec::with_capacity(kubernetes.len() + entries.len());
     for service in kubernetes {
-        all.push(from_kubernetes(service, registered, mesh, domain));
+        let object = Origin::Kubernetes(service.clone());
+        let before = known.get(&object.place()).copied();
+        let (meta, spec) = (&service.meta, &service.spec);
+        // WorkloadEntries are selected as pods would be; Kubernetes knows nothing of them.
+        let selected = match before.filter(|_| registered.same_entries) {
+            Some(before) => before.selected.clone(),
+            None if registered.entries.is_empty() => Vec::new(),
+            None => of_entries.select(&meta.namespace, &spec.selector),
+        };
+        let backends = registered.backends.filter(|known| !known.is_empty());
+        let backends = backends.and_then(|known| known.get(&(meta.namespace.clone(), meta.name.clone())));
+        let unchanged =
+            |b: &&Made| same_all(&b.selected, &selected) && same_one(b.backends.as_ref(), backends);
+        let services = match before.filter(unchanged) {
+            Some(before) => before.services.clone(),
+            None => vec![Arc::new(from_kubernetes(service, &selected, backends, mesh, domain))],
+        };
+        made.push(Made { object, selected, backends: backends.cloned(), services });
     }
     for entry in entries {
-        let meta = Arc::new(entry.meta.clone());
-        let endpoints = entry_endpoints(entry, registered.all);
-        for host in &entry.spec.hosts {
-            all.push(from_entry(host, entry, &meta, &endpoints, mesh));
+        let object = Origin::Entry(entry.clone());
+        let before = known.get(&object.place()).copied();
+        let selected = match &entry.spec.workload_selector {
+            None => Vec::new(),
+            Some(selector) => match before.filter(|_| registered.same_entries && registered.same_pods) {
+                Some(before) => before.selected.clone(),
+                None if selector.labels.is_empty() => of_all.all_of(&entry.meta.namespace),
+                None => of_all.select(&entry.meta.namespace, &selector.labels),
+            },
+        };
+        let services = match before.filter(|before| same_all(&before.selected, &selected)) {
+            Some(before) => before.services.clone(),
+            None => {
+                let meta = Arc::new(entry.meta.clone());
+                let endpoints = match &entry.spec.workload_selector {
+                    Some(_) => selected.clone(),
+                    None => inline_endpoints(entry),
+                };
+                let hosts = entry.spec.hosts.iter();
+                hosts.map(|host| Arc::new(from_entry(host, entry, &meta, &endpoints, mesh))).collect()
+            }
+        };
+        made.push(Made { object, selected, backends: None, services });
+    }
+    // Which of which object, for addresses are given to all together.
+    let mut all: Vec<(usize, usize)> = Vec::with_capacity(made.len());
+    for (index, made) in made.iter().enumerate() {
+        all.extend((0..made.services.len()).map(|place| (index, place)));
+    }
+    let at = |made: &[Made], (index, place): (usize, usize)| made[index].services[place].clone();
+    all.sort_by(|a, b| {
+        let (a, b) = (&made[a.0].services[a.1], &made[b.0].services[b.1]);
+        a.meta.precedence(&b.meta)
+    });
+    let mut services: Vec<Arc<Service>> = all.iter().map(|place| at(&made, *place)).collect();
+    for ((index, place), (service, allocated)) in
+        all.iter().zip(services.iter_mut().zip(allocate_for(&all, &made)))
+    {
+        if service.versions == ServiceVersions::default() || service.allocated != allocated {
+            let whole = Service { allocated, ..Service::clone(service) };
+            *service = Arc::new(whole.versioned());
+            made[*index].services[*place] = service.clone();
         }
     }
-    all.sort_by(|a, b| a.meta.precedence(&b.meta));
-    allocate(&mut all);
-    all.into_iter().map(|service| Arc::new(service.versioned())).collect()
+    Registry { services, made }
+}
+
+fn allocate_for(all: &[(usize, usize)], made: &[Made]) -> Vec<Vec<String>> {
+    let services: Vec<&Service> = all.iter().map(|(index, place)| &*made[*index].services[*place]).collect();
+    allocate(&services)
+}
+
+/// Whether two lists have the same in them, and not merely equal.
+fn same_all<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+}
+
+fn same_one<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    }
 }
 
 fn from_kubernetes(
     object: &Object<KubernetesService>,
-    registered: &Registered<'_>,
+    selected: &[Arc<Endpoint>],
+    backends: Option<&Arc<Backends>>,
     mesh: &MeshConfig,
     domain: &str,
 ) -> Service {
@@ -136,10 +261,7 @@ fn from_kubernetes(
             list.split(',').map(|entry| entry.trim().to_owned()).filter(|entry| !entry.is_empty()).collect()
         })
         .unwrap_or_default();
-    // WorkloadEntries are selected as pods would be; Kubernetes knows nothing of them.
-    let mut endpoints = registered.entries.select(&meta.namespace, &spec.selector);
-    let name = (meta.namespace.clone(), meta.name.clone());
-    let backends = registered.backends.and_then(|known| known.get(&name));
+    let mut endpoints = selected.to_vec();
     let waiting = backends.map(|b| b.waiting.clone()).unwrap_or_default();
     endpoints.extend(backends.into_iter().flat_map(|b| b.ready.iter().cloned()));
     Service {
@@ -222,14 +344,8 @@ fn entry_port(port: &EntryPort) -> ServicePort {
     }
 }
 
-fn entry_endpoints(entry: &Object<ServiceEntry>, workloads: &WorkloadIndex<'_>) -> Vec<Arc<Endpoint>> {
-    match &entry.spec.workload_selector {
-        Some(selector) if selector.labels.is_empty() => workloads.all_of(&entry.meta.namespace),
-        Some(selector) => workloads.select(&entry.meta.namespace, &selector.labels),
-        None => {
-            entry.spec.endpoints.iter().map(|inline| Arc::new(endpoint(inline, &entry.meta, false))).collect()
-        }
-    }
+fn inline_endpoints(entry: &Object<ServiceEntry>) -> Vec<Arc<Endpoint>> {
+    entry.spec.endpoints.iter().map(|inline| Arc::new(endpoint(inline, &entry.meta, false))).collect()
 }
 
 /// `registered` tells a WorkloadEntry of its own, whose labels its metadata may complete, from one in a ServiceEntry.

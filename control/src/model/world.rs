@@ -1,11 +1,12 @@
 //! The [`World`]: every object of one consistent state of the mesh, in order of precedence, with the services that
 //! follow from them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::acme::{Acme, AcmeCertificate};
+use super::addresses::Addresses;
 use super::authorization_policy::AuthorizationPolicy;
 use super::compression::Compression;
 use super::credentials::Credentials;
@@ -24,7 +25,7 @@ use super::mesh_config::MeshConfig;
 use super::meta::Object;
 use super::peer_authentication::PeerAuthentication;
 use super::rate_limit::RateLimit;
-use super::registry::{self, WorkloadIndex};
+use super::registry::{self, Registry};
 use super::request_authentication::RequestAuthentication;
 use super::service::{Endpoint, ExportTo, Service, Workload};
 use super::service_entry::{ServiceEntry, WorkloadEntry};
@@ -165,45 +166,56 @@ struct Parts {
     version: u64,
     shape_version: u64,
     peer_version: u64,
+    /// What the mesh-wide settings are from; none for the defaults.
+    settings: Option<Arc<Object<MeshConfig>>>,
     mesh: Arc<MeshConfig>,
     mesh_version: u64,
     domain: String,
-    services: Vec<Arc<Service>>,
-    by_host: HashMap<Arc<str>, Vec<usize>>,
-    by_address: HashMap<String, AtAddress>,
-    workloads: Vec<Arc<Workload>>,
-    virtual_services: Vec<Arc<Object<VirtualService>>>,
+    kubernetes: List<KubernetesService>,
+    service_entries: List<ServiceEntry>,
+    workload_entries: List<WorkloadEntry>,
+    pods: Arc<Vec<Arc<Pod>>>,
+    pods_version: u64,
+    /// Whether there are pods to know of.
+    knows_pods: bool,
+    registry: Registry,
+    by_host: Arc<HashMap<Arc<str>, Vec<usize>>>,
+    addresses: Addresses,
+    /// Those of the WorkloadEntries, in their order.
+    entered: Arc<Vec<Arc<Workload>>>,
+    workloads: Arc<Vec<Arc<Workload>>>,
+    /// Keys of the labels by which clients are told apart.
+    client_labels: BTreeSet<String>,
+    /// VirtualServices as they are written.
+    written_routes: List<VirtualService>,
+    virtual_services: List<VirtualService>,
     /// Who sees each VirtualService, in the same order.
-    routes_export: Vec<ExportTo>,
-    destination_rules: Vec<Arc<Object<DestinationRule>>>,
-    merged_rules: Vec<Arc<MergedRule>>,
-    rules_by_namespace: HashMap<String, Vec<usize>>,
-    gateways: Vec<Arc<Object<Gateway>>>,
-    sidecars: Vec<Arc<Object<Sidecar>>>,
-    peer_authentications: Vec<Arc<Object<PeerAuthentication>>>,
-    authorization_policies: Vec<Arc<Object<AuthorizationPolicy>>>,
-    request_authentications: Vec<Arc<Object<RequestAuthentication>>>,
-    acme_certificates: Vec<Arc<Object<AcmeCertificate>>>,
-    ip_deny_lists: Vec<Arc<Object<IpDenyList>>>,
-    external_credentials: Vec<Arc<Object<ExternalCredential>>>,
-    rate_limits: Vec<Arc<Object<RateLimit>>>,
-    compressions: Vec<Arc<Object<Compression>>>,
-    traffic_managements: Vec<Arc<Object<TrafficManagement>>>,
-    service_mesh_configs: Vec<Arc<Object<ServiceMeshConfig>>>,
-    health_checks: Vec<Arc<Object<HealthCheck>>>,
-    secrets: Vec<Arc<Object<TlsSecret>>>,
+    routes_export: Arc<Vec<ExportTo>>,
+    destination_rules: List<DestinationRule>,
+    merged_rules: Arc<Vec<Arc<MergedRule>>>,
+    rules_by_namespace: Arc<ByNamespace>,
+    gateways: List<Gateway>,
+    sidecars: List<Sidecar>,
+    peer_authentications: List<PeerAuthentication>,
+    authorization_policies: List<AuthorizationPolicy>,
+    request_authentications: List<RequestAuthentication>,
+    acme_certificates: List<AcmeCertificate>,
+    ip_deny_lists: List<IpDenyList>,
+    external_credentials: List<ExternalCredential>,
+    rate_limits: List<RateLimit>,
+    compressions: List<Compression>,
+    traffic_managements: List<TrafficManagement>,
+    service_mesh_configs: List<ServiceMeshConfig>,
+    health_checks: List<HealthCheck>,
+    secrets: List<TlsSecret>,
     expansions: Vec<Note>,
-    /// Address, namespace and service account of each pod, where pods are known.
-    pods: Option<HashSet<(String, String, String)>>,
 }
 
-/// What is at one address.
-#[derive(Debug, Default)]
-struct AtAddress {
-    workload: Option<usize>,
-    /// Indexes of services, each with the index of its endpoint.
-    serves: Vec<(usize, usize)>,
-}
+/// Objects in their order, shared with the states before and after that have the same ones.
+type List<T> = Arc<Vec<Arc<Object<T>>>>;
+
+/// Indexes by namespace.
+type ByNamespace = HashMap<String, Vec<usize>>;
 
 impl Default for World {
     fn default() -> Self {
@@ -214,79 +226,153 @@ impl Default for World {
 impl World {
     /// Builds the state that follows from these objects, whatever their order.
     pub fn new(objects: Objects) -> Self {
+        Self::build(objects, None)
+    }
+
+    /// The same, from what is in this one as far as that is made from the same objects (and not from equal ones: who reads the
+    /// objects keeps those that did not change). What was fetched for this one is not in it.
+    pub fn next(&self, objects: Objects) -> Self {
+        Self::build(objects, Some(&self.parts))
+    }
+
+    fn build(objects: Objects, before: Option<&Parts>) -> Self {
         let plain = objects.service_mesh_configs.is_empty() && objects.traffic_managements.is_empty();
         let (objects, expansions) = match plain {
             true => (objects, Vec::new()),
             false => expand(&objects),
         };
-        let mesh_version = objects.mesh.as_ref().map_or(0, |object| object.meta.version);
-        let mesh = objects.mesh.map(|object| object.spec.clone()).unwrap_or_default();
-        let virtual_services = in_order(objects.virtual_services);
-        let gateways = in_order(objects.gateways);
-        let sidecars = in_order(objects.sidecars);
-        let peer_authentications = in_order(objects.peer_authentications);
-        let authorization_policies = in_order(objects.authorization_policies);
-        let request_authentications = in_order(objects.request_authentications);
-        let acme_certificates = in_order(objects.acme_certificates);
-        let ip_deny_lists = in_order(objects.ip_deny_lists);
-        let external_credentials = in_order(objects.external_credentials);
-        let rate_limits = in_order(objects.rate_limits);
-        let compressions = in_order(objects.compressions);
-        let traffic_managements = in_order(objects.traffic_managements);
-        let service_mesh_configs = in_order(objects.service_mesh_configs);
-        let health_checks = in_order(objects.health_checks);
-        let secrets = in_order(objects.secrets);
-        let workload_entries = in_order(objects.workload_entries);
-        let kubernetes = in_order(objects.services);
-        let entries = in_order(objects.service_entries);
-        let destination_rules = in_order(objects.destination_rules);
-        let merged_rules = lookup::merge(&destination_rules, &mesh.default_destination_rule_export_to);
-        let mut workloads = registry::workloads(&workload_entries);
-        let services = {
-            // Pods stand behind Services as EndpointSlices say, and behind ServiceEntries as these select them.
-            let ready = objects.pods.iter().filter(|pod| pod.ready).map(|pod| pod.workload.clone());
-            let all: Vec<_> = workloads.iter().cloned().chain(ready).collect();
-            let registered = registry::Registered {
-                entries: &WorkloadIndex::new(&workloads),
-                all: &WorkloadIndex::new(&all),
-                backends: objects.backends.as_ref(),
-            };
-            registry::services(&kubernetes, &entries, &registered, &mesh, DEFAULT_DOMAIN)
+        macro_rules! ordered {
+            ($($kind:ident),*) => { $( let $kind = kept(in_order(objects.$kind), before.map(|b| &b.$kind)); )* };
+        }
+        ordered!(
+            gateways,
+            sidecars,
+            peer_authentications,
+            authorization_policies,
+            request_authentications,
+            acme_certificates,
+            ip_deny_lists,
+            external_credentials,
+            rate_limits,
+            compressions,
+            traffic_managements,
+            service_mesh_configs,
+            health_checks,
+            secrets,
+            workload_entries,
+            service_entries,
+            destination_rules
+        );
+        let kubernetes = kept(in_order(objects.services), before.map(|b| &b.kubernetes));
+        let written_routes = kept(in_order(objects.virtual_services), before.map(|b| &b.written_routes));
+        let pods = kept(objects.pods, before.map(|b| &b.pods));
+        let settings = objects.mesh;
+        let mesh_version = settings.as_ref().map_or(0, |object| object.meta.version);
+        let same_mesh = |b: &&Parts| match (&b.settings, &settings) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
         };
-        // The address of a pod in its node's network is its node's, and that of others there.
-        workloads.extend(objects.pods.iter().filter(|pod| !pod.host_network).map(|pod| pod.workload.clone()));
-        let mut by_host: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
-        for (index, service) in services.iter().enumerate() {
-            by_host.entry(service.hostname.clone()).or_default().push(index);
-        }
-        let mut by_address: HashMap<String, AtAddress> = HashMap::new();
-        for (index, workload) in workloads.iter().enumerate() {
-            let at = by_address.entry(workload.address().to_owned()).or_default();
-            at.workload.get_or_insert(index);
-        }
-        for (index, service) in services.iter().enumerate() {
-            for (place, endpoint) in service.endpoints.iter().chain(&service.waiting).enumerate() {
-                let at = by_address.entry(endpoint.address.clone()).or_default();
-                if at.serves.last().is_none_or(|(last, _)| *last != index) {
-                    at.serves.push((index, place));
-                }
-            }
-        }
-        let mut rules_by_namespace: HashMap<String, Vec<usize>> = HashMap::new();
-        for (index, rule) in merged_rules.iter().enumerate() {
-            rules_by_namespace.entry(rule.meta.namespace.clone()).or_default().push(index);
-        }
+        let mesh = match before.filter(same_mesh) {
+            Some(before) => before.mesh.clone(),
+            None => Arc::new(settings.as_ref().map(|object| object.spec.clone()).unwrap_or_default()),
+        };
+        // Everything below reads the mesh-wide settings.
+        let before = before.filter(|b| Arc::ptr_eq(&b.mesh, &mesh));
+
+        let (merged_rules, rules_by_namespace) =
+            match before.filter(|b| Arc::ptr_eq(&b.destination_rules, &destination_rules)) {
+                Some(b) => (b.merged_rules.clone(), b.rules_by_namespace.clone()),
+                None => rules(&destination_rules, &mesh),
+            };
         let default_export = &mesh.default_virtual_service_export_to;
-        let routes_export = virtual_services
-            .iter()
-            .map(|object| ExportTo::parse(&object.spec.export_to, default_export, &object.meta.namespace))
-            .collect();
+        let (virtual_services, routes_export) =
+            match before.filter(|b| Arc::ptr_eq(&b.written_routes, &written_routes)) {
+                Some(b) => (b.virtual_services.clone(), b.routes_export.clone()),
+                None => {
+                    let export = |object: &Arc<Object<VirtualService>>| {
+                        ExportTo::parse(&object.spec.export_to, default_export, &object.meta.namespace)
+                    };
+                    (
+                        Arc::new(lookup::resolve_delegates(&written_routes, default_export)),
+                        Arc::new(written_routes.iter().map(export).collect()),
+                    )
+                }
+            };
+
+        let same_entries = before.is_some_and(|b| Arc::ptr_eq(&b.workload_entries, &workload_entries));
+        let same_pods = before.is_some_and(|b| Arc::ptr_eq(&b.pods, &pods));
+        let entered = match before {
+            Some(b) if same_entries => b.entered.clone(),
+            _ => entered(&workload_entries, before),
+        };
+        let registered = registry::Registered {
+            entries: &entered,
+            pods: &pods,
+            backends: objects.backends.as_ref(),
+            same_entries,
+            same_pods,
+        };
+        let registry = registry::services(
+            &kubernetes,
+            &service_entries,
+            &registered,
+            &mesh,
+            DEFAULT_DOMAIN,
+            before.map(|b| &b.registry),
+        );
+        let services = &registry.services;
+        let same_hosts = |b: &&Parts| {
+            let known = &b.registry.services;
+            known.len() == services.len() && known.iter().zip(services).all(|(a, b)| a.hostname == b.hostname)
+        };
+        let (by_host, addresses) = match before.filter(same_hosts) {
+            Some(b) => {
+                let mut addresses = b.addresses.clone();
+                if !same_entries || !same_pods {
+                    addresses.settle((&b.entered, &b.pods), (&entered, &pods));
+                }
+                for (index, (before, now)) in b.registry.services.iter().zip(services).enumerate() {
+                    if !Arc::ptr_eq(before, now) {
+                        addresses.replace(index, before, now);
+                    }
+                }
+                (b.by_host.clone(), addresses)
+            }
+            None => {
+                let mut by_host: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
+                for (index, service) in services.iter().enumerate() {
+                    by_host.entry(service.hostname.clone()).or_default().push(index);
+                }
+                (Arc::new(by_host), Addresses::new(&entered, &pods, services))
+            }
+        };
+        let workloads = match before {
+            Some(b) if same_entries && same_pods => b.workloads.clone(),
+            // The address of a pod in its node's network is its node's, and that of others there.
+            _ => {
+                let own = pods.iter().filter(|pod| !pod.host_network).map(|pod| pod.workload.clone());
+                Arc::new(entered.iter().cloned().chain(own).collect())
+            }
+        };
+        let pods_version = match before {
+            Some(b) if same_pods => b.pods_version,
+            _ => {
+                let mut hasher = DefaultHasher::new();
+                for pod in &*pods {
+                    (&pod.workload.endpoint, &pod.workload.meta.annotations).hash(&mut hasher);
+                    (pod.ready, pod.host_network).hash(&mut hasher);
+                }
+                hasher.finish()
+            }
+        };
+
         let mut hasher = DefaultHasher::new();
         mesh_version.hash(&mut hasher);
         hash_all(&kubernetes, &mut hasher);
-        hash_all(&entries, &mut hasher);
+        hash_all(&service_entries, &mut hasher);
         hash_all(&workload_entries, &mut hasher);
-        hash_all(&virtual_services, &mut hasher);
+        hash_all(&written_routes, &mut hasher);
         hash_all(&destination_rules, &mut hasher);
         hash_all(&gateways, &mut hasher);
         hash_all(&sidecars, &mut hasher);
@@ -302,26 +388,17 @@ impl World {
         hash_all(&service_mesh_configs, &mut hasher);
         hash_all(&health_checks, &mut hasher);
         hash_all(&secrets, &mut hasher);
-        for pod in &objects.pods {
-            (&pod.workload.endpoint, &pod.workload.meta.annotations, pod.ready).hash(&mut hasher);
-        }
-        for service in services.iter().filter(|_| objects.backends.is_some()) {
+        pods_version.hash(&mut hasher);
+        let knows_pods = objects.backends.is_some();
+        for service in services.iter().filter(|_| knows_pods) {
             (service.versions.endpoints, &service.waiting).hash(&mut hasher);
         }
-        let pods = objects.backends.is_some().then(|| {
-            let of = |pod: &Arc<Pod>| {
-                let workload = &pod.workload;
-                let account = workload.service_account().to_owned();
-                (workload.address().to_owned(), workload.meta.namespace.clone(), account)
-            };
-            objects.pods.iter().map(of).collect()
-        });
         let version = hasher.finish();
         // The same without the workloads: their comings and goings leave routes and listeners as they are.
         let mut hasher = DefaultHasher::new();
         mesh_version.hash(&mut hasher);
         services.iter().for_each(|service| service.versions.shape.hash(&mut hasher));
-        hash_all(&virtual_services, &mut hasher);
+        hash_all(&written_routes, &mut hasher);
         hash_all(&destination_rules, &mut hasher);
         hash_all(&gateways, &mut hasher);
         hash_all(&sidecars, &mut hasher);
@@ -348,21 +425,41 @@ impl World {
         hash_all(&peer_authentications, &mut hasher);
         mesh_version.hash(&mut hasher);
         let peer_version = hasher.finish();
-        let virtual_services =
-            lookup::resolve_delegates(&virtual_services, &mesh.default_virtual_service_export_to);
+        let client_labels = {
+            let written = written_routes.iter().flat_map(|object| object.spec.source_labels());
+            let rules = destination_rules.iter().filter_map(|object| object.spec.workload_selector.as_ref());
+            let sidecars = sidecars.iter().filter_map(|object| object.spec.workload_selector.as_ref());
+            let others = external_credentials.iter().filter_map(|object| object.spec.selector.as_ref());
+            let others = others.chain(rate_limits.iter().filter_map(|object| object.spec.selector.as_ref()));
+            let others = others
+                .chain(request_authentications.iter().filter_map(|object| object.spec.selector.as_ref()));
+            let others = others.chain(compressions.iter().filter_map(|object| object.spec.selector.as_ref()));
+            let selectors = rules.chain(sidecars).chain(others).map(|selector| &selector.labels);
+            let gateways = gateways.iter().map(|object| &object.spec.selector);
+            written.chain(selectors).chain(gateways).flat_map(|labels| labels.keys().cloned()).collect()
+        };
         Self {
             parts: Arc::new(Parts {
-                pods,
+                client_labels,
                 version,
                 shape_version,
                 peer_version,
-                mesh: Arc::new(mesh),
+                settings,
+                mesh,
                 mesh_version,
                 domain: DEFAULT_DOMAIN.to_owned(),
-                services,
+                kubernetes,
+                service_entries,
+                workload_entries,
+                pods,
+                pods_version,
+                knows_pods,
+                registry,
                 by_host,
-                by_address,
+                addresses,
+                entered,
                 workloads,
+                written_routes,
                 virtual_services,
                 routes_export,
                 destination_rules,
@@ -467,6 +564,57 @@ impl World {
         self.parts.peer_version
     }
 
+    /// Whether the two differ in nothing but endpoints and workloads.
+    pub(super) fn says_the_same_beside_endpoints(&self, other: &Self) -> bool {
+        let (a, b) = (&self.parts, &other.parts);
+        self.shape_version() == other.shape_version()
+            && a.peer_version == b.peer_version
+            && a.knows_pods == b.knows_pods
+            && hash_of(&a.secrets) == hash_of(&b.secrets)
+            && hash_of(&a.acme_certificates) == hash_of(&b.acme_certificates)
+            && hash_of(&a.ip_deny_lists) == hash_of(&b.ip_deny_lists)
+            && self.acme.version() == other.acme.version()
+            && self.denied.version() == other.denied.version()
+            && self.credentials.version() == other.credentials.version()
+    }
+
+    /// What another state has otherwise, for tests.
+    #[cfg(test)]
+    pub(crate) fn differing(&self, other: &Self) -> Option<&'static str> {
+        let (a, b) = (&self.parts, &other.parts);
+        macro_rules! same {
+            ($($part:ident),*) => { $( if a.$part != b.$part { return Some(stringify!($part)); } )* };
+        }
+        same!(
+            client_labels,
+            version,
+            shape_version,
+            peer_version,
+            mesh,
+            mesh_version,
+            knows_pods,
+            by_host,
+            pods,
+            entered,
+            workloads
+        );
+        same!(virtual_services, routes_export, merged_rules, rules_by_namespace, gateways, sidecars, secrets);
+        same!(peer_authentications, authorization_policies, request_authentications, destination_rules);
+        if self.services() != other.services() {
+            return Some("services");
+        }
+        (!a.addresses.same(&b.addresses)).then_some("addresses")
+    }
+
+    /// The addresses at which other workloads are than in `before`.
+    pub(super) fn moved_workloads(&self, before: &Self) -> HashSet<Arc<str>> {
+        let (a, b) = (&self.parts, &before.parts);
+        if Arc::ptr_eq(&a.entered, &b.entered) && Arc::ptr_eq(&a.pods, &b.pods) {
+            return HashSet::new();
+        }
+        super::addresses::moved((&b.entered, &b.pods), (&a.entered, &a.pods))
+    }
+
     /// Version of the mesh-wide settings; 0 when they are the defaults.
     pub fn mesh_version(&self) -> u64 {
         self.parts.mesh_version
@@ -477,6 +625,12 @@ impl World {
         &self.parts.mesh
     }
 
+    /// Keys of the labels that can matter to where a workload's own requests go. What else it is labelled tells it apart from others
+    /// as a server alone.
+    pub fn client_labels(&self) -> &BTreeSet<String> {
+        &self.parts.client_labels
+    }
+
     /// DNS domain of the mesh's services, `cluster.local`.
     pub fn domain(&self) -> &str {
         &self.parts.domain
@@ -484,7 +638,7 @@ impl World {
 
     /// Every service, whoever sees it.
     pub fn services(&self) -> &[Arc<Service>] {
-        &self.parts.services
+        &self.parts.registry.services
     }
 
     /// Every workload that is written down as a WorkloadEntry, and every pod.
@@ -520,10 +674,11 @@ impl World {
     /// Whether somebody of this namespace and service account is at this address, as far as the world knows who is where: a pod
     /// that claims another's address does not get what the other one gets. In a directory nobody says who is where.
     pub fn vouches(&self, address: &str, namespace: &str, account: &str) -> bool {
-        let Some(pods) = &self.parts.pods else { return true };
-        let entry = self.workload_at(address);
-        entry.is_some_and(|w| w.meta.namespace == namespace && w.service_account() == account)
-            || pods.contains(&(address.to_owned(), namespace.to_owned(), account.to_owned()))
+        if !self.parts.knows_pods {
+            return true;
+        }
+        let is = |w: &Arc<Workload>| w.meta.namespace == namespace && w.service_account() == account;
+        self.workload_at(address).is_some_and(is) || self.parts.addresses.pods(address).any(is)
     }
 
     /// Every PeerAuthentication.
@@ -602,14 +757,13 @@ impl World {
 
     /// The workload with this address.
     pub fn workload_at(&self, address: &str) -> Option<&Arc<Workload>> {
-        self.parts.by_address.get(address)?.workload.map(|index| &self.parts.workloads[index])
+        self.parts.addresses.workload(address)
     }
 
     /// The services that the workload at `address` serves, or will once it is ready, each with the endpoint that it is there, oldest first.
     pub fn served_at(&self, address: &str) -> impl Iterator<Item = (&Arc<Service>, &Arc<Endpoint>)> {
-        let serves = self.parts.by_address.get(address).map(|at| at.serves.as_slice()).unwrap_or_default();
-        serves.iter().map(|(service, endpoint)| {
-            let service = &self.parts.services[*service];
+        self.parts.addresses.serves(address).iter().map(|(service, endpoint)| {
+            let service = &self.services()[*service];
             let ready = service.endpoints.len();
             (service, service.endpoints.get(*endpoint).unwrap_or_else(|| &service.waiting[*endpoint - ready]))
         })
@@ -623,19 +777,62 @@ impl World {
 
     /// Every VirtualService, with who sees it.
     pub(super) fn exported_routes(&self) -> impl Iterator<Item = (&Arc<Object<VirtualService>>, &ExportTo)> {
-        self.parts.virtual_services.iter().zip(&self.parts.routes_export)
+        self.parts.virtual_services.iter().zip(&*self.parts.routes_export)
     }
 
     /// The services with exactly this host name, oldest first.
     pub fn services_with_host(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
         let indexes = self.parts.by_host.get(hostname).map(Vec::as_slice).unwrap_or_default();
-        indexes.iter().map(|index| &self.parts.services[*index])
+        indexes.iter().map(|index| &self.services()[*index])
     }
 }
 
 fn in_order<T>(mut objects: Vec<Arc<Object<T>>>) -> Vec<Arc<Object<T>>> {
     objects.sort_by(|a, b| a.meta.precedence(&b.meta));
     objects
+}
+
+/// The list of the state before, if it has the same in it.
+fn kept<T>(now: Vec<Arc<T>>, before: Option<&Arc<Vec<Arc<T>>>>) -> Arc<Vec<Arc<T>>> {
+    let same =
+        |b: &&Arc<Vec<Arc<T>>>| b.len() == now.len() && b.iter().zip(&now).all(|(a, b)| Arc::ptr_eq(a, b));
+    match before.filter(same) {
+        Some(before) => before.clone(),
+        None => Arc::new(now),
+    }
+}
+
+/// The workloads of WorkloadEntries, those of entries that were there before as they were.
+fn entered(entries: &[Arc<Object<WorkloadEntry>>], before: Option<&Parts>) -> Arc<Vec<Arc<Workload>>> {
+    let known: HashMap<*const Object<WorkloadEntry>, &Arc<Workload>> = before
+        .into_iter()
+        .flat_map(|b| b.workload_entries.iter().zip(&*b.entered))
+        .map(|(entry, workload)| (Arc::as_ptr(entry), workload))
+        .collect();
+    let made = |entry: &Arc<Object<WorkloadEntry>>| match known.get(&Arc::as_ptr(entry)) {
+        Some(known) => (*known).clone(),
+        None => Arc::new(registry::workload(entry)),
+    };
+    Arc::new(entries.iter().map(made).collect())
+}
+
+/// DestinationRules merged, and where those of each namespace are.
+fn rules(
+    all: &[Arc<Object<DestinationRule>>],
+    mesh: &MeshConfig,
+) -> (Arc<Vec<Arc<MergedRule>>>, Arc<ByNamespace>) {
+    let merged = lookup::merge(all, &mesh.default_destination_rule_export_to);
+    let mut by_namespace = ByNamespace::new();
+    for (index, rule) in merged.iter().enumerate() {
+        by_namespace.entry(rule.meta.namespace.clone()).or_default().push(index);
+    }
+    (Arc::new(merged), Arc::new(by_namespace))
+}
+
+fn hash_of<T>(objects: &[Arc<Object<T>>]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hash_all(objects, &mut hasher);
+    hasher.finish()
 }
 
 /// Objects with their order: which of two rules is older is part of what a World says.

@@ -62,34 +62,39 @@ pub(super) fn outbound_parts(name: &str) -> Option<(u16, Option<&str>, &str)> {
     Some((port, (!subset.is_empty()).then_some(subset), host))
 }
 
+/// The clusters of one service.
+pub(super) fn of_service(world: &World, node: &ProxyNode, service: &Arc<Service>, out: &mut Output<'_>) {
+    let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);
+    let peer = world.namespace_peer_mode(service.namespace()) == EffectivePeerMode::Disable;
+    for port in &service.ports {
+        let subsets = rule.iter().flat_map(|r| &r.spec.subsets).map(|s| Some(s.name.as_str()));
+        for subset in std::iter::once(None).chain(subsets) {
+            let name = outbound_name(port.number, subset.unwrap_or_default(), &service.hostname);
+            let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
+            let nearness = Nearness::new(world, node, &policy);
+            // Where clients choose the endpoint, all have to take mutual TLS, or none gets it; by DNS, endpoints are part of
+            // the cluster itself.
+            let (endpoints, peers) = match service.resolution {
+                _ if as_chosen(service, &policy) => (service.versions.endpoints, world.peer_version()),
+                Resolution::Static => (0, 0),
+                _ => (service.versions.endpoints, 0),
+            };
+            let versions = (service.versions.shape, service.versions.identities, endpoints, peers);
+            let place = if endpoints == 0 { String::new() } else { nearness.key() };
+            let check = world.health_check(&node.namespace, service, port.number);
+            let ours = (node.kind, node.extensions, check.map(|c| c.meta.version));
+            let inputs = (versions, rule.map(|r| r.version), world.mesh_version(), peer, place, ours);
+            out.put(&name, inputs, || {
+                let rules = Rules { policy, rule, subset, nearness, check };
+                outbound(world, node, service, port, rules, &name)
+            });
+        }
+    }
+}
+
 pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     for service in services(world, node) {
-        let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);
-        let peer = world.namespace_peer_mode(service.namespace()) == EffectivePeerMode::Disable;
-        for port in &service.ports {
-            let subsets = rule.iter().flat_map(|r| &r.spec.subsets).map(|s| Some(s.name.as_str()));
-            for subset in std::iter::once(None).chain(subsets) {
-                let name = outbound_name(port.number, subset.unwrap_or_default(), &service.hostname);
-                let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
-                let nearness = Nearness::new(world, node, &policy);
-                // Where clients choose the endpoint, all have to take mutual TLS, or none gets it; by DNS, endpoints are part of
-                // the cluster itself.
-                let (endpoints, peers) = match service.resolution {
-                    _ if as_chosen(service, &policy) => (service.versions.endpoints, world.peer_version()),
-                    Resolution::Static => (0, 0),
-                    _ => (service.versions.endpoints, 0),
-                };
-                let versions = (service.versions.shape, service.versions.identities, endpoints, peers);
-                let place = if endpoints == 0 { String::new() } else { nearness.key() };
-                let check = world.health_check(&node.namespace, service, port.number);
-                let ours = (node.kind, node.extensions, check.map(|c| c.meta.version));
-                let inputs = (versions, rule.map(|r| r.version), world.mesh_version(), peer, place, ours);
-                out.put(&name, inputs, || {
-                    let rules = Rules { policy, rule, subset, nearness, check };
-                    outbound(world, node, service, port, rules, &name)
-                });
-            }
-        }
+        of_service(world, node, service, out);
     }
     let connect = seconds(world.mesh().connect_timeout.get());
     out.put(

@@ -15,24 +15,27 @@ use crate::model::{EffectivePeerMode, Endpoint, Service, ServicePort, World};
 
 pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     for service in services(world, node) {
-        if !matches!(service.resolution, Resolution::Static) {
-            continue;
-        }
-        let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);
-        for port in &service.ports {
-            let whole = std::iter::once(("", None));
-            let subsets =
-                rule.iter().flat_map(|r| &r.spec.subsets).map(|s| (s.name.as_str(), Some(&s.labels)));
-            for (subset, labels) in whole.chain(subsets) {
-                let name = outbound_name(port.number, subset, &service.hostname);
-                let versions = service.versions;
-                let subset = (!subset.is_empty()).then_some(subset);
-                let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
-                let nearness = Nearness::new(world, node, &policy);
-                let inputs =
-                    (versions.shape, versions.endpoints, labels, world.peer_version(), nearness.key());
-                out.put(&name, inputs, || assignment(world, service, port, labels, &nearness, &name));
-            }
+        of_service(world, node, service, out);
+    }
+}
+
+/// The assignments of one service.
+pub(super) fn of_service(world: &World, node: &ProxyNode, service: &Service, out: &mut Output<'_>) {
+    if !matches!(service.resolution, Resolution::Static) {
+        return;
+    }
+    let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);
+    for port in &service.ports {
+        let whole = std::iter::once(("", None));
+        let subsets = rule.iter().flat_map(|r| &r.spec.subsets).map(|s| (s.name.as_str(), Some(&s.labels)));
+        for (subset, labels) in whole.chain(subsets) {
+            let name = outbound_name(port.number, subset, &service.hostname);
+            let versions = service.versions;
+            let subset = (!subset.is_empty()).then_some(subset);
+            let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
+            let nearness = Nearness::new(world, node, &policy);
+            let inputs = (versions.shape, versions.endpoints, labels, world.peer_version(), nearness.key());
+            out.put(&name, inputs, || assignment(world, service, port, labels, &nearness, &name));
         }
     }
 }

@@ -44,7 +44,7 @@ use xds_protos::ResourceType;
 pub use memo::Memo;
 pub use node::{Interception, NodeError, ProxyKind, ProxyNode};
 
-use crate::model::{Trust, World};
+use crate::model::{Service, Trust, World};
 use memo::Output;
 
 /// A rendered resource.
@@ -81,6 +81,30 @@ pub fn render(world: &World, node: &ProxyNode, secrets: bool, memo: &Memo) -> Re
     }
     names::render(world, node, &mut table);
     [clusters, endpoints, listeners, routes, found, table].into_iter().map(Output::into_all).collect()
+}
+
+/// Clusters and assignments of one service anew, for a node to which nothing else is new: what [`render()`] has of it. None if
+/// more than these follow from the service's endpoints.
+pub fn render_service(
+    world: &World,
+    node: &ProxyNode,
+    service: &Arc<Service>,
+    memo: &Memo,
+) -> Option<Resources> {
+    // Its members have listeners and names of their own.
+    if service.headless {
+        return None;
+    }
+    let mut clusters = Output::new(memo, ResourceType::Cluster);
+    let mut endpoints = Output::new(memo, ResourceType::Endpoint);
+    cluster::of_service(world, node, service, &mut clusters);
+    endpoint::of_service(world, node, service, &mut endpoints);
+    Some([clusters, endpoints].into_iter().map(Output::into_all).collect())
+}
+
+/// The clusters of a service, one for each of its ports; a node that sees the service has all of them.
+pub fn cluster_names(service: &Service) -> impl Iterator<Item = String> {
+    service.ports.iter().map(|port| cluster::outbound_name(port.number, "", &service.hostname))
 }
 
 /// The name under which workloads ask for the roots that they trust.

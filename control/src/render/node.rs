@@ -248,6 +248,12 @@ impl ProxyNode {
         entered.unwrap_or(&self.locality)
     }
 
+    /// Those of its labels that can matter to where its own requests go.
+    pub(super) fn client_labels<'a>(&'a self, world: &'a World) -> Vec<(&'a String, &'a String)> {
+        let all = self.selected_by(world);
+        world.client_labels().iter().filter_map(|key| all.get_key_value(key)).collect()
+    }
+
     /// The labels that policies select it by.
     pub fn selected_by<'a>(&'a self, world: &'a World) -> &'a Labels {
         world.workload_at(self.address()).map_or(&self.labels, |w| w.labels())

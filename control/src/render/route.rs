@@ -68,8 +68,9 @@ fn inbound_route(cluster: &str, host: &str, port: u16) -> Value {
 }
 
 pub(super) fn sidecar(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
-    // Proxies of one namespace with the same labels get the same routes.
-    let inputs = (world.shape_version(), &node.namespace, node.selected_by(world), node.allocated_families());
+    // Proxies of one namespace with the same labels, as far as these matter, get the same routes.
+    let labels = node.client_labels(world);
+    let inputs = (world.shape_version(), &node.namespace, &labels, node.allocated_families());
     let all = services(world, node);
     if http_proxy_port(world, node).is_some() {
         out.put("http_proxy", inputs, || outbound(world, node, "http_proxy", &spoken(&all), By::Authority));
@@ -98,7 +99,8 @@ pub(super) fn sidecar(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
 /// service that is known by its address and may speak it.
 fn captured(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     let dialled = (node.interception, node.allocated_families());
-    let inputs = (world.shape_version(), &node.namespace, node.selected_by(world), dialled);
+    let labels = node.client_labels(world);
+    let inputs = (world.shape_version(), &node.namespace, &labels, dialled);
     let all = reached(world, node);
     let mut shared: BTreeMap<u16, Vec<(&Arc<Service>, u16)>> = BTreeMap::new();
     for reached in &all {

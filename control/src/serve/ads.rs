@@ -1,17 +1,26 @@
 //! The aggregated discovery service, on the plaintext port (nobody is known, no secrets) and on the secure one.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use http::HeaderValue;
+use http::header::CONTENT_TYPE;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
-use xds_protos::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
-use xds_protos::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
+use tonic::body::Body;
+use tonic::codec::Codec;
+use tonic::codegen::Service;
+use tonic::server::NamedService;
+use tonic::{Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+use xds_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use xds_protos::prost::Message;
 
 use super::cache::RenderCache;
-use super::connection::{self, Caller};
+use super::connection::{self, Caller, Wire};
+use super::dispatch::Dispatch;
+use super::frames::Responses;
 use super::proxies::Proxies;
 use crate::ca::{Authenticators, PeerInfo};
 use crate::queue::Queue;
@@ -25,6 +34,7 @@ pub struct AdsService {
     pub(super) queue: Queue,
     pub(super) cache: Arc<RenderCache>,
     pub(super) proxies: Proxies,
+    pub(super) dispatch: Dispatch,
     /// None on the plaintext port.
     authenticators: Option<Arc<Authenticators>>,
 }
@@ -35,9 +45,10 @@ impl AdsService {
         queue: Queue,
         cache: Arc<RenderCache>,
         proxies: Proxies,
+        dispatch: Dispatch,
         authenticators: Option<Arc<Authenticators>>,
     ) -> Self {
-        Self { queue, cache, proxies, authenticators }
+        Self { queue, cache, proxies, dispatch, authenticators }
     }
 
     async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
@@ -53,28 +64,49 @@ impl AdsService {
     }
 }
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for AdsService {
-    type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let caller = self.caller(&request).await?;
+impl AdsService {
+    /// Serves one stream: its requests are read as tonic reads them; its responses are written by [`Responses`].
+    async fn stream<W: Wire + Message + Default>(self, request: http::Request<Body>) -> http::Response<Body> {
+        let decoder = ProstCodec::<W, W>::default().decoder();
+        let request = request.map(|body| Streaming::<W>::new_request(decoder, body, None, None));
+        let request = Request::from_http(request);
+        let caller = match self.caller(&request).await {
+            Ok(caller) => caller,
+            Err(status) => return status.into_http(),
+        };
         let (sender, receiver) = mpsc::channel(WINDOW);
-        tokio::spawn(connection::run(self.clone(), caller, request.into_inner(), sender));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        tokio::spawn(connection::run(self, caller, request.into_inner(), sender));
+        let mut response = http::Response::new(Body::new(Responses::new(W::VARIANT, receiver)));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        response
+    }
+}
+
+impl NamedService for AdsService {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
+
+impl Service<http::Request<Body>> for AdsService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller = self.caller(&request).await?;
-        let (sender, receiver) = mpsc::channel(WINDOW);
-        tokio::spawn(connection::run(self.clone(), caller, request.into_inner(), sender));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move {
+            let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+            Ok(match method {
+                "DeltaAggregatedResources" => service.stream::<DeltaDiscoveryRequest>(request).await,
+                "StreamAggregatedResources" => service.stream::<DiscoveryRequest>(request).await,
+                other => {
+                    let all = "DeltaAggregatedResources and StreamAggregatedResources";
+                    Status::unimplemented(format!("there is no {other:?}; there are {all}")).into_http()
+                }
+            })
+        })
     }
 }

@@ -1,14 +1,17 @@
-//! Renders for all connections: proxies that are alike share one result.
+//! Renders for all connections: proxies that are alike share one result, and of a state that differs from the one before in a few
+//! endpoints only those are rendered, for the proxies that see them.
 
-use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use xds_protos::ResourceType;
 
+use super::set::{Patch, Served, Sets};
+use crate::model::{Change, Moved};
 use crate::queue::Revision;
-use crate::render::{Memo, ProxyNode, ROOTS, Resources, render, roots};
+use crate::render::{Memo, ProxyNode, ROOTS, cluster_names, render, render_service, roots};
 
 /// What rendering depends on, beside the world.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,17 +20,61 @@ struct Class {
     secrets: bool,
 }
 
+/// How many steps are remembered: a proxy that is further behind is rendered whole.
+const STEPS: usize = 256;
+/// How often what nobody holds is looked for: every so many revisions.
+const SWEEP: u64 = 16;
+
+/// What proxies of one sort get.
 #[derive(Debug, Default)]
-struct Results {
-    /// The revision that they are of.
-    revision: u64,
-    by_class: HashMap<Class, Arc<OnceLock<Arc<Resources>>>>,
+struct Of {
+    /// At which revision, and what.
+    result: Mutex<Option<(u64, Arc<Served>)>>,
 }
 
-/// The results of the latest revision.
+/// The place of a proxy's sort among all; whoever holds it keeps it there.
+#[derive(Clone, Debug)]
+pub struct Place {
+    class: Arc<Class>,
+    of: Arc<Of>,
+}
+
+impl Place {
+    /// Tells it from others.
+    pub(super) fn number(&self) -> usize {
+        Arc::as_ptr(&self.of).addr()
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    latest: Option<Arc<Revision>>,
+    /// From one revision to the next, oldest first; the last one leads to the latest.
+    steps: VecDeque<Arc<Change>>,
+    by_class: HashMap<Arc<Class>, Arc<Of>>,
+}
+
+impl State {
+    /// What has moved since a revision; none if more than that has changed, or nobody knows any more.
+    fn moved_since(&self, revision: u64) -> Option<Moved> {
+        let back = usize::try_from(self.latest.as_ref()?.number.checked_sub(revision)?).ok()?;
+        let first = self.steps.len().checked_sub(back)?;
+        let mut moved = Moved::default();
+        for step in self.steps.iter().skip(first) {
+            match &**step {
+                Change::Endpoints(more) => moved.absorb(more),
+                Change::Anything => return None,
+            }
+        }
+        Some(moved)
+    }
+}
+
+/// What all proxies get.
 #[derive(Debug, Default)]
 pub struct RenderCache {
-    results: Mutex<Results>,
+    state: Mutex<State>,
+    sets: Sets,
     memo: Memo,
 }
 
@@ -37,40 +84,159 @@ impl RenderCache {
         Arc::default()
     }
 
-    /// Everything for a node at a revision. `secrets`: its connection may carry them.
-    ///
-    /// It takes as long as rendering does, for the first of its class; call it where a moment's work is no harm.
-    pub fn resources(&self, revision: &Revision, node: &ProxyNode, secrets: bool) -> Arc<Resources> {
+    /// The place of a node. `secrets`: its connection may carry them.
+    pub fn place(&self, node: &ProxyNode, secrets: bool) -> Place {
         // The id names one proxy, and nothing is rendered from it.
-        let class = Class { node: ProxyNode { id: String::new(), ..node.clone() }, secrets };
-        let cell = {
-            let mut results = self.results.lock();
-            if revision.number > results.revision {
-                results.by_class.clear();
-                results.revision = revision.number;
-                self.memo.advance();
-            }
-            if revision.number < results.revision {
-                // A slow connection at a state that is past already; its next one is here.
-                Arc::default()
-            } else {
-                results.by_class.entry(class).or_default().clone()
-            }
+        let class = Arc::new(Class { node: ProxyNode { id: String::new(), ..node.clone() }, secrets });
+        let mut state = self.state.lock();
+        if let Some((class, of)) = state.by_class.get_key_value(&class) {
+            return Place { class: class.clone(), of: of.clone() };
+        }
+        let of = Arc::new(Of::default());
+        state.by_class.insert(class.clone(), of.clone());
+        Place { class, of }
+    }
+
+    /// Takes a new revision, unless it is an old one.
+    fn advance(&self, revision: &Arc<Revision>) {
+        let mut state = self.state.lock();
+        let Some(before) = state.latest.clone() else {
+            state.latest = Some(revision.clone());
+            return;
         };
-        cell.get_or_init(|| {
-            let began = std::time::Instant::now();
-            let mut rendered = render(&revision.world, node, secrets, &self.memo);
-            if secrets && let Some(roots) = roots(&revision.trust) {
-                rendered.entry(ResourceType::Secret).or_default().insert(ROOTS.into(), roots);
+        if revision.number <= before.number {
+            return;
+        }
+        let step = match revision.trust == before.trust {
+            true => revision.world.since(&before.world),
+            false => Change::Anything,
+        };
+        // States that nobody saw are part of the step.
+        let unseen = usize::try_from(revision.number - before.number - 1).unwrap_or(STEPS);
+        let step = Arc::new(step);
+        state.steps.extend(std::iter::repeat_n(step, unseen.min(STEPS) + 1));
+        while state.steps.len() > STEPS {
+            state.steps.pop_front();
+        }
+        state.latest = Some(revision.clone());
+        self.memo.advance();
+        if revision.number.is_multiple_of(SWEEP) {
+            state.by_class.retain(|_, of| Arc::strong_count(of) > 1);
+            drop(state);
+            self.sets.tidy();
+        }
+    }
+
+    /// Everything for a place at a revision, or at a later one if somebody has asked for that; and which it is.
+    ///
+    /// It takes as long as rendering does, for the first of its sort; call it where a moment's work is no harm.
+    pub fn resources(&self, revision: &Arc<Revision>, place: &Place) -> (Arc<Revision>, Arc<Served>) {
+        self.advance(revision);
+        let mut result = place.of.result.lock();
+        let (revision, moved) = {
+            let state = self.state.lock();
+            let latest = state.latest.clone().unwrap_or_else(|| revision.clone());
+            let moved = result.as_ref().and_then(|(number, _)| state.moved_since(*number));
+            (latest, moved)
+        };
+        let now = match (&*result, moved) {
+            (Some((number, last)), _) if *number == revision.number => last.clone(),
+            (Some((_, last)), Some(moved)) => match self.moved(&revision, place, last, &moved) {
+                Some(now) => now,
+                None => self.whole(&revision, place),
+            },
+            _ => self.whole(&revision, place),
+        };
+        *result = Some((revision.number, now.clone()));
+        (revision, now)
+    }
+
+    /// Whether a revision may bring something to those in this place; if it surely does not, they are at it.
+    pub fn concerns(&self, revision: &Arc<Revision>, place: &Place) -> bool {
+        self.advance(revision);
+        // Somebody of this sort is being brought to some state just now.
+        let Some(mut result) = place.of.result.try_lock() else { return true };
+        let Some((number, last)) = &mut *result else { return true };
+        let (latest, moved) = {
+            let state = self.state.lock();
+            (state.latest.as_ref().map_or(0, |latest| latest.number), state.moved_since(*number))
+        };
+        let Some(moved) = moved else { return true };
+        if latest != revision.number || touches(&moved, place) || !seen(revision, last, &moved).is_empty() {
+            return true;
+        }
+        *number = revision.number;
+        false
+    }
+
+    fn whole(&self, revision: &Revision, place: &Place) -> Arc<Served> {
+        let began = std::time::Instant::now();
+        let Class { node, secrets } = &*place.class;
+        let mut rendered = render(&revision.world, node, *secrets, &self.memo);
+        if *secrets && let Some(roots) = roots(&revision.trust) {
+            rendered.entry(ResourceType::Secret).or_default().insert(ROOTS.into(), roots);
+        }
+        metrics::histogram!("pilot_xds_push_context_init_seconds").record(began.elapsed().as_secs_f64());
+        metrics::counter!("weft_proxies_rendered", "how" => "whole").increment(1);
+        Arc::new(self.sets.keep(rendered, node.address()))
+    }
+
+    /// The same as before but for what has moved; none if that cannot be told apart.
+    fn moved(
+        &self,
+        revision: &Revision,
+        place: &Place,
+        last: &Arc<Served>,
+        moved: &Moved,
+    ) -> Option<Arc<Served>> {
+        if touches(moved, place) {
+            return None;
+        }
+        let world = &revision.world;
+        let mut patches: HashMap<ResourceType, Patch> = HashMap::new();
+        let seen = seen(revision, last, moved);
+        if seen.is_empty() {
+            return Some(last.clone());
+        }
+        for index in seen {
+            let service = world.services().get(index)?;
+            // Of several of one name each proxy sees one, which only all rules together tell.
+            if world.services_with_host(&service.hostname).nth(1).is_some() {
+                return None;
             }
-            metrics::histogram!("pilot_xds_push_context_init_seconds").record(began.elapsed().as_secs_f64());
-            Arc::new(rendered)
-        })
-        .clone()
+            for (kind, resources) in render_service(world, &place.class.node, service, &self.memo)? {
+                patches.entry(kind).or_default().extend(resources);
+            }
+        }
+        let mut now = Served::clone(last);
+        for (kind, patch) in patches {
+            if let Some(set) = now.get_mut(&kind) {
+                *set = self.sets.patch(kind, set, patch);
+            }
+        }
+        metrics::counter!("weft_proxies_rendered", "how" => "changed endpoints").increment(1);
+        Some(Arc::new(now))
     }
 
     /// How many resources were rendered and encoded so far, by what they are. For tests and the metrics port.
     pub fn memo(&self) -> &Memo {
         &self.memo
     }
+}
+
+/// Whether those in this place serve something else, or are others themselves.
+fn touches(moved: &Moved, place: &Place) -> bool {
+    place.class.node.addresses.iter().any(|address| moved.addresses.contains(address.as_str()))
+}
+
+/// Those of the services that moved of which a proxy has clusters.
+fn seen(revision: &Revision, last: &Served, moved: &Moved) -> Vec<usize> {
+    let Some(clusters) = last.get(&ResourceType::Cluster) else {
+        return moved.services.iter().copied().collect();
+    };
+    let sees = |index: &&usize| {
+        let service = revision.world.services().get(**index);
+        service.is_none_or(|service| cluster_names(service).any(|name| clusters.get(&name).is_some()))
+    };
+    moved.services.iter().filter(sees).copied().collect()
 }

@@ -9,11 +9,11 @@ use tonic::{Status, Streaming};
 use weft_certs::spiffe::SpiffeId;
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
-use xds_protos::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
+use xds_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
 use super::ads::AdsService;
+use super::cache::Place;
+use super::dispatch::Wake;
 use super::proxies::{Entry, Proxy};
 use super::session::{Heard, Push, Session, Variant};
 use crate::queue::Revision;
@@ -26,18 +26,15 @@ pub(super) struct Caller {
     pub(super) identity: Option<SpiffeId>,
 }
 
-/// A variant's messages.
+/// A variant's requests.
 pub(super) trait Wire: Send + 'static {
-    type Response: Send + 'static;
     const VARIANT: Variant;
     fn node(&self) -> Option<&Node>;
     fn type_url(&self) -> &str;
     fn hear(&self, session: &mut Session) -> Heard;
-    fn response(push: Push) -> Self::Response;
 }
 
 impl Wire for DeltaDiscoveryRequest {
-    type Response = DeltaDiscoveryResponse;
     const VARIANT: Variant = Variant::Delta;
     fn node(&self) -> Option<&Node> {
         self.node.as_ref()
@@ -48,13 +45,9 @@ impl Wire for DeltaDiscoveryRequest {
     fn hear(&self, session: &mut Session) -> Heard {
         session.delta(self)
     }
-    fn response(push: Push) -> DeltaDiscoveryResponse {
-        push.into_delta()
-    }
 }
 
 impl Wire for DiscoveryRequest {
-    type Response = DiscoveryResponse;
     const VARIANT: Variant = Variant::StateOfTheWorld;
     fn node(&self) -> Option<&Node> {
         self.node.as_ref()
@@ -64,9 +57,6 @@ impl Wire for DiscoveryRequest {
     }
     fn hear(&self, session: &mut Session) -> Heard {
         session.sotw(self)
-    }
-    fn response(push: Push) -> DiscoveryResponse {
-        push.into_sotw()
     }
 }
 
@@ -78,7 +68,7 @@ pub(super) async fn run<W: Wire>(
     service: AdsService,
     caller: Caller,
     mut requests: Streaming<W>,
-    responses: mpsc::Sender<Result<W::Response, Status>>,
+    responses: mpsc::Sender<Result<Push, Status>>,
 ) {
     let first = loop {
         match requests.message().await {
@@ -104,12 +94,13 @@ pub(super) async fn run<W: Wire>(
 struct Connection {
     service: AdsService,
     node: ProxyNode,
-    secrets: bool,
+    place: Place,
     session: Session,
     revision: Arc<Revision>,
     /// The present revision has been measured as delivered.
     converged: bool,
-    entry: Entry,
+    entry: Arc<Entry>,
+    wake: Arc<Wake>,
 }
 
 /// The identity must be the one that the node claims; on the plaintext port there is none to compare.
@@ -147,31 +138,37 @@ impl Connection {
                 );
             }
         }
-        let resources = service.cache.resources(&revision, &node, secrets);
-        let stream = stream_number();
-        let session = Session::new(W::VARIANT, stream, resources, revision.version.clone(), Instant::now());
-        let entry = service.proxies.enter(Proxy {
+        let place = service.cache.place(&node, secrets);
+        let entry = Arc::new(service.proxies.enter(Proxy {
             node: node.clone(),
             agent: message.user_agent_name,
             variant: W::VARIANT,
             address: caller.address.clone(),
             identity: caller.identity.as_ref().map(ToString::to_string),
             connected: time::OffsetDateTime::now_utc(),
-            revision: revision.number,
+            revision: 0,
             types: Vec::new(),
-        });
-        Ok(Self { service, node, secrets, session, revision, converged: true, entry })
+        }));
+        // Before the revision is asked for: none is missed in between.
+        let wake = Arc::new(service.dispatch.wait(place.clone(), entry.clone()));
+        let (revision, resources) = service.cache.resources(&service.queue.latest(), &place);
+        let number = revision.number;
+        entry.update(|proxy| proxy.revision = proxy.revision.max(number));
+        let stream = stream_number();
+        let session = Session::new(W::VARIANT, stream, resources, revision.version.clone(), Instant::now());
+        Ok(Self { service, node, place, session, revision, converged: true, entry, wake })
     }
 
     async fn serve<W: Wire>(
         &mut self,
         first: W,
         mut requests: Streaming<W>,
-        responses: &mpsc::Sender<Result<W::Response, Status>>,
+        responses: &mpsc::Sender<Result<Push, Status>>,
     ) {
         self.hear(&first);
+        let wake = self.wake.clone();
         loop {
-            if self.send::<W>(responses).await.is_err() {
+            if self.send(responses).await.is_err() {
                 return;
             }
             self.settle();
@@ -187,7 +184,7 @@ impl Connection {
                     Ok(Some(request)) => self.hear(&request),
                     Ok(None) | Err(_) => return,
                 },
-                () = self.service.queue.changed() => self.update().await,
+                () = wake.woken() => self.update().await,
                 () = deadline => {}
             }
         }
@@ -226,25 +223,25 @@ impl Connection {
     async fn update(&mut self) {
         let _permit = self.service.queue.permit().await;
         let revision = self.service.queue.latest();
-        let resources = self.service.cache.resources(&revision, &self.node, self.secrets);
+        let (revision, resources) = self.service.cache.resources(&revision, &self.place);
         self.session.set(resources, revision.version.clone(), Instant::now());
         let number = revision.number;
         self.revision = revision;
         self.converged = false;
-        self.entry.update(|proxy| proxy.revision = number);
+        self.entry.update(|proxy| proxy.revision = proxy.revision.max(number));
     }
 
-    async fn send<W: Wire>(
+    async fn send(
         &mut self,
-        responses: &mpsc::Sender<Result<W::Response, Status>>,
-    ) -> Result<(), mpsc::error::SendError<Result<W::Response, Status>>> {
+        responses: &mpsc::Sender<Result<Push, Status>>,
+    ) -> Result<(), mpsc::error::SendError<Result<Push, Status>>> {
         while let Some(push) = self.session.next(Instant::now()) {
             metrics::counter!("pilot_xds_pushes", "type" => push.kind.short()).increment(1);
             tracing::debug!(
                 proxy = %self.node.id, kind = %push.kind, resources = push.upserts.len(),
                 removed = push.removed.len(), "push"
             );
-            responses.send(Ok(W::response(push))).await?;
+            responses.send(Ok(push)).await?;
         }
         Ok(())
     }

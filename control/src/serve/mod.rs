@@ -1,7 +1,7 @@
 //! What proxies and operators are served.
 //!
 //! [`ads`] answers xDS on the plaintext and the secure port; each stream is a `connection`, whose protocol is in [`session`];
-//! [`cache`] renders for all of them, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by, and
+//! [`cache`] renders for all of them, [`dispatch`] wakes those that a change is for, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by, and
 //! [`status`] writes into objects of Kubernetes what has become of them. [`http`] has the metrics and debug ports,
 //! [`admission`] answers a Kubernetes API server, and [`publish`] tells it, and pods, whom to trust.
 
@@ -14,12 +14,17 @@ pub mod canary;
 mod connection;
 pub mod credentials;
 pub mod deny_lists;
+pub mod dispatch;
+mod frames;
 pub mod http;
+#[cfg(test)]
+mod incremental_tests;
 pub mod keys;
 pub mod proxies;
 pub mod publish;
 pub mod reading;
 pub mod session;
+pub mod set;
 pub mod status;
 #[cfg(test)]
 mod tests;

@@ -12,12 +12,12 @@ use tonic::{Code, Request, Streaming};
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use xds_protos::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use xds_protos::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest,
 };
 use xds_protos::prost_types::{Struct, Value, value::Kind};
 
+use super::dispatch::Dispatch;
 use super::{AdsService, Proxies, RenderCache};
 use crate::ca::store::State;
 use crate::ca::store::tests::SMALL;
@@ -69,6 +69,7 @@ async fn plane(dir: &Path) -> Plane {
     let (_trust, trust) = tokio::sync::watch::channel(Arc::default());
     let queue = Queue::follow(watcher.subscribe(), trust, 10);
     let (cache, proxies) = (RenderCache::new(), Proxies::default());
+    let dispatch = Dispatch::start(queue.clone(), cache.clone());
     let state = State::create(SMALL, time::OffsetDateTime::now_utc()).unwrap();
     let (issuer, checker) = token::from_key(&state.token_key).unwrap();
     let authenticators = Authenticators::new(checker, "cluster.local".parse().unwrap());
@@ -76,8 +77,9 @@ async fn plane(dir: &Path) -> Plane {
     for authenticators in [None, Some(authenticators)] {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         addresses.push(listener.local_addr().unwrap());
-        let service = AdsService::new(queue.clone(), cache.clone(), proxies.clone(), authenticators);
-        let server = Server::builder().add_service(AggregatedDiscoveryServiceServer::new(service));
+        let (queue, cache, proxies) = (queue.clone(), cache.clone(), proxies.clone());
+        let service = AdsService::new(queue, cache, proxies, dispatch.clone(), authenticators);
+        let server = Server::builder().add_service(service);
         tokio::spawn(server.serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener)));
     }
     Plane { open: addresses[0], guarded: addresses[1], issuer, proxies, _watcher: watcher }
@@ -96,10 +98,21 @@ struct Stream {
 
 impl Stream {
     async fn open(address: SocketAddr) -> Self {
+        Self::open_by(client(address).await, node()).await
+    }
+
+    /// A proxy at this address, which takes no more than `window` bytes before it reads.
+    async fn open_as(address: SocketAddr, ip: &str, window: Option<u32>) -> Self {
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap();
+        let channel = channel.initial_stream_window_size(window).connect().await.unwrap();
+        let id = format!("sidecar~{ip}~x.shop~shop.svc.cluster.local");
+        Self::open_by(AggregatedDiscoveryServiceClient::new(channel), Node { id, ..node() }).await
+    }
+
+    async fn open_by(mut client: AggregatedDiscoveryServiceClient<Channel>, node: Node) -> Self {
         let (requests, queue) = mpsc::channel(8);
-        let mut client = client(address).await;
         let first = DeltaDiscoveryRequest {
-            node: Some(node()),
+            node: Some(node),
             type_url: ResourceType::Cluster.type_url().into(),
             ..Default::default()
         };
@@ -268,49 +281,142 @@ fn big(services: usize, last_octet: usize) -> World {
     load_str("mesh.yaml", &text).into_result().unwrap()
 }
 
-#[test]
-fn one_moved_endpoint_among_a_thousand_services_is_one_assignment_for_all_proxies() {
-    let revision = |world: World, number: u64| Revision {
+/// A state of the mesh as it goes out.
+fn revision(world: World, number: u64) -> Arc<Revision> {
+    Arc::new(Revision {
         world,
         trust: Arc::default(),
         number,
         generation: number,
         version: number.to_string().into(),
         read: std::time::Instant::now(),
+    })
+}
+
+fn sidecars(count: usize) -> Vec<ProxyNode> {
+    let one = |n: usize| {
+        let id = format!("sidecar~10.9.0.{n}~x-{n}.shop~shop.svc.cluster.local");
+        ProxyNode::parse(&Node { id, ..Node::default() }).unwrap()
     };
-    let nodes: Vec<ProxyNode> = (0..10)
-        .map(|n| {
-            let id = format!("sidecar~10.9.0.{n}~x-{n}.shop~shop.svc.cluster.local");
-            ProxyNode::parse(&Node { id, ..Node::default() }).unwrap()
-        })
-        .collect();
+    (0..count).map(one).collect()
+}
+
+#[test]
+fn one_moved_endpoint_among_a_thousand_services_is_one_assignment_for_all_proxies() {
     let cache = RenderCache::new();
+    let places: Vec<_> = sidecars(50).iter().map(|node| cache.place(node, false)).collect();
+    let kinds = [ResourceType::Cluster, ResourceType::Endpoint, ResourceType::Listener, ResourceType::Route];
+    let rendered = || kinds.map(|kind| cache.memo().rendered(kind));
     let before = revision(big(1000, 2), 1);
-    let first: Vec<_> = nodes.iter().map(|node| cache.resources(&before, node, false)).collect();
-    let rendered = |kind| cache.memo().rendered(kind);
-    let [cds, eds, lds, rds] =
-        [ResourceType::Cluster, ResourceType::Endpoint, ResourceType::Listener, ResourceType::Route]
-            .map(rendered);
+    let first: Vec<_> = places.iter().map(|place| cache.resources(&before, place).1).collect();
+    let [cds, eds, lds, rds] = rendered();
     // A thousand services are rendered once, not once for each proxy; three clusters are fixed.
     assert_eq!((cds, eds), (1003, 1000));
 
+    let encoded = cache.memo().encoded();
     let after = revision(big(1000, 3), 2);
-    let second: Vec<_> = nodes.iter().map(|node| cache.resources(&after, node, false)).collect();
-    assert_eq!(
-        [ResourceType::Cluster, ResourceType::Endpoint, ResourceType::Listener, ResourceType::Route]
-            .map(rendered),
-        [cds, eds + 1, lds, rds]
-    );
+    let second: Vec<_> = places.iter().map(|place| cache.resources(&after, place).1).collect();
+    assert_eq!(rendered(), [cds, eds + 1, lds, rds]);
     let name = "outbound|8080||s7.shop.svc.cluster.local";
+    let assignment = &second[0][&ResourceType::Endpoint][name];
+    assert_eq!(cache.memo().encoded() - encoded, assignment.bytes.len() as u64, "encoded once");
     for (old, new) in first.iter().zip(&second) {
-        let changed: Vec<_> = new[&ResourceType::Endpoint]
-            .iter()
-            .filter(|(name, resource)| old[&ResourceType::Endpoint][*name].version != resource.version)
-            .map(|(name, _)| &**name)
-            .collect();
-        assert_eq!(changed, [name]);
+        for kind in kinds {
+            let changed = new[&kind].differing(&old[&kind]);
+            let expected: &[&str] = if kind == ResourceType::Endpoint { &[name] } else { &[] };
+            assert_eq!(changed.iter().map(|name| &**name).collect::<Vec<_>>(), expected, "{kind}");
+        }
         // All proxies share the bytes.
-        let shared = |r: &Arc<crate::render::Resources>| r[&ResourceType::Endpoint][name].bytes.as_ptr();
-        assert_eq!(shared(new), shared(&second[0]));
+        assert_eq!(new[&ResourceType::Endpoint][name].bytes.as_ptr(), assignment.bytes.as_ptr());
     }
+}
+
+#[test]
+fn a_proxy_that_does_not_see_what_moved_is_not_concerned() {
+    let mesh = |moved: &str, own: &str| {
+        let text = MESH.replace("address: 10.0.0.2", &format!("address: {own}"))
+            + "---"
+            + &MESH
+                .replace("namespace: shop", "namespace: far")
+                .replace("address: 10.0.0.2", &format!("address: {moved}"))
+            + "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: default, namespace: shop}\n\
+               spec: {egress: [{hosts: ['./*']}]}\n";
+        load_str("mesh.yaml", &text).into_result().unwrap()
+    };
+    let cache = RenderCache::new();
+    let place = cache.place(&sidecars(1)[0], false);
+    let first = revision(mesh("10.1.0.2", "10.0.0.2"), 1);
+    let (_, resources) = cache.resources(&first, &place);
+    let far = revision(mesh("10.1.0.3", "10.0.0.2"), 2);
+    assert!(!cache.concerns(&far, &place), "it does not see the other namespace");
+    assert!(Arc::ptr_eq(&cache.resources(&far, &place).1, &resources), "and has what it had");
+    let near = revision(mesh("10.1.0.3", "10.0.0.3"), 3);
+    assert!(cache.concerns(&near, &place), "it sees its own");
+    let (_, moved) = cache.resources(&near, &place);
+    assert_ne!(
+        moved[&ResourceType::Endpoint][SEEN].version,
+        resources[&ResourceType::Endpoint][SEEN].version
+    );
+    // Its own address is served otherwise.
+    let own = revision(mesh("10.1.0.3", "10.9.0.0"), 4);
+    assert!(cache.concerns(&own, &place));
+    assert!(cache.resources(&own, &place).1[&ResourceType::Cluster].get("inbound|8080||").is_some());
+}
+
+const SEEN: &str = "outbound|8080||users.shop.svc.cluster.local";
+
+#[tokio::test]
+async fn a_stream_that_does_not_read_holds_up_nobody_and_keeps_no_states() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("mesh.yaml"), MESH).unwrap();
+    let watcher = Watcher::start(dir.path()).await.unwrap();
+    let mut snapshot = crate::ingest::Snapshot::clone(&watcher.snapshot());
+    snapshot.world = big(300, 2);
+    let (snapshots, receiver) = tokio::sync::watch::channel(Arc::new(snapshot.clone()));
+    let (_trust, trust) = tokio::sync::watch::channel(Arc::default());
+    // One at a time is brought to a new state: whoever kept its turn would keep the others.
+    let mut queue = Queue::follow(receiver, trust, 1);
+    let (cache, proxies) = (RenderCache::new(), Proxies::default());
+    let dispatch = Dispatch::start(queue.clone(), cache.clone());
+    let service = AdsService::new(queue.clone(), cache.clone(), proxies.clone(), dispatch, None);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = Server::builder().add_service(service);
+    tokio::spawn(server.serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener)));
+
+    // It asks for all clusters, which are more than its window takes, and never reads.
+    let _stuck = Stream::open_as(address, "10.9.0.1", Some(1024)).await;
+    let mut reader = Stream::open_as(address, "10.9.0.2", None).await;
+    let clusters = reader.next().await;
+    reader.answer(&clusters, None).await;
+    let name = "outbound|8080||s7.shop.svc.cluster.local";
+    reader.subscribe(ResourceType::Endpoint, &[name]).await;
+    let endpoints = reader.next().await;
+    reader.answer(&endpoints, None).await;
+
+    let mut past = Vec::new();
+    for octet in 3..40 {
+        snapshot.world = big(300, octet);
+        snapshots.send(Arc::new(snapshot.clone())).unwrap();
+        let changed = reader.next().await;
+        assert_eq!(changed.type_url, ResourceType::Endpoint.type_url());
+        let any = changed.resources[0].resource.clone().unwrap();
+        assert!(
+            String::from_utf8_lossy(&any.value).contains(&format!(".7.{octet}")),
+            "each state is delivered"
+        );
+        reader.answer(&changed, None).await;
+        past.push(Arc::downgrade(&queue.latest()));
+    }
+    // Of all those states a few are left: the last one, and those that the stream that does not read was at.
+    let began = std::time::Instant::now();
+    loop {
+        let kept = past.iter().filter(|state| state.strong_count() > 0).count();
+        if kept <= 4 {
+            break;
+        }
+        assert!(began.elapsed() < DEADLINE, "{kept} of {} states are kept", past.len());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(proxies.list().len(), 2, "it is still there");
 }

@@ -8,20 +8,13 @@ use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::super::debounce::{Debounce, DebounceArgs};
 use super::super::diagnostic::{Diagnostic, Severity};
 use super::super::watch::{Snapshot, Watcher, report};
 use super::store::{Judged, Store};
 use super::watch as watches;
 use super::watch::{DEFINITIONS, Event};
 
-/// How long it must be quiet when nothing has changed lately: a lone change is on its way at once.
-const LONE: Duration = Duration::from_millis(5);
-/// How long it must be quiet while much changes.
-const QUIET: Duration = Duration::from_millis(100);
-/// What counts as lately.
-const LATELY: Duration = Duration::from_secs(1);
-/// Where it is never quiet, there is a new state at least this often.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// A kind that is being read holds a state back no longer than this.
 const LONGEST_READ: Duration = Duration::from_secs(10);
 /// How often to say at the start what is still waited for.
@@ -34,6 +27,8 @@ const BACKLOG: usize = 1024;
 pub struct Settings {
     /// The namespace of the ConfigMap `istio`, which has the mesh's settings.
     pub namespace: String,
+    /// How changes are gathered.
+    pub debounce: DebounceArgs,
 }
 
 /// Reads everything and follows it until the watcher is dropped. Waits, as long as need be, for an API server that answers.
@@ -41,6 +36,7 @@ pub async fn start(client: Client, settings: &Settings) -> (Watcher, watch::Rece
     let (sender, events) = mpsc::channel(BACKLOG);
     let tasks = watches::start(&client, &settings.namespace, &sender);
     drop(sender);
+    let debounce = Debounce::new(settings.debounce);
     let mut follower = Follower {
         events,
         store: Store::default(),
@@ -64,7 +60,7 @@ pub async fn start(client: Client, settings: &Settings) -> (Watcher, watch::Rece
         watch::channel(Arc::new(Judged { generation: 1, verdicts: built.verdicts }));
     let (sender, snapshots) = watch::channel(Arc::new(first));
     let task = tokio::spawn(async move {
-        follower.follow(sender, verdicts_sender).await;
+        follower.follow(debounce, sender, verdicts_sender).await;
         tasks.iter().for_each(tokio::task::JoinHandle::abort);
     });
     (Watcher::of(snapshots, task), verdicts)
@@ -173,8 +169,12 @@ impl Follower {
         }
     }
 
-    async fn follow(mut self, sender: watch::Sender<Arc<Snapshot>>, verdicts: watch::Sender<Arc<Judged>>) {
-        let mut last = Instant::now();
+    async fn follow(
+        mut self,
+        mut debounce: Debounce,
+        sender: watch::Sender<Arc<Snapshot>>,
+        verdicts: watch::Sender<Arc<Judged>>,
+    ) {
         loop {
             let event = tokio::select! {
                 event = self.events.recv() => event,
@@ -184,18 +184,31 @@ impl Follower {
             if !self.take(event) {
                 continue;
             }
-            let quiet = if last.elapsed() > LATELY { LONE } else { QUIET };
-            let deadline = Instant::now() + LONGEST_WAIT;
-            // A kind that is being read is taken whole: half of it would take the other half away.
-            while let Ok(Some(event)) = tokio::time::timeout(quiet, self.events.recv()).await {
-                self.take(event);
-                let late = Instant::now().saturating_duration_since(deadline);
-                if late > LONGEST_READ || (late > Duration::ZERO && self.unread.is_empty()) {
+            let began = Instant::now();
+            let quiet = debounce.quiet(began);
+            let mut end = began + debounce.longest(quiet);
+            loop {
+                let now = Instant::now();
+                // A kind that is being read is taken whole: half of it would take the other half away.
+                let until = if self.unread.is_empty() {
+                    // Nobody is to be sent where nobody answers: this waits for nothing else.
+                    if self.store.lost() {
+                        end = end.min(now + Debounce::urgent(quiet));
+                    }
+                    end.min(now + quiet)
+                } else {
+                    (began + LONGEST_READ).min(now + debounce.whole())
+                };
+                match tokio::time::timeout_at(until, self.events.recv()).await {
+                    Ok(Some(event)) => drop(self.take(event)),
+                    Ok(None) | Err(_) => break,
+                }
+                if Instant::now() >= until {
                     break;
                 }
             }
-            last = Instant::now();
             self.publish(&sender, &verdicts);
+            debounce.made(Instant::now());
         }
     }
 
@@ -247,5 +260,125 @@ impl Follower {
             }
             new
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::kinds::BUILT_IN;
+    use super::super::store::Raw;
+    use super::*;
+    use crate::model::World;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn event(kind: &str, name: &str, mut object: Value) -> Event {
+        let kind = BUILT_IN.iter().find(|k| k.kind == kind).unwrap();
+        object["metadata"]["name"] = name.into();
+        object["metadata"]["namespace"] = "shop".into();
+        Event::Object(Box::new(Raw {
+            kind,
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            json: Some(object),
+        }))
+    }
+
+    fn slice(addresses: &[String]) -> Event {
+        let endpoints: Vec<_> =
+            addresses.iter().map(|a| json!({"addresses": [a], "conditions": {"ready": true}})).collect();
+        event(
+            "EndpointSlice",
+            "cart-x",
+            json!({"addressType": "IPv4", "endpoints": endpoints,
+            "metadata": {"labels": {"kubernetes.io/service-name": "cart"}},
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]}),
+        )
+    }
+
+    /// A follower of events that come from here.
+    fn follower() -> (mpsc::Sender<Event>, watch::Receiver<Arc<Snapshot>>) {
+        let (events, receiver) = mpsc::channel(BACKLOG);
+        let mut follower = Follower {
+            events: receiver,
+            store: Store::default(),
+            unread: HashSet::new(),
+            defined: true,
+            lost: BTreeMap::new(),
+            unserved: BTreeMap::new(),
+        };
+        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}]}});
+        follower.take(event("Service", "cart", service));
+        let first = Snapshot {
+            world: follower.store.build().world,
+            generation: 1,
+            attempts: 1,
+            refused: false,
+            diagnostics: Arc::new([]),
+            skipped: Arc::new([]),
+        };
+        let (sender, snapshots) = watch::channel(Arc::new(first));
+        let (verdicts, _) = watch::channel(Arc::default());
+        tokio::spawn(follower.follow(Debounce::new(DebounceArgs::default()), sender, verdicts));
+        (events, snapshots)
+    }
+
+    fn endpoints(world: &World) -> usize {
+        world.services()[0].endpoints.len()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lone_change_is_on_its_way_at_once_and_a_burst_goes_together() {
+        let (events, mut snapshots) = follower();
+        let began = Instant::now();
+        let mut addresses = vec!["10.0.0.1".to_owned()];
+        events.send(slice(&addresses)).await.unwrap();
+        snapshots.changed().await.unwrap();
+        assert!(began.elapsed() <= 2 * MS, "{:?}", began.elapsed());
+        assert_eq!(endpoints(&snapshots.borrow_and_update().world), 1);
+
+        // A thousand edits, one each millisecond.
+        let before = snapshots.borrow().generation;
+        for n in 0..1000 {
+            addresses.push(format!("10.1.{}.{}", n / 250, n % 250));
+            events.send(slice(&addresses)).await.unwrap();
+            tokio::time::sleep(MS).await;
+        }
+        let last = Instant::now();
+        while endpoints(&snapshots.borrow_and_update().world) < 1001 {
+            snapshots.changed().await.unwrap();
+        }
+        assert!(last.elapsed() <= 100 * MS, "{:?}", last.elapsed());
+        let states = snapshots.borrow().generation - before;
+        assert!((5..=60).contains(&states), "{states} states of a thousand edits");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_goes_does_not_wait_for_those_that_come() {
+        let (events, mut snapshots) = follower();
+        let mut addresses: Vec<String> = Vec::new();
+        for n in 0..1000 {
+            addresses.push(format!("10.1.{}.{}", n / 250, n % 250));
+            events.send(slice(&addresses)).await.unwrap();
+            tokio::time::sleep(MS).await;
+        }
+        tokio::time::sleep(200 * MS).await;
+        snapshots.borrow_and_update();
+        // It has been lively: one more waits, and one less does not.
+        let began = Instant::now();
+        addresses.push("10.2.0.1".to_owned());
+        events.send(slice(&addresses)).await.unwrap();
+        snapshots.changed().await.unwrap();
+        assert!(began.elapsed() > 5 * MS, "{:?}", began.elapsed());
+        snapshots.borrow_and_update();
+        let began = Instant::now();
+        addresses.remove(0);
+        events.send(slice(&addresses)).await.unwrap();
+        snapshots.changed().await.unwrap();
+        assert!(began.elapsed() <= 3 * MS, "{:?}", began.elapsed());
+        assert_eq!(endpoints(&snapshots.borrow().world), 1000);
     }
 }

@@ -12,6 +12,8 @@ mod places;
 mod shapes;
 mod store;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod watch;
 

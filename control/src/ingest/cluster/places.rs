@@ -36,6 +36,8 @@ pub(super) struct Places {
     backends: HashMap<Name, Arc<Backends>>,
     /// Services to be looked at again.
     stale: HashSet<Name>,
+    /// Somebody who took requests takes none any more, since it was asked last.
+    lost: bool,
 }
 
 impl Places {
@@ -45,15 +47,26 @@ impl Places {
         if self.pods.get(&name).map(|(known, _)| known) == shape.as_ref() {
             return false;
         }
+        let was_ready =
+            self.pods.get(&name).is_some_and(|(_, pod)| pod.as_ref().is_some_and(|pod| pod.ready));
         self.touch_services_of(&name);
         match shape {
             Some(shape) => {
                 let pod = self.made(&name, &shape);
+                self.lost |= was_ready && !pod.as_ref().is_some_and(|pod| pod.ready);
                 self.pods.insert(name, (shape, pod));
             }
-            None => drop(self.pods.remove(&name)),
+            None => {
+                self.lost |= was_ready;
+                self.pods.remove(&name);
+            }
         }
         true
+    }
+
+    /// Whether somebody takes requests no more, since this was asked last.
+    pub(super) fn lost(&mut self) -> bool {
+        std::mem::take(&mut self.lost)
     }
 
     /// The same of a node.
@@ -93,8 +106,11 @@ impl Places {
         }
         if let Some(before) = before {
             self.services.remove(&name);
-            if let Some(slices) = self.slices.get_mut(&before) {
-                slices.remove(&name.1);
+            if let Some(slices) = self.slices.get_mut(&before)
+                && let Some(slice) = slices.remove(&name.1)
+            {
+                let still = shape.as_ref().map(ready).unwrap_or_default();
+                self.lost |= !ready(&slice).is_subset(&still);
             }
             self.stale.insert(before);
         }
@@ -266,6 +282,12 @@ impl Places {
         let workload = Arc::new(registry::pod(&entry, meta));
         Some(Arc::new(Pod { workload, ready, host_network: shape.spec.host_network }))
     }
+}
+
+/// The addresses of a slice that take requests.
+fn ready(slice: &SliceShape) -> HashSet<&str> {
+    let ready = slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready.unwrap_or(true));
+    ready.flat_map(|endpoint| &endpoint.addresses).map(String::as_str).collect()
 }
 
 fn locality_of(labels: &Labels) -> Locality {

@@ -78,6 +78,8 @@ pub(super) struct Store {
     places: Places,
     /// What has been said of an object since it changed last: nothing is reported twice.
     reported: BTreeSet<Diagnostic>,
+    /// The last state, of which the next one keeps what did not change.
+    world: World,
 }
 
 /// A state of the mesh.
@@ -178,6 +180,11 @@ impl Store {
         changed
     }
 
+    /// Whether somebody takes requests no more, since this was asked last.
+    pub(super) fn lost(&mut self) -> bool {
+        self.places.lost()
+    }
+
     /// Why the mesh's own settings cannot be taken, where they never could be.
     pub(super) fn mesh_refused(&self) -> Option<String> {
         let wrong = self.fragments.iter().find(|((kind, _), fragment)| {
@@ -187,8 +194,8 @@ impl Store {
         Some(errors.map(ToString::to_string).collect::<Vec<_>>().join("; "))
     }
 
-    /// The state of the mesh that follows.
-    pub(super) fn build(&mut self) -> Built {
+    /// All objects that are good, and what is to be said of them together.
+    pub(super) fn objects(&mut self) -> (Objects, Standings, Vec<Diagnostic>) {
         let mut objects = Objects::default();
         for fragment in self.fragments.values() {
             if let Some(good) = &fragment.good {
@@ -206,8 +213,15 @@ impl Store {
         let mut across = Vec::new();
         let standings = gateway_api::convert(&mut objects, &mut across);
         across.extend(leave_out(&mut objects));
+        (objects, standings, across)
+    }
+
+    /// The state of the mesh that follows.
+    pub(super) fn build(&mut self) -> Built {
+        let (objects, standings, mut across) = self.objects();
         let wanted = named_secrets(&objects);
-        let world = World::new(objects);
+        let world = self.world.next(objects);
+        self.world = world.clone();
         across.append(&mut validate::whole(&world));
         let mut verdicts = Verdicts::new();
         let mut diagnostics = Vec::new();

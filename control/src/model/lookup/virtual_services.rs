@@ -6,6 +6,7 @@ use crate::model::host;
 use crate::model::meta::Object;
 use crate::model::service::ExportTo;
 use crate::model::sidecar::EgressListener;
+use crate::model::values::Labels;
 use crate::model::virtual_service::{Destination, VirtualService};
 use crate::model::world::World;
 
@@ -20,6 +21,14 @@ impl VirtualService {
         let http = routes.chain(mirrors);
         let tls = self.tls.iter().flat_map(|rule| &rule.route).map(|route| &route.destination);
         let tcp = self.tcp.iter().flat_map(|rule| &rule.route).map(|route| &route.destination);
+        http.chain(tls).chain(tcp)
+    }
+
+    /// Every set of labels by which it tells clients apart.
+    pub fn source_labels(&self) -> impl Iterator<Item = &Labels> {
+        let http = self.http.iter().flat_map(|rule| &rule.matches).map(|wanted| &wanted.source_labels);
+        let tls = self.tls.iter().flat_map(|rule| &rule.matches).map(|wanted| &wanted.source_labels);
+        let tcp = self.tcp.iter().flat_map(|rule| &rule.matches).map(|wanted| &wanted.source_labels);
         http.chain(tls).chain(tcp)
     }
 }

@@ -129,8 +129,9 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
         }
     }
     let families = node.wildcards();
-    // Proxies of one namespace with the same labels get the same listeners.
-    let of_node = (&node.namespace, node.selected_by(world), &families, node.extensions);
+    // Proxies of one namespace with the same labels, as far as these matter, get the same listeners.
+    let labels = node.client_labels(world);
+    let of_node = (&node.namespace, &labels, &families, node.extensions);
     for ((_, port), mut parts) in listeners.0 {
         let any: Vec<String> = families.iter().map(|any| (*any).to_owned()).collect();
         let binds = if parts.binds.is_empty() { any } else { std::mem::take(&mut parts.binds) };

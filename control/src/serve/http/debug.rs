@@ -57,8 +57,8 @@ fn syncz(proxy: &Proxy) -> Value {
             ResourceType::Extension => "extensionconfig",
             ResourceType::Names => "nametable",
         };
-        status[format!("{name}_sent")] = json!(kind.sent);
-        status[format!("{name}_acked")] = json!(kind.acknowledged);
+        status[format!("{name}_sent")] = json!(kind.sent.as_deref());
+        status[format!("{name}_acked")] = json!(kind.acknowledged.as_deref());
         status[format!("{name}_status")] = match (&kind.refused, kind.synced) {
             (Some(_), _) => "ERROR",
             (None, true) => "SYNCED",
@@ -94,9 +94,10 @@ fn adsz(pages: &Pages) -> Value {
         })
         .collect();
     let memo = pages.cache.memo();
+    let encoded = memo.encoded();
     let rendered: serde_json::Map<_, _> =
         ResourceType::ALL.iter().map(|k| (k.short().to_owned(), memo.rendered(*k).into())).collect();
-    json!({"clients": clients, "rendered": rendered})
+    json!({"clients": clients, "rendered": rendered, "encoded_bytes": encoded})
 }
 
 fn configz(pages: &Pages) -> Value {
@@ -170,7 +171,8 @@ fn config_dump(pages: &Pages, query: &str) -> Answer {
         return (StatusCode::NOT_FOUND, TEXT, text);
     };
     let revision = pages.queue.clone().latest();
-    let all = pages.cache.resources(&revision, &proxy.node, proxy.identity.is_some());
+    let place = pages.cache.place(&proxy.node, proxy.identity.is_some());
+    let (_, all) = pages.cache.resources(&revision, &place);
     let mut dump = serde_json::Map::new();
     for (kind, resources) in all.iter() {
         let message = xds_protos::type_url::name(kind.type_url());

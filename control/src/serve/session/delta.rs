@@ -1,12 +1,16 @@
 //! Delta xDS: requests say what changed in the subscription, responses what changed in the resources.
 
-use std::sync::Arc;
+use xds_protos::ResourceType;
+use xds_protos::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+#[cfg(test)]
+use xds_protos::{
+    Any, envoy::service::discovery::v3::DeltaDiscoveryResponse,
+    envoy::service::discovery::v3::Resource as Wrapper,
+};
 
-use xds_protos::envoy::service::discovery::v3::Resource as Wrapper;
-use xds_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use xds_protos::{Any, ResourceType};
-
-use super::{Heard, Push, Session, named, unknown};
+#[cfg(test)]
+use super::Push;
+use super::{Heard, Session, named, unknown};
 use crate::render::Resource;
 
 impl Session {
@@ -14,6 +18,7 @@ impl Session {
     pub fn delta(&mut self, request: &DeltaDiscoveryRequest) -> Heard {
         let Some(kind) = ResourceType::from_type_url(&request.type_url) else { return Heard::Nothing };
         let first = !self.watches.contains_key(&kind);
+        let all = self.resources.get(&kind);
         let watch = self.watches.entry(kind).or_default();
         let mut heard = Heard::Nothing;
         if !request.response_nonce.is_empty() {
@@ -35,7 +40,7 @@ impl Session {
         if first {
             for (name, version) in &request.initial_resource_versions {
                 let held = Resource { version: version.as_str().into(), ..unknown() };
-                watch.held.insert(name.as_str().into(), held);
+                watch.holds(name.as_str().into(), Some(held));
                 if !kind.wildcard() {
                     watch.names.insert(name.as_str().into());
                 }
@@ -46,7 +51,7 @@ impl Session {
         }
         for name in named(&request.resource_names_subscribe) {
             if &*name == "*" {
-                watch.wildcard = true;
+                watch.subscribe_all();
                 watch.owed = true;
                 continue;
             }
@@ -54,29 +59,28 @@ impl Session {
             if !first {
                 watch.forced.insert(name.clone());
             }
-            watch.names.insert(name);
+            // One copy of a name serves all clients.
+            let name = all.and_then(|all| all.entry(&name)).map_or(name.clone(), |(known, _)| known.clone());
+            watch.subscribe(name);
             heard = Heard::Subscribed(kind);
         }
         for name in named(&request.resource_names_unsubscribe) {
             if &*name == "*" {
-                watch.wildcard = false;
+                watch.unsubscribe_all();
             }
-            watch.names.remove(&name);
-            watch.forced.remove(&name);
-            if !watch.wildcard {
-                // It forgot the resource; there is nothing to tell it.
-                watch.held.remove(&name);
-            }
+            watch.unsubscribe(&name);
         }
         heard
     }
 }
 
+/// What [`crate::serve`] writes block by block, as the whole that it is.
+#[cfg(test)]
 impl Push {
     /// As a delta response.
     pub fn into_delta(self) -> DeltaDiscoveryResponse {
         let url = self.kind.type_url();
-        let wrap = |(name, resource): (Arc<str>, Resource)| Wrapper {
+        let wrap = |(name, resource): (std::sync::Arc<str>, Resource)| Wrapper {
             name: name.to_string(),
             version: resource.version.to_string(),
             resource: Some(Any { type_url: url.into(), value: resource.bytes }),
@@ -87,7 +91,7 @@ impl Push {
             resources: self.upserts.into_iter().map(wrap).collect(),
             type_url: url.to_owned(),
             removed_resources: self.removed.iter().map(ToString::to_string).collect(),
-            nonce: self.nonce,
+            nonce: self.nonce.to_string(),
             ..DeltaDiscoveryResponse::default()
         }
     }

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 
 use xds_protos::ResourceType;
 
-use crate::render::{ROOTS, Resource, Resources};
-use watch::{Difference, Watch};
+use super::set::{Served, Set};
+use crate::render::{ROOTS, Resource};
+use watch::Watch;
 
 /// Listeners and routes wait this long at most for a client to take the clusters and endpoints that they refer to.
 const ORDER_LIMIT: Duration = Duration::from_secs(2);
@@ -42,7 +43,7 @@ pub struct Push {
     /// Names of those that are no more (delta only).
     pub removed: Vec<Arc<str>>,
     /// The response's nonce.
-    pub nonce: String,
+    pub nonce: Arc<str>,
     /// The version of the whole state.
     pub version: Arc<str>,
 }
@@ -65,8 +66,10 @@ pub enum Heard {
 pub struct Session {
     variant: Variant,
     watches: BTreeMap<ResourceType, Watch>,
-    resources: Arc<Resources>,
+    resources: Arc<Served>,
     version: Arc<str>,
+    /// Of kinds that there are none of.
+    nothing: Set,
     /// Tells this stream's nonces from those of another.
     stream: u64,
     sent: u64,
@@ -79,19 +82,35 @@ impl Session {
     pub fn new(
         variant: Variant,
         stream: u64,
-        resources: Arc<Resources>,
+        resources: Arc<Served>,
         version: Arc<str>,
         now: Instant,
     ) -> Self {
-        Self { variant, watches: BTreeMap::new(), resources, version, stream, sent: 0, began: now }
+        Self {
+            variant,
+            watches: BTreeMap::new(),
+            resources,
+            version,
+            nothing: Set::default(),
+            stream,
+            sent: 0,
+            began: now,
+        }
     }
 
     /// A new state of the mesh.
-    pub fn set(&mut self, resources: Arc<Resources>, version: Arc<str>, now: Instant) {
+    pub fn set(&mut self, resources: Arc<Served>, version: Arc<str>, now: Instant) {
         self.resources = resources;
         self.version = version;
         self.began = now;
-        self.watches.values_mut().for_each(|watch| watch.current = false);
+        for (kind, watch) in &mut self.watches {
+            // Most changes are of one kind.
+            watch.current = watch.is_at(self.resources.get(kind).unwrap_or(&self.nothing));
+        }
+    }
+
+    fn all(&self, kind: ResourceType) -> &Set {
+        self.resources.get(&kind).unwrap_or(&self.nothing)
     }
 
     /// The next response, if there is one to send now. Ask until there is none.
@@ -101,7 +120,8 @@ impl Session {
             self.unsettled(kind, now) || self.watches.get(&kind).is_some_and(|w| w.refused.is_some())
         });
         for kind in ResourceType::ALL {
-            if matches!(kind, ResourceType::Listener | ResourceType::Route) && self.must_wait(now) {
+            let refers = matches!(kind, ResourceType::Listener | ResourceType::Route);
+            if refers && (!self.doubtful(kind) || self.must_wait(now)) {
                 continue;
             }
             let keep = removals_later && matches!(kind, ResourceType::Cluster | ResourceType::Endpoint);
@@ -116,10 +136,11 @@ impl Session {
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let answers = self.watches.iter().filter_map(|(kind, watch)| {
             let since = watch.unanswered?;
-            let behind = watch.owed || !watch.difference(*kind, &self.resources).is_empty();
+            let behind = watch.owed || !watch.difference(*kind, self.all(*kind)).is_empty();
             behind.then_some(since + watch::ANSWER_LIMIT)
         });
-        let order = self.must_wait(now).then_some(self.began + ORDER_LIMIT);
+        let refers = [ResourceType::Listener, ResourceType::Route].iter().any(|kind| self.doubtful(*kind));
+        let order = (refers && self.must_wait(now)).then_some(self.began + ORDER_LIMIT);
         answers.chain(order).filter(|at| *at > now).min()
     }
 
@@ -130,11 +151,11 @@ impl Session {
             sent: watch.nonce.clone(),
             acknowledged: watch.acked.clone(),
             refused: watch.refused.clone(),
-            resources: watch.held.len(),
-            synced: watch.unanswered.is_none() && watch.difference(*kind, &self.resources).is_empty(),
+            resources: watch.count(),
+            synced: watch.unanswered.is_none() && watch.difference(*kind, self.all(*kind)).is_empty(),
             roots: watch.names.contains(ROOTS).then(|| {
                 let taken = watch.unanswered.is_none() && watch.refused.is_none();
-                watch.held.get(ROOTS).filter(|_| taken).map(|r| r.version.clone())
+                watch.held(ROOTS).filter(|_| taken).map(|r| r.version.clone())
             }),
         };
         self.watches.iter().map(status).collect()
@@ -147,7 +168,12 @@ impl Session {
 
     /// Whether a type has something on its way, or yet to be sent.
     fn unsettled(&self, kind: ResourceType, now: Instant) -> bool {
-        self.watches.get(&kind).is_some_and(|w| w.waiting(now) || w.owed || w.behind(kind, &self.resources))
+        self.watches.get(&kind).is_some_and(|w| w.waiting(now) || w.owed || w.behind(kind, self.all(kind)))
+    }
+
+    /// Whether there may be something to send of a type.
+    fn doubtful(&self, kind: ResourceType) -> bool {
+        self.watches.get(&kind).is_some_and(|watch| !watch.current || watch.owed)
     }
 
     /// Whether listeners and routes would refer to clusters that the client does not have yet.
@@ -165,9 +191,9 @@ impl Session {
             return false;
         };
         let endpoints = self.watches.get(&ResourceType::Endpoint);
-        assignments
-            .keys()
-            .any(|name| clusters.held.contains_key(name) && endpoints.is_none_or(|w| !w.names.contains(name)))
+        assignments.iter().any(|(name, _)| {
+            endpoints.is_none_or(|w| !w.names.contains(name)) && clusters.held(name).is_some()
+        })
     }
 
     fn push(&mut self, kind: ResourceType, keep_removed: bool, now: Instant) -> Option<Push> {
@@ -175,25 +201,23 @@ impl Session {
         if watch.waiting(now) {
             return None;
         }
-        let mut difference = watch.difference(kind, &self.resources);
-        watch.current = difference.is_empty();
-        if keep_removed {
-            difference.removed.clear();
-        }
         // The state of the world has no word for a removal of what is not sent as a full set.
         let full_set = self.variant == Variant::StateOfTheWorld && kind.wildcard();
-        if self.variant == Variant::StateOfTheWorld && !full_set {
-            for name in std::mem::take(&mut difference.removed) {
-                watch.held.remove(&name);
-            }
-        }
+        let silent = self.variant == Variant::StateOfTheWorld && !full_set;
+        let all = self.resources.get(&kind).unwrap_or(&self.nothing);
+        let difference = watch.catch_up(kind, all, keep_removed, silent);
         if difference.is_empty() && !watch.owed {
             return None;
         }
         let changed: Vec<Arc<str>> = difference.upserts.iter().map(|(name, _)| name.clone()).collect();
-        let push = watch.send(difference, full_set);
+        watch.forced.clear();
+        watch.owed = false;
+        let (upserts, removed) = match full_set {
+            true => (watch.everything(), Vec::new()),
+            false => (difference.upserts, difference.removed),
+        };
         self.sent += 1;
-        let nonce = format!("{}/{:x}-{}", self.version, self.stream, self.sent);
+        let nonce: Arc<str> = format!("{}/{:x}-{}", self.version, self.stream, self.sent).into();
         watch.nonce = Some(nonce.clone());
         watch.unanswered = Some(now);
         if kind == ResourceType::Cluster {
@@ -204,32 +228,7 @@ impl Session {
                 endpoints.current = false;
             }
         }
-        Some(Push {
-            kind,
-            upserts: push.upserts,
-            removed: push.removed,
-            nonce,
-            version: self.version.clone(),
-        })
-    }
-}
-
-impl Watch {
-    /// Marks the difference as sent; a full set holds everything that the client is to keep.
-    fn send(&mut self, mut difference: Difference, full_set: bool) -> Difference {
-        for (name, resource) in &difference.upserts {
-            self.held.insert(name.clone(), resource.clone());
-        }
-        for name in &difference.removed {
-            self.held.remove(name);
-        }
-        self.forced.clear();
-        self.owed = false;
-        if full_set {
-            difference.removed.clear();
-            difference.upserts = self.held.iter().map(|(n, r)| (n.clone(), r.clone())).collect();
-        }
-        difference
+        Some(Push { kind, upserts, removed, nonce, version: self.version.clone() })
     }
 }
 
@@ -239,9 +238,9 @@ pub struct TypeStatus {
     /// The type.
     pub kind: ResourceType,
     /// The nonce of the last response.
-    pub sent: Option<String>,
+    pub sent: Option<Arc<str>>,
     /// Of the last that was taken.
-    pub acknowledged: Option<String>,
+    pub acknowledged: Option<Arc<str>>,
     /// Why the last was not.
     pub refused: Option<String>,
     /// How many the client holds.

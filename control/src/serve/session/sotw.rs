@@ -7,10 +7,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use xds_protos::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
-use xds_protos::{Any, ResourceType};
+use xds_protos::ResourceType;
+use xds_protos::envoy::service::discovery::v3::DiscoveryRequest;
+#[cfg(test)]
+use xds_protos::{Any, envoy::service::discovery::v3::DiscoveryResponse};
 
-use super::{Heard, Push, Session, named};
+#[cfg(test)]
+use super::Push;
+use super::{Heard, Session, named};
 
 impl Session {
     /// Takes a state-of-the-world request.
@@ -34,7 +38,7 @@ impl Session {
         if request.response_nonce.is_empty() || !known {
             watch.wildcard = kind.wildcard() && names.is_empty();
             watch.names = names;
-            watch.held.clear();
+            watch.holds_nothing();
             watch.current = false;
             watch.unanswered = None;
             watch.owed = true;
@@ -45,13 +49,17 @@ impl Session {
         }
         let added: Vec<_> = names.difference(&watch.names).cloned().collect();
         let gone: Vec<_> = watch.names.difference(&names).cloned().collect();
-        if !kind.wildcard() {
-            gone.iter().for_each(|name| {
-                watch.held.remove(name);
-            });
-        }
         watch.current &= added.is_empty() && gone.is_empty();
-        watch.names = names;
+        for name in &added {
+            watch.subscribe(name.clone());
+        }
+        for name in &gone {
+            match kind.wildcard() {
+                // It holds it until the next full set.
+                true => watch.let_go(name),
+                false => watch.unsubscribe(name),
+            }
+        }
         if added.is_empty() {
             return Heard::Acknowledged(kind);
         }
@@ -60,6 +68,8 @@ impl Session {
     }
 }
 
+/// What [`crate::serve`] writes block by block, as the whole that it is.
+#[cfg(test)]
 impl Push {
     /// As a state-of-the-world response.
     pub fn into_sotw(self) -> DiscoveryResponse {
@@ -72,7 +82,7 @@ impl Push {
                 .map(|(_, resource)| Any { type_url: url.into(), value: resource.bytes })
                 .collect(),
             type_url: url.to_owned(),
-            nonce: self.nonce,
+            nonce: self.nonce.to_string(),
             ..DiscoveryResponse::default()
         }
     }

@@ -12,8 +12,8 @@ const LDS: ResourceType = ResourceType::Listener;
 const RDS: ResourceType = ResourceType::Route;
 
 /// `cds a@1 b@1, eds a@1`.
-fn all(text: &str) -> Arc<Resources> {
-    let mut resources = Resources::new();
+fn all(text: &str) -> Arc<Served> {
+    let mut resources = Served::new();
     for group in text.split(',') {
         let mut words = group.split_whitespace();
         let short = words.next().unwrap();
@@ -24,7 +24,7 @@ fn all(text: &str) -> Arc<Resources> {
                 Resource { bytes: Bytes::copy_from_slice(word.as_bytes()), version: version.into() };
             (Arc::from(name), resource)
         });
-        resources.insert(kind, named.collect());
+        resources.insert(kind, Set::from(named.collect::<BTreeMap<_, _>>()));
     }
     Arc::new(resources)
 }
@@ -56,7 +56,7 @@ impl Client {
         for name in &push.removed {
             text.push_str(&format!(" -{name}"));
         }
-        self.last.insert(push.kind, push.nonce);
+        self.last.insert(push.kind, push.nonce.to_string());
         text
     }
 
