@@ -44,6 +44,15 @@ impl Process {
         Ok(Self { child, log: log.to_owned() })
     }
 
+    /// Starts a program on whatever processor is free.
+    pub fn start_anywhere(mut command: Command, log: &Path) -> anyhow::Result<Self> {
+        let (out, err) = (File::create(log)?, File::options().append(true).open(log)?);
+        command.stdin(Stdio::null()).stdout(out).stderr(err);
+        let child =
+            command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?;
+        Ok(Self { child, log: log.to_owned() })
+    }
+
     /// Waits until it accepts connections.
     pub fn ready(&mut self, address: SocketAddr) -> anyhow::Result<()> {
         let end = Instant::now() + Duration::from_secs(20);
