@@ -68,6 +68,12 @@ codes! {
     RateLimitNeverDecides = 115, Warning;
     /// Who is to count for a limit is not there, or cannot be asked.
     RateLimitWithoutService = 116, Warning;
+    /// Some workloads of a service's namespace are guarded by policies, and its own by none.
+    OpenBesideGuarded = 117, Info;
+    /// Keys of a token issuer are fetched in plain text.
+    KeysInPlainText = 118, Warning;
+    /// Tokens that were issued for somebody else are taken.
+    TokenForAnyAudience = 119, Info;
     /// The last tries of a request never happen.
     RetriesCutShort = 201, Warning;
     /// A request that changes something may be done twice.
@@ -84,6 +90,56 @@ codes! {
     EgressCanBeBypassed = 207, Info;
     /// An egress gateway has a host that nobody declares.
     HostNotDeclared = 208, Warning;
+    /// A rule sends requests to a service that is not there, or that does not let itself be seen.
+    DestinationUnknown = 209, Warning;
+    /// A rule sends requests to a port that the service does not have.
+    DestinationPortUnknown = 210, Warning;
+    /// A VirtualService is bound to a Gateway that is not there.
+    GatewayUnknown = 211, Warning;
+    /// A Gateway does not take in the hosts of a VirtualService that is bound to it.
+    HostNotOnGateway = 212, Warning;
+    /// Earlier routes take everything that a route matches.
+    RouteNeverReached = 213, Warning;
+    /// An earlier match takes everything that a match is about.
+    MatchNeverReached = 214, Info;
+    /// Two VirtualServices speak for one host in the mesh, and one of them is not heard.
+    HostsConflict = 215, Warning;
+    /// A DestinationRule is about a host that no service has.
+    RulesForNoService = 216, Warning;
+    /// Two DestinationRules say something about the same, and one of them is not heard.
+    RulesConflict = 217, Warning;
+    /// Two Sidecars select the same workload.
+    SidecarsSelectSame = 218, Warning;
+    /// A namespace has two Sidecars for all its workloads.
+    SeveralDefaultSidecars = 219, Warning;
+    /// The Service before a gateway has no such port as a Gateway opens.
+    GatewayPortNotServed = 220, Warning;
+    /// A Gateway's certificate is not there.
+    CredentialMissing = 221, Warning;
+    /// Two Gateways open one port for one host.
+    GatewaysConflict = 222, Warning;
+    /// The certificate of a server outside is not looked at.
+    ServerNotVerified = 223, Warning;
+    /// Nothing says what is spoken at a port.
+    PortProtocolUnknown = 224, Info;
+    /// Two Services say of one port of a workload that different things are spoken there.
+    PortProtocolsConflict = 225, Warning;
+    /// Requests are not spread over a service's endpoints.
+    BalancingOff = 226, Warning;
+    /// A workload is part of no service.
+    WorkloadWithoutService = 227, Info;
+    /// Two ServiceEntries declare one host, and one of them is not heard.
+    EntriesConflict = 228, Warning;
+    /// An object is exported to a namespace that is not there.
+    ExportedToNobody = 229, Warning;
+    /// Connections end after few requests, and each begins with a TLS handshake.
+    HandshakesRepeat = 230, Info;
+    /// So few endpoints may be ejected that none ever is.
+    EjectionNeverHappens = 231, Warning;
+    /// Every web site may read answers with its visitor's credentials.
+    CorsOpenToAll = 232, Warning;
+    /// All requests of a host fail, or wait, because that was injected.
+    FaultForEverybody = 233, Warning;
 }
 
 impl fmt::Display for Code {

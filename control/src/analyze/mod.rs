@@ -9,12 +9,19 @@ mod authorization;
 #[cfg(test)]
 mod cases;
 mod code;
+mod destinations;
 mod edges;
+mod exports;
+mod gateways;
 mod matching;
 mod peers;
 mod rate_limits;
+mod reach;
+mod rules;
 mod scene;
 mod selectors;
+mod services;
+mod sidecars;
 mod tokens;
 mod traffic;
 
@@ -116,6 +123,13 @@ pub fn analyze(world: &World) -> Vec<Message> {
     peers::find(&scene, &mut found);
     traffic::find(&scene, &mut found);
     rate_limits::find(&scene, &mut found);
+    destinations::find(&scene, &mut found);
+    reach::find(&scene, &mut found);
+    gateways::find(&scene, &mut found);
+    rules::find(&scene, &mut found);
+    services::find(&scene, &mut found);
+    sidecars::find(&scene, &mut found);
+    exports::find(&scene, &mut found);
     found.sort();
     found.dedup();
     found

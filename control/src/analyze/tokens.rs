@@ -8,6 +8,33 @@ use crate::model::authorization_policy::AuthorizationAction;
 pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
     never_required(scene, found);
     never_verified(scene, found);
+    issuers(scene, found);
+}
+
+/// How keys are fetched, and for whom tokens must have been issued.
+fn issuers(scene: &Scene<'_>, found: &mut Vec<Message>) {
+    for authentication in scene.world.request_authentications() {
+        for (index, rule) in authentication.spec.jwt_rules.iter().enumerate() {
+            let path = format!("spec.jwtRules[{index}]");
+            let meta = &authentication.meta;
+            if rule.jwks_uri.starts_with("http://") {
+                let why = format!(
+                    "whoever stands between can put keys of their own into {}, and sign what they like",
+                    rule.jwks_uri
+                );
+                let help = "use https, or write the keys down (jwks)";
+                found.push(Message::of(Code::KeysInPlainText, meta, format!("{path}.jwksUri"), why, help));
+            }
+            if rule.audiences.is_empty() {
+                let why = format!(
+                    "every token of {:?} is taken, also one that was issued for another service",
+                    rule.issuer
+                );
+                let help = "name whom tokens must be for (audiences)";
+                found.push(Message::of(Code::TokenForAnyAudience, meta, path, why, help));
+            }
+        }
+    }
 }
 
 fn never_required(scene: &Scene<'_>, found: &mut Vec<Message>) {
