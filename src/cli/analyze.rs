@@ -1,4 +1,4 @@
-//! `weft analyze`: what a directory of YAML says that is wrong, or probably not meant so.
+//! `weft analyze`: what a directory of YAML or a cluster says that is wrong, or probably not meant so.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,13 +9,17 @@ use weft_control::ingest::{Diagnostic, load_dir};
 use weft_control::model::Severity;
 
 use super::token::Output;
+use crate::configuration::ClusterArgs;
 
-/// Looks for what is wrong in a directory of YAML, or probably not meant so
+/// Looks for what is wrong in a directory of YAML or in a cluster, or probably not meant so
 #[derive(Args, Debug)]
 pub struct AnalyzeArgs {
     /// The directory of YAML that describes the mesh
-    #[arg(value_name = "DIR", default_value = ".")]
+    #[arg(value_name = "DIR", default_value = ".", conflicts_with_all = ["cluster", "kubeconfig"])]
     dir: PathBuf,
+    /// Or a cluster
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// How the findings are printed
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -26,9 +30,15 @@ pub struct AnalyzeArgs {
 
 /// Prints what is found. Exit code 1: there are errors, or warnings if those count.
 pub(super) fn main(args: &AnalyzeArgs) -> anyhow::Result<ExitCode> {
-    let outcome = load_dir(&args.dir);
-    let mut found: Vec<Message> = outcome.diagnostics.iter().map(of_reader).collect();
-    found.extend(outcome.world.iter().flat_map(analyze));
+    let (world, diagnostics) = if args.cluster.is_meant() {
+        let snapshot = args.cluster.snapshot()?;
+        (Some(snapshot.world.clone()), snapshot.diagnostics.to_vec())
+    } else {
+        let outcome = load_dir(&args.dir);
+        (outcome.world, outcome.diagnostics)
+    };
+    let mut found: Vec<Message> = diagnostics.iter().map(of_reader).collect();
+    found.extend(world.iter().flat_map(analyze));
     found.sort();
     let count = |severity| found.iter().filter(|message| message.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));

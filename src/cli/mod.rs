@@ -4,6 +4,8 @@ mod analyze;
 mod authz;
 mod ca;
 mod cert;
+mod describe;
+mod drift;
 mod duration;
 mod inject;
 mod plan;
@@ -60,7 +62,7 @@ pub enum Command {
     /// Says who may do what: runs the policy that the proxies of a directory's mesh would get
     #[command(subcommand)]
     Authz(authz::AuthzCommand),
-    /// Looks for what is wrong in a directory of YAML, or probably not meant so
+    /// Looks for what is wrong in a directory of YAML or in a cluster, or probably not meant so
     Analyze(analyze::AnalyzeArgs),
     /// Puts sidecars into the workloads of a file, as the control plane does in a cluster
     Inject(Box<inject::InjectArgs>),
@@ -76,6 +78,13 @@ pub enum Command {
     TrafficStatus(crate::inspect::TrafficArgs),
     /// Shows what a proxy has: its listeners, routes, clusters, endpoints, secrets, bootstrap, or what it logs
     ProxyConfig(crate::inspect::ConfigArgs),
+    /// Says what holds for a workload or a service: where it is, who may come, and by which rules
+    #[command(subcommand)]
+    Describe(describe::DescribeCommand),
+    /// Says where a cluster has not what a directory says
+    Drift(drift::DriftArgs),
+    /// Gathers what is needed to see what is wrong with a mesh into one file
+    BugReport(crate::inspect::BugReportArgs),
     /// Shows the version of this program; with --control also those of a control plane and of its proxies
     Version(crate::inspect::VersionArgs),
 }
@@ -112,6 +121,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::ProxyStatus(args) => crate::inspect::status(&args)?,
         Command::TrafficStatus(args) => crate::inspect::traffic(&args)?,
         Command::ProxyConfig(args) => crate::inspect::config(&args)?,
+        Command::Describe(command) => describe::main(&command)?,
+        Command::Drift(args) => return drift::main(&args),
+        Command::BugReport(args) => crate::inspect::bug_report(&args)?,
         Command::Version(args) => crate::inspect::version(&args)?,
     }
     Ok(ExitCode::SUCCESS)

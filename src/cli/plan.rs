@@ -8,7 +8,8 @@ use clap::Args;
 use serde_json::Value;
 
 use super::token::Output;
-use crate::plan::{Base, Change, Changed, Difference, Plan, What, plan, read, read_base};
+use crate::configuration::read;
+use crate::plan::{Base, Change, Changed, Difference, Plan, What, plan, read_base};
 
 /// Says what a change of a directory would change in the xDS of which proxies
 #[derive(Args, Debug)]

@@ -27,7 +27,7 @@ pub struct TestArgs {
 
 /// Prints the outcomes. Exit code 1: a case failed.
 pub(super) fn main(args: &TestArgs) -> anyhow::Result<ExitCode> {
-    let world = crate::plan::read(&args.dir)?;
+    let world = crate::configuration::read(&args.dir)?;
     let directories = if args.tests.is_empty() { std::slice::from_ref(&args.dir) } else { &args.tests };
     let outcomes = run(&world, directories)?;
     let failed = outcomes.iter().filter(|outcome| !outcome.failures.is_empty()).count();

@@ -1,6 +1,7 @@
 //! What a running mesh is asked: `weft proxy-status` and `weft version` ask a control plane, `weft proxy-config` a proxy (Weft's,
-//! or an Envoy: the pages are the same).
+//! or an Envoy: the pages are the same), and `weft bug-report` everybody.
 
+mod bug_report;
 mod config;
 mod rows;
 mod status;
@@ -14,6 +15,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use serde_json::Value;
 
+pub use bug_report::{BugReportArgs, main as bug_report};
 pub use config::{ConfigArgs, main as config};
 pub use status::{StatusArgs, main as status};
 pub use traffic::{TrafficArgs, main as traffic};

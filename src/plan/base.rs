@@ -4,8 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
-use weft_control::ingest::{LoadOutcome, load_dir, load_texts};
+use weft_control::ingest::load_texts;
 use weft_control::model::World;
+
+use crate::configuration::{accepted, read};
 
 /// Where the state before comes from.
 #[derive(Clone, Debug)]
@@ -24,14 +26,6 @@ impl Base {
     }
 }
 
-/// The state that a directory describes.
-///
-/// # Errors
-/// What is wrong with it, line by line.
-pub fn read(dir: &Path) -> anyhow::Result<World> {
-    accepted(load_dir(dir), &dir.display().to_string())
-}
-
 /// The state before: what `base` says of `dir`.
 ///
 /// # Errors
@@ -43,13 +37,6 @@ pub fn read_base(dir: &Path, base: &Base) -> anyhow::Result<World> {
             accepted(load_texts(&at_revision(dir, revision)?), &format!("{} of {revision}", dir.display()))
         }
     }
-}
-
-fn accepted(outcome: LoadOutcome, what: &str) -> anyhow::Result<World> {
-    outcome.into_result().map_err(|diagnostics| {
-        let errors: Vec<_> = diagnostics.iter().filter(|d| d.is_error()).map(ToString::to_string).collect();
-        anyhow::anyhow!("{what} is refused:\n{}", errors.join("\n"))
-    })
 }
 
 /// The configuration files that git has of a directory, by name.

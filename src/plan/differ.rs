@@ -23,8 +23,13 @@ pub struct Difference {
 pub(super) fn differences(kind: ResourceType, was: &Resource, is: &Resource) -> Vec<Difference> {
     let name = xds_protos::type_url::name(kind.type_url());
     let value = |resource: &Resource| xds_protos::json::bytes_to_value(name, &resource.bytes);
+    values(Some(&value(was)), Some(&value(is)))
+}
+
+/// Where two values differ.
+pub fn values(was: Option<&Value>, is: Option<&Value>) -> Vec<Difference> {
     let mut found = Vec::new();
-    compare(&mut String::new(), Some(&value(was)), Some(&value(is)), &mut found);
+    compare(&mut String::new(), was, is, &mut found);
     found
 }
 
@@ -114,8 +119,7 @@ mod tests {
     use super::*;
 
     fn told(was: Value, is: Value) -> Vec<String> {
-        let mut found = Vec::new();
-        compare(&mut String::new(), Some(&was), Some(&is), &mut found);
+        let found = values(Some(&was), Some(&is));
         let text = |value: Option<Value>| value.map_or("-".to_owned(), |v| v.to_string());
         found.into_iter().map(|d| format!("{} {} {}", d.path, text(d.before), text(d.after))).collect()
     }

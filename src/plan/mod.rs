@@ -12,8 +12,8 @@ use weft_control::model::{Severity, Workload, World};
 use weft_control::render::{Interception, Memo, ProxyKind, Resource, Resources, render};
 use xds_protos::ResourceType;
 
-pub use base::{Base, read, read_base};
-pub use differ::Difference;
+pub use base::{Base, read_base};
+pub use differ::{Difference, values};
 
 /// What a change comes to.
 #[derive(Debug, Serialize)]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::Value;
+use weft_control::ingest::list_files;
 use weft_control::model::World;
 use weft_control::serve::keys::KeyFetcher;
 
@@ -49,7 +50,9 @@ pub fn run(world: &World, directories: &[PathBuf]) -> anyhow::Result<Vec<Outcome
     let world = &runtime.block_on(KeyFetcher::unasked(world));
     let mut proxies = Proxies { world, routers: BTreeMap::new(), judges: BTreeMap::new() };
     for directory in directories {
-        for file in files(directory)? {
+        for file in
+            list_files(directory).with_context(|| format!("{} cannot be read", directory.display()))?
+        {
             for (test, cases) in read(&file)? {
                 for case in cases {
                     let (failures, found) = match proxies.found(&case) {
@@ -111,30 +114,6 @@ impl Proxies<'_> {
             }
         }
     }
-}
-
-/// The YAML files of a directory and of those below it, in the order of their names.
-fn files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut left = vec![directory.to_owned()];
-    while let Some(directory) = left.pop() {
-        let entries = std::fs::read_dir(&directory)
-            .with_context(|| format!("{} cannot be read", directory.display()))?;
-        for entry in entries {
-            let entry = entry?;
-            let (path, kind) = (entry.path(), entry.file_type()?);
-            let hidden = entry.file_name().as_encoded_bytes().first() == Some(&b'.');
-            let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
-            match (hidden, kind.is_dir()) {
-                (true, _) => {}
-                (false, true) => left.push(path),
-                (false, false) if yaml => found.push(path),
-                (false, false) => {}
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// The tests of a file: names and cases.

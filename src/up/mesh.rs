@@ -110,7 +110,7 @@ impl Mesh {
         }
         let mut files = files::RunDir::make(options.run_dir.as_deref())?;
         // What is wrong with it is said of the files that the user wrote, not of a copy.
-        load(&options.dir)?;
+        crate::configuration::read(&options.dir)?;
         let config_dir = if options.copy || options.loopback.is_some() {
             let copy = files.path().join("config");
             rewrite::copy(&options.dir, &copy, options.loopback)?;
@@ -118,7 +118,7 @@ impl Mesh {
         } else {
             options.dir.clone()
         };
-        let world = load(&config_dir)?;
+        let world = crate::configuration::read(&config_dir)?;
         let (workloads, elsewhere) =
             plan::workloads(&world)?.into_iter().partition::<Vec<_>, _>(|w| ports::is_local(w.address));
         if workloads.is_empty() {
@@ -372,14 +372,6 @@ impl Mesh {
 /// The first start makes an RSA key of 4096 bits, which takes as long as luck wants.
 const CONTROL_LIMIT: Duration = Duration::from_secs(60);
 const PROBE: Duration = Duration::from_secs(2);
-
-fn load(dir: &Path) -> anyhow::Result<weft_control::model::World> {
-    weft_control::ingest::load_dir(dir).into_result().map_err(|diagnostics| {
-        let errors: Vec<_> =
-            diagnostics.iter().filter(|d| d.is_error()).map(|d| format!("\n  {d}")).collect();
-        anyhow::anyhow!("the configuration is refused:{}", errors.concat())
-    })
-}
 
 /// Every address that will be bound, with what for.
 fn needed(control: &ControlAddresses, workloads: &[Workload]) -> Vec<(SocketAddr, String)> {

@@ -1,5 +1,8 @@
 //! `weft proxy-status`, `weft proxy-config` and `weft version`, asked of a control plane and a proxy that run.
 
+use std::collections::BTreeMap;
+use std::io::Read as _;
+
 use serde_json::Value;
 
 use super::support::control::Control;
@@ -26,6 +29,20 @@ fn said(arguments: &[&str]) -> String {
     let output = weft(arguments);
     assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
     stdout(&output)
+}
+
+/// The pages of a report, without its first directory.
+fn pages(report: &std::path::Path) -> BTreeMap<String, String> {
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(report).unwrap()));
+    let mut found = BTreeMap::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().strip_prefix("weft-bug-report").unwrap().display().to_string();
+        let mut text = String::new();
+        entry.read_to_string(&mut text).unwrap();
+        found.insert(name, text);
+    }
+    found
 }
 
 #[test]
@@ -112,6 +129,18 @@ fn a_running_mesh_says_who_is_there_and_what_each_has() {
     assert!(!output.status.success() && stderr(&output).contains("--level"), "{}", stderr(&output));
     let output = weft(&["proxy-config", "clusters", "127.0.71.99"]);
     assert!(!output.status.success() && stderr(&output).contains("admin interface at 127.0.71.99:15000"));
+
+    let report = control.config("../report.tar.gz");
+    let file = report.to_str().unwrap();
+    said(&["bug-report", "--control", CONTROL, "--proxy", PROXY, "--proxy", "127.0.71.99", "--file", file]);
+    let pages = pages(&report);
+    let of = |name: &str| pages.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", pages.keys()));
+    assert!(of("proxy-127.0.71.10_15000/config_dump.json").contains("web.shop.svc.cluster.local"));
+    assert!(of("control-127.0.71.1_8080/proxies.json").contains("web-1.shop"));
+    assert!(of("report.json").contains("127.0.71.99:15000"), "{}", of("report.json"));
+    assert!(pages.values().all(|page| !page.contains("PRIVATE KEY")));
+    let output = weft(&["bug-report", "--proxy", "127.0.71.99", "--file", file]);
+    assert!(!output.status.success() && stderr(&output).contains("nobody answers"), "{}", stderr(&output));
 
     let all: Value =
         serde_json::from_str(&said(&["version", "--control", CONTROL, "--output", "json"])).unwrap();

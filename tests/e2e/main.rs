@@ -19,6 +19,7 @@ mod configuration_tests;
 mod credentials;
 mod demo;
 mod deny_lists;
+mod describe;
 mod dns;
 mod drain;
 mod expiry;

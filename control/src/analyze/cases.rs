@@ -93,3 +93,17 @@ fn codes_are_told_apart_by_number() {
     assert_eq!(numbers.len(), Code::ALL.len());
     assert_eq!(Code::DefaultDeny.to_string(), "WEFT0101");
 }
+
+#[test]
+fn every_code_is_in_the_documentation() {
+    let text = include_str!("../../../docs/analysis.md");
+    for code in Code::ALL {
+        let severity = match code.severity() {
+            crate::model::Severity::Error => "error",
+            crate::model::Severity::Warning => "warning",
+            crate::model::Severity::Info => "note",
+        };
+        let row = format!("| {code} | {} | {severity} |", code.name());
+        assert!(text.lines().any(|line| line.starts_with(&row)), "docs/analysis.md has no row {row}");
+    }
+}

@@ -131,7 +131,10 @@ fn finish(collector: Collector) -> LoadOutcome {
 }
 
 /// The configuration files below a directory, sorted.
-pub(super) fn list_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// It, or one below it, cannot be read.
+pub fn list_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     visit(dir, 0, &mut files)?;
     files.sort();

@@ -28,5 +28,5 @@ pub use check::check_object;
 pub use debounce::DebounceArgs;
 pub use diagnostic::{Diagnostic, Severity};
 pub use document::Skipped;
-pub use load::{LoadOutcome, load_dir, load_str, load_texts};
+pub use load::{LoadOutcome, list_files, load_dir, load_str, load_texts};
 pub use watch::{Snapshot, Watcher};

@@ -3,13 +3,12 @@
 mod text;
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use weft_control::ingest::load_dir;
 use weft_control::model::{KeySource, Workload, World};
 use weft_control::serve::deny_lists::ListReader;
 use weft_control::serve::keys::KeyFetcher;
@@ -17,6 +16,7 @@ use weft_control::serve::reading::Reads;
 
 use super::token::Output;
 use crate::authz::{Answer, Decision, Judge, Question, Request, identity, workload};
+use crate::configuration;
 
 /// Says who may do what: runs the policy that the proxies of a directory's mesh would get
 #[derive(Subcommand, Debug)]
@@ -103,14 +103,6 @@ pub(super) fn main(command: AuthzCommand) -> ExitCode {
     })
 }
 
-/// Reads the directory; warnings are none of this command's business.
-fn load(dir: &Path) -> anyhow::Result<World> {
-    load_dir(dir).into_result().map_err(|diagnostics| {
-        let errors: Vec<_> = diagnostics.iter().filter(|d| d.is_error()).map(ToString::to_string).collect();
-        anyhow::anyhow!("{}: the configuration has errors:\n{}", dir.display(), errors.join("\n"))
-    })
-}
-
 /// The world with keys for tokens: fetched if one may be shown.
 fn with_keys(world: &World, fetch: bool, roots: Option<PathBuf>) -> anyhow::Result<(World, Vec<String>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -144,7 +136,7 @@ fn with_lists(world: World, target: &Workload) -> anyhow::Result<(World, Vec<Str
 }
 
 fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
-    let world = load(&args.common.dir)?;
+    let world = configuration::read(&args.common.dir)?;
     let target = workload(&world, &args.to)?;
     let from = args.from.as_deref().map(|text| identity(&world, text, args.any_identity)).transpose()?;
     let headers = headers(args)?;
@@ -243,7 +235,7 @@ fn headers(args: &CheckArgs) -> anyhow::Result<Vec<(String, String)>> {
 }
 
 fn who_can(args: &WhoCanArgs) -> anyhow::Result<ExitCode> {
-    let world = load(&args.common.dir)?;
+    let world = configuration::read(&args.common.dir)?;
     let target = workload(&world, &args.workload)?;
     let (world, _) = with_keys(&world, false, None)?;
     let judge = Judge::new(&world, &target)?;

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod gateway_api;
+mod commands;
 mod mesh;
 mod roles;
 mod server;
