@@ -26,9 +26,10 @@ const FILES: [(&str, &str); 5] = [
     ("files/profiles/production.yaml", include_str!("../../deploy/helm/weft/files/profiles/production.yaml")),
 ];
 /// Definitions of resources.
-const DEFINITIONS: [(&str, &str); 3] = [
+const DEFINITIONS: [(&str, &str); 4] = [
     ("networking.istio.io.yaml", include_str!("../../deploy/crds/networking.istio.io.yaml")),
     ("security.istio.io.yaml", include_str!("../../deploy/crds/security.istio.io.yaml")),
+    ("telemetry.istio.io.yaml", include_str!("../../deploy/crds/telemetry.istio.io.yaml")),
     ("weft.dev.yaml", include_str!("../../deploy/crds/weft.dev.yaml")),
 ];
 /// The chart's own values.

@@ -105,3 +105,55 @@ fn both_sides_of_a_hop_count_each_request_once_with_istios_labels() {
         mesh.shutdown().await.unwrap();
     });
 }
+
+/// What this Telemetry says reaches a running proxy, and what is taken away again is as before.
+#[test]
+fn a_telemetry_drops_metrics_and_makes_labels_of_requests() {
+    let _alone = alone();
+    runtime().block_on(async {
+        let pair = Pair::new(94);
+        pair.write(
+            "telemetry.yaml",
+            "apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: pair, namespace: pair}
+spec:
+  metrics:
+    - overrides:
+        - match: {metric: REQUEST_COUNT, mode: SERVER}
+          tagOverrides:
+            plan: {value: \"'x-plan' in request.headers ? request.headers['x-plan'] : 'none'\"}
+            source_version: {operation: REMOVE}
+        - {match: {metric: RESPONSE_SIZE}, disabled: true}
+",
+        );
+        let mesh = pair.start().await;
+        let (front, back) = (mesh.workload("front-1").unwrap(), mesh.workload("back-1").unwrap());
+        for plan in [Some("gold"), None, Some("gold")] {
+            let mut request = Request::get("http://back:8080/").header("host", "back:8080");
+            if let Some(plan) = plan {
+                request = request.header("x-plan", plan);
+            }
+            let mut connection = Connection::open(front.http_proxy.unwrap()).await.unwrap();
+            let answer = connection.send(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+            assert_eq!(answer.status.as_u16(), 200);
+        }
+        let counts = |admin: SocketAddr| -> Vec<(Option<String>, bool, f64)> {
+            let all = series(admin, "istio_requests_total").into_iter();
+            let mut all: Vec<_> =
+                all.map(|(l, n)| (l.get("plan").cloned(), l.contains_key("source_version"), n)).collect();
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            all
+        };
+        crate::support::eventually("the last one is counted", || {
+            counts(back.admin())
+                == [(Some("gold".to_owned()), false, 2.0), (Some("none".to_owned()), false, 1.0)]
+        });
+        assert_eq!(counts(front.admin()), [(None, true, 3.0)]);
+        for admin in [front.admin(), back.admin()] {
+            assert!(series(admin, "istio_response_bytes_count").is_empty());
+            assert!(!series(admin, "istio_request_bytes_count").is_empty());
+        }
+        mesh.shutdown().await.unwrap();
+    });
+}

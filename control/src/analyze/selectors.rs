@@ -25,8 +25,14 @@ pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
         world.rate_limits().iter().map(|p| (&p.meta, &p.spec.selector, "nobody's requests are limited"));
     let of_compressions =
         world.compressions().iter().map(|p| (&p.meta, &p.spec.selector, "nobody's answers are compressed"));
-    for (meta, selector, then) in
-        of_policies.chain(of_modes).chain(of_tokens).chain(of_limits).chain(of_compressions)
+    let of_telemetries =
+        world.telemetries().iter().map(|p| (&p.meta, &p.spec.selector, "nobody's logs and metrics change"));
+    for (meta, selector, then) in of_policies
+        .chain(of_modes)
+        .chain(of_tokens)
+        .chain(of_limits)
+        .chain(of_compressions)
+        .chain(of_telemetries)
     {
         let selector = selector.as_ref().map(|selector| &selector.labels);
         check(scene, meta, "spec.selector.matchLabels", selector, then, found);

@@ -35,6 +35,7 @@ const NETWORKING: &[Kind] = &[
     Kind::Sidecar,
 ];
 const SECURITY: &[Kind] = &[Kind::PeerAuthentication, Kind::AuthorizationPolicy, Kind::RequestAuthentication];
+const TELEMETRY: &[Kind] = &[Kind::Telemetry];
 /// Weft's own.
 const WEFT: &[Kind] = &[
     Kind::AcmeCertificate,
@@ -50,7 +51,6 @@ const WEFT: &[Kind] = &[
 /// Kinds of Istio's that are not supported yet, by group.
 const KINDS_NOT_YET: &[(&str, &[&str])] = &[
     ("networking.istio.io", &["EnvoyFilter", "WorkloadGroup", "ProxyConfig"]),
-    ("telemetry.istio.io", &["Telemetry"]),
     ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),
     ("install.istio.io", &["IstioOperator"]),
     (GATEWAY_API_GROUP, &["TCPRoute", "UDPRoute", "BackendTLSPolicy", "BackendTrafficPolicy", "ListenerSet"]),
@@ -92,10 +92,15 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
     let ours = match group {
         "networking.istio.io" => NETWORKING,
         "security.istio.io" => SECURITY,
+        "telemetry.istio.io" => TELEMETRY,
         "weft.dev" => WEFT,
         _ => return Class::Foreign,
     };
-    let versions: &[&str] = if group == "weft.dev" { &["v1alpha1"] } else { &["v1", "v1beta1", "v1alpha3"] };
+    let versions: &[&str] = match group {
+        "weft.dev" => &["v1alpha1"],
+        "telemetry.istio.io" => &["v1", "v1alpha1"],
+        _ => &["v1", "v1beta1", "v1alpha3"],
+    };
     match ours.iter().find(|known| known.as_str() == kind) {
         Some(known) if versions.contains(&version) => Class::Known(*known),
         Some(_) => Class::Refused(
@@ -144,6 +149,8 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     (Kind::DestinationRule, "trafficPolicy", &["tunnel"]),
     (Kind::Gateway, "servers", &["defaultEndpoint"]),
     (Kind::Sidecar, "outboundTrafficPolicy", &["egressProxy"]),
+    (Kind::Telemetry, "spec", &["tracing", "targetRef", "targetRefs"]),
+    (Kind::Telemetry, "overrides.match", &["customMetric"]),
     (Kind::PeerAuthentication, "spec", &["targetRef", "targetRefs"]),
     (Kind::GatewayClass, "spec", &["parametersRef"]),
     (Kind::ApiGateway, "spec", &["allowedListeners", "backendTLS", "defaultScope", "infrastructure", "tls"]),
@@ -184,20 +191,18 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     ),
     (Kind::MeshConfig, "outboundTrafficPolicy", &["egressProxy"]),
     (Kind::MeshConfig, "meshMTLS", &["ecdhCurves"]),
-    // Providers of telemetry, which has no policies yet that could name them.
+    // Where logs, metrics and traces cannot go yet.
     (
         Kind::MeshConfig,
         "extensionProviders",
         &[
             "datadog",
-            "envoyFileAccessLog",
             "envoyHttpAls",
             "envoyOtelAls",
             "envoyTcpAls",
             "lightstep",
             "opencensus",
             "opentelemetry",
-            "prometheus",
             "sds",
             "skywalking",
             "stackdriver",
@@ -377,7 +382,8 @@ fn misnamed_selector(kind: Kind, parent: &str, name: &str) -> Option<Counsel> {
         | Kind::IPDenyList
         | Kind::ExternalCredential
         | Kind::RateLimit
-        | Kind::Compression => "matchLabels",
+        | Kind::Compression
+        | Kind::Telemetry => "matchLabels",
         _ => return None,
     };
     let in_selector = ends_with(parent, "workloadSelector") || parent == "spec.selector";

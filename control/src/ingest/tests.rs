@@ -155,9 +155,12 @@ spec:
 
 #[test]
 fn what_weft_does_not_honour_yet_is_refused_by_name() {
-    let kind =
-        "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: a, namespace: n}\nspec: {}\n";
-    assert!(only(kind).starts_with("x.yaml:1: Telemetry n/a: not yet supported by Weft: "), "{}", only(kind));
+    let kind = "apiVersion: networking.istio.io/v1alpha3\nkind: WorkloadGroup\nmetadata: {name: a, namespace: n}\nspec: {}\n";
+    assert!(
+        only(kind).starts_with("x.yaml:1: WorkloadGroup n/a: not yet supported by Weft: "),
+        "{}",
+        only(kind)
+    );
     let field = "\
 apiVersion: networking.istio.io/v1
 kind: DestinationRule

@@ -1,4 +1,5 @@
-//! Extension providers of MeshConfig: whom proxies ask whether a request may pass (AuthorizationPolicy, CUSTOM).
+//! Extension providers of MeshConfig: whom proxies ask whether a request may pass (AuthorizationPolicy, CUSTOM), and where
+//! requests are logged (Telemetry).
 
 use serde::Deserialize;
 
@@ -14,6 +15,35 @@ pub struct ExtensionProvider {
     pub envoy_ext_authz_http: Option<ExtAuthzHttp>,
     /// It is asked by gRPC (`envoy.service.auth.v3.Authorization`), requests and connections.
     pub envoy_ext_authz_grpc: Option<ExtAuthzGrpc>,
+    /// Requests are logged to a file.
+    pub envoy_file_access_log: Option<FileAccessLog>,
+    /// Metrics are there to be fetched, as they always are.
+    pub prometheus: Option<Prometheus>,
+}
+
+/// Metrics that are fetched: there is nothing to say about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Prometheus {}
+
+/// A file that requests are logged to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct FileAccessLog {
+    /// Where it is; `/dev/stdout` by default.
+    pub path: String,
+    /// How a line is written; Istio's text by default.
+    pub log_format: Option<LogFormat>,
+}
+
+/// How a line is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct LogFormat {
+    /// As this text, with Envoy's operators.
+    pub text: String,
+    /// As an object of JSON with these fields.
+    pub labels: Labels,
 }
 
 /// One that is asked by HTTP: status 200 is a yes.

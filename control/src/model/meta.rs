@@ -67,6 +67,8 @@ pub enum Kind {
     TlsRoute,
     /// gateway.networking.k8s.io.
     ReferenceGrant,
+    /// Logs and metrics.
+    Telemetry,
 }
 
 impl Kind {
@@ -101,6 +103,7 @@ impl Kind {
             Self::GrpcRoute => "GRPCRoute",
             Self::TlsRoute => "TLSRoute",
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::Telemetry => "Telemetry",
         }
     }
 }

@@ -31,6 +31,7 @@ use super::service::{Endpoint, ExportTo, Service, Workload};
 use super::service_entry::{ServiceEntry, WorkloadEntry};
 use super::service_mesh_config::ServiceMeshConfig;
 use super::sidecar::Sidecar;
+use super::telemetry::Telemetry;
 use super::traffic_management::TrafficManagement;
 use super::traffic_management::{Shares, serves};
 use super::virtual_service::VirtualService;
@@ -90,6 +91,8 @@ pub struct Objects {
     pub tls_routes: Vec<Arc<Object<TlsRoute>>>,
     /// ReferenceGrants.
     pub reference_grants: Vec<Arc<Object<ReferenceGrant>>>,
+    /// Telemetries.
+    pub telemetries: Vec<Arc<Object<Telemetry>>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
     pub secrets: Vec<Arc<Object<TlsSecret>>>,
     /// Pods, where Kubernetes says which there are.
@@ -130,6 +133,7 @@ impl Objects {
             grpc_routes,
             tls_routes,
             reference_grants,
+            telemetries,
             secrets,
             pods
         );
@@ -207,6 +211,7 @@ struct Parts {
     traffic_managements: List<TrafficManagement>,
     service_mesh_configs: List<ServiceMeshConfig>,
     health_checks: List<HealthCheck>,
+    telemetries: List<Telemetry>,
     secrets: List<TlsSecret>,
     expansions: Vec<Note>,
 }
@@ -258,6 +263,7 @@ impl World {
             traffic_managements,
             service_mesh_configs,
             health_checks,
+            telemetries,
             secrets,
             workload_entries,
             service_entries,
@@ -387,6 +393,7 @@ impl World {
         hash_all(&traffic_managements, &mut hasher);
         hash_all(&service_mesh_configs, &mut hasher);
         hash_all(&health_checks, &mut hasher);
+        hash_all(&telemetries, &mut hasher);
         hash_all(&secrets, &mut hasher);
         pods_version.hash(&mut hasher);
         let knows_pods = objects.backends.is_some();
@@ -420,6 +427,7 @@ impl World {
                     .hash(&mut hasher);
             }
         }
+        hash_all(&telemetries, &mut hasher);
         let shape_version = hasher.finish();
         let mut hasher = DefaultHasher::new();
         hash_all(&peer_authentications, &mut hasher);
@@ -434,6 +442,7 @@ impl World {
             let others = others
                 .chain(request_authentications.iter().filter_map(|object| object.spec.selector.as_ref()));
             let others = others.chain(compressions.iter().filter_map(|object| object.spec.selector.as_ref()));
+            let others = others.chain(telemetries.iter().filter_map(|object| object.spec.selector.as_ref()));
             let selectors = rules.chain(sidecars).chain(others).map(|selector| &selector.labels);
             let gateways = gateways.iter().map(|object| &object.spec.selector);
             written.chain(selectors).chain(gateways).flat_map(|labels| labels.keys().cloned()).collect()
@@ -478,6 +487,7 @@ impl World {
                 traffic_managements,
                 service_mesh_configs,
                 health_checks,
+                telemetries,
                 secrets,
                 expansions,
             }),
@@ -714,6 +724,11 @@ impl World {
     /// Every RateLimit.
     pub fn rate_limits(&self) -> &[Arc<Object<RateLimit>>] {
         &self.parts.rate_limits
+    }
+
+    /// Every Telemetry.
+    pub fn telemetries(&self) -> &[Arc<Object<Telemetry>>] {
+        &self.parts.telemetries
     }
 
     /// Every Compression.

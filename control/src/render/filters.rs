@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use super::{
     ProxyNode, authentication, authorization, cluster, compression, external_credential, rate_limit, seconds,
+    telemetry,
 };
 use crate::model::World;
 use crate::model::lookup::effective_policy;
-use crate::model::mesh_config::AccessLogEncoding;
 
 /// Which way a listener's traffic goes, as far as filters differ by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,75 +15,6 @@ pub(super) enum Way {
     Inbound,
     Outbound,
     Gateway,
-}
-
-/// Istio's default text format.
-const LOG_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
-%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \
-\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
-%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \
-\"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% \
-%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
-
-/// The keys of Istio's default JSON log, and what they show.
-const LOG_JSON: [(&str, &str); 23] = [
-    ("start_time", "%START_TIME%"),
-    ("route_name", "%ROUTE_NAME%"),
-    ("method", "%REQ(:METHOD)%"),
-    ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
-    ("protocol", "%PROTOCOL%"),
-    ("response_code", "%RESPONSE_CODE%"),
-    ("response_flags", "%RESPONSE_FLAGS%"),
-    ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
-    ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
-    ("bytes_received", "%BYTES_RECEIVED%"),
-    ("bytes_sent", "%BYTES_SENT%"),
-    ("duration", "%DURATION%"),
-    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
-    ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
-    ("user_agent", "%REQ(USER-AGENT)%"),
-    ("request_id", "%REQ(X-REQUEST-ID)%"),
-    ("authority", "%REQ(:AUTHORITY)%"),
-    ("upstream_host", "%UPSTREAM_HOST%"),
-    ("upstream_cluster", "%UPSTREAM_CLUSTER_RAW%"),
-    ("upstream_local_address", "%UPSTREAM_LOCAL_ADDRESS%"),
-    ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
-    ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
-    ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
-];
-
-/// Access logs by MeshConfig.
-pub(super) fn access_log(world: &World) -> Value {
-    let mesh = world.mesh();
-    if mesh.access_log_file.is_empty() {
-        return json!([]);
-    }
-    let format = match mesh.access_log_encoding {
-        AccessLogEncoding::Json => {
-            let given = serde_json::from_str(&mesh.access_log_format).unwrap_or_else(|_| {
-                LOG_JSON
-                    .iter()
-                    .map(|(k, v)| ((*k).to_owned(), (*v).into()))
-                    .collect::<serde_json::Map<_, _>>()
-            });
-            json!({"json_format": given})
-        }
-        AccessLogEncoding::Text => {
-            let text = match mesh.access_log_format.as_str() {
-                "" => LOG_FORMAT,
-                given => given,
-            };
-            json!({"text_format_source": {"inline_string": text}})
-        }
-    };
-    json!([{
-        "name": "envoy.access_loggers.file",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
-            "path": mesh.access_log_file,
-            "log_format": format,
-        },
-    }])
 }
 
 fn typed_struct(url: &str, value: Value) -> Value {
@@ -130,8 +61,10 @@ fn http_filters(world: &World, node: &ProxyNode, way: Way) -> Vec<Value> {
             {"@type": format!("type.googleapis.com/envoy.extensions.filters.http.{kind}")}}));
     }
     if node.extensions {
-        let config =
-            if way == Way::Outbound { json!({}) } else { json!({"disable_host_header_fallback": true}) };
+        let mut config = telemetry::metrics(world, node, way);
+        if way != Way::Outbound {
+            config["disable_host_header_fallback"] = true.into();
+        }
         let config = typed_struct("type.googleapis.com/stats.PluginConfig", config);
         filters.push(json!({"name": "istio.stats", "typed_config": config}));
     }
@@ -167,7 +100,7 @@ pub(super) fn http_connection_manager(
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         "stream_idle_timeout": "0s",
         "http_filters": http_filters(world, node, way),
-        "access_log": access_log(world),
+        "access_log": telemetry::access_log(world, node, way),
     });
     if matches!(normalization, Normalization::MergeSlashes | Normalization::DecodeAndMergeSlashes) {
         hcm["merge_slashes"] = true.into();
@@ -216,12 +149,13 @@ pub(super) fn tcp_chain(world: &World, node: &ProxyNode, way: Way, cluster: &Val
         filters.extend(authorization::network_filters(world, node));
     }
     if node.extensions {
-        let config = typed_struct("type.googleapis.com/stats.PluginConfig", json!({}));
+        let config =
+            typed_struct("type.googleapis.com/stats.PluginConfig", telemetry::metrics(world, node, way));
         filters.push(json!({"name": "istio.stats", "typed_config": config}));
     }
     let mut proxy = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        "access_log": access_log(world),
+        "access_log": telemetry::access_log(world, node, way),
     });
     match cluster {
         Value::String(name) => {

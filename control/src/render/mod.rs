@@ -27,6 +27,9 @@ mod node;
 mod rate_limit;
 mod route;
 mod secret;
+mod telemetry;
+#[cfg(test)]
+mod telemetry_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

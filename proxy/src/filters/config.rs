@@ -10,6 +10,7 @@ use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
 use xds_protos::io::istio::http::peer_metadata::Config as PeerMetadataConfig;
 use xds_protos::istio::envoy::config::filter::http::alpn::v2alpha1::FilterConfig as AlpnConfig;
+use xds_protos::stats::PluginConfig;
 
 use super::compressor::{self, Compressor};
 use super::cors::{CorsPolicy, CorsStats};
@@ -30,7 +31,7 @@ use crate::router::RouterConfig;
 use crate::router::alpn::AlpnOverride;
 use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Role};
-use crate::telemetry::istio::{Reporter, Side};
+use crate::telemetry::istio::{Changes, Reporter, Side};
 
 type Errors = Vec<ConfigError>;
 
@@ -316,7 +317,9 @@ fn compile_one(
                 (_, Role::Sidecar | Role::Gateway) => Side::Source,
             };
             let local = Arc::new(peer_metadata::local_workload(&context.node));
-            Filter::IstioStats(Arc::new(Reporter::new(side, local)))
+            let config: PluginConfig = unpack(&any).map_err(at("typed_config"))?;
+            let changes = Changes::compile(&config).map_err(|e| vec![e.at("typed_config")])?;
+            Filter::IstioStats(Arc::new(Reporter::new(side, local, Arc::new(changes))))
         }
         _ if filter.is_optional => return Ok(None),
         other => {

@@ -236,7 +236,13 @@ impl FilterList {
                     Verdict::Continue
                 }
                 Filter::CredentialInjector(filter) => filter.request_head(&mut exchange.head.headers),
-                Filter::IstioStats(_) => Verdict::Continue,
+                Filter::IstioStats(reporter) => {
+                    if reporter.looks_at_requests() {
+                        let head = Box::new(exchange.head.clone());
+                        exchange.scratch.later().noted = Some(head);
+                    }
+                    Verdict::Continue
+                }
             };
             match verdict {
                 Verdict::Continue => {}
@@ -373,7 +379,8 @@ impl FilterList {
                         destination_principal: scratch.upstream_tls.as_ref().and_then(|t| t.peer_id.as_ref()),
                     },
                 };
-                reporter.request(info, connection, far);
+                let noted = scratch.later.as_ref().and_then(|later| later.noted.as_deref());
+                reporter.request(info, connection, noted, far);
             }
         }
     }

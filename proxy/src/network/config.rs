@@ -24,6 +24,7 @@ use crate::io::Direction;
 use crate::route::config::duration;
 use crate::state::error::at;
 use crate::state::{CompileContext, ConfigError};
+use crate::telemetry::istio::Changes;
 
 /// What a connection of a filter chain goes through.
 pub struct NetworkChain {
@@ -57,7 +58,7 @@ impl NetworkChain {
             };
             let any = typed_struct::resolve(any)
                 .map_err(|e| ConfigError::new("typed_config", e.to_string()).at(&path))?;
-            match one(&filter.name, &any, buffer_limit, direction, reports, ctx)
+            match one(&filter.name, &any, buffer_limit, direction, reports.clone(), ctx)
                 .map_err(at("typed_config"))
                 .map_err(at(path))?
             {
@@ -131,7 +132,8 @@ fn one(
         let config: PluginConfig = any.unpack().map_err(bad)?;
         let every = duration(config.tcp_reporting_duration.as_ref(), "tcp_reporting_duration")?;
         let every = Some(every.unwrap_or(EVERY)).filter(|every| !every.is_zero());
-        return Ok(Filter::Stats(Reports { every }));
+        let changes = Changes::compile(&config)?;
+        return Ok(Filter::Stats(Reports { every, changes: Arc::new(changes) }));
     }
     if any.is::<MetadataExchange>() {
         return Ok(Filter::Nothing);

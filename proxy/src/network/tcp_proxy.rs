@@ -21,7 +21,7 @@ use crate::io::{ConnectionInfo, CopyEnd, Direction, Io, Origin, TlsInfo, copy_bi
 use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Slot};
 use crate::telemetry::access_log::{AccessLog, AccessLogConfig, LogContext, LogType};
-use crate::telemetry::istio::{Far, Reporter, Side};
+use crate::telemetry::istio::{Changes, Far, Reporter, Side};
 use crate::telemetry::registry::{Counter, Gauge, Group};
 use crate::telemetry::{Flag, StreamInfo};
 
@@ -49,10 +49,12 @@ pub struct TcpProxyConfig {
 }
 
 /// What is wanted of Istio's metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Reports {
     /// How often living connections count their bytes; none: at their end only.
     pub every: Option<Duration>,
+    /// What is otherwise than by default.
+    pub changes: Arc<Changes>,
 }
 
 struct Stats {
@@ -166,8 +168,8 @@ impl TcpProxyConfig {
             hash_source,
             logs,
             stats: Stats::of(&proto.stat_prefix),
-            reporter: reports.map(|_| Reporter::new(side, Arc::new(local_workload(&ctx.node)))),
-            count_every: reports.map_or(Some(EVERY), |r| r.every),
+            count_every: reports.as_ref().map_or(Some(EVERY), |r| r.every),
+            reporter: reports.map(|r| Reporter::new(side, Arc::new(local_workload(&ctx.node)), r.changes)),
         })
     }
 
@@ -275,7 +277,7 @@ async fn relay(
     callee.tls.clone_from(&tls);
     (stream.upstream_local, stream.upstream_tls) = (local, tls);
     if let Some(reporter) = &config.reporter {
-        living.counts_for(reporter.tcp_opened(info, callee.far(info)));
+        living.counts_for(reporter.tcp_opened(stream, info, callee.far(info)));
     }
     let _member = config.count_every.map(|every| walk(living, every));
     let too_long = async {

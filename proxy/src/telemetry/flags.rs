@@ -129,6 +129,11 @@ impl Flags {
         ALL.iter().find(|(_, l)| *l == letters).map(|(flag, _)| *flag)
     }
 
+    /// The flags as Envoy numbers them: one bit each.
+    pub fn bits(self) -> u32 {
+        self.0 & !LIMIT_LAST
+    }
+
     /// Whether there is none.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -1,6 +1,7 @@
 //! The metrics registry, the metrics vocabularies (Envoy's names, Istio's), the access log.
 
 pub mod access_log;
+pub mod cel;
 pub mod codes;
 pub mod details;
 pub mod flags;

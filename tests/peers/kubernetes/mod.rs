@@ -1,8 +1,8 @@
 //! The control plane on a real Kubernetes API server.
 
 mod certificates;
-mod gateway_api;
 mod commands;
+mod gateway_api;
 mod mesh;
 mod roles;
 mod server;

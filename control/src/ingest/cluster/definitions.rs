@@ -32,7 +32,7 @@ fn columns(kind: &str) -> &'static [Column] {
 }
 
 /// The groups, each a file of its name.
-pub const GROUPS: [&str; 3] = ["networking.istio.io", "security.istio.io", "weft.dev"];
+pub const GROUPS: [&str; 4] = ["networking.istio.io", "security.istio.io", "telemetry.istio.io", "weft.dev"];
 
 /// The definitions of a group, as YAML.
 pub fn yaml(group: &str) -> String {

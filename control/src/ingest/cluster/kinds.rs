@@ -131,6 +131,13 @@ pub const DEFINED: [Kind; 28] = [
     gateway_api("grpcroutes", "GRPCRoute", &["v1"]),
     gateway_api("tlsroutes", "TLSRoute", &["v1", "v1alpha3", "v1alpha2"]),
     gateway_api("referencegrants", "ReferenceGrant", &["v1", "v1beta1"]),
+    Kind {
+        group: "telemetry.istio.io",
+        plural: "telemetries",
+        kind: "Telemetry",
+        versions: &["v1", "v1alpha1"],
+        short: &["telemetry"],
+    },
     // Not honoured (yet): their objects are reported.
     Kind {
         group: "networking.istio.io",
@@ -146,13 +153,6 @@ pub const DEFINED: [Kind; 28] = [
         kind: "ProxyConfig",
         versions: &["v1beta1"],
         short: &[],
-    },
-    Kind {
-        group: "telemetry.istio.io",
-        plural: "telemetries",
-        kind: "Telemetry",
-        versions: &["v1", "v1alpha1"],
-        short: &["telemetry"],
     },
     Kind {
         group: "extensions.istio.io",
@@ -185,7 +185,7 @@ mod tests {
                 );
             }
         }
-        assert_eq!(DEFINED.iter().filter(|kind| !kind.is_honoured()).count(), 5);
+        assert_eq!(DEFINED.iter().filter(|kind| !kind.is_honoured()).count(), 4);
         assert_eq!(defined_by("ratelimits.weft.dev").map(|kind| kind.kind), Some("RateLimit"));
         assert_eq!(defined_by("ratelimits.example.com"), None);
     }

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 
 use super::super::diagnostic::{Diagnostic, Severity};
 use crate::model::expand::expand;
+use crate::model::extension_provider::ExtensionProvider;
 use crate::model::gateway::{Server, ServerTls};
 use crate::model::host::{covers, most_specific};
 use crate::model::meta::Meta;
+use crate::model::telemetry::BUILT_IN_LOG;
 use crate::model::world::Objects;
 
 pub(in super::super) fn across(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
@@ -65,6 +67,19 @@ fn providers(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
             let reason = format!("no extension provider is called {:?}", provider.name);
             let help = "what its rules match is denied; define it in MeshConfig's extensionProviders";
             diagnostics.push(finding(&policy.meta, Severity::Warning, reason, help));
+        }
+    }
+    for telemetry in &objects.telemetries {
+        for provider in telemetry.spec.access_logging.iter().flat_map(|logging| &logging.providers) {
+            let is = |one: &&ExtensionProvider| one.name == provider.name;
+            let reason = match known.iter().find(is) {
+                _ if provider.name == BUILT_IN_LOG || provider.name.is_empty() => continue,
+                Some(one) if one.envoy_file_access_log.is_some() => continue,
+                Some(_) => format!("the extension provider {:?} takes no logs", provider.name),
+                None => format!("no extension provider is called {:?}", provider.name),
+            };
+            let help = "nothing is logged to it; define it in MeshConfig's extensionProviders (envoyFileAccessLog), or write envoy";
+            diagnostics.push(finding(&telemetry.meta, Severity::Warning, reason, help));
         }
     }
 }

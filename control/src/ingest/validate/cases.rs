@@ -11,6 +11,7 @@ fn findings(kind: &str, spec: &str) -> Vec<String> {
         "Service" => "v1",
         "AcmeCertificate" | "IPDenyList" | "ExternalCredential" | "RateLimit" | "Compression"
         | "TrafficManagement" | "ServiceMeshConfig" | "HealthCheck" => "weft.dev/v1alpha1",
+        "Telemetry" => "telemetry.istio.io/v1",
         _ => group,
     };
     let text =
@@ -913,6 +914,37 @@ fn ip_deny_list() {
 }
 
 #[test]
+fn telemetries() {
+    let tag = |tag: &str| format!("{{metrics: [{{overrides: [{{tagOverrides: {{{tag}}}}}]}}]}}");
+    let design = |label: &str, value: &str| {
+        tag(&format!("{label}: {{operation: UPSERT, value: \"%{{{value} | 'unknown'}}\"}}"))
+    };
+    let cases = [
+        ("{}".to_owned(), ""),
+        ("{accessLogging: [{providers: [{name: envoy}], match: {mode: CLIENT}, filter: {expression: response.code >= 500}}]}".to_owned(), ""),
+        ("{accessLogging: [{disabled: true}], metrics: [{providers: [{name: prometheus}], reportingInterval: 10s}]}".to_owned(), ""),
+        (tag("request_host: {value: request.host}, response_flags: {operation: REMOVE}"), ""),
+        ("{accessLogging: [{providers: [{}]}]}".to_owned(), "spec.accessLogging[0].providers[0].name: missing"),
+        ("{accessLogging: [{filter: {}}]}".to_owned(), "spec.accessLogging[0].filter.expression: missing"),
+        ("{accessLogging: [{filter: {expression: 'response.code >='}}]}".to_owned(), "spec.accessLogging[0].filter.expression: \"response.code >=\" is no expression"),
+        ("{accessLogging: [{filter: {expression: 'node.id == 1'}}]}".to_owned(), "spec.accessLogging[0].filter.expression: \"node\" is nothing"),
+        ("{metrics: [{providers: [{name: statsd}]}]}".to_owned(), "spec.metrics[0].providers[0].name: metrics go to prometheus alone"),
+        ("{metrics: [{reportingInterval: 0s}]}".to_owned(), "spec.metrics[0].reportingInterval: is 0"),
+        (tag("a-b: {value: request.host}"), "spec.metrics[0].overrides[0].tagOverrides.a-b: \"a-b\" is no label"),
+        (tag("a: {operation: REMOVE, value: request.host}"), "spec.metrics[0].overrides[0].tagOverrides.a.value: stands beside REMOVE"),
+        (tag("a: {operation: UPSERT}"), "spec.metrics[0].overrides[0].tagOverrides.a.value: missing"),
+        // As the design has it.
+        (design("destination_service_name", "DESTINATION_SERVICE_NAME"), "spec.metrics[0].overrides[0].tagOverrides.destination_service_name.value: \"%{DESTINATION"),
+        (design("source_app", "SOURCE_APP"), "spec.metrics[0].overrides[0].tagOverrides.source_app.value: "),
+        ("{tracing: [{}]}".to_owned(), "spec.tracing: not supported"),
+        ("{metrics: [{overrides: [{match: {customMetric: a}}]}]}".to_owned(), "spec.metrics[0].overrides[0].match.customMetric: not supported"),
+        ("{selector: {labels: {a: b}}}".to_owned(), "spec.selector.labels: unknown field"),
+    ];
+    let cases: Vec<(&str, &str)> = cases.iter().map(|(spec, e)| (spec.as_str(), *e)).collect();
+    check("Telemetry", &cases);
+}
+
+#[test]
 fn compressions() {
     check(
         "Compression",
@@ -1130,7 +1162,7 @@ fn extension_providers() {
         ("", "extensionProviders[0]: does not say what it is"),
         (
             "envoyExtAuthzGrpc: {service: a, port: 1}, envoyExtAuthzHttp: {service: a, port: 1}",
-            "extensionProviders[0]: is two things",
+            "extensionProviders[0]: is several things",
         ),
     ] {
         assert!(

@@ -4,7 +4,9 @@ use xds_protos::envoy::r#type::v3::StatusCode;
 
 use super::super::diagnostic::Findings;
 use super::{host_form, period, port};
-use crate::model::extension_provider::{ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, RequestBody};
+use crate::model::extension_provider::{
+    ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, FileAccessLog, RequestBody,
+};
 
 pub(super) fn extension_providers(findings: &mut Findings, providers: &[ExtensionProvider]) {
     for (index, provider) in providers.iter().enumerate() {
@@ -15,21 +17,39 @@ pub(super) fn extension_providers(findings: &mut Findings, providers: &[Extensio
             let reason = format!("{:?} is another's name already", provider.name);
             findings.error(format!("{path}.name"), reason, "rename one of the two");
         }
-        match (&provider.envoy_ext_authz_http, &provider.envoy_ext_authz_grpc) {
-            (Some(given), None) => http(findings, &format!("{path}.envoyExtAuthzHttp"), given),
-            (None, Some(given)) => grpc(findings, &format!("{path}.envoyExtAuthzGrpc"), given),
-            (None, None) => {
-                let help = "give envoyExtAuthzHttp or envoyExtAuthzGrpc";
-                findings.error(&path, "does not say what it is", help);
-            }
-            (Some(_), Some(_)) => {
-                findings.error(
-                    &path,
-                    "is two things",
-                    "give envoyExtAuthzHttp or envoyExtAuthzGrpc, not both",
-                );
-            }
+        let kinds = usize::from(provider.envoy_ext_authz_http.is_some())
+            + usize::from(provider.envoy_ext_authz_grpc.is_some())
+            + usize::from(provider.envoy_file_access_log.is_some())
+            + usize::from(provider.prometheus.is_some());
+        let help = "give one of envoyExtAuthzHttp, envoyExtAuthzGrpc, envoyFileAccessLog and prometheus";
+        match kinds {
+            0 => findings.error(&path, "does not say what it is", help),
+            1 => {}
+            _ => findings.error(&path, "is several things", help),
         }
+        if let Some(given) = &provider.envoy_ext_authz_http {
+            http(findings, &format!("{path}.envoyExtAuthzHttp"), given);
+        }
+        if let Some(given) = &provider.envoy_ext_authz_grpc {
+            grpc(findings, &format!("{path}.envoyExtAuthzGrpc"), given);
+        }
+        if let Some(given) = &provider.envoy_file_access_log {
+            file(findings, &format!("{path}.envoyFileAccessLog"), given);
+        }
+    }
+}
+
+fn file(findings: &mut Findings, path: &str, provider: &FileAccessLog) {
+    if !provider.path.is_empty() && !provider.path.starts_with('/') {
+        let reason = format!("{:?} is no absolute path", provider.path);
+        findings.error(format!("{path}.path"), reason, "write /PATH, or leave it out for /dev/stdout");
+    }
+    if provider.log_format.as_ref().is_some_and(|format| format.text.is_empty() == format.labels.is_empty()) {
+        findings.error(
+            format!("{path}.logFormat"),
+            "is neither a text nor labels, or both",
+            "give one of text and labels",
+        );
     }
 }
 

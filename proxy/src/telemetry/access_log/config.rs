@@ -6,6 +6,7 @@ use std::sync::Arc;
 use xds_protos::envoy::config::accesslog::v3 as pb;
 use xds_protos::envoy::config::core::v3::substitution_format_string::Format as Source;
 use xds_protos::envoy::config::core::v3::{DataSource, SubstitutionFormatString, data_source};
+use xds_protos::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use xds_protos::envoy::extensions::access_loggers::{file, stream};
 use xds_protos::prost_types::{self, value::Kind};
 
@@ -16,6 +17,7 @@ use crate::codec::headers::HeaderValue;
 use crate::route::config::{Chance, chance, header_match};
 use crate::state::ConfigError;
 use crate::telemetry::Flags;
+use crate::telemetry::cel::Expression;
 
 /// A compiled access log whose file is not opened yet.
 #[derive(Clone, Debug)]
@@ -224,16 +226,30 @@ pub fn filter(proto: &pb::AccessLogFilter) -> Result<Filter, ConfigError> {
         }
         // No request is one of a health check: there is no filter that would find it to be one.
         Some(F::NotHealthCheckFilter(_)) => Ok(Filter::Any),
+        Some(F::ExtensionFilter(f)) => extension(f).map_err(|e| e.at("extension_filter.typed_config")),
         Some(other) => {
             let name = match other {
                 F::TraceableFilter(_) => "traceable_filter",
-                F::ExtensionFilter(_) => "extension_filter",
                 F::MetadataFilter(_) => "metadata_filter",
                 _ => "filter_specifier",
             };
             Err(ConfigError::unsupported(name, "this access log filter"))
         }
     }
+}
+
+/// A filter of another package: an expression in CEL.
+fn extension(proto: &pb::ExtensionFilter) -> Result<Filter, ConfigError> {
+    let Some(pb::extension_filter::ConfigType::TypedConfig(any)) = &proto.config_type else {
+        return Err(ConfigError::missing(""));
+    };
+    if !any.is::<ExpressionFilter>() {
+        return Err(ConfigError::unsupported("", format!("the access log filter {}", any.type_name())));
+    }
+    let config: ExpressionFilter = any.unpack().map_err(|e| ConfigError::new("", e.to_string()))?;
+    let expression =
+        Expression::compile(&config.expression).map_err(|reason| ConfigError::new("expression", reason))?;
+    Ok(Filter::Expression(Arc::new(expression)))
 }
 
 fn unless(exclude: bool, filter: Filter) -> Filter {

@@ -1,9 +1,12 @@
 //! Which streams an access log takes (`envoy.config.accesslog.v3.AccessLogFilter`).
 
+use std::sync::Arc;
+
 use super::{LogContext, LogType};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, Protocol, RequestHead};
 use crate::route::config::{Chance, HeaderMatch};
+use crate::telemetry::cel::{Expression, Seen};
 use crate::telemetry::flags::Flags;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -58,6 +61,8 @@ pub enum Filter {
     And(Vec<Filter>),
     /// One of these.
     Or(Vec<Filter>),
+    /// An expression is true.
+    Expression(Arc<Expression>),
 }
 
 impl Filter {
@@ -89,6 +94,14 @@ impl Filter {
             Self::Not(filter) => !filter.matches(context),
             Self::And(all) => all.iter().all(|f| f.matches(context)),
             Self::Or(any) => any.iter().any(|f| f.matches(context)),
+            Self::Expression(expression) => expression.holds(Seen {
+                stream,
+                connection: context.connection,
+                request: context.request,
+                response: context.response,
+                trailers: context.trailers,
+                far: None,
+            }),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! A series is looked up by what can differ between two requests of one reporter: the peer, the destination, the answer.
 //! Each worker remembers the handles of the series it has seen, so that a known combination costs one hash look-up.
 
+mod changes;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,9 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
+pub use changes::Changes;
+
 use super::flags::Flags;
 use super::registry::{Counter, Group, Histogram};
 use super::stream::StreamInfo;
+use crate::codec::RequestHead;
 use crate::io::ConnectionInfo;
 
 /// What Istio's labels say of a workload. Empty fields are reported as `unknown` (revision: `latest`).
@@ -54,6 +59,9 @@ pub enum Side {
     Destination,
 }
 
+/// Labels with their values.
+type Labels = Vec<(&'static str, String)>;
+
 /// What is known of the other side when a stream ends.
 #[derive(Clone, Copy, Default)]
 pub struct Far<'a> {
@@ -81,30 +89,35 @@ struct Key {
     flags: Flags,
     grpc_status: Option<u32>,
     mutual_tls: bool,
+    /// What expressions say, in the order of [`Changes::expressions`]; none where there are none.
+    said: Option<Arc<[String]>>,
 }
 
+/// The metrics of requests that are alike; none of those that are dropped.
 #[derive(Clone, Copy)]
 struct HttpSeries {
-    requests: Counter,
-    duration: Histogram,
-    request_bytes: Histogram,
-    response_bytes: Histogram,
+    requests: Option<Counter>,
+    duration: Option<Histogram>,
+    request_bytes: Option<Histogram>,
+    response_bytes: Option<Histogram>,
+    /// Messages of gRPC.
+    messages: Option<(Option<Counter>, Option<Counter>)>,
 }
 
-/// The metrics of connections that are alike.
+/// The metrics of connections that are alike; none of those that are dropped.
 #[derive(Clone, Copy)]
 pub struct TcpSeries {
-    opened: Counter,
-    closed: Counter,
-    sent: Counter,
-    received: Counter,
+    opened: Option<Counter>,
+    closed: Option<Counter>,
+    sent: Option<Counter>,
+    received: Option<Counter>,
 }
 
 impl TcpSeries {
     /// Counts bytes that came from the client, and went to it.
     pub fn carried(self, received: u64, sent: u64) {
-        self.received.add(received);
-        self.sent.add(sent);
+        self.received.iter().for_each(|counter| counter.add(received));
+        self.sent.iter().for_each(|counter| counter.add(sent));
     }
 }
 
@@ -119,6 +132,7 @@ pub struct Reporter {
     id: u64,
     side: Side,
     local: Arc<Workload>,
+    changes: Arc<Changes>,
     group: Arc<Group>,
     known: Mutex<Known>,
 }
@@ -131,35 +145,55 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 impl Reporter {
     /// A reporter for the workload that this proxy serves.
-    pub fn new(side: Side, local: Arc<Workload>) -> Self {
+    pub fn new(side: Side, local: Arc<Workload>, changes: Arc<Changes>) -> Self {
         Self {
             id: NEXT.fetch_add(1, Relaxed),
             side,
             local,
+            changes,
             group: Group::new("", Vec::new()),
             known: Mutex::default(),
         }
     }
 
-    /// Reports a finished request: `istio_requests_total` and the three histograms.
-    pub fn request(&self, stream: &StreamInfo, connection: &ConnectionInfo, far: Far<'_>) {
+    /// Whether labels are made of what requests bring.
+    pub fn looks_at_requests(&self) -> bool {
+        self.changes.looks_at_requests()
+    }
+
+    /// Reports a finished request: `istio_requests_total`, the three histograms, and messages of gRPC. `request` is its head where
+    /// labels are made of it.
+    pub fn request(
+        &self,
+        stream: &StreamInfo,
+        connection: &ConnectionInfo,
+        request: Option<&RequestHead>,
+        far: Far<'_>,
+    ) {
         let key = Key {
+            said: self.changes.said(stream, connection, request, far),
             code: stream.status.map_or(0, |s| s.as_u16()),
             flags: stream.flags,
             grpc_status: stream.grpc_status.filter(|_| stream.is_grpc),
             ..self.key(connection, far, if stream.is_grpc { "grpc" } else { "http" })
         };
         let series = self.series(key, |known| &mut known.http, Self::make_http);
-        series.requests.inc();
-        series.duration.record(stream.start.elapsed().as_secs_f64() * 1000.0);
-        series.request_bytes.record(stream.bytes_received as f64);
-        series.response_bytes.record(stream.bytes_sent as f64);
+        series.requests.iter().for_each(|counter| counter.inc());
+        let record =
+            |histogram: Option<Histogram>, value: f64| histogram.iter().for_each(|h| h.record(value));
+        record(series.duration, stream.start.elapsed().as_secs_f64() * 1000.0);
+        record(series.request_bytes, stream.bytes_received as f64);
+        record(series.response_bytes, stream.bytes_sent as f64);
+        if let Some((sent, answered)) = series.messages {
+            sent.iter().for_each(|counter| counter.add(stream.grpc_messages.0));
+            answered.iter().for_each(|counter| counter.add(stream.grpc_messages.1));
+        }
     }
 
     /// Reports an opened TCP connection; gives what counts its bytes while it lives. It must not outlive the reporter.
-    pub fn tcp_opened(&self, connection: &ConnectionInfo, far: Far<'_>) -> TcpSeries {
-        let series = self.tcp(connection, far, Flags::default());
-        series.opened.inc();
+    pub fn tcp_opened(&self, stream: &StreamInfo, connection: &ConnectionInfo, far: Far<'_>) -> TcpSeries {
+        let series = self.tcp(stream, connection, far, Flags::default());
+        series.opened.iter().for_each(|counter| counter.inc());
         series
     }
 
@@ -171,13 +205,14 @@ impl Reporter {
         far: Far<'_>,
         (received, sent): (u64, u64),
     ) {
-        let series = self.tcp(connection, far, stream.flags);
-        series.closed.inc();
+        let series = self.tcp(stream, connection, far, stream.flags);
+        series.closed.iter().for_each(|counter| counter.inc());
         series.carried(received, sent);
     }
 
-    fn tcp(&self, connection: &ConnectionInfo, far: Far<'_>, flags: Flags) -> TcpSeries {
-        let key = Key { flags, ..self.key(connection, far, "tcp") };
+    fn tcp(&self, stream: &StreamInfo, connection: &ConnectionInfo, far: Far<'_>, flags: Flags) -> TcpSeries {
+        let said = self.changes.said(stream, connection, None, far);
+        let key = Key { flags, said, ..self.key(connection, far, "tcp") };
         self.series(key, |known| &mut known.tcp, Self::make_tcp)
     }
 
@@ -192,6 +227,7 @@ impl Reporter {
             flags: Flags::default(),
             grpc_status: None,
             mutual_tls: connection.peer_id().is_some(),
+            said: None,
         }
     }
 
@@ -200,7 +236,7 @@ impl Reporter {
         &self,
         key: Key,
         map: impl Fn(&mut Known) -> &mut HashMap<Key, S>,
-        make: impl Fn(&Self, Vec<(&'static str, String)>) -> S,
+        make: impl Fn(&Self, &Key) -> S,
     ) -> S {
         SEEN.with_borrow_mut(|seen| {
             let mine = map(seen.entry(self.id).or_default());
@@ -211,7 +247,7 @@ impl Reporter {
             let all = map(&mut known);
             let key =
                 if all.len() < MAX_SERIES || all.contains_key(&key) { key } else { self.overflow(&key) };
-            let series = *all.entry(key.clone()).or_insert_with(|| make(self, self.labels(&key)));
+            let series = *all.entry(key.clone()).or_insert_with(|| make(self, &key));
             mine.insert(key, series);
             series
         })
@@ -227,29 +263,45 @@ impl Reporter {
             code: 0,
             flags: Flags::default(),
             grpc_status: None,
+            said: key.said.as_ref().map(|said| said.iter().map(|_| "overflow".to_owned()).collect()),
             ..key.clone()
         }
     }
 
-    fn make_http(&self, labels: Vec<(&'static str, String)>) -> HttpSeries {
+    fn make_http(&self, key: &Key) -> HttpSeries {
+        let labels = self.labels(key);
+        let counter = |metric| self.counter(metric, &labels, key);
+        let histogram = |metric: &'static str| {
+            let labels = self.changes.labels(metric, &labels, key.said.as_deref())?;
+            Some(self.group.histogram_with(metric, labels))
+        };
         HttpSeries {
-            requests: self.group.counter_with("istio_requests_total", labels.clone()),
-            duration: self.group.histogram_with("istio_request_duration_milliseconds", labels.clone()),
-            request_bytes: self.group.histogram_with("istio_request_bytes", labels.clone()),
-            response_bytes: self.group.histogram_with("istio_response_bytes", labels),
+            requests: counter("istio_requests_total"),
+            duration: histogram("istio_request_duration_milliseconds"),
+            request_bytes: histogram("istio_request_bytes"),
+            response_bytes: histogram("istio_response_bytes"),
+            messages: (key.protocol == "grpc")
+                .then(|| (counter("istio_request_messages_total"), counter("istio_response_messages_total"))),
         }
     }
 
-    fn make_tcp(&self, labels: Vec<(&'static str, String)>) -> TcpSeries {
+    fn make_tcp(&self, key: &Key) -> TcpSeries {
+        let labels = self.labels(key);
+        let counter = |metric| self.counter(metric, &labels, key);
         TcpSeries {
-            opened: self.group.counter_with("istio_tcp_connections_opened_total", labels.clone()),
-            closed: self.group.counter_with("istio_tcp_connections_closed_total", labels.clone()),
-            sent: self.group.counter_with("istio_tcp_sent_bytes_total", labels.clone()),
-            received: self.group.counter_with("istio_tcp_received_bytes_total", labels),
+            opened: counter("istio_tcp_connections_opened_total"),
+            closed: counter("istio_tcp_connections_closed_total"),
+            sent: counter("istio_tcp_sent_bytes_total"),
+            received: counter("istio_tcp_received_bytes_total"),
         }
     }
 
-    fn labels(&self, key: &Key) -> Vec<(&'static str, String)> {
+    fn counter(&self, metric: &'static str, labels: &Labels, key: &Key) -> Option<Counter> {
+        let labels = self.changes.labels(metric, labels, key.said.as_deref())?;
+        Some(self.group.counter_with(metric, labels))
+    }
+
+    fn labels(&self, key: &Key) -> Labels {
         let nobody = Workload::default();
         let far = key.workload.as_deref().unwrap_or(&nobody);
         let (source, destination) = match self.side {
@@ -315,12 +367,13 @@ mod tests {
     #[test]
     fn requests_that_differ_in_code_are_different_series_and_equal_ones_add_up() {
         let local = Arc::new(Workload { name: "user".to_owned(), ..Workload::default() });
-        let reporter = Reporter::new(Side::Destination, local);
+        let reporter = Reporter::new(Side::Destination, local, Arc::default());
         let caller = Arc::new(Workload { name: "order".to_owned(), ..Workload::default() });
         let mut stream = StreamInfo::new(Some(Protocol::Http11));
         for code in [200, 200, 503] {
             stream.status = http::StatusCode::from_u16(code).ok();
-            reporter.request(&stream, &connection(), Far { workload: Some(&caller), ..Far::default() });
+            let far = Far { workload: Some(&caller), ..Far::default() };
+            reporter.request(&stream, &connection(), None, far);
         }
         let counts: Vec<_> = reporter
             .group
@@ -337,5 +390,47 @@ mod tests {
             })
             .collect();
         assert_eq!(counts, [("200".to_owned(), 2), ("503".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn metrics_are_dropped_and_relabelled() {
+        use xds_protos::stats::{MetricConfig, PluginConfig};
+        let dimension = |label: &str, text: &str| (label.to_owned(), text.to_owned());
+        let everywhere = MetricConfig {
+            dimensions: [dimension("host", "request.host"), dimension("source_app", "'nobody'")].into(),
+            tags_to_remove: vec!["source_version".to_owned()],
+            ..MetricConfig::default()
+        };
+        let dropped =
+            MetricConfig { name: "request_bytes".to_owned(), drop: true, ..MetricConfig::default() };
+        let config = PluginConfig { metrics: vec![everywhere, dropped], ..PluginConfig::default() };
+        let changes = Arc::new(Changes::compile(&config).unwrap());
+        let reporter = Reporter::new(Side::Destination, Arc::default(), changes);
+        let mut stream = StreamInfo::new(Some(Protocol::Http11));
+        for host in ["a", "b", "a"] {
+            stream.authority = host.into();
+            reporter.request(&stream, &connection(), None, Far::default());
+        }
+        let entries = reporter.group.entries();
+        let label = |labels: &Labels, wanted: &str| {
+            labels.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.clone())
+        };
+        let counted: Vec<_> = entries.iter().filter(|e| e.name == "istio_requests_total").collect();
+        let hosts: Vec<_> = counted.iter().map(|e| label(&e.labels, "host").unwrap()).collect();
+        assert_eq!(hosts, ["a", "b"]);
+        for entry in &counted {
+            assert_eq!(label(&entry.labels, "source_app").as_deref(), Some("nobody"));
+            assert_eq!(label(&entry.labels, "source_version"), None);
+        }
+        assert!(entries.iter().all(|e| e.name != "istio_request_bytes"));
+        let wrong = |metric: MetricConfig| {
+            let config = PluginConfig { metrics: vec![metric], ..PluginConfig::default() };
+            Changes::compile(&config).unwrap_err().to_string()
+        };
+        let name = MetricConfig { name: "no_such".to_owned(), ..MetricConfig::default() };
+        assert!(wrong(name).contains("metrics[0].name"));
+        let expression =
+            MetricConfig { dimensions: [dimension("x", "node.id")].into(), ..MetricConfig::default() };
+        assert!(wrong(expression).contains("metrics[0].dimensions[x]"));
     }
 }

@@ -1,0 +1,103 @@
+//! Which Telemetry holds for whom, by the fields of the messages that proxies get.
+
+use serde_json::{Value, json};
+
+use super::filters::Way;
+use super::telemetry::{access_log, metrics};
+use super::tests::{mesh, node};
+use crate::model::World;
+
+const MESH: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    accessLogFile: /dev/stdout
+    extensionProviders:
+    - {name: file, envoyFileAccessLog: {path: /var/log/a, logFormat: {text: '%RESPONSE_CODE%'}}}
+    - {name: json, envoyFileAccessLog: {logFormat: {labels: {code: '%RESPONSE_CODE%'}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: a-1, namespace: n}
+spec: {address: 127.0.9.1, labels: {app: a}}
+";
+
+fn telemetry(namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+fn world(telemetries: &[String]) -> World {
+    mesh(&[MESH, &telemetries.concat()].concat())
+}
+
+/// Path and filter of each logger.
+fn logs(world: &World, way: Way) -> Vec<(String, Value)> {
+    let all = access_log(world, &node("sidecar", "127.0.9.1", "n"), way);
+    let of = |log: &Value| {
+        let filter = log["filter"]["extension_filter"]["typed_config"]["expression"].clone();
+        (log["typed_config"]["path"].as_str().unwrap().to_owned(), filter)
+    };
+    all.as_array().unwrap().iter().map(of).collect()
+}
+
+fn only(path: &str) -> Vec<(String, Value)> {
+    vec![(path.to_owned(), Value::Null)]
+}
+
+#[test]
+fn logs_are_the_meshs_unless_a_telemetry_says_otherwise_and_the_narrowest_counts() {
+    assert_eq!(logs(&world(&[]), Way::Inbound), only("/dev/stdout"));
+    let off = telemetry("istio-system", "mesh", "{accessLogging: [{disabled: true}]}");
+    assert_eq!(logs(&world(std::slice::from_ref(&off)), Way::Inbound), []);
+    let on = telemetry("n", "own", "{accessLogging: [{providers: [{name: file}]}]}");
+    assert_eq!(logs(&world(&[off.clone(), on.clone()]), Way::Inbound), only("/var/log/a"));
+    let workload = "{selector: {matchLabels: {app: a}}, accessLogging: [{providers: [{name: envoy}]}]}";
+    let all = [off.clone(), on.clone(), telemetry("n", "workload", workload)];
+    assert_eq!(logs(&world(&all), Way::Inbound), only("/dev/stdout"));
+    let other = "{selector: {matchLabels: {app: b}}, accessLogging: [{providers: [{name: envoy}]}]}";
+    let all = [off, on, telemetry("n", "workload", other)];
+    assert_eq!(logs(&world(&all), Way::Inbound), only("/var/log/a"));
+}
+
+#[test]
+fn a_side_has_logs_and_filters_of_its_own() {
+    let spec = "{accessLogging: [{match: {mode: CLIENT}, disabled: true}, {match: {mode: SERVER}, filter: {expression: response.code >= 500}}]}";
+    let world = self::world(&[telemetry("n", "own", spec)]);
+    assert_eq!(logs(&world, Way::Outbound), []);
+    assert_eq!(logs(&world, Way::Inbound), [("/dev/stdout".to_owned(), "response.code >= 500".into())]);
+    let spec = "{accessLogging: [{providers: [{name: file}, {name: json}]}]}";
+    let world = self::world(&[telemetry("n", "own", spec)]);
+    let all = access_log(&world, &node("sidecar", "127.0.9.1", "n"), Way::Outbound);
+    assert_eq!(all[1]["typed_config"]["log_format"], json!({"json_format": {"code": "%RESPONSE_CODE%"}}));
+    assert_eq!(
+        all[0]["typed_config"]["log_format"]["text_format_source"]["inline_string"],
+        "%RESPONSE_CODE%"
+    );
+}
+
+#[test]
+fn metrics_are_dropped_and_relabelled_by_side_and_the_later_word_counts() {
+    let node = node("sidecar", "127.0.9.1", "n");
+    assert_eq!(metrics(&world(&[]), &node, Way::Inbound), json!({}));
+    let root = "{metrics: [{reportingInterval: 10s, overrides: [{tagOverrides: {request_host: {value: request.host}, source_app: {operation: REMOVE}}}]}]}";
+    let own = "{metrics: [{overrides: [
+        {match: {metric: REQUEST_COUNT, mode: CLIENT}, tagOverrides: {request_host: {operation: REMOVE}}},
+        {match: {metric: REQUEST_SIZE, mode: SERVER}, disabled: true}]}]}";
+    let world = self::world(&[telemetry("istio-system", "mesh", root), telemetry("n", "own", own)]);
+    let of = |way: Way, name: &str| {
+        let config = metrics(&world, &node, way);
+        assert_eq!(config["tcp_reporting_duration"], "10s");
+        config["metrics"].as_array().unwrap().iter().find(|one| one["name"] == name).unwrap().clone()
+    };
+    let relabelled = json!({"name": "requests_total", "dimensions": {"request_host": "request.host"}, "tags_to_remove": ["source_app"]});
+    assert_eq!(of(Way::Inbound, "requests_total"), relabelled);
+    let removed =
+        json!({"name": "requests_total", "dimensions": {}, "tags_to_remove": ["request_host", "source_app"]});
+    assert_eq!(of(Way::Outbound, "requests_total"), removed);
+    assert_eq!(of(Way::Inbound, "request_bytes"), json!({"name": "request_bytes", "drop": true}));
+    assert_eq!(of(Way::Outbound, "request_bytes")["drop"], Value::Null);
+}
