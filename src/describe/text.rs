@@ -53,7 +53,7 @@ pub fn of_workload(view: &WorkloadView) -> String {
         )
     });
     page.list("Ports", if view.gateway { "" } else { "none: no Service selects it" }, ports);
-    page.line("Reaches", view.sidecar.as_ref().map_or("every service (no Sidecar)".to_owned(), |s| named(s)));
+    page.line("Reaches", view.sidecar.as_ref().map_or("every service (no Sidecar)".to_owned(), named));
     let policies = view.policies.iter().map(|one| {
         let tried = if one.dry_run { " (only tried)" } else { "" };
         format!("{} by {}{tried}", one.action, named(&one.policy))
@@ -73,14 +73,11 @@ pub fn of_service(view: &ServiceView) -> String {
     let waiting = if view.waiting > 0 { format!(", {} not ready", view.waiting) } else { String::new() };
     page.line("Endpoints", format!("{}{waiting}", view.endpoints));
     page.list("Workloads", "", view.workloads.iter().cloned());
-    page.line(
-        "Routes",
-        view.routes.as_ref().map_or("straight to it (no VirtualService)".to_owned(), |r| named(r)),
-    );
+    page.line("Routes", view.routes.as_ref().map_or("straight to it (no VirtualService)".to_owned(), named));
     page.list("", "", view.routing.iter().cloned());
     page.line(
         "Rule",
-        view.rule.as_ref().map_or("the mesh's defaults (no DestinationRule)".to_owned(), |r| named(r)),
+        view.rule.as_ref().map_or("the mesh's defaults (no DestinationRule)".to_owned(), named),
     );
     let subsets = view.subsets.iter().map(|subset| {
         let labels: Vec<_> = subset.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();

@@ -188,7 +188,7 @@ pub(super) fn metrics(world: &World, node: &ProxyNode, way: Way) -> Value {
         config["metrics"] = list.into();
     }
     if let Some(every) = every {
-        config["tcp_reporting_duration"] = super::seconds(every.get()).into();
+        config["tcp_reporting_duration"] = super::seconds(every.get());
     }
     config
 }
