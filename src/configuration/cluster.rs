@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use kube::Client;
-use weft_control::ingest::Snapshot;
 use weft_control::ingest::cluster::{Settings, start};
+use weft_control::ingest::{DebounceArgs, Snapshot};
 use weft_control::kubernetes::KubernetesArgs;
 
 /// Which cluster.
@@ -59,7 +59,8 @@ impl ClusterArgs {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         runtime.block_on(async {
             let client = self.client().await?;
-            let settings = Settings { namespace: self.istio_namespace.clone() };
+            let settings =
+                Settings { namespace: self.istio_namespace.clone(), debounce: DebounceArgs::default() };
             let (watcher, _verdicts) =
                 tokio::time::timeout(PATIENCE.1, start(client, &settings)).await.with_context(|| {
                     format!("the Kubernetes API did not give everything within {:?}", PATIENCE.1)
