@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -105,9 +106,41 @@ fn pages_of(
 ) {
     for (path, file) in pages {
         match ask(at, path, "it does not answer") {
-            Ok(text) => drop(gathered.insert(format!("{kind}-{at}/{file}"), text)),
+            Ok(text) => drop(gathered.insert(format!("{kind}-{at}/{file}"), without_secrets(text))),
             Err(error) => failed.push(format!("http://{at}{path}: {error:#}")),
         }
+    }
+}
+
+/// Header fields that prove somebody's identity; configuration may set them.
+const SECRET: [&str; 5] = ["authorization", "cookie", "proxy-authorization", "set-cookie", "x-api-key"];
+
+/// A page without the values of such fields. What is no JSON has none.
+fn without_secrets(text: String) -> String {
+    let Ok(mut page) = serde_json::from_str::<serde_json::Value>(&text) else { return text };
+    hide(&mut page);
+    format!("{page:#}")
+}
+
+fn hide(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(hide),
+        Value::Object(fields) => {
+            let named = |name: &str| SECRET.contains(&name.to_ascii_lowercase().as_str());
+            let of_secret = ["key", "name", "header_name"]
+                .iter()
+                .any(|at| fields.get(*at).and_then(Value::as_str).is_some_and(named));
+            for (key, field) in fields.iter_mut() {
+                let is_value =
+                    of_secret && ["value", "raw_value", "string_match", "exact"].contains(&key.as_str());
+                match is_value || (named(key) && field.is_string()) {
+                    true => *field = "[hidden]".into(),
+                    false => hide(field),
+                }
+            }
+        }
+        _ => {}
     }
 }
 
@@ -134,7 +167,8 @@ fn findings(args: &BugReportArgs, failed: &mut Vec<String>) -> Option<String> {
 }
 
 fn write(args: &BugReportArgs, gathered: &BTreeMap<String, String>) -> anyhow::Result<()> {
-    let file = std::fs::File::create(&args.file)?;
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&args.file)?;
     let mut archive = tar::Builder::new(GzEncoder::new(file, Compression::default()));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     for (name, text) in gathered {
@@ -151,4 +185,19 @@ fn write(args: &BugReportArgs, gathered: &BTreeMap<String, String>) -> anyhow::R
     }
     archive.into_inner()?.finish()?.flush()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_proves_an_identity_is_hidden() {
+        let page = r#"{"a": [{"header": {"key": "Authorization", "value": "Bearer x"}}, {"key": "x-a", "value": "y"}], "set": {"cookie": "z", "b": "c"}}"#;
+        let shown: serde_json::Value =
+            serde_json::from_str(&super::without_secrets(page.to_owned())).unwrap();
+        assert_eq!(shown["a"][0]["header"]["value"], "[hidden]");
+        assert_eq!(
+            (&shown["a"][1]["value"], &shown["set"]["cookie"], &shown["set"]["b"]),
+            (&"y".into(), &"[hidden]".into(), &"c".into())
+        );
+    }
 }

@@ -11,6 +11,7 @@ mod kinds;
 #[cfg(test)]
 mod schema;
 
+pub mod cel;
 pub mod duration;
 pub mod json;
 pub mod type_url;

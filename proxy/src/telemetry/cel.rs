@@ -15,11 +15,10 @@ use crate::io::ConnectionInfo;
 use crate::telemetry::StreamInfo;
 use crate::telemetry::istio::{Far, Workload};
 
-/// What an expression may begin with.
-pub const ROOTS: [&str; 8] =
-    ["request", "response", "source", "destination", "connection", "upstream", "xds", "filter_state"];
-
 static STANDARD: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
+
+/// Bytes of a label's value.
+const LONGEST_LABEL: usize = 256;
 
 /// A compiled expression.
 pub struct Expression {
@@ -58,19 +57,7 @@ impl Expression {
     /// # Errors
     /// It is no expression, or asks for what no stream has.
     pub fn compile(text: &str) -> Result<Self, String> {
-        let program = Program::compile(text).map_err(|e| format!("{text:?} is no expression in CEL: {e}"))?;
-        let mut roots = Vec::new();
-        for named in program.references().variables() {
-            match ROOTS.iter().find(|root| **root == named) {
-                Some(root) => roots.push(*root),
-                None => {
-                    return Err(format!(
-                        "{text:?} asks for {named}, which streams do not have; there are {}",
-                        ROOTS.join(", ")
-                    ));
-                }
-            }
-        }
+        let (program, roots) = xds_protos::cel::compile(text)?;
         Ok(Self { program, text: text.to_owned(), roots })
     }
 
@@ -93,8 +80,16 @@ impl Expression {
         matches!(self.value(seen), Some(Value::Bool(true)))
     }
 
-    /// Its value as a label has it: `unknown` where it has none.
+    /// Its value as a label has it: `unknown` where it has none. Clients may choose it, so a long one is cut.
     pub fn label(&self, seen: Seen<'_>) -> String {
+        let mut label = self.whole_label(seen);
+        if label.len() > LONGEST_LABEL {
+            label.truncate(label.floor_char_boundary(LONGEST_LABEL));
+        }
+        label
+    }
+
+    fn whole_label(&self, seen: Seen<'_>) -> String {
         match self.value(seen) {
             Some(Value::String(text)) => (*text).clone(),
             Some(Value::Int(number)) => number.to_string(),
@@ -323,6 +318,7 @@ mod tests {
     fn what_no_stream_has_is_refused() {
         let refused = |text: &str| Expression::compile(text).unwrap_err();
         assert!(refused("request.host ==").contains("no expression"));
+        assert_eq!(told(&format!("'{}ä'", "x".repeat(255))).0, "x".repeat(255), "cut between characters");
         assert!(refused("node.id").contains("asks for node"));
     }
 }

@@ -98,7 +98,16 @@ fn place(known: &Known<'_>, served: &[Served<'_>], of: &Meta, target: &TargetRef
         let found =
             served.iter().find(|s| s.object.meta.namespace == *namespace && s.object.meta.name == *name);
         let found = found.ok_or_else(|| format!("Weft serves no Gateway {namespace}/{name}"))?;
-        return found.place.clone().map_err(|(_, message)| format!("Gateway {namespace}/{name}: {message}"));
+        let place = found.place.clone();
+        let place = place.map_err(|(_, message)| format!("Gateway {namespace}/{name}: {message}"))?;
+        // Whoever may write into a namespace has no say over workloads of another, whatever the Gateway's address is.
+        if place.namespace != *namespace {
+            return Err(format!(
+                "Gateway {namespace}/{name} is served by workloads of {}, over which policies of {namespace} have no say",
+                place.namespace
+            ));
+        }
+        return Ok(place);
     }
     let service = known.service(namespace, name);
     let service = service.ok_or_else(|| format!("there is no Service {namespace}/{name}"))?;

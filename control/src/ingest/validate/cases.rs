@@ -927,7 +927,7 @@ fn telemetries() {
         ("{accessLogging: [{providers: [{}]}]}".to_owned(), "spec.accessLogging[0].providers[0].name: missing"),
         ("{accessLogging: [{filter: {}}]}".to_owned(), "spec.accessLogging[0].filter.expression: missing"),
         ("{accessLogging: [{filter: {expression: 'response.code >='}}]}".to_owned(), "spec.accessLogging[0].filter.expression: \"response.code >=\" is no expression"),
-        ("{accessLogging: [{filter: {expression: 'node.id == 1'}}]}".to_owned(), "spec.accessLogging[0].filter.expression: \"node\" is nothing"),
+        ("{accessLogging: [{filter: {expression: 'node.id == 1'}}]}".to_owned(), "spec.accessLogging[0].filter.expression: \"node.id == 1\" asks for node"),
         ("{metrics: [{providers: [{name: statsd}]}]}".to_owned(), "spec.metrics[0].providers[0].name: metrics go to prometheus alone"),
         ("{metrics: [{reportingInterval: 0s}]}".to_owned(), "spec.metrics[0].reportingInterval: is 0"),
         (tag("a-b: {value: request.host}"), "spec.metrics[0].overrides[0].tagOverrides.a-b: \"a-b\" is no label"),

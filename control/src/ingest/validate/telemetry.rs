@@ -6,10 +6,6 @@ use super::authorization_policy::selector;
 use crate::model::meta::Meta;
 use crate::model::telemetry::{ProviderName, TagOperation, Telemetry};
 
-/// What an expression may begin with: what our proxy and Envoy both know of a request that has ended.
-const ROOTS: [&str; 8] =
-    ["request", "response", "source", "destination", "connection", "upstream", "xds", "filter_state"];
-
 pub(in super::super) fn telemetry(spec: &Telemetry, meta: &Meta, findings: &mut Findings) {
     annotations(findings, meta, &[]);
     selector(findings, spec.selector.as_ref());
@@ -92,16 +88,8 @@ fn value(findings: &mut Findings, path: &str, text: &str) {
 /// An expression as a proxy compiles it.
 fn expression(findings: &mut Findings, path: &str, text: &str) {
     let help = "write an expression in CEL, such as request.host, response.code >= 500 or 'constant'";
-    match cel::Program::compile(text) {
-        Err(error) => findings.error(path, format!("{text:?} is no expression in CEL: {error}"), help),
-        Ok(program) => {
-            for name in program.references().variables() {
-                if !ROOTS.contains(&name) {
-                    let reason = format!("{name:?} is nothing that requests have");
-                    findings.error(path, reason, format!("there are {}", ROOTS.join(", ")));
-                }
-            }
-        }
+    if let Err(reason) = xds_protos::cel::compile(text) {
+        findings.error(path, reason, help);
     }
 }
 

@@ -66,6 +66,14 @@ pub(in super::super) fn virtual_service(spec: &VirtualService, findings: &mut Fi
         findings.error("spec", "no rules", "give at least one of http, tls and tcp");
     }
     export_to(findings, &spec.export_to);
+    let matched = spec.http.iter().flat_map(|rule| &rule.matches).flat_map(|one| &one.gateways);
+    let matched = matched.chain(spec.tls.iter().flat_map(|rule| &rule.matches).flat_map(|one| &one.gateways));
+    let matched = matched.chain(spec.tcp.iter().flat_map(|rule| &rule.matches).flat_map(|one| &one.gateways));
+    // So are Gateways called that stand for listeners of the Gateway API, which say themselves whose routes they take.
+    if let Some(name) = spec.gateways.iter().chain(matched).find(|name| name.contains('~')) {
+        let help = "name a Gateway of networking.istio.io; for one of the Gateway API write an HTTPRoute";
+        findings.error("spec.gateways", format!("{name:?} is no name of a Gateway"), help);
+    }
     let mut catch_all: Option<usize> = None;
     for (index, rule) in spec.http.iter().enumerate() {
         let path = format!("spec.http[{index}]");

@@ -87,7 +87,9 @@ impl Breaker {
         let ejected = seen.ejections.saturating_sub(if anew { 0 } else { before.ejections });
         if ejected > 0 || (first && seen.ejected > 0) {
             self.in_a_row = self.in_a_row.saturating_add(1);
-            self.next_retry = Some(now + times.base * self.in_a_row);
+            // As long as anybody may write: a time that no calendar has is none.
+            let pause = times.base.checked_mul(self.in_a_row).and_then(|pause| pause.try_into().ok());
+            self.next_retry = pause.and_then(|pause| now.checked_add(pause));
         }
         if seen.ejected > 0 || seen.reached > 0 {
             self.state = Circuit::Open;

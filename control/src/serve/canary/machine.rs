@@ -122,6 +122,8 @@ pub struct Trial {
     /// What was counted since the period began.
     pub period: Counts,
     began: Duration,
+    /// When it was looked last.
+    looked: Duration,
     /// The latest counts, as many as it takes to decide.
     recent: VecDeque<(Duration, Counts)>,
 }
@@ -136,11 +138,18 @@ impl Trial {
             message: format!("{} gets {} %", spec.canary_version, spec.traffic_split.canary),
         };
         let standing = stood.filter(|s| s.identity == spec.identity()).unwrap_or_else(begins);
-        Self { standing, period: Counts::default(), began: now, recent: VecDeque::new() }
+        Self { standing, period: Counts::default(), began: now, looked: now, recent: VecDeque::new() }
+    }
+
+    /// Too few proxies say what they have counted: the time since the last look is no part of the period.
+    pub fn unseen(&mut self, now: Duration) {
+        self.began += now.saturating_sub(self.looked);
+        self.looked = now;
     }
 
     /// Takes what was counted since the last time.
     pub fn tick(&mut self, spec: &CanaryDeployment, now: Duration, counts: &Counts) -> Option<Outcome> {
+        self.looked = now;
         if self.standing.phase != Phase::Progressing {
             return None;
         }

@@ -173,7 +173,8 @@ impl CanaryKeeper {
             let behind = kept.as_ref() != Some(&run.trial.standing);
             match kept {
                 // Who leads, or led before us, has decided.
-                Some(kept) if !decides || begins => {
+                // What is decided for good stays so, whoever leads now.
+                Some(kept) if !decides || begins || kept.phase != Phase::Progressing => {
                     if behind {
                         run.trial = Trial::new(spec, Some(kept), now);
                     }
@@ -226,10 +227,13 @@ impl CanaryKeeper {
                 let answered = pages.len();
                 tracing::warn!(
                     trial = %format!("{}/{}", key.0, key.1), asked, answered,
-                    "not all proxies say what they have counted (port 15090): a trial is decided by those that do"
+                    "not all proxies say what they have counted (port 15090): a version is taken back by what those say that do, and gets more only while nine of ten answer"
                 );
             }
             (run.asked, run.answered) = (asked, pages.len());
+            if pages.len() * 10 < asked * 9 {
+                run.trial.unseen(now);
+            }
             let Some(outcome) = run.trial.tick(&run.spec, now, &counts) else { continue };
             let what = match outcome {
                 Outcome::Advanced => "Advanced",
@@ -249,7 +253,7 @@ impl CanaryKeeper {
     /// Proxies that are connected, here or at another control plane.
     fn addresses(&self, world: &World) -> Vec<IpAddr> {
         let connected = self.proxies.list().into_iter().map(|proxy| proxy.node.address().to_owned());
-        let pods = world.workloads().iter().filter(|w| self.keep.is_shared() && w.endpoint.mutual_tls);
+        let pods = world.workloads().iter().filter(|w| self.keep.is_shared() && w.shows_identity());
         let all = connected.chain(pods.map(|workload| workload.address().to_owned()));
         let mut all: Vec<IpAddr> = all.filter_map(|address| address.parse().ok()).collect();
         all.sort_unstable();

@@ -6,9 +6,9 @@
 mod changes;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 
@@ -143,17 +143,21 @@ thread_local! {
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
+/// The reporters that are there. What workers remember of others is let go when they see a new one.
+static ALIVE: LazyLock<Mutex<HashSet<u64>>> = LazyLock::new(Mutex::default);
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        ALIVE.lock().remove(&self.id);
+    }
+}
+
 impl Reporter {
     /// A reporter for the workload that this proxy serves.
     pub fn new(side: Side, local: Arc<Workload>, changes: Arc<Changes>) -> Self {
-        Self {
-            id: NEXT.fetch_add(1, Relaxed),
-            side,
-            local,
-            changes,
-            group: Group::new("", Vec::new()),
-            known: Mutex::default(),
-        }
+        let id = NEXT.fetch_add(1, Relaxed);
+        ALIVE.lock().insert(id);
+        Self { id, side, local, changes, group: Group::new("", Vec::new()), known: Mutex::default() }
     }
 
     /// Whether labels are made of what requests bring.
@@ -239,6 +243,10 @@ impl Reporter {
         make: impl Fn(&Self, &Key) -> S,
     ) -> S {
         SEEN.with_borrow_mut(|seen| {
+            if !seen.contains_key(&self.id) {
+                let alive = ALIVE.lock();
+                seen.retain(|id, _| alive.contains(id));
+            }
             let mine = map(seen.entry(self.id).or_default());
             if let Some(series) = mine.get(&key) {
                 return *series;
@@ -432,5 +440,18 @@ mod tests {
         let expression =
             MetricConfig { dimensions: [dimension("x", "node.id")].into(), ..MetricConfig::default() };
         assert!(wrong(expression).contains("metrics[0].dimensions[x]"));
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_reporter_that_is_gone_is_let_go() {
+        let stream = StreamInfo::new(Some(Protocol::Http11));
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            let reporter = Reporter::new(Side::Destination, Arc::default(), Arc::default());
+            reporter.request(&stream, &connection(), None, Far::default());
+            ids.push(reporter.id);
+        }
+        let known: Vec<u64> = SEEN.with_borrow(|seen| seen.keys().copied().collect());
+        assert!(known.contains(&ids[2]) && !known.contains(&ids[0]) && !known.contains(&ids[1]), "{known:?}");
     }
 }
