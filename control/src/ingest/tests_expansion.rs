@@ -215,3 +215,27 @@ fn versions_and_replicas_are_looked_at() {
     );
     assert_eq!(drift("replicas: 1", "replicas: 1"), [""; 0]);
 }
+
+/// What it stands for selects workloads by the Service's selector: who is selected is part of what proxies are told by versions.
+#[test]
+fn another_selector_of_the_service_is_another_policy() {
+    let with = |app: &str| {
+        let text = format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: user-service, namespace: ecotrack}}
+spec: {{selector: {{app: {app}}}, ports: [{{name: http, port: 80}}]}}
+---
+apiVersion: weft.dev/v1alpha1
+kind: ServiceMeshConfig
+metadata: {{name: mesh, namespace: ecotrack}}
+spec: {{services: [{{name: user-service, securityPolicy: {{mtlsMode: STRICT}}}}]}}
+"
+        );
+        super::load_str("x.yaml", &text).into_result().unwrap_or_else(|wrong| panic!("{wrong:#?}"))
+    };
+    let (one, other) = (with("a"), with("b"));
+    assert_eq!(one.peer_authentications().len(), 1);
+    assert_ne!(one.peer_version(), other.peer_version());
+    assert_ne!(one.shape_version(), other.shape_version());
+}

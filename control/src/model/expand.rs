@@ -94,8 +94,8 @@ struct Item<'a> {
 }
 
 impl Item<'_> {
-    /// The metadata of an object that it stands for.
-    fn meta(&self, kind: Kind) -> Meta {
+    /// The metadata of an object that it stands for, and that selects workloads with these labels.
+    fn meta(&self, kind: Kind, labels: &Labels) -> Meta {
         let (group, _) = match kind {
             Kind::DestinationRule => ("networking.istio.io/v1", ()),
             _ => ("security.istio.io/v1", ()),
@@ -103,7 +103,7 @@ impl Item<'_> {
         let short = self.host.split('.').next().unwrap_or_default();
         let own = &self.config.meta;
         let mut hasher = DefaultHasher::new();
-        (own.version, kind, &self.host).hash(&mut hasher);
+        (own.version, kind, &self.host, labels).hash(&mut hasher);
         let mut meta = Meta {
             kind,
             api_version: group.to_owned(),
@@ -214,7 +214,7 @@ impl Work<'_> {
         let with_policy = explicit.iter().filter(exact).find(|r| r.spec.traffic_policy.is_some());
         let policy = policy_of(given);
         let Some(first) = with_policy.or_else(|| explicit.iter().find(exact)).or(explicit.first()) else {
-            let meta = item.meta(Kind::DestinationRule);
+            let meta = item.meta(Kind::DestinationRule, &Labels::new());
             item.made.push(meta.key().to_string());
             let spec = DestinationRule {
                 host: item.host.clone(),
@@ -343,7 +343,7 @@ impl Work<'_> {
             }
             return;
         }
-        let meta = item.meta(Kind::PeerAuthentication);
+        let meta = item.meta(Kind::PeerAuthentication, labels);
         item.made.push(meta.key().to_string());
         let spec = PeerAuthentication {
             selector: Some(WorkloadSelector { labels: labels.clone() }),
@@ -419,7 +419,7 @@ impl Work<'_> {
                 when: Vec::new(),
             });
         }
-        let meta = item.meta(Kind::AuthorizationPolicy);
+        let meta = item.meta(Kind::AuthorizationPolicy, labels);
         item.made.push(meta.key().to_string());
         let spec = AuthorizationPolicy {
             selector: Some(WorkloadSelector { labels: labels.clone() }),

@@ -420,9 +420,7 @@ impl World {
         hash_all(&health_checks, &mut hasher);
         // A version on trial gets nothing while nobody serves it.
         for trial in traffic_managements.iter().filter_map(|t| t.spec.canary_deployment.as_ref()) {
-            for service in
-                by_host.get(trial.service.as_str()).into_iter().flatten().map(|index| &services[*index])
-            {
+            for service in services.iter().filter(|s| s.hostname.eq_ignore_ascii_case(&trial.service)) {
                 (serves(service, &trial.stable_version), serves(service, &trial.canary_version))
                     .hash(&mut hasher);
             }

@@ -128,7 +128,10 @@ impl Memo {
             }
         };
         // What came out the same is kept once, whatever it was made from.
-        let equal = known.forms.iter().find(|form| form.resource.version == resource.version);
+        // By the bytes: versions need not withstand somebody who looks for two forms of one version.
+        let same =
+            |form: &&Form| form.resource.version == resource.version && form.resource.bytes == resource.bytes;
+        let equal = known.forms.iter().find(same);
         let resource = equal.map_or(resource, |form| form.resource.clone());
         known.forms.push(Form { inputs, resource: resource.clone(), used: now });
         Some((known.name.clone(), resource))

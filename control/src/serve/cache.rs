@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -30,6 +31,8 @@ const SWEEP: u64 = 16;
 struct Of {
     /// At which revision, and what.
     result: Mutex<Option<(u64, Arc<Served>)>>,
+    /// At which revision that last became something else. Several connections may be of one sort, and one of them be there first.
+    changed: AtomicU64,
 }
 
 /// The place of a proxy's sort among all; whoever holds it keeps it there.
@@ -52,7 +55,12 @@ struct State {
     /// From one revision to the next, oldest first; the last one leads to the latest.
     steps: VecDeque<Arc<Change>>,
     by_class: HashMap<Arc<Class>, Arc<Of>>,
+    /// How many sorts there may be before those are dropped that no connection is of.
+    room: usize,
 }
+
+/// Sorts of proxies that are never too many.
+const ROOM: usize = 64;
 
 impl State {
     /// What has moved since a revision; none if more than that has changed, or nobody knows any more.
@@ -91,6 +99,11 @@ impl RenderCache {
         let mut state = self.state.lock();
         if let Some((class, of)) = state.by_class.get_key_value(&class) {
             return Place { class: class.clone(), of: of.clone() };
+        }
+        // Proxies say themselves what they are, and may be another with each connection.
+        if state.by_class.len() >= state.room {
+            state.by_class.retain(|_, of| Arc::strong_count(of) > 1);
+            state.room = (2 * state.by_class.len()).max(ROOM);
         }
         let of = Arc::new(Of::default());
         state.by_class.insert(class.clone(), of.clone());
@@ -147,6 +160,9 @@ impl RenderCache {
             },
             _ => self.whole(&revision, place),
         };
+        if result.as_ref().is_none_or(|(_, last)| !Arc::ptr_eq(last, &now)) {
+            place.of.changed.store(revision.number, Ordering::Release);
+        }
         *result = Some((revision.number, now.clone()));
         (revision, now)
     }
@@ -167,6 +183,11 @@ impl RenderCache {
         }
         *number = revision.number;
         false
+    }
+
+    /// At which revision what those in this place get last became something else, as far as somebody has asked.
+    pub fn changed(&self, place: &Place) -> u64 {
+        place.of.changed.load(Ordering::Acquire)
     }
 
     fn whole(&self, revision: &Revision, place: &Place) -> Arc<Served> {

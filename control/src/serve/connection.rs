@@ -153,6 +153,7 @@ impl Connection {
         let wake = Arc::new(service.dispatch.wait(place.clone(), entry.clone()));
         let (revision, resources) = service.cache.resources(&service.queue.latest(), &place);
         let number = revision.number;
+        wake.has(number);
         entry.update(|proxy| proxy.revision = proxy.revision.max(number));
         let stream = stream_number();
         let session = Session::new(W::VARIANT, stream, resources, revision.version.clone(), Instant::now());
@@ -226,6 +227,7 @@ impl Connection {
         let (revision, resources) = self.service.cache.resources(&revision, &self.place);
         self.session.set(resources, revision.version.clone(), Instant::now());
         let number = revision.number;
+        self.wake.has(number);
         self.revision = revision;
         self.converged = false;
         self.entry.update(|proxy| proxy.revision = proxy.revision.max(number));

@@ -24,7 +24,17 @@ struct Waiting {
     wake: Arc<Notify>,
     /// It was woken, and has not looked yet.
     behind: Arc<AtomicBool>,
+    /// The revision whose resources it has.
+    at: Arc<AtomicU64>,
     entry: Arc<Entry>,
+}
+
+impl Waiting {
+    /// Whether it has to look at a revision; `of_place`: it brings something to those in its place. Another connection of the same
+    /// sort may have been there before: then nothing is new for the place, and yet for this one.
+    fn concerned(&self, of_place: bool, cache: &RenderCache) -> bool {
+        of_place || self.at.load(Ordering::Acquire) < cache.changed(&self.place)
+    }
 }
 
 /// A connection's place among those that wait; dropping it takes it out.
@@ -33,6 +43,7 @@ pub struct Wake {
     number: u64,
     wake: Arc<Notify>,
     behind: Arc<AtomicBool>,
+    at: Arc<AtomicU64>,
     dispatch: Dispatch,
 }
 
@@ -49,10 +60,10 @@ impl Dispatch {
                 let mut asked: HashMap<usize, bool> = HashMap::new();
                 let (mut woken, mut left) = (0_u64, 0_u64);
                 for one in waiting.lock().values() {
-                    let concerned = *asked
+                    let of_place = *asked
                         .entry(one.place.number())
                         .or_insert_with(|| cache.concerns(&revision, &one.place));
-                    if concerned {
+                    if one.concerned(of_place, &cache) {
                         woken += 1;
                         one.behind.store(true, Ordering::Release);
                         one.wake.notify_one();
@@ -72,13 +83,19 @@ impl Dispatch {
     pub fn wait(&self, place: Place, entry: Arc<Entry>) -> Wake {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (wake, behind) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
-        let waiting = Waiting { place, wake: wake.clone(), behind: behind.clone(), entry };
+        let at = Arc::new(AtomicU64::new(0));
+        let waiting = Waiting { place, wake: wake.clone(), behind: behind.clone(), at: at.clone(), entry };
         self.waiting.lock().insert(number, waiting);
-        Wake { number, wake, behind, dispatch: self.clone() }
+        Wake { number, wake, behind, at, dispatch: self.clone() }
     }
 }
 
 impl Wake {
+    /// The connection has the resources of this revision.
+    pub fn has(&self, revision: u64) {
+        self.at.store(revision, Ordering::Release);
+    }
+
     /// Until there is something to look at; it is looked at then.
     pub async fn woken(&self) {
         self.wake.notified().await;

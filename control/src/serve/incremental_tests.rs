@@ -482,3 +482,28 @@ fn whatever_is_edited_a_state_is_what_it_would_be_if_it_were_made_anew() {
         }
     }
 }
+
+/// Two connections of one sort, as after a reconnect that overlaps: one of them, or somebody who looks, is at a new state first.
+#[test]
+fn who_is_not_first_of_its_sort_is_told_all_the_same() {
+    let at = |policies: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s0, namespace: a}}\nspec: {{selector: {{app: s0}}, ports: [{{name: http, port: 80}}]}}\n{policies}"
+        );
+        crate::ingest::load_str("x.yaml", &text).into_result().unwrap()
+    };
+    let denied = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: d, namespace: a}\nspec: {action: DENY, rules: [{}]}\n";
+    let cache = RenderCache::new();
+    let node = nodes().remove(0);
+    let (one, other) = (cache.place(&node, true), cache.place(&node, true));
+    let (first, second) = (revision(at(""), 1), revision(at(denied), 2));
+    cache.resources(&first, &one);
+    assert_eq!(cache.changed(&one), 1);
+    cache.resources(&second, &other);
+    assert!(!cache.concerns(&second, &one), "for the place nothing is new");
+    assert_eq!(cache.changed(&one), 2, "for a connection at 1 it is");
+    // A state that changes nothing for them leaves it so.
+    let third = revision(at(denied), 3);
+    cache.resources(&third, &one);
+    assert_eq!(cache.changed(&one), 2);
+}
