@@ -11,8 +11,17 @@ use cel::common::ast::{Expr, IdedExpr};
 pub const ROOTS: [&str; 8] =
     ["request", "response", "source", "destination", "connection", "upstream", "xds", "filter_state"];
 
-/// Longer ones are refused. The parser, the evaluation and the release of a tree recurse once for each link of a chain.
+/// Bytes of the longest expression.
 pub const LONGEST: usize = 1000;
+
+/// Operators, brackets and dots of the longest expression. The parser, the evaluation and the release of a tree recurse for each
+/// link of a chain and each bracket, some of them through a dozen of calls.
+pub const MOST_STEPS: usize = 64;
+
+fn steps(text: &str) -> usize {
+    // Two characters of one operator are two, and so are those in texts: what counts is that there are no more than these.
+    text.bytes().filter(|byte| b".([{?+-*/%<>=!&|".contains(byte)).count()
+}
 
 /// Compiles an expression; gives it with the roots that it names.
 ///
@@ -22,7 +31,13 @@ pub fn compile(text: &str) -> Result<(Program, Vec<&'static str>), String> {
     if text.len() > LONGEST {
         return Err(format!("the expression has {} bytes; {LONGEST} are the most", text.len()));
     }
-    let program = Program::compile(text).map_err(|e| format!("{text:?} is no expression in CEL: {e}"))?;
+    if steps(text) > MOST_STEPS {
+        return Err(format!(
+            "the expression has {} operators, brackets and dots; {MOST_STEPS} are the most",
+            steps(text)
+        ));
+    }
+    let program = parse(text)?;
     if loops(program.expression()) {
         return Err(format!(
             "{text:?} has a loop or makes a map or a message, which is not for every request"
@@ -38,7 +53,24 @@ pub fn compile(text: &str) -> Result<(Program, Vec<&'static str>), String> {
             roots.push(*known);
         }
     }
+    roots.sort_unstable();
     Ok((program, roots))
+}
+
+/// The parser goes through a dozen of calls for each bracket, with room for each of them: it gets a thread with a stack that the
+/// longest expression surely fits. Expressions are parsed when configuration comes, and not for requests.
+fn parse(text: &str) -> Result<Program, String> {
+    const STACK: usize = 64 << 20;
+    let failed =
+        |_| "no thread can be had to read an expression; there are too many, or too little memory".to_owned();
+    let parsed = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK);
+        thread.spawn_scoped(scope, || Program::compile(text)).map(|thread| thread.join())
+    });
+    match parsed.map_err(failed)? {
+        Ok(parsed) => parsed.map_err(|e| format!("{text:?} is no expression in CEL: {e}")),
+        Err(_) => Err(format!("{text:?} cannot be read: report this")),
+    }
 }
 
 /// Whether something is done for each of many, or made of many.
@@ -81,14 +113,38 @@ mod tests {
         ] {
             assert!(refused(text).contains("loop"), "{text}");
         }
-        // As deep as the length allows: parsed, and let go again, on a thread's small stack.
+        for text in [
+            "request.a".repeat(2).replacen("request", "!request", 1) + &"+1".repeat(64),
+            format!("1{}", "-1".repeat(65)),
+        ] {
+            assert!(refused(&text).contains("operators"), "{text}");
+        }
+    }
+
+    /// As deep as may be: parsed, evaluated and let go again with half of the stack that threads have. Builds without optimisation
+    /// take a multiple of it.
+    #[test]
+    fn what_is_as_deep_as_may_be_has_room() {
+        let open =
+            |inner: &str, close: &str| format!("{}1{}", inner.repeat(MOST_STEPS), close.repeat(MOST_STEPS));
         let deep = [
-            format!("request{}", ".a".repeat(490)),
-            format!("{}1{}", "(".repeat(400), ")".repeat(400)),
-            format!("1{}", "+1".repeat(490)),
+            format!("request{}", ".a".repeat(MOST_STEPS)),
+            format!("1{}", "+1".repeat(MOST_STEPS)),
+            format!("true{}", "&&true".repeat(MOST_STEPS / 2)),
+            format!("{}true", "!".repeat(MOST_STEPS)),
+            format!("{}1", "true?1:".repeat(MOST_STEPS)),
+            open("(", ")"),
+            open("[", "]"),
         ];
         for text in deep {
-            let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(move || drop(compile(&text)));
+            let run = move || match compile(&text) {
+                Ok((program, _)) => drop(program.execute(&cel::Context::default())),
+                // The parser has a bound of its own.
+                Err(reason) => assert!(!reason.contains("operators"), "{reason}"),
+            };
+            let thread = std::thread::Builder::new()
+                .stack_size(if cfg!(debug_assertions) { 16 << 20 } else { 1 << 20 })
+                .spawn(run);
             thread.unwrap().join().unwrap();
         }
     }
