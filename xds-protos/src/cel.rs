@@ -93,7 +93,7 @@ mod tests {
         let roots = |text: &str| compile(text).unwrap().1;
         assert_eq!(
             roots("response.code >= 500 || request.host in ['a', 'b'] || request.path == ''"),
-            ["response", "request"]
+            ["request", "response"]
         );
         assert_eq!(roots("has(request.headers.x) ? request.headers['x'] : 'none'"), ["request"]);
         assert_eq!(roots("'constant'"), [] as [&str; 0]);
