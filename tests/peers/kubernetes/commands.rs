@@ -45,7 +45,7 @@ fn told(found: &Value) -> Vec<String> {
 
 #[test]
 fn a_cluster_is_analyzed_described_and_compared_with_its_files() {
-    let server = Server::start("127.36.8.1");
+    let server = Server::start("127.36.9.1");
     server.apply(SHOP);
     server.kubectl(&["apply", "-f", &crds()]);
     established(&server);
