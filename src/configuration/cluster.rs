@@ -42,7 +42,14 @@ impl ClusterArgs {
         let kubeconfig = self.kubeconfig.clone().or_else(usual);
         let args =
             KubernetesArgs { kubernetes: kubeconfig.is_none(), kubeconfig, ..KubernetesArgs::default() };
-        let client = args.client().await?.context("no cluster is named")?;
+        let named = args.kubeconfig.is_some();
+        let client = args.client().await.and_then(|client| client.context("no cluster is named"));
+        let client = client.with_context(|| match named {
+            true => "the cluster's configuration cannot be used",
+            false => {
+                "there is no $KUBECONFIG, no ~/.kube/config, and this is no pod: name a file by --kubeconfig"
+            }
+        })?;
         let asked = tokio::time::timeout(PATIENCE.0, client.apiserver_version()).await;
         asked
             .map_err(|_| anyhow::anyhow!("no answer within {PATIENCE:?}", PATIENCE = PATIENCE.0))
