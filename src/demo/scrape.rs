@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use weft_control::serve::canary::labelled;
 
 use crate::client::get;
 use crate::up::Workload;
@@ -43,7 +44,7 @@ fn issued(body: &[u8]) -> Option<OffsetDateTime> {
 fn parse(text: &str, reporter: &str) -> Sample {
     let mut sample = Sample::default();
     for line in text.lines().filter(|l| l.starts_with("istio_request")) {
-        let Some((name, labels, value)) = split(line) else { continue };
+        let Some((name, labels, value)) = labelled(line) else { continue };
         let label = |key: &str| labels.iter().find(|(k, _)| *k == key).map(|(_, v)| *v).unwrap_or_default();
         if label("reporter") != reporter {
             continue;
@@ -75,26 +76,6 @@ fn parse(text: &str, reporter: &str) -> Sample {
     }
     sample.buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
     sample
-}
-
-type Labels<'a> = Vec<(&'a str, &'a str)>;
-
-/// Name, labels and value of a line. The labels looked at hold no escapes; others may, and are only skipped over.
-fn split(line: &str) -> Option<(&str, Labels<'_>, f64)> {
-    let (name, mut rest) = line.split_once('{')?;
-    let mut labels = Vec::new();
-    while !rest.starts_with('}') {
-        let (key, quoted) = rest.trim_start_matches(',').split_once("=\"")?;
-        let mut escaped = false;
-        let end = quoted.find(|c| {
-            let ends = c == '"' && !escaped;
-            escaped = c == '\\' && !escaped;
-            ends
-        })?;
-        labels.push((key, &quoted[..end]));
-        rest = &quoted[end + 1..];
-    }
-    Some((name, labels, rest[1..].trim().parse().ok()?))
 }
 
 #[cfg(test)]

@@ -152,16 +152,18 @@ struct Change {
 
 /// The configuration of Istio's metrics.
 pub(super) fn metrics(world: &World, node: &ProxyNode, way: Way) -> Value {
+    let telemetries = world.telemetries_of(&node.namespace, node.selected_by(world));
+    if telemetries.is_empty() {
+        return json!({});
+    }
     let mut every = None;
     let mut changes: Vec<Change> = Metric::EACH.iter().map(|_| Change::default()).collect();
-    for telemetry in world.telemetries_of(&node.namespace, node.selected_by(world)) {
+    for telemetry in telemetries {
         for metrics in &telemetry.spec.metrics {
             every = metrics.reporting_interval.or(every);
             for over in &metrics.overrides {
                 let all = Metric::EACH.iter().zip(&mut changes);
-                for ((metric, _), change) in all.filter(|((metric, _), _)| over.is_about(*metric, side(way)))
-                {
-                    let _ = metric;
+                for (_, change) in all.filter(|((metric, _), _)| over.is_about(*metric, side(way))) {
                     change.dropped = over.disabled.unwrap_or(change.dropped);
                     for (label, tag) in &over.tag_overrides {
                         let value = (tag.operation == TagOperation::Upsert).then(|| tag.value.clone());

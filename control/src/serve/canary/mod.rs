@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 pub use keep::{Cluster, Keep};
+pub use scrape::labelled;
 
 use super::Proxies;
 use crate::ingest::Snapshot;

@@ -80,7 +80,7 @@ pub fn totals(page: &str, wanted: &Wanted) -> Totals {
     let mut totals = Totals::default();
     let middle = format!("|{}|", wanted.subset);
     for line in page.lines().filter(|line| line.contains("upstream_rq_") && line.contains(&middle)) {
-        let Some((name, labels, value)) = sample(line) else { continue };
+        let Some((name, labels, value)) = labelled(line) else { continue };
         let Some(rest) = name.strip_prefix("envoy_cluster_") else { continue };
         let Some((subset, what)) = about(rest, &labels, &wanted.host) else { continue };
         if subset != wanted.subset {
@@ -132,7 +132,7 @@ fn about<'a>(rest: &'a str, labels: &Labels<'a>, wanted: &str) -> Option<(&'a st
 pub fn seen(page: &str, host: &str) -> Option<Seen> {
     let (mut seen, mut known) = (Seen::default(), false);
     for line in page.lines().filter(|line| line.contains("\"outbound|")) {
-        let Some((name, labels, value)) = sample(line) else { continue };
+        let Some((name, labels, value)) = labelled(line) else { continue };
         let Some(rest) = name.strip_prefix("envoy_cluster_") else { continue };
         let Some((_, what)) = about(rest, &labels, host) else { continue };
         known = true;
@@ -151,14 +151,16 @@ pub fn seen(page: &str, host: &str) -> Option<Seen> {
     known.then_some(seen)
 }
 
-type Labels<'a> = Vec<(&'a str, &'a str)>;
+/// Labels with their values, as they are written.
+pub type Labels<'a> = Vec<(&'a str, &'a str)>;
 
 fn label<'a>(labels: &Labels<'a>, name: &str) -> &'a str {
     labels.iter().find(|(key, _)| *key == name).map(|(_, value)| *value).unwrap_or_default()
 }
 
-/// Name, labels and value of a line.
-fn sample(line: &str) -> Option<(&str, Labels<'_>, f64)> {
+/// Name, labels and value of a line of metrics in Prometheus' text; none where it has no labels, or is none. Escapes in values
+/// stay as they are.
+pub fn labelled(line: &str) -> Option<(&str, Labels<'_>, f64)> {
     let (name, mut rest) = line.split_once('{')?;
     let mut labels = Vec::new();
     while !rest.starts_with('}') {
