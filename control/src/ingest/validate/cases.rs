@@ -48,6 +48,10 @@ fn virtual_services() {
     let routed = |more: &str| with(&format!("{route}, {more}"));
     let cases = [
         (with(route), ""),
+        (
+            format!("{{hosts: [a], gateways: [n/web~https], http: [{{{route}}}]}}"),
+            "spec.gateways: \"n/web~https\" is no name",
+        ),
         (format!("{{http: [{{{route}}}]}}"), ""),
         (format!("{{gateways: [g], http: [{{{route}}}]}}"), "spec.gateways: not allowed without spec.hosts"),
         ("{http: [{delegate: {name: b}}]}".to_owned(), "spec.http[0].delegate: a delegate cannot delegate"),

@@ -342,6 +342,25 @@ mod tests {
         assert_eq!(outcomes, [(300, held.clone(), 10), (600, held, 10), (900, Outcome::Promoted, 100)]);
     }
 
+    /// Proxies stop saying what they count after 20 s, and say it again after 220.
+    #[test]
+    fn time_that_nobody_saw_is_no_part_of_the_period() {
+        let mut trial = Trial::new(&spec(), None, at(0));
+        let mut ended = None;
+        for second in 1..=600 {
+            let seen = !(20..220).contains(&second);
+            if !seen {
+                trial.unseen(at(second));
+            }
+            let counted = if seen { counts(100, 0, 10.0) } else { Counts::default() };
+            if trial.tick(&spec(), at(second), &counted).is_some() {
+                ended = Some(second);
+                break;
+            }
+        }
+        assert_eq!(ended, Some(500));
+    }
+
     #[test]
     fn it_goes_by_steps_each_watched_for_itself() {
         let mut spec = spec();
