@@ -144,6 +144,7 @@ fn workload(world: &World, entry: &model::Workload, id: String) -> anyhow::Resul
         Some(text) => ProxyConfig::parse(text).context("metadata.annotations[proxy.istio.io/config]")?,
         None => ProxyConfig::default(),
     };
+    let config = config.under(world.proxy_configs_of(&entry.meta.namespace, entry.labels()));
     let defaults = &world.mesh().default_config;
     Ok(Workload {
         id,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde::Deserialize;
+use weft_control::model::proxy_config::Layers;
 
 /// What the annotation says.
 #[derive(Debug, Default, PartialEq)]
@@ -26,6 +27,22 @@ struct Text {
 }
 
 impl ProxyConfig {
+    /// With the mesh's ProxyConfigs: what the workload says itself goes before those of namespaces, and that which selects it
+    /// before all.
+    pub(super) fn under(mut self, layers: Layers) -> Self {
+        for below in [layers.own, layers.root].into_iter().flatten() {
+            self.concurrency = self.concurrency.or(below.spec.concurrency);
+            for (name, value) in &below.spec.environment_variables {
+                self.environment.entry(name.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        if let Some(above) = layers.workload {
+            self.concurrency = above.spec.concurrency.or(self.concurrency);
+            self.environment.extend(above.spec.environment_variables.clone());
+        }
+        self
+    }
+
     pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let text: Text = serde_saphyr::from_str(text).context(
             "there may be proxyMetadata (the proxy's environment), concurrency, drainDuration and \

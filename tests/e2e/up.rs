@@ -242,11 +242,29 @@ fn a_workloads_own_settings_reach_its_proxy() {
         let pair = Pair::new(78);
         let config = "weft app\n    proxy.istio.io/config: |\n      concurrency: 3\n      proxyMetadata: {SECRET_TTL: 40s}";
         pair.write("back.yaml", &workload("back", 11, config));
+        // A ProxyConfig of the namespace stands behind what the workload says itself, one that selects it before.
+        pair.write(
+            "proxies.yaml",
+            "
+apiVersion: networking.istio.io/v1beta1
+kind: ProxyConfig
+metadata: {name: all, namespace: pair}
+spec: {concurrency: 1, environmentVariables: {SECRET_TTL: 90s}}
+---
+apiVersion: networking.istio.io/v1beta1
+kind: ProxyConfig
+metadata: {name: back, namespace: pair}
+spec: {selector: {matchLabels: {app: back}}, concurrency: 4}
+",
+        );
         let mesh = pair.start().await;
         let admin = mesh.workload("back-1").unwrap().admin();
-        let info = weft::client::get(admin, "/server_info", Duration::from_secs(5)).await.unwrap();
-        let info: Value = serde_json::from_slice(&info.body).unwrap();
-        assert_eq!(info["command_line_options"]["concurrency"], 3);
+        for (id, expected) in [("back-1", 4), ("front-1", 1)] {
+            let admin = mesh.workload(id).unwrap().admin();
+            let info = weft::client::get(admin, "/server_info", Duration::from_secs(5)).await.unwrap();
+            let info: Value = serde_json::from_slice(&info.body).unwrap();
+            assert_eq!(info["command_line_options"]["concurrency"], expected, "{id}");
+        }
         let certs = weft::client::get(admin, "/certs", Duration::from_secs(5)).await.unwrap();
         let certs: Value = serde_json::from_slice(&certs.body).unwrap();
         let leaf = &certs["certificates"][0]["cert_chain"][0];

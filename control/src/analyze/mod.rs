@@ -13,6 +13,7 @@ mod destinations;
 mod edges;
 mod exports;
 mod gateways;
+mod heard;
 mod matching;
 mod peers;
 mod rate_limits;
@@ -129,6 +130,7 @@ pub fn analyze(world: &World) -> Vec<Message> {
     rules::find(&scene, &mut found);
     services::find(&scene, &mut found);
     sidecars::find(&scene, &mut found);
+    heard::find(&scene, &mut found);
     exports::find(&scene, &mut found);
     found.sort();
     found.dedup();

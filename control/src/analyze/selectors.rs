@@ -27,12 +27,15 @@ pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
         world.compressions().iter().map(|p| (&p.meta, &p.spec.selector, "nobody's answers are compressed"));
     let of_telemetries =
         world.telemetries().iter().map(|p| (&p.meta, &p.spec.selector, "nobody's logs and metrics change"));
+    let of_proxies =
+        world.proxy_configs().iter().map(|p| (&p.meta, &p.spec.selector, "nobody's proxy is started by it"));
     for (meta, selector, then) in of_policies
         .chain(of_modes)
         .chain(of_tokens)
         .chain(of_limits)
         .chain(of_compressions)
         .chain(of_telemetries)
+        .chain(of_proxies)
     {
         let selector = selector.as_ref().map(|selector| &selector.labels);
         check(scene, meta, "spec.selector.matchLabels", selector, then, found);

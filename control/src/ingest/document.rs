@@ -314,6 +314,12 @@ impl Collector {
                     self.objects.traffic_managements.push(Arc::new(Object { meta, spec }));
                 }
             }
+            Kind::ProxyConfig => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::proxy_config(&spec, &meta, findings);
+                    self.objects.proxy_configs.push(Arc::new(Object { meta, spec }));
+                }
+            }
             Kind::Telemetry => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::telemetry(&spec, &meta, findings);

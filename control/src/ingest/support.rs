@@ -33,6 +33,7 @@ const NETWORKING: &[Kind] = &[
     Kind::ServiceEntry,
     Kind::WorkloadEntry,
     Kind::Sidecar,
+    Kind::ProxyConfig,
 ];
 const SECURITY: &[Kind] = &[Kind::PeerAuthentication, Kind::AuthorizationPolicy, Kind::RequestAuthentication];
 const TELEMETRY: &[Kind] = &[Kind::Telemetry];
@@ -50,7 +51,7 @@ const WEFT: &[Kind] = &[
 
 /// Kinds of Istio's that are not supported yet, by group.
 const KINDS_NOT_YET: &[(&str, &[&str])] = &[
-    ("networking.istio.io", &["EnvoyFilter", "WorkloadGroup", "ProxyConfig"]),
+    ("networking.istio.io", &["EnvoyFilter", "WorkloadGroup"]),
     ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),
     ("install.istio.io", &["IstioOperator"]),
     (GATEWAY_API_GROUP, &["TCPRoute", "UDPRoute", "BackendTLSPolicy", "BackendTrafficPolicy", "ListenerSet"]),
@@ -96,9 +97,10 @@ pub(super) fn classify(api_version: &str, kind: &str) -> Class {
         "weft.dev" => WEFT,
         _ => return Class::Foreign,
     };
-    let versions: &[&str] = match group {
-        "weft.dev" => &["v1alpha1"],
-        "telemetry.istio.io" => &["v1", "v1alpha1"],
+    let versions: &[&str] = match (group, kind) {
+        ("weft.dev", _) => &["v1alpha1"],
+        ("telemetry.istio.io", _) => &["v1", "v1alpha1"],
+        ("networking.istio.io", "ProxyConfig") => &["v1beta1"],
         _ => &["v1", "v1beta1", "v1alpha3"],
     };
     match ours.iter().find(|known| known.as_str() == kind) {
@@ -149,7 +151,7 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     (Kind::DestinationRule, "trafficPolicy", &["tunnel"]),
     (Kind::Gateway, "servers", &["defaultEndpoint"]),
     (Kind::Sidecar, "outboundTrafficPolicy", &["egressProxy"]),
-    (Kind::Telemetry, "spec", &["tracing", "targetRef", "targetRefs"]),
+    (Kind::Telemetry, "spec", &["tracing"]),
     (Kind::Telemetry, "overrides.match", &["customMetric"]),
     (Kind::PeerAuthentication, "spec", &["targetRef", "targetRefs"]),
     (Kind::GatewayClass, "spec", &["parametersRef"]),
@@ -174,7 +176,6 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
             "configSources",
             "defaultProviders",
             "disableEnvoyListenerLog",
-            "discoverySelectors",
             "enableEnvoyAccessLogService",
             "enablePrometheusMerge",
             "enableTracing",
@@ -383,7 +384,8 @@ fn misnamed_selector(kind: Kind, parent: &str, name: &str) -> Option<Counsel> {
         | Kind::ExternalCredential
         | Kind::RateLimit
         | Kind::Compression
-        | Kind::Telemetry => "matchLabels",
+        | Kind::Telemetry
+        | Kind::ProxyConfig => "matchLabels",
         _ => return None,
     };
     let in_selector = ends_with(parent, "workloadSelector") || parent == "spec.selector";

@@ -10,6 +10,8 @@ use super::proxy_config::{self, Interception, ProxyConfig};
 use super::settings::Settings;
 use super::workload::Workload;
 use super::{image, merge, metrics, probes};
+use crate::model::Labels;
+use crate::model::proxy_config::Layers;
 
 /// The annotation that says what was put in: who has it is not injected again.
 pub(super) const STATUS: &str = "sidecar.istio.io/status";
@@ -46,9 +48,14 @@ pub fn inject(pod: &Value, workload: &Workload, settings: &Settings) -> Result<I
     }
     let found = pod["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
     let mut asked = annotations::read(&found, &mut wrong);
+    let labels = pod["metadata"]["labels"].as_object().into_iter().flatten();
+    let labels: Labels =
+        labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
+    let layers = Layers::of(&settings.proxy_configs, &settings.root_namespace, &workload.namespace, &labels);
     let config = proxy_config::read(
         &settings.default_config,
         asked.config.take(),
+        &layers,
         &settings.discovery_address,
         &mut wrong,
     );

@@ -1,8 +1,12 @@
 //! Each proxy's settings: Istio's ProxyConfig, of the installation and of the pod's annotation `proxy.istio.io/config`.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::error::Refusal;
+use crate::model::Object;
+use crate::model::proxy_config::{self as model, Layers};
 
 /// How the application's connections come to the proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,22 +70,33 @@ pub(super) fn annotation(name: &str, text: &str) -> Result<Map<String, Value>, R
     }
 }
 
-/// Puts the installation's settings and the pod's together, and understands them. Fields that Weft does not honour are refused.
-pub(super) fn read(
-    base: &Map<String, Value>,
-    own: Option<Map<String, Value>>,
-    default_address: &str,
-    wrong: &mut Vec<Refusal>,
-) -> ProxyConfig {
-    let mut whole = base.clone();
-    for (key, value) in own.unwrap_or_default() {
+/// What `more` says goes before what `whole` says.
+fn put(whole: &mut Map<String, Value>, more: Map<String, Value>) {
+    for (key, value) in more {
         match (key.as_str(), whole.get_mut(&key), value) {
-            // Variables of both hold; the pod's own where they have the same name.
+            // Variables of both hold; the later one where they have the same name.
             ("proxyMetadata", Some(Value::Object(all)), Value::Object(more)) => all.extend(more),
             (_, _, value) => {
                 whole.insert(key, value);
             }
         }
+    }
+}
+
+/// Puts the installation's settings, the mesh's ProxyConfigs and the pod's together, and understands them. Fields that Weft does not honour are refused.
+pub(super) fn read(
+    base: &Map<String, Value>,
+    own: Option<Map<String, Value>>,
+    layers: &Layers,
+    default_address: &str,
+    wrong: &mut Vec<Refusal>,
+) -> ProxyConfig {
+    let mut whole = base.clone();
+    let of = |layer: &Option<Arc<Object<model::ProxyConfig>>>| {
+        layer.as_ref().map(|object| object.spec.settings()).unwrap_or_default()
+    };
+    for layer in [of(&layers.root), of(&layers.own), own.unwrap_or_default(), of(&layers.workload)] {
+        put(&mut whole, layer);
     }
     let mut config = ProxyConfig {
         discovery_address: default_address.to_owned(),

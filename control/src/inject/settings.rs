@@ -1,11 +1,14 @@
 //! What holds for every pod that is injected: the values of an installation (`deploy/helm/weft`, the ConfigMap `istiod-injector`),
 //! or the flags of `weft inject`.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::image::IMAGE;
-use crate::model::mesh_config::MeshConfig;
+use crate::model::proxy_config::ProxyConfig;
+use crate::model::{Object, World};
 
 /// The settings, as YAML has them.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -51,6 +54,12 @@ pub struct Settings {
     pub default_config: Map<String, Value>,
     /// Environment variables of every proxy.
     pub env: Map<String, Value>,
+    /// The mesh's ProxyConfigs.
+    #[serde(skip)]
+    pub proxy_configs: Vec<Arc<Object<ProxyConfig>>>,
+    /// The namespace whose ProxyConfigs hold for all.
+    #[serde(skip)]
+    pub root_namespace: String,
 }
 
 /// Whether pods that say nothing are injected.
@@ -164,6 +173,8 @@ impl Default for Settings {
             proxy_init: InitSettings::default(),
             default_config: Map::new(),
             env: Map::new(),
+            proxy_configs: Vec::new(),
+            root_namespace: String::new(),
         }
     }
 }
@@ -211,8 +222,11 @@ impl Settings {
 
     /// The same where a mesh's own settings hold: what they say stands behind what the settings of injection say.
     #[must_use]
-    pub fn with_mesh(&self, mesh: &MeshConfig) -> Self {
+    pub fn with_world(&self, world: &World) -> Self {
+        let mesh = world.mesh();
         let mut settings = self.clone();
+        settings.root_namespace.clone_from(&mesh.root_namespace);
+        settings.proxy_configs = world.proxy_configs().to_vec();
         settings.trust_domain.clone_from(&mesh.trust_domain);
         let own = &mesh.default_config;
         let mut base = Map::new();

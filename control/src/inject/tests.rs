@@ -314,6 +314,47 @@ fn a_file_keeps_what_is_no_workload_letter_by_letter() {
 }
 
 #[test]
+fn proxy_configs_of_the_mesh_hold_by_their_scope_and_the_one_that_selects_before_the_pods_own() {
+    let text = "
+apiVersion: networking.istio.io/v1beta1
+kind: ProxyConfig
+metadata: {name: all, namespace: istio-system}
+spec: {concurrency: 1, environmentVariables: {OF_ROOT: a, OF_ALL: root}}
+---
+apiVersion: networking.istio.io/v1beta1
+kind: ProxyConfig
+metadata: {name: all, namespace: shop}
+spec: {concurrency: 2, environmentVariables: {OF_ALL: shop}}
+---
+apiVersion: networking.istio.io/v1beta1
+kind: ProxyConfig
+metadata: {name: web, namespace: shop}
+spec: {selector: {matchLabels: {app: web}}, concurrency: 4}
+";
+    let world = crate::ingest::load_str("x.yaml", text).into_result().unwrap();
+    let settings = Settings::default().with_world(&world);
+    let of = |namespace: &str, app: &str, annotation: Option<&str>| {
+        let mut pod = cases().base;
+        pod["metadata"]["labels"]["app"] = app.into();
+        if let Some(config) = annotation {
+            pod["metadata"]["annotations"] = json!({"proxy.istio.io/config": config});
+        }
+        let injected = inject(&pod, &workload(namespace, &pod, None), &settings).unwrap();
+        let Injection::Done(pod, _) = injected else { panic!("{injected:?}") };
+        let env = |name: &str| look(&pod, &format!("spec.initContainers[istio-proxy].env[{name}].value"));
+        let config: Value = serde_json::from_str(env("PROXY_CONFIG").as_str().unwrap()).unwrap();
+        (config["concurrency"].as_u64(), env("OF_ROOT"), env("OF_ALL"))
+    };
+    let (a, root, shop, own) = (json!("a"), json!("root"), json!("shop"), json!("own"));
+    assert_eq!(of("other", "web", None), (Some(1), a.clone(), root));
+    assert_eq!(of("shop", "api", None), (Some(2), a.clone(), shop.clone()));
+    assert_eq!(of("shop", "web", None), (Some(4), a.clone(), shop));
+    let annotation = Some("{concurrency: 3, proxyMetadata: {OF_ALL: own}}");
+    assert_eq!(of("shop", "api", annotation), (Some(3), a.clone(), own.clone()));
+    assert_eq!(of("shop", "web", annotation), (Some(4), a, own));
+}
+
+#[test]
 fn what_is_wrong_in_a_file_is_said_by_object_and_path() {
     let text = FILE
         .replace("labels: {app: web", "annotations: {sidecar.istio.io/proxyCPU: lots}, labels: {app: web");

@@ -8,6 +8,9 @@ use serde::Serialize;
 
 use super::values::Labels;
 
+/// The label by which every namespace of Kubernetes has its name.
+pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
 /// The kinds of object that Weft reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum Kind {
@@ -69,6 +72,8 @@ pub enum Kind {
     ReferenceGrant,
     /// Logs and metrics.
     Telemetry,
+    /// How proxies are started.
+    ProxyConfig,
 }
 
 impl Kind {
@@ -104,6 +109,7 @@ impl Kind {
             Self::TlsRoute => "TLSRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::Telemetry => "Telemetry",
+            Self::ProxyConfig => "ProxyConfig",
         }
     }
 }

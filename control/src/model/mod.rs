@@ -25,6 +25,7 @@ pub mod lookup;
 pub mod mesh_config;
 pub mod meta;
 pub mod peer_authentication;
+pub mod proxy_config;
 pub mod rate_limit;
 pub mod registry;
 pub mod request_authentication;

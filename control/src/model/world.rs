@@ -24,6 +24,7 @@ use super::lookup::{self, MergedRule};
 use super::mesh_config::MeshConfig;
 use super::meta::Object;
 use super::peer_authentication::PeerAuthentication;
+use super::proxy_config::ProxyConfig;
 use super::rate_limit::RateLimit;
 use super::registry::{self, Registry};
 use super::request_authentication::RequestAuthentication;
@@ -93,6 +94,8 @@ pub struct Objects {
     pub reference_grants: Vec<Arc<Object<ReferenceGrant>>>,
     /// Telemetries.
     pub telemetries: Vec<Arc<Object<Telemetry>>>,
+    /// ProxyConfigs.
+    pub proxy_configs: Vec<Arc<Object<ProxyConfig>>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
     pub secrets: Vec<Arc<Object<TlsSecret>>>,
     /// Pods, where Kubernetes says which there are.
@@ -101,13 +104,10 @@ pub struct Objects {
     pub backends: Option<HashMap<(String, String), Arc<Backends>>>,
 }
 
-impl Objects {
-    /// Takes in what `other` has, too.
-    pub fn absorb(&mut self, other: &Self) {
-        macro_rules! each {
-            ($($kind:ident),*) => { $( self.$kind.extend_from_slice(&other.$kind); )* };
-        }
-        each!(
+/// Runs a macro with the name of each list of objects of namespaces.
+macro_rules! of_namespaces {
+    ($each:ident) => {
+        $each!(
             services,
             service_entries,
             workload_entries,
@@ -126,23 +126,45 @@ impl Objects {
             traffic_managements,
             service_mesh_configs,
             health_checks,
-            namespaces,
-            gateway_classes,
             api_gateways,
             http_routes,
             grpc_routes,
             tls_routes,
             reference_grants,
             telemetries,
-            secrets,
-            pods
+            proxy_configs,
+            secrets
         );
+    };
+}
+
+impl Objects {
+    /// Takes in what `other` has, too.
+    pub fn absorb(&mut self, other: &Self) {
+        macro_rules! each {
+            ($($kind:ident),*) => { $( self.$kind.extend_from_slice(&other.$kind); )* };
+        }
+        of_namespaces!(each);
+        each!(namespaces, gateway_classes, pods);
         if other.mesh.is_some() {
             self.mesh.clone_from(&other.mesh);
         }
         if let Some(backends) = &other.backends {
             let known = backends.iter().map(|(name, backends)| (name.clone(), backends.clone()));
             self.backends.get_or_insert_default().extend(known);
+        }
+    }
+
+    /// Keeps of the objects of namespaces those in these. Each is asked about once; what stands behind services, and pods, go with
+    /// their namespace.
+    pub fn retain_namespaces(&mut self, mut stays: impl FnMut(&str) -> bool) {
+        macro_rules! each {
+            ($($kind:ident),*) => { $( self.$kind.retain(|object| stays(&object.meta.namespace)); )* };
+        }
+        of_namespaces!(each);
+        self.pods.retain(|pod| stays(&pod.workload.meta.namespace));
+        if let Some(backends) = &mut self.backends {
+            backends.retain(|(namespace, _), _| stays(namespace));
         }
     }
 }
@@ -212,6 +234,7 @@ struct Parts {
     service_mesh_configs: List<ServiceMeshConfig>,
     health_checks: List<HealthCheck>,
     telemetries: List<Telemetry>,
+    proxy_configs: List<ProxyConfig>,
     secrets: List<TlsSecret>,
     expansions: Vec<Note>,
 }
@@ -264,6 +287,7 @@ impl World {
             service_mesh_configs,
             health_checks,
             telemetries,
+            proxy_configs,
             secrets,
             workload_entries,
             service_entries,
@@ -394,6 +418,7 @@ impl World {
         hash_all(&service_mesh_configs, &mut hasher);
         hash_all(&health_checks, &mut hasher);
         hash_all(&telemetries, &mut hasher);
+        hash_all(&proxy_configs, &mut hasher);
         hash_all(&secrets, &mut hasher);
         pods_version.hash(&mut hasher);
         let knows_pods = objects.backends.is_some();
@@ -486,6 +511,7 @@ impl World {
                 service_mesh_configs,
                 health_checks,
                 telemetries,
+                proxy_configs,
                 secrets,
                 expansions,
             }),
@@ -722,6 +748,11 @@ impl World {
     /// Every RateLimit.
     pub fn rate_limits(&self) -> &[Arc<Object<RateLimit>>] {
         &self.parts.rate_limits
+    }
+
+    /// Every ProxyConfig.
+    pub fn proxy_configs(&self) -> &[Arc<Object<ProxyConfig>>] {
+        &self.parts.proxy_configs
     }
 
     /// Every Telemetry.

@@ -19,8 +19,6 @@ fn stand_ins() -> String {
     [
         ("networking.istio.io", "v1alpha3", "envoyfilters", "EnvoyFilter"),
         ("networking.istio.io", "v1", "workloadgroups", "WorkloadGroup"),
-        ("networking.istio.io", "v1beta1", "proxyconfigs", "ProxyConfig"),
-        ("telemetry.istio.io", "v1", "telemetries", "Telemetry"),
         ("extensions.istio.io", "v1alpha1", "wasmplugins", "WasmPlugin"),
     ]
     .map(|(group, version, plural, kind)| {

@@ -132,6 +132,13 @@ pub const DEFINED: [Kind; 28] = [
     gateway_api("tlsroutes", "TLSRoute", &["v1", "v1alpha3", "v1alpha2"]),
     gateway_api("referencegrants", "ReferenceGrant", &["v1", "v1beta1"]),
     Kind {
+        group: "networking.istio.io",
+        plural: "proxyconfigs",
+        kind: "ProxyConfig",
+        versions: &["v1beta1"],
+        short: &[],
+    },
+    Kind {
         group: "telemetry.istio.io",
         plural: "telemetries",
         kind: "Telemetry",
@@ -147,13 +154,6 @@ pub const DEFINED: [Kind; 28] = [
         short: &[],
     },
     networking("workloadgroups", "WorkloadGroup", &["wg"]),
-    Kind {
-        group: "networking.istio.io",
-        plural: "proxyconfigs",
-        kind: "ProxyConfig",
-        versions: &["v1beta1"],
-        short: &[],
-    },
     Kind {
         group: "extensions.istio.io",
         plural: "wasmplugins",
@@ -185,7 +185,7 @@ mod tests {
                 );
             }
         }
-        assert_eq!(DEFINED.iter().filter(|kind| !kind.is_honoured()).count(), 4);
+        assert_eq!(DEFINED.iter().filter(|kind| !kind.is_honoured()).count(), 3);
         assert_eq!(defined_by("ratelimits.weft.dev").map(|kind| kind.kind), Some("RateLimit"));
         assert_eq!(defined_by("ratelimits.example.com"), None);
     }

@@ -12,6 +12,7 @@ fn findings(kind: &str, spec: &str) -> Vec<String> {
         "AcmeCertificate" | "IPDenyList" | "ExternalCredential" | "RateLimit" | "Compression"
         | "TrafficManagement" | "ServiceMeshConfig" | "HealthCheck" => "weft.dev/v1alpha1",
         "Telemetry" => "telemetry.istio.io/v1",
+        "ProxyConfig" => "networking.istio.io/v1beta1",
         _ => group,
     };
     let text =
@@ -918,6 +919,25 @@ fn ip_deny_list() {
 }
 
 #[test]
+fn proxy_configs() {
+    let cases = [
+        ("{}", ""),
+        (
+            "{selector: {matchLabels: {a: b}}, concurrency: 0, environmentVariables: {A_1: x}, image: {imageType: distroless}}",
+            "",
+        ),
+        ("{concurrency: -1}", "spec.concurrency: "),
+        (
+            "{environmentVariables: {1A: x}}",
+            "spec.environmentVariables.1A: \"1A\" is no environment variable",
+        ),
+        ("{image: {imageType: debug}}", "spec.image.imageType: there is no image \"debug\""),
+        ("{drainDuration: 1s}", "spec.drainDuration: unknown field"),
+    ];
+    check("ProxyConfig", &cases);
+}
+
+#[test]
 fn telemetries() {
     let tag = |tag: &str| format!("{{metrics: [{{overrides: [{{tagOverrides: {{{tag}}}}}]}}]}}");
     let design = |label: &str, value: &str| {
@@ -1250,8 +1270,8 @@ fn service_mesh_configs() {
             "spec.services[0].securityPolicy.authorizationRules[0].operations[0]: \"/a/*/b\" has a star inside",
         ),
         (
-            with("observability: {metrics_enabled: false}"),
-            "spec.services[0].observability.metricsEnabled: not supported by Weft yet",
+            with("observability: {metrics_enabled: false, accessLogging: true}"),
+            "spec.services[0].observability: a.n.svc.cluster.local selects no workloads",
         ),
         (
             with("observability: {tracingEnabled: true}"),
@@ -1260,10 +1280,6 @@ fn service_mesh_configs() {
         (
             with("observability: {samplingRate: 0.01}"),
             "spec.services[0].observability.samplingRate: not supported by Weft yet",
-        ),
-        (
-            with("observability: {accessLogging: true}"),
-            "spec.services[0].observability.accessLogging: not supported by Weft yet",
         ),
     ];
     check("ServiceMeshConfig", &cases.each_ref().map(|(spec, expected)| (spec.as_str(), *expected)));

@@ -161,7 +161,7 @@ impl Webhooks {
 
     fn inject(&self, question: &Question) -> Answer {
         let snapshot = self.snapshots.borrow().clone();
-        pods::inject(question, &self.settings.read().with_mesh(snapshot.world.mesh()))
+        pods::inject(question, &self.settings.read().with_world(&snapshot.world))
     }
 
     fn validate(&self, question: &Question) -> Answer {
