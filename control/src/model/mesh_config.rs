@@ -5,9 +5,13 @@ use serde::Deserialize;
 use super::destination_rule::{H2UpgradePolicy, LocalityBalancer, TcpKeepalive};
 use super::extension_provider::ExtensionProvider;
 use super::gateway::TlsVersion;
+use super::gateway_api::LabelSelector;
 use super::sidecar::OutboundTrafficPolicy;
 use super::values::Timespan;
 use super::virtual_service::HttpRetry;
+
+/// The namespace whose policies hold for the whole mesh, where nothing else is said.
+pub const ROOT_NAMESPACE: &str = "istio-system";
 
 /// Mesh-wide settings, with Istio's defaults.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -68,6 +72,9 @@ pub struct MeshConfig {
     pub h2_upgrade_policy: H2UpgradePolicy,
     /// Whom policies may name.
     pub extension_providers: Vec<ExtensionProvider>,
+    /// By their labels, the namespaces that the mesh knows; empty means all. One is enough that selects, and the root namespace is
+    /// always among them.
+    pub discovery_selectors: Vec<LabelSelector>,
 }
 
 impl Default for MeshConfig {
@@ -76,7 +83,7 @@ impl Default for MeshConfig {
             trust_domain: "cluster.local".to_owned(),
             trust_domain_aliases: Vec::new(),
             ca_certificates: Vec::new(),
-            root_namespace: "istio-system".to_owned(),
+            root_namespace: ROOT_NAMESPACE.to_owned(),
             outbound_traffic_policy: OutboundTrafficPolicy::default(),
             inbound_traffic_policy: InboundTrafficPolicy::default(),
             enable_auto_mtls: true,
@@ -100,6 +107,7 @@ impl Default for MeshConfig {
             locality_lb_setting: None,
             h2_upgrade_policy: H2UpgradePolicy::default(),
             extension_providers: Vec::new(),
+            discovery_selectors: Vec::new(),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::gateway_api::TargetRef;
 use super::meta::Object;
 use super::values::{Labels, Timespan, WorkloadSelector};
 use super::world::World;
@@ -18,6 +19,11 @@ pub const BUILT_IN_LOG: &str = "envoy";
 pub struct Telemetry {
     /// Workloads for which it holds; absent for all of the namespace, or of the mesh in the root namespace.
     pub selector: Option<WorkloadSelector>,
+    /// One Gateway, GatewayClass or Service for whose workloads it is. The old form of `target_refs`.
+    pub target_ref: Option<TargetRef>,
+    /// Gateways, GatewayClasses or Services for whose workloads it is, instead of a selector. Resolved when a state is read: empty in
+    /// a World.
+    pub target_refs: Vec<TargetRef>,
     /// Who logs requests, and which.
     pub access_logging: Vec<AccessLogging>,
     /// Which metrics are kept, and with which labels.

@@ -2,16 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::model::gateway_api::BackendRef;
+use crate::model::gateway_api::{BackendRef, CONTROLLER};
 use crate::model::host::{DEFAULT_DOMAIN, resolve_short};
 use crate::model::kubernetes::KubernetesService;
-use crate::model::meta::{Kind, Object};
+use crate::model::mesh_config::ROOT_NAMESPACE;
+use crate::model::meta::{Kind, NAMESPACE_NAME, Object};
 use crate::model::values::Labels;
 use crate::model::virtual_service::{Destination, PortSelector};
 use crate::model::world::Objects;
-
-/// The label by which every namespace of Kubernetes has its name.
-const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// The destination that is never there, for references that lead nowhere. No Service can have this name.
 const NOWHERE: &str = "invalid-backend.gateway-api.weft.internal";
@@ -39,6 +37,17 @@ impl<'a> Known<'a> {
 
     pub(super) fn service(&self, namespace: &str, name: &str) -> Option<&'a Object<KubernetesService>> {
         self.services.get(&(namespace, name)).copied()
+    }
+
+    /// The namespace whose policies hold for the whole mesh.
+    pub(super) fn root_namespace(&self) -> &'a str {
+        self.objects.mesh.as_ref().map_or(ROOT_NAMESPACE, |mesh| mesh.spec.root_namespace.as_str())
+    }
+
+    /// Whether there is a class of this name, and it is ours.
+    pub(super) fn serves_class(&self, name: &str) -> bool {
+        let classes = &self.objects.gateway_classes;
+        classes.iter().any(|class| class.meta.name == name && class.spec.controller_name == CONTROLLER)
     }
 
     /// The labels of a namespace, its name among them.

@@ -44,11 +44,12 @@ pub(super) fn convert(objects: &mut Objects, diagnostics: &mut Vec<Diagnostic>) 
         && objects.grpc_routes.is_empty()
         && objects.tls_routes.is_empty();
     let targeted = objects.authorization_policies.iter().any(|p| !p.spec.targets().is_empty())
-        || objects.request_authentications.iter().any(|p| !p.spec.targets().is_empty());
+        || objects.request_authentications.iter().any(|p| !p.spec.targets().is_empty())
+        || objects.telemetries.iter().any(|t| !t.spec.targets().is_empty());
     if nothing && !targeted {
         return standings;
     }
-    let (made, policies, authentications) = {
+    let (made, policies, authentications, telemetries) = {
         let known = Known::new(objects);
         let (mut served, mut doors) = (Vec::new(), Vec::new());
         for gateway in ours(objects, &mut standings, diagnostics) {
@@ -76,10 +77,12 @@ pub(super) fn convert(objects: &mut Objects, diagnostics: &mut Vec<Diagnostic>) 
         let policies = targets::resolve(&known, &served, &objects.authorization_policies, diagnostics);
         let authentications =
             targets::resolve(&known, &served, &objects.request_authentications, diagnostics);
-        (made, policies, authentications)
+        let telemetries = targets::resolve(&known, &served, &objects.telemetries, diagnostics);
+        (made, policies, authentications, telemetries)
     };
     objects.authorization_policies = policies;
     objects.request_authentications = authentications;
+    objects.telemetries = telemetries;
     objects.gateways.extend(made.gateways);
     objects.virtual_services.extend(made.virtual_services);
     standings

@@ -1,4 +1,4 @@
-//! Policies for what they name by `targetRefs`: they become policies for the workloads behind it.
+//! Policies and Telemetries for what they name by `targetRefs`: they become ones for the workloads behind it.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use crate::model::authorization_policy::AuthorizationPolicy;
 use crate::model::gateway_api::{GROUP, TargetRef};
 use crate::model::meta::{Meta, Object};
 use crate::model::request_authentication::RequestAuthentication;
+use crate::model::telemetry::Telemetry;
 use crate::model::values::WorkloadSelector;
 
 /// A policy that may name what it is for.
@@ -22,36 +23,30 @@ pub(super) trait Targeted: Clone {
     fn at(&self, place: &Place) -> Self;
 }
 
-impl Targeted for AuthorizationPolicy {
-    fn targets(&self) -> Vec<&TargetRef> {
-        self.target_ref.iter().chain(&self.target_refs).collect()
-    }
+macro_rules! targeted {
+    ($($kind:ty $(, $place:ident)?;)*) => { $(
+        impl Targeted for $kind {
+            fn targets(&self) -> Vec<&TargetRef> {
+                self.target_ref.iter().chain(&self.target_refs).collect()
+            }
 
-    fn at(&self, place: &Place) -> Self {
-        Self {
-            selector: Some(WorkloadSelector { labels: place.selector.clone() }),
-            place: Some(place.namespace.clone()),
-            target_ref: None,
-            target_refs: Vec::new(),
-            ..self.clone()
+            fn at(&self, place: &Place) -> Self {
+                Self {
+                    selector: Some(WorkloadSelector { labels: place.selector.clone() }),
+                    $($place: Some(place.namespace.clone()),)?
+                    target_ref: None,
+                    target_refs: Vec::new(),
+                    ..self.clone()
+                }
+            }
         }
-    }
+    )* };
 }
 
-impl Targeted for RequestAuthentication {
-    fn targets(&self) -> Vec<&TargetRef> {
-        self.target_ref.iter().chain(&self.target_refs).collect()
-    }
-
-    fn at(&self, place: &Place) -> Self {
-        Self {
-            selector: Some(WorkloadSelector { labels: place.selector.clone() }),
-            place: Some(place.namespace.clone()),
-            target_ref: None,
-            target_refs: Vec::new(),
-            ..self.clone()
-        }
-    }
+targeted! {
+    AuthorizationPolicy, place;
+    RequestAuthentication, place;
+    Telemetry;
 }
 
 /// Puts in the place of policies with targets those for the workloads behind them. What is not there nobody is behind: such a policy
@@ -71,9 +66,18 @@ pub(super) fn resolve<T: Targeted>(
         }
         let mut places: Vec<Place> = Vec::new();
         for target in targets {
-            match place(known, served, &policy.meta, target) {
-                Ok(place) if places.contains(&place) => {}
-                Ok(place) => places.push(place),
+            let found = match target.kind.as_str() {
+                "GatewayClass" => of_class(known, served, &policy.meta, target),
+                _ => place(known, served, &policy.meta, target).map(|place| vec![place]),
+            };
+            match found {
+                Ok(found) => {
+                    for place in found {
+                        if !places.contains(&place) {
+                            places.push(place);
+                        }
+                    }
+                }
                 Err(reason) => {
                     let help = "it holds for nobody there; correct the name, or select workloads by selector";
                     let path = Some("spec.targetRefs".to_owned());
@@ -90,6 +94,24 @@ pub(super) fn resolve<T: Targeted>(
         }
     }
     all
+}
+
+/// Where the Gateways of a class are served, over all of which the root namespace has a say.
+fn of_class(
+    known: &Known<'_>,
+    served: &[Served<'_>],
+    of: &Meta,
+    target: &TargetRef,
+) -> Result<Vec<Place>, String> {
+    let (root, name) = (known.root_namespace(), &target.name);
+    if of.namespace != root {
+        return Err(format!("what is for a GatewayClass stands in the root namespace, {root}"));
+    }
+    if !known.serves_class(name) {
+        return Err(format!("Weft serves no GatewayClass {name:?}"));
+    }
+    let of_it = served.iter().filter(|served| served.object.spec.gateway_class_name == *name);
+    Ok(of_it.filter_map(|served| served.place.clone().ok()).collect())
 }
 
 fn place(known: &Known<'_>, served: &[Served<'_>], of: &Meta, target: &TargetRef) -> Result<Place, String> {

@@ -679,6 +679,45 @@ fn policies_for_a_target_hold_for_its_workloads_and_for_nobody_else() {
     assert!(tokens[0].spec.applies("edge", &edge) && !tokens[0].spec.applies("shop", &edge));
 }
 
+#[test]
+fn telemetries_for_a_target_hold_for_its_workloads_and_those_for_a_class_for_all_its_gateways() {
+    let telemetry = |namespace: &str, name: &str, target: &str| {
+        format!(
+            "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{targetRefs: [{target}], accessLogging: [{{}}]}}\n---\n"
+        )
+    };
+    let gateway = "{group: gateway.networking.k8s.io, kind: Gateway, name: gw}";
+    let class = "{group: gateway.networking.k8s.io, kind: GatewayClass, name: weft}";
+    let other = class.replace("name: weft", "name: other");
+    let labels = |key: &str, value: &str| crate::model::Labels::from([(key.to_owned(), value.to_owned())]);
+    let edge = labels("gateway.networking.k8s.io/gateway-name", "gw");
+    let names = |seen: &Seen, namespace: &str, labels: &crate::model::Labels| {
+        let world = crate::model::World::new(seen.objects.clone());
+        let found = world.telemetries_of(namespace, labels);
+        found.iter().map(|telemetry| telemetry.meta.name.clone()).collect::<Vec<_>>()
+    };
+    let seen = at_edge(
+        &(telemetry("edge", "front", gateway)
+            + &telemetry("shop", "back", "{kind: Service, group: '', name: a}")),
+    );
+    assert_eq!(names(&seen, "edge", &edge), ["front"]);
+    assert_eq!(names(&seen, "shop", &labels("app", "a")), ["back"]);
+    assert_eq!(names(&seen, "shop", &labels("app", "b")), [""; 0]);
+    assert_eq!(names(&seen, "other", &edge), [""; 0]);
+    let seen = at_edge(&telemetry("istio-system", "gateways", class));
+    assert_eq!(names(&seen, "edge", &edge), ["gateways"]);
+    assert_eq!(names(&seen, "shop", &labels("app", "a")), [""; 0]);
+    assert_eq!(names(&seen, "istio-system", &labels("app", "a")), [""; 0]);
+    for (namespace, target, says) in [
+        ("shop", class, "stands in the root namespace, istio-system"),
+        ("istio-system", other.as_str(), "Weft serves no GatewayClass \"other\""),
+    ] {
+        let seen = at_edge(&telemetry(namespace, "lost", target));
+        assert!(seen.found.iter().any(|text| text.contains(says)), "{says}: {:?}", seen.found);
+        assert_eq!(names(&seen, namespace, &edge), [""; 0]);
+    }
+}
+
 /// A field or value, and what is said of it; nothing for what is right.
 const REFUSALS: &[(&str, &str, &str)] = &[
     (

@@ -78,7 +78,7 @@ pub(super) fn selector(findings: &mut Findings, selector: Option<&WorkloadSelect
     }
 }
 
-/// Gateways and Services for which a policy is, instead of a selector.
+/// What a policy is for, instead of a selector.
 pub(super) fn targets(
     findings: &mut Findings,
     namespace: &str,
@@ -97,10 +97,10 @@ pub(super) fn targets(
     for (path, target) in all {
         if !matches!(
             (target.group.as_str(), target.kind.as_str()),
-            (GROUP, "Gateway") | ("" | "core", "Service")
+            (GROUP, "Gateway" | "GatewayClass") | ("" | "core", "Service")
         ) {
             let reason = format!("Weft has no policies for a {} ({:?})", target.kind, target.group);
-            let help = format!("name a Gateway (group: {GROUP}) or a Service (group: \"\")");
+            let help = format!("name a Gateway or GatewayClass (group: {GROUP}) or a Service (group: \"\")");
             findings.error(format!("{path}.kind"), reason, help);
         }
         if target.name.is_empty() {

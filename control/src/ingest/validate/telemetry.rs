@@ -2,13 +2,14 @@
 
 use super::super::diagnostic::Findings;
 use super::annotations;
-use super::authorization_policy::selector;
+use super::authorization_policy::{selector, targets};
 use crate::model::meta::Meta;
 use crate::model::telemetry::{ProviderName, TagOperation, Telemetry};
 
 pub(in super::super) fn telemetry(spec: &Telemetry, meta: &Meta, findings: &mut Findings) {
     annotations(findings, meta, &[]);
     selector(findings, spec.selector.as_ref());
+    targets(findings, &meta.namespace, spec.selector.is_some(), spec.target_ref.as_ref(), &spec.target_refs);
     for (index, logging) in spec.access_logging.iter().enumerate() {
         let path = format!("spec.accessLogging[{index}]");
         names(findings, &path, &logging.providers);

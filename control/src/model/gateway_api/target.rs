@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-/// Names a Gateway or a Service of the policy's namespace.
+/// Names a Gateway or a Service of the policy's namespace, or a GatewayClass.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct TargetRef {
