@@ -120,6 +120,7 @@ fn take_text(collector: &mut Collector, label: &str, text: &str) {
 
 fn finish(collector: Collector) -> LoadOutcome {
     let Collector { mut objects, mut diagnostics, mut skipped, .. } = collector;
+    super::discovery::narrow(&mut objects, &mut diagnostics);
     super::gateway_api::convert(&mut objects, &mut diagnostics);
     super::validate::across(&objects, &mut diagnostics);
     let world = (!diagnostics.iter().any(Diagnostic::is_error)).then(|| World::new(objects));

@@ -10,6 +10,7 @@ pub mod cluster;
 mod debounce;
 mod decode;
 mod diagnostic;
+mod discovery;
 mod document;
 pub mod gateway_api;
 mod load;

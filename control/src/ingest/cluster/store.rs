@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde_json::Value;
 
 use super::super::diagnostic::Diagnostic;
+use super::super::discovery;
 use super::super::document::{Collector, Skipped};
 use super::super::gateway_api::{self, Refused, Standing, Standings};
 use super::super::support;
@@ -211,6 +212,7 @@ impl Store {
         objects.pods = self.places.pods();
         objects.backends = Some(self.places.backends(|service| v6.contains(service)));
         let mut across = Vec::new();
+        discovery::narrow(&mut objects, &mut across);
         let standings = gateway_api::convert(&mut objects, &mut across);
         across.extend(leave_out(&mut objects));
         (objects, standings, across)

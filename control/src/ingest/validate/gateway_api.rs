@@ -131,7 +131,8 @@ fn listener(findings: &mut Findings, path: &str, one: &Listener) {
     }
 }
 
-fn selector(findings: &mut Findings, path: &str, given: &LabelSelector) {
+/// A selector by labels, as Kubernetes has it.
+pub(super) fn selector(findings: &mut Findings, path: &str, given: &LabelSelector) {
     for (index, requirement) in given.match_expressions.iter().enumerate() {
         let path = format!("{path}.matchExpressions[{index}]");
         let needs = match requirement.operator.as_str() {

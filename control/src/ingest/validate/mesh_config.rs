@@ -4,7 +4,7 @@ use super::super::diagnostic::Findings;
 use super::extension_provider::extension_providers;
 use super::load_balancer::locality_setting;
 use super::virtual_service::retries;
-use super::{destination_rule, period, period_or_zero};
+use super::{destination_rule, gateway_api, period, period_or_zero};
 use crate::model::gateway::TlsVersion;
 use crate::model::mesh_config::MeshConfig;
 
@@ -38,6 +38,9 @@ pub(in super::super) fn mesh_config(spec: &MeshConfig, findings: &mut Findings) 
             "empty",
             "name the namespace of mesh-wide policies, such as istio-system",
         );
+    }
+    for (index, selector) in spec.discovery_selectors.iter().enumerate() {
+        gateway_api::selector(findings, &format!("discoverySelectors[{index}]"), selector);
     }
     period(findings, "connectTimeout", Some(spec.connect_timeout));
     period(findings, "dnsRefreshRate", Some(spec.dns_refresh_rate));

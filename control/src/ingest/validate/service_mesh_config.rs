@@ -105,22 +105,12 @@ fn rule(findings: &mut Findings, path: &str, rule: &MeshRule) {
     }
 }
 
-/// Weft's proxies count every request; what else they tell is the mesh's setting, and no service's.
 fn observability(findings: &mut Findings, path: &str, told: &MeshObservability) {
-    if told.metrics_enabled == Some(false) {
-        let reason = "not supported by Weft yet: metrics of one service cannot be turned off";
-        findings.error(format!("{path}.metricsEnabled"), reason, "take it out; they are on");
-    }
-    if told.access_logging.is_some() {
-        let reason = "not supported by Weft yet: access logs of one service need Telemetry";
-        let help = "take it out; MeshConfig's accessLogFile turns them on for the mesh";
-        findings.error(format!("{path}.accessLogging"), reason, help);
-    }
     for (field, given) in
         [("tracingEnabled", told.tracing_enabled.is_some()), ("samplingRate", told.sampling_rate.is_some())]
     {
         if given {
-            let reason = "not supported by Weft yet: tracing needs Telemetry";
+            let reason = "not supported by Weft yet: there is no tracing";
             findings.error(format!("{path}.{field}"), reason, "take the field out; it would have no effect");
         }
     }
