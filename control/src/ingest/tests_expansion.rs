@@ -66,7 +66,7 @@ fn the_designs_model_stands_for_the_objects_that_one_would_write() {
     assert_eq!(
         told(&outcome),
         ["spec.services[0]: stands for DestinationRule ecotrack/mesh-user-service, PeerAuthentication \
-          ecotrack/mesh-user-service, AuthorizationPolicy ecotrack/mesh-user-service"]
+          ecotrack/mesh-user-service, AuthorizationPolicy ecotrack/mesh-user-service, Telemetry ecotrack/mesh-user-service"]
     );
     let written = load_str(
         "y.yaml",
@@ -125,6 +125,32 @@ spec:
     assert!(!camel.replace("LEAST_CONN", "").contains('_'), "{camel}");
     let camel = load(&camel, "");
     assert_eq!(world(&camel).service_mesh_configs()[0].spec, ours.service_mesh_configs()[0].spec);
+}
+
+#[test]
+fn what_is_told_of_a_services_requests_is_a_telemetry_for_its_workloads() {
+    let config =
+        CONFIG.replace("metrics_enabled: true", "metrics_enabled: false\n        access_logging: true");
+    let outcome = load(&config, "");
+    let written = "
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: own, namespace: ecotrack}
+spec:
+  selector: {matchLabels: {app: user}}
+  metrics: [{overrides: [{disabled: true}]}]
+  accessLogging: [{disabled: false}]
+";
+    let ours = world(&outcome).telemetries();
+    let both = load(&config, written);
+    let theirs = world(&both).telemetries();
+    assert_eq!(ours[0].spec, theirs[0].spec);
+    // What is written explicitly holds alone.
+    assert_eq!(theirs.len(), 1);
+    let said = told(&both).into_iter().find(|text| text.contains("observability")).unwrap_or_default();
+    assert!(said.contains("Telemetry ecotrack/own") && said.contains("holds for these workloads"), "{said}");
+    let elsewhere = load(&config, &written.replace("app: user", "app: order"));
+    assert_eq!(world(&elsewhere).telemetries().len(), 2);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a ServiceMeshConfig stands for: DestinationRules, PeerAuthentications and AuthorizationPolicies, as if they were written
+//! What a ServiceMeshConfig stands for: DestinationRules, PeerAuthentications, AuthorizationPolicies and Telemetries, as if they were written
 //! beside it. What is written explicitly wins, and the mesh's defaults and the built-in ones come after both.
 
 use std::collections::{BTreeSet, HashMap};
@@ -15,8 +15,11 @@ use super::destination_rule::{
 use super::host::{DEFAULT_DOMAIN, covers, resolve_short, specificity};
 use super::meta::{Kind, Meta, Object, ObjectKey};
 use super::peer_authentication::{MutualTls, PeerAuthentication, PeerMode};
-use super::service_mesh_config::{MeshRule, MeshService, MeshTrafficPolicy, ServiceMeshConfig};
+use super::service_mesh_config::{
+    MeshObservability, MeshRule, MeshService, MeshTrafficPolicy, ServiceMeshConfig,
+};
 use super::severity::Severity;
+use super::telemetry::{AccessLogging, Metrics, MetricsOverride, Telemetry};
 use super::traffic_management::{CanaryDeployment, TrafficManagement, VERSION, subset_name};
 use super::values::{Labels, WorkloadSelector};
 use super::world::Objects;
@@ -96,9 +99,10 @@ struct Item<'a> {
 impl Item<'_> {
     /// The metadata of an object that it stands for, and that selects workloads with these labels.
     fn meta(&self, kind: Kind, labels: &Labels) -> Meta {
-        let (group, _) = match kind {
-            Kind::DestinationRule => ("networking.istio.io/v1", ()),
-            _ => ("security.istio.io/v1", ()),
+        let group = match kind {
+            Kind::DestinationRule => "networking.istio.io/v1",
+            Kind::Telemetry => "telemetry.istio.io/v1",
+            _ => "security.istio.io/v1",
         };
         let short = self.host.split('.').next().unwrap_or_default();
         let own = &self.config.meta;
@@ -150,16 +154,17 @@ impl Work<'_> {
         if let Some(policy) = &service.traffic_policy {
             self.rule(&mut item, policy);
         }
+        let selector = selector.flatten().filter(|labels| !labels.is_empty());
         if let Some(policy) = &service.security_policy {
             let mode = policy.mtls_mode.filter(|mode| *mode != PeerMode::Unset);
             let wanted = mode.is_some() || !policy.authorization_rules.is_empty();
-            match selector.flatten().filter(|labels| !labels.is_empty()) {
+            match &selector {
                 Some(labels) => {
                     if let Some(mode) = mode {
-                        self.mutual(&mut item, &labels, mode);
+                        self.mutual(&mut item, labels, mode);
                     }
                     if !policy.authorization_rules.is_empty() {
-                        self.authorization(&mut item, &labels, &policy.authorization_rules);
+                        self.authorization(&mut item, labels, &policy.authorization_rules);
                     }
                 }
                 None if wanted => {
@@ -167,6 +172,20 @@ impl Work<'_> {
                         format!("{} selects no workloads by labels: there is nobody to protect", item.host);
                     let help = "name a service with a selector, or write policies for its workloads";
                     self.note(&item, ".securityPolicy", self.strictness(), reason, help);
+                }
+                None => {}
+            }
+        }
+        if let Some(told) = service.observability.filter(|told| *told != MeshObservability::default()) {
+            // Metrics are on wherever nothing else is said.
+            let wanted = told.metrics_enabled == Some(false) || told.access_logging.is_some();
+            match &selector {
+                Some(labels) => self.observability(&mut item, labels, &told),
+                None if wanted => {
+                    let reason =
+                        format!("{} selects no workloads by labels: nobody tells anything", item.host);
+                    let help = "name a service with a selector, or write a Telemetry for its workloads";
+                    self.note(&item, ".observability", self.strictness(), reason, help);
                 }
                 None => {}
             }
@@ -326,6 +345,37 @@ impl Work<'_> {
         let base = wide.map(|rule| rule.spec.clone()).unwrap_or_default();
         let spec = DestinationRule { host: trial.service.clone(), subsets: missing, ..base };
         rules.push(Arc::new(Object { meta, spec }));
+    }
+
+    /// What its workloads' proxies tell of the requests that come and go there.
+    fn observability(&mut self, item: &mut Item<'_>, labels: &Labels, told: &MeshObservability) {
+        let namespace = &item.config.meta.namespace;
+        let covering = self.explicit.telemetries.iter().find(|telemetry| {
+            telemetry.meta.namespace == *namespace
+                && telemetry.spec.selector.as_ref().is_some_and(|s| s.selects(labels))
+        });
+        if let Some(telemetry) = covering {
+            let reason =
+                format!("{} ({}) holds for these workloads", telemetry.meta.key(), telemetry.meta.source);
+            let help = "what is written explicitly wins; take it out of one of the two";
+            self.note(item, ".observability", Severity::Warning, reason, help);
+            return;
+        }
+        let meta = item.meta(Kind::Telemetry, labels);
+        item.made.push(meta.key().to_string());
+        let metrics = told.metrics_enabled.map(|enabled| Metrics {
+            overrides: vec![MetricsOverride { disabled: Some(!enabled), ..Default::default() }],
+            ..Default::default()
+        });
+        let logging =
+            told.access_logging.map(|enabled| AccessLogging { disabled: !enabled, ..Default::default() });
+        let spec = Telemetry {
+            selector: Some(WorkloadSelector { labels: labels.clone() }),
+            metrics: metrics.into_iter().collect(),
+            access_logging: logging.into_iter().collect(),
+            ..Default::default()
+        };
+        self.objects.telemetries.push(Arc::new(Object { meta, spec }));
     }
 
     fn mutual(&mut self, item: &mut Item<'_>, labels: &Labels, mode: PeerMode) {
