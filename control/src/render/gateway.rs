@@ -1,6 +1,6 @@
 //! A gateway's listeners and routes: the servers of the Gateways that select it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -23,7 +23,21 @@ struct Place<'a> {
 impl Place<'_> {
     fn https_routes(&self, port: u16) -> String {
         let meta = &self.gateway.meta;
-        format!("https.{port}.{}.{}.{}", self.server.port.name, meta.name, meta.namespace)
+        let name = format!("https.{port}.{}.{}.{}", self.server.port.name, meta.name, meta.namespace);
+        self.bound(name)
+    }
+
+    /// A name for routes, which says where the server binds, if it says that itself.
+    fn bound(&self, name: String) -> String {
+        if self.server.bind.is_empty() { name } else { format!("{name}.{}", self.server.bind) }
+    }
+
+    fn spoken(&self) -> Spoken {
+        match self.server.port.protocol.to_ascii_uppercase().as_str() {
+            "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => Spoken::Requests,
+            "TLS" | "HTTPS" => Spoken::Tls,
+            _ => Spoken::Bytes,
+        }
     }
 
     fn redirects(&self) -> bool {
@@ -42,22 +56,60 @@ impl Place<'_> {
     }
 }
 
+/// What comes to a server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spoken {
+    /// HTTP in plain text.
+    Requests,
+    /// TLS, whatever is inside.
+    Tls,
+    /// Anything.
+    Bytes,
+}
+
+/// The servers of one port that can stand together, the oldest first: plain HTTP with plain HTTP, TLS with TLS as far as no two
+/// claim a host. Whoever comes later and does not fit is left out as a whole, as istiod does.
+fn together(places: Vec<Place<'_>>) -> Vec<Place<'_>> {
+    let Some(first) = places.first().map(Place::spoken) else { return places };
+    let mut hosts = HashSet::new();
+    let mut fits = |index: usize, place: &Place<'_>| match first {
+        _ if place.spoken() != first => false,
+        Spoken::Requests => true,
+        Spoken::Bytes => index == 0,
+        Spoken::Tls => {
+            let free = place.server.hosts.iter().all(|host| !hosts.contains(host));
+            if free {
+                hosts.extend(place.server.hosts.iter().cloned());
+            }
+            free
+        }
+    };
+    places
+        .into_iter()
+        .enumerate()
+        .filter(|(index, place)| fits(*index, place))
+        .map(|(_, place)| place)
+        .collect()
+}
+
 pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>, routes: &mut Output<'_>) {
     let inputs = (world.shape_version(), node.inputs(world));
     let gateways = world.gateways_for(&node.namespace, node.selected_by(world));
     let denied = world.deny_lists_at(&node.namespace, node.selected_by(world));
     let lists: Vec<_> =
         denied.iter().map(|(list, set)| (&list.meta.namespace, &list.meta.name, set.version())).collect();
-    let mut ports: BTreeMap<u16, Vec<Place<'_>>> = BTreeMap::new();
+    let mut ports: BTreeMap<(&str, u16), Vec<Place<'_>>> = BTreeMap::new();
     for gateway in &gateways {
         for server in &gateway.spec.servers {
             for port in world.gateway_ports(&node.addresses, server.port.number) {
-                ports.entry(port).or_default().push(Place { gateway, server });
+                let bind = if server.bind.is_empty() { node.wildcard() } else { &server.bind };
+                ports.entry((bind, port)).or_default().push(Place { gateway, server });
             }
         }
     }
-    for (port, places) in ports {
-        let bind = node.wildcard();
+    for ((bind, port), places) in ports {
+        let places = together(places);
+        let mut names = HashSet::new();
         let name = format!("{bind}_{port}");
         let (mut chains, mut plain, mut sni) = (Vec::new(), Vec::new(), false);
         for place in &places {
@@ -95,7 +147,7 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
                         ServerTlsMode::IstioMutual => tls::inbound(world, false),
                         _ => tls::server(settings),
                     };
-                    let of_names = passthrough(world, node, place).into_iter();
+                    let of_names = passthrough(world, node, place, &mut names).into_iter();
                     chains.extend(of_names.chain(terminated(world, node, place)).map(|mut chain| {
                         chain["transport_socket"].clone_from(&context);
                         chain
@@ -103,13 +155,13 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
                 }
                 ("TLS" | "HTTPS", _) => {
                     sni = true;
-                    chains.extend(passthrough(world, node, place));
+                    chains.extend(passthrough(world, node, place, &mut names));
                 }
                 _ => chains.extend(tcp(world, node, place)),
             }
         }
         if !plain.is_empty() {
-            let name = format!("http.{port}");
+            let name = plain[0].bound(format!("http.{port}"));
             let prefix = format!("outbound_{bind}_{port};");
             let hcm = http_connection_manager(world, node, Way::Gateway, &prefix, Routes::Rds(name.clone()));
             chains.push(json!({"filters": limited(world, node, &plain, vec![hcm])}));
@@ -149,12 +201,12 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
 /// A VirtualService at a server: the hosts that they have in common, and the gateway's full name.
 type Bound<'a> = (&'a Arc<Object<VirtualService>>, Vec<String>, String);
 
-/// The VirtualServices of a server.
-fn bound<'a>(world: &'a World, place: &Place<'_>) -> Vec<Bound<'a>> {
+/// The VirtualServices of a server, of those that the gateway's workload sees.
+fn bound<'a>(world: &'a World, node: &ProxyNode, place: &Place<'_>) -> Vec<Bound<'a>> {
     let meta = &place.gateway.meta;
     let gateway = format!("{}/{}", meta.namespace, meta.name);
     world
-        .virtual_services_for(&meta.namespace, &gateway)
+        .virtual_services_for(&node.namespace, &gateway)
         .into_iter()
         .map(|rules| (rules, served_hosts(place.server, &meta.namespace, rules), gateway.clone()))
         .filter(|(_, hosts, _)| !hosts.is_empty())
@@ -164,7 +216,7 @@ fn bound<'a>(world: &'a World, place: &Place<'_>) -> Vec<Bound<'a>> {
 fn routes_of(world: &World, node: &ProxyNode, name: &str, port: u16, places: &[&Place<'_>]) -> Value {
     let mut hosts: BTreeMap<String, (Vec<Value>, bool)> = BTreeMap::new();
     for place in places {
-        for (rules, names, gateway) in bound(world, place) {
+        for (rules, names, gateway) in bound(world, node, place) {
             // What a VirtualService says of a port is of the port that clients see, the server's.
             let made = route::http_routes(world, node, rules, &gateway, place.server.port.number);
             for host in names {
@@ -211,15 +263,28 @@ fn routes_of(world: &World, node: &ProxyNode, name: &str, port: u16, places: &[&
     })
 }
 
-/// TLS that goes through untouched, by its server name.
-fn passthrough(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value> {
+/// TLS that goes through untouched, by its server name. `taken`: the names that the port's chains have already; a match that
+/// repeats one is left out, for Envoy refuses a listener with two chains for the same.
+fn passthrough(
+    world: &World,
+    node: &ProxyNode,
+    place: &Place<'_>,
+    taken: &mut HashSet<String>,
+) -> Vec<Value> {
     let mut chains = Vec::new();
-    for (rules, _, gateway) in bound(world, place) {
+    for (rules, _, gateway) in bound(world, node, place) {
         for tls in &rules.spec.tls {
             for wanted in &tls.matches {
                 if !wanted.gateways.is_empty() && !wanted.gateways.contains(&gateway) {
                     continue;
                 }
+                let port = place.server.port.number;
+                if wanted.port.is_some_and(|wanted| wanted != port)
+                    || wanted.sni_hosts.iter().any(|name| taken.contains(name))
+                {
+                    continue;
+                }
+                taken.extend(wanted.sni_hosts.iter().cloned());
                 // A star alone is every name, which a match says by silence.
                 let names: Vec<_> = wanted.sni_hosts.iter().filter(|name| *name != "*").collect();
                 chains.push(json!({
@@ -241,7 +306,7 @@ fn terminated(world: &World, node: &ProxyNode, place: &Place<'_>) -> Option<Valu
 
 fn tcp(world: &World, node: &ProxyNode, place: &Place<'_>) -> Vec<Value> {
     let server = place.server.port.number;
-    bound(world, place)
+    bound(world, node, place)
         .into_iter()
         .find_map(|(rules, _, gateway)| {
             let mut routes = rules.spec.tcp.iter();
