@@ -202,8 +202,7 @@ impl Collector {
                 }
             }
             Kind::Sidecar => {
-                if let Some(mut spec) = spec(document, kind, findings) {
-                    normalize::sidecar(&mut spec, &namespace);
+                if let Some(spec) = spec(document, kind, findings) {
                     validate::sidecar(&spec, findings);
                     self.objects.sidecars.push(Arc::new(Object { meta, spec }));
                 }

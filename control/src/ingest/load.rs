@@ -131,11 +131,14 @@ fn finish(collector: Collector) -> LoadOutcome {
     LoadOutcome { world, diagnostics, skipped }
 }
 
-/// The configuration files below a directory, sorted.
+/// The configuration files below a directory, sorted. A file stands for itself.
 ///
 /// # Errors
 /// It, or one below it, cannot be read.
 pub fn list_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if dir.is_file() {
+        return Ok(vec![dir.to_owned()]);
+    }
     let mut files = Vec::new();
     visit(dir, 0, &mut files)?;
     files.sort();

@@ -5,7 +5,6 @@ use crate::model::destination_rule::{DestinationRule, OutlierDetection, TrafficP
 use crate::model::health_check::HealthCheck;
 use crate::model::host::{DEFAULT_DOMAIN, resolve_short};
 use crate::model::rate_limit::RateLimit;
-use crate::model::sidecar::Sidecar;
 use crate::model::traffic_management::TrafficManagement;
 use crate::model::values::{Percent, StringMatch};
 use crate::model::virtual_service::{HttpMirror, HttpRoute, VirtualService};
@@ -142,14 +141,6 @@ pub(super) fn destination_rule(spec: &mut DestinationRule, namespace: &str, find
     for (index, subset) in spec.subsets.iter_mut().enumerate() {
         if let Some(policy) = &mut subset.traffic_policy {
             old_spellings(policy, &format!("spec.subsets[{index}].trafficPolicy"), findings);
-        }
-    }
-}
-
-pub(super) fn sidecar(spec: &mut Sidecar, namespace: &str) {
-    for host in spec.egress.iter_mut().flat_map(|listener| &mut listener.hosts) {
-        if let Some(rest) = host.strip_prefix("./") {
-            *host = format!("{namespace}/{rest}");
         }
     }
 }

@@ -649,7 +649,26 @@ fn secure(
         ClientTlsMode::Simple | ClientTlsMode::Mutual => {
             cluster["transport_socket"] = tls::external(settings, http2, credentials);
             cluster["metadata"]["filter_metadata"]["istio"]["alpn_override"] = "false".into();
+            if settings.sni.is_empty() {
+                by_authority(settings, cluster);
+            }
         }
+    }
+}
+
+/// Where nobody says which server name to ask for, it is the request's host; and the certificate must carry it, unless other
+/// names are demanded or nothing is.
+fn by_authority(settings: &ClientTls, cluster: &mut Value) {
+    let demanded = settings.subject_alt_names.is_empty() && settings.insecure_skip_verify != Some(true);
+    if cluster["typed_extension_protocol_options"].is_null() {
+        let plain = json!({"explicit_http_config": {"http_protocol_options": {}}});
+        cluster["typed_extension_protocol_options"] = protocol_options(plain);
+    }
+    for options in
+        cluster["typed_extension_protocol_options"].as_object_mut().into_iter().flat_map(|o| o.values_mut())
+    {
+        options["upstream_http_protocol_options"] =
+            json!({"auto_sni": true, "auto_san_validation": demanded});
     }
 }
 

@@ -106,8 +106,12 @@ fn lb_endpoint(world: &World, endpoint: &Endpoint, port: u16) -> Value {
         endpoint.workload.as_ref().map_or(app, |w| if app.is_empty() { w.name.as_str() } else { app });
     metadata["istio"] =
         json!({"workload": format!("{workload};{};{canonical};{revision};Kubernetes", endpoint.namespace)});
+    let address = match endpoint.address.strip_prefix("unix://") {
+        Some(path) => json!({"pipe": {"path": path}}),
+        None => json!({"socket_address": {"address": endpoint.address, "port_value": port}}),
+    };
     json!({
-        "endpoint": {"address": {"socket_address": {"address": endpoint.address, "port_value": port}}},
+        "endpoint": {"address": address},
         "metadata": {"filter_metadata": metadata},
         "load_balancing_weight": endpoint.weight.max(1),
     })

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::ProxyNode;
 use super::cluster::outbound_name;
 use super::filters::{Way, tcp_chain};
+use super::{ProxyNode, rules};
 use crate::model::lookup::MESH_GATEWAY;
 use crate::model::values::selects;
 use crate::model::virtual_service::{L4Match, RouteDestination, TlsMatch};
@@ -56,7 +56,7 @@ fn holds(world: &World, node: &ProxyNode, wanted: &L4Match, gateway: &str, port:
 /// Where a sidecar's connections to a service's port go that were dialled to certain addresses: by the tcp rules before the
 /// one that takes all.
 pub(super) fn by_subnets(world: &World, node: &ProxyNode, service: &Service, port: u16) -> Vec<Value> {
-    let rules = world.virtual_service_for_host(&node.namespace, MESH_GATEWAY, &service.hostname);
+    let rules = rules::of_host(&rules::imported(world, node), &service.hostname);
     let mut chains = Vec::new();
     let mut taken = HashSet::new();
     for tcp in rules.iter().flat_map(|rules| &rules.spec.tcp) {
@@ -88,8 +88,7 @@ pub(super) fn ranges<'a>(subnets: impl IntoIterator<Item = &'a String>) -> Value
 /// Where a sidecar's connections to a service's port go: by the tcp rules of the VirtualService that speaks for it, else to
 /// the service.
 pub(super) fn destination(world: &World, node: &ProxyNode, service: &Service, port: u16) -> Value {
-    world
-        .virtual_service_for_host(&node.namespace, MESH_GATEWAY, &service.hostname)
+    rules::of_host(&rules::imported(world, node), &service.hostname)
         .and_then(|rules| {
             rules.spec.tcp.iter().find(|tcp| takes(world, node, &tcp.matches, MESH_GATEWAY, port))
         })
@@ -108,7 +107,7 @@ fn by_rules<'a>(
     service: &Service,
     port: u16,
 ) -> impl Iterator<Item = (&'a [String], &'a [String], Value)> {
-    let rules = world.virtual_service_for_host(&node.namespace, MESH_GATEWAY, &service.hostname);
+    let rules = rules::of_host(&rules::imported(world, node), &service.hostname);
     rules.into_iter().flat_map(|rules| &rules.spec.tls).flat_map(move |tls| {
         let holds = move |wanted: &&'a TlsMatch| {
             let here = wanted.gateways.is_empty() || wanted.gateways.iter().any(|g| g == MESH_GATEWAY);

@@ -26,6 +26,7 @@ mod names_tests;
 mod node;
 mod rate_limit;
 mod route;
+mod rules;
 mod secret;
 mod telemetry;
 #[cfg(test)]

@@ -10,7 +10,8 @@ use super::captured::outbound::{addresses, reached, routes_of};
 use super::cluster::{INBOUND_PASSTHROUGH, Inbound, outbound_name, services};
 use super::memo::Output;
 use super::{
-    Interception, ProxyNode, authentication, captured, external_credential, rate_limit, seconds, traffic,
+    Interception, ProxyNode, authentication, captured, external_credential, rate_limit, rules, seconds,
+    traffic,
 };
 use crate::model::sidecar::{CaptureMode, OutboundMode};
 use crate::model::values::{StringMatch, selects};
@@ -18,7 +19,7 @@ use crate::model::virtual_service::{
     Destination, HeaderOperations, Headers, HttpMatch, HttpRetry, HttpRoute, HttpRouteDestination,
     VirtualService, routing_claim,
 };
-use crate::model::{Object, Service, ServicePort, World};
+use crate::model::{Object, Protocol, Service, ServicePort, World};
 
 /// What istiod retries where nobody says anything.
 const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
@@ -33,15 +34,17 @@ pub(super) fn inbound_passthrough() -> Value {
     inbound_route(INBOUND_PASSTHROUGH, "", 0)
 }
 
-/// The one route of an inbound port: to the application. What was not processed is tried again.
+/// The one route of an inbound port: to the application. What was not processed is tried again, except by gRPC.
 pub(super) fn inbound(inbound: &Inbound) -> Value {
     let (host, port) = match &inbound.service {
         Some((service, port)) => (&*service.hostname, *port),
         None => ("localhost", inbound.port),
     };
     let mut routes = inbound_route(&inbound.cluster(), host, port);
-    routes["virtual_hosts"][0]["routes"][0]["route"]["retry_policy"] =
-        json!({"retry_on": "reset-before-request", "num_retries": 2});
+    if !matches!(inbound.protocol, Protocol::Grpc | Protocol::GrpcWeb) {
+        routes["virtual_hosts"][0]["routes"][0]["route"]["retry_policy"] =
+            json!({"retry_on": "reset-before-request", "num_retries": 2});
+    }
     routes
 }
 
@@ -139,6 +142,7 @@ fn spoken<'a>(services: &[&'a Arc<Service>]) -> Vec<(&'a Arc<Service>, u16)> {
 /// The routes to these services and ports.
 fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service>, u16)], by: By) -> Value {
     let proxy = by == By::Authority;
+    let imported = rules::imported(world, node);
     let mut taken = std::collections::BTreeSet::new();
     let mut hosts = Vec::new();
     for (service, port) in wanted {
@@ -159,8 +163,7 @@ fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service
         if domains.is_empty() {
             continue;
         }
-        let rules = world.virtual_service_for_host(&node.namespace, "mesh", &service.hostname);
-        let routes = match rules {
+        let routes = match rules::of_host(&imported, &service.hostname) {
             Some(rules) => http_routes(world, node, rules, "mesh", *port),
             None => vec![default_route(world, node, service, *port)],
         };
@@ -170,6 +173,21 @@ fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service
             "routes": routes,
             "include_request_attempt_count": true,
         }));
+    }
+    if let (By::Host, Ok(port)) = (by, name.parse::<u16>()) {
+        for (host, rules) in rules::of_unknown(&imported, &services(world, node), port) {
+            let mut domains = absolute(host);
+            domains.retain(|d| taken.insert(d.to_ascii_lowercase()));
+            let routes = http_routes(world, node, rules, "mesh", port);
+            if !domains.is_empty() && !routes.is_empty() {
+                hosts.push(json!({
+                    "name": format!("{host}:{port}"),
+                    "domains": domains,
+                    "routes": routes,
+                    "include_request_attempt_count": true,
+                }));
+            }
+        }
     }
     hosts.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
     let mode = captured::outbound_mode(world, node);
@@ -194,7 +212,7 @@ fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service
 fn domains_of(world: &World, service: &Service, node: &ProxyNode) -> Vec<String> {
     let full = service.hostname.to_string();
     let suffix = format!(".{}.svc.{}", service.namespace(), world.domain());
-    let mut names = vec![full.clone()];
+    let mut names = absolute(&full);
     if let Some(short) = full.strip_suffix(&suffix) {
         let own = service.namespace();
         if own == node.namespace {
@@ -203,8 +221,21 @@ fn domains_of(world: &World, service: &Service, node: &ProxyNode) -> Vec<String>
         names.push(format!("{short}.{own}"));
         names.push(format!("{short}.{own}.svc"));
     }
+    if service.headless {
+        // Its members have names below it.
+        let below: Vec<_> = names.iter().map(|name| format!("*.{name}")).collect();
+        names.extend(below);
+    }
     names.extend(addresses(service, node).into_iter().map(str::to_owned));
     names
+}
+
+/// A host name, and the same as resolvers write it that were told not to search.
+fn absolute(host: &str) -> Vec<String> {
+    match host.starts_with('*') {
+        true => vec![host.to_owned()],
+        false => vec![host.to_owned(), format!("{host}.")],
+    }
 }
 
 fn default_route(world: &World, node: &ProxyNode, service: &Service, port: u16) -> Value {

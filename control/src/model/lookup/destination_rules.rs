@@ -78,7 +78,7 @@ impl World {
     /// The rule that a workload of `client_namespace` with `client_labels` follows for `service`.
     ///
     /// Istio looks in the client's namespace (unless that is the root), then the service's, then the root's; in each the
-    /// most specific host wins, and a rule that selects the workload goes before one that selects all.
+    /// most specific host wins, and of several for it one that selects the workload goes before one that selects all.
     pub fn destination_rule(
         &self,
         client_namespace: &str,
@@ -103,13 +103,13 @@ impl World {
                     None => true,
                 })
                 .collect();
-            let found = [true, false].into_iter().find_map(|selecting| {
-                let matching = candidates
-                    .iter()
-                    .filter(|rule| rule.spec.workload_selector.is_some() == selecting)
-                    .map(|rule| (rule.spec.host.as_str(), *rule));
-                host::most_specific(&service.hostname, matching)
-            });
+            // Of those for one host the one that selects the workload counts, as the first of equals does.
+            let of = |selecting: bool| {
+                let those =
+                    candidates.iter().filter(move |r| r.spec.workload_selector.is_some() == selecting);
+                those.map(|rule| (rule.spec.host.as_str(), *rule))
+            };
+            let found = host::most_specific(&service.hostname, of(true).chain(of(false)));
             if let Some((_, rule)) = found {
                 return Some(rule);
             }
