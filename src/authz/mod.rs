@@ -224,7 +224,7 @@ impl Judge {
 }
 
 /// Takes access logs out of a listener: a question leaves no line, and opens no file.
-fn leave_logs_alone(value: &mut Value) {
+pub(crate) fn leave_logs_alone(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             fields.remove("access_log");

@@ -8,10 +8,10 @@ use clap::Args;
 use super::token::Output;
 use crate::test::{Outcome, run};
 
-/// Runs the tests that are written beside a configuration: requests, and which way they shall take or who lets them in
+/// Runs the tests that are written beside a configuration: connections and requests, and which way they shall take or who lets them in
 #[derive(Args, Debug)]
 pub struct TestArgs {
-    /// The directory of YAML that describes the mesh
+    /// The directory of YAML that describes the mesh, or one file
     #[arg(value_name = "DIR", default_value = ".")]
     dir: PathBuf,
     /// Where the tests are, if not beside the configuration; may be repeated

@@ -10,6 +10,19 @@ use crate::authz::{Judge, Question, Request, identities, identity};
 /// What is found where a case asks for all that may come.
 const WHO: [&str; 3] = ["identities", "anyIdentity", "plainText"];
 
+/// What is found of a decision.
+const DECIDED: [&str; 4] = ["decision", "reason", "policy", "rule"];
+
+/// Whether the case wants to know who may come.
+pub(super) fn is_asked(case: &Case) -> bool {
+    is_about_all(case) || DECIDED.iter().any(|key| case.expect.contains_key(*key))
+}
+
+/// Whether it asks for all that may come.
+pub(super) fn is_about_all(case: &Case) -> bool {
+    WHO.iter().any(|key| case.expect.contains_key(*key))
+}
+
 /// Who can come to a port, by any request that its policies speak of.
 fn who(world: &World, judge: &Judge, port: u16) -> anyhow::Result<Value> {
     let reach = judge.reach(port)?;
@@ -31,7 +44,7 @@ fn who(world: &World, judge: &Judge, port: u16) -> anyhow::Result<Value> {
 /// What the workload's proxy decides, by which rule of which policy.
 pub(super) fn decide(world: &World, judge: &Judge, case: &Case) -> anyhow::Result<Value> {
     let port = judge.port(case.port)?;
-    if WHO.iter().any(|key| case.expect.contains_key(*key)) {
+    if is_about_all(case) {
         if case.request.is_some() || case.identity.is_some() {
             bail!("{} are about all callers and requests: leave out identity and request", WHO.join(", "));
         }
@@ -59,7 +72,7 @@ pub(super) fn decide(world: &World, judge: &Judge, case: &Case) -> anyhow::Resul
     let identity = case.identity.as_deref().map(|text| identity(world, text, false)).transpose()?;
     let known = identities(world);
     let from = identity.as_ref().and_then(|id| known.get(id)?.first()?.parse().ok());
-    let answer = judge.answer(port, &Question { identity, from, server_name: None, request })?;
+    let answer = judge.answer(port, &Question { identity, from, server_name: case.sni.clone(), request })?;
     let by = answer.by.as_ref();
     Ok(json!({
         "decision": answer.decision,

@@ -19,6 +19,8 @@ fn compare(path: &str, expected: &Value, found: &Value, all: &mut Vec<String>) {
         (Value::Object(expected), Value::Object(found)) => {
             for (key, value) in expected {
                 match found.get(key) {
+                    // Nothing is expected, and there is nothing.
+                    None if value.is_null() => {}
                     Some(found) => compare(&place(key), value, found, all),
                     None => {
                         let known: Vec<_> = found.keys().map(String::as_str).collect();
@@ -71,6 +73,8 @@ mod tests {
         );
         let fewer = told(json!({"destinations": [{"host": "a"}]}), found.clone());
         assert!(fewer[0].starts_with("destinations: expected ["), "{fewer:?}");
+        assert!(told(json!({"mirrors": null}), found.clone()).is_empty());
+        assert_eq!(told(json!({"route": null}), found.clone()), [r#"route: expected null, found "r""#]);
         let unknown = told(json!({"subset": "v1"}), found.clone());
         assert!(unknown[0].contains("there is destinations, route, timeout"), "{unknown:?}");
         assert!(told(json!({}), found)[0].contains("says nothing"));

@@ -1,14 +1,19 @@
-//! `weft test`: unit tests of a configuration, written beside it. A case is a request and what is expected of it: which route
-//! it takes, to where, with which timeout and retries; or whether a workload lets it in. The control plane's rendering and the
-//! proxy's own matcher and policies decide, as in a running mesh.
+//! `weft test`: unit tests of a configuration, written beside it. A case is a connection or a request and what is expected of it:
+//! which listener, filter chain and route take it, to which endpoints, with which TLS, timeout and retries; or whether a
+//! workload lets it in. The control plane's rendering and the proxy's own matcher and policies decide, as in a running mesh.
 
 mod case;
+mod cluster;
+mod connection;
 mod decision;
 mod expect;
-mod routing;
+mod proxy;
+mod request;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -17,7 +22,8 @@ use weft_control::ingest::list_files;
 use weft_control::model::World;
 use weft_control::serve::keys::KeyFetcher;
 
-pub use case::Case;
+pub use case::{AskedUrl, Case};
+pub use proxy::node;
 
 /// What the documents with tests say they are.
 const API_VERSION: &str = "test.weft.dev/v1alpha1";
@@ -48,7 +54,7 @@ pub fn run(world: &World, directories: &[PathBuf]) -> anyhow::Result<Vec<Outcome
     // No issuer is asked for its keys: a test does not depend on others, and shows no token.
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let world = &runtime.block_on(KeyFetcher::unasked(world));
-    let mut proxies = Proxies { world, routers: BTreeMap::new(), judges: BTreeMap::new() };
+    let mut proxies = Proxies { world, proxies: BTreeMap::new(), judges: BTreeMap::new() };
     for directory in directories {
         for file in
             list_files(directory).with_context(|| format!("{} cannot be read", directory.display()))?
@@ -82,7 +88,7 @@ pub fn run(world: &World, directories: &[PathBuf]) -> anyhow::Result<Vec<Outcome
 /// The proxies that cases are about, each compiled once.
 struct Proxies<'a> {
     world: &'a World,
-    routers: BTreeMap<String, routing::Router>,
+    proxies: BTreeMap<String, proxy::Proxy>,
     judges: BTreeMap<String, crate::authz::Judge>,
 }
 
@@ -98,26 +104,60 @@ impl Proxies<'_> {
                 if case.identity.is_some() {
                     bail!("identity goes with to; from names the workload whose request it is");
                 }
-                if !self.routers.contains_key(from) {
-                    let router =
-                        routing::Router::new(self.world, &*crate::authz::workload(self.world, from)?)?;
-                    self.routers.insert(from.clone(), router);
-                }
-                self.routers[from].route(case)
+                connection::outwards(self.world, self.proxy(from)?, case)
             }
             (None, Some(to)) => {
-                if !self.judges.contains_key(to) {
-                    let workload = crate::authz::workload(self.world, to)?;
-                    self.judges.insert(to.clone(), crate::authz::Judge::new(self.world, &workload)?);
+                if case.connect.is_some() {
+                    bail!("connect goes with from; with to it is port, the workload's own");
                 }
-                decision::decide(self.world, &self.judges[to], case)
+                let workload = crate::authz::workload(self.world, to)?;
+                let decided = self.decided(to, &workload, case);
+                // Who may come is asked of ports that are served; where it goes, of all.
+                let mut found = match decided {
+                    Err(error) if decision::is_asked(case) => return Err(error),
+                    decided => decided.unwrap_or_else(|_| Value::Object(Default::default())),
+                };
+                if let Value::Object(fields) = &mut found
+                    && !decision::is_about_all(case)
+                {
+                    let way = connection::inwards(self.world, self.proxy(to)?, &workload, case)?;
+                    for (key, value) in way.as_object().into_iter().flatten() {
+                        fields.entry(key.clone()).or_insert_with(|| value.clone());
+                    }
+                }
+                Ok(found)
             }
         }
+    }
+
+    /// The proxy of a workload, or the gateway.
+    fn proxy(&mut self, name: &str) -> anyhow::Result<&proxy::Proxy> {
+        if !self.proxies.contains_key(name) {
+            let made = proxy::Proxy::new(self.world, &*crate::authz::workload(self.world, name)?)?;
+            self.proxies.insert(name.to_owned(), made);
+        }
+        Ok(&self.proxies[name])
+    }
+
+    /// What the workload's policies say.
+    fn decided(
+        &mut self,
+        name: &str,
+        workload: &Arc<weft_control::model::Workload>,
+        case: &Case,
+    ) -> anyhow::Result<Value> {
+        if !self.judges.contains_key(name) {
+            self.judges.insert(name.to_owned(), crate::authz::Judge::new(self.world, workload)?);
+        }
+        decision::decide(self.world, &self.judges[name], case)
     }
 }
 
 /// The tests of a file: names and cases.
-fn read(file: &Path) -> anyhow::Result<Vec<(String, Vec<Case>)>> {
+///
+/// # Errors
+/// It cannot be read, or a document that says it is a test is none.
+pub fn read(file: &Path) -> anyhow::Result<Vec<(String, Vec<Case>)>> {
     let shown = file.display();
     let text = std::fs::read_to_string(file).with_context(|| format!("{shown} cannot be read"))?;
     // Most files have none, and need not be parsed twice.

@@ -41,6 +41,7 @@ mod plan;
 mod rate_limits;
 mod readiness;
 mod recheck;
+mod rendering;
 mod restart;
 mod rotation;
 mod sabotage;

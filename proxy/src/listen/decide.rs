@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 
-use super::chain::{self, Seen, TransportProtocol};
+use super::chain::{self, FilterChain, Seen, TransportProtocol};
 use super::config::ListenerConfig;
 use super::filters::ListenerFilter;
 use crate::codec::RequestHead;
@@ -77,13 +77,22 @@ pub enum End {
 }
 
 impl ListenerConfig {
-    /// What becomes of a connection, and of this request on it.
-    pub async fn decide(&self, caller: &Caller, request: Option<&Supposition>) -> Decided {
-        let inspected = |sees: fn(&ListenerFilter) -> bool| self.filters.iter().any(sees);
-        // What nobody looks for is not seen.
-        let hello = caller.hello.as_ref().filter(|_| inspected(ListenerFilter::sees_tls));
+    /// Whether an inspector of this sort looks at connections to the port.
+    fn looks(&self, port: u16, sees: fn(&ListenerFilter) -> bool) -> bool {
+        self.filters.iter().any(|filter| sees(filter) && filter.is_on(port))
+    }
+
+    /// How the connection begins TLS, where somebody looks for that: what nobody looks for is not seen.
+    fn hello_seen<'a>(&self, caller: &'a Caller) -> Option<&'a Hello> {
+        caller.hello.as_ref().filter(|_| self.looks(caller.local.port(), ListenerFilter::sees_tls))
+    }
+
+    /// The chain that takes a connection; `http`: it carries requests.
+    pub fn chain_for(&self, caller: &Caller, http: bool) -> Option<&Arc<FilterChain>> {
+        let hello = self.hello_seen(caller);
         let by_bytes = [b"http/1.1".to_vec()];
-        let is_http = request.is_some() && caller.hello.is_none() && inspected(ListenerFilter::sees_http);
+        let is_http =
+            http && caller.hello.is_none() && self.looks(caller.local.port(), ListenerFilter::sees_http);
         let seen = Seen {
             destination: caller.local,
             source: caller.remote,
@@ -96,6 +105,12 @@ impl ListenerConfig {
                 None => &[],
             },
         };
+        chain::choose(&self.chains, &seen).or(self.default_chain.as_ref())
+    }
+
+    /// What becomes of a connection, and of this request on it.
+    pub async fn decide(&self, caller: &Caller, request: Option<&Supposition>) -> Decided {
+        let hello = self.hello_seen(caller);
         let mut decided = Decided {
             end: End::NoChain,
             steps: Vec::new(),
@@ -103,14 +118,12 @@ impl ListenerConfig {
             http: false,
             metadata: DynamicMetadata::default(),
         };
-        let Some(chain) = chain::choose(&self.chains, &seen).or(self.default_chain.as_ref()) else {
-            return decided;
-        };
+        let Some(chain) = self.chain_for(caller, request.is_some()) else { return decided };
         let mut info = ConnectionInfo {
             listener: self.name.clone(),
             direction: self.direction,
             filter_chain: chain.name.clone(),
-            sni: seen.server_name.map(Into::into),
+            sni: hello.and_then(|hello| hello.server_name.clone()),
             notes: Some(Arc::new(Notes::default())),
             ..ConnectionInfo::between(caller.remote, caller.local)
         };

@@ -95,6 +95,11 @@ impl Stats {
 }
 
 impl TcpProxyConfig {
+    /// The clusters that get connections, each with its weight.
+    pub fn clusters(&self) -> &[(Arc<Slot<Cluster>>, u32)] {
+        &self.clusters
+    }
+
     /// Compiles the message. `reports`: Istio's metrics are wanted.
     pub fn compile(
         proto: &pb::TcpProxy,

@@ -12,7 +12,7 @@ pub mod drive;
 mod exchange;
 mod flow;
 pub mod grpc;
-mod head;
+pub mod head;
 mod mirror;
 pub mod replay;
 mod reply;

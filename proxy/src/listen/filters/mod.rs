@@ -128,6 +128,11 @@ impl ListenerFilter {
         matches!(self.kind, Kind::ProxyProtocol(_) | Kind::TlsInspector(_) | Kind::HttpInspector)
     }
 
+    /// Whether it looks at connections to this port.
+    pub fn is_on(&self, port: u16) -> bool {
+        !self.off.is_off(port)
+    }
+
     /// Whether it tells TLS from plain text.
     pub fn sees_tls(&self) -> bool {
         matches!(self.kind, Kind::TlsInspector(_))
