@@ -161,14 +161,14 @@ fn metrics() -> anyhow::Result<PrometheusHandle> {
 
 async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()> {
     let client = args.kubernetes.client().await?;
-    let mut judged = None;
+    let (mut judged, mut beside) = (None, None);
     let watcher = match (&client, &args.config_dir) {
         (Some(client), _) => {
             let settings =
                 cluster::Settings { namespace: args.kubernetes.namespace.clone(), debounce: args.debounce };
-            let (watcher, verdicts) = cluster::start(client.clone(), &settings).await;
-            judged = Some(verdicts);
-            watcher
+            let following = cluster::start(client.clone(), &settings).await;
+            (judged, beside) = (Some(following.verdicts), Some(following.beside));
+            following.watcher
         }
         (None, Some(directory)) => follow(directory).await?,
         (None, None) => bail!("there is nothing to read: give --config-dir, --kubernetes or --kubeconfig"),
@@ -193,7 +193,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let debug = listen(&args, args.debug_port, "--debug-port").await?;
     let webhooks = match args.webhooks.webhook_port {
         Some(port) => {
-            let webhooks = Webhooks::new(&args.webhooks, watcher.subscribe())?;
+            let webhooks = Webhooks::new(&args.webhooks, watcher.subscribe(), beside)?;
             Some((webhooks, listen(&args, port, "--webhook-port").await?))
         }
         None => None,

@@ -68,11 +68,11 @@ impl ClusterArgs {
             let client = self.client().await?;
             let settings =
                 Settings { namespace: self.istio_namespace.clone(), debounce: DebounceArgs::default() };
-            let (watcher, _verdicts) =
+            let following =
                 tokio::time::timeout(PATIENCE.1, start(client, &settings)).await.with_context(|| {
                     format!("the Kubernetes API did not give everything within {:?}", PATIENCE.1)
                 })?;
-            Ok(watcher.snapshot())
+            Ok(following.watcher.snapshot())
         })
     }
 }

@@ -27,6 +27,7 @@ mod tokens;
 mod traffic;
 
 use std::fmt;
+use std::time::Instant;
 
 use serde::{Serialize, Serializer};
 
@@ -36,7 +37,7 @@ use crate::model::{Meta, Severity, World};
 use scene::Scene;
 
 /// One finding.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Message {
     /// The file, as it was given to the reader.
     pub file: String,
@@ -113,26 +114,42 @@ impl fmt::Display for Message {
     }
 }
 
+type Check = fn(&Scene<'_>, &mut Vec<Message>);
+
+/// All of them.
+const CHECKS: [Check; 15] = [
+    selectors::find,
+    authorization::find,
+    edges::find,
+    tokens::find,
+    peers::find,
+    traffic::find,
+    rate_limits::find,
+    destinations::find,
+    reach::find,
+    gateways::find,
+    rules::find,
+    services::find,
+    sidecars::find,
+    heard::find,
+    exports::find,
+];
+
 /// Everything that is found in a state of the mesh, by file and line.
 pub fn analyze(world: &World) -> Vec<Message> {
+    look(world, || true).0
+}
+
+/// The same for who cannot wait: what is found until then, and whether everything was looked at.
+pub fn analyze_until(world: &World, end: Instant) -> (Vec<Message>, bool) {
+    look(world, || Instant::now() < end)
+}
+
+fn look(world: &World, goes_on: impl Fn() -> bool) -> (Vec<Message>, bool) {
     let scene = Scene::new(world);
     let mut found = Vec::new();
-    selectors::find(&scene, &mut found);
-    authorization::find(&scene, &mut found);
-    edges::find(&scene, &mut found);
-    tokens::find(&scene, &mut found);
-    peers::find(&scene, &mut found);
-    traffic::find(&scene, &mut found);
-    rate_limits::find(&scene, &mut found);
-    destinations::find(&scene, &mut found);
-    reach::find(&scene, &mut found);
-    gateways::find(&scene, &mut found);
-    rules::find(&scene, &mut found);
-    services::find(&scene, &mut found);
-    sidecars::find(&scene, &mut found);
-    heard::find(&scene, &mut found);
-    exports::find(&scene, &mut found);
+    let looked = CHECKS.iter().take_while(|_| goes_on()).map(|check| check(&scene, &mut found)).count();
     found.sort();
     found.dedup();
-    found
+    (found, looked == CHECKS.len())
 }

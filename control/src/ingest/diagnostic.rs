@@ -9,7 +9,7 @@ pub use crate::model::Severity;
 /// One finding.
 ///
 /// Its text form is `file:line: Kind namespace/name: field.path: reason; what to do`; its JSON form has these as fields.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Diagnostic {
     /// The file, as it was given to the reader.
     pub file: String,

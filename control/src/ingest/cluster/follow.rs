@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::super::debounce::{Debounce, DebounceArgs};
 use super::super::diagnostic::{Diagnostic, Severity};
 use super::super::watch::{Snapshot, Watcher, report};
+use super::outlook::Beside;
 use super::store::{Judged, Store};
 use super::watch as watches;
 use super::watch::{DEFINITIONS, Event};
@@ -31,22 +33,33 @@ pub struct Settings {
     pub debounce: DebounceArgs,
 }
 
+/// What follows an API server.
+pub struct Following {
+    /// Gives the states; who drops it ends the rest.
+    pub watcher: Watcher,
+    /// What is to be said of each object.
+    pub verdicts: watch::Receiver<Arc<Judged>>,
+    /// Tells what would be, were an object stored.
+    pub beside: Beside,
+}
+
 /// Reads everything and follows it until the watcher is dropped. Waits, as long as need be, for an API server that answers.
-pub async fn start(client: Client, settings: &Settings) -> (Watcher, watch::Receiver<Arc<Judged>>) {
+pub async fn start(client: Client, settings: &Settings) -> Following {
     let (sender, events) = mpsc::channel(BACKLOG);
     let tasks = watches::start(&client, &settings.namespace, &sender);
     drop(sender);
     let debounce = Debounce::new(settings.debounce);
     let mut follower = Follower {
         events,
-        store: Store::default(),
+        store: Arc::default(),
         unread: HashSet::new(),
         defined: false,
         lost: BTreeMap::new(),
         unserved: BTreeMap::new(),
     };
     follower.first().await;
-    let built = follower.store.build();
+    let built = follower.store.lock().build();
+    let beside = Beside::new(follower.store.clone());
     report(&built.diagnostics);
     let first = Snapshot {
         world: built.world,
@@ -63,12 +76,13 @@ pub async fn start(client: Client, settings: &Settings) -> (Watcher, watch::Rece
         follower.follow(debounce, sender, verdicts_sender).await;
         tasks.iter().for_each(tokio::task::JoinHandle::abort);
     });
-    (Watcher::of(snapshots, task), verdicts)
+    Following { watcher: Watcher::of(snapshots, task), verdicts, beside }
 }
 
 struct Follower {
     events: mpsc::Receiver<Event>,
-    store: Store,
+    /// Nobody holds it for long: who asks what would be takes what is there and goes.
+    store: Arc<Mutex<Store>>,
     /// Kinds of which not everything has been read yet.
     unread: HashSet<&'static str>,
     defined: bool,
@@ -86,17 +100,17 @@ impl Follower {
                 self.unread.insert(kind.id());
                 false
             }
-            Event::Object(raw) => self.store.take(*raw),
+            Event::Object(raw) => self.store.lock().take(*raw),
             Event::All(kind, names) => {
                 self.unread.remove(kind.id());
                 self.unserved.remove(kind.called());
-                self.store.keep(kind, &names)
+                self.store.lock().keep(kind, &names)
             }
             Event::Gone(kind) => {
                 self.unread.remove(kind.id());
                 self.lost.remove(kind.called());
                 self.unserved.remove(kind.called());
-                self.store.keep(kind, &HashSet::new())
+                self.store.lock().keep(kind, &HashSet::new())
             }
             Event::Defined => {
                 self.defined = true;
@@ -139,7 +153,7 @@ impl Follower {
         loop {
             if self.defined && self.unread.is_empty() {
                 // The trust domain stands there, and who may go where: a mesh with other settings is not this mesh.
-                let Some(wrong) = self.store.mesh_refused() else { return };
+                let Some(wrong) = self.store.lock().mesh_refused() else { return };
                 if told.as_ref() != Some(&wrong) {
                     tracing::error!(
                         wrong,
@@ -192,7 +206,7 @@ impl Follower {
                 // A kind that is being read is taken whole: half of it would take the other half away.
                 let until = if self.unread.is_empty() {
                     // Nobody is to be sent where nobody answers: this waits for nothing else.
-                    if self.store.lost() {
+                    if self.store.lock().lost() {
                         end = end.min(now + Debounce::urgent(quiet));
                     }
                     end.min(now + quiet)
@@ -214,7 +228,7 @@ impl Follower {
 
     fn publish(&mut self, sender: &watch::Sender<Arc<Snapshot>>, verdicts: &watch::Sender<Arc<Judged>>) {
         let began = Instant::now();
-        let built = self.store.build();
+        let built = self.store.lock().build();
         report(&built.news);
         let before = sender.borrow().clone();
         let changed = built.world.version() != before.world.version();
@@ -303,7 +317,7 @@ mod tests {
         let (events, receiver) = mpsc::channel(BACKLOG);
         let mut follower = Follower {
             events: receiver,
-            store: Store::default(),
+            store: Arc::default(),
             unread: HashSet::new(),
             defined: true,
             lost: BTreeMap::new(),
@@ -313,7 +327,7 @@ mod tests {
             "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}]}});
         follower.take(event("Service", "cart", service));
         let first = Snapshot {
-            world: follower.store.build().world,
+            world: follower.store.lock().build().world,
             generation: 1,
             attempts: 1,
             refused: false,

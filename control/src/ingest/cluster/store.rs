@@ -136,21 +136,7 @@ impl Store {
             return told || decided;
         }
         let refused = kind.is_gateway_api().then(|| Refused::read(&json["spec"]));
-        let mut collector = Collector::default();
-        collector.take(&super::SOURCE.into(), &Node::from(json));
-        let Collector { objects, diagnostics, skipped, .. } = collector;
-        let (mut objects, mut diagnostics) = (objects, diagnostics);
-        if let Some(certificate) = objects.acme_certificates.pop() {
-            // Each replica would order it for itself, and the server's questions reach the gateways of all.
-            let reason = "certificates of ACME servers are for a control plane that reads a directory: several replicas would \
-                          each order them";
-            let help =
-                "have cert-manager order it into a Secret, and name that in the Gateway's credentialName";
-            diagnostics.push(Diagnostic {
-                object: Some(certificate.meta.key().to_string()),
-                ..Diagnostic::file_error(super::SOURCE, reason, help)
-            });
-        }
+        let Collector { objects, diagnostics, skipped, .. } = read(json);
         let wrong = diagnostics.iter().any(Diagnostic::is_error);
         let fragment = self.fragments.entry((kind.id(), name)).or_default();
         if !wrong {
@@ -197,11 +183,29 @@ impl Store {
 
     /// All objects that are good, and what is to be said of them together.
     pub(super) fn objects(&mut self) -> (Objects, Standings, Vec<Diagnostic>) {
+        let mut objects = self.gathered(None);
+        let (standings, across) = settle(&mut objects);
+        (objects, standings, across)
+    }
+
+    /// The state that was made last.
+    pub(super) fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// All objects that are good, as they are written; one of them may be given otherwise than it is.
+    pub(super) fn gathered(&mut self, instead: Option<(&'static Kind, &Name, &Objects)>) -> Objects {
         let mut objects = Objects::default();
-        for fragment in self.fragments.values() {
+        let replaced = |(kind, name): &(&'static str, Name)| {
+            instead.is_some_and(|(its, called, _)| its.id() == *kind && called == name)
+        };
+        for (_, fragment) in self.fragments.iter().filter(|(key, _)| !replaced(key)) {
             if let Some(good) = &fragment.good {
                 objects.absorb(good);
             }
+        }
+        if let Some((.., new)) = instead {
+            objects.absorb(new);
         }
         let v6: HashSet<Name> = objects
             .services
@@ -211,11 +215,7 @@ impl Store {
             .collect();
         objects.pods = self.places.pods();
         objects.backends = Some(self.places.backends(|service| v6.contains(service)));
-        let mut across = Vec::new();
-        discovery::narrow(&mut objects, &mut across);
-        let standings = gateway_api::convert(&mut objects, &mut across);
-        across.extend(leave_out(&mut objects));
-        (objects, standings, across)
+        objects
     }
 
     /// The state of the mesh that follows.
@@ -232,8 +232,7 @@ impl Store {
             if *kind == "Secret" && !wanted.contains(&name.1) {
                 continue;
             }
-            let place = if name.0.is_empty() { "default" } else { &name.0 };
-            let label = format!("{kind} {place}/{}", name.1);
+            let label = label(kind, name);
             let more = across.iter().filter(|finding| finding.object.as_deref() == Some(label.as_str()));
             let findings: Vec<_> = fragment.findings.iter().chain(more).cloned().collect();
             diagnostics.extend(findings.iter().cloned());
@@ -266,6 +265,38 @@ impl Store {
         let skipped = skipped.flat_map(|(_, fragment)| fragment.skipped.iter().cloned()).collect();
         Built { world, diagnostics, news, skipped, verdicts }
     }
+}
+
+/// What an object is called in findings.
+pub(super) fn label(kind: &str, (namespace, name): &Name) -> String {
+    let place = if namespace.is_empty() { "default" } else { namespace };
+    format!("{kind} {place}/{name}")
+}
+
+/// What an object says, and what is wrong with it by itself.
+pub(super) fn read(json: Value) -> Collector {
+    let mut collector = Collector::default();
+    collector.take(&super::SOURCE.into(), &Node::from(json));
+    if let Some(certificate) = collector.objects.acme_certificates.pop() {
+        // Each replica would order it for itself, and the server's questions reach the gateways of all.
+        let reason = "certificates of ACME servers are for a control plane that reads a directory: several replicas would \
+                      each order them";
+        let help = "have cert-manager order it into a Secret, and name that in the Gateway's credentialName";
+        collector.diagnostics.push(Diagnostic {
+            object: Some(certificate.meta.key().to_string()),
+            ..Diagnostic::file_error(super::SOURCE, reason, help)
+        });
+    }
+    collector
+}
+
+/// Leaves out what is not to be known, brings what the Gateway API's kinds say into Istio's, and leaves out what contradicts other objects.
+pub(super) fn settle(objects: &mut Objects) -> (Standings, Vec<Diagnostic>) {
+    let mut across = Vec::new();
+    discovery::narrow(objects, &mut across);
+    let standings = gateway_api::convert(objects, &mut across);
+    across.extend(leave_out(objects));
+    (standings, across)
 }
 
 /// How an object of the Gateway API stands; none if it is for other controllers.

@@ -1,10 +1,13 @@
 //! A cluster of a test's own: objects come and go, and the state follows, step by step or all over again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::kinds::{BUILT_IN, DEFINED, Kind};
+use super::outlook::Beside;
 use super::store::{Raw, Store};
 use crate::model::World;
 
@@ -56,6 +59,11 @@ impl Cluster {
         let wrong: Vec<_> = built.diagnostics.iter().filter(|d| d.is_error()).collect();
         assert!(wrong.is_empty(), "an object of the test is wrong: {wrong:?}");
         built.world
+    }
+
+    /// What looks at objects beside those of this cluster.
+    pub(crate) fn beside(self) -> Beside {
+        Beside::new(Arc::new(Mutex::new(self.store)))
     }
 
     /// The state, from the objects as they are, by somebody who has seen none of it before.

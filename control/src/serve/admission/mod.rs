@@ -27,9 +27,12 @@ use hyper_util::server::conn::auto;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use crate::ingest::Snapshot;
+use crate::ingest::cluster::Beside;
+use objects::Surroundings;
 use pods::SettingsFile;
 use review::{Answer, Question};
 use tls::Certificate;
@@ -40,6 +43,10 @@ const LARGEST: usize = 4 * 1024 * 1024;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// And one that does not say its whole question in this time. The API server itself waits for 30 s at most.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// An object is looked at beside all others for no longer than this: whoever applies it waits, and so does the API server.
+const LOOK: Duration = Duration::from_millis(800);
+/// A check that has begun is waited for this much longer.
+const GRACE: Duration = Duration::from_millis(400);
 /// Connections that are served at the same time; an API server has few.
 const CONNECTIONS: usize = 256;
 /// Questions whose bodies are read at the same time, so that they have a limit of memory.
@@ -67,7 +74,11 @@ pub struct WebhookArgs {
 pub struct Webhooks {
     settings: SettingsFile,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// What objects are looked at beside; none where a directory is read, which no API server's object is part of.
+    surroundings: Option<Arc<Surroundings>>,
     questions: Semaphore,
+    /// One object at a time: looking at all others takes a core.
+    looks: Arc<Semaphore>,
 }
 
 impl Webhooks {
@@ -75,9 +86,15 @@ impl Webhooks {
     ///
     /// # Errors
     /// There are none, or they are wrong: what every pod gets must be right from the start.
-    pub fn new(args: &WebhookArgs, snapshots: watch::Receiver<Arc<Snapshot>>) -> anyhow::Result<Arc<Self>> {
+    pub fn new(
+        args: &WebhookArgs,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        beside: Option<Beside>,
+    ) -> anyhow::Result<Arc<Self>> {
         let settings = SettingsFile::open(args.injection_config.clone())?;
-        Ok(Arc::new(Self { settings, snapshots, questions: Semaphore::new(QUESTIONS) }))
+        let surroundings = beside.map(|beside| Arc::new(Surroundings::new(beside)));
+        let (questions, looks) = (Semaphore::new(QUESTIONS), Arc::new(Semaphore::new(1)));
+        Ok(Arc::new(Self { settings, snapshots, surroundings, questions, looks }))
     }
 
     /// Answers on `listener` until the process ends.
@@ -132,12 +149,11 @@ impl Webhooks {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path().to_owned();
-        let decide: fn(&Self, &Question) -> Answer = match path.as_str() {
-            "/inject" => Self::inject,
-            "/validate" => Self::validate,
+        match path.as_str() {
+            "/inject" | "/validate" => {}
             "/ready" => return plain(StatusCode::OK, "ready\n"),
             _ => return plain(StatusCode::NOT_FOUND, "there are /inject, /validate and /ready\n"),
-        };
+        }
         if request.method() != Method::POST {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "the API server asks by POST\n");
         }
@@ -151,7 +167,14 @@ impl Webhooks {
             Err(_) => return plain(StatusCode::REQUEST_TIMEOUT, "the question did not come in time\n"),
         };
         match Question::read(&body) {
-            Ok(question) => json(&decide(self, &question).review(&question)),
+            Ok(question) => {
+                let question = Arc::new(question);
+                let answer = match path.as_str() {
+                    "/inject" => self.inject(&question),
+                    _ => self.validate(&question).await,
+                };
+                json(&answer.review(&question))
+            }
             Err(wrong) => {
                 tracing::warn!(path, wrong, "a webhook was asked what it does not understand");
                 plain(StatusCode::BAD_REQUEST, format!("{wrong}\n"))
@@ -164,8 +187,23 @@ impl Webhooks {
         pods::inject(question, &self.settings.read().with_world(&snapshot.world))
     }
 
-    fn validate(&self, question: &Question) -> Answer {
-        objects::validate(question)
+    async fn validate(&self, question: &Arc<Question>) -> Answer {
+        let Some(surroundings) = self.surroundings.clone() else { return objects::validate(question, None) };
+        let end = Instant::now() + LOOK;
+        let looked = async {
+            let permit = self.looks.clone().acquire_owned().await.ok()?;
+            let question = question.clone();
+            let look = move || {
+                let answer = objects::validate(&question, Some((&surroundings, end.into_std())));
+                drop(permit);
+                answer
+            };
+            tokio::task::spawn_blocking(look).await.ok()
+        };
+        match tokio::time::timeout_at(end + GRACE, looked).await {
+            Ok(Some(answer)) => answer,
+            _ => objects::alone(question),
+        }
     }
 }
 
