@@ -54,6 +54,11 @@ pub fn encode_key(key: &PrivatePkcs8KeyDer<'_>) -> String {
     block("PRIVATE KEY", key.secret_pkcs8_der())
 }
 
+/// A public key (SubjectPublicKeyInfo) as PEM.
+pub fn encode_public(spki: &[u8]) -> String {
+    block("PUBLIC KEY", spki)
+}
+
 fn block(label: &str, der: &[u8]) -> String {
     use base64::Engine;
     let body = base64::engine::general_purpose::STANDARD.encode(der);

@@ -23,7 +23,7 @@ use crate::ca::{
     Audit, CertificateAuthority, CertificateService, Limits, RateLimit, SignerArgs, State, TokenArgs,
     serving, token,
 };
-use crate::ingest::{DebounceArgs, Snapshot, Watcher, cluster};
+use crate::ingest::{DebounceArgs, Snapshot, Source, Watcher, cluster};
 use crate::kubernetes::KubernetesArgs;
 use crate::model::Severity;
 use crate::queue::Queue;
@@ -46,8 +46,16 @@ use crate::serve::{AdsService, Proxies, RenderCache};
 #[derive(Args, Debug)]
 pub struct ControlArgs {
     /// The directory of YAML that describes the mesh; followed while running
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["kubernetes", "kubeconfig"], conflicts_with_all = ["kubernetes", "kubeconfig"])]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["kubernetes", "kubeconfig", "config_bundle"], conflicts_with_all = ["kubernetes", "kubeconfig"])]
     pub config_dir: Option<PathBuf>,
+    /// Or a signed bundle of it (weft bundle create); followed while running
+    #[arg(long, value_name = "FILE", requires = "config_key", conflicts_with_all = ["kubernetes", "kubeconfig", "config_dir"])]
+    pub config_bundle: Option<PathBuf>,
+    /// A public key (Ed25519, PEM) by which the configuration must be signed: the bundle, or the directory by its file
+    /// .weft-signature (weft bundle sign). May be given several times: one of them suffices. Without a good signature nothing
+    /// is started, and later the last good state stays
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kubernetes", "kubeconfig"])]
+    pub config_key: Vec<PathBuf>,
     /// Which Kubernetes to read
     #[command(flatten)]
     pub kubernetes: KubernetesArgs,
@@ -162,7 +170,7 @@ fn metrics() -> anyhow::Result<PrometheusHandle> {
 async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()> {
     let client = args.kubernetes.client().await?;
     let (mut judged, mut beside) = (None, None);
-    let watcher = match (&client, &args.config_dir) {
+    let watcher = match (&client, args.files()) {
         (Some(client), _) => {
             let settings =
                 cluster::Settings { namespace: args.kubernetes.namespace.clone(), debounce: args.debounce };
@@ -170,8 +178,12 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
             (judged, beside) = (Some(following.verdicts), Some(following.beside));
             following.watcher
         }
-        (None, Some(directory)) => follow(directory).await?,
-        (None, None) => bail!("there is nothing to read: give --config-dir, --kubernetes or --kubeconfig"),
+        (None, Some(source)) => follow(source).await?,
+        (None, None) => {
+            bail!(
+                "there is nothing to read: give --config-dir, --config-bundle, --kubernetes or --kubeconfig"
+            )
+        }
     };
     for skipped in watcher.snapshot().skipped.iter() {
         tracing::info!("{skipped}");
@@ -330,9 +342,15 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
 }
 
 impl ControlArgs {
+    /// The files that describe the mesh, if files do.
+    fn files(&self) -> Option<Source> {
+        let directory = self.config_dir.as_ref().map(|path| Source::directory(path, &self.config_key));
+        directory.or_else(|| self.config_bundle.as_ref().map(|path| Source::bundle(path, &self.config_key)))
+    }
+
     /// Where the mesh is described.
     fn source(&self) -> String {
-        match (&self.config_dir, &self.kubernetes.kubeconfig) {
+        match (self.config_dir.as_ref().or(self.config_bundle.as_ref()), &self.kubernetes.kubeconfig) {
             (Some(directory), _) => directory.display().to_string(),
             (None, Some(file)) => format!("Kubernetes ({})", file.display()),
             (None, None) => "Kubernetes".to_owned(),
@@ -340,9 +358,10 @@ impl ControlArgs {
     }
 }
 
-/// Follows a directory whose first state is good.
-async fn follow(directory: &Path) -> anyhow::Result<Watcher> {
-    Watcher::start(directory).await.map_err(|outcome| {
+/// Follows files whose first state is good.
+async fn follow(source: Source) -> anyhow::Result<Watcher> {
+    let place = source.path().display().to_string();
+    Watcher::follow(source).await.map_err(|outcome| {
         for diagnostic in &outcome.diagnostics {
             eprintln!("{diagnostic}");
         }
@@ -350,7 +369,7 @@ async fn follow(directory: &Path) -> anyhow::Result<Watcher> {
             1 => "an error".to_owned(),
             n => format!("{n} errors"),
         };
-        anyhow!("{}: the configuration has {errors}; nothing was started", directory.display())
+        anyhow!("{place}: the configuration has {errors}; nothing was started")
     })
 }
 

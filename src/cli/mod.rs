@@ -2,6 +2,7 @@
 
 mod analyze;
 mod authz;
+mod bundle;
 mod ca;
 mod cert;
 mod describe;
@@ -66,6 +67,9 @@ pub enum Command {
     Analyze(analyze::AnalyzeArgs),
     /// Puts sidecars into the workloads of a file, as the control plane does in a cluster
     Inject(Box<inject::InjectArgs>),
+    /// Signs configuration, and checks signatures
+    #[command(subcommand)]
+    Bundle(bundle::BundleCommand),
     /// Says what a change of a directory would change in the proxies, before it is made
     Plan(plan::PlanArgs),
     /// Runs the tests that are written beside a configuration
@@ -115,6 +119,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Authz(command) => return Ok(authz::main(command)),
         Command::Analyze(args) => return analyze::main(&args),
         Command::Inject(args) => return inject::main(&args),
+        Command::Bundle(command) => bundle::main(&command)?,
         Command::Plan(args) => return plan::main(&args),
         Command::Test(args) => return test::main(&args),
         Command::Install(args) => crate::install::main(&args)?,

@@ -12,6 +12,7 @@ mod authz;
 mod authz_command;
 mod authz_tables;
 mod bad_input;
+mod bundle;
 mod cert_fetch;
 mod churn;
 mod cli;

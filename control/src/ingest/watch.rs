@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use super::diagnostic::{Diagnostic, Severity};
 use super::document::Skipped;
-use super::load::{LoadOutcome, list_files, load_dir};
+use super::load::LoadOutcome;
+use super::source::Source;
 use crate::model::World;
 
 /// How long the directory must be still before it is read.
@@ -57,8 +58,15 @@ impl Watcher {
     /// # Errors
     /// The outcome of the first reading, if it was refused: there is no earlier state to fall back to.
     pub async fn start(dir: &Path) -> Result<Self, LoadOutcome> {
-        let dir = dir.to_owned();
-        let (seen, outcome) = read(&dir).await;
+        Self::follow(Source::directory(dir, &[])).await
+    }
+
+    /// Reads a source and begins to follow it.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn follow(source: Source) -> Result<Self, LoadOutcome> {
+        let (seen, outcome) = read(&source).await;
         let LoadOutcome { world: Some(world), diagnostics, skipped } = outcome else { return Err(outcome) };
         report(&diagnostics);
         let first = Snapshot {
@@ -70,7 +78,7 @@ impl Watcher {
             skipped: skipped.into(),
         };
         let (sender, snapshots) = watch::channel(Arc::new(first));
-        let task = tokio::spawn(follow(dir, seen, sender));
+        let task = tokio::spawn(follow(source, seen, sender));
         Ok(Self { snapshots, task })
     }
 
@@ -109,10 +117,9 @@ struct FileLooks {
 }
 
 impl Looks {
-    fn of(dir: &Path) -> Self {
+    fn of(source: &Source) -> Self {
         use std::os::unix::fs::MetadataExt;
-        let files = list_files(dir).unwrap_or_default();
-        let looks = files.into_iter().filter_map(|path| {
+        let looks = source.files().into_iter().filter_map(|path| {
             let metadata = std::fs::metadata(&path).ok()?;
             let identity = (metadata.dev(), metadata.ino());
             Some((path, FileLooks { length: metadata.len(), modified: metadata.modified().ok(), identity }))
@@ -130,52 +137,55 @@ impl Looks {
 }
 
 /// Looks before it reads: a change in between is seen the next time.
-async fn read(dir: &Path) -> (Looks, LoadOutcome) {
-    let path = dir.to_owned();
-    let reading = tokio::task::spawn_blocking(move || (Looks::of(&path), load_dir(&path)));
+async fn read(source: &Source) -> (Looks, LoadOutcome) {
+    let own = source.clone();
+    let reading = tokio::task::spawn_blocking(move || (Looks::of(&own), own.load()));
     reading.await.unwrap_or_else(|error| {
         let reason = format!("reading it failed: {error}");
-        let diagnostic =
-            Diagnostic::file_error(&dir.display().to_string(), reason, "report this as a fault of Weft");
+        let diagnostic = Diagnostic::file_error(
+            &source.path().display().to_string(),
+            reason,
+            "report this as a fault of Weft",
+        );
         (Looks(Vec::new()), LoadOutcome { world: None, diagnostics: vec![diagnostic], skipped: Vec::new() })
     })
 }
 
-async fn look(dir: &Path) -> Looks {
-    let path = dir.to_owned();
-    tokio::task::spawn_blocking(move || Looks::of(&path)).await.unwrap_or(Looks(Vec::new()))
+async fn look(source: &Source) -> Looks {
+    let own = source.clone();
+    tokio::task::spawn_blocking(move || Looks::of(&own)).await.unwrap_or(Looks(Vec::new()))
 }
 
-async fn follow(dir: PathBuf, mut seen: Looks, sender: watch::Sender<Arc<Snapshot>>) {
+async fn follow(source: Source, mut seen: Looks, sender: watch::Sender<Arc<Snapshot>>) {
     let wake = Arc::new(Notify::new());
     // Dropped with this task; without it polling alone does the work, only later.
-    let _notifications = subscribe(&dir, wake.clone());
+    let _notifications = subscribe(&source, wake.clone());
     loop {
         tokio::select! {
             () = wake.notified() => {}
             () = tokio::time::sleep(POLL) => {}
             () = sender.closed() => return,
         }
-        let looks = look(&dir).await;
+        let looks = look(&source).await;
         if looks == seen {
             continue;
         }
-        settle(&dir, &seen, looks).await;
-        let (looks, outcome) = read(&dir).await;
+        settle(&source, &seen, looks).await;
+        let (looks, outcome) = read(&source).await;
         let emptied = looks.0.is_empty() && !seen.0.is_empty();
-        publish(&dir, outcome, emptied, &sender);
+        publish(source.path(), outcome, emptied, &sender);
         // An emptied directory is compared with what it held, however often it is looked at.
         seen = looks;
     }
 }
 
 /// Waits until the directory has been still for a moment, but not for ever.
-async fn settle(dir: &Path, seen: &Looks, mut looks: Looks) {
+async fn settle(source: &Source, seen: &Looks, mut looks: Looks) {
     let deadline = Instant::now() + LONGEST_WAIT;
     loop {
         let quiet = if looks.emptied_since(seen) { QUIET_EMPTIED } else { QUIET };
         tokio::time::sleep(quiet).await;
-        let now = look(dir).await;
+        let now = look(source).await;
         if now == looks || Instant::now() >= deadline {
             return;
         }
@@ -227,7 +237,7 @@ pub(super) fn report(diagnostics: &[Diagnostic]) {
     }
 }
 
-fn subscribe(dir: &Path, wake: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+fn subscribe(source: &Source, wake: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
     let handler = move |event: notify::Result<notify::Event>| {
         // Reading causes events too; only what may have changed something wakes.
         if !event.is_ok_and(|event| event.kind.is_access()) {
@@ -235,7 +245,9 @@ fn subscribe(dir: &Path, wake: Arc<Notify>) -> Option<notify::RecommendedWatcher
         }
     };
     let watcher = notify::recommended_watcher(handler).and_then(|mut watcher| {
-        watcher.watch(dir, notify::RecursiveMode::Recursive)?;
+        let (place, below) = source.watched();
+        let mode = if below { notify::RecursiveMode::Recursive } else { notify::RecursiveMode::NonRecursive };
+        watcher.watch(place, mode)?;
         Ok(watcher)
     });
     match watcher {
