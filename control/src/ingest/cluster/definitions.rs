@@ -1,11 +1,15 @@
 //! The CustomResourceDefinitions of all kinds of Istio's and Weft's that are honoured, as `deploy/crds` ships them.
 //!
 //! Istio's kinds have Istio's names, groups, versions and short names, so that a cluster that has them already needs none of
-//! these. What an object may say is checked by one implementation alone, the control plane's; the API server keeps all of it.
+//! these. A schema says what fields are made of, for `kubectl explain` and so that the API server refuses a text where a number must
+//! be. It is made from the types that objects are decoded into. Fields that it does not know are kept: an API server that dropped them would
+//! take in silence what the control plane refuses, with what was meant and what to do.
 
 use std::fmt::Write;
 
+use super::super::decode::shape::{Shape, shape};
 use super::kinds::{DEFINED, Kind};
+use crate::model;
 
 /// A column of `kubectl get`: its name, what it shows, and its type where that is no text.
 type Column = (&'static str, &'static str, &'static str);
@@ -101,13 +105,93 @@ spec:
         type: object
         properties:
           spec:
-            type: object
-            x-kubernetes-preserve-unknown-fields: true
-          status:
+",
+        );
+        schema(text, 12, &specification(name));
+        text.push_str(
+            "          status:
             type: object
             x-kubernetes-preserve-unknown-fields: true
 ",
         );
+    }
+}
+
+/// What a kind's specification is decoded from.
+fn specification(kind: &str) -> Shape {
+    match kind {
+        "VirtualService" => shape::<model::VirtualService>(),
+        "DestinationRule" => shape::<model::DestinationRule>(),
+        "Gateway" => shape::<model::Gateway>(),
+        "ServiceEntry" => shape::<model::ServiceEntry>(),
+        "WorkloadEntry" => shape::<model::WorkloadEntry>(),
+        "Sidecar" => shape::<model::Sidecar>(),
+        "PeerAuthentication" => shape::<model::PeerAuthentication>(),
+        "AuthorizationPolicy" => shape::<model::AuthorizationPolicy>(),
+        "RequestAuthentication" => shape::<model::RequestAuthentication>(),
+        "ProxyConfig" => shape::<model::proxy_config::ProxyConfig>(),
+        "Telemetry" => shape::<model::Telemetry>(),
+        "AcmeCertificate" => shape::<model::AcmeCertificate>(),
+        "Compression" => shape::<model::Compression>(),
+        "ExternalCredential" => shape::<model::ExternalCredential>(),
+        "IPDenyList" => shape::<model::IpDenyList>(),
+        "RateLimit" => shape::<model::RateLimit>(),
+        "HealthCheck" => shape::<model::HealthCheck>(),
+        "ServiceMeshConfig" => shape::<model::ServiceMeshConfig>(),
+        "TrafficManagement" => shape::<model::TrafficManagement>(),
+        _ => Shape::Object(Vec::new()),
+    }
+}
+
+/// The schema of a value, indented so far.
+fn schema(text: &mut String, indent: usize, of: &Shape) {
+    let mut line = |words: &str| {
+        let _ = writeln!(text, "{:indent$}{words}", "");
+    };
+    match of {
+        Shape::Object(fields) => {
+            line("type: object");
+            line("x-kubernetes-preserve-unknown-fields: true");
+            // Names with underscores are taken for those who write them so, and are the same fields.
+            let named: Vec<_> = fields.iter().filter(|(name, _)| !name.contains('_')).collect();
+            if named.is_empty() {
+                return;
+            }
+            line("properties:");
+            for (name, shape) in named {
+                // YAML 1.1 has booleans that look like names.
+                let name = if matches!(*name, "on" | "off" | "yes" | "no" | "y" | "n") {
+                    format!("{name:?}")
+                } else {
+                    (*name).to_owned()
+                };
+                let _ = writeln!(text, "{:1$}{name}:", "", indent + 2);
+                schema(text, indent + 4, shape);
+            }
+        }
+        Shape::Map(of) => {
+            line("type: object");
+            line("additionalProperties:");
+            schema(text, indent + 2, of);
+        }
+        Shape::List(of) => {
+            line("type: array");
+            line("items:");
+            schema(text, indent + 2, of);
+        }
+        Shape::Text => line("type: string"),
+        Shape::Word(words) => {
+            line("type: string");
+            line(&format!("enum: {words:?}"));
+        }
+        Shape::Bool => line("type: boolean"),
+        Shape::Whole(_) => line("type: integer"),
+        Shape::Number => line("type: number"),
+        Shape::NumberOrText(words) => {
+            line(&format!("description: {words:?}"));
+            line("x-kubernetes-int-or-string: true");
+        }
+        Shape::Anything => line("x-kubernetes-preserve-unknown-fields: true"),
     }
 }
 
@@ -116,6 +200,33 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn every_schema_says_what_its_fields_are_made_of() {
+        for kind in DEFINED.iter().filter(|kind| kind.is_shipped()) {
+            let mut text = String::new();
+            let shape = specification(kind.kind);
+            schema(&mut text, 0, &shape);
+            let known = matches!(&shape, Shape::Object(fields) if !fields.is_empty());
+            assert!(known, "{}: specification() does not know its type", kind.kind);
+            // Whatever is not known to be made of something is not described.
+            assert!(!text.contains("Anything") && !anything(&shape), "{}: {shape:?}", kind.kind);
+        }
+        let mut text = String::new();
+        schema(&mut text, 0, &specification("PeerAuthentication"));
+        assert!(text.contains("mtls:\n    type: object\n"), "{text}");
+        assert!(text.contains("enum: [\"UNSET\", \"DISABLE\", \"PERMISSIVE\", \"STRICT\"]"), "{text}");
+        assert!(text.contains("portLevelMtls:\n    type: object\n    additionalProperties:"), "{text}");
+    }
+
+    fn anything(shape: &Shape) -> bool {
+        match shape {
+            Shape::Anything => true,
+            Shape::Object(fields) => fields.iter().any(|(_, shape)| anything(shape)),
+            Shape::Map(of) | Shape::List(of) => anything(of),
+            _ => false,
+        }
+    }
 
     #[test]
     fn the_definitions_that_are_shipped_are_these() {

@@ -4,6 +4,7 @@
 //! not have is a finding of its own (all of them are reported, not just the first), never silently dropped.
 
 mod misfit;
+pub(crate) mod shape;
 #[cfg(test)]
 mod tests;
 
