@@ -11,6 +11,7 @@ mod envoy_sidecar;
 mod gateway;
 mod h2spec;
 mod helm;
+mod integrations;
 mod kafka;
 mod kubernetes;
 #[path = "../rate_limits/mod.rs"]

@@ -380,6 +380,8 @@ mod tests {
         /// As a role with use_csr_sans would.
         other_name: Mutex<Option<SpiffeId>>,
         sealed: Mutex<bool>,
+        /// What was asked of it with a token.
+        asked: Mutex<Vec<String>>,
     }
 
     impl Played {
@@ -396,6 +398,7 @@ mod tests {
                 renewals: AtomicU32::new(0),
                 other_name: Mutex::default(),
                 sealed: Mutex::new(false),
+                asked: Mutex::default(),
             })
         }
 
@@ -430,7 +433,14 @@ mod tests {
             if !token.as_ref().is_some_and(|t| self.valid.lock().unwrap().contains(t)) {
                 return errors(403, "permission denied");
             }
-            match asked.what.as_str() {
+            self.asked.lock().unwrap().push(asked.what.clone());
+            // The engine of a test, or the one that is shipped.
+            let what = asked.what.replace("/pki/", "/mesh/").replace("/sign/weft", "/sign/workloads");
+            match what.as_str() {
+                "GET /v1/secret/data/weft/edge/shop" => {
+                    let data = json!({"data": {"tls.crt": "c"}, "metadata": {"version": 1}});
+                    (StatusCode::OK, json!({"data": data}))
+                }
                 "GET /v1/auth/token/lookup-self" => {
                     (StatusCode::OK, json!({"data": {"ttl": self.lease.load(SeqCst), "renewable": true}}))
                 }
@@ -555,6 +565,59 @@ mod tests {
         std::fs::write(files.path().join("secret-id"), "old").unwrap();
         let error = sign(&openbao).await.unwrap_err();
         assert!(error.to_string().contains("invalid role or secret ID"), "{error}");
+    }
+
+    /// What deploy/integrations/openbao has in a file.
+    fn shipped(file: &str) -> String {
+        let directory =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/integrations/openbao");
+        std::fs::read_to_string(directory.join(file)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_policy_that_is_shipped_allows_what_is_asked_and_no_more() {
+        let files = files(&[("token", "root-token")]);
+        let played = Played::new();
+        let (openbao, _server) = start(&played, Auth::Token(files.path().join("token"))).await;
+        let with = |mount: &str| {
+            let settings =
+                Settings { mount: mount.to_owned(), role: "weft".to_owned(), ..(*openbao.settings).clone() };
+            OpenBao::new(settings).unwrap()
+        };
+        let pki = with("pki");
+        sign(&pki).await.unwrap();
+        pki.roots().await.unwrap();
+        pki.renew().await.unwrap();
+        with("secret").read_kv("weft/edge/shop", None).await.unwrap().unwrap();
+
+        let policy = shipped("policy.hcl");
+        let mut granted: Vec<(String, String)> = Vec::new();
+        for line in policy.lines() {
+            if let Some(path) = line.strip_prefix("path \"") {
+                granted.push((path.split('"').next().unwrap().to_owned(), String::new()));
+            } else if line.trim_start().starts_with("capabilities") {
+                granted.last_mut().unwrap().1 = line.to_owned();
+            }
+        }
+        let mut used = vec![false; granted.len()];
+        for asked in played.asked.lock().unwrap().iter() {
+            let (method, path) = asked.split_once(" /v1/").unwrap();
+            let needed = if method == "GET" { "\"read\"" } else { "\"update\"" };
+            let covers = |glob: &str| match glob.strip_suffix('*') {
+                Some(prefix) => path.starts_with(prefix),
+                None => path == glob,
+            };
+            let found = granted.iter().position(|(glob, may)| covers(glob) && may.contains(needed));
+            used[found.unwrap_or_else(|| panic!("{asked} is not granted"))] = true;
+        }
+        assert!(used.iter().all(|used| *used), "granted and not asked for: {granted:?} {used:?}");
+
+        let role: Value = serde_json::from_str(&shipped("pki-role.json")).unwrap();
+        assert_eq!((&role["use_csr_sans"], &role["allow_ip_sans"]), (&json!(false), &json!(true)));
+        assert_eq!(role["allowed_uri_sans"], json!(["spiffe://cluster.local/ns/*/sa/*"]));
+        // The control plane's own certificate is signed by the same role.
+        let names: Vec<_> = role["allowed_domains"].as_array().unwrap().iter().collect();
+        assert_eq!(names, crate::ca::serving::NAMES);
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ use super::authenticate::PeerInfo;
 use super::authority::CertificateAuthority;
 
 /// Names under which proxies dial a control plane (istiod's own).
-const NAMES: [&str; 5] = [
+pub(super) const NAMES: [&str; 5] = [
     "istiod.istio-system.svc",
     "istiod.istio-system.svc.cluster.local",
     "istiod.istio-system",

@@ -1,7 +1,8 @@
 //! An authority that the replicas of a control plane share: its state is in a Secret of their namespace. Whoever finds none makes
 //! it, and of several who do so at once, one is the first.
 //!
-//! What is in the Secret is what `weft ca backup` writes. It is read at the start and not written again: the root stays. An
+//! What is in the Secret is what `weft ca backup` writes, or a root with its key that somebody else made and looks after
+//! (kubernetes.io/tls, as cert-manager makes them): then each replica makes an intermediate of its own under it. It is read at the start and not written again: the root stays. An
 //! intermediate that grows old is replaced by each replica for itself, which nobody notices, for it comes with every leaf.
 
 use std::collections::BTreeMap;
@@ -14,11 +15,19 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use time::OffsetDateTime;
 
+use weft_certs::authority::Authority;
+use zeroize::Zeroizing;
+
 use super::backup;
+use super::ledger::Ledger;
 use super::store::{Shape, State};
 
 /// The key of the Secret's data.
 const KEY: &str = "authority.json";
+/// A root that somebody else made.
+const TLS_CERT: &str = "tls.crt";
+/// Its key.
+const TLS_KEY: &str = "tls.key";
 /// Between two tries to reach the API server.
 const RETRY: Duration = Duration::from_secs(3);
 
@@ -47,8 +56,16 @@ pub async fn open(client: Client, namespace: &str, name: &str, shape: Shape) -> 
         };
         if let Some(secret) = found {
             let data = secret.data.unwrap_or_default();
+            if let (Some(ByteString(root)), Some(ByteString(key))) = (data.get(TLS_CERT), data.get(TLS_KEY)) {
+                let (root, key) = (root.clone(), Zeroizing::new(key.clone()));
+                return tokio::task::spawn_blocking(move || {
+                    under(&root, &key, shape, OffsetDateTime::now_utc())
+                })
+                .await?
+                .with_context(at);
+            }
             let Some(ByteString(bytes)) = data.get(KEY) else {
-                bail!("{} has no {KEY}: it is somebody else's; choose another name", at());
+                bail!("{} has neither {KEY} nor {TLS_CERT} and {TLS_KEY}: choose another name", at());
             };
             let text = std::str::from_utf8(bytes).context("not text").with_context(at)?;
             return backup::decode(text).with_context(at);
@@ -73,6 +90,76 @@ pub async fn open(client: Client, namespace: &str, name: &str, shape: Shape) -> 
                 tracing::warn!(%error, "waiting for the API server: {} cannot be made yet", at());
                 tokio::time::sleep(RETRY).await;
             }
+        }
+    }
+}
+
+/// An authority under a root that somebody else made.
+fn under(root: &[u8], key: &[u8], shape: Shape, now: OffsetDateTime) -> anyhow::Result<State> {
+    let text = |bytes| std::str::from_utf8(bytes).context("not text");
+    let chain = weft_certs::pem::certificates(root).context(TLS_CERT)?;
+    let [certificate] = chain.as_slice() else {
+        bail!("{TLS_CERT} has {} certificates, and has to have the root alone", chain.len());
+    };
+    let facts = weft_certs::inspect::facts(certificate).context(TLS_CERT)?;
+    if !facts.is_ca {
+        bail!("{TLS_CERT} is no certificate of an authority; set isCA: true in cert-manager's Certificate");
+    }
+    if facts.issuer != facts.subject {
+        bail!(
+            "{TLS_CERT} is issued by another authority ({}), and proxies would trust that one's root: name a Secret with a root \
+             (cert-manager: an Issuer with selfSigned)",
+            facts.issuer
+        );
+    }
+    let root = Authority::load(text(root)?, text(key)?).with_context(|| {
+        format!("{TLS_CERT} and {TLS_KEY} (PKCS #8: privateKey.encoding in cert-manager's Certificate)")
+    })?;
+    if root.not_after() <= now {
+        bail!("{TLS_CERT} has expired at {}", root.not_after());
+    }
+    let intermediate = root.intermediate(shape.intermediate_key, now, shape.intermediate_life)?;
+    let token_key = Zeroizing::new(super::token::new_key()?);
+    Ok(State { root, intermediate, token_key, ledger: Ledger::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_certs::authority::KeyKind;
+
+    use super::*;
+
+    #[test]
+    fn a_root_of_somebody_elses_signs_and_other_certificates_are_refused_with_what_to_do() {
+        let now = OffsetDateTime::now_utc();
+        let days = time::Duration::days;
+        let root = Authority::root(KeyKind::P256, now, days(100)).unwrap();
+        let shape = || Shape { intermediate_key: KeyKind::P256, ..Shape::default() };
+        let with =
+            |certificate: &str, key: &str, now| under(certificate.as_bytes(), key.as_bytes(), shape(), now);
+        let state = with(root.certificate_pem(), root.key_pem(), now).unwrap();
+        assert_eq!(state.roots_pem(), root.certificate_pem());
+        // Not longer than the root.
+        assert!(state.intermediate.not_after() <= root.not_after());
+        let made = weft_certs::csr::make(&"spiffe://cluster.local/ns/a/sa/b".parse().unwrap()).unwrap();
+        let request = weft_certs::csr::check(&made.csr).unwrap();
+        let id = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
+        let leaf = state.intermediate.sign(&request, &id, now, time::Duration::hours(1)).unwrap();
+        let facts = weft_certs::inspect::facts(&leaf).unwrap();
+        assert_eq!(facts.uri_sans, ["spiffe://cluster.local/ns/a/sa/b"]);
+
+        let below = root.intermediate(KeyKind::P256, now, days(50)).unwrap();
+        let other = Authority::root(KeyKind::P256, now, days(100)).unwrap();
+        let chain = below.certificate_pem().to_owned() + root.certificate_pem();
+        for (certificate, key, at, words) in [
+            (below.certificate_pem(), below.key_pem(), now, "an Issuer with selfSigned"),
+            (chain.as_str(), below.key_pem(), now, "2 certificates"),
+            (&weft_certs::pem::encode(&leaf), root.key_pem(), now, "isCA: true"),
+            (root.certificate_pem(), other.key_pem(), now, "privateKey.encoding"),
+            (root.certificate_pem(), root.key_pem(), now + days(101), "has expired"),
+        ] {
+            let error = format!("{:#}", with(certificate, key, at).map(|_| ()).expect_err(words));
+            assert!(error.contains(words), "{error}");
         }
     }
 }

@@ -3,10 +3,12 @@
 mod certificates;
 mod commands;
 mod gateway_api;
+mod gateway_secret;
 mod mesh;
 mod roles;
 mod server;
 mod several;
+mod shipped;
 mod webhooks;
 
 use server::Server;

@@ -149,6 +149,62 @@ fn an_installation_injects_pods_and_refuses_what_is_wrong() {
     let said = server.try_apply(&rule(-1)).unwrap_err();
     assert!(said.contains("spec.http[0].route[0].weight: "), "an update is looked at, too: {said}");
 
+    // Beside what is stored: what may not be meant so is told with the code of `weft analyze`, and what contradicts is refused.
+    let said =
+        |yaml: &str| server.try_kubectl(&["apply", "--warnings-as-errors", "-f", "-"], yaml).unwrap_err();
+    let astray = rule(100)
+        .replace("name: a,", "name: astray,")
+        .replace("[a]", "[astray]")
+        .replace("host: a", "host: crat");
+    // A machine that is too busy for it says so instead.
+    eventually("it is warned of", &istiod, || {
+        server.kubectl(&["-n", "shop", "delete", "virtualservice", "astray", "--ignore-not-found"]);
+        match said(&astray) {
+            warned if warned.contains("Warning: WEFT0209 DestinationUnknown: spec.http[0]") => Ok(()),
+            other => Err(other),
+        }
+    });
+    assert_eq!(
+        server.get("virtualservice", "shop", "astray")["spec"]["hosts"][0],
+        "astray",
+        "it is stored all the same"
+    );
+    let entry = |host: &str| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: {host}, namespace: shop}}, \
+         spec: {{hosts: [{host}], resolution: DNS, ports: [{{number: 443, name: https, protocol: HTTPS}}]}}}}"
+        )
+    };
+    let secret = "{apiVersion: weft.dev/v1alpha1, kind: ExternalCredential, metadata: {name: pay, namespace: shop}, \
+         spec: {hosts: [pay.example], credentialName: pay, key: token}}";
+    let copying = rule(100).replace("name: a,", "name: pay,").replace("[a]", "[pay.example]").replace(
+        "route: [{destination: {host: a}",
+        "mirror: {host: other.example}, route: [{destination: {host: pay.example}",
+    );
+    for object in [&entry("pay.example"), &entry("other.example"), secret] {
+        server.apply(object);
+    }
+    let refused = eventually("the secret is known", &istiod, || match server.try_apply(&copying) {
+        Err(said) => Ok(said),
+        Ok(_) => {
+            server.kubectl(&["-n", "shop", "delete", "virtualservice", "pay"]);
+            Err("it was taken".to_owned())
+        }
+    });
+    assert!(
+        refused.contains("ExternalCredential shop/pay: VirtualService shop/pay mirrors requests"),
+        "{refused}"
+    );
+
+    // Argo CD reads how it stands from the status that the control plane has written.
+    eventually("the rules are healthy", &istiod, || {
+        match crate::integrations::health(&server.get("virtualservice", "shop", "a")) {
+            (status, _) if status == "Healthy" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    super::shipped::is_taken(&server);
+
     // Pods find the roots in their namespace, and find them again when somebody has taken them away.
     let roots = |namespace: &str| {
         server.try_kubectl(
@@ -209,6 +265,7 @@ fn an_installation_injects_pods_and_refuses_what_is_wrong() {
     let mut istiod = control(&server, &kubeconfig, CONTROL, &shared);
     ready(&mut istiod, CONTROL);
     trusted(CONTROL);
+    super::gateway_secret::is_served(&server, CONTROL, &file);
 
     let of = |kind: &str, name: &str| granted(&server.get(kind, "istio-system", name));
     let granted = &of("clusterrole", "istiod-istio-system") | &of("role", "istiod");
