@@ -4,7 +4,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData, SanTyp
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::prelude::FromDer;
+use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
 use crate::spiffe::SpiffeId;
@@ -52,10 +52,56 @@ pub fn make(id: &SpiffeId) -> Result<NewRequest, CsrError> {
     Ok(NewRequest { key: key.serialize_der().into(), csr })
 }
 
-/// A request whose signature and key are good. Only its key is kept: names in a request are claims, not facts.
+/// The same for a server, that names DNS names and addresses besides.
+pub fn make_server(
+    id: &SpiffeId,
+    dns: &[&str],
+    addresses: &[std::net::IpAddr],
+) -> Result<NewRequest, CsrError> {
+    let key = KeyPair::generate().map_err(CsrError::Making)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().map_err(CsrError::Making)?)];
+    for name in dns {
+        params.subject_alt_names.push(SanType::DnsName((*name).try_into().map_err(CsrError::Making)?));
+    }
+    params.subject_alt_names.extend(addresses.iter().map(|address| SanType::IpAddress(*address)));
+    let csr = params.serialize_request(&key).and_then(|r| r.pem()).map_err(CsrError::Making)?;
+    Ok(NewRequest { key: key.serialize_der().into(), csr })
+}
+
+/// A request whose signature and key are good. Names in it are claims, not facts.
 #[derive(Debug)]
 pub struct CheckedRequest {
     pub(crate) key: rcgen::SubjectPublicKeyInfo,
+    spki: Vec<u8>,
+    names: Names,
+}
+
+/// What a request names, for a signer that takes names from requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Its subject, RFC 2253 text.
+    pub subject: String,
+    /// URIs.
+    pub uris: Vec<String>,
+    /// DNS names.
+    pub dns: Vec<String>,
+    /// How many addresses.
+    pub addresses: usize,
+    /// There are names of other kinds, or extensions that could give rights.
+    pub others: bool,
+}
+
+impl std::fmt::Display for Names {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { subject, uris, dns, addresses, others } = self;
+        let mut parts: Vec<String> = uris.iter().chain(dns).cloned().collect();
+        parts.extend((!subject.is_empty()).then(|| format!("the subject {subject:?}")));
+        parts.extend((*addresses > 0).then(|| "addresses".to_owned()));
+        parts.extend(others.then(|| "more than names".to_owned()));
+        f.write_str(&if parts.is_empty() { "nobody".to_owned() } else { parts.join(", ") })
+    }
 }
 
 /// Checks a request in PEM.
@@ -73,10 +119,42 @@ pub fn check(pem: &str) -> Result<CheckedRequest, CsrError> {
     }
     parsed.verify_signature().map_err(|_| CsrError::Signature)?;
     let key = rcgen::SubjectPublicKeyInfo::from_der(public.raw).map_err(|e| unreadable(&e))?;
-    Ok(CheckedRequest { key })
+    Ok(CheckedRequest { key, spki: public.raw.to_vec(), names: names_of(&parsed) })
+}
+
+fn names_of(request: &X509CertificationRequest<'_>) -> Names {
+    let subject = request.certification_request_info.subject.to_string();
+    let mut names = Names { subject, ..Names::default() };
+    for extension in request.requested_extensions().into_iter().flatten() {
+        let ParsedExtension::SubjectAlternativeName(all) = extension else {
+            // What a leaf may do anyway is asked for by some libraries.
+            names.others |=
+                !matches!(extension, ParsedExtension::KeyUsage(_) | ParsedExtension::ExtendedKeyUsage(_));
+            continue;
+        };
+        for name in &all.general_names {
+            match name {
+                GeneralName::URI(uri) => names.uris.push((*uri).to_owned()),
+                GeneralName::DNSName(dns) => names.dns.push((*dns).to_owned()),
+                GeneralName::IPAddress(_) => names.addresses += 1,
+                _ => names.others = true,
+            }
+        }
+    }
+    names
 }
 
 impl CheckedRequest {
+    /// What it names.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Whether a certificate is for its key.
+    pub fn is_key_of(&self, certificate: &rustls_pki_types::CertificateDer<'_>) -> bool {
+        X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| parsed.public_key().raw == self.spki)
+    }
+
     /// The key's algorithm, as rcgen names it.
     pub fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
         self.key.algorithm()
@@ -120,6 +198,27 @@ mod tests {
             Err(CsrError::WeakKey(key)) => assert_eq!(key, "RSA 1024"),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn what_a_request_names_is_told() {
+        let made = make(&id()).unwrap();
+        let names = check(&made.csr).unwrap().names().clone();
+        assert_eq!(names, Names { uris: vec![id().to_string()], ..Names::default() });
+        let server =
+            make_server(&id(), &["istiod.istio-system.svc"], &["10.0.0.1".parse().unwrap()]).unwrap();
+        let checked = check(&server.csr).unwrap();
+        let names = checked.names();
+        assert_eq!((names.dns.join(" "), names.addresses), ("istiod.istio-system.svc".to_owned(), 1));
+        assert_eq!(names.to_string(), format!("{}, istiod.istio-system.svc, addresses", id()));
+
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters");
+        params.subject_alt_names = vec![SanType::Rfc822Name("a@example.com".try_into().unwrap())];
+        let request = params.serialize_request(&key).and_then(|r| r.pem()).unwrap();
+        let checked = check(&request).unwrap();
+        assert!(checked.names().others && checked.names().to_string().contains("system:masters"));
     }
 
     #[test]

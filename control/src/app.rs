@@ -222,9 +222,9 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let audit = Audit::open(args.audit_log.as_deref())
         .with_context(|| format!("--audit-log {}", args.audit_log.clone().unwrap_or_default().display()))?;
     let audit = Arc::new(audit);
-    let (authority, token_key) = match args.signer.settings()? {
-        Some(settings) => {
-            crate::ca::elsewhere::open(settings, args.state_dir.as_deref(), limits, domain.clone()).await?
+    let (authority, token_key) = match args.signer.elsewhere(client.as_ref())? {
+        Some(signer) => {
+            crate::ca::elsewhere::open(signer, args.state_dir.as_deref(), limits, domain.clone()).await?
         }
         None => {
             let state = match (&args.ca_secret, &client) {

@@ -70,7 +70,8 @@ fn helm_and_weft_install_give_the_same() {
         "values": {
             "global": {"hub": "r.example:5000/x", "tag": "9", "imagePullPolicy": "Always", "imagePullSecrets": ["one", "two"]},
             "meshConfig": {"trustDomain": "example.org", "defaultConfig": {"proxyMetadata": {"A": "yes"}}},
-            "pilot": {"env": {"PILOT_PUSH_THROTTLE": 50, "WEFT_LOG": "debug"}},
+            "pilot": {"env": {"PILOT_PUSH_THROTTLE": 50, "WEFT_LOG": "debug"},
+                "certificateSigner": {"name": "mesh.example.com/workloads", "roots": "mesh-roots"}},
             "sidecarInjectorWebhook": {"nativeSidecars": false, "failurePolicy": "Ignore",
                 "neverInjectSelector": [{"matchLabels": {"a": "b"}}]},
         },

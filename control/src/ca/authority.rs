@@ -14,8 +14,9 @@ use weft_certs::authority::AuthorityError;
 use weft_certs::csr::{self, CsrError};
 use weft_certs::spiffe::{SpiffeId, TrustDomain};
 
-use super::elsewhere;
-use super::openbao::{OpenBao, OpenBaoError};
+use super::csr_api::CsrApiError;
+use super::elsewhere::{self, Elsewhere};
+use super::openbao::OpenBaoError;
 use super::store::{State, StoreError};
 use crate::model::Trust;
 
@@ -60,6 +61,29 @@ pub enum SignError {
     /// The signer elsewhere does not sign.
     #[error(transparent)]
     OpenBao(#[from] OpenBaoError),
+    /// Nor does a signer of Kubernetes'.
+    #[error(transparent)]
+    Kubernetes(#[from] CsrApiError),
+}
+
+impl SignError {
+    /// Whether asking again may help.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::OpenBao(error) => error.passes(),
+            Self::Kubernetes(error) => error.passes(),
+            _ => false,
+        }
+    }
+
+    /// Whether the request is to blame.
+    pub fn is_the_requests(&self) -> bool {
+        match self {
+            Self::Request(_) | Self::Lifetime { .. } => true,
+            Self::Kubernetes(error) => error.is_the_requests(),
+            _ => false,
+        }
+    }
 }
 
 /// What the lock guards.
@@ -74,8 +98,8 @@ pub(super) struct Inner {
 pub(super) enum Backend {
     /// We do.
     Own(Box<Mutex<Inner>>),
-    /// OpenBao does.
-    OpenBao(OpenBao),
+    /// Somebody else does.
+    Elsewhere(Elsewhere),
 }
 
 /// The authority at work.
@@ -109,9 +133,9 @@ impl CertificateAuthority {
         Ok(Arc::new(authority))
     }
 
-    /// One for which OpenBao signs. It trusts `roots` (PEM) until OpenBao says others.
+    /// One for which somebody else signs. It trusts `roots` (PEM) until the signer says others.
     pub fn elsewhere(
-        openbao: OpenBao,
+        signer: Elsewhere,
         roots: &str,
         limits: Limits,
         domain: TrustDomain,
@@ -119,7 +143,7 @@ impl CertificateAuthority {
     ) -> Arc<Self> {
         let trust = Trust { roots: roots.into(), ..Trust::default() };
         let trust = watch::Sender::new(Arc::new(trust));
-        Arc::new(Self { backend: Backend::OpenBao(openbao), directory, limits, domain, trust })
+        Arc::new(Self { backend: Backend::Elsewhere(signer), directory, limits, domain, trust })
     }
 
     /// The trust domain.
@@ -148,8 +172,8 @@ impl CertificateAuthority {
         }
         let inner = match &self.backend {
             Backend::Own(inner) => inner,
-            Backend::OpenBao(openbao) => {
-                let signed = openbao.sign(csr, id, &[], &[], life).await?;
+            Backend::Elsewhere(signer) => {
+                let signed = signer.sign(csr, &request, id, &[], &[], life).await?;
                 let roots = self.trust.borrow().roots.to_string();
                 return Ok(vec![signed.certificate, signed.intermediates, roots]);
             }
@@ -195,9 +219,10 @@ impl CertificateAuthority {
         let id = self.domain.workload("istio-system", "istiod").map_err(|e| bad(&e))?;
         let inner = match &self.backend {
             Backend::Own(inner) => inner,
-            Backend::OpenBao(openbao) => {
-                let made = csr::make(&id)?;
-                let (chain, key) = match openbao.sign(&made.csr, &id, dns, addresses, life).await {
+            Backend::Elsewhere(signer) => {
+                let made = csr::make_server(&id, dns, addresses)?;
+                let request = csr::check(&made.csr)?;
+                let (chain, key) = match signer.sign(&made.csr, &request, &id, dns, addresses, life).await {
                     Ok(signed) => (signed.certificate + &signed.intermediates, made.key),
                     // The last one serves until it expires.
                     Err(error) => match self.directory.as_deref().and_then(|d| elsewhere::kept(d, now)) {
@@ -205,7 +230,7 @@ impl CertificateAuthority {
                             tracing::warn!(%error, "the secure port goes on with its last certificate");
                             kept
                         }
-                        None => return Err(error.into()),
+                        None => return Err(error),
                     },
                 };
                 if let Some(directory) = &self.directory {
@@ -247,7 +272,7 @@ impl CertificateAuthority {
     pub fn is_revoked(&self, serial: &str) -> bool {
         match &self.backend {
             Backend::Own(inner) => inner.lock().state.ledger.revoked.iter().any(|r| r.serial == serial),
-            Backend::OpenBao(_) => false,
+            Backend::Elsewhere(_) => false,
         }
     }
 }

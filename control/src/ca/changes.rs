@@ -31,7 +31,7 @@ pub enum ChangeError {
     Serial(String),
     /// The keys are elsewhere.
     #[error(
-        "OpenBao signs: authorities are rotated and certificates revoked there, and the control plane follows its bundle"
+        "another signer signs (--ca): authorities are rotated and certificates revoked there, and the control plane follows its bundle"
     )]
     Elsewhere,
     /// The authority failed.
@@ -73,7 +73,7 @@ impl CertificateAuthority {
     pub(super) fn own(&self) -> Result<&Mutex<Inner>, ChangeError> {
         match &self.backend {
             Backend::Own(inner) => Ok(inner),
-            Backend::OpenBao(_) => Err(ChangeError::Elsewhere),
+            Backend::Elsewhere(_) => Err(ChangeError::Elsewhere),
         }
     }
 

@@ -1,6 +1,8 @@
-//! An authority whose keys are OpenBao's. What the control plane needs to start without it is kept: the roots that were last
-//! known (`root-cert.pem`), the key that signs tokens, and the last certificate of the secure port.
+//! An authority whose keys are somebody else's: OpenBao's, or those of a signer of Kubernetes'. What the control plane needs to start
+//! without it is kept: the roots that were last known (`root-cert.pem`), the key that signs tokens, and the last certificate of the
+//! secure port.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,20 +11,71 @@ use anyhow::{Context, bail};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use time::OffsetDateTime;
-use weft_certs::spiffe::TrustDomain;
+use weft_certs::csr::CheckedRequest;
+use weft_certs::spiffe::{SpiffeId, TrustDomain};
 use zeroize::Zeroizing;
 
-use super::authority::{CertificateAuthority, Limits};
-use super::openbao::{OpenBao, Settings};
+use super::authority::{CertificateAuthority, Limits, SignError};
+use super::csr_api::CsrApi;
+use super::openbao::{OpenBao, Signed};
 use super::store::{self, ROOT_CERTIFICATE, TOKEN_KEY};
 use crate::model::Trust;
 
-/// How often OpenBao is asked for its roots.
+/// Who signs.
+#[derive(Clone)]
+pub enum Elsewhere {
+    /// OpenBao, at this address.
+    OpenBao(OpenBao, String),
+    /// A signer of Kubernetes'.
+    Kubernetes(Box<CsrApi>),
+}
+
+impl Elsewhere {
+    /// What it is called.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::OpenBao(..) => "openbao",
+            Self::Kubernetes(_) => "kubernetes-csr",
+        }
+    }
+
+    /// Has a request signed for `id`.
+    ///
+    /// # Errors
+    /// It is not signed.
+    pub async fn sign(
+        &self,
+        csr: &str,
+        request: &CheckedRequest,
+        id: &SpiffeId,
+        dns: &[&str],
+        addresses: &[IpAddr],
+        life: time::Duration,
+    ) -> Result<Signed, SignError> {
+        match self {
+            Self::OpenBao(openbao, _) => Ok(openbao.sign(csr, id, dns, addresses, life).await?),
+            Self::Kubernetes(api) => Ok(api.sign(csr, request, id, (dns, addresses), life).await?),
+        }
+    }
+
+    /// The roots that its certificates lead to, PEM.
+    async fn roots(&self) -> anyhow::Result<String> {
+        match self {
+            Self::OpenBao(openbao, address) => openbao
+                .roots()
+                .await
+                .with_context(|| format!("{address}: its roots are not known yet (--ca openbao)")),
+            Self::Kubernetes(api) => Ok(api.roots()?),
+        }
+    }
+}
+
+/// How often the signer is asked for its roots.
 const REFRESH: Duration = Duration::from_secs(60);
 
-/// Opens it; gives also the key that signs tokens. OpenBao may be away, if it was not when the directory was made.
+/// Opens it; gives also the key that signs tokens. The signer may be away, if it was not when the directory was made.
 pub async fn open(
-    settings: Settings,
+    signer: Elsewhere,
     directory: Option<&Path>,
     limits: Limits,
     domain: TrustDomain,
@@ -31,24 +84,20 @@ pub async fn open(
         && directory.join("root-key.pem").exists()
     {
         bail!(
-            "{} holds the control plane's own authority; with --ca openbao choose another --state-dir, and trust both roots \
+            "{} holds the control plane's own authority; with --ca {} choose another --state-dir, and trust both roots \
              while workloads move",
-            directory.display()
+            directory.display(),
+            signer.name()
         );
     }
-    let address = settings.address.clone();
-    let openbao = OpenBao::new(settings).context("--ca-addr")?;
     let kept = directory.and_then(|d| std::fs::read_to_string(d.join(ROOT_CERTIFICATE)).ok());
-    let roots = match (openbao.roots().await, kept) {
+    let roots = match (signer.roots().await, kept) {
         (Ok(roots), _) => roots,
         (Err(error), Some(kept)) => {
-            tracing::warn!(%error, "starting with the roots that were last known");
+            tracing::warn!(error = format!("{error:#}"), "starting with the roots that were last known");
             kept
         }
-        (Err(error), None) => {
-            return Err(error)
-                .with_context(|| format!("{address}: its roots are not known yet (--ca openbao)"));
-        }
+        (Err(error), None) => return Err(error),
     };
     let token_key = match directory {
         Some(directory) => token_key(directory)?,
@@ -57,9 +106,11 @@ pub async fn open(
     keep_roots(directory, &roots);
     let directory = directory.map(Path::to_owned);
     let authority =
-        CertificateAuthority::elsewhere(openbao.clone(), &roots, limits, domain, directory.clone());
-    tokio::spawn(openbao.clone().keep_token());
-    tokio::spawn(follow(authority.clone(), openbao, directory));
+        CertificateAuthority::elsewhere(signer.clone(), &roots, limits, domain, directory.clone());
+    if let Elsewhere::OpenBao(openbao, _) = &signer {
+        tokio::spawn(openbao.clone().keep_token());
+    }
+    tokio::spawn(follow(authority.clone(), signer, directory));
     Ok((authority, token_key))
 }
 
@@ -75,7 +126,7 @@ fn token_key(directory: &Path) -> anyhow::Result<Zeroizing<String>> {
 fn keep_roots(directory: Option<&Path>, roots: &str) {
     let Some(directory) = directory else { return };
     if let Err(error) = store::write(directory, ROOT_CERTIFICATE, roots) {
-        tracing::warn!(%error, "OpenBao's roots are not kept; a start without OpenBao would fail");
+        tracing::warn!(%error, "the signer's roots are not kept; a start without it would fail");
     }
 }
 
@@ -86,7 +137,7 @@ const SERVING: &str = "serving.pem";
 pub(super) fn keep(directory: &Path, chain: &str, key: &PrivatePkcs8KeyDer<'_>) {
     let text = Zeroizing::new(weft_certs::pem::encode_key(key) + chain);
     if let Err(error) = store::write(directory, SERVING, &text) {
-        tracing::warn!(%error, "the secure port's certificate is not kept; a start without OpenBao would fail");
+        tracing::warn!(%error, "the secure port's certificate is not kept; a start without the signer would fail");
     }
 }
 
@@ -102,15 +153,18 @@ pub(super) fn kept(directory: &Path, now: OffsetDateTime) -> Option<(String, Pri
 /// Follows the roots: an issuer that is added to the engine is trusted before it signs.
 async fn follow(
     authority: Arc<CertificateAuthority>,
-    openbao: OpenBao,
+    signer: Elsewhere,
     directory: Option<std::path::PathBuf>,
 ) {
     loop {
         tokio::time::sleep(REFRESH).await;
-        let roots = match openbao.roots().await {
+        let roots = match signer.roots().await {
             Ok(roots) => roots,
             Err(error) => {
-                tracing::warn!(%error, "OpenBao's roots were not read; the known ones stay");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the signer's roots were not read; the known ones stay"
+                );
                 continue;
             }
         };
@@ -121,7 +175,7 @@ async fn follow(
             changed
         });
         if changed {
-            tracing::info!("OpenBao's roots changed");
+            tracing::info!("the signer's roots changed");
             keep_roots(directory.as_deref(), &roots);
         }
     }

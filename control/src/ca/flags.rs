@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use kube::Client;
 use weft_certs::authority::KeyKind;
 use weft_certs::spiffe::TrustDomain;
 
 use super::authenticate::Authenticators;
+use super::csr_api::CsrApi;
+use super::elsewhere::Elsewhere;
 use super::jwks::{self, Keys as JwksKeys, Oidc};
-use super::openbao::{Auth, Settings};
+use super::openbao::{Auth, OpenBao, Settings};
 use super::review::TokenReview;
 use super::store::Shape;
 use super::token::{AUDIENCE, Checker};
@@ -87,6 +90,8 @@ pub enum Signer {
     Own,
     /// OpenBao's (or Vault's) PKI engine.
     Openbao,
+    /// A signer of the cluster's, by Kubernetes' CSR API (--ca-signer-name, --ca-trust).
+    KubernetesCsr,
 }
 
 /// How the control plane proves to OpenBao who it is.
@@ -124,6 +129,12 @@ pub struct SignerArgs {
     /// The keys of a new root and intermediate; those of one that is there stay, and so do those of its successors
     #[arg(long, value_enum, default_value_t = Keys::Rsa)]
     pub ca_keys: Keys,
+    /// The signer that signs CertificateSigningRequests (kubernetes-csr), such as mesh.example.com/workloads
+    #[arg(long, value_name = "NAME")]
+    pub ca_signer_name: Option<String>,
+    /// The roots that its certificates lead to, PEM; followed (kubernetes-csr)
+    #[arg(long, value_name = "FILE")]
+    pub ca_trust: Option<PathBuf>,
     /// OpenBao's URL
     #[arg(long, value_name = "URL")]
     pub ca_addr: Option<String>,
@@ -173,14 +184,37 @@ impl SignerArgs {
         Shape { root_key, intermediate_key, ..Shape::default() }
     }
 
-    /// OpenBao's settings; none if the control plane signs itself.
-    pub fn settings(&self) -> anyhow::Result<Option<Settings>> {
-        if self.ca == Signer::Own {
-            if self.ca_addr.is_some() {
-                bail!("--ca-addr is for --ca openbao; without it the control plane signs itself");
-            }
-            return Ok(None);
+    /// Who signs, if not the control plane itself.
+    ///
+    /// # Errors
+    /// The flags do not say enough, or too much.
+    pub fn elsewhere(&self, client: Option<&Client>) -> anyhow::Result<Option<Elsewhere>> {
+        if self.ca != Signer::Openbao && self.ca_addr.is_some() {
+            bail!("--ca-addr is for --ca openbao");
         }
+        if self.ca != Signer::KubernetesCsr && (self.ca_signer_name.is_some() || self.ca_trust.is_some()) {
+            bail!("--ca-signer-name and --ca-trust are for --ca kubernetes-csr");
+        }
+        match self.ca {
+            Signer::Own => Ok(None),
+            Signer::Openbao => {
+                let settings = self.settings()?;
+                let address = settings.address.clone();
+                Ok(Some(Elsewhere::OpenBao(OpenBao::new(settings).context("--ca-addr")?, address)))
+            }
+            Signer::KubernetesCsr => {
+                let client = client.context("--ca kubernetes-csr needs --kubernetes or --kubeconfig")?;
+                let name = self.ca_signer_name.as_ref();
+                let name = name.context("--ca kubernetes-csr needs --ca-signer-name")?;
+                let roots = self.ca_trust.clone().context("--ca kubernetes-csr needs --ca-trust")?;
+                let api = CsrApi::new(client.clone(), name, roots)?;
+                Ok(Some(Elsewhere::Kubernetes(Box::new(api))))
+            }
+        }
+    }
+
+    /// OpenBao's settings.
+    fn settings(&self) -> anyhow::Result<Settings> {
         let address = self.ca_addr.clone().context("--ca openbao needs --ca-addr")?;
         let auth = AuthFlags {
             flags: "--ca",
@@ -193,14 +227,14 @@ impl SignerArgs {
             jwt: &self.ca_jwt_file,
         };
         let auth = auth.auth()?;
-        Ok(Some(Settings {
+        Ok(Settings {
             address,
             roots: self.ca_root_cert.clone(),
             namespace: self.ca_namespace.clone(),
             mount: self.ca_mount.clone(),
             role: self.ca_role.clone(),
             auth,
-        }))
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The certificate authority: CSR in, chain out.
 //!
 //! [`store`] keeps root, intermediate and [`ledger`] (on disk or in memory), [`authority`] signs by their rules or has
-//! [`openbao`] sign, [`changes`] replaces them ([`rotation`] says when), [`service`] speaks Istio's certificate API,
+//! [`openbao`] or [`csr_api`] (a signer of Kubernetes') sign, [`changes`] replaces them ([`rotation`] says when), [`service`] speaks Istio's certificate API,
 //! [`authenticate`] says who calls (by [`token`], [`jwks`] or [`review`]), [`limit`] how often, [`audit`] writes down what was
 //! done, [`serving`] keeps the control plane's own certificate fresh, and [`backup`] is for the day after.
 
@@ -10,6 +10,7 @@ pub mod authenticate;
 pub mod authority;
 pub mod backup;
 pub mod changes;
+pub mod csr_api;
 pub mod elsewhere;
 pub mod flags;
 pub mod http;

@@ -620,6 +620,11 @@ mod tests {
         assert_eq!(names, crate::ca::serving::NAMES);
     }
 
+    fn signer(settings: Settings) -> crate::ca::elsewhere::Elsewhere {
+        let address = settings.address.clone();
+        crate::ca::elsewhere::Elsewhere::OpenBao(OpenBao::new(settings).unwrap(), address)
+    }
+
     #[tokio::test]
     async fn a_control_plane_starts_and_proxies_wait_while_openbao_is_away() {
         use crate::ca::{Limits, elsewhere};
@@ -628,7 +633,7 @@ mod tests {
         let (openbao, server) = start(&played, Auth::Token(files.path().join("token"))).await;
         let domain: weft_certs::spiffe::TrustDomain = "cluster.local".parse().unwrap();
         let open = |settings: Settings| {
-            elsewhere::open(settings, Some(state.path()), Limits::default(), domain.clone())
+            elsewhere::open(signer(settings), Some(state.path()), Limits::default(), domain.clone())
         };
         let settings = (*openbao.settings).clone();
         let now = OffsetDateTime::now_utc();
@@ -650,7 +655,9 @@ mod tests {
         // Without what was kept there is nothing to begin with.
         let empty = tempfile::tempdir().unwrap();
         assert!(
-            elsewhere::open(settings, Some(empty.path()), Limits::default(), domain.clone()).await.is_err()
+            elsewhere::open(signer(settings), Some(empty.path()), Limits::default(), domain.clone())
+                .await
+                .is_err()
         );
     }
 }

@@ -11,7 +11,7 @@ use xds_protos::istio::v1::auth::{IstioCertificateRequest, IstioCertificateRespo
 use super::PeerInfo;
 use super::audit::{Audit, Caller};
 use super::authenticate::Authenticators;
-use super::authority::{CertificateAuthority, SignError};
+use super::authority::CertificateAuthority;
 use super::limit::RateLimit;
 
 /// The gRPC service.
@@ -55,12 +55,10 @@ impl CertificateService {
         self.authority.sign(&request.csr, id, request.validity_duration, now).await.map_err(|error| {
             metrics::counter!("citadel_server_csr_sign_error_count").increment(1);
             tracing::warn!(caller = %id, %error, "certificate request refused");
-            match error {
-                SignError::Request(_) | SignError::Lifetime { .. } => {
-                    Status::invalid_argument(error.to_string())
-                }
-                SignError::OpenBao(e) if e.passes() => Status::unavailable(e.to_string()),
-                _ => Status::internal(error.to_string()),
+            match error.to_string() {
+                text if error.is_the_requests() => Status::invalid_argument(text),
+                text if error.passes() => Status::unavailable(text),
+                text => Status::internal(text),
             }
         })
     }

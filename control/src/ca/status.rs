@@ -13,13 +13,13 @@ use super::store::State;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
-    /// Who signs: `own` or `openbao`.
+    /// Who signs: `own`, `openbao` or `kubernetes-csr`.
     pub signer: String,
     /// The trust domain, where a control plane runs.
     pub trust_domain: Option<String>,
     /// The roots that are trusted, the issuing one first.
     pub roots: Vec<Shown>,
-    /// What signs workloads; none where OpenBao does.
+    /// What signs workloads; none where somebody else does.
     pub intermediate: Option<Shown>,
     /// Intermediates that sign no more, and whose leaves may be alive.
     pub retired_intermediates: usize,
@@ -104,8 +104,8 @@ impl Status {
                 let inner = inner.lock();
                 Self { leaves_until: moment(inner.leaves_until).map(text), ..Self::of(&inner.state) }
             }
-            Backend::OpenBao(_) => Self {
-                signer: "openbao".to_owned(),
+            Backend::Elsewhere(signer) => Self {
+                signer: signer.name().to_owned(),
                 trust_domain: None,
                 roots: all(&authority.trust().borrow().roots),
                 intermediate: None,

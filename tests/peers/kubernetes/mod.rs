@@ -2,6 +2,7 @@
 
 mod certificates;
 mod commands;
+mod csr_api;
 mod gateway_api;
 mod gateway_secret;
 mod mesh;

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use serde_json::{Value, json};
+use weft_certs::authority::{Authority, KeyKind};
 
-use super::Server;
 use super::roles::granted;
+use super::{Server, csr_api};
 use crate::programs::{Process, get, peer, weft};
 
 const AT: &str = "127.36.7.1";
@@ -30,6 +32,8 @@ fn eventually<T>(what: &str, control: &Process, mut look: impl FnMut() -> Result
 fn installation() -> Vec<Value> {
     let output = weft()
         .args(["install", "--dry-run", "--set", "profile=production", "--output", "json"])
+        .args(["--set", "values.pilot.certificateSigner.name=mesh.example.com/workloads"])
+        .args(["--set", "values.pilot.certificateSigner.roots=mesh-roots"])
         .output()
         .unwrap();
     let mut all: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -83,7 +87,7 @@ fn inits(server: &Server, namespace: &str, name: &str) -> Vec<String> {
 
 #[test]
 fn an_installation_injects_pods_and_refuses_what_is_wrong() {
-    let server = Server::start(AT);
+    let server = Arc::new(Server::start(AT));
     // Everything that is shipped is taken, definitions first: what they define must be there before the rest is looked at.
     let all = installation();
     let (first, rest): (Vec<_>, Vec<_>) = all
@@ -148,6 +152,14 @@ fn an_installation_injects_pods_and_refuses_what_is_wrong() {
     server.apply(&rule(100));
     let said = server.try_apply(&rule(-1)).unwrap_err();
     assert!(said.contains("spec.http[0].route[0].weight: "), "an update is looked at, too: {said}");
+
+    // The definitions say what fields are made of, and what they do not know is the webhook's to refuse.
+    let explained = server.kubectl(&["explain", "virtualservice.spec.http.retries"]);
+    assert!(explained.contains("perTryTimeout") && explained.contains("a duration such as"), "{explained}");
+    let said = server.try_apply(&rule(100).replace("hosts: [a]", "hosts: a")).unwrap_err();
+    assert!(said.contains("spec.hosts") && said.contains("must be of type array"), "{said}");
+    let said = server.try_apply(&rule(100).replace("hosts: [a]", "hots: [a]")).unwrap_err();
+    assert!(said.contains("did you mean"), "{said}");
 
     // Beside what is stored: what may not be meant so is told with the code of `weft analyze`, and what contradicts is refused.
     let said =
@@ -266,6 +278,44 @@ fn an_installation_injects_pods_and_refuses_what_is_wrong() {
     ready(&mut istiod, CONTROL);
     trusted(CONTROL);
     super::gateway_secret::is_served(&server, CONTROL, &file);
+
+    // A root that somebody else made, as cert-manager keeps it: workloads trust it, and the webhooks are signed under it.
+    let root = Authority::root(KeyKind::P256, std::time::SystemTime::now().into(), time::Duration::days(10))
+        .unwrap();
+    let files = ["tls.crt", "tls.key"].map(|name| server.directory().join(name));
+    std::fs::write(&files[0], root.certificate_pem()).unwrap();
+    std::fs::write(&files[1], root.key_pem()).unwrap();
+    let [chain, key] = files.map(|file| file.display().to_string());
+    let made = [
+        "-n",
+        "istio-system",
+        "create",
+        "secret",
+        "tls",
+        "weft-certificate-authority",
+        "--cert",
+        &chain,
+        "--key",
+        &key,
+    ];
+    istiod.end();
+    server.kubectl(&["-n", "istio-system", "delete", "secret", "weft-certificate-authority"]);
+    server.kubectl(&made);
+    let mut istiod = control(&server, &kubeconfig, CONTROL, &shared);
+    ready(&mut istiod, CONTROL);
+    std::fs::write(&file, root.certificate_pem()).unwrap();
+    trusted(CONTROL);
+    eventually("the root is told", &istiod, || {
+        roots("shop").and_then(|now| if now == root.certificate_pem() { Ok(()) } else { Err(now) })
+    });
+
+    // A signer of the cluster's takes its place.
+    istiod.end();
+    let signer = csr_api::Signer::start(&server);
+    let mut istiod = control(&server, &kubeconfig, CONTROL, &csr_api::arguments(&signer.root));
+    ready(&mut istiod, CONTROL);
+    csr_api::issues(&server, &signer, CONTROL, &mut istiod);
+    drop(signer);
 
     let of = |kind: &str, name: &str| granted(&server.get(kind, "istio-system", name));
     let granted = &of("clusterrole", "istiod-istio-system") | &of("role", "istiod");
