@@ -39,6 +39,7 @@ use crate::serve::http::{Pages, Port};
 use crate::serve::keys::KeyFetcher;
 use crate::serve::publish::PublishArgs;
 use crate::serve::reading::Reads;
+use crate::serve::registration::{self, Registrar, RegistrationArgs};
 use crate::serve::status::StatusWriter;
 use crate::serve::{AdsService, Proxies, RenderCache};
 
@@ -110,6 +111,9 @@ pub struct ControlArgs {
     /// times. istiod.istio-system.svc and Istio's other names are in it anyway
     #[arg(long, value_name = "NAME")]
     pub server_name: Vec<String>,
+    /// Who enters itself
+    #[command(flatten)]
+    pub registration: RegistrationArgs,
     /// Where credentials are kept
     #[command(flatten)]
     pub credentials: CredentialArgs,
@@ -262,10 +266,23 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         tokio::spawn(webhooks.serve(listener, certificate));
     }
 
+    // What workloads enter is part of every state in a directory; in a cluster it comes back as objects.
+    let grace = args.registration.workload_entry_grace;
+    let (registrar, states) = match &client {
+        Some(client) => {
+            let cluster = registration::Cluster::new(client.clone(), &args.kubernetes.name());
+            (Registrar::in_cluster(cluster, grace), watcher.subscribe())
+        }
+        None => {
+            let (registrar, entered) = Registrar::in_memory(grace);
+            (registrar, registration::follow(watcher.subscribe(), entered))
+        }
+    };
+    let registrar = args.registration.auto_registration.then_some(registrar);
     let trust = federation::follow(authority.trust(), watcher.subscribe()).await;
     let snapshots = match args.credentials.reader(args.state_dir.as_deref())? {
-        Some(reader) => reader.follow(watcher.subscribe()).await,
-        None => watcher.subscribe(),
+        Some(reader) => reader.follow(states.clone()).await,
+        None => states.clone(),
     };
     let lists = ListReader::new(args.deny_list_root_cert.clone(), args.state_dir.as_deref());
     let snapshots = lists.follow(snapshots).await;
@@ -286,7 +303,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     };
     let trials = CanaryKeeper::new(keep, proxies.clone(), &world);
     let (snapshots, trial_reports) = (canary::follow(snapshots, trials.shares()), trials.reports());
-    tokio::spawn(trials.run(watcher.subscribe()));
+    tokio::spawn(trials.run(states.clone()));
     let queue = Queue::follow(snapshots, trust.clone(), args.push_throttle);
     let dispatch = Dispatch::start(queue.clone(), cache.clone());
     tokio::spawn(certificates.run(watcher.subscribe(), queue.clone(), proxies.clone()));
@@ -296,16 +313,22 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         tokio::spawn(listen_to_operator(keeper, directory)?);
     }
     if let (Some(client), Some(election), Some(judged)) = (client, &election, judged) {
+        let sweeper = client.clone();
         let writer = StatusWriter::new(client, proxies.clone(), queue.clone());
         tokio::spawn(writer.run(judged, election.leads()));
+        if registrar.is_some() {
+            let cluster = registration::Cluster::new(sweeper, &args.kubernetes.name());
+            tokio::spawn(cluster.sweep(election.leads(), grace));
+        }
     }
     let ads = |authenticators| {
         AdsService::new(queue.clone(), cache.clone(), proxies.clone(), dispatch.clone(), authenticators)
+            .with_registrar(registrar.clone())
     };
     let limit = RateLimit::new(args.max_csrs_per_minute);
     let certificates = CertificateService::new(authority, authenticators.clone(), limit, audit);
     let pages = Pages {
-        snapshots: watcher.subscribe(),
+        snapshots: states,
         proxies: proxies.clone(),
         cache: cache.clone(),
         metrics,

@@ -42,6 +42,7 @@ mod plan;
 mod rate_limits;
 mod readiness;
 mod recheck;
+mod registration;
 mod rendering;
 mod restart;
 mod rotation;

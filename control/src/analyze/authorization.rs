@@ -146,8 +146,13 @@ fn identities(case: Case<'_>, found: &mut Vec<Message>) {
             || mesh.trust_domain_aliases.iter().any(|d| d == domain)
     };
     let known = |namespace: &str, account: &str| {
+        // Workloads of a group come and go.
+        let may_enter = |namespace: &str, account: &str| {
+            let mut groups = world.workload_groups().iter();
+            groups.any(|g| g.meta.namespace == namespace && g.spec.template.service_account == account)
+        };
         let is = |w: &&Arc<Workload>| w.meta.namespace == namespace && w.service_account() == account;
-        world.workloads().iter().any(|w| is(&w))
+        world.workloads().iter().any(|w| is(&w)) || may_enter(namespace, account)
     };
     let near = |account: &str| {
         let all = world.workloads().iter().map(|w| format!("{}/{}", w.meta.namespace, w.service_account()));

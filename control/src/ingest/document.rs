@@ -313,6 +313,12 @@ impl Collector {
                     self.objects.traffic_managements.push(Arc::new(Object { meta, spec }));
                 }
             }
+            Kind::WorkloadGroup => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::workload_group(&spec, &meta, findings);
+                    self.objects.workload_groups.push(Arc::new(Object { meta, spec }));
+                }
+            }
             Kind::ProxyConfig => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::proxy_config(&spec, &meta, findings);

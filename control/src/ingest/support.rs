@@ -34,6 +34,7 @@ const NETWORKING: &[Kind] = &[
     Kind::WorkloadEntry,
     Kind::Sidecar,
     Kind::ProxyConfig,
+    Kind::WorkloadGroup,
 ];
 const SECURITY: &[Kind] = &[Kind::PeerAuthentication, Kind::AuthorizationPolicy, Kind::RequestAuthentication];
 const TELEMETRY: &[Kind] = &[Kind::Telemetry];
@@ -51,7 +52,7 @@ const WEFT: &[Kind] = &[
 
 /// Kinds of Istio's that are not supported yet, by group.
 const KINDS_NOT_YET: &[(&str, &[&str])] = &[
-    ("networking.istio.io", &["EnvoyFilter", "WorkloadGroup"]),
+    ("networking.istio.io", &["EnvoyFilter"]),
     ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),
     ("install.istio.io", &["IstioOperator"]),
     (GATEWAY_API_GROUP, &["TCPRoute", "UDPRoute", "BackendTLSPolicy", "BackendTrafficPolicy", "ListenerSet"]),
@@ -167,6 +168,7 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     // Endpoints behind another network's gateway; one network is all there is yet.
     (Kind::WorkloadEntry, "spec", &["network"]),
     (Kind::ServiceEntry, "endpoints", &["network"]),
+    (Kind::WorkloadGroup, "template", &["network"]),
     (
         Kind::MeshConfig,
         "",

@@ -155,9 +155,9 @@ spec:
 
 #[test]
 fn what_weft_does_not_honour_yet_is_refused_by_name() {
-    let kind = "apiVersion: networking.istio.io/v1alpha3\nkind: WorkloadGroup\nmetadata: {name: a, namespace: n}\nspec: {}\n";
+    let kind = "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: a, namespace: n}\nspec: {}\n";
     assert!(
-        only(kind).starts_with("x.yaml:1: WorkloadGroup n/a: not yet supported by Weft: "),
+        only(kind).starts_with("x.yaml:1: EnvoyFilter n/a: not yet supported by Weft: "),
         "{}",
         only(kind)
     );

@@ -60,15 +60,20 @@ impl KubernetesArgs {
 }
 
 impl KubernetesArgs {
-    /// Stands for election among the control planes of the namespace.
-    pub fn stand(&self, client: Client) -> Election {
-        let identity = self.identity.clone().unwrap_or_else(|| {
+    /// This control plane's name among several: the same as long as the process runs.
+    pub fn name(&self) -> String {
+        static MADE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
             use std::hash::{BuildHasher, RandomState};
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             let host = host.trim();
             format!("{host}_{:016x}", RandomState::new().hash_one(std::process::id()))
         });
-        Election::stand(client, &self.namespace, LEASE, identity)
+        self.identity.clone().unwrap_or_else(|| MADE.clone())
+    }
+
+    /// Stands for election among the control planes of the namespace.
+    pub fn stand(&self, client: Client) -> Election {
+        Election::stand(client, &self.namespace, LEASE, self.name())
     }
 }
 

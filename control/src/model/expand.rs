@@ -74,7 +74,9 @@ fn accounts(objects: &Objects) -> BTreeSet<(String, String)> {
         let workload = &pod.workload;
         (workload.meta.namespace.clone(), workload.service_account().to_owned())
     });
-    entries.chain(pods).filter(|(_, account)| !account.is_empty()).collect()
+    let groups = objects.workload_groups.iter();
+    let groups = groups.map(|g| (g.meta.namespace.clone(), g.spec.template.service_account.clone()));
+    entries.chain(pods).chain(groups).filter(|(_, account)| !account.is_empty()).collect()
 }
 
 struct Work<'a> {

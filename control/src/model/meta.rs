@@ -74,6 +74,8 @@ pub enum Kind {
     Telemetry,
     /// How proxies are started.
     ProxyConfig,
+    /// networking.istio.io.
+    WorkloadGroup,
 }
 
 impl Kind {
@@ -110,6 +112,7 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::Telemetry => "Telemetry",
             Self::ProxyConfig => "ProxyConfig",
+            Self::WorkloadGroup => "WorkloadGroup",
         }
     }
 }

@@ -39,6 +39,7 @@ pub mod traffic_management;
 pub mod trust;
 pub mod values;
 pub mod virtual_service;
+pub mod workload_group;
 pub mod world;
 
 pub use acme::{Acme, AcmeCertificate};

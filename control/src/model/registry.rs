@@ -261,8 +261,8 @@ fn from_kubernetes(
             list.split(',').map(|entry| entry.trim().to_owned()).filter(|entry| !entry.is_empty()).collect()
         })
         .unwrap_or_default();
-    let mut endpoints = selected.to_vec();
-    let waiting = backends.map(|b| b.waiting.clone()).unwrap_or_default();
+    let (mut endpoints, mut waiting) = by_health(selected);
+    waiting.extend(backends.into_iter().flat_map(|b| b.waiting.iter().cloned()));
     endpoints.extend(backends.into_iter().flat_map(|b| b.ready.iter().cloned()));
     Service {
         hostname: format!("{}.{}.svc.{domain}", meta.name, meta.namespace).into(),
@@ -316,6 +316,7 @@ fn from_entry(
     } else {
         endpoints.to_vec()
     };
+    let (endpoints, waiting) = by_health(&endpoints);
     Service {
         hostname: host.into(),
         meta: meta.clone(),
@@ -329,9 +330,14 @@ fn from_entry(
         export_to: ExportTo::parse(&spec.export_to, &mesh.default_service_export_to, &meta.namespace),
         subject_alt_names: spec.subject_alt_names.clone(),
         endpoints,
-        waiting: Vec::new(),
+        waiting,
         versions: ServiceVersions::default(),
     }
+}
+
+/// Those that take requests, and those that wait.
+fn by_health(endpoints: &[Arc<Endpoint>]) -> (Vec<Arc<Endpoint>>, Vec<Arc<Endpoint>>) {
+    endpoints.iter().cloned().partition(|endpoint| !endpoint.unhealthy)
 }
 
 fn entry_port(port: &EntryPort) -> ServicePort {
@@ -379,6 +385,7 @@ fn endpoint(entry: &WorkloadEntry, meta: &Meta, registered: bool) -> Endpoint {
         weight: entry.weight.max(1),
         network: entry.network.clone(),
         mutual_tls,
+        unhealthy: entry.unhealthy,
         workload: registered.then(|| meta.key()),
     }
 }

@@ -354,6 +354,8 @@ pub struct Endpoint {
     pub network: String,
     /// It has a proxy that takes mutual TLS.
     pub mutual_tls: bool,
+    /// It is to report that it is well, and has not: it waits.
+    pub unhealthy: bool,
     /// The WorkloadEntry or Pod it comes from; `None` for one written in a ServiceEntry.
     pub workload: Option<ObjectKey>,
 }

@@ -63,4 +63,7 @@ pub struct WorkloadEntry {
     pub weight: u32,
     /// Its service account; gives its identity.
     pub service_account: String,
+    /// It is to report that it is well, and has not: it gets no requests.
+    #[serde(skip)]
+    pub unhealthy: bool,
 }

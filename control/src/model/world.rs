@@ -22,7 +22,7 @@ use super::keys::KeySets;
 use super::kubernetes::{Backends, KubernetesService, Pod, TlsSecret};
 use super::lookup::{self, MergedRule};
 use super::mesh_config::MeshConfig;
-use super::meta::Object;
+use super::meta::{Meta, Object};
 use super::peer_authentication::PeerAuthentication;
 use super::proxy_config::ProxyConfig;
 use super::rate_limit::RateLimit;
@@ -36,6 +36,7 @@ use super::telemetry::Telemetry;
 use super::traffic_management::TrafficManagement;
 use super::traffic_management::{Shares, serves};
 use super::virtual_service::VirtualService;
+use super::workload_group::{GROUP_ANNOTATION, WorkloadGroup};
 
 /// The objects of one state of the mesh, as the reader found them; [`World::new`] makes them a World.
 #[derive(Clone, Debug, Default)]
@@ -96,6 +97,8 @@ pub struct Objects {
     pub telemetries: Vec<Arc<Object<Telemetry>>>,
     /// ProxyConfigs.
     pub proxy_configs: Vec<Arc<Object<ProxyConfig>>>,
+    /// WorkloadGroups.
+    pub workload_groups: Vec<Arc<Object<WorkloadGroup>>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
     pub secrets: Vec<Arc<Object<TlsSecret>>>,
     /// Pods, where Kubernetes says which there are.
@@ -133,6 +136,7 @@ macro_rules! of_namespaces {
             reference_grants,
             telemetries,
             proxy_configs,
+            workload_groups,
             secrets
         );
     };
@@ -235,6 +239,9 @@ struct Parts {
     health_checks: List<HealthCheck>,
     telemetries: List<Telemetry>,
     proxy_configs: List<ProxyConfig>,
+    workload_groups: List<WorkloadGroup>,
+    /// What it is made of, where workloads may enter themselves.
+    source: Option<Arc<Objects>>,
     secrets: List<TlsSecret>,
     expansions: Vec<Note>,
 }
@@ -264,6 +271,7 @@ impl World {
     }
 
     fn build(objects: Objects, before: Option<&Parts>) -> Self {
+        let source = (!objects.workload_groups.is_empty()).then(|| Arc::new(objects.clone()));
         let plain = objects.service_mesh_configs.is_empty() && objects.traffic_managements.is_empty();
         let (objects, expansions) = match plain {
             true => (objects, Vec::new()),
@@ -288,6 +296,7 @@ impl World {
             health_checks,
             telemetries,
             proxy_configs,
+            workload_groups,
             secrets,
             workload_entries,
             service_entries,
@@ -419,6 +428,7 @@ impl World {
         hash_all(&health_checks, &mut hasher);
         hash_all(&telemetries, &mut hasher);
         hash_all(&proxy_configs, &mut hasher);
+        hash_all(&workload_groups, &mut hasher);
         hash_all(&secrets, &mut hasher);
         pods_version.hash(&mut hasher);
         let knows_pods = objects.backends.is_some();
@@ -512,6 +522,8 @@ impl World {
                 health_checks,
                 telemetries,
                 proxy_configs,
+                workload_groups,
+                source,
                 secrets,
                 expansions,
             }),
@@ -748,6 +760,30 @@ impl World {
     /// Every RateLimit.
     pub fn rate_limits(&self) -> &[Arc<Object<RateLimit>>] {
         &self.parts.rate_limits
+    }
+
+    /// Every WorkloadGroup.
+    pub fn workload_groups(&self) -> &[Arc<Object<WorkloadGroup>>] {
+        &self.parts.workload_groups
+    }
+
+    /// The same with workloads that entered themselves, as far as their groups are there and nothing else has their names; made from
+    /// what is in `before` as far as that is the same.
+    #[must_use]
+    pub fn with_entries(&self, entered: &[Arc<Object<WorkloadEntry>>], before: Option<&Self>) -> Self {
+        let Some(source) = self.parts.source.as_ref().filter(|_| !entered.is_empty()) else {
+            return self.clone();
+        };
+        let mut objects = Objects::clone(source);
+        let holds = |entry: &&Arc<Object<WorkloadEntry>>| {
+            let meta = &entry.meta;
+            let group = meta.annotations.get(GROUP_ANNOTATION);
+            let is_it = |other: &Meta| other.namespace == meta.namespace && Some(&other.name) == group;
+            source.workload_groups.iter().any(|group| is_it(&group.meta))
+                && !source.workload_entries.iter().any(|written| written.meta.key() == meta.key())
+        };
+        objects.workload_entries.extend(entered.iter().filter(holds).cloned());
+        Self::build(objects, before.map(|before| &*before.parts))
     }
 
     /// Every ProxyConfig.

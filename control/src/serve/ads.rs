@@ -22,6 +22,7 @@ use super::connection::{self, Caller, Wire};
 use super::dispatch::Dispatch;
 use super::frames::Responses;
 use super::proxies::Proxies;
+use super::registration::Registrar;
 use crate::ca::{Authenticators, PeerInfo};
 use crate::queue::Queue;
 
@@ -35,6 +36,8 @@ pub struct AdsService {
     pub(super) cache: Arc<RenderCache>,
     pub(super) proxies: Proxies,
     pub(super) dispatch: Dispatch,
+    /// None where workloads do not enter themselves.
+    pub(super) registrar: Option<Registrar>,
     /// None on the plaintext port.
     authenticators: Option<Arc<Authenticators>>,
 }
@@ -48,7 +51,13 @@ impl AdsService {
         dispatch: Dispatch,
         authenticators: Option<Arc<Authenticators>>,
     ) -> Self {
-        Self { queue, cache, proxies, dispatch, authenticators }
+        Self { queue, cache, proxies, dispatch, registrar: None, authenticators }
+    }
+
+    /// The same where proxies may enter their workloads.
+    #[must_use]
+    pub fn with_registrar(self, registrar: Option<Registrar>) -> Self {
+        Self { registrar, ..self }
     }
 
     async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {

@@ -15,6 +15,7 @@ use super::ads::AdsService;
 use super::cache::Place;
 use super::dispatch::Wake;
 use super::proxies::{Entry, Proxy};
+use super::registration::{Asked, Registration};
 use super::session::{Heard, Push, Session, Variant};
 use crate::queue::Revision;
 use crate::render::ProxyNode;
@@ -31,6 +32,7 @@ pub(super) trait Wire: Send + 'static {
     const VARIANT: Variant;
     fn node(&self) -> Option<&Node>;
     fn type_url(&self) -> &str;
+    fn error(&self) -> Option<&str>;
     fn hear(&self, session: &mut Session) -> Heard;
 }
 
@@ -41,6 +43,9 @@ impl Wire for DeltaDiscoveryRequest {
     }
     fn type_url(&self) -> &str {
         &self.type_url
+    }
+    fn error(&self) -> Option<&str> {
+        self.error_detail.as_ref().map(|error| error.message.as_str())
     }
     fn hear(&self, session: &mut Session) -> Heard {
         session.delta(self)
@@ -55,12 +60,16 @@ impl Wire for DiscoveryRequest {
     fn type_url(&self) -> &str {
         &self.type_url
     }
+    fn error(&self) -> Option<&str> {
+        self.error_detail.as_ref().map(|error| error.message.as_str())
+    }
     fn hear(&self, session: &mut Session) -> Heard {
         session.sotw(self)
     }
 }
 
-/// Istio's agents report a workload's health ahead of the first request; that names no proxy yet.
+/// By requests of this type a proxy that entered its workload says how that is. Istio's agents may do so ahead of the first request,
+/// which names no proxy yet.
 const HEALTH: &str = "type.googleapis.com/istio.v1.HealthInformation";
 
 /// Serves a stream until it ends.
@@ -101,6 +110,8 @@ struct Connection {
     converged: bool,
     entry: Arc<Entry>,
     wake: Arc<Wake>,
+    /// Its workload is entered as long as it is connected.
+    registration: Option<Registration>,
 }
 
 /// The identity must be the one that the node claims; on the plaintext port there is none to compare.
@@ -138,6 +149,18 @@ impl Connection {
                 );
             }
         }
+        let registration = match (Asked::read(&message), &service.registrar) {
+            (None, _) => None,
+            (Some(asked), Some(registrar)) => {
+                Some(registrar.enter(&revision.world, &asked, &node, caller.identity.as_ref())?)
+            }
+            (Some(_), None) => {
+                return Err(Status::failed_precondition(
+                    "the proxy is to enter its workload (AUTO_REGISTER_GROUP), and this control plane lets nobody do so \
+                     (--auto-registration false)",
+                ));
+            }
+        };
         let place = service.cache.place(&node, secrets);
         let entry = Arc::new(service.proxies.enter(Proxy {
             node: node.clone(),
@@ -157,7 +180,7 @@ impl Connection {
         entry.update(|proxy| proxy.revision = proxy.revision.max(number));
         let stream = stream_number();
         let session = Session::new(W::VARIANT, stream, resources, revision.version.clone(), Instant::now());
-        Ok(Self { service, node, place, session, revision, converged: true, entry, wake })
+        Ok(Self { service, node, place, session, revision, converged: true, entry, wake, registration })
     }
 
     async fn serve<W: Wire>(
@@ -192,6 +215,12 @@ impl Connection {
     }
 
     fn hear<W: Wire>(&mut self, request: &W) {
+        if request.type_url() == HEALTH {
+            if let Some(registration) = &self.registration {
+                registration.report(request.error().map(str::to_owned));
+            }
+            return;
+        }
         match request.hear(&mut self.session) {
             Heard::Refused(kind, reason) => {
                 metrics::counter!("pilot_total_xds_rejects", "type" => kind.short()).increment(1);

@@ -2,7 +2,7 @@
 //!
 //! [`ads`] answers xDS on the plaintext and the secure port; each stream is a `connection`, whose protocol is in [`session`];
 //! [`cache`] renders for all of them, [`dispatch`] wakes those that a change is for, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by, and
-//! [`status`] writes into objects of Kubernetes what has become of them. [`http`] has the metrics and debug ports,
+//! [`status`] writes into objects of Kubernetes what has become of them. [`registration`] has proxies enter their workloads. [`http`] has the metrics and debug ports,
 //! [`admission`] answers a Kubernetes API server, and [`publish`] tells it, and pods, whom to trust.
 
 pub mod acme;
@@ -23,6 +23,7 @@ pub mod keys;
 pub mod proxies;
 pub mod publish;
 pub mod reading;
+pub mod registration;
 pub mod session;
 pub mod set;
 pub mod status;

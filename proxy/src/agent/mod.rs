@@ -27,6 +27,8 @@ mod status;
 mod wait;
 
 pub use args::AgentArgs;
+pub(crate) use health::Reporter;
+
 pub use fetch::{FetchArgs, Output as FetchOutput, main as fetch};
 pub use request::{RequestArgs, main as request};
 pub use run::main;

@@ -27,12 +27,25 @@ pub fn main(args: AgentArgs) -> anyhow::Result<()> {
     LocalSet::new().block_on(&runtime, run(&args))
 }
 
+/// Whether the workload enters itself and is to be asked how it is.
+fn reports(node: &xds_protos::envoy::config::core::v3::Node) -> anyhow::Result<bool> {
+    let node = crate::bootstrap::node_info(node);
+    let config = node.metadata.get("PROXY_CONFIG").unwrap_or(&serde_json::Value::Null);
+    Ok(super::Reporter::read(node.meta("AUTO_REGISTER_GROUP"), config)?.is_some())
+}
+
 async fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let Some(address) = &args.control.xds_address else {
         bail!("say where the control plane is (--xds-address HOST:PORT)");
     };
     let node = args.node.foreign_node(&[])?;
+    if reports(&node)? {
+        bail!(
+            "PROXY_CONFIG has a readinessProbe, and the agent does not tell the control plane how the workload is: take it out, or \
+             run weft proxy, which does"
+        );
+    }
     let headers = vec![("clusterid".to_owned(), args.node.cluster_id.clone())];
     let identity = args.control.identity(&args.node, address).client(headers.clone())?;
     let (current, certificate) = (identity.current(), identity.status());
@@ -43,7 +56,9 @@ async fn run(args: &AgentArgs) -> anyhow::Result<()> {
     if let Some(dns) = &dns {
         // The foreign proxy does not ask for names; a stream of our own does.
         let (endpoint, credentials) = (endpoint.clone(), credentials.clone());
-        let (variant, service, node) = (args.control.variant(), Service::Aggregated, node.clone());
+        let (variant, service, mut node) = (args.control.variant(), Service::Aggregated, node.clone());
+        // The workload is entered by the proxy's stream, and goes with it.
+        node.metadata.iter_mut().for_each(|metadata| drop(metadata.fields.remove("AUTO_REGISTER_GROUP")));
         let config = ClientConfig { endpoint, credentials, node, variant, service };
         let wanted = Subscriptions::only(ResourceType::Names);
         tokio::task::spawn_local(Client::new(config, wanted, dns.before(dns::Nothing)).run());

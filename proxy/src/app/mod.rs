@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::admin::{AdminState, Readiness, SetLevel, Surface, logging, serve};
-use crate::agent::Sidecar;
 use crate::agent::dns;
+use crate::agent::{Reporter, Sidecar};
 use crate::bootstrap::{Ads, Identity, Start, endpoint, node_info};
 use crate::identity::workload::Current;
 use crate::listen::{SocketTable, WorkerCommand, accept};
@@ -44,6 +44,8 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     let wanted = Subscriptions::new();
     let node = Arc::new(node_info(&start.node));
     let role = node.role;
+    let own = node.metadata.get("PROXY_CONFIG").unwrap_or(&serde_json::Value::Null);
+    let reporter = Reporter::read(node.meta("AUTO_REGISTER_GROUP"), own)?;
     let engine = Engine::new(Tables::default(), node, SocketTable::new(workers), wanted.clone());
     engine.set_listener_drain_time(start.listener_drain);
     crate::network::recheck::set(start.recheck);
@@ -75,9 +77,9 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
                 // The names of the mesh come on the same stream.
                 Some(dns) => {
                     wanted.want_table();
-                    connect(ads, &start, current, wanted, dns.before(engine.clone()), &kept)?
+                    connect(ads, &start, current, wanted, dns.before(engine.clone()), &kept, reporter)?
                 }
-                None => connect(ads, &start, current, wanted, engine.clone(), &kept)?,
+                None => connect(ads, &start, current, wanted, engine.clone(), &kept, reporter)?,
             })
         }
         None => None,
@@ -219,10 +221,16 @@ fn connect(
     wanted: Subscriptions,
     sink: impl ResourceSink + 'static,
     kept: &[Kept],
+    reporter: Option<Reporter>,
 ) -> anyhow::Result<Arc<crate::xds::Stats>> {
     let config = client_config(ads, start, identity, Service::Aggregated)?;
     let held = kept.iter().map(|k| (k.kind, k.name.clone(), k.version.clone())).collect();
-    let client = Client::new(config, wanted, sink).holding(held);
+    let mut client = Client::new(config, wanted, sink).holding(held);
+    if let Some(reporter) = reporter {
+        let (sender, report) = tokio::sync::watch::channel(None);
+        client = client.reporting(report);
+        tokio::task::spawn_local(reporter.run(start.pod, sender));
+    }
     let stats = client.stats();
     tokio::task::spawn_local(client.run());
     Ok(stats)

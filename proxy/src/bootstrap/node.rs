@@ -54,6 +54,7 @@ impl NodeArgs {
             ("CLUSTER_ID", &self.cluster_id),
             ("MESH_ID", &self.mesh_id),
             ("NETWORK", &self.network),
+            ("AUTO_REGISTER_GROUP", &self.auto_register_group),
             ("INTERCEPTION_MODE", self.interception_mode.as_str()),
             ("ISTIO_VERSION", ISTIO_VERSION),
         ]

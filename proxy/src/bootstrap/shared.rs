@@ -85,6 +85,10 @@ pub struct NodeArgs {
     /// Its network
     #[arg(long, default_value = "")]
     pub network: String,
+    /// The WorkloadGroup by which the workload is entered into the mesh while the proxy is connected; ISTIO_META_AUTO_REGISTER_GROUP in
+    /// the environment does the same. With a readinessProbe in PROXY_CONFIG it is reported whether the workload is well
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub auto_register_group: String,
     /// How the workload's traffic comes to the proxy
     #[arg(long, value_enum, default_value_t = Interception::Redirect)]
     pub interception_mode: Interception,

@@ -33,6 +33,11 @@ pub(super) fn error_detail(rejections: &[Rejection]) -> Option<Status> {
     Some(Status { code: CODE, message, details: Vec::new() })
 }
 
+/// Why the workload is not well.
+pub(super) fn unwell(reason: &str) -> Status {
+    Status { code: CODE, message: reason.to_owned(), details: Vec::new() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

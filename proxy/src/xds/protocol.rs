@@ -19,6 +19,9 @@ pub(super) trait Protocol {
     /// The wanted names may have changed: the requests that say so.
     fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<Self::Request>;
 
+    /// How the workload is, as Istio's agents say it: an error is why it is not well.
+    fn report(report: &Result<(), String>) -> Self::Request;
+
     /// A response came: applies it and gives its ACK or NACK, and then the requests for what the sink wants since.
     fn response(
         &mut self,
@@ -28,6 +31,9 @@ pub(super) trait Protocol {
         stats: &Stats,
     ) -> Vec<Self::Request>;
 }
+
+/// The type of requests that say how the workload is. There are no resources of it.
+pub(super) const HEALTH: &str = "type.googleapis.com/istio.v1.HealthInformation";
 
 /// The node, which only the first request of a stream carries.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ mod csr_api;
 mod gateway_api;
 mod gateway_secret;
 mod mesh;
+mod registration;
 mod roles;
 mod server;
 mod several;

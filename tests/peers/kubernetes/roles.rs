@@ -12,13 +12,13 @@ use crate::programs::{Process, get, weft, weft_proxy};
 
 const CONTROL: &str = "127.36.2.2";
 const PROXY: &str = "127.36.2.3";
+const VM: &str = "127.36.2.6";
 const ROLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/rbac/control-plane.yaml");
 
 /// Kinds of Istio's that have no effect here, as a cluster has them where Istio is or was installed.
 fn stand_ins() -> String {
     [
         ("networking.istio.io", "v1alpha3", "envoyfilters", "EnvoyFilter"),
-        ("networking.istio.io", "v1", "workloadgroups", "WorkloadGroup"),
         ("extensions.istio.io", "v1alpha1", "wasmplugins", "WasmPlugin"),
     ]
     .map(|(group, version, plural, kind)| {
@@ -44,7 +44,7 @@ spec:
     .concat()
 }
 
-const KINDS: [(&str, &str); 22] = [
+const KINDS: [(&str, &str); 23] = [
     ("networking.istio.io/v1", "VirtualService"),
     ("networking.istio.io/v1", "DestinationRule"),
     ("networking.istio.io/v1", "Gateway"),
@@ -65,6 +65,7 @@ const KINDS: [(&str, &str); 22] = [
     ("weft.dev/v1alpha1", "IPDenyList"),
     ("weft.dev/v1alpha1", "RateLimit"),
     ("weft.dev/v1alpha1", "TrafficManagement"),
+    ("weft.dev/v1alpha1", "MetricDefinition"),
     ("weft.dev/v1alpha1", "ServiceMeshConfig"),
     ("weft.dev/v1alpha1", "HealthCheck"),
 ];
@@ -99,6 +100,7 @@ fn the_role_grants_what_is_asked_for_and_no_more() {
     server.kubectl(&["apply", "-f", ROLE]);
     let mut command = weft();
     command.args(["control", "--kubernetes", "--address", CONTROL, "--ca-keys", "p256"]);
+    command.args(["--workload-entry-grace", "1s"]);
     let mut command = server.in_pod("istio-system", "weft-control", &command);
     let mut control = Process::start("control", &mut command, server.directory());
     control.wait("ready", || mesh::ready(CONTROL));
@@ -189,6 +191,9 @@ spec:
             account,
         ]);
         proxy.args(["--ip", ip, "--admin-address", &format!("{ip}:15000"), "--interception-mode", "NONE"]);
+        if ip == VM {
+            proxy.args(["--auto-register-group", "vm"]);
+        }
         proxy.arg("--root-cert").arg(file("roots.pem")).arg("--token-file").arg(file(token));
         Process::start(name, proxy.args(["--concurrency", "1"]), server.directory())
     };
@@ -198,6 +203,19 @@ spec:
             .is_ok_and(|(_, certificates)| certificates.contains("spiffe://cluster.local/ns/shop/sa/cart"))
     };
     good.wait("in possession of its certificate", || has(PROXY));
+    // A workload enters itself, and goes.
+    server.apply(
+        "apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {name: vm, namespace: shop}
+spec: {template: {serviceAccount: cart, labels: {app: cart}}}
+",
+    );
+    let vm = proxy("vm", "token", "cart", VM);
+    let entered = || server.kubectl(&["-n", "shop", "get", "workloadentries", "-o", "name"]).contains("/vm-");
+    control.wait("done with the entry", entered);
+    drop(vm);
+    control.wait("done with taking it away", || !entered());
     let mut other = proxy("other-proxy", "other-token", "cart", "127.36.2.4");
     other.wait("refused", || control.log().contains("audience"));
     assert!(!has("127.36.2.4"));

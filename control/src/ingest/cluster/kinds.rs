@@ -114,6 +114,7 @@ pub const DEFINED: [Kind; 28] = [
     networking("serviceentries", "ServiceEntry", &["se"]),
     networking("workloadentries", "WorkloadEntry", &["we"]),
     networking("sidecars", "Sidecar", &[]),
+    networking("workloadgroups", "WorkloadGroup", &["wg"]),
     security("peerauthentications", "PeerAuthentication", &["pa"]),
     security("authorizationpolicies", "AuthorizationPolicy", &["ap"]),
     security("requestauthentications", "RequestAuthentication", &["ra"]),
@@ -153,7 +154,6 @@ pub const DEFINED: [Kind; 28] = [
         versions: &["v1alpha3"],
         short: &[],
     },
-    networking("workloadgroups", "WorkloadGroup", &["wg"]),
     Kind {
         group: "extensions.istio.io",
         plural: "wasmplugins",
@@ -185,7 +185,7 @@ mod tests {
                 );
             }
         }
-        assert_eq!(DEFINED.iter().filter(|kind| !kind.is_honoured()).count(), 3);
+        assert_eq!(DEFINED.iter().filter(|kind| !kind.is_honoured()).count(), 2);
         assert_eq!(defined_by("ratelimits.weft.dev").map(|kind| kind.kind), Some("RateLimit"));
         assert_eq!(defined_by("ratelimits.example.com"), None);
     }

@@ -221,6 +221,7 @@ impl Places {
                     weight: 1,
                     network: String::new(),
                     mutual_tls: false,
+                    unhealthy: false,
                     workload: None,
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -15,6 +16,7 @@ use super::super::validate;
 use super::kinds::Kind;
 use super::places::{Name, Places};
 use super::shapes::{NodeShape, PodShape, SliceShape};
+use crate::model::workload_group::{GROUP_ANNOTATION, HEALTH_ANNOTATION, HEALTHY};
 use crate::model::{Objects, World};
 
 /// An object as the API server has it.
@@ -62,6 +64,8 @@ struct Fragment {
     resource_version: String,
     /// Of all of it but the status.
     hash: u64,
+    /// A workload has entered itself so.
+    registered: bool,
     /// What it refers to, where it is of the Gateway API and refused: who is ours to tell.
     refused: Option<Refused>,
 }
@@ -121,9 +125,11 @@ impl Store {
             json["metadata"].as_object_mut().and_then(|metadata| metadata.remove("resourceVersion"));
         let version = version.and_then(|version| version.as_str().map(str::to_owned)).unwrap_or_default();
         let mut hasher = DefaultHasher::new();
-        json.to_string().hash(&mut hasher);
+        let unhealthy = is_unhealthy(kind, &json, &status);
+        (json.to_string(), unhealthy).hash(&mut hasher);
         let hash = hasher.finish();
         let generation = json["metadata"]["generation"].as_i64();
+        let registered = !json["metadata"]["annotations"][GROUP_ANNOTATION].is_null();
         let api_version = json["apiVersion"].as_str().unwrap_or_default().to_owned();
         if let Some(known) = self.fragments.get_mut(&(kind.id(), name.clone()))
             && known.hash == hash
@@ -136,7 +142,12 @@ impl Store {
             return told || decided;
         }
         let refused = kind.is_gateway_api().then(|| Refused::read(&json["spec"]));
-        let Collector { objects, diagnostics, skipped, .. } = read(json);
+        let Collector { mut objects, diagnostics, skipped, .. } = read(json);
+        for entry in objects.workload_entries.iter_mut().filter(|_| unhealthy) {
+            let entry = Arc::make_mut(entry);
+            entry.spec.unhealthy = true;
+            entry.meta.version = entry.meta.version.rotate_left(7);
+        }
         let wrong = diagnostics.iter().any(Diagnostic::is_error);
         let fragment = self.fragments.entry((kind.id(), name)).or_default();
         if !wrong {
@@ -145,6 +156,7 @@ impl Store {
         fragment.refused = refused.filter(|_| wrong);
         fragment.findings = diagnostics;
         fragment.skipped = skipped;
+        fragment.registered = registered;
         (fragment.generation, fragment.api_version) = (generation, api_version);
         (fragment.status, fragment.hash, fragment.resource_version) = (status, hash, version);
         true
@@ -243,7 +255,8 @@ impl Store {
             if defined.is_gateway_api() {
                 standing = gateway_standing(defined, name, fragment, &standings);
             }
-            if standing.is_some() || !defined.is_gateway_api() {
+            // The status of an entry that the control plane wrote says how the workload is.
+            if standing.is_some() || !(defined.is_gateway_api() || fragment.registered) {
                 let verdict = Verdict {
                     generation: fragment.generation,
                     api_version: fragment.api_version.clone(),
@@ -297,6 +310,15 @@ pub(super) fn settle(objects: &mut Objects) -> (Standings, Vec<Diagnostic>) {
     let standings = gateway_api::convert(objects, &mut across);
     across.extend(leave_out(objects));
     (standings, across)
+}
+
+/// Whether a workload is to report that it is well, and does not.
+fn is_unhealthy(kind: &Kind, json: &Value, status: &Value) -> bool {
+    let reports = || json["metadata"]["annotations"][HEALTH_ANNOTATION] == "true";
+    let mut conditions = status["conditions"].as_array().into_iter().flatten();
+    kind.kind == "WorkloadEntry"
+        && reports()
+        && !conditions.any(|condition| condition["type"] == HEALTHY && condition["status"] == "True")
 }
 
 /// How an object of the Gateway API stands; none if it is for other controllers.

@@ -938,6 +938,28 @@ fn proxy_configs() {
 }
 
 #[test]
+fn workload_groups() {
+    let with = |more: &str| format!("{{template: {{serviceAccount: a{more}}}}}");
+    let probe = |probe: &str| format!("{{template: {{serviceAccount: a}}, probe: {{{probe}}}}}");
+    let cases = [
+        ("{}".to_owned(), "spec.template: missing"),
+        (with(", labels: {app: a}, ports: {http: 8080}, weight: 2, locality: a/b"), ""),
+        (with(", address: 10.0.0.1"), "spec.template.address: the workloads of a group"),
+        (with(", network: other"), "spec.template.network: not supported by Weft yet"),
+        (with(", ports: {http: 0}"), "spec.template.ports.http: "),
+        ("{template: {ports: {http: 1}}}".to_owned(), "spec.template.serviceAccount: missing"),
+        (probe("httpGet: {path: /, port: 80}, periodSeconds: 5"), ""),
+        (probe("exec: {command: [a]}"), ""),
+        (probe("periodSeconds: 5"), "spec.probe: asks in no way"),
+        (probe("tcpSocket: {port: 1}, grpc: {port: 2}"), "spec.probe: asks in no way, or in several"),
+        (probe("tcpSocket: {port: 0}"), "spec.probe.tcpSocket.port: "),
+        (probe("httpGet: {port: 80, scheme: FTP}"), "spec.probe.httpGet.scheme: \"FTP\""),
+        (probe("tcpSocket: {port: 1}, failureThreshold: -1"), "spec.probe.failureThreshold: is negative"),
+    ];
+    check("WorkloadGroup", &cases.each_ref().map(|(spec, expected)| (spec.as_str(), *expected)));
+}
+
+#[test]
 fn telemetries() {
     let tag = |tag: &str| format!("{{metrics: [{{overrides: [{{tagOverrides: {{{tag}}}}}]}}]}}");
     let design = |label: &str, value: &str| {

@@ -30,6 +30,7 @@ mod telemetry;
 mod traffic_management;
 mod virtual_service;
 mod whole;
+mod workload_group;
 
 pub(super) use acme_certificate::acme_certificate;
 pub(super) use across::across;
@@ -55,6 +56,7 @@ pub(super) use telemetry::telemetry;
 pub(super) use traffic_management::traffic_management;
 pub(super) use virtual_service::virtual_service;
 pub(super) use whole::whole;
+pub(super) use workload_group::workload_group;
 
 use std::collections::HashSet;
 

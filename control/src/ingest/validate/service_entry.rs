@@ -146,7 +146,7 @@ fn endpoints(spec: &ServiceEntry, findings: &mut Findings) {
 }
 
 /// An endpoint's address and ports.
-fn entry(findings: &mut Findings, path: &str, entry: &WorkloadEntry) {
+pub(super) fn entry(findings: &mut Findings, path: &str, entry: &WorkloadEntry) {
     let at = format!("{path}.address");
     if entry.address.is_empty() {
         findings.error(&at, "missing", "give the workload's IP address");

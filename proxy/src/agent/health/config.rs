@@ -146,8 +146,18 @@ fn kind(path: &str) -> anyhow::Result<bool> {
     }
 }
 
+impl Prober {
+    /// What a probe is as Kubernetes has it, without its times.
+    pub(super) fn parse(probe: serde_json::Value) -> anyhow::Result<Self> {
+        prober(serde_json::from_value(probe)?, false)
+    }
+}
+
 fn read(path: &str, text: Text) -> anyhow::Result<Prober> {
-    let hook = kind(path)?;
+    prober(text, kind(path)?)
+}
+
+fn prober(text: Text, hook: bool) -> anyhow::Result<Prober> {
     let timeout = match text.timeout_seconds {
         0 => (!hook).then_some(super::TIMEOUT),
         seconds => Some(Duration::from_secs(seconds.into())),

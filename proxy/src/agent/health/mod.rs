@@ -2,12 +2,14 @@
 //!
 //! Kubelet has no certificate of the mesh, so an injector has it ask the agent (`/app-health/CONTAINER/readyz`) and tells the
 //! agent what to ask the application in turn ([`config`]). The agent does as kubelet would have done ([`http`], [`grpc`], a TCP
-//! connection), from the address that no redirection captures ([`dial`]), and passes on what came of it.
+//! connection), from the address that no redirection captures ([`dial`]), and passes on what came of it. Of a workload that no
+//! kubelet looks after, the proxy asks by itself ([`report`]).
 
 mod config;
 mod dial;
 mod grpc;
 mod http;
+mod report;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use parking_lot::Mutex;
 pub(super) use config::Probers;
 use config::{Action, Prober};
 pub(super) use dial::Target;
+pub(crate) use report::Reporter;
 
 /// What a probe came to, as kubelet is told.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,9 +71,9 @@ impl Health {
             match prober.timeout {
                 Some(limit) => {
                     let late = || format!("not within {limit:?} (timeoutSeconds)");
-                    tokio::time::timeout(limit, self.ask(prober, asked)).await.with_context(late)?
+                    tokio::time::timeout(limit, ask(prober, self.pod, asked)).await.with_context(late)?
                 }
-                None => self.ask(prober, asked).await,
+                None => ask(prober, self.pod, asked).await,
             }
         };
         let outcome = made.await.unwrap_or_else(|error| Outcome {
@@ -79,17 +82,6 @@ impl Health {
         });
         self.note(path, &outcome);
         outcome
-    }
-
-    async fn ask(&self, prober: &Prober, asked: &Asked<'_>) -> anyhow::Result<Outcome> {
-        let target = Target::new(prober.host.as_deref(), prober.port, self.pod).await?;
-        match &prober.action {
-            Action::Http(get) => http::probe(&target, get, asked).await,
-            Action::Tcp => target.connect().await.map(|_| up()),
-            Action::Grpc(service) => {
-                grpc::probe(&target, service, asked.headers.get(::http::header::USER_AGENT)).await
-            }
-        }
     }
 
     /// Says so when a probe begins to fail, and when it no longer does.
@@ -113,6 +105,18 @@ impl Health {
                 tracing::info!(path, "the application passes its probe again");
             }
             _ => {}
+        }
+    }
+}
+
+/// Asks once, as long as it takes.
+async fn ask(prober: &Prober, pod: IpAddr, asked: &Asked<'_>) -> anyhow::Result<Outcome> {
+    let target = Target::new(prober.host.as_deref(), prober.port, pod).await?;
+    match &prober.action {
+        Action::Http(get) => http::probe(&target, get, asked).await,
+        Action::Tcp => target.connect().await.map(|_| up()),
+        Action::Grpc(service) => {
+            grpc::probe(&target, service, asked.headers.get(::http::header::USER_AGENT)).await
         }
     }
 }

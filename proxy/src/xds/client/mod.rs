@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
@@ -40,6 +40,9 @@ pub struct ClientConfig {
     pub service: Service,
 }
 
+/// How the workload is, where the control plane is told; none while nobody knows.
+pub type Report = Option<Result<(), String>>;
+
 /// What a server serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
@@ -58,6 +61,8 @@ pub struct Client<S> {
     sink: S,
     /// What the sink has from an earlier life: kind, name, version.
     held: Vec<(ResourceType, String, String)>,
+    /// How the workload is.
+    report: Option<watch::Receiver<Report>>,
 }
 
 /// Why a stream ended.
@@ -76,13 +81,19 @@ enum StreamError {
 impl<S: ResourceSink> Client<S> {
     /// A client that has not connected yet. The sink sets what it wants in `wanted`.
     pub fn new(config: ClientConfig, wanted: Subscriptions, sink: S) -> Self {
-        Self { config, wanted, stats: Arc::default(), sink, held: Vec::new() }
+        Self { config, wanted, stats: Arc::default(), sink, held: Vec::new(), report: None }
     }
 
     /// The sink has these already (kind, name, version): the control plane is told, sends what differs, and says what is no
     /// more.
     pub fn holding(mut self, held: Vec<(ResourceType, String, String)>) -> Self {
         self.held = held;
+        self
+    }
+
+    /// The control plane is told how the workload is: on each stream, and when it changes.
+    pub fn reporting(mut self, report: watch::Receiver<Report>) -> Self {
+        self.report = Some(report);
         self
     }
 
@@ -142,6 +153,9 @@ impl<S: ResourceSink> Client<S> {
             batch.into_iter().try_for_each(|r| requests.send(r)).map_err(|_| StreamError::Ended)
         };
         send(protocol.open(&self.wanted))?;
+        if let Some(report) = &mut self.report {
+            report.mark_changed();
+        }
         let mut request = Request::new(UnboundedReceiverStream::new(queue));
         *request.metadata_mut() = metadata;
         let mut responses =
@@ -151,6 +165,7 @@ impl<S: ResourceSink> Client<S> {
             tokio::select! {
                 biased;
                 () = self.wanted.changed() => send(protocol.resubscribe(&self.wanted))?,
+                report = next(&mut self.report) => send(report.iter().map(P::report).collect())?,
                 message = responses.message() => {
                     let response = message.map_err(Box::new)?.ok_or(StreamError::Ended)?;
                     backoff.reset();
@@ -160,6 +175,16 @@ impl<S: ResourceSink> Client<S> {
             }
         }
     }
+}
+
+/// The next change of what is to be reported.
+async fn next(report: &mut Option<watch::Receiver<Report>>) -> Report {
+    if let Some(changes) = report
+        && changes.changed().await.is_ok()
+    {
+        return changes.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 fn aggregated(channel: Channel) -> AggregatedDiscoveryServiceClient<Channel> {

@@ -12,8 +12,8 @@ use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 
-use super::detail::error_detail;
-use super::protocol::{NodeOnce, Protocol, asked_for};
+use super::detail::{error_detail, unwell};
+use super::protocol::{HEALTH, NodeOnce, Protocol, asked_for};
 use super::subscriptions::index;
 use super::{Rejection, ResourceSink, Stats, Subscriptions};
 
@@ -103,6 +103,14 @@ impl Protocol for Delta {
 
     fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<DeltaDiscoveryRequest> {
         wanted.kinds().flat_map(|kind| self.requests(kind, wanted)).collect()
+    }
+
+    fn report(report: &Result<(), String>) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            type_url: HEALTH.to_owned(),
+            error_detail: report.as_ref().err().map(|reason| unwell(reason)),
+            ..Default::default()
+        }
     }
 
     fn response(

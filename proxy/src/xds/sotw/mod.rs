@@ -13,8 +13,8 @@ use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse, Resource};
 use xds_protos::{Any, ResourceType};
 
-use super::detail::error_detail;
-use super::protocol::{NodeOnce, Protocol, asked_for};
+use super::detail::{error_detail, unwell};
+use super::protocol::{HEALTH, NodeOnce, Protocol, asked_for};
 use super::subscriptions::index;
 use super::{Rejection, ResourceSink, Stats, Subscriptions};
 
@@ -113,6 +113,14 @@ impl Protocol for Sotw {
 
     fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<DiscoveryRequest> {
         wanted.kinds().flat_map(|kind| self.requests(kind, wanted)).collect()
+    }
+
+    fn report(report: &Result<(), String>) -> DiscoveryRequest {
+        DiscoveryRequest {
+            type_url: HEALTH.to_owned(),
+            error_detail: report.as_ref().err().map(|reason| unwell(reason)),
+            ..Default::default()
+        }
     }
 
     fn response(

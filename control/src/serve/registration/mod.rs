@@ -1,0 +1,206 @@
+//! Workloads that enter themselves: a proxy that names a WorkloadGroup gets a WorkloadEntry while it is connected, and for a
+//! moment longer.
+//!
+//! Whoever has the stream keeps the entry; it says so on it, and who has the next stream takes it over. `memory` holds entries
+//! of a mesh in a directory, which become part of the state between reading and queue; `cluster` writes them into Kubernetes,
+//! from where they come back as all other objects do.
+
+mod cluster;
+mod memory;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::sync::watch;
+use tonic::Status;
+use weft_certs::spiffe::SpiffeId;
+use xds_protos::envoy::config::core::v3::Node;
+use xds_protos::prost_types::value::Kind;
+use xds_protos::value::to_json;
+
+pub use cluster::Cluster;
+pub use memory::{Entered, follow};
+
+use crate::model::service_entry::WorkloadEntry;
+use crate::model::workload_group::{Entering, WorkloadGroup};
+use crate::model::{Object, World};
+use crate::render::ProxyNode;
+use memory::Memory;
+
+/// What an entry is looked after by.
+#[derive(Clone)]
+enum Keep {
+    Memory(Memory),
+    Cluster(Cluster),
+}
+
+/// The flags.
+#[derive(Args, Clone, Debug)]
+pub struct RegistrationArgs {
+    /// Whether proxies may enter their workloads by a WorkloadGroup (metadata AUTO_REGISTER_GROUP)
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "PILOT_ENABLE_WORKLOAD_ENTRY_AUTOREGISTRATION",
+        default_value_t = true,
+        action = clap::ArgAction::Set
+    )]
+    pub auto_registration: bool,
+    /// How long an entry stays when the stream of its proxy has ended
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "PILOT_WORKLOAD_ENTRY_GRACE_PERIOD",
+        default_value = "10s",
+        value_parser = xds_protos::duration::parse
+    )]
+    pub workload_entry_grace: Duration,
+}
+
+/// Makes entries, and takes them away. Cloning it shares it.
+#[derive(Clone)]
+pub struct Registrar {
+    keep: Keep,
+    grace: Duration,
+}
+
+/// How a workload is, as its proxy says; none until it has said anything.
+type Health = Option<Result<(), String>>;
+
+/// A workload that is entered, as long as this is held.
+#[derive(Debug)]
+pub(super) struct Registration {
+    health: watch::Sender<Health>,
+}
+
+impl Registration {
+    /// The proxy says how its workload is: an error is why it is not well.
+    pub(super) fn report(&self, error: Option<String>) {
+        let now = error.map_or(Ok(()), Err);
+        self.health.send_if_modified(|health| {
+            // Only a change is news; the words may differ each time.
+            let changed = health.as_ref().map(Result::is_ok) != Some(now.is_ok());
+            if changed {
+                *health = Some(now);
+            }
+            changed
+        });
+    }
+}
+
+/// What a proxy asks for in its first message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    group: String,
+    network: String,
+    reports: bool,
+}
+
+impl Asked {
+    /// None if it asks for nothing.
+    pub(super) fn read(node: &Node) -> Option<Self> {
+        let field = |key: &str| node.metadata.as_ref().and_then(|metadata| metadata.fields.get(key));
+        let text = |key: &str| match field(key).and_then(|value| value.kind.as_ref()) {
+            Some(Kind::StringValue(text)) => text.clone(),
+            _ => String::new(),
+        };
+        let group = text("AUTO_REGISTER_GROUP");
+        let config = field("PROXY_CONFIG").map(to_json).unwrap_or_default();
+        let reports = !config["readinessProbe"].is_null();
+        (!group.is_empty()).then(|| Self { group, network: text("NETWORK"), reports })
+    }
+}
+
+impl Registrar {
+    /// For a mesh in a directory; and what is entered.
+    pub fn in_memory(grace: Duration) -> (Self, watch::Receiver<Arc<Entered>>) {
+        let memory = Memory::default();
+        let entered = memory.entered();
+        (Self { keep: Keep::Memory(memory), grace }, entered)
+    }
+
+    /// For a cluster.
+    pub fn in_cluster(cluster: Cluster, grace: Duration) -> Self {
+        Self { keep: Keep::Cluster(cluster), grace }
+    }
+
+    /// Enters a workload. It must be called within a runtime.
+    ///
+    /// # Errors
+    /// It may not, or there is no such group.
+    pub(super) fn enter(
+        &self,
+        world: &World,
+        asked: &Asked,
+        node: &ProxyNode,
+        identity: Option<&SpiffeId>,
+    ) -> Result<Registration, Status> {
+        let entry = entry(world, asked, node, identity)?;
+        let (sender, health) = watch::channel(None);
+        let grace = self.grace;
+        match self.keep.clone() {
+            Keep::Memory(memory) => {
+                // At once, so that the first state that it is sent has it.
+                let number = memory.put(entry);
+                tokio::spawn(memory.keep(number, health, grace));
+            }
+            Keep::Cluster(cluster) => {
+                tokio::spawn(cluster.keep(entry, health, grace));
+            }
+        }
+        Ok(Registration { health: sender })
+    }
+}
+
+/// The entry that a proxy asks for.
+fn entry(
+    world: &World,
+    asked: &Asked,
+    node: &ProxyNode,
+    identity: Option<&SpiffeId>,
+) -> Result<Object<WorkloadEntry>, Status> {
+    let (namespace, name) = (&node.namespace, &asked.group);
+    let groups = world.workload_groups();
+    let group = groups.iter().find(|group| group.meta.namespace == *namespace && group.meta.name == *name);
+    let Some(group) = group else {
+        return Err(Status::failed_precondition(format!(
+            "there is no WorkloadGroup {namespace}/{name}, by which the proxy is to enter its workload (AUTO_REGISTER_GROUP): \
+             create it, or correct the name"
+        )));
+    };
+    let Some((of, account)) = identity.and_then(SpiffeId::workload) else {
+        return Err(Status::failed_precondition(format!(
+            "only a proxy with a verified identity may enter itself (WorkloadGroup {namespace}/{name}): connect to the secure port"
+        )));
+    };
+    let wanted = &group.spec.template.service_account;
+    if of != namespace || account != wanted {
+        return Err(Status::permission_denied(format!(
+            "{namespace}/{wanted} may enter workloads by the WorkloadGroup {namespace}/{name}, and {of}/{account} may not: its \
+             template's serviceAccount must be the proxy's"
+        )));
+    }
+    let address = node.address();
+    if let Some(there) = world.workload_at(address)
+        && (there.meta.namespace != *namespace || there.service_account() != account)
+    {
+        return Err(Status::permission_denied(format!(
+            "the address {address} is that of {}: a proxy of {of}/{account} cannot enter it",
+            there.meta.key()
+        )));
+    }
+    let place = &node.locality;
+    let parts = [&place.region, &place.zone, &place.sub_zone].map(String::as_str);
+    let locality = parts.join("/").trim_end_matches('/').to_owned();
+    let entering = Entering {
+        address: address.to_owned(),
+        network: asked.network.clone(),
+        labels: node.labels.clone(),
+        locality,
+        reports: asked.reports,
+    };
+    Ok(WorkloadGroup::entry(group, &entering))
+}

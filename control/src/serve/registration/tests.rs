@@ -1,0 +1,170 @@
+//! Who may enter a workload, and how long its entry stays.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tonic::Code;
+use weft_certs::spiffe::SpiffeId;
+use xds_protos::envoy::config::core::v3::Node;
+use xds_protos::prost_types::value::Kind;
+use xds_protos::value::from_json;
+
+use super::*;
+use crate::ingest::load_str;
+
+const MESH: &str = "
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {name: vm, namespace: shop}
+spec:
+  metadata: {labels: {tier: old}}
+  template: {serviceAccount: cart, ports: {http: 8080}, labels: {app: cart}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {selector: {app: cart}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: other, namespace: shop}
+spec: {address: 10.0.0.9, labels: {app: other}, serviceAccount: other}
+";
+const GRACE: Duration = Duration::from_secs(10);
+
+fn world() -> World {
+    load_str("x.yaml", MESH).into_result().unwrap()
+}
+
+fn message(ip: &str, group: &str, probe: bool) -> Node {
+    let mut metadata =
+        json!({"NAMESPACE": "shop", "AUTO_REGISTER_GROUP": group, "LABELS": {"version": "v1"}});
+    if probe {
+        metadata["PROXY_CONFIG"] = json!({"readinessProbe": {"tcpSocket": {"port": 8080}}});
+    }
+    let Some(Kind::StructValue(metadata)) = from_json(metadata).kind else { unreachable!("it is an object") };
+    let id = format!("sidecar~{ip}~vm-1.shop~shop.svc.cluster.local");
+    Node { id, metadata: Some(metadata), ..Node::default() }
+}
+
+fn enter(registrar: &Registrar, message: &Node, identity: Option<&str>) -> Result<Registration, Status> {
+    let asked = Asked::read(message).expect("it asks");
+    let node = ProxyNode::parse(message).unwrap();
+    let identity: Option<SpiffeId> = identity.map(|id| id.parse().unwrap());
+    registrar.enter(&world(), &asked, &node, identity.as_ref())
+}
+
+const CART: Option<&str> = Some("spiffe://cluster.local/ns/shop/sa/cart");
+
+#[test]
+fn only_the_groups_own_identity_may_and_not_at_anothers_address() {
+    let entry = |ip: &str, group: &str, identity: Option<&str>| {
+        let message = message(ip, group, false);
+        let asked = Asked::read(&message).unwrap();
+        let identity: Option<SpiffeId> = identity.map(|id| id.parse().unwrap());
+        entry(&world(), &asked, &ProxyNode::parse(&message).unwrap(), identity.as_ref())
+    };
+    let made = entry("10.0.0.1", "vm", CART).unwrap();
+    assert_eq!((made.meta.name.as_str(), made.spec.service_account.as_str()), ("vm-10.0.0.1", "cart"));
+    assert_eq!(
+        made.spec.labels,
+        [("app", "cart"), ("version", "v1")].map(|(k, v)| (k.into(), v.into())).into()
+    );
+    assert_eq!(made.meta.labels["tier"], "old");
+    for (ip, group, identity, code, words) in [
+        ("10.0.0.1", "vms", CART, Code::FailedPrecondition, "there is no WorkloadGroup shop/vms"),
+        ("10.0.0.1", "vm", None, Code::FailedPrecondition, "verified identity"),
+        (
+            "10.0.0.1",
+            "vm",
+            Some("spiffe://cluster.local/ns/shop/sa/other"),
+            Code::PermissionDenied,
+            "shop/other may not",
+        ),
+        (
+            "10.0.0.1",
+            "vm",
+            Some("spiffe://cluster.local/ns/edge/sa/cart"),
+            Code::PermissionDenied,
+            "edge/cart may not",
+        ),
+        ("10.0.0.9", "vm", CART, Code::PermissionDenied, "WorkloadEntry shop/other"),
+    ] {
+        let refused = entry(ip, group, identity).unwrap_err();
+        assert_eq!(refused.code(), code, "{refused}");
+        assert!(refused.message().contains(words), "{refused}");
+    }
+    let mut message = message("10.0.0.1", "", false);
+    assert_eq!(Asked::read(&message), None);
+    message.metadata = None;
+    assert_eq!(Asked::read(&message), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_is_there_while_its_proxy_is_and_for_the_grace_period() {
+    let (registrar, entered) = Registrar::in_memory(GRACE);
+    let count = || entered.borrow().len();
+    let message = message("10.0.0.1", "vm", false);
+    let first = enter(&registrar, &message, CART).unwrap();
+    assert_eq!(count(), 1);
+    let there = entered.borrow()[0].clone();
+    drop(first);
+    tokio::time::sleep(GRACE - Duration::from_secs(1)).await;
+    // Back in time: it stays what it was, also when the first stream's time is over.
+    let second = enter(&registrar, &message, CART).unwrap();
+    tokio::time::sleep(GRACE * 2).await;
+    assert!(Arc::ptr_eq(&entered.borrow()[0], &there));
+    drop(second);
+    tokio::time::sleep(GRACE - Duration::from_secs(1)).await;
+    assert_eq!(count(), 1);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reports_gets_requests_only_while_it_is_well() {
+    let (registrar, mut entered) = Registrar::in_memory(GRACE);
+    let of = |entered: &watch::Receiver<Arc<Entered>>| {
+        let world = world().with_entries(&entered.borrow(), None);
+        let service = world.services()[0].clone();
+        (service.endpoints.len(), service.waiting.len(), world.served_at("10.0.0.1").count())
+    };
+    let message = message("10.0.0.1", "vm", true);
+    let held = enter(&registrar, &message, CART).unwrap();
+    // Its own proxy serves it all the same.
+    entered.borrow_and_update();
+    assert_eq!(of(&entered), (0, 1, 1));
+    held.report(None);
+    entered.changed().await.unwrap();
+    assert_eq!(of(&entered), (1, 0, 1));
+    entered.borrow_and_update();
+    held.report(Some("connection refused".to_owned()));
+    entered.changed().await.unwrap();
+    assert_eq!(of(&entered), (0, 1, 1));
+    // A stream that is opened anew says it again; until then it is what it was.
+    held.report(None);
+    entered.borrow_and_update();
+    entered.changed().await.unwrap();
+    drop(held);
+    let _again = enter(&registrar, &message, CART).unwrap();
+    assert_eq!(of(&entered), (1, 0, 1));
+}
+
+#[test]
+fn what_is_entered_is_in_no_other_state_than_one_with_its_group_and_gives_way_to_what_is_written() {
+    let message = message("10.0.0.1", "vm", false);
+    let (asked, node) = (Asked::read(&message).unwrap(), ProxyNode::parse(&message).unwrap());
+    let identity: SpiffeId = CART.unwrap().parse().unwrap();
+    let made = Arc::new(entry(&world(), &asked, &node, Some(&identity)).unwrap());
+    let count = |text: &str| {
+        let world = load_str("x.yaml", text).into_result().unwrap();
+        let with = world.with_entries(std::slice::from_ref(&made), None);
+        (with.workloads().len(), with.workload_at("10.0.0.1").map(|w| w.service_account().to_owned()))
+    };
+    assert_eq!(count(MESH), (2, Some("cart".to_owned())));
+    assert_eq!(count(&MESH.replace("name: vm,", "name: vm2,")), (1, None));
+    let written = format!(
+        "{MESH}---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: vm-10.0.0.1, namespace: shop}}\nspec: {{address: 10.0.0.1, serviceAccount: own}}\n"
+    );
+    assert_eq!(count(&written), (2, Some("own".to_owned())));
+}
