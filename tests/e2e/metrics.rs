@@ -125,6 +125,17 @@ spec:
             plan: {value: \"'x-plan' in request.headers ? request.headers['x-plan'] : 'none'\"}
             source_version: {operation: REMOVE}
         - {match: {metric: RESPONSE_SIZE}, disabled: true}
+---
+apiVersion: weft.dev/v1alpha1
+kind: MetricDefinition
+metadata: {name: pair-transactions, namespace: pair}
+spec:
+  selector: {matchLabels: {app: back}}
+  dimensions:
+    service_name: {expression: filter_state.downstream_peer.app}
+    plan: {header: x-plan}
+    user_id: {header: user-id, default: anonymous, hash: true}
+  maxSeries: 1
 ",
         );
         let mesh = pair.start().await;
@@ -150,6 +161,28 @@ spec:
                 == [(Some("gold".to_owned()), false, 2.0), (Some("none".to_owned()), false, 1.0)]
         });
         assert_eq!(counts(front.admin()), [(None, true, 3.0)]);
+        // A metric of one's own: what requests bring, with defaults, and what is too much counted together.
+        let own = series(back.admin(), "pair_transactions");
+        let label =
+            |labels: &BTreeMap<String, String>, name: &str| labels.get(name).cloned().unwrap_or_default();
+        let mut own: Vec<_> = own
+            .iter()
+            .map(|(l, n)| {
+                (label(l, "service_name"), label(l, "plan"), label(l, "user_id"), label(l, "overflow"), *n)
+            })
+            .collect();
+        own.sort_by(|a, b| a.1.cmp(&b.1));
+        let row = |who: &str, plan: &str, user: &str, overflow: &str, n: f64| {
+            (who.to_owned(), plan.to_owned(), user.to_owned(), overflow.to_owned(), n)
+        };
+        assert_eq!(
+            own,
+            [
+                row("front", "gold", "anonymous", "", 2.0),
+                row("overflow", "overflow", "overflow", "true", 1.0)
+            ]
+        );
+        assert!(series(front.admin(), "pair_transactions").is_empty());
         for admin in [front.admin(), back.admin()] {
             assert!(series(admin, "istio_response_bytes_count").is_empty());
             assert!(!series(admin, "istio_request_bytes_count").is_empty());

@@ -140,7 +140,7 @@ codes! {
     CorsOpenToAll = 232, Warning;
     /// All requests of a host fail, or wait, because that was injected.
     FaultForEverybody = 233, Warning;
-    /// Two Telemetries or ProxyConfigs are for the same workloads, and one of them is not heard.
+    /// Two Telemetries, ProxyConfigs or MetricDefinitions are for the same workloads, and one of them is not heard.
     SettingsConflict = 234, Warning;
 }
 

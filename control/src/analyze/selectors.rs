@@ -29,6 +29,8 @@ pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
         world.telemetries().iter().map(|p| (&p.meta, &p.spec.selector, "nobody's logs and metrics change"));
     let of_proxies =
         world.proxy_configs().iter().map(|p| (&p.meta, &p.spec.selector, "nobody's proxy is started by it"));
+    let of_metrics =
+        world.metric_definitions().iter().map(|p| (&p.meta, &p.spec.selector, "nobody counts the metric"));
     for (meta, selector, then) in of_policies
         .chain(of_modes)
         .chain(of_tokens)
@@ -36,6 +38,7 @@ pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
         .chain(of_compressions)
         .chain(of_telemetries)
         .chain(of_proxies)
+        .chain(of_metrics)
     {
         let selector = selector.as_ref().map(|selector| &selector.labels);
         check(scene, meta, "spec.selector.matchLabels", selector, then, found);

@@ -111,6 +111,15 @@ impl Findings {
         self.push(Severity::Warning, path.into(), reason.into(), help.into());
     }
 
+    pub(super) fn note(
+        &mut self,
+        path: impl Into<String>,
+        reason: impl Into<String>,
+        help: impl Into<String>,
+    ) {
+        self.push(Severity::Info, path.into(), reason.into(), help.into());
+    }
+
     fn push(&mut self, severity: Severity, path: String, reason: String, help: String) {
         let help = (!help.is_empty()).then_some(help);
         self.0.push(Finding { severity, path, line: None, reason, help });

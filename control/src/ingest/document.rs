@@ -313,6 +313,12 @@ impl Collector {
                     self.objects.traffic_managements.push(Arc::new(Object { meta, spec }));
                 }
             }
+            Kind::MetricDefinition => {
+                if let Some(spec) = spec(document, kind, findings) {
+                    validate::metric_definition(&spec, &meta, findings);
+                    self.objects.metric_definitions.push(Arc::new(Object { meta, spec }));
+                }
+            }
             Kind::WorkloadGroup => {
                 if let Some(spec) = spec(document, kind, findings) {
                     validate::workload_group(&spec, &meta, findings);

@@ -48,6 +48,7 @@ const WEFT: &[Kind] = &[
     Kind::HealthCheck,
     Kind::ServiceMeshConfig,
     Kind::TrafficManagement,
+    Kind::MetricDefinition,
 ];
 
 /// Kinds of Istio's that are not supported yet, by group.
@@ -387,7 +388,8 @@ fn misnamed_selector(kind: Kind, parent: &str, name: &str) -> Option<Counsel> {
         | Kind::RateLimit
         | Kind::Compression
         | Kind::Telemetry
-        | Kind::ProxyConfig => "matchLabels",
+        | Kind::ProxyConfig
+        | Kind::MetricDefinition => "matchLabels",
         _ => return None,
     };
     let in_selector = ends_with(parent, "workloadSelector") || parent == "spec.selector";

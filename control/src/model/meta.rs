@@ -76,6 +76,8 @@ pub enum Kind {
     ProxyConfig,
     /// networking.istio.io.
     WorkloadGroup,
+    /// A metric of one's own.
+    MetricDefinition,
 }
 
 impl Kind {
@@ -113,6 +115,7 @@ impl Kind {
             Self::Telemetry => "Telemetry",
             Self::ProxyConfig => "ProxyConfig",
             Self::WorkloadGroup => "WorkloadGroup",
+            Self::MetricDefinition => "MetricDefinition",
         }
     }
 }

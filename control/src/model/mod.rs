@@ -24,6 +24,7 @@ pub mod kubernetes;
 pub mod lookup;
 pub mod mesh_config;
 pub mod meta;
+pub mod metric_definition;
 pub mod peer_authentication;
 pub mod proxy_config;
 pub mod rate_limit;

@@ -23,6 +23,7 @@ use super::kubernetes::{Backends, KubernetesService, Pod, TlsSecret};
 use super::lookup::{self, MergedRule};
 use super::mesh_config::MeshConfig;
 use super::meta::{Meta, Object};
+use super::metric_definition::MetricDefinition;
 use super::peer_authentication::PeerAuthentication;
 use super::proxy_config::ProxyConfig;
 use super::rate_limit::RateLimit;
@@ -97,6 +98,8 @@ pub struct Objects {
     pub telemetries: Vec<Arc<Object<Telemetry>>>,
     /// ProxyConfigs.
     pub proxy_configs: Vec<Arc<Object<ProxyConfig>>>,
+    /// MetricDefinitions.
+    pub metric_definitions: Vec<Arc<Object<MetricDefinition>>>,
     /// WorkloadGroups.
     pub workload_groups: Vec<Arc<Object<WorkloadGroup>>>,
     /// Secrets of type kubernetes.io/tls, and those with roots only.
@@ -137,6 +140,7 @@ macro_rules! of_namespaces {
             telemetries,
             proxy_configs,
             workload_groups,
+            metric_definitions,
             secrets
         );
     };
@@ -240,6 +244,7 @@ struct Parts {
     telemetries: List<Telemetry>,
     proxy_configs: List<ProxyConfig>,
     workload_groups: List<WorkloadGroup>,
+    metric_definitions: List<MetricDefinition>,
     /// What it is made of, where workloads may enter themselves.
     source: Option<Arc<Objects>>,
     secrets: List<TlsSecret>,
@@ -297,6 +302,7 @@ impl World {
             telemetries,
             proxy_configs,
             workload_groups,
+            metric_definitions,
             secrets,
             workload_entries,
             service_entries,
@@ -429,6 +435,7 @@ impl World {
         hash_all(&telemetries, &mut hasher);
         hash_all(&proxy_configs, &mut hasher);
         hash_all(&workload_groups, &mut hasher);
+        hash_all(&metric_definitions, &mut hasher);
         hash_all(&secrets, &mut hasher);
         pods_version.hash(&mut hasher);
         let knows_pods = objects.backends.is_some();
@@ -461,6 +468,7 @@ impl World {
             }
         }
         hash_all(&telemetries, &mut hasher);
+        hash_all(&metric_definitions, &mut hasher);
         let shape_version = hasher.finish();
         let mut hasher = DefaultHasher::new();
         hash_all(&peer_authentications, &mut hasher);
@@ -476,6 +484,8 @@ impl World {
                 .chain(request_authentications.iter().filter_map(|object| object.spec.selector.as_ref()));
             let others = others.chain(compressions.iter().filter_map(|object| object.spec.selector.as_ref()));
             let others = others.chain(telemetries.iter().filter_map(|object| object.spec.selector.as_ref()));
+            let own = metric_definitions.iter().filter_map(|object| object.spec.selector.as_ref());
+            let others = others.chain(own);
             let selectors = rules.chain(sidecars).chain(others).map(|selector| &selector.labels);
             let gateways = gateways.iter().map(|object| &object.spec.selector);
             written.chain(selectors).chain(gateways).flat_map(|labels| labels.keys().cloned()).collect()
@@ -523,6 +533,7 @@ impl World {
                 telemetries,
                 proxy_configs,
                 workload_groups,
+                metric_definitions,
                 source,
                 secrets,
                 expansions,
@@ -760,6 +771,11 @@ impl World {
     /// Every RateLimit.
     pub fn rate_limits(&self) -> &[Arc<Object<RateLimit>>] {
         &self.parts.rate_limits
+    }
+
+    /// Every MetricDefinition.
+    pub fn metric_definitions(&self) -> &[Arc<Object<MetricDefinition>>] {
+        &self.parts.metric_definitions
     }
 
     /// Every WorkloadGroup.

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    ProxyNode, authentication, authorization, cluster, compression, external_credential, rate_limit, seconds,
-    telemetry,
+    ProxyNode, authentication, authorization, cluster, compression, external_credential, metric_definition,
+    rate_limit, seconds, telemetry,
 };
 use crate::model::World;
 use crate::model::lookup::effective_policy;
@@ -62,6 +62,10 @@ fn http_filters(world: &World, node: &ProxyNode, way: Way) -> Vec<Value> {
     }
     if node.extensions {
         let mut config = telemetry::metrics(world, node, way);
+        let own = metric_definition::definitions(world, node, way);
+        if !own.is_empty() {
+            config["definitions"] = own.into();
+        }
         if way != Way::Outbound {
             config["disable_host_header_fallback"] = true.into();
         }

@@ -20,6 +20,7 @@ mod layer4;
 mod listener;
 mod locality;
 mod memo;
+mod metric_definition;
 mod names;
 #[cfg(test)]
 mod names_tests;

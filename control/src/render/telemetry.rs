@@ -45,7 +45,7 @@ const LOG_JSON: [(&str, &str); 23] = [
     ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
 ];
 
-fn side(way: Way) -> Side {
+pub(super) fn side(way: Way) -> Side {
     if way == Way::Inbound { Side::Server } else { Side::Client }
 }
 

@@ -101,3 +101,52 @@ fn metrics_are_dropped_and_relabelled_by_side_and_the_later_word_counts() {
     assert_eq!(of(Way::Inbound, "request_bytes"), json!({"name": "request_bytes", "drop": true}));
     assert_eq!(of(Way::Outbound, "request_bytes")["drop"], Value::Null);
 }
+
+#[test]
+fn a_metric_of_ones_own_is_counted_where_it_holds_and_the_narrower_namespace_changes_no_name_that_is_taken() {
+    let text = "
+apiVersion: weft.dev/v1alpha1
+kind: MetricDefinition
+metadata: {name: shop-orders, namespace: shop}
+spec:
+  selector: {matchLabels: {app: cart}}
+  type: HISTOGRAM
+  value: double(request.headers['amount'])
+  dimensions:
+    who: {header: X-User-Id, default: anonymous, hash: true}
+    kind: {expression: request.method}
+  maxSeries: 7
+  idleTimeout: 30s
+---
+apiVersion: weft.dev/v1alpha1
+kind: MetricDefinition
+metadata: {name: all, namespace: istio-system}
+spec: {metric: everything, mode: CLIENT_AND_SERVER}
+---
+apiVersion: weft.dev/v1alpha1
+kind: MetricDefinition
+metadata: {name: everything, namespace: shop}
+spec: {type: GAUGE}
+";
+    let world = crate::ingest::load_str("x.yaml", text).into_result().unwrap();
+    let of = |namespace: &str, app: &str, way: Way| {
+        let mut node = node("sidecar", "127.0.9.9", namespace);
+        node.labels = [("app".to_owned(), app.to_owned())].into();
+        super::metric_definition::definitions(&world, &node, way)
+    };
+    let at_cart = of("shop", "cart", Way::Inbound);
+    let names: Vec<_> = at_cart.iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["everything", "shop_orders"]);
+    assert_eq!((&at_cart[0]["type"], &at_cart[0]["value"]), (&json!("COUNTER"), &json!("1")));
+    assert_eq!((&at_cart[0]["max_series"], &at_cart[0]["idle_timeout"]), (&json!(1000), &json!("3600s")));
+    assert_eq!(
+        at_cart[1]["dimensions"],
+        json!([
+            {"name": "kind", "value": "request.method", "hash": false, "otherwise": "unknown"},
+            {"name": "who", "value": "request.headers['x-user-id']", "hash": true, "otherwise": "anonymous"},
+        ])
+    );
+    assert_eq!((&at_cart[1]["max_series"], &at_cart[1]["idle_timeout"]), (&json!(7), &json!("30s")));
+    assert_eq!(of("shop", "cart", Way::Outbound).len(), 1);
+    assert_eq!(of("shop", "other", Way::Inbound).len(), 1);
+}

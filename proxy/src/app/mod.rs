@@ -122,6 +122,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
             interval.tick().await;
             ticking.tick(Instant::now());
             crate::cluster::pool::sweep();
+            crate::telemetry::istio::expire(Instant::now());
         }
     });
     let why = ending::due(&state, &start.ending).await?;

@@ -132,6 +132,10 @@ fn one(
         let config: PluginConfig = any.unpack().map_err(bad)?;
         let every = duration(config.tcp_reporting_duration.as_ref(), "tcp_reporting_duration")?;
         let every = Some(every.unwrap_or(EVERY)).filter(|every| !every.is_zero());
+        if !config.definitions.is_empty() {
+            let what = "metrics of one's own for connections of bytes; they are for requests";
+            return Err(ConfigError::unsupported("definitions", what).into());
+        }
         let changes = Changes::compile(&config)?;
         return Ok(Filter::Stats(Reports { every, changes: Arc::new(changes) }));
     }

@@ -89,16 +89,39 @@ impl Expression {
         label
     }
 
-    fn whole_label(&self, seen: Seen<'_>) -> String {
-        match self.value(seen) {
-            Some(Value::String(text)) => (*text).clone(),
-            Some(Value::Int(number)) => number.to_string(),
-            Some(Value::UInt(number)) => number.to_string(),
-            Some(Value::Float(number)) => number.to_string(),
-            Some(Value::Bool(truth)) => truth.to_string(),
-            Some(Value::Bytes(bytes)) => String::from_utf8_lossy(&bytes).into_owned(),
-            _ => "unknown".to_owned(),
+    /// The same, and nothing where it has no value, or an empty one.
+    pub fn said(&self, seen: Seen<'_>) -> Option<String> {
+        let mut said = self.text(seen).filter(|said| !said.is_empty())?;
+        said.truncate(said.floor_char_boundary(LONGEST_LABEL));
+        Some(said)
+    }
+
+    /// Its value as a number; texts that are numbers are.
+    pub fn number(&self, seen: Seen<'_>) -> Option<f64> {
+        match self.value(seen)? {
+            Value::Int(number) => Some(number as f64),
+            Value::UInt(number) => Some(number as f64),
+            Value::Float(number) => Some(number),
+            Value::Bool(truth) => Some(f64::from(u8::from(truth))),
+            Value::String(text) => text.trim().parse().ok(),
+            _ => None,
         }
+    }
+
+    fn whole_label(&self, seen: Seen<'_>) -> String {
+        self.text(seen).unwrap_or_else(|| "unknown".to_owned())
+    }
+
+    fn text(&self, seen: Seen<'_>) -> Option<String> {
+        Some(match self.value(seen)? {
+            Value::String(text) => (*text).clone(),
+            Value::Int(number) => number.to_string(),
+            Value::UInt(number) => number.to_string(),
+            Value::Float(number) => number.to_string(),
+            Value::Bool(truth) => truth.to_string(),
+            Value::Bytes(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            _ => return None,
+        })
     }
 }
 

@@ -130,6 +130,7 @@ fn specification(kind: &str) -> Shape {
         "AuthorizationPolicy" => shape::<model::AuthorizationPolicy>(),
         "RequestAuthentication" => shape::<model::RequestAuthentication>(),
         "ProxyConfig" => shape::<model::proxy_config::ProxyConfig>(),
+        "WorkloadGroup" => shape::<model::workload_group::WorkloadGroup>(),
         "Telemetry" => shape::<model::Telemetry>(),
         "AcmeCertificate" => shape::<model::AcmeCertificate>(),
         "Compression" => shape::<model::Compression>(),
@@ -139,6 +140,7 @@ fn specification(kind: &str) -> Shape {
         "HealthCheck" => shape::<model::HealthCheck>(),
         "ServiceMeshConfig" => shape::<model::ServiceMeshConfig>(),
         "TrafficManagement" => shape::<model::TrafficManagement>(),
+        "MetricDefinition" => shape::<model::metric_definition::MetricDefinition>(),
         _ => Shape::Object(Vec::new()),
     }
 }

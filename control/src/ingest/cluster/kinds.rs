@@ -107,7 +107,7 @@ const fn weft(plural: &'static str, kind: &'static str) -> Kind {
 }
 
 /// What CustomResourceDefinitions bring; each is watched from when its definition is there.
-pub const DEFINED: [Kind; 28] = [
+pub const DEFINED: [Kind; 29] = [
     networking("virtualservices", "VirtualService", &["vs"]),
     networking("destinationrules", "DestinationRule", &["dr"]),
     networking("gateways", "Gateway", &["gw"]),
@@ -126,6 +126,7 @@ pub const DEFINED: [Kind; 28] = [
     weft("healthchecks", "HealthCheck"),
     weft("servicemeshconfigs", "ServiceMeshConfig"),
     weft("trafficmanagements", "TrafficManagement"),
+    weft("metricdefinitions", "MetricDefinition"),
     gateway_api("gatewayclasses", "GatewayClass", &["v1", "v1beta1"]),
     gateway_api("gateways", "Gateway", &["v1", "v1beta1"]),
     gateway_api("httproutes", "HTTPRoute", &["v1", "v1beta1"]),

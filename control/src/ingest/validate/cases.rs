@@ -10,7 +10,9 @@ fn findings(kind: &str, spec: &str) -> Vec<String> {
     let api = match kind {
         "Service" => "v1",
         "AcmeCertificate" | "IPDenyList" | "ExternalCredential" | "RateLimit" | "Compression"
-        | "TrafficManagement" | "ServiceMeshConfig" | "HealthCheck" => "weft.dev/v1alpha1",
+        | "TrafficManagement" | "ServiceMeshConfig" | "HealthCheck" | "MetricDefinition" => {
+            "weft.dev/v1alpha1"
+        }
         "Telemetry" => "telemetry.istio.io/v1",
         "ProxyConfig" => "networking.istio.io/v1beta1",
         _ => group,
@@ -935,6 +937,36 @@ fn proxy_configs() {
         ("{drainDuration: 1s}", "spec.drainDuration: unknown field"),
     ];
     check("ProxyConfig", &cases);
+}
+
+#[test]
+fn metric_definitions() {
+    let note = "warning: spec: proxies of Weft count it";
+    let with = |dimension: &str| format!("{{metric: own, dimensions: {{a: {{{dimension}}}}}}}");
+    let cases = [
+        ("{metric: own_total}".to_owned(), note),
+        (
+            "{metric: own, type: HISTOGRAM, mode: CLIENT_AND_SERVER, value: response.size, maxSeries: 5, idleTimeout: 0s}".to_owned(),
+            note,
+        ),
+        (with("header: transaction-type, default: none"), note),
+        (with("expression: filter_state.downstream_peer.app"), note),
+        (with("header: x-user-id, hash: true"), note),
+        (with("header: x-user-id"), "spec.dimensions.a: \"x-user-id\" may say who somebody is"),
+        (with("header: x-user-group, personal: true"), note),
+        (with(""), "spec.dimensions.a: comes from nowhere"),
+        (with("header: a, expression: request.path"), "spec.dimensions.a: has a header and an expression"),
+        (with("header: ':path'"), "spec.dimensions.a.header: \":path\" is no header field"),
+        (with("expression: 'request.path +'"), "spec.dimensions.a.expression: "),
+        ("{metric: own, dimensions: {le: {header: a}}}".to_owned(), "spec.dimensions.le: \"le\" is no label"),
+        ("{metric: own, value: 'nobody.knows'}".to_owned(), "spec.value: "),
+        ("{metric: own, maxSeries: 0}".to_owned(), "spec.maxSeries: 0 series"),
+        ("{metric: own, maxSeries: 20001}".to_owned(), "spec.maxSeries: 20001 series"),
+        ("{metric: 1own}".to_owned(), "spec.metric: \"1own\" is no name of a metric"),
+        ("{metric: istio_own}".to_owned(), "spec.metric: \"istio_own\" looks like a metric of the mesh's own"),
+        ("{metric: own, type: SUMMARY}".to_owned(), "spec.type: unknown value"),
+    ];
+    check("MetricDefinition", &cases.each_ref().map(|(spec, expected)| (spec.as_str(), *expected)));
 }
 
 #[test]

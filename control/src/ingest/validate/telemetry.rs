@@ -87,14 +87,14 @@ fn value(findings: &mut Findings, path: &str, text: &str) {
 }
 
 /// An expression as a proxy compiles it.
-fn expression(findings: &mut Findings, path: &str, text: &str) {
+pub(super) fn expression(findings: &mut Findings, path: &str, text: &str) {
     let help = "write an expression in CEL, such as request.host, response.code >= 500 or 'constant'";
     if let Err(reason) = xds_protos::cel::compile(text) {
         findings.error(path, reason, help);
     }
 }
 
-fn is_label(tag: &str) -> bool {
+pub(super) fn is_label(tag: &str) -> bool {
     let mut bytes = tag.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')

@@ -1,5 +1,5 @@
 //! What is otherwise than Istio's metrics are by default (`stats.PluginConfig`'s `metrics`): metrics that are dropped, labels that
-//! are taken away, and labels that an expression says.
+//! are taken away, labels that an expression says, and metrics of one's own.
 
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use xds_protos::stats::PluginConfig;
 
+use super::custom::Custom;
 use super::{Far, Labels};
 use crate::codec::RequestHead;
 use crate::io::ConnectionInfo;
@@ -36,6 +37,8 @@ pub struct Changes {
     of: Vec<Change>,
     /// Expressions that labels are made of.
     expressions: Vec<Expression>,
+    /// Metrics of one's own.
+    custom: Vec<Custom>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -47,7 +50,7 @@ struct Change {
 }
 
 /// A label's name for good, as the registry wants it. Each name is kept once, however often configuration with it comes.
-fn interned(name: &str) -> &'static str {
+pub(super) fn interned(name: &str) -> &'static str {
     static NAMES: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
     let mut names = NAMES.lock();
     if let Some(known) = names.get(name) {
@@ -65,6 +68,10 @@ impl Changes {
     /// A metric that is not there, an expression that is none, or what Weft does not do.
     pub fn compile(config: &PluginConfig) -> Result<Self, ConfigError> {
         let mut changes = Self::default();
+        for (index, definition) in config.definitions.iter().enumerate() {
+            let custom = Custom::compile(definition).map_err(|e| e.at(format!("definitions[{index}]")))?;
+            changes.custom.push(custom);
+        }
         for (index, metric) in config.metrics.iter().enumerate() {
             let at = |e: ConfigError| e.at(format!("metrics[{index}]"));
             let full = format!("istio_{}", metric.name);
@@ -106,6 +113,19 @@ impl Changes {
     /// Whether an expression looks at what a request brought.
     pub(super) fn looks_at_requests(&self) -> bool {
         self.expressions.iter().any(Expression::looks_at_request)
+            || self.custom.iter().any(Custom::looks_at_requests)
+    }
+
+    /// Counts a request that has ended in the metrics of one's own.
+    pub(super) fn count(
+        &self,
+        stream: &StreamInfo,
+        connection: &ConnectionInfo,
+        request: Option<&RequestHead>,
+        far: Far<'_>,
+    ) {
+        let seen = Seen { stream, connection, request, response: None, trailers: None, far: Some(far) };
+        self.custom.iter().for_each(|custom| custom.count(seen));
     }
 
     /// What the expressions say of a stream.

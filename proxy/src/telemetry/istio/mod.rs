@@ -4,6 +4,7 @@
 //! Each worker remembers the handles of the series it has seen, so that a known combination costs one hash look-up.
 
 mod changes;
+mod custom;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -13,6 +14,7 @@ use std::sync::{Arc, LazyLock};
 use parking_lot::Mutex;
 
 pub use changes::Changes;
+pub use custom::expire;
 
 use super::flags::Flags;
 use super::registry::{Counter, Group, Histogram};
@@ -192,6 +194,7 @@ impl Reporter {
             sent.iter().for_each(|counter| counter.add(stream.grpc_messages.0));
             answered.iter().for_each(|counter| counter.add(stream.grpc_messages.1));
         }
+        self.changes.count(stream, connection, request, far);
     }
 
     /// Reports an opened TCP connection; gives what counts its bytes while it lives. It must not outlive the reporter.
