@@ -83,12 +83,12 @@ spec:
     },
     Bad {
         what: "a kind of Istio's that is not supported yet",
-        yaml: "apiVersion: networking.istio.io/v1
-kind: ProxyConfig
+        yaml: "apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
 metadata: {name: shop, namespace: shop}
-spec: {concurrency: 1}
+spec: {configPatches: []}
 ",
-        words: &[&["bad.yaml:", "ProxyConfig", "not yet supported", "take the object out"]],
+        words: &[&["bad.yaml:", "EnvoyFilter", "not yet supported", "take the object out"]],
     },
 ];
 
