@@ -26,12 +26,12 @@ pub(super) fn name(cluster: &str) -> Value {
     }
 }
 
-/// The cluster and its endpoints. `dialled`: where the client wanted to go.
+/// The cluster and its endpoints. `dialled`: where the client wanted to go, if that is known.
 pub(super) fn destination(
     proxy: &Proxy,
     cluster: &str,
     weight: u64,
-    dialled: SocketAddr,
+    dialled: Option<SocketAddr>,
 ) -> anyhow::Result<Value> {
     let mut found = name(cluster);
     found["weight"] = weight.into();
@@ -56,7 +56,7 @@ pub(super) fn destination(
         _ => proto.load_assignment.clone(),
     };
     let mut endpoints = Vec::new();
-    if matches!(compiled.discovery, Discovery::OriginalDst) {
+    if let (Discovery::OriginalDst, Some(dialled)) = (&compiled.discovery, dialled) {
         let transport = transport(rendered, compiled.transport_for(None));
         endpoints.push(json!({"address": dialled.to_string(), "tls": tls::mode(transport)}));
     }

@@ -129,13 +129,14 @@ fn told(proxy: &Proxy, caller: &Caller, case: &Case, inbound: bool) -> anyhow::R
         found["refused"] = "it takes requests in plain text, and the connection is TLS".into();
         return Ok(found);
     }
+    let dialled = (!taken.listener.bound).then_some(caller.local);
     match &chain.network.terminal {
         Terminal::Tcp(config) => {
             let clusters = config.clusters();
             let share = |weight: u32| if clusters.len() == 1 { 100 } else { u64::from(weight) };
             let all = clusters
                 .iter()
-                .map(|(slot, weight)| cluster::destination(proxy, slot.name(), share(*weight), caller.local));
+                .map(|(slot, weight)| cluster::destination(proxy, slot.name(), share(*weight), dialled));
             found["destinations"] = all.collect::<anyhow::Result<Vec<_>>>()?.into();
         }
         Terminal::Http(config) => {
@@ -153,8 +154,14 @@ fn told(proxy: &Proxy, caller: &Caller, case: &Case, inbound: bool) -> anyhow::R
                 Some(name) => proxy.rendered(xds_protos::ResourceType::Route, name),
                 None => Some(&hcm["route_config"]),
             };
-            let way =
-                request::Way { proxy, caller, secure, written: written.unwrap_or(&Value::Null), inbound };
+            let way = request::Way {
+                proxy,
+                caller,
+                dialled,
+                secure,
+                written: written.unwrap_or(&Value::Null),
+                inbound,
+            };
             request::route(&way, &routes, case, &mut found)?;
         }
     }

@@ -23,6 +23,8 @@ use xds_protos::envoy::config::route::v3::RouteConfiguration;
 /// documentation addresses).
 pub(super) const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+/// The listeners to which the kernel redirects.
+const CAPTURED: [&str; 2] = ["virtualOutbound", "virtualInbound"];
 /// INBOUND of Envoy's `TrafficDirection`.
 const INBOUND: i32 = 1;
 
@@ -42,6 +44,8 @@ pub(super) struct Listening {
     pub(super) name: String,
     addresses: Vec<SocketAddr>,
     inbound: bool,
+    /// It has its port itself: where a connection was going before is not known.
+    pub(super) bound: bool,
     config: ListenerConfig,
     value: Value,
 }
@@ -118,6 +122,7 @@ impl Proxy {
                 name: name.to_string(),
                 addresses: addresses.filter_map(crate::up::plan::socket).collect(),
                 inbound: proto.traffic_direction == INBOUND,
+                bound: value["bind_to_port"] != false && !CAPTURED.contains(&&**name),
                 config,
                 value: value.clone(),
             });
@@ -129,7 +134,7 @@ impl Proxy {
     /// The listener that gets a connection to this address: the one of the address, else the one of its port at any address,
     /// else the one by which the kernel redirected it.
     fn listener(&self, to: SocketAddr, inbound: bool) -> Option<&Listening> {
-        let captured = |l: &&Listening| matches!(l.name.as_str(), "virtualOutbound" | "virtualInbound");
+        let captured = |l: &&Listening| CAPTURED.contains(&l.name.as_str());
         let all = || self.listeners.iter().filter(|l| l.inbound == inbound || self.gateway);
         let own = |any: bool| {
             all().filter(|l| !captured(l)).find(|l| {

@@ -25,6 +25,8 @@ use super::proxy::Proxy;
 pub(super) struct Way<'a> {
     pub(super) proxy: &'a Proxy,
     pub(super) caller: &'a Caller,
+    /// Where it was going, as far as the proxy knows.
+    pub(super) dialled: Option<SocketAddr>,
     /// It came by TLS.
     pub(super) secure: bool,
     /// The route configuration as it was rendered.
@@ -159,7 +161,7 @@ fn forwarded(
     written: &Value,
     fields: &mut Map<String, Value>,
 ) -> anyhow::Result<()> {
-    let dialled: SocketAddr = way.caller.local;
+    let dialled = way.dialled;
     let of = |name: &ClusterName, weight: u64| match name {
         ClusterName::Slot(slot) => cluster::destination(way.proxy, slot.name(), weight, dialled),
         ClusterName::Header(header, _) => Ok(json!({"clusterHeader": header.to_string(), "weight": weight})),

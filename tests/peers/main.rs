@@ -23,6 +23,7 @@ mod opa;
 mod postgres;
 mod programs;
 mod rate_limits;
+mod rendering;
 #[path = "../authz/mod.rs"]
 mod tables;
 mod trials;

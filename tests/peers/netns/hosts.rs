@@ -60,7 +60,7 @@ pub fn run(program: impl AsRef<std::ffi::OsStr>, arguments: &str) {
 pub struct Host(String);
 
 impl Host {
-    pub(super) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let name = format!("{PREFIX}{}-{}-{name}", std::process::id(), NUMBER.fetch_add(1, Relaxed));
         run("ip", &format!("netns add {name}"));
