@@ -115,6 +115,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
         Sidecar::from_environment(start.pod, address.port(), role)?.serve(address, state.clone()).await?;
     }
     tokio::task::spawn_local(engine.tables().jwks.run());
+    tokio::task::spawn_local(engine.tables().tracers.run());
     let ticking = engine.clone();
     tokio::task::spawn_local(async move {
         let mut interval = tokio::time::interval(TICK);

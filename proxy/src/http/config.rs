@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3 as proto;
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
+use xds_protos::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 
 mod detection;
 mod h1;
@@ -20,6 +21,7 @@ pub use self::h1::h1;
 use super::local_reply::LocalReplies;
 use super::normalize::{EscapedSlashes, PathRules};
 use super::stats::HttpStats;
+use super::trace::Tracing;
 use crate::codec::h1::H1Options;
 use crate::codec::h2::Keepalive;
 use crate::filters::FilterList;
@@ -221,6 +223,8 @@ pub struct HcmConfig {
     pub scheme: Option<&'static str>,
     /// The scheme that goes upstream follows the upstream's transport.
     pub scheme_of_upstream: bool,
+    /// How requests are traced, where they are.
+    pub tracing: Option<Box<Tracing>>,
     /// A line when a request begins, too.
     pub log_start: bool,
     logs: Vec<AccessLogConfig>,
@@ -273,6 +277,14 @@ impl HcmConfig {
             .as_ref()
             .and_then(|c| collect(LocalReplies::compile(c), "local_reply_config", &mut errors));
         let (scheme, scheme_of_upstream) = scheme(config, &mut errors);
+        let request_ids =
+            collect(request_ids(config).map_err(Vec::from), "request_id_extension", &mut errors);
+        let tracing = config.tracing.as_ref().and_then(|tracing| {
+            let ids = request_ids.flatten();
+            let spawn = filters.as_ref().is_some_and(|f| f.router.start_child_span);
+            let compiled = Tracing::compile(tracing, ids, spawn, &config.stat_prefix, direction, context);
+            collect(compiled, "tracing", &mut errors).map(Box::new)
+        });
         let common = config.common_http_protocol_options.unwrap_or_default();
         let mut time = |value: &Option<prost_types::Duration>, path: &str, default: u64| {
             duration(value.as_ref(), path)
@@ -392,6 +404,7 @@ impl HcmConfig {
             append_forwarded_port: config.append_x_forwarded_port,
             scheme,
             scheme_of_upstream,
+            tracing,
             log_start: log_options.is_some_and(|o| o.flush_access_log_on_new_request),
             logs,
             opened: OnceLock::new(),
@@ -467,6 +480,12 @@ fn scheme(
         },
     };
     (scheme, transformation.match_upstream)
+}
+
+/// How ids of requests tell whether they are traced.
+fn request_ids(config: &proto::HttpConnectionManager) -> Result<Option<UuidRequestIdConfig>, ConfigError> {
+    let any = config.request_id_extension.as_ref().and_then(|e| e.typed_config.as_ref());
+    any.map(|any| any.unpack().map_err(|e| ConfigError::new("typed_config", e.to_string()))).transpose()
 }
 
 fn path_rules(config: &proto::HttpConnectionManager) -> PathRules {

@@ -11,6 +11,7 @@ use http::HeaderName;
 
 use super::manager::Shared;
 use super::recheck::Rechecked;
+use super::trace;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
 use crate::router::attempt::{reset_flag, reset_words};
 use crate::router::{self, Expired, Flow, Scratch, Watchdog};
@@ -71,6 +72,9 @@ impl Ending {
             };
             for log in config.logs() {
                 log.log(&context);
+            }
+            if let Some(trace) = &info.trace {
+                trace::end(trace, &context);
             }
             config.filters.done(info, &self.shared.connection, &mut self.scratch);
         });
@@ -137,7 +141,8 @@ impl ResponseBody {
             if let Some(status) = trailers.get_str(&GRPC_STATUS).and_then(|s| s.parse().ok()) {
                 self.flow.info(|i| i.grpc_status = Some(status));
             }
-            if !ending.shared.config.logs().is_empty() {
+            let config = &ending.shared.config;
+            if !config.logs().is_empty() || config.tracing.is_some() {
                 ending.trailers = Some(trailers.clone());
             }
         }

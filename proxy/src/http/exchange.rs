@@ -25,15 +25,21 @@ use crate::route::{Asked, Matched, RouteConfig};
 use crate::router::{self, Exchange, Expired, Flow, LocalReply, RequestBody, Routed, Scratch, Watchdog};
 use crate::telemetry::access_log::config::BodyFormat;
 use crate::telemetry::access_log::{LogContext, LogType};
+use crate::telemetry::trace::OPERATION;
 use crate::telemetry::{Flag, StreamInfo};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const FORCE_TRACE: HeaderName = HeaderName::from_static("x-envoy-force-trace");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
 /// What is remembered of a request for its response.
 struct Before {
     head: RequestHead,
     request_id: Option<HeaderValue>,
+    /// It named its operation.
+    named: bool,
+    /// The answer tells its id.
+    told: bool,
 }
 
 /// Handles one request of a connection. What it begins with is done before there is a future, so that the future has no room
@@ -48,8 +54,10 @@ pub fn handle(
     let mut ending = Ending::new(shared.clone(), flow.clone());
     shared.count_request(request.head.protocol);
     // An answer to a request that goes no further tells the id that the request came with.
-    let told = shared.config.request_id_in_response.then(|| request.head.headers.get(&REQUEST_ID).cloned());
-    let mut before = Before { head: outline(&request.head), request_id: told.flatten() };
+    let tells = shared.config.request_id_in_response;
+    let told = tells.then(|| request.head.headers.get(&REQUEST_ID).cloned());
+    let mut before =
+        Before { head: outline(&request.head), request_id: told.flatten(), named: false, told: tells };
     let Request { head, body } = request;
     let exchange = Box::new(Exchange {
         head,
@@ -84,7 +92,11 @@ pub fn handle(
             matched.as_ref(),
             (&flow, &shared.connection),
         );
-        response::shape(&mut reply.head, &shared.config, before.request_id.as_ref());
+        let told = before.request_id.as_ref().filter(|_| before.told);
+        response::shape(&mut reply.head, &shared.config, told);
+        if let Some(tracing) = &shared.config.tracing {
+            tracing.answer(&flow, before.named, matched.as_ref(), &mut reply.head.headers);
+        }
         if before.head.method == Method::HEAD {
             reply.body = response::without_data(reply.body);
         }
@@ -94,7 +106,7 @@ pub fn handle(
                 info.grpc_status = reply.head.headers.get_str(&GRPC_STATUS).and_then(|s| s.parse().ok());
             }
         });
-        if !shared.config.logs().is_empty() {
+        if !shared.config.logs().is_empty() || shared.config.tracing.is_some() {
             ending.response = Some(reply.head.headers.clone());
         }
         reply.close |= shared.is_spent(stream, before.head.protocol);
@@ -129,6 +141,8 @@ async fn answer(
     };
     shared.client_cert(&mut head.headers);
     before.request_id = head.headers.get(&REQUEST_ID).cloned();
+    // Who has the trace kept wants to find it.
+    before.told |= head.headers.contains(&FORCE_TRACE);
     flow.info(|i| {
         i.path = head.path.clone();
         i.authority = head.authority.clone();
@@ -158,6 +172,12 @@ async fn answer(
     exchange.matched = find(head);
     set_clocks(shared, flow, &exchange.head, exchange.matched.as_ref());
     router::remember(flow, exchange.matched.as_ref(), &exchange.head);
+    if let Some(tracing) = &config.tracing {
+        before.named = exchange.head.headers.get_str(&OPERATION).is_some_and(|v| !v.is_empty());
+        tracing.begin(flow, &mut exchange.head, exchange.matched.as_ref());
+        // The id tells the decision.
+        before.request_id = exchange.head.headers.get(&REQUEST_ID).cloned();
+    }
     if config.log_start {
         log_start(shared, flow, &exchange.head);
     }

@@ -18,6 +18,7 @@ mod request_id;
 mod response;
 mod serve;
 pub mod stats;
+pub mod trace;
 mod xfcc;
 mod xff;
 

@@ -1,5 +1,5 @@
 //! `x-request-id`: a random UUID whose fourteenth digit says whether the request is traced, as Envoy's UUID extension packs
-//! it (`4` not, `9` sampled, `a` forced by the client, `b` forced by the service).
+//! it (`4` not, `9` sampled, `a` forced by a service, `b` forced by the client).
 
 use std::cell::RefCell;
 use std::io::Read;
@@ -15,6 +15,28 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub fn ensure(headers: &mut Headers, force: bool) {
     if force || !headers.contains(&REQUEST_ID) {
         headers.set(REQUEST_ID, new());
+    }
+}
+
+/// Where the digit stands that tells whether the request is traced.
+const TELLS: usize = 14;
+const LENGTH: usize = 36;
+
+/// The digit that tells whether the request is traced; none where the id has not the form of ours.
+pub fn told(headers: &Headers) -> Option<u8> {
+    let id = headers.get(&REQUEST_ID)?.as_bytes();
+    (id.len() == LENGTH).then(|| id[TELLS])
+}
+
+/// Sets that digit.
+pub fn tell(headers: &mut Headers, digit: u8) {
+    let Some(id) = headers.get(&REQUEST_ID).map(HeaderValue::as_bytes) else { return };
+    let Ok(mut id) = <[u8; LENGTH]>::try_from(id) else { return };
+    if id[TELLS] != digit {
+        id[TELLS] = digit;
+        if let Ok(id) = HeaderValue::from_bytes(&id) {
+            headers.set(REQUEST_ID, id);
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub fn translate_upgrade(head: &mut ResponseHead, token: &[u8], downstream: Prot
     }
 }
 
-/// Shapes a response's head. The fields of an accepted upgrade stay.
+/// Shapes a response's head. The fields of an accepted upgrade stay. `request_id`: what is told of the request's id.
 pub fn shape(head: &mut ResponseHead, config: &HcmConfig, request_id: Option<&HeaderValue>) {
     let headers = &mut head.headers;
     if !headers.contains(&header::DATE) {
@@ -51,9 +51,7 @@ pub fn shape(head: &mut ResponseHead, config: &HcmConfig, request_id: Option<&He
     if let Some(via) = &config.via {
         append_via(headers, via);
     }
-    if config.request_id_in_response
-        && let Some(id) = request_id
-    {
+    if let Some(id) = request_id {
         headers.set(REQUEST_ID, id.clone());
     }
 }

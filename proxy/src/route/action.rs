@@ -177,6 +177,8 @@ pub struct Mirror {
     pub host: Option<Bytes>,
     /// Changes of the copy's fields.
     pub changes: HeaderOps,
+    /// The copy is traced if the request is.
+    pub trace_sampled: bool,
 }
 
 /// The circuit breaker thresholds that count for a request (`RoutingPriority`).

@@ -28,7 +28,7 @@ pub use header_ops::HeaderOps;
 pub use matching::RouteMatch;
 
 use self::hosts::Hosts;
-use self::matching::HeaderMatch;
+use self::matching::{Chance, HeaderMatch};
 use self::rate_limit::RateLimit;
 use self::stats::RouteStats;
 use crate::cluster::endpoint::Metadata;
@@ -36,6 +36,7 @@ use crate::codec::RequestHead;
 use crate::filters::config::PerRoute;
 use crate::io::TlsInfo;
 use crate::io::metadata::DynamicMetadata;
+use crate::telemetry::trace::Words;
 
 /// When plaintext requests are redirected to https.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +85,28 @@ pub struct VirtualCluster {
     pub stats: Arc<RouteStats>,
 }
 
+/// The name that a route gives to its requests' spans (`Decorator`).
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// The name.
+    pub name: Arc<str>,
+    /// The next hop is told.
+    pub propagate: bool,
+}
+
+/// How a route's requests are traced (`envoy.config.route.v3.Tracing`).
+#[derive(Debug)]
+pub struct RouteTracing {
+    /// The share of requests whose client wants a trace.
+    pub client: Chance,
+    /// That of all others.
+    pub random: Chance,
+    /// That of what was chosen so far.
+    pub overall: Chance,
+    /// Names and tags.
+    pub words: Arc<Words>,
+}
+
 /// A rule and what it does.
 #[derive(Clone, Debug)]
 pub struct Route {
@@ -100,7 +123,9 @@ pub struct Route {
     /// Filters' settings.
     pub per_filter: PerRoute,
     /// The name of the operation in traces.
-    pub operation: Option<Arc<str>>,
+    pub operation: Option<Operation>,
+    /// How the route's requests are traced, in place of the connection manager's way.
+    pub tracing: Option<Arc<RouteTracing>>,
     /// The route's own numbers, where it has a prefix for them.
     pub stats: Option<Arc<RouteStats>>,
     /// The most of a request that is kept for retries, in bytes.

@@ -11,6 +11,8 @@ pub struct RouterConfig {
     pub suppress_envoy_headers: bool,
     /// Use the timeout that an Envoy before us announced.
     pub respect_expected_timeout: bool,
+    /// Each try has a span of its own.
+    pub start_child_span: bool,
 }
 
 impl RouterConfig {
@@ -35,6 +37,7 @@ impl RouterConfig {
         Ok(Self {
             suppress_envoy_headers: config.suppress_envoy_headers,
             respect_expected_timeout: config.respect_expected_rq_timeout,
+            start_child_span: config.start_child_span,
         })
     }
 }

@@ -9,6 +9,7 @@ use super::flow::Flow;
 use super::replay::Replay;
 use super::retry::{Pause, Retries};
 use super::timeouts::{Announce, Timeouts};
+use super::trace;
 use crate::codec::{Body, Protocol, Reply, Request, RequestHead, digits};
 use crate::route::retry::RetryPolicy;
 use crate::telemetry::Flag;
@@ -66,6 +67,8 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
     let (avoid, repicks) = policy.map_or((false, 0), |p| (p.avoid_tried_hosts, p.host_attempts));
     let omit = policy.and_then(|p| p.omit.as_deref());
     let mut tried: Vec<u64> = Vec::new();
+    // Tries that have spans of their own.
+    let spanned = flow.info(|i| i.trace.clone()).filter(|t| t.settings.spawn);
     let mut permit = None;
     for number in 1u32.. {
         flow.info(|i| i.attempts = number);
@@ -86,11 +89,17 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
             head: if last { mem::replace(head, RequestHead::empty(Protocol::Http11)) } else { head.clone() },
             body,
         };
+        if let Some(trace) = &spanned {
+            trace::begin(trace, &mut request.head);
+        }
         let hosts: &[u64] = if avoid { &tried } else { &[] };
         let omit = omit.filter(|_| number > 1);
         let attempt = Attempt { request: &mut request, tried: hosts, omit, repicks, timeout: limits.per_try };
         let outcome = upstreams.attempt(attempt).await;
         drop(request);
+        if let Some(trace) = &spanned {
+            trace::outcome(trace, flow, &outcome);
+        }
         if let Some(seen) = &outcome.seen {
             flow.info(|i| {
                 i.upstream_host = seen.address;
@@ -134,6 +143,9 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
             return outcome.result;
         }
         upstreams.count(Event::Retry);
+        if let Some(trace) = &spanned {
+            trace.note(|attempt| attempt.canceled = true);
+        }
         if tries.timeout_retry {
             let late = matches!(outcome.result, Err(Failure::PerTryTimeout));
             let value = HeaderValue::from_static(if late { "true" } else { "false" });

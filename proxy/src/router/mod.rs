@@ -18,6 +18,7 @@ pub mod replay;
 mod reply;
 pub mod retry;
 pub mod timeouts;
+mod trace;
 mod tunnel;
 mod upstream;
 
@@ -49,6 +50,7 @@ use crate::route::{Forward, HeaderOps, Matched, Target, hash};
 use crate::state::Slot;
 use crate::telemetry::Flag;
 use crate::telemetry::access_log::LogContext;
+use crate::telemetry::trace::Ids;
 
 /// `x-envoy-overloaded`.
 pub(crate) const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
@@ -114,6 +116,10 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     let policy = forward.retry.as_deref();
     let connection = exchange.connection.clone();
     head::prepare(&mut head, &matched, forward, &flow, &connection, envoy_headers);
+    if let Some(trace) = flow.info(|i| i.trace.clone()).filter(|t| t.settings.propagate && !t.settings.spawn)
+    {
+        trace.inject(&trace.ids, &mut head.headers);
+    }
     // As the request goes upstream, so it is judged.
     let retries = Retries::of(policy, &mut head);
     if flow.keep_head.get() {
@@ -181,6 +187,11 @@ fn answered(flow: &Flow, status: StatusCode, upstream: Option<&Headers>) {
 
 /// The upstream's answer is whole.
 pub fn completed(flow: &Flow) {
+    flow.info(|i| {
+        if let Some(trace) = &i.trace {
+            trace.note(|attempt| attempt.end = attempt.end.or_else(|| Some(Instant::now())));
+        }
+    });
     if let (Some(charge), Some(end)) = (&*flow.charge.borrow(), flow.request_end()) {
         charge.completed(end);
     }
@@ -201,11 +212,17 @@ fn mirror(
     }
     let (own, copies) = mirror::tee(body, chosen.len(), limit);
     for (mirror, body) in chosen.into_iter().zip(copies) {
-        let flow = Rc::new(Flow::new(exchange.flow.info(|i| i.clone())));
+        let mut info = exchange.flow.info(|i| i.clone());
+        let trace = info.trace.take();
+        let flow = Rc::new(Flow::new(info));
         let body = RequestBody::wrap(body, &flow);
         let Some(cluster) = mirror.cluster.slot(head) else { continue };
         let slot = cluster.clone();
         let mut request = Request { head: mirror::head(head, mirror, exchange), body };
+        if let Some(trace) = trace.filter(|t| t.settings.propagate) {
+            let sampled = trace.ids.sampled && mirror.trace_sampled;
+            trace.inject(&Ids { sampled, ..trace.ids }, &mut request.head.headers);
+        }
         let timeout = forward.timeout;
         let upstreams =
             ClusterUpstreams::new(cluster, forward, wishes.clone(), exchange.connection.clone(), flow);

@@ -11,6 +11,7 @@ use super::node::NodeInfo;
 use super::slot::{Slot, SlotTable};
 use crate::cluster::Cluster;
 use crate::filters::jwt_authn::remote::KeySets;
+use crate::http::trace::export::Tracers;
 use crate::identity::Secret;
 use crate::route::RouteConfig;
 
@@ -82,6 +83,8 @@ pub struct Tables {
     pub sds_servers: Arc<RwLock<BTreeSet<String>>>,
     /// Key sets of servers, for verifying tokens.
     pub jwks: Arc<KeySets>,
+    /// Who takes the spans of traces.
+    pub tracers: Arc<Tracers>,
 }
 
 /// The surroundings of one resource's compilation. One context serves one resource: what was taken from it are that
@@ -98,6 +101,8 @@ pub struct CompileContext {
     sds_servers: Arc<RwLock<BTreeSet<String>>>,
     /// Key sets of servers, for verifying tokens.
     pub jwks: Arc<KeySets>,
+    /// Who takes the spans of traces.
+    pub tracers: Arc<Tracers>,
     /// Who we are.
     pub node: Arc<NodeInfo>,
     /// The wall clock, an argument so that compilation is a pure function.
@@ -114,6 +119,7 @@ impl CompileContext {
             secret_sources: RefCell::default(),
             sds_servers: tables.sds_servers.clone(),
             jwks: tables.jwks.clone(),
+            tracers: tables.tracers.clone(),
             node,
             now,
         }

@@ -1,4 +1,4 @@
-//! The metrics registry, the metrics vocabularies (Envoy's names, Istio's), the access log.
+//! The metrics registry, the metrics vocabularies (Envoy's names, Istio's), the access log, traces.
 
 pub mod access_log;
 pub mod cel;
@@ -8,6 +8,7 @@ pub mod flags;
 pub mod istio;
 pub mod registry;
 pub mod stream;
+pub mod trace;
 
 pub use details::Details;
 pub use flags::{Flag, Flags};

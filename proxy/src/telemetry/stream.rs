@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -11,6 +12,7 @@ use http::StatusCode;
 
 use super::details::Details;
 use super::flags::Flags;
+use super::trace::Trace;
 use crate::codec::Protocol;
 use crate::io::{DynamicMetadata, FilterState, TlsInfo};
 
@@ -80,6 +82,8 @@ pub struct StreamInfo {
     pub metadata: DynamicMetadata,
     /// Objects that filters leave for later ones; the connection has some of its own.
     pub filter_state: FilterState,
+    /// The request's span, where it has one.
+    pub trace: Option<Rc<Trace>>,
 }
 
 impl StreamInfo {
@@ -127,6 +131,7 @@ impl StreamInfo {
             grpc_messages: (0, 0),
             metadata: DynamicMetadata::default(),
             filter_state: FilterState::default(),
+            trace: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A connection manager without a codec: requests in, replies out.
 
+mod trace;
 mod upstream;
 
 use std::cell::RefCell;

@@ -450,6 +450,7 @@ fn mirror(
         suffix: !policy.disable_shadow_host_suffix_append,
         host: (!policy.host_rewrite_literal.is_empty()).then(|| policy.host_rewrite_literal.clone().into()),
         changes: mutations(&policy.request_headers_mutations)?,
+        trace_sampled: policy.trace_sampled.unwrap_or(true),
     })
 }
 

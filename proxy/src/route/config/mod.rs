@@ -4,6 +4,7 @@ mod action;
 mod matching;
 mod rate_limit;
 mod retry;
+mod tracing;
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use super::hosts::{DomainError, Hosts};
 pub use super::matching::{Chance, HeaderMatch};
 use super::retry::RetryPolicy;
 use super::stats::RouteStats;
-use super::{RequireTls, Route, RouteConfig, VirtualCluster, VirtualHost};
+use super::{Operation, RequireTls, Route, RouteConfig, VirtualCluster, VirtualHost};
 use crate::cluster::Cluster;
 use crate::cluster::endpoint::Metadata;
 use crate::filters::config::PerRoute;
@@ -31,6 +32,7 @@ use crate::telemetry::access_log::Format;
 pub use action::{data_source, optional_chance, substitution};
 pub use matching::{header_match, metadata_match, route_match, string_match};
 pub use rate_limit::{own_rate_limits, rate_limits};
+pub use tracing::words;
 
 /// What the routes of a configuration share while they are compiled.
 struct Shared<'a> {
@@ -283,6 +285,7 @@ fn route(
     };
     let limits = forward.map_or(Ok(Vec::new()), |f| rate_limits(&f.rate_limits));
     let limits = collect(limits, "route", &mut errors);
+    let tracing = route.tracing.as_ref().and_then(|t| collect(tracing::route(t), "tracing", &mut errors));
     match (matching, action) {
         (Some(matching), Some(action)) if errors.is_empty() => Ok(Route {
             name: route.name.as_str().into(),
@@ -296,7 +299,11 @@ fn route(
             rate_limits: limits.unwrap_or_default(),
             include_vh_rate_limits: forward.is_some_and(|f| f.include_vh_rate_limits.unwrap_or(false)),
             metadata: route.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata)),
-            operation: route.decorator.as_ref().map(|d| d.operation.as_str().into()),
+            operation: route.decorator.as_ref().map(|d| Operation {
+                name: d.operation.as_str().into(),
+                propagate: d.propagate.unwrap_or(true),
+            }),
+            tracing,
             buffer_limit: route
                 .request_body_buffer_limit
                 .or(route.per_request_buffer_limit_bytes.map(u64::from)),

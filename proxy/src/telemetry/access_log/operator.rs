@@ -321,6 +321,8 @@ pub(super) enum Operator {
     GrpcStatus(GrpcShape),
     Hostname(String),
     DynamicMetadata(Vec<String>),
+    TraceId,
+    SpanId,
 }
 
 impl Operator {
@@ -369,6 +371,8 @@ impl Operator {
                 Some(rest) => return metadata(name, Some(rest)),
                 None => return Err(FormatError::Arguments(name.to_owned(), "takes DYNAMIC and a namespace")),
             },
+            "TRACE_ID" => Self::TraceId,
+            "SPAN_ID" => Self::SpanId,
             "PROTOCOL" => Self::Protocol,
             "RESPONSE_CODE" => Self::ResponseCode,
             "RESPONSE_FLAGS" => Self::ResponseFlags(false),
@@ -535,6 +539,8 @@ impl Operator {
                 (None, _) => false,
             },
             Self::Hostname(name) => text(out, Some(name)),
+            Self::TraceId => text(out, stream.trace.as_ref().map(|t| t.trace_id()).as_deref()),
+            Self::SpanId => text(out, stream.trace.as_ref().and_then(|t| t.span_id()).as_deref()),
             Self::DynamicMetadata(path) => match found(context, path) {
                 None => false,
                 Some(serde_json::Value::String(s)) => text(out, Some(&s)),

@@ -22,12 +22,8 @@ pub fn is_check(request: &http::Request<h2::RecvStream>) -> bool {
 
 /// What was asked, without what differs from request to request: the client's port, the time, ids.
 pub async fn text(request: http::Request<h2::RecvStream>) -> String {
-    let (parts, mut stream) = request.into_parts();
-    let mut data = Vec::new();
-    while let Some(Ok(piece)) = stream.data().await {
-        let _ = stream.flow_control().release_capacity(piece.len());
-        data.extend_from_slice(&piece);
-    }
+    let (parts, stream) = request.into_parts();
+    let data = body(http::Request::new(stream)).await;
     let mut text = format!("{} {}\n", parts.method, parts.uri);
     let mut lines: Vec<_> =
         parts.headers.iter().map(|(n, v)| format!("{n}: {}", v.as_bytes().escape_ascii())).collect();
@@ -51,6 +47,17 @@ pub async fn text(request: http::Request<h2::RecvStream>) -> String {
         }
         other => format!("{text}  no check: {other:?}\n"),
     }
+}
+
+/// A request's whole body.
+pub async fn body(request: http::Request<h2::RecvStream>) -> Vec<u8> {
+    let mut stream = request.into_body();
+    let mut data = Vec::new();
+    while let Some(Ok(piece)) = stream.data().await {
+        let _ = stream.flow_control().release_capacity(piece.len());
+        data.extend_from_slice(&piece);
+    }
+    data
 }
 
 fn same(attributes: &mut Value) {

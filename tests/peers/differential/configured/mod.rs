@@ -8,6 +8,7 @@ mod generated;
 mod observed;
 mod pair;
 mod run;
+mod spans;
 pub mod spec;
 mod tokens;
 mod upstream;
@@ -31,5 +32,5 @@ macro_rules! files {
 
 files! {
     matchers rewriting connections retries filters clusters balancing health outlier tcp tls rbac rbac_networks limits ratelimit compressor decompressor jwt ext_authz
-    listeners certificates credentials logs requests upstreams
+    listeners certificates credentials logs requests upstreams tracing
 }

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::observed::sorted;
 use super::pair::{Side, endpoint_address};
 use super::spec::{Case, Cluster, Endpoint, FullAnswer, coded};
-use super::{certificates, checks};
+use super::{certificates, checks, spans};
 use crate::differential::normalize::{Message, render, whole};
 
 /// A request that came, or a connection that brought none.
@@ -189,7 +189,10 @@ impl Server {
                 }
             };
             let head = bytes.starts_with(b"HEAD ");
-            self.note(side, format!("{tls}{}", self.request(&bytes[..taken])));
+            match exported(&bytes[..taken]) {
+                Some(spans) => spans.into_iter().for_each(|text| self.note(side, text)),
+                None => self.note(side, format!("{tls}{}", self.request(&bytes[..taken]))),
+            }
             bytes.drain(..taken);
             let answer = self.next(side);
             tokio::time::sleep(Duration::from_millis(answer.delay)).await;
@@ -231,17 +234,49 @@ impl Server {
             let (server, tls) = (self.clone(), tls.clone());
             let head = request.method() == http::Method::HEAD;
             tokio::spawn(async move {
-                let text = match checks::is_check(&request) {
-                    true => checks::text(request).await,
-                    false => crate::differential::h2::request_text(request).await,
-                };
-                server.note(side, tls + &text);
+                if request.uri().path() == spans::METHOD {
+                    let body = checks::body(request).await;
+                    let all = spans::texts(spans::METHOD, &body).unwrap_or_default();
+                    all.into_iter().for_each(|text| server.note(side, text));
+                } else {
+                    let text = match checks::is_check(&request) {
+                        true => checks::text(request).await,
+                        false => crate::differential::h2::request_text(request).await,
+                    };
+                    server.note(side, tls + &text);
+                }
                 let answer = server.next(side);
                 tokio::time::sleep(Duration::from_millis(answer.delay)).await;
                 respond_h2(respond, &answer, head).await;
             });
         }
     }
+}
+
+/// The spans in a request of HTTP/1.
+fn exported(bytes: &[u8]) -> Option<Vec<String>> {
+    let path = bytes.strip_prefix(b"POST ")?.split(|b| *b == b' ').next()?;
+    let end = bytes.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
+    let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+    let body = match head.contains("transfer-encoding: chunked") {
+        true => unchunked(&bytes[end..]),
+        false => bytes[end..].to_vec(),
+    };
+    spans::texts(std::str::from_utf8(path).ok()?, &body)
+}
+
+/// A chunked body's data.
+fn unchunked(mut bytes: &[u8]) -> Vec<u8> {
+    let mut all = Vec::new();
+    while let Some(line) = bytes.windows(2).position(|w| w == b"\r\n") {
+        let length = usize::from_str_radix(std::str::from_utf8(&bytes[..line]).unwrap(), 16).unwrap();
+        if length == 0 {
+            break;
+        }
+        all.extend_from_slice(&bytes[line + 2..line + 2 + length]);
+        bytes = &bytes[line + 4 + length..];
+    }
+    all
 }
 
 fn subject(certificate: &[u8]) -> Option<String> {
