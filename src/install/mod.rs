@@ -229,6 +229,17 @@ mod tests {
     }
 
     #[test]
+    fn a_share_of_traces_reaches_the_meshs_settings() {
+        let mesh = |values| {
+            let all = objects(values).unwrap();
+            find(&all, "ConfigMap", "istio").unwrap()["data"]["mesh"].as_str().unwrap().to_owned()
+        };
+        assert!(!mesh(json!({})).contains("sampling"), "1 % is the control plane's own");
+        let all = mesh(json!({"values": {"pilot": {"traceSampling": 25}}}));
+        assert!(all.contains("defaultConfig:\n  tracing:\n    sampling: 25"), "{all}");
+    }
+
+    #[test]
     fn what_is_not_known_is_refused_with_what_is() {
         for (values, words) in [
             (json!({"profile": "prod"}), vec!["profile", "default, demo, minimal, production"]),

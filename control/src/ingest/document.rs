@@ -613,6 +613,8 @@ fn looks_like_mesh_config(node: &Node) -> bool {
         "accessLogFormat",
         "accessLogEncoding",
         "connectTimeout",
+        "defaultProviders",
+        "enableTracing",
         "defaultConfig",
         "proxyHttpPort",
         "defaultHttpRetryPolicy",

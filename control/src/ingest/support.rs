@@ -153,7 +153,6 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     (Kind::DestinationRule, "trafficPolicy", &["tunnel"]),
     (Kind::Gateway, "servers", &["defaultEndpoint"]),
     (Kind::Sidecar, "outboundTrafficPolicy", &["egressProxy"]),
-    (Kind::Telemetry, "spec", &["tracing"]),
     (Kind::Telemetry, "overrides.match", &["customMetric"]),
     (Kind::PeerAuthentication, "spec", &["targetRef", "targetRefs"]),
     (Kind::GatewayClass, "spec", &["parametersRef"]),
@@ -177,11 +176,9 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
             "ca",
             "certificates",
             "configSources",
-            "defaultProviders",
             "disableEnvoyListenerLog",
             "enableEnvoyAccessLogService",
             "enablePrometheusMerge",
-            "enableTracing",
             "hboneIdleTimeout",
             "ingressClass",
             "ingressControllerMode",
@@ -195,24 +192,15 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     ),
     (Kind::MeshConfig, "outboundTrafficPolicy", &["egressProxy"]),
     (Kind::MeshConfig, "meshMTLS", &["ecdhCurves"]),
+    (Kind::MeshConfig, "defaultProviders", &["accessLogging", "metrics"]),
+    (Kind::MeshConfig, "defaultConfig.tracing", &["tlsSettings"]),
+    (Kind::MeshConfig, "extensionProviders.opentelemetry", &["dynatraceSampler"]),
+    (Kind::MeshConfig, "extensionProviders.opentelemetry.resourceDetectors", &["dynatrace"]),
+    (Kind::MeshConfig, "extensionProviders.opentelemetry.http.headers", &["envName"]),
+    (Kind::MeshConfig, "extensionProviders.opentelemetry.grpc.initialMetadata", &["envName"]),
+    (Kind::MeshConfig, "extensionProviders.zipkin", &["headers", "timeout"]),
     // Where logs, metrics and traces cannot go yet.
-    (
-        Kind::MeshConfig,
-        "extensionProviders",
-        &[
-            "datadog",
-            "envoyHttpAls",
-            "envoyOtelAls",
-            "envoyTcpAls",
-            "lightstep",
-            "opencensus",
-            "opentelemetry",
-            "sds",
-            "skywalking",
-            "stackdriver",
-            "zipkin",
-        ],
-    ),
+    (Kind::MeshConfig, "extensionProviders", &["envoyHttpAls", "envoyOtelAls", "envoyTcpAls", "sds"]),
     (Kind::MeshConfig, "caCertificates", &["certSigners"]),
     (
         Kind::MeshConfig,
@@ -249,12 +237,14 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
             "statsCompression",
             "statsdUdpAddress",
             "statusPort",
-            "tracing",
             "tracingServiceName",
-            "zipkinAddress",
         ],
     ),
 ];
+
+/// Providers of traces of which an OpenTelemetry Collector stands in front.
+const FOREIGN_TRACERS: &[&str] =
+    &["datadog", "lightstep", "opencensus", "openCensusAgent", "skywalking", "stackdriver"];
 
 /// Fields that have no bearing on a mesh: kind (none for all), end of the parent's path, names.
 const FIELDS_IGNORED: &[(Option<Kind>, &str, &[&str])] = &[
@@ -356,6 +346,14 @@ pub(super) fn advise(kind: Kind, parent: &str, name: &str, known: bool) -> Optio
     });
     if ignored {
         return Some(Counsel::Ignore);
+    }
+    let of_traces = ends_with(&parent, "extensionProviders") || ends_with(&parent, "defaultConfig.tracing");
+    if kind == Kind::MeshConfig && of_traces && FOREIGN_TRACERS.contains(&name) {
+        return Some(Counsel::Refuse(
+            format!("{name} is no provider of traces that Weft's proxies speak to"),
+            "use opentelemetry, which an OpenTelemetry Collector takes and passes on to it, or zipkin"
+                .to_owned(),
+        ));
     }
     let refused = FIELDS_NOT_YET
         .iter()

@@ -154,6 +154,23 @@ spec:
 }
 
 #[test]
+fn a_sampling_rate_is_a_share_and_is_told_in_per_cent() {
+    let config = CONFIG.replace("metrics_enabled: true", "sampling_rate: 0.01");
+    let outcome = load(&config, "");
+    let spec = &world(&outcome).telemetries()[0].spec;
+    assert_eq!(spec.tracing[0].random_sampling_percentage.unwrap().percent(), 1.0);
+    assert!(
+        told(&outcome).iter().any(|t| t.contains("samplingRate of 0.01, which is 1 %")),
+        "{:?}",
+        told(&outcome)
+    );
+    let outcome = load(&CONFIG.replace("metrics_enabled: true", "tracing_enabled: false"), "");
+    assert_eq!(world(&outcome).telemetries()[0].spec.tracing[0].disable_span_reporting, Some(true));
+    let outcome = load(&CONFIG.replace("metrics_enabled: true", "sampling_rate: 1.5"), "");
+    assert!(outcome.world.is_none() && told(&outcome).iter().any(|t| t.contains("no share of requests")));
+}
+
+#[test]
 fn what_is_written_explicitly_wins_block_by_block() {
     let rule = "
 apiVersion: networking.istio.io/v1

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::error::Refusal;
 use crate::model::Object;
 use crate::model::proxy_config::{self as model, Layers};
+use crate::model::tracing::ProxyTracing;
 
 /// How the application's connections come to the proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -189,6 +190,10 @@ impl ProxyConfig {
             "gatewayTopology" => {
                 value.as_object().ok_or_else(|| wrong("write an object"))?;
             }
+            "tracing" => {
+                serde_json::from_value::<ProxyTracing>(value.clone())
+                    .map_err(|error| (error.to_string(), "write ProxyConfig's tracing".to_owned()))?;
+            }
             "image" => {
                 let kind = value["imageType"].as_str().unwrap_or("default");
                 if !matches!(kind, "default" | "distroless") || value.as_object().is_none_or(|o| o.len() > 1)
@@ -203,7 +208,7 @@ impl ProxyConfig {
                     "not honoured by Weft".to_owned(),
                     "take it away; there are concurrency, discoveryAddress, drainDuration, gatewayTopology, \
                      holdApplicationUntilProxyStarts, interceptionMode, proxyAdminPort, proxyMetadata, readinessProbe, statusPort, \
-                     terminationDrainDuration"
+                     terminationDrainDuration, tracing"
                         .to_owned(),
                 ));
             }

@@ -19,7 +19,8 @@ use super::service_mesh_config::{
     MeshObservability, MeshRule, MeshService, MeshTrafficPolicy, ServiceMeshConfig,
 };
 use super::severity::Severity;
-use super::telemetry::{AccessLogging, Metrics, MetricsOverride, Telemetry};
+use super::telemetry::{AccessLogging, Metrics, MetricsOverride, Telemetry, Tracing};
+use super::tracing::Share;
 use super::traffic_management::{CanaryDeployment, TrafficManagement, VERSION, subset_name};
 use super::values::{Labels, WorkloadSelector};
 use super::world::Objects;
@@ -180,7 +181,10 @@ impl Work<'_> {
         }
         if let Some(told) = service.observability.filter(|told| *told != MeshObservability::default()) {
             // Metrics are on wherever nothing else is said.
-            let wanted = told.metrics_enabled == Some(false) || told.access_logging.is_some();
+            let wanted = told.metrics_enabled == Some(false)
+                || told.access_logging.is_some()
+                || told.tracing_enabled.is_some()
+                || told.sampling_rate.is_some();
             match &selector {
                 Some(labels) => self.observability(&mut item, labels, &told),
                 None if wanted => {
@@ -371,8 +375,18 @@ impl Work<'_> {
         });
         let logging =
             told.access_logging.map(|enabled| AccessLogging { disabled: !enabled, ..Default::default() });
+        let tracing = (told.tracing_enabled.is_some() || told.sampling_rate.is_some()).then(|| Tracing {
+            disable_span_reporting: told.tracing_enabled.map(|enabled| !enabled),
+            random_sampling_percentage: told.sampling_rate.map(|rate| Share::of(rate * 100.0)),
+            ..Default::default()
+        });
+        if let Some(rate) = told.sampling_rate {
+            item.made
+                .push(format!("a samplingRate of {rate}, which is {} %", Share::of(rate * 100.0).percent()));
+        }
         let spec = Telemetry {
             selector: Some(WorkloadSelector { labels: labels.clone() }),
+            tracing: tracing.into_iter().collect(),
             metrics: metrics.into_iter().collect(),
             access_logging: logging.into_iter().collect(),
             ..Default::default()

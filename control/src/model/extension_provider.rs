@@ -1,8 +1,9 @@
-//! Extension providers of MeshConfig: whom proxies ask whether a request may pass (AuthorizationPolicy, CUSTOM), and where
-//! requests are logged (Telemetry).
+//! Extension providers of MeshConfig: whom proxies ask whether a request may pass (AuthorizationPolicy, CUSTOM), where
+//! requests are logged, and who gets spans (Telemetry).
 
 use serde::Deserialize;
 
+use super::tracing::{OpenTelemetry, Zipkin};
 use super::values::{Labels, Timespan};
 
 /// Somebody whom policies name.
@@ -19,6 +20,10 @@ pub struct ExtensionProvider {
     pub envoy_file_access_log: Option<FileAccessLog>,
     /// Metrics are there to be fetched, as they always are.
     pub prometheus: Option<Prometheus>,
+    /// It gets spans by OTLP.
+    pub opentelemetry: Option<OpenTelemetry>,
+    /// It gets spans as Zipkin does.
+    pub zipkin: Option<Zipkin>,
 }
 
 /// Metrics that are fetched: there is nothing to say about it.

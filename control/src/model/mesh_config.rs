@@ -7,6 +7,7 @@ use super::extension_provider::ExtensionProvider;
 use super::gateway::TlsVersion;
 use super::gateway_api::LabelSelector;
 use super::sidecar::OutboundTrafficPolicy;
+use super::tracing::ProxyTracing;
 use super::values::Timespan;
 use super::virtual_service::HttpRetry;
 
@@ -55,6 +56,10 @@ pub struct MeshConfig {
     pub protocol_detection_timeout: Timespan,
     /// Settings of each proxy.
     pub default_config: ProxyConfig,
+    /// Whether the collector of `default_config` gets spans; it does unless set.
+    pub enable_tracing: Option<bool>,
+    /// Providers where no Telemetry names one.
+    pub default_providers: DefaultProviders,
     /// Mutual TLS between workloads.
     #[serde(rename = "meshMTLS")]
     pub mesh_mtls: MeshTls,
@@ -99,6 +104,8 @@ impl Default for MeshConfig {
             path_normalization: PathNormalization::default(),
             protocol_detection_timeout: Timespan::default(),
             default_config: ProxyConfig::default(),
+            enable_tracing: None,
+            default_providers: DefaultProviders::default(),
             mesh_mtls: MeshTls::default(),
             default_service_export_to: Vec::new(),
             default_virtual_service_export_to: Vec::new(),
@@ -209,6 +216,16 @@ pub struct ProxyConfig {
     pub termination_drain_duration: Option<Timespan>,
     /// What stands before a gateway; a gateway's own (its node's `PROXY_CONFIG`) goes before the mesh's.
     pub gateway_topology: Topology,
+    /// How requests are traced; a proxy's own (its node's `PROXY_CONFIG`) goes before the mesh's.
+    pub tracing: ProxyTracing,
+}
+
+/// Providers where no Telemetry names one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct DefaultProviders {
+    /// Who gets spans; of several the first.
+    pub tracing: Vec<String>,
 }
 
 /// What stands before a gateway, and how far it is to be believed.

@@ -36,6 +36,7 @@ pub mod service_mesh_config;
 pub mod severity;
 pub mod sidecar;
 pub mod telemetry;
+pub mod tracing;
 pub mod traffic_management;
 pub mod trust;
 pub mod values;

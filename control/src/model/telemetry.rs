@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::gateway_api::TargetRef;
 use super::meta::Object;
+use super::tracing::{Share, SpanTags};
 use super::values::{Labels, Timespan, WorkloadSelector};
 use super::world::World;
 
@@ -28,6 +29,37 @@ pub struct Telemetry {
     pub access_logging: Vec<AccessLogging>,
     /// Which metrics are kept, and with which labels.
     pub metrics: Vec<Metrics>,
+    /// Which requests are traced, and who gets the spans.
+    pub tracing: Vec<Tracing>,
+}
+
+/// Traces of requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Tracing {
+    /// For which side it is; both by default.
+    #[serde(rename = "match")]
+    pub matching: Option<TracingSelector>,
+    /// Who gets the spans; of several the first.
+    pub providers: Vec<ProviderName>,
+    /// The share of requests that are traced, in per cent.
+    pub random_sampling_percentage: Option<Share>,
+    /// Nobody gets spans.
+    pub disable_span_reporting: Option<bool>,
+    /// Further tags of spans, in place of those of a wider scope.
+    pub custom_tags: SpanTags,
+    /// Whether spans tell Istio's tags; they do by default.
+    pub enable_istio_tags: Option<bool>,
+    /// Whether ids of requests decide, and tell it; they do by default.
+    pub use_request_id_for_trace_sampling: Option<bool>,
+}
+
+/// Which side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct TracingSelector {
+    /// The side.
+    pub mode: WorkloadMode,
 }
 
 /// Logging of requests.

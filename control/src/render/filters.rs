@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     ProxyNode, authentication, authorization, cluster, compression, external_credential, metric_definition,
-    rate_limit, seconds, telemetry,
+    rate_limit, seconds, spans, telemetry,
 };
 use crate::model::World;
 use crate::model::lookup::effective_policy;
@@ -129,6 +129,13 @@ pub(super) fn http_connection_manager(
                 json!({"subject": true, "cert": true, "uri": true, "dns": true});
         }
         Way::Outbound => {}
+    }
+    if let Some((tracing, by_request_id)) = spans::tracing(world, node, way) {
+        hcm["tracing"] = tracing;
+        hcm["request_id_extension"] = json!({"typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig",
+            "use_request_id_for_trace_sampling": by_request_id,
+        }});
     }
     match routes {
         Routes::Inline(config) => hcm["route_config"] = config,

@@ -29,6 +29,9 @@ mod rate_limit;
 mod route;
 mod rules;
 mod secret;
+mod spans;
+#[cfg(test)]
+mod spans_tests;
 mod telemetry;
 #[cfg(test)]
 mod telemetry_tests;

@@ -7,6 +7,7 @@ use xds_protos::prost_types::{self, value::Kind};
 use xds_protos::value::to_json;
 
 use crate::model::mesh_config::Topology;
+use crate::model::tracing::ProxyTracing;
 use crate::model::values::Locality;
 use crate::model::{Labels, World};
 
@@ -65,6 +66,12 @@ pub struct ProxyNode {
     pub locality: Locality,
     /// What stands before it, where its own settings say so (`PROXY_CONFIG`); else the mesh's hold.
     pub own_topology: Option<Topology>,
+    /// How it traces requests, where its own settings say so (`PROXY_CONFIG`); else the mesh's hold.
+    pub own_tracing: Option<ProxyTracing>,
+    /// The mesh that it says it is of (metadata `MESH_ID`).
+    pub mesh_id: String,
+    /// The cluster that it says it is in (metadata `CLUSTER_ID`).
+    pub cluster_id: String,
     /// It knows Istio's and our own filters (metadata `WEFT_EXTENSIONS`), which a plain Envoy does not.
     pub extensions: bool,
     /// It answers its application's DNS (metadata `DNS_CAPTURE`).
@@ -93,6 +100,11 @@ pub enum NodeError {
         "node {0}: metadata PROXY_CONFIG.gatewayTopology: {1}; see ProxyConfig in Istio's reference of MeshConfig"
     )]
     Topology(String, String),
+    /// Its own settings cannot be read.
+    #[error(
+        "node {0}: metadata PROXY_CONFIG.tracing: {1}; see ProxyConfig in Istio's reference of MeshConfig"
+    )]
+    Tracing(String, String),
 }
 
 fn text<'a>(metadata: Option<&'a prost_types::Struct>, key: &str) -> &'a str {
@@ -178,9 +190,19 @@ impl ProxyNode {
                     .map_err(|e| NodeError::Topology(node.id.clone(), e.to_string()))?,
             ),
         };
+        let own_tracing = match own.as_ref().and_then(|config| config.get("tracing")) {
+            None => None,
+            Some(value) => Some(
+                serde_json::from_value(value.clone())
+                    .map_err(|e| NodeError::Tracing(node.id.clone(), e.to_string()))?,
+            ),
+        };
         Ok(Self {
             locality,
             own_topology,
+            own_tracing,
+            mesh_id: text(metadata, "MESH_ID").to_owned(),
+            cluster_id: text(metadata, "CLUSTER_ID").to_owned(),
             id: node.id.clone(),
             kind,
             addresses,

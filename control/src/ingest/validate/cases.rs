@@ -1014,7 +1014,17 @@ fn telemetries() {
         // As the design has it.
         (design("destination_service_name", "DESTINATION_SERVICE_NAME"), "spec.metrics[0].overrides[0].tagOverrides.destination_service_name.value: \"%{DESTINATION"),
         (design("source_app", "SOURCE_APP"), "spec.metrics[0].overrides[0].tagOverrides.source_app.value: "),
-        ("{tracing: [{}]}".to_owned(), "spec.tracing: not supported"),
+        ("{tracing: [{providers: [{name: tempo}], randomSamplingPercentage: 10, enableIstioTags: false, useRequestIdForTraceSampling: false, match: {mode: CLIENT}, customTags: {a: {literal: {value: b}}, c: {header: {name: x-c, defaultValue: d}}, e: {environment: {name: E}}, f: {formatter: {value: '%REQ(x-f)%'}}}}]}".to_owned(), "warning: spec.tracing[0].providers[0].name: no extension provider"),
+        // As the design has it.
+        ("{tracing: [{providers: [{name: tempo}]}, {randomSamplingPercentage: 1.0}]}".to_owned(), "spec.tracing: has 2 items"),
+        ("{tracing: [{randomSamplingPercentage: 1.0}]}".to_owned(), "warning: spec.tracing[0].randomSamplingPercentage: 1 is 1 %"),
+        ("{tracing: [{randomSamplingPercentage: 101}]}".to_owned(), "spec.tracing[0].randomSamplingPercentage: 101 is no percentage"),
+        ("{tracing: [{providers: [{}]}]}".to_owned(), "spec.tracing[0].providers[0].name: missing"),
+        ("{tracing: [{customTags: {a: {}}}]}".to_owned(), "spec.tracing[0].customTags.a: says nothing"),
+        ("{tracing: [{customTags: {a: {header: {}}}}]}".to_owned(), "spec.tracing[0].customTags.a.header.name: missing"),
+        ("{tracing: [{customTags: {a: {header: {name: 'a b'}}}}]}".to_owned(), "spec.tracing[0].customTags.a.header.name: \"a b\" is no header"),
+        ("{tracing: [{customTags: {a: {literal: {value: b}, environment: {name: c}}}}]}".to_owned(), "spec.tracing[0].customTags.a: says several"),
+        ("{tracing: [{customTags: {a: {literal: {}}}}]}".to_owned(), "spec.tracing[0].customTags.a.literal.value: missing"),
         ("{metrics: [{overrides: [{match: {customMetric: a}}]}]}".to_owned(), "spec.metrics[0].overrides[0].match.customMetric: not supported"),
         ("{selector: {labels: {a: b}}}".to_owned(), "spec.selector.labels: unknown field"),
     ];
@@ -1236,7 +1246,20 @@ fn extension_providers() {
             "envoyExtAuthzGrpc: {service: a}",
             "extensionProviders[0].envoyExtAuthzGrpc.port: a port is missing",
         ),
-        ("zipkin: {service: a}", "extensionProviders[0].zipkin: not supported by Weft yet"),
+        ("zipkin: {service: a.b}", "extensionProviders[0].zipkin.port: "),
+        (
+            "opentelemetry: {service: a.b, port: 1, http: {path: x}}",
+            "extensionProviders[0].opentelemetry.http.path: ",
+        ),
+        (
+            "datadog: {service: a.b, port: 1}",
+            "extensionProviders[0].datadog: datadog is no provider of traces",
+        ),
+        // As the design has it.
+        (
+            "zipkin: {service: a.b, port: 14268, path: /api/traces}",
+            "extensionProviders[0].zipkin.port: port 14268",
+        ),
         ("", "extensionProviders[0]: does not say what it is"),
         (
             "envoyExtAuthzGrpc: {service: a, port: 1}, envoyExtAuthzHttp: {service: a, port: 1}",

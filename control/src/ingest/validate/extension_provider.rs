@@ -7,6 +7,7 @@ use super::{host_form, period, port};
 use crate::model::extension_provider::{
     ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, FileAccessLog, RequestBody,
 };
+use crate::model::tracing::{JAEGER_PORT, OTLP_GRPC_PORT, OTLP_HTTP_PORT, OpenTelemetry, Zipkin};
 
 pub(super) fn extension_providers(findings: &mut Findings, providers: &[ExtensionProvider]) {
     for (index, provider) in providers.iter().enumerate() {
@@ -20,8 +21,10 @@ pub(super) fn extension_providers(findings: &mut Findings, providers: &[Extensio
         let kinds = usize::from(provider.envoy_ext_authz_http.is_some())
             + usize::from(provider.envoy_ext_authz_grpc.is_some())
             + usize::from(provider.envoy_file_access_log.is_some())
-            + usize::from(provider.prometheus.is_some());
-        let help = "give one of envoyExtAuthzHttp, envoyExtAuthzGrpc, envoyFileAccessLog and prometheus";
+            + usize::from(provider.prometheus.is_some())
+            + usize::from(provider.opentelemetry.is_some())
+            + usize::from(provider.zipkin.is_some());
+        let help = "give one of envoyExtAuthzHttp, envoyExtAuthzGrpc, envoyFileAccessLog, prometheus, opentelemetry and zipkin";
         match kinds {
             0 => findings.error(&path, "does not say what it is", help),
             1 => {}
@@ -33,9 +36,65 @@ pub(super) fn extension_providers(findings: &mut Findings, providers: &[Extensio
         if let Some(given) = &provider.envoy_ext_authz_grpc {
             grpc(findings, &format!("{path}.envoyExtAuthzGrpc"), given);
         }
+        if let Some(given) = &provider.opentelemetry {
+            opentelemetry(findings, &format!("{path}.opentelemetry"), given);
+        }
+        if let Some(given) = &provider.zipkin {
+            zipkin(findings, &format!("{path}.zipkin"), given);
+        }
         if let Some(given) = &provider.envoy_file_access_log {
             file(findings, &format!("{path}.envoyFileAccessLog"), given);
         }
+    }
+}
+
+fn opentelemetry(findings: &mut Findings, path: &str, provider: &OpenTelemetry) {
+    place(findings, path, &provider.service, provider.port);
+    jaeger(findings, &format!("{path}.port"), provider.port);
+    if provider.http.is_some() && provider.grpc.is_some() {
+        findings.error(format!("{path}.grpc"), "stands beside http", "give one of the two");
+    }
+    let mut fields = Vec::new();
+    if let Some(http) = &provider.http {
+        period(findings, &format!("{path}.http.timeout"), http.timeout);
+        if !http.path.starts_with('/') {
+            let reason = format!("{:?} does not begin with a slash", http.path);
+            findings.error(format!("{path}.http.path"), reason, "write /v1/traces");
+        }
+        fields.extend(http.headers.iter().enumerate().map(|(i, f)| (format!("{path}.http.headers[{i}]"), f)));
+    }
+    if let Some(grpc) = &provider.grpc {
+        period(findings, &format!("{path}.grpc.timeout"), grpc.timeout);
+        let all = grpc.initial_metadata.iter().enumerate();
+        fields.extend(all.map(|(i, f)| (format!("{path}.grpc.initialMetadata[{i}]"), f)));
+    }
+    for (path, field) in fields {
+        let fits = http::HeaderName::from_bytes(field.name.as_bytes()).is_ok()
+            && http::HeaderValue::from_str(&field.value).is_ok();
+        if !fits {
+            findings.error(path, "not a header field", "give a name and a value that HTTP can carry");
+        }
+    }
+}
+
+fn zipkin(findings: &mut Findings, path: &str, provider: &Zipkin) {
+    place(findings, path, &provider.service, provider.port);
+    jaeger(findings, &format!("{path}.port"), provider.port);
+    if !provider.path.is_empty() && !provider.path.starts_with('/') {
+        let reason = format!("{:?} does not begin with a slash", provider.path);
+        findings.error(format!("{path}.path"), reason, "write /PATH, or leave it out for /api/v2/spans");
+    }
+}
+
+/// Collectors took Jaeger's own format at one port, which neither Envoy nor Weft speaks.
+pub(super) fn jaeger(findings: &mut Findings, path: &str, port: u16) {
+    if port == JAEGER_PORT {
+        let reason = format!(
+            "port {JAEGER_PORT} takes Jaeger's Thrift, which no proxy sends any more: spans go to the same host by OTLP, \
+             over gRPC at port {OTLP_GRPC_PORT} (where http is given, at {OTLP_HTTP_PORT})"
+        );
+        let help = "write the port of OTLP, and see that the host has it; Tempo and Jaeger take it";
+        findings.warn(path, reason, help);
     }
 }
 

@@ -1,8 +1,9 @@
 //! MeshConfig.
 
 use super::super::diagnostic::Findings;
-use super::extension_provider::extension_providers;
+use super::extension_provider::{extension_providers, jaeger};
 use super::load_balancer::locality_setting;
+use super::telemetry::{sampling, span_tags};
 use super::virtual_service::retries;
 use super::{destination_rule, gateway_api, period, period_or_zero};
 use crate::model::gateway::TlsVersion;
@@ -51,6 +52,23 @@ pub(in super::super) fn mesh_config(spec: &MeshConfig, findings: &mut Findings) 
         "defaultConfig.terminationDrainDuration",
         spec.default_config.termination_drain_duration,
     );
+    let tracing = &spec.default_config.tracing;
+    sampling(findings, "defaultConfig.tracing.sampling", tracing.sampling);
+    span_tags(findings, "defaultConfig.tracing.customTags", &tracing.custom_tags);
+    if let Some(zipkin) = &tracing.zipkin {
+        let path = "defaultConfig.tracing.zipkin.address";
+        match zipkin.parts() {
+            None => {
+                let reason = format!("{:?} is no address", zipkin.address);
+                findings.error(
+                    path,
+                    reason,
+                    "write HOST:PORT, such as zipkin.istio-system.svc.cluster.local:9411",
+                );
+            }
+            Some((_, port, _)) => jaeger(findings, path, port),
+        }
+    }
     if let Some(keepalive) = &spec.tcp_keepalive {
         destination_rule::tcp_keepalive(findings, "tcpKeepalive", keepalive);
     }

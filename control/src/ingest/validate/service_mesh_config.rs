@@ -106,12 +106,10 @@ fn rule(findings: &mut Findings, path: &str, rule: &MeshRule) {
 }
 
 fn observability(findings: &mut Findings, path: &str, told: &MeshObservability) {
-    for (field, given) in
-        [("tracingEnabled", told.tracing_enabled.is_some()), ("samplingRate", told.sampling_rate.is_some())]
+    if let Some(rate) = told.sampling_rate
+        && !(0.0..=1.0).contains(&rate)
     {
-        if given {
-            let reason = "not supported by Weft yet: there is no tracing";
-            findings.error(format!("{path}.{field}"), reason, "take the field out; it would have no effect");
-        }
+        let reason = format!("{rate} is no share of requests from 0 to 1");
+        findings.error(format!("{path}.samplingRate"), reason, "write 0.01 for one of a hundred, 1 for all");
     }
 }

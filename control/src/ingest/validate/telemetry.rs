@@ -4,7 +4,8 @@ use super::super::diagnostic::Findings;
 use super::annotations;
 use super::authorization_policy::{selector, targets};
 use crate::model::meta::Meta;
-use crate::model::telemetry::{ProviderName, TagOperation, Telemetry};
+use crate::model::telemetry::{ProviderName, TagOperation, Telemetry, Tracing};
+use crate::model::tracing::{Share, SpanTags};
 
 pub(in super::super) fn telemetry(spec: &Telemetry, meta: &Meta, findings: &mut Findings) {
     annotations(findings, meta, &[]);
@@ -25,6 +26,7 @@ pub(in super::super) fn telemetry(spec: &Telemetry, meta: &Meta, findings: &mut 
             }
         }
     }
+    tracing(findings, &spec.tracing);
     for (index, metrics) in spec.metrics.iter().enumerate() {
         let path = format!("spec.metrics[{index}]");
         names(findings, &path, &metrics.providers);
@@ -57,6 +59,66 @@ pub(in super::super) fn telemetry(spec: &Telemetry, meta: &Meta, findings: &mut 
                     TagOperation::Remove => {}
                     TagOperation::Upsert => value(findings, &format!("{path}.value"), &change.value),
                 }
+            }
+        }
+    }
+}
+
+fn tracing(findings: &mut Findings, all: &[Tracing]) {
+    if all.len() > 1 {
+        let reason = format!("has {} items, of which Istio takes none: one says it all", all.len());
+        let help =
+            "make one item of them: each dash begins one, and only the first field of an item has a dash";
+        findings.error("spec.tracing", reason, help);
+    }
+    for (index, tracing) in all.iter().enumerate() {
+        let path = format!("spec.tracing[{index}]");
+        names(findings, &path, &tracing.providers);
+        sampling(findings, &format!("{path}.randomSamplingPercentage"), tracing.random_sampling_percentage);
+        span_tags(findings, &format!("{path}.customTags"), &tracing.custom_tags);
+    }
+}
+
+/// A share of requests: a percentage, which some take for a fraction.
+pub(super) fn sampling(findings: &mut Findings, path: &str, share: Option<Share>) {
+    let Some(share) = share else { return };
+    let percent = share.percent();
+    if !share.fits() {
+        findings.error(path, format!("{percent} is no percentage"), "write 0 to 100");
+    } else if share.0 > 0 && percent <= 1.0 {
+        let one_in = 100.0 / percent;
+        let reason = format!("{percent} is {percent} %: of {one_in:.0} requests one is traced");
+        findings.warn(path, reason, "write 100 for all requests; a fraction of 0.01 is 1 here");
+    }
+}
+
+/// Tags of spans.
+pub(super) fn span_tags(findings: &mut Findings, path: &str, tags: &SpanTags) {
+    for (name, tag) in tags {
+        let path = format!("{path}.{name}");
+        let said = usize::from(tag.literal.is_some())
+            + usize::from(tag.environment.is_some())
+            + usize::from(tag.header.is_some())
+            + usize::from(tag.formatter.is_some());
+        let help = "give one of literal, environment, header and formatter";
+        match said {
+            0 => findings.error(&path, "says nothing of its value", help),
+            1 => {}
+            _ => findings.error(&path, "says several things of its value", help),
+        }
+        for (field, text) in [("literal", &tag.literal), ("formatter", &tag.formatter)] {
+            if text.as_ref().is_some_and(|text| text.value.is_empty()) {
+                findings.error(format!("{path}.{field}.value"), "missing", "write the value");
+            }
+        }
+        for (field, named) in [("environment", &tag.environment), ("header", &tag.header)] {
+            let Some(named) = named else { continue };
+            let at = format!("{path}.{field}.name");
+            if named.name.is_empty() {
+                findings.error(at, "missing", "write the name");
+            } else if field == "header" && http::HeaderName::from_bytes(named.name.as_bytes()).is_err() {
+                let reason = format!("{:?} is no header field's name", named.name);
+                findings.error(at, reason, "write a name such as x-user-id");
             }
         }
     }

@@ -6,6 +6,7 @@ use super::super::diagnostic::{Diagnostic, Severity};
 use crate::model::host::resolve_short;
 use crate::model::meta::Meta;
 use crate::model::service::Resolution;
+use crate::model::tracing::{JAEGER_PORT, OTLP_GRPC_PORT, OTLP_HTTP_PORT};
 use crate::model::traffic_management::serves;
 use crate::model::{Endpoint, World};
 
@@ -14,6 +15,7 @@ pub(in super::super) fn whole(world: &World) -> Vec<Diagnostic> {
     health_checks(world, &mut found);
     replicas(world, &mut found);
     trials(world, &mut found);
+    tracing(world, &mut found);
     found
 }
 
@@ -100,6 +102,57 @@ fn replicas(world: &World, found: &mut Vec<Diagnostic>) {
                     warn("version", format!("drift: {host} has no endpoint{which}"));
                 }
                 _ => {}
+            }
+        }
+    }
+}
+
+/// Spans that go nowhere.
+fn tracing(world: &World, found: &mut Vec<Diagnostic>) {
+    let providers = &world.mesh().extension_providers;
+    for object in world.telemetries() {
+        for (index, tracing) in object.spec.tracing.iter().enumerate() {
+            let Some(name) = tracing.providers.first().map(|p| p.name.as_str()) else { continue };
+            let path = format!("spec.tracing[{index}].providers[0].name");
+            let provider = providers.iter().find(|p| p.name == name);
+            let place = provider.and_then(|p| {
+                let otlp = p.opentelemetry.as_ref().map(|o| (o.service.as_str(), o.port, o.http.is_none()));
+                otlp.or(p.zipkin.as_ref().map(|z| (z.service.as_str(), z.port, z.port == JAEGER_PORT)))
+            });
+            let Some((service, port, grpc)) = place else {
+                let reason = match provider {
+                    None => format!("no extension provider is called {name}: nothing is traced"),
+                    Some(_) => format!("the extension provider {name} takes no spans: nothing is traced"),
+                };
+                let help =
+                    "give MeshConfig's extensionProviders one of that name, with opentelemetry or zipkin";
+                found.push(warning(&object.meta, &path, reason, help));
+                continue;
+            };
+            let port = match (port, grpc) {
+                (JAEGER_PORT, true) => OTLP_GRPC_PORT,
+                (JAEGER_PORT, false) => OTLP_HTTP_PORT,
+                (port, _) => port,
+            };
+            let (namespace, host) = match service.split_once('/') {
+                Some((namespace, host)) => (Some(namespace), host),
+                None => (None, service),
+            };
+            let mut known = world.services_with_host(host);
+            let known = known.find(|s| namespace.is_none_or(|n| s.namespace() == n));
+            let Some(port_of) = known.and_then(|s| s.port(port)) else {
+                let reason = format!("no service {service} with port {port} is known: nothing is traced");
+                let help =
+                    "add the service of the collector, or a ServiceEntry for it, or correct the provider";
+                found.push(warning(&object.meta, &path, reason, help));
+                continue;
+            };
+            if grpc && !port_of.protocol.is_http2() {
+                let reason = format!(
+                    "port {port} of {service} is not said to speak HTTP/2, which OTLP over gRPC needs: spans may be lost"
+                );
+                let help = "name the port grpc-otlp, or give it appProtocol: grpc";
+                found.push(warning(&object.meta, &path, reason, help));
             }
         }
     }

@@ -128,7 +128,7 @@ fn asking(world: &World, provider: &ExtensionProvider, layer: &Layer) -> Option<
 }
 
 /// The host of a service that is known, and its cluster. A host without a namespace must be of one namespace alone.
-fn service(world: &World, service: &str, port: u16) -> Option<(String, String)> {
+pub(in crate::render) fn service(world: &World, service: &str, port: u16) -> Option<(String, String)> {
     let (namespace, host) = match service.split_once('/') {
         Some((namespace, host)) => (Some(namespace), host),
         None => (None, service),
