@@ -21,14 +21,14 @@ const PRODUCT: &str = "spiffe://cluster.local/ns/ecotrack/sa/product-service";
 
 /// Who is the sidecar.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Program {
+pub(crate) enum Program {
     Envoy,
     /// Our proxy, which gets everything by the same bootstrap: secrets and configuration over the agent's sockets.
     Weft,
 }
 
 /// A proxy with its agent.
-struct Sidecar {
+pub(crate) struct Sidecar {
     _envoy: Process,
     _agent: Process,
     _directory: tempfile::TempDir,
@@ -37,7 +37,7 @@ struct Sidecar {
 
 impl Sidecar {
     /// Starts both in the place of the workload's own proxy, and waits until Envoy serves.
-    fn start(mesh: &Mesh, workload: &Workload, mode: &str, program: Program) -> Self {
+    pub(crate) fn start(mesh: &Mesh, workload: &Workload, mode: &str, program: Program) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str| directory.path().join(name);
         let at = |port: u16| SocketAddr::new(workload.address, port).to_string();

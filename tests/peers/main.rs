@@ -26,4 +26,5 @@ mod rate_limits;
 mod rendering;
 #[path = "../authz/mod.rs"]
 mod tables;
+mod tracing;
 mod trials;

@@ -97,8 +97,10 @@ fn files(directory: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Whether a call of such a macro has an entry `name: ...` or `name => ...`.
+/// Whether a call of such a macro has an entry `name: ...` or `name => ...`, or is a list of names with this one in it.
 fn lists(call: &syn::Macro, name: &str) -> bool {
     let tokens: Vec<String> = call.tokens.clone().into_iter().map(|token| token.to_string()).collect();
+    let is_name = |token: &String| token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     tokens.windows(2).any(|pair| pair[0] == name && matches!(pair[1].as_str(), ":" | "="))
+        || (tokens.iter().all(is_name) && tokens.iter().any(|token| token == name))
 }
