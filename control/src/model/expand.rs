@@ -1,7 +1,7 @@
 //! What a ServiceMeshConfig stands for: DestinationRules, PeerAuthentications, AuthorizationPolicies and Telemetries, as if they were written
 //! beside it. What is written explicitly wins, and the mesh's defaults and the built-in ones come after both.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -294,20 +294,38 @@ impl Work<'_> {
         }
     }
 
-    /// The subsets of a trial's versions, where no DestinationRule has them.
+    /// The subsets of a trial's versions, where DestinationRules lack them: those of the service's namespace, and those that clients
+    /// have for themselves, of which each goes before the service's.
     fn versions(&mut self, object: &Object<TrafficManagement>, trial: &CanaryDeployment) {
-        let namespace = &object.meta.namespace;
+        let rules = &self.objects.destination_rules;
+        let mut groups: BTreeMap<(String, Option<Labels>), Vec<usize>> = BTreeMap::new();
+        groups.insert((object.meta.namespace.clone(), None), Vec::new());
+        for (index, rule) in
+            rules.iter().enumerate().filter(|(_, rule)| covers(&rule.spec.host, &trial.service))
+        {
+            let who =
+                (rule.meta.namespace.clone(), rule.spec.workload_selector.as_ref().map(|s| s.labels.clone()));
+            groups.entry(who).or_default().push(index);
+        }
+        for ((namespace, _), mut group) in groups {
+            group.sort_by(|a, b| {
+                let rules = &self.objects.destination_rules;
+                rules[*a].meta.precedence(&rules[*b].meta)
+            });
+            self.versions_of(object, trial, &namespace, &group);
+        }
+    }
+
+    /// The same for the rules of one namespace and one selector, in their order of precedence.
+    fn versions_of(
+        &mut self,
+        object: &Object<TrafficManagement>,
+        trial: &CanaryDeployment,
+        namespace: &str,
+        group: &[usize],
+    ) {
         let rules = &mut self.objects.destination_rules;
-        let mut own: Vec<usize> = (0..rules.len())
-            .filter(|index| {
-                let rule = &rules[*index];
-                rule.meta.namespace == *namespace
-                    && rule.spec.workload_selector.is_none()
-                    && covers(&rule.spec.host, &trial.service)
-            })
-            .collect();
-        own.sort_by(|a, b| rules[*a].meta.precedence(&rules[*b].meta));
-        let exact: Vec<usize> = own
+        let exact: Vec<usize> = group
             .iter()
             .copied()
             .filter(|i| rules[*i].spec.host.eq_ignore_ascii_case(&trial.service))
@@ -335,14 +353,17 @@ impl Work<'_> {
             return;
         }
         // A rule for this host goes before one for a wildcard, and must say what that says.
-        let wide =
-            own.iter().max_by_key(|index| specificity(&rules[**index].spec.host)).map(|i| rules[*i].clone());
+        let wide = group
+            .iter()
+            .max_by_key(|index| specificity(&rules[**index].spec.host))
+            .map(|i| rules[*i].clone());
         let mut hasher = DefaultHasher::new();
         (object.meta.version, wide.as_ref().map(|rule| rule.meta.version)).hash(&mut hasher);
         let mut meta = Meta {
             kind: Kind::DestinationRule,
             api_version: "networking.istio.io/v1".to_owned(),
             version: hasher.finish(),
+            namespace: namespace.to_owned(),
             annotations: wide.as_ref().map(|rule| rule.meta.annotations.clone()).unwrap_or_default(),
             created: None,
             ..object.meta.clone()

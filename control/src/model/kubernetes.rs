@@ -34,6 +34,13 @@ pub struct KubernetesService {
     pub session_affinity: String,
 }
 
+impl KubernetesService {
+    /// It is another name for something else, and nothing stands behind it.
+    pub fn is_external_name(&self) -> bool {
+        self.service_type == "ExternalName"
+    }
+}
+
 /// A port of a Kubernetes Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

@@ -5,6 +5,7 @@
 
 pub mod acme;
 mod addresses;
+mod aliases;
 mod allocation;
 pub mod authorization_policy;
 pub mod change;

@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::aliases::aliases;
 use super::allocation::allocate;
 use super::kubernetes::{Backends, IntOrName, KubernetesService, Pod};
 use super::mesh_config::MeshConfig;
@@ -153,7 +154,7 @@ pub(super) fn services(
         WorkloadIndex::new(registered.entries.iter().cloned().chain(ready).collect())
     });
     let mut made = Vec::with_capacity(kubernetes.len() + entries.len());
-    for service in kubernetes {
+    for service in kubernetes.iter().filter(|service| !service.spec.is_external_name()) {
         let object = Origin::Kubernetes(service.clone());
         let before = known.get(&object.place()).copied();
         let (meta, spec) = (&service.meta, &service.spec);
@@ -209,11 +210,16 @@ pub(super) fn services(
         a.meta.precedence(&b.meta)
     });
     let mut services: Vec<Arc<Service>> = all.iter().map(|place| at(&made, *place)).collect();
+    let aliases = aliases(kubernetes, domain);
     for ((index, place), (service, allocated)) in
         all.iter().zip(services.iter_mut().zip(allocate_for(&all, &made)))
     {
-        if service.versions == ServiceVersions::default() || service.allocated != allocated {
-            let whole = Service { allocated, ..Service::clone(service) };
+        let aliases = aliases.get(&service.hostname).cloned().unwrap_or_default();
+        if service.versions == ServiceVersions::default()
+            || service.allocated != allocated
+            || service.aliases != aliases
+        {
+            let whole = Service { allocated, aliases, ..Service::clone(service) };
             *service = Arc::new(whole.versioned());
             made[*index].services[*place] = service.clone();
         }
@@ -274,6 +280,7 @@ fn from_kubernetes(
         ports: spec
             .ports
             .iter()
+            .filter(|port| !port.protocol.eq_ignore_ascii_case("udp"))
             .map(|port| ServicePort {
                 number: port.port,
                 name: port.name.clone(),
@@ -293,6 +300,7 @@ fn from_kubernetes(
         resolution: if headless { Resolution::None } else { Resolution::Static },
         location: ServiceLocation::MeshInternal,
         export_to: ExportTo::parse(&export, &mesh.default_service_export_to, &meta.namespace),
+        aliases: Vec::new(),
         subject_alt_names: Vec::new(),
         endpoints,
         waiting,
@@ -324,10 +332,11 @@ fn from_entry(
         addresses: spec.addresses.clone(),
         allocated: Vec::new(),
         headless: false,
-        ports: spec.ports.iter().map(entry_port).collect(),
+        ports: spec.ports.iter().map(entry_port).filter(|port| port.protocol != Protocol::Udp).collect(),
         resolution: spec.resolution,
         location: spec.location,
         export_to: ExportTo::parse(&spec.export_to, &mesh.default_service_export_to, &meta.namespace),
+        aliases: Vec::new(),
         subject_alt_names: spec.subject_alt_names.clone(),
         endpoints,
         waiting,

@@ -25,7 +25,7 @@ pub struct Service {
     pub allocated: Vec<String>,
     /// A Kubernetes Service without a virtual address.
     pub headless: bool,
-    /// Its ports, in the order of the file.
+    /// Its ports, in the order of the file, but for those of UDP, which proxies leave alone.
     pub ports: Vec<ServicePort>,
     /// How endpoints are found.
     pub resolution: Resolution,
@@ -33,6 +33,9 @@ pub struct Service {
     pub location: ServiceLocation,
     /// Who sees it.
     pub export_to: ExportTo,
+    /// Other names for it: Kubernetes Services of type ExternalName that lead here. DNS takes their clients to this service's
+    /// address, so a proxy tells them by the Host alone.
+    pub aliases: Vec<Alias>,
     /// Names of which the server's certificate must carry one (ServiceEntry).
     pub subject_alt_names: Vec<String>,
     /// Its endpoints, in the order of the files.
@@ -66,7 +69,7 @@ impl Service {
             shape: hash(&|hasher| {
                 (&self.hostname, &self.meta.namespace, &self.meta.name, self.origin).hash(hasher);
                 (&self.addresses, &self.allocated, self.headless, &self.ports, self.resolution).hash(hasher);
-                (self.location, &self.export_to, &self.subject_alt_names).hash(hasher);
+                (self.location, &self.export_to, &self.aliases, &self.subject_alt_names).hash(hasher);
             }),
             endpoints: hash(&|hasher| self.endpoints.hash(hasher)),
             identities: hash(&|hasher| super::registry::service_accounts(&self).hash(hasher)),
@@ -103,6 +106,15 @@ impl Service {
             (TargetPort::Same, _) => Some(endpoint.ports.get(&port.name).copied().unwrap_or(port.number)),
         }
     }
+}
+
+/// Another name for a service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Alias {
+    /// Full host name.
+    pub hostname: Arc<str>,
+    /// Namespace of the Service that gives it.
+    pub namespace: String,
 }
 
 /// What kind of object a service comes from.

@@ -208,23 +208,29 @@ fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service
     })
 }
 
-/// The names and addresses by which a node calls a service.
-fn domains_of(world: &World, service: &Service, node: &ProxyNode) -> Vec<String> {
-    let full = service.hostname.to_string();
-    let suffix = format!(".{}.svc.{}", service.namespace(), world.domain());
-    let mut names = absolute(&full);
-    if let Some(short) = full.strip_suffix(&suffix) {
-        let own = service.namespace();
+/// The names by which a node calls a host of this namespace, the full one first.
+fn names_of(full: &str, own: &str, world: &World, node: &ProxyNode) -> Vec<String> {
+    let mut names = absolute(full);
+    if let Some(short) = full.strip_suffix(&format!(".{own}.svc.{}", world.domain())) {
         if own == node.namespace {
             names.push(short.to_owned());
         }
         names.push(format!("{short}.{own}"));
         names.push(format!("{short}.{own}.svc"));
     }
+    names
+}
+
+/// The names and addresses by which a node calls a service.
+fn domains_of(world: &World, service: &Service, node: &ProxyNode) -> Vec<String> {
+    let mut names = names_of(&service.hostname, service.namespace(), world, node);
     if service.headless {
         // Its members have names below it.
         let below: Vec<_> = names.iter().map(|name| format!("*.{name}")).collect();
         names.extend(below);
+    }
+    for alias in &service.aliases {
+        names.extend(names_of(&alias.hostname, &alias.namespace, world, node));
     }
     names.extend(addresses(service, node).into_iter().map(str::to_owned));
     names

@@ -817,6 +817,27 @@ fn a_version_on_trial_gets_its_share() {
     );
     let own = world_of(&rule);
     assert_eq!(shares(&own), [(old.to_owned(), 90), ("fresh".to_owned(), 10)]);
+    // Clients that have a rule of their own for the service, or for many, take part as well.
+    for (name, scope) in [
+        ("a.n.svc.cluster.local", ""),
+        ("*.n.svc.cluster.local", ""),
+        ("a.n.svc.cluster.local", ", workloadSelector: {matchLabels: {}}"),
+    ] {
+        let theirs = format!(
+            "{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: own, namespace: m}}, spec: {{host: '{name}', \
+             trafficPolicy: {{loadBalancer: {{simple: RANDOM}}}}{scope}}}}}\n---\n"
+        );
+        let world = world_of(
+            &(theirs
+                + "{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {name: default, namespace: m}, spec: {egress: [{port: {number: 80, protocol: HTTP, name: http}, captureMode: NONE, hosts: ['*/*']}]}}\n---\n"),
+        );
+        let seen = render(&world, &node("sidecar", CLIENT, "m"), false, &Memo::default());
+        let config = value(&seen, ResourceType::Route, "80");
+        let text = config["virtual_hosts"].to_string();
+        assert!(text.contains("outbound|80|version-v1-2-0|a.n.svc.cluster.local"), "{name}{scope}: {text}");
+        let cluster = value(&seen, ResourceType::Cluster, "outbound|80|version-v1-2-0|a.n.svc.cluster.local");
+        assert_eq!(cluster["lb_policy"], "RANDOM", "{name}{scope}");
+    }
     let cluster =
         value(&rendered(&own), ResourceType::Cluster, &format!("outbound|80|{old}|a.n.svc.cluster.local"));
     assert_eq!(cluster["lb_policy"], "RANDOM");
@@ -830,4 +851,66 @@ fn a_version_on_trial_gets_its_share() {
         "{route: [{destination: {host: a}, weight: 40}, {destination: {host: a, subset: fresh}, weight: 60}]}",
     );
     assert_eq!(both, [(old.to_owned(), 3600), ("fresh".to_owned(), 400), ("fresh".to_owned(), 6000)]);
+}
+
+#[test]
+fn a_service_is_known_by_its_aliases_and_not_by_those_that_lead_elsewhere() {
+    let alias = |name: &str, namespace: &str, target: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{type: ExternalName, externalName: {target}}}\n---\n"
+        )
+    };
+    let more = [
+        alias("old-a", "n", "a.n.svc.cluster.local"),
+        alias("a", "m", "old-a.n.svc.cluster.local."),
+        alias("elsewhere", "n", "example.com"),
+        alias("ring", "n", "gnir.n.svc.cluster.local"),
+        alias("gnir", "n", "ring.n.svc.cluster.local"),
+    ]
+    .concat();
+    let config = value(&rendered(&world(&more)), ResourceType::Route, "80");
+    let hosts = config["virtual_hosts"].as_array().unwrap();
+    let host = hosts.iter().find(|h| h["name"] == "a.n.svc.cluster.local:80").unwrap();
+    let names = [
+        "a.n.svc.cluster.local",
+        "a.n.svc.cluster.local.",
+        "a",
+        "a.n",
+        "a.n.svc",
+        "a.m.svc.cluster.local",
+        "a.m.svc.cluster.local.",
+        "a.m",
+        "a.m.svc",
+        "old-a.n.svc.cluster.local",
+        "old-a.n.svc.cluster.local.",
+        "old-a",
+        "old-a.n",
+        "old-a.n.svc",
+    ];
+    assert_eq!(host["domains"], json!(names));
+    let others: Vec<_> = hosts.iter().map(|h| h["name"].as_str().unwrap()).collect();
+    assert_eq!(others, ["a.n.svc.cluster.local:80", "b.n.svc.cluster.local:80", "allow_any"]);
+}
+
+#[test]
+fn a_port_of_udp_takes_nothing_from_that_of_tcp_with_its_number() {
+    let service = "apiVersion: v1
+kind: Service
+metadata: {name: both, namespace: n}
+spec:
+  selector: {app: both}
+  ports:
+    - {name: quic, port: 443, targetPort: 8444, protocol: UDP}
+    - {name: tcp, port: 443, targetPort: 8443}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: w, namespace: n}
+spec: {address: 10.0.0.9, labels: {app: both}}
+---
+";
+    let world = world(service);
+    let service = world.service("both.n.svc.cluster.local", "n").unwrap();
+    let at: Vec<_> = service.ports.iter().map(|p| service.endpoint_port(p, &service.endpoints[0])).collect();
+    assert_eq!(at, [Some(8443)]);
 }

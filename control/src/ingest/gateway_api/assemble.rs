@@ -46,14 +46,14 @@ pub(super) fn assemble(
         let here: Vec<_> = attached.doors.iter().filter(|one| one.door == index).collect();
         if door.listener.protocol == "TLS" {
             // Of Gateways with the same workloads the first one's place stands for all.
-            let same = served.iter().position(|other| other.place.as_ref() == Ok(place)).unwrap_or(door.of);
+            let same = served.iter().position(|other| other.meets(&served[door.of])).unwrap_or(door.of);
             let taken = names.entry((same, door.listener.port)).or_default();
             tls(known, door, &here, taken, &mut made);
         } else {
             let others: Vec<_> = doors
                 .iter()
                 .filter(|other| other.opens() && other.listener.port == door.listener.port)
-                .filter(|other| served[other.of].place.as_ref() == Ok(place))
+                .filter(|other| served[other.of].meets(&served[door.of]))
                 .collect();
             http(known, mesh, door, &here, &others, &mut made);
         }

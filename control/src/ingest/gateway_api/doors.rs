@@ -28,7 +28,15 @@ pub(super) struct Served<'a> {
     /// Hosts of the Services in front of it.
     pub(super) addresses: Vec<String>,
     /// Workloads that are known to serve it.
-    pub(super) workloads: usize,
+    pub(super) workloads: BTreeSet<ObjectKey>,
+}
+
+impl Served<'_> {
+    /// Whether one workload serves both: they name the same ones, or some stand among those of either, however it names them.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        let named = self.place.is_ok() && self.place.as_ref().ok() == other.place.as_ref().ok();
+        named || !self.workloads.is_disjoint(&other.workloads)
+    }
 }
 
 /// A listener of one.
@@ -124,8 +132,9 @@ pub(super) fn open<'a>(
     let here = |namespace: &str, labels: &Labels| {
         place.as_ref().is_ok_and(|p| p.namespace == namespace && selects(&p.selector, labels))
     };
-    let entries = objects.workload_entries.iter().filter(|e| here(&e.meta.namespace, &e.spec.labels)).count();
-    let pods = objects.pods.iter().filter(|p| here(&p.workload.meta.namespace, p.workload.labels())).count();
+    let entries = objects.workload_entries.iter().filter(|e| here(&e.meta.namespace, &e.spec.labels));
+    let pods = objects.pods.iter().filter(|p| here(&p.workload.meta.namespace, p.workload.labels()));
+    let workloads = entries.map(|e| e.meta.key()).chain(pods.map(|p| p.workload.meta.key())).collect();
     let doors = object
         .spec
         .listeners
@@ -146,7 +155,7 @@ pub(super) fn open<'a>(
             door
         })
         .collect();
-    (Served { object, place, addresses, workloads: entries + pods }, doors)
+    (Served { object, place, addresses, workloads }, doors)
 }
 
 /// Namespace and name of the Service whose host this is, as seen from a namespace.
@@ -266,12 +275,12 @@ pub(super) fn contradictions(served: &[Served<'_>], doors: &mut [Door<'_>]) {
     for index in 0..doors.len() {
         let (before, rest) = doors.split_at_mut(index);
         let Some(door) = rest.first_mut() else { return };
-        let Ok(place) = &served[door.of].place else { continue };
+        if served[door.of].place.is_err() {
+            continue;
+        }
         let plain = door.listener.protocol == "HTTP";
         for other in before.iter().filter(|other| other.conflict.is_none()) {
-            let same =
-                served[other.of].place.as_ref() == Ok(place) && other.listener.port == door.listener.port;
-            if !same {
+            if other.listener.port != door.listener.port || !served[other.of].meets(&served[door.of]) {
                 continue;
             }
             let what = format!(

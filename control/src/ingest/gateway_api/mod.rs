@@ -149,7 +149,7 @@ fn stands(gateway: &Served<'_>, doors: &[&Door<'_>], diagnostics: &mut Vec<Diagn
         },
         _ => Condition::holds("Accepted", "Accepted"),
     };
-    let there = gateway.place.is_ok() && gateway.workloads > 0;
+    let there = gateway.place.is_ok() && !gateway.workloads.is_empty();
     let programmed = match &gateway.place {
         Err((reason, message)) => Condition::fails("Programmed", reason, message.as_str()),
         Ok(_) if opened == 0 => Condition::fails("Programmed", "Invalid", invalid),

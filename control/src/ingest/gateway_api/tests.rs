@@ -348,6 +348,45 @@ fn a_gateway_is_told_what_becomes_of_each_listener() {
 }
 
 #[test]
+fn gateways_that_one_workload_serves_contradict_each_other_however_they_name_it() {
+    let text = |label: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {{name: weft}}
+spec: {{controllerName: weft.dev/gateway-controller}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: gw, namespace: edge}}
+spec: {{gatewayClassName: weft, listeners: [{{name: a, port: 80, protocol: HTTP, hostname: a.b}}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: other, namespace: edge}}
+spec:
+  gatewayClassName: weft
+  listeners: [{{name: a, port: 80, protocol: HTTP, hostname: a.b}}]
+  addresses: [{{type: Hostname, value: front.edge.svc.cluster.local}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: front, namespace: edge}}
+spec: {{selector: {{istio: ingress}}, ports: [{{name: http, port: 80}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: w, namespace: edge}}
+spec: {{address: 127.0.0.1, labels: {{istio: ingress, gateway.networking.k8s.io/gateway-name: {label}}}}}
+---
+"
+        )
+    };
+    assert_eq!(seen(&text("gw")).objects.gateways.len(), 1);
+    assert_eq!(seen(&text("third")).objects.gateways.len(), 2);
+}
+
+#[test]
 fn routes_are_counted_where_they_attach() {
     let both = "{parentRefs: [{name: gw, namespace: edge}], hostnames: [x.own.example, y.example], rules: [{backendRefs: [{name: a, port: 80}]}]}";
     let seen = at_edge(&(route("HTTPRoute", "shop", "r", both) + &route("GRPCRoute", "shop", "g", both)));

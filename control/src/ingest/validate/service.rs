@@ -9,16 +9,24 @@ use crate::model::meta::Meta;
 use crate::model::service::Protocol;
 
 pub(in super::super) fn kubernetes_service(spec: &KubernetesService, _meta: &Meta, findings: &mut Findings) {
-    if spec.service_type == "ExternalName" || !spec.external_name.is_empty() {
-        let help = "describe the other service by a ServiceEntry";
-        findings.error("spec.type", "ExternalName is not supported by Weft yet", help);
+    if spec.is_external_name() {
+        if spec.external_name.is_empty() {
+            let help = "name the host that it stands for";
+            findings.error("spec.externalName", "missing", help);
+        }
+        // What else it says matters to nobody: the name alone counts.
         return;
     }
+    if !spec.external_name.is_empty() {
+        let help = "write type: ExternalName, or leave externalName out";
+        findings.warn("spec.externalName", "only Services of type ExternalName have one", help);
+    }
     if !matches!(spec.service_type.as_str(), "" | "ClusterIP" | "NodePort" | "LoadBalancer") {
-        let help = "it is ClusterIP, NodePort or LoadBalancer";
+        let help = "it is ClusterIP, NodePort, LoadBalancer or ExternalName";
         findings.error("spec.type", format!("unknown type {:?}", spec.service_type), help);
     }
-    if spec.ports.is_empty() {
+    // Members of a headless service are found by DNS, without ports.
+    if spec.ports.is_empty() && spec.cluster_ip != "None" {
         findings.error("spec.ports", "missing", "give at least one port");
     }
     if !matches!(spec.cluster_ip.as_str(), "" | "None")

@@ -161,9 +161,6 @@ fn add<'a>(
 ) {
     let (service, number): (&'a Service, u16) = (reached.service, port.number);
     let protocol = port.protocol;
-    if protocol == crate::model::Protocol::Udp {
-        return;
-    }
     let own: Vec<String> = match reached.bind {
         ANY => addresses(service, node).into_iter().map(str::to_owned).collect(),
         given => vec![given.to_owned()],
