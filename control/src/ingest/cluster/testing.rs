@@ -12,7 +12,7 @@ use super::store::{Raw, Store};
 use crate::model::World;
 
 fn kind(name: &str) -> &'static Kind {
-    BUILT_IN.iter().chain(&DEFINED).find(|kind| kind.kind == name).expect("a kind that is watched")
+    BUILT_IN.iter().chain(&DEFINED).find(|kind| kind.id() == name).expect("a kind that is watched")
 }
 
 /// Kind, namespace and name.
@@ -34,7 +34,13 @@ impl Cluster {
     pub(crate) fn put(&mut self, object: Value) {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let meta = &object["metadata"];
-        let key = (text(&object["kind"]), text(&meta["namespace"]), text(&meta["name"]));
+        let of = match (object["apiVersion"].as_str(), &object["kind"]) {
+            (Some("gateway.networking.k8s.io/v1"), kind) if kind == "Gateway" => {
+                "Gateway.gateway.networking.k8s.io".to_owned()
+            }
+            (_, kind) => text(kind),
+        };
+        let key = (of, text(&meta["namespace"]), text(&meta["name"]));
         take(&mut self.store, &key, Some(object.clone()));
         self.objects.insert(key, object);
     }

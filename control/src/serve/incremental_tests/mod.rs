@@ -18,252 +18,14 @@ use xds_protos::value::from_json;
 use super::cache::{Place, RenderCache};
 use super::session::{Session, Variant};
 use crate::ingest::cluster::testing::Cluster;
+use crate::model::traffic_management::{Share, Shares};
 use crate::model::{Change, Trust, World};
 use crate::queue::Revision;
 use crate::render::{Memo, ProxyNode, ROOTS, Resources, render, roots};
 
-const NAMESPACES: [&str; 3] = ["a", "b", "istio-system"];
-const PODS: u32 = 5;
+mod edits;
 
-fn pick<'t>(random: &mut Rng, from: &[&'t str]) -> &'t str {
-    from[random.usize(..from.len())]
-}
-
-fn object(group: &str, kind: &str, namespace: &str, name: &str, spec: Value) -> Value {
-    json!({"apiVersion": group, "kind": kind, "metadata": {"name": name, "namespace": namespace}, "spec": spec})
-}
-
-fn service_host(random: &mut Rng) -> String {
-    let (service, namespace) = (random.u32(..3), pick(random, &["a", "b"]));
-    format!("s{service}.{namespace}.svc.cluster.local")
-}
-
-/// An object of a kind, as it may be written.
-fn written(random: &mut Rng, kind: &str) -> Value {
-    let namespace = pick(random, &["a", "b"]);
-    let anywhere = pick(random, &NAMESPACES);
-    let number = random.u32(..3);
-    match kind {
-        "Service" => {
-            let name = format!("s{number}");
-            let ip = if random.u32(..4) == 0 { "None".to_owned() } else { format!("10.96.{number}.1") };
-            let port = pick(random, &["http", "tcp", "https", "web"]);
-            let mut made = object(
-                "v1",
-                kind,
-                namespace,
-                &name,
-                json!({
-                    "clusterIP": ip, "selector": {"app": name}, "ports": [
-                        {"name": port, "port": 80, "targetPort": "http", "protocol": "TCP"},
-                        {"name": "grpc", "port": 81 + random.u32(..2), "protocol": "TCP"}],
-                }),
-            );
-            if random.u32(..4) == 0 {
-                made["metadata"]["annotations"] =
-                    json!({"networking.istio.io/exportTo": pick(random, &[".", "b", "*"])});
-            }
-            made
-        }
-        "Pod" => pod(random),
-        "EndpointSlice" => {
-            let service = format!("s{number}");
-            let there: Vec<u32> = (0..PODS).filter(|_| random.bool()).collect();
-            let endpoints: Vec<_> = there
-                .into_iter()
-                .map(|n| {
-                    json!({"addresses": [format!("10.0.0.{n}")],
-                        "conditions": {"ready": random.u32(..4) > 0, "serving": random.bool(), "terminating": random.bool()},
-                        "targetRef": {"kind": "Pod", "name": format!("p{n}"), "namespace": namespace}})
-                })
-                .collect();
-            json!({"apiVersion": "discovery.k8s.io/v1", "kind": kind, "addressType": "IPv4",
-                "metadata": {"name": format!("{service}-{}", random.u32(..2)), "namespace": namespace,
-                    "labels": {"kubernetes.io/service-name": service}},
-                "endpoints": endpoints, "ports": [
-                    {"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "grpc", "port": 9090, "protocol": "TCP"}]})
-        }
-        "WorkloadEntry" => object(
-            "networking.istio.io/v1",
-            kind,
-            namespace,
-            &format!("we{number}"),
-            json!({
-                "address": format!("10.0.0.{}", random.u32(..8)), "ports": {"http": 8080 + random.u32(..2)},
-                "labels": {"app": format!("s{}", random.u32(..3)), "version": pick(random, &["v1", "v2"])},
-                "serviceAccount": pick(random, &["", "one", "two"]),
-                "locality": pick(random, &["", "eu/1", "us/1"]), "weight": 1 + random.u32(..3),
-            }),
-        ),
-        "ServiceEntry" => {
-            let host = match random.u32(..4) {
-                0 => service_host(random),
-                1 => "*.wild.example".to_owned(),
-                _ => format!("e{number}.example"),
-            };
-            let wild = host.starts_with('*');
-            let resolution = if wild { "NONE" } else { pick(random, &["STATIC", "DNS"]) };
-            let mut spec = json!({
-                "hosts": [host], "resolution": resolution, "location": pick(random, &["MESH_EXTERNAL", "MESH_INTERNAL"]),
-                "ports": [{"number": 80, "name": pick(random, &["http", "tcp"]), "protocol": pick(random, &["HTTP", "TCP"])}],
-            });
-            if resolution == "STATIC" {
-                match random.u32(..3) {
-                    0 => spec["endpoints"] = json!([{"address": format!("10.1.0.{number}")}]),
-                    n => {
-                        let app = format!("s{}", n - 1);
-                        spec["workloadSelector"] = json!({"labels": {"app": app}});
-                    }
-                }
-            }
-            if random.bool() {
-                spec["addresses"] = json!([format!("10.97.0.{number}")]);
-            }
-            if random.u32(..4) == 0 {
-                spec["exportTo"] = json!([pick(random, &[".", "*"])]);
-            }
-            object("networking.istio.io/v1", kind, namespace, &format!("se{number}"), spec)
-        }
-        "VirtualService" => {
-            let host = service_host(random);
-            let mut route = json!({"route": [{"destination": {"host": service_host(random)}}]});
-            if random.bool() {
-                route["match"] = json!([{"headers": {"x": {"exact": format!("{number}")}}}]);
-            }
-            if random.u32(..3) == 0 {
-                route["match"] = json!([{"sourceLabels": {"app": format!("s{number}")}}]);
-            }
-            if random.bool() {
-                route["timeout"] = json!(format!("{}s", 1 + random.u32(..3)));
-            }
-            let mut spec = json!({"hosts": [host], "http": [route]});
-            if random.u32(..3) == 0 {
-                spec["gateways"] = json!(["mesh", "a/gw"]);
-            }
-            if random.u32(..4) == 0 {
-                spec["exportTo"] = json!([pick(random, &[".", "b", "*"])]);
-            }
-            object("networking.istio.io/v1", kind, namespace, &format!("vs{number}"), spec)
-        }
-        "DestinationRule" => {
-            let host = if random.u32(..4) == 0 { "*.cluster.local".to_owned() } else { service_host(random) };
-            let mut spec = json!({"host": host});
-            if random.bool() {
-                spec["subsets"] = json!([{"name": "v1", "labels": {"version": "v1"}}]);
-            }
-            match random.u32(..4) {
-                0 => {
-                    spec["trafficPolicy"] =
-                        json!({"tls": {"mode": pick(random, &["DISABLE", "ISTIO_MUTUAL"])}})
-                }
-                1 => {
-                    spec["trafficPolicy"] =
-                        json!({"loadBalancer": {"simple": pick(random, &["ROUND_ROBIN", "PASSTHROUGH"])}});
-                }
-                2 => {
-                    spec["trafficPolicy"] = json!({"outlierDetection": {"consecutive5xxErrors": 3},
-                        "loadBalancer": {"localityLbSetting": {"enabled": true}}});
-                }
-                _ => {}
-            }
-            if random.u32(..4) == 0 {
-                spec["workloadSelector"] = json!({"matchLabels": {"app": format!("s{number}")}});
-            }
-            object("networking.istio.io/v1", kind, anywhere, &format!("dr{number}"), spec)
-        }
-        "Sidecar" => {
-            let hosts = match random.u32(..3) {
-                0 => json!(["./*"]),
-                1 => json!(["./*", "b/s1.b.svc.cluster.local"]),
-                _ => json!(["*/*"]),
-            };
-            let mut spec = json!({"egress": [{"hosts": hosts}]});
-            if random.u32(..3) == 0 {
-                spec["workloadSelector"] = json!({"labels": {"app": format!("s{number}")}});
-            }
-            if random.u32(..3) == 0 {
-                spec["outboundTrafficPolicy"] = json!({"mode": "REGISTRY_ONLY"});
-            }
-            object("networking.istio.io/v1", kind, namespace, &format!("sc{number}"), spec)
-        }
-        "Gateway" => object(
-            "networking.istio.io/v1",
-            kind,
-            "a",
-            "gw",
-            json!({
-                "selector": {"istio": "ingress"},
-                "servers": [{"port": {"number": 80 + number, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}],
-            }),
-        ),
-        "PeerAuthentication" => {
-            let mut spec = json!({"mtls": {"mode": pick(random, &["STRICT", "PERMISSIVE", "DISABLE"])}});
-            if anywhere != "istio-system" && random.bool() {
-                spec["selector"] = json!({"matchLabels": {"app": format!("s{number}")}});
-            }
-            object("security.istio.io/v1", kind, anywhere, &format!("pa{number}"), spec)
-        }
-        "AuthorizationPolicy" => object(
-            "security.istio.io/v1",
-            kind,
-            anywhere,
-            &format!("ap{number}"),
-            json!({
-                "action": pick(random, &["ALLOW", "DENY"]),
-                "selector": {"matchLabels": {"app": format!("s{number}")}},
-                "rules": [{"from": [{"source": {"namespaces": [namespace]}}]}],
-            }),
-        ),
-        _ => json!({"apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": "istio", "namespace": "istio-system"},
-            "data": {"mesh": format!("outboundTrafficPolicy: {{mode: {}}}\ndefaultServiceExportTo: [\"{}\"]\n",
-                pick(random, &["ALLOW_ANY", "REGISTRY_ONLY"]), pick(random, &["*", "."]))}}),
-    }
-}
-
-fn pod(random: &mut Rng) -> Value {
-    let n = random.u32(..PODS);
-    let namespace = pick(random, &["a", "b"]);
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": format!("p{n}"), "namespace": namespace, "labels": {
-            "app": format!("s{}", random.u32(..3)), "version": pick(random, &["v1", "v2"]),
-            "istio": pick(random, &["ingress", "none"]),
-            "security.istio.io/tlsMode": pick(random, &["istio", "disabled"])}},
-        "spec": {"serviceAccountName": pick(random, &["one", "two"]), "hostNetwork": random.u32(..6) == 0,
-            "containers": [{"name": "c", "image": "i"}]},
-        "status": {"phase": "Running", "podIP": format!("10.0.0.{n}"),
-            "conditions": [{"type": "Ready", "status": pick(random, &["True", "True", "False"])}]},
-    })
-}
-
-const KINDS: [&str; 12] = [
-    "Service",
-    "Pod",
-    "EndpointSlice",
-    "WorkloadEntry",
-    "ServiceEntry",
-    "VirtualService",
-    "DestinationRule",
-    "Sidecar",
-    "Gateway",
-    "PeerAuthentication",
-    "AuthorizationPolicy",
-    "ConfigMap",
-];
-
-/// What changes most: what stands behind services.
-const LIVELY: [&str; 4] = ["Pod", "EndpointSlice", "EndpointSlice", "WorkloadEntry"];
-
-fn edit(random: &mut Rng, cluster: &mut Cluster) {
-    let kind = if random.bool() { pick(random, &LIVELY) } else { pick(random, &KINDS) };
-    if random.u32(..4) == 0 {
-        cluster.delete(kind, random);
-    } else {
-        let made = written(random, kind);
-        cluster.put(made);
-    }
-}
+use edits::{KINDS, LIVELY, edit, written};
 
 fn nodes() -> Vec<ProxyNode> {
     let node = |kind: &str, ip: &str, namespace: &str, metadata: Value| {
@@ -284,7 +46,15 @@ fn nodes() -> Vec<ProxyNode> {
             json!({"INTERCEPTION_MODE": "NONE", "LABELS": {"app": "s1",
             "topology.kubernetes.io/region": "eu"}}),
         ),
-        node("router", "10.0.0.2", "a", json!({"LABELS": {"istio": "ingress"}})),
+        node("router", "10.0.0.2", "a", json!({"LABELS": {"istio": "ingress"}, "SERVICE_ACCOUNT": "one"})),
+        // Of the sort of the first, and with another account.
+        node("sidecar", "10.0.0.0", "a", json!({"LABELS": {"app": "s0"}, "WEFT_EXTENSIONS": "true"})),
+        node(
+            "sidecar",
+            "10.0.0.3",
+            "a",
+            json!({"LABELS": {"app": "s0"}, "WEFT_EXTENSIONS": "true", "SERVICE_ACCOUNT": "two"}),
+        ),
     ]
 }
 
@@ -293,6 +63,8 @@ struct Client {
     node: ProxyNode,
     place: Place,
     session: Session,
+    /// The revision that it was last given.
+    at: u64,
     holds: BTreeMap<ResourceType, BTreeMap<Arc<str>, Arc<str>>>,
     now: Instant,
 }
@@ -310,7 +82,7 @@ impl Client {
         for kind in [ResourceType::Cluster, ResourceType::Listener] {
             session.delta(&DeltaDiscoveryRequest { type_url: kind.type_url().into(), ..Default::default() });
         }
-        Self { node, place, session, holds: BTreeMap::new(), now }
+        Self { node, place, session, at: revision.number, holds: BTreeMap::new(), now }
     }
 
     /// Asks for these of a kind, and for no others.
@@ -376,6 +148,17 @@ fn expected(world: &World, node: &ProxyNode, memo: &Memo) -> Resources {
     all
 }
 
+/// What trials may have come to.
+fn decided(random: &mut Rng) -> Shares {
+    let mut shares = Shares::default();
+    for (namespace, name) in [("a", "tm0"), ("b", "tm1")] {
+        let identity = format!("s{}.{namespace}.svc.cluster.local v1 v2", random.u32(..3));
+        let share = Share { identity, canary: random.u32(..=100) };
+        shares.0.insert((namespace.to_owned(), name.to_owned()), share);
+    }
+    shares
+}
+
 /// One sequence of edits. With `afresh` nothing is remembered by the oracle, not even what was rendered from equal inputs.
 fn sequence(seed: u64, steps: u32, oracle: &Memo, afresh: bool) {
     let mut random = Rng::with_seed(seed);
@@ -385,14 +168,18 @@ fn sequence(seed: u64, steps: u32, oracle: &Memo, afresh: bool) {
         cluster.put(made);
     }
     let cache = RenderCache::new();
+    let mut shares = Arc::default();
     let mut now = revision(cluster.next(), 1);
     let mut clients: Vec<Client> = nodes().into_iter().map(|node| Client::new(&cache, node, &now)).collect();
     for step in 0..steps {
         for _ in 0..=random.u32(..2) {
             edit(&mut random, &mut cluster);
         }
-        now = revision(cluster.next(), now.number + 1);
-        let anew = cluster.anew();
+        if random.u32(..4) == 0 {
+            shares = Arc::new(decided(&mut random));
+        }
+        now = revision(cluster.next().with_shares(Arc::clone(&shares)), now.number + 1);
+        let anew = cluster.anew().with_shares(Arc::clone(&shares));
         assert_eq!(
             now.world.version(),
             anew.version(),
@@ -403,7 +190,8 @@ fn sequence(seed: u64, steps: u32, oracle: &Memo, afresh: bool) {
             let of = format!("seed {seed}, step {step}, {}", client.node.id);
             let memo = Memo::default();
             let expected = expected(&anew, &client.node, if afresh { &memo } else { oracle });
-            let concerned = cache.concerns(&now, &client.place);
+            // As the dispatcher asks: another one of its sort may have been there before.
+            let concerned = cache.concerns(&now, &client.place) || client.at < cache.changed(&client.place);
             if concerned {
                 let resources = cache.resources(&now, &client.place).1;
                 for (kind, all) in &expected {
@@ -412,6 +200,7 @@ fn sequence(seed: u64, steps: u32, oracle: &Memo, afresh: bool) {
                     assert!(had == should, "{of}: {kind} {had:#?} is not {should:#?}");
                 }
                 client.session.set(resources, now.version.clone(), client.now);
+                client.at = now.number;
             }
             client.settle(&expected);
             for kind in
