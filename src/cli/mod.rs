@@ -78,6 +78,10 @@ pub enum Command {
     Install(crate::install::InstallArgs),
     /// Shows the proxies that are connected to a control plane, and how far they follow it
     ProxyStatus(crate::inspect::StatusArgs),
+    /// Shows who calls whom just now: requests a second, success, times, mutual TLS
+    Top(crate::inspect::TopArgs),
+    /// Draws who calls whom: as text, for Graphviz, as a picture (SVG), or as JSON
+    Graph(crate::inspect::GraphArgs),
     /// Shows versions on trial (what share they get, what was counted, what was decided), and circuits (closed, open, half open)
     TrafficStatus(crate::inspect::TrafficArgs),
     /// Shows what a proxy has: its listeners, routes, clusters, endpoints, secrets, bootstrap, or what it logs
@@ -124,6 +128,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Test(args) => return test::main(&args),
         Command::Install(args) => crate::install::main(&args)?,
         Command::ProxyStatus(args) => crate::inspect::status(&args)?,
+        Command::Top(args) => crate::inspect::top(&args)?,
+        Command::Graph(args) => crate::inspect::graph(&args)?,
         Command::TrafficStatus(args) => crate::inspect::traffic(&args)?,
         Command::ProxyConfig(args) => crate::inspect::config(&args)?,
         Command::Describe(command) => describe::main(&command)?,

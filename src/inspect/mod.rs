@@ -1,10 +1,14 @@
 //! What a running mesh is asked: `weft proxy-status` and `weft version` ask a control plane, `weft proxy-config` a proxy (Weft's,
-//! or an Envoy: the pages are the same), and `weft bug-report` everybody.
+//! or an Envoy: the pages are the same), `weft top` and `weft graph` all proxies for what they have counted, and `weft bug-report`
+//! everybody.
 
 mod bug_report;
 mod config;
+mod edges;
+mod graph;
 mod rows;
 mod status;
+mod top;
 mod traffic;
 mod version;
 
@@ -17,7 +21,9 @@ use serde_json::Value;
 
 pub use bug_report::{BugReportArgs, main as bug_report};
 pub use config::{ConfigArgs, main as config};
+pub use graph::{GraphArgs, main as graph};
 pub use status::{StatusArgs, main as status};
+pub use top::{TopArgs, main as top};
 pub use traffic::{TrafficArgs, main as traffic};
 pub use version::{VersionArgs, main as version};
 

@@ -11,6 +11,7 @@ use weft::client::Connection;
 use crate::support::http::get;
 use crate::support::mesh::{alone, runtime};
 use crate::support::pair::{Pair, workload};
+use crate::support::{stderr, stdout, weft};
 
 type Labels = BTreeMap<String, String>;
 
@@ -102,6 +103,50 @@ fn both_sides_of_a_hop_count_each_request_once_with_istios_labels() {
                 assert_eq!(labels, expected(reporter, &code));
             }
         }
+
+        // The same as a graph, of both proxies and of the called one alone, who knows its caller by its certificate.
+        let [asked, called] = [front, back].map(|w| w.prometheus().to_string());
+        let edges = |arguments: &[&str]| -> serde_json::Value {
+            let output = weft(arguments);
+            assert!(output.status.success(), "{}", stderr(&output));
+            serde_json::from_str(&stdout(&output)).unwrap()
+        };
+        for proxies in [&["--proxy", &asked, "--proxy", &called][..], &["--proxy", &called]] {
+            let page = edges(&[&["graph", "--output", "json"], proxies].concat());
+            let edge = &page["edges"][0];
+            assert_eq!(page["edges"].as_array().unwrap().len(), 1, "{page}");
+            assert_eq!((&edge["from"]["name"], &edge["to"]["name"]), (&"front".into(), &"back".into()));
+            assert_eq!(
+                (edge["requests"].as_f64(), edge["mutualTls"].as_f64()),
+                (Some(23.0), Some(1.0)),
+                "{page}"
+            );
+        }
+        // And as a table of what is sent just now, until it has been printed.
+        let mut top = tokio::task::spawn_blocking(move || {
+            weft(&["top", "--output", "json", "--interval", "500ms", "--proxy", &asked, "--proxy", &called])
+        });
+        let output = loop {
+            let request = Request::get("http://back:8080/").header("host", "back:8080");
+            let mut connection = Connection::open(front.http_proxy.unwrap()).await.unwrap();
+            connection.send(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+            if let Ok(ended) = tokio::time::timeout(std::time::Duration::from_millis(5), &mut top).await {
+                break ended.unwrap();
+            }
+        };
+        let page: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+        let edge = &page["edges"][0];
+        assert!(
+            edge["requestsPerSecond"].as_f64().unwrap() > 0.0 && edge["p99"].as_f64().unwrap() > 0.0,
+            "{page}"
+        );
+        assert_eq!(edge["mutualTls"].as_f64(), Some(1.0), "{page}");
+        let nobody = weft(&["graph", "--proxy", "127.0.64.250"]);
+        assert!(
+            stderr(&nobody).contains("1 of 1 proxies did not answer; 127.0.64.250:15090"),
+            "{}",
+            stderr(&nobody)
+        );
         mesh.shutdown().await.unwrap();
     });
 }
