@@ -9,6 +9,7 @@ pub mod configuration;
 pub mod demo;
 pub mod describe;
 pub mod drift;
+pub mod explain;
 pub mod inspect;
 pub mod install;
 pub mod plan;

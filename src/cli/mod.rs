@@ -8,6 +8,7 @@ mod cert;
 mod describe;
 mod drift;
 mod duration;
+mod explain;
 mod inject;
 mod plan;
 mod test;
@@ -89,6 +90,9 @@ pub enum Command {
     /// Says what holds for a workload or a service: where it is, who may come, and by which rules
     #[command(subcommand)]
     Describe(describe::DescribeCommand),
+    /// Explains what would become of a request, step by step: which proxies it passes, which rules take it there, who lets it in. Exit
+    /// code 0: it can arrive; 1: it does not; 2: the question cannot be answered
+    Explain(explain::ExplainArgs),
     /// Says where a cluster has not what a directory says
     Drift(drift::DriftArgs),
     /// Gathers what is needed to see what is wrong with a mesh into one file
@@ -133,6 +137,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::TrafficStatus(args) => crate::inspect::traffic(&args)?,
         Command::ProxyConfig(args) => crate::inspect::config(&args)?,
         Command::Describe(command) => describe::main(&command)?,
+        // Its exit code is its answer.
+        Command::Explain(args) => return Ok(explain::main(&args)),
         Command::Drift(args) => return drift::main(&args),
         Command::BugReport(args) => crate::inspect::bug_report(&args)?,
         Command::Version(args) => crate::inspect::version(&args)?,

@@ -85,6 +85,14 @@ pub fn run(world: &World, directories: &[PathBuf]) -> anyhow::Result<Vec<Outcome
     Ok(outcomes)
 }
 
+/// What becomes of one case's connection or request, as far as the proxy that it names decides.
+///
+/// # Errors
+/// The case asks for what there is not, or the proxy does not take its configuration.
+pub fn found(world: &World, case: &Case) -> anyhow::Result<Value> {
+    Proxies { world, proxies: BTreeMap::new(), judges: BTreeMap::new() }.found(case)
+}
+
 /// The proxies that cases are about, each compiled once.
 struct Proxies<'a> {
     world: &'a World,

@@ -21,6 +21,9 @@ use super::Case;
 use super::cluster;
 use super::proxy::Proxy;
 
+/// As many virtual hosts are named where none is the request's.
+const NAMED: usize = 12;
+
 /// The connection that a request comes on.
 pub(super) struct Way<'a> {
     pub(super) proxy: &'a Proxy,
@@ -56,6 +59,7 @@ pub(super) fn route(
     // The middle of what chance could say.
     let asked = Asked { secure: way.secure, random: u64::MAX / 2, ..Asked::new(&head) };
     let Value::Object(fields) = found else { return Ok(()) };
+    passed_over(routes, &asked, fields);
     match Matched::find(routes, &asked) {
         Ok(matched) => {
             let written = routes.find(&asked).and_then(|found| {
@@ -79,6 +83,24 @@ pub(super) fn route(
             fields.insert("why".into(), "no virtual host or route takes it".into());
             Ok(())
         }
+    }
+}
+
+/// The virtual host that the request's host leads to, and those of its routes that stand before the one that takes it, each with why it
+/// does not.
+fn passed_over(routes: &RouteConfig, asked: &Asked<'_>, fields: &mut Map<String, Value>) {
+    let Some(host) = routes.hosts.find(&asked.head.authority, routes.ignore_port) else {
+        let known = routes.virtual_hosts.iter().take(NAMED).map(|h| Value::from(&*h.name));
+        fields.insert("knownHosts".into(), known.collect());
+        return;
+    };
+    let Some(host) = routes.virtual_hosts.get(host as usize) else { return };
+    fields.insert("virtualHost".into(), (*host.name).into());
+    let misses = host.routes.iter().map(|r| (r, r.matching.misses(asked, routes.ignore_path_parameters)));
+    let before = misses.take_while(|(_, why)| why.is_some());
+    let told: Vec<_> = before.map(|(route, why)| json!({"route": &*route.name, "because": why})).collect();
+    if !told.is_empty() {
+        fields.insert("passedOver".into(), told.into());
     }
 }
 

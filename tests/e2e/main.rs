@@ -24,6 +24,7 @@ mod describe;
 mod dns;
 mod drain;
 mod expiry;
+mod explain;
 mod fuzz_corpus;
 mod gateway_api;
 mod hardening;

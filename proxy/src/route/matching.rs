@@ -269,6 +269,40 @@ impl RouteMatch {
             && (self.metadata.is_empty() || self.matches_metadata(asked))
     }
 
+    /// The first of its rules that the request does not obey, in words; none if it is this route's.
+    pub fn misses(&self, asked: &Asked<'_>, ignore_parameters: bool) -> Option<String> {
+        if self.matches(asked, ignore_parameters) {
+            return None;
+        }
+        let head = asked.head;
+        let (path, query) = split_query(&head.path);
+        let plain = if ignore_parameters { without_parameters(path) } else { path.to_vec() };
+        if !self.matches_path(head, &plain) {
+            return Some(format!("the path {:?} is not its ({})", lossy(path), self.path));
+        }
+        if self.grpc && !is_grpc(head) {
+            return Some("it is for gRPC alone".to_owned());
+        }
+        if let Some(rule) = self.headers.iter().find(|h| !h.matches(head)) {
+            let found = rule.field.with(head, |value| value.map(lossy));
+            return Some(format!("{} {}", rule.field, told(found)));
+        }
+        if let Some(rule) = self.query.iter().find(|q| !q.matches(query)) {
+            let found = query_value(query, &rule.name).map(lossy);
+            return Some(format!("query parameter {} {}", lossy(&rule.name), told(found)));
+        }
+        if let Some(rule) = self.cookies.iter().find(|c| !c.matches(head)) {
+            return Some(format!("cookie {} {}", rule.name, told(cookie_value(head, &rule.name).map(lossy))));
+        }
+        if !self.matches_peer(asked) {
+            return Some("the client's certificate is not as it asks".to_owned());
+        }
+        if !self.metadata.is_empty() && !self.matches_metadata(asked) {
+            return Some("no filter has said what it asks for".to_owned());
+        }
+        Some("it is for a share of requests, and chance left this one out".to_owned())
+    }
+
     fn matches_metadata(&self, asked: &Asked<'_>) -> bool {
         let nothing = DynamicMetadata::default();
         let said = asked.metadata.unwrap_or(&nothing);
@@ -297,6 +331,44 @@ impl RouteMatch {
             }
             PathMatch::Regex(regex) => regex.is_match(path),
             PathMatch::Template(template) => template.matches(path),
+        }
+    }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn told(found: Option<String>) -> String {
+    found.map_or_else(|| "is not there".to_owned(), |value| format!("is {value:?}, not as it asks"))
+}
+
+impl std::fmt::Display for Field {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Method => f.write_str("the method"),
+            Self::Authority => f.write_str("the host"),
+            Self::Path => f.write_str("the path with its query"),
+            Self::Scheme => f.write_str("the scheme"),
+            Self::Name(name) => write!(f, "header {name}"),
+        }
+    }
+}
+
+impl std::fmt::Display for PathMatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Prefix(path) => write!(f, "prefix {}", lossy(path)),
+            Self::Exact(path) => write!(f, "exact {}", lossy(path)),
+            Self::SeparatedPrefix(path) => write!(f, "path prefix {}", lossy(path)),
+            Self::Regex(regex) => {
+                // As it was written, without what makes it match as a whole.
+                let text = regex.as_str();
+                let inner = text.strip_prefix(r"\A(?:").and_then(|rest| rest.strip_suffix(r")\z"));
+                write!(f, "regex {}", inner.unwrap_or(text))
+            }
+            Self::Template(_) => f.write_str("a template of paths"),
+            Self::Connect => f.write_str("CONNECT"),
         }
     }
 }
