@@ -92,7 +92,7 @@ fn headers(given: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
             .split_once([':', '='])
             .with_context(|| format!("--header {field:?}: write NAME: VALUE or NAME=VALUE"))?;
         let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
-        http::HeaderName::from_bytes(name.as_bytes())
+        hyper::header::HeaderName::from_bytes(name.as_bytes())
             .with_context(|| format!("--header {field:?}: {name:?} is no name of a field"))?;
         if value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
             bail!("--header {name}: its value has control characters");
