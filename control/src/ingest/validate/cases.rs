@@ -1355,11 +1355,11 @@ fn service_mesh_configs() {
         ),
         (
             with("observability: {tracingEnabled: true}"),
-            "spec.services[0].observability.tracingEnabled: not supported by Weft yet",
+            "spec.services[0].observability: a.n.svc.cluster.local selects no workloads",
         ),
         (
-            with("observability: {samplingRate: 0.01}"),
-            "spec.services[0].observability.samplingRate: not supported by Weft yet",
+            with("observability: {samplingRate: 1.01}"),
+            "spec.services[0].observability.samplingRate: 1.01 is no share of requests",
         ),
     ];
     check("ServiceMeshConfig", &cases.each_ref().map(|(spec, expected)| (spec.as_str(), *expected)));
