@@ -64,7 +64,7 @@ fn the_pages_tell_what_the_proxy_has_and_did() {
     }
     assert_eq!(admin.stat("server.state"), Some(0));
     let prometheus = admin.text("/stats/prometheus");
-    let line = format!("envoy_cluster_upstream_rq_total{{envoy_cluster_name=\"backend\"}} {}", before + 7);
+    let line = format!("envoy_cluster_upstream_rq_total{{cluster_name=\"backend\"}} {}", before + 7);
     assert!(prometheus.lines().any(|l| l == line), "no {line:?} in\n{prometheus}");
     assert!(get(world.at(15090), "/stats/prometheus").unwrap().1.contains(&line));
     let filtered = admin.text("/stats?filter=%5Ecluster%5C.backend%5C.upstream_rq_total$");

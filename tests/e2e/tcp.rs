@@ -48,6 +48,7 @@ filter_chains:
             &admin,
             "--concurrency",
             "1",
+            "--tcp-metric-aliases",
         ]);
         let world = Self { ip, proxy, upstream, _server: server };
         eventually("the listener", || {
@@ -124,6 +125,8 @@ fn the_bytes_of_a_living_connection_are_counted_every_few_seconds_and_each_of_th
     }
     eventually("all ends", || world.istio("connections_closed") == 7);
     assert_eq!(world.istio("connections_opened"), 7);
+    // The other names, which a flag asks for.
+    assert_eq!((world.istio("opened"), world.istio("closed")), (7, 7));
     assert_eq!(counted(), (1302, 70_005));
     // Another one's report: the first has no more to say.
     let (mut client, _server) = world.connect();

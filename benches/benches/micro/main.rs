@@ -8,6 +8,7 @@ mod compile;
 mod handshake;
 mod rbac;
 mod route;
+mod series;
 
 use std::time::Duration;
 
@@ -27,4 +28,10 @@ criterion_group! {
     config = quick().sample_size(10);
     targets = compile::benches
 }
-criterion_main!(path, configuration);
+criterion_group! {
+    name = numbers;
+    config = quick().sample_size(10);
+    targets = series::benches
+}
+// What looks at the memory of the process goes first.
+criterion_main!(numbers, path, configuration);

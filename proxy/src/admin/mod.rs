@@ -69,6 +69,10 @@ pub struct AdminState {
     pub restored: bool,
     /// A sidecar or a gateway.
     pub role: Role,
+    /// How the labels of Envoy's statistics are called.
+    pub tags: prometheus::Tags,
+    /// Two of Istio's metrics by other names as well.
+    pub tcp_aliases: bool,
 }
 
 /// What keeps a proxy from being ready.

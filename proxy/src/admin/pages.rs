@@ -146,7 +146,7 @@ fn index() -> String {
 /// What is wrong with the query.
 pub fn metrics(query: &str, state: &AdminState) -> Result<String, String> {
     let filter = filter(&parameters(query))?;
-    Ok(prometheus::render(&samples(state), &filter))
+    Ok(prometheus::render(&samples(state), &filter, state.tags))
 }
 
 fn filter(parameters: &BTreeMap<String, String>) -> Result<Filter, String> {
@@ -158,7 +158,10 @@ fn filter(parameters: &BTreeMap<String, String>) -> Result<Filter, String> {
 
 fn samples(state: &AdminState) -> Vec<snapshot::Sample> {
     let mut samples = snapshot::read();
-    samples.extend(process::samples(state));
+    samples.extend(process::samples(state, &samples));
+    if state.tcp_aliases {
+        process::aliases(&mut samples);
+    }
     samples
 }
 
@@ -172,7 +175,7 @@ fn statistics(path: &str, parameters: &BTreeMap<String, String>, state: &AdminSt
     match (path, format) {
         ("/stats/prometheus", _) | (_, Some("prometheus")) => Page {
             kind: "text/plain; version=0.0.4; charset=UTF-8",
-            ..Page::text(prometheus::render(&samples, &filter))
+            ..Page::text(prometheus::render(&samples, &filter, state.tags))
         },
         (_, Some("json")) => Page::json(&stats::json(&samples, &filter)),
         (_, None | Some("text")) => Page::text(stats::text(&samples, &filter)),
@@ -222,12 +225,15 @@ fn server_info(state: &AdminState) -> Page {
     }))
 }
 
+/// A line of the kernel's account of this process's memory, in bytes.
+pub(super) fn memory_of(line: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let found = status.lines().find(|l| l.starts_with(line))?;
+    found.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 fn memory() -> Page {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = |key: &str| -> Option<u64> {
-        status.lines().find(|l| l.starts_with(key))?.split_whitespace().nth(1)?.parse().ok()
-    };
-    let bytes = |key| kib(key).map(|k| (k * 1024).to_string());
+    let bytes = |line| memory_of(line).map(|bytes| bytes.to_string());
     Page::json(
         &json!({"resident": bytes("VmRSS:"), "peak_resident": bytes("VmHWM:"), "virtual": bytes("VmSize:")}),
     )

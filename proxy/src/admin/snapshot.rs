@@ -1,9 +1,11 @@
 //! One reading of the metrics registry, with full names: what `/stats` in all its formats prints.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
-use crate::telemetry::registry::{self, BUCKETS, Metric};
+use crate::telemetry::registry::{self, BUCKETS, Labels, Metric, Reading};
 
 /// A metric's reading.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,11 +22,11 @@ pub enum Value {
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// The group's dotted prefix; empty for metrics whose name is whole (Istio's).
-    pub prefix: String,
+    pub prefix: Arc<str>,
     /// The name within the prefix.
-    pub name: std::borrow::Cow<'static, str>,
+    pub name: Cow<'static, str>,
     /// Labels.
-    pub labels: Vec<(&'static str, String)>,
+    pub labels: Labels,
     /// The reading.
     pub value: Value,
 }
@@ -52,7 +54,7 @@ impl Sample {
         match &self.value {
             Value::Counter(n) => *n != 0,
             // The server's own are set from its start; zero is what its state most often is.
-            Value::Gauge(n) => *n != 0 || self.prefix == "server",
+            Value::Gauge(n) => *n != 0 || &*self.prefix == "server",
             Value::Histogram(buckets, _) => buckets.iter().any(|n| *n != 0),
         }
     }
@@ -73,28 +75,32 @@ impl Value {
     }
 }
 
-/// Reads all live groups. What goes by one name is one metric: filter chains share a `stat_prefix`, and a listener that is
-/// replaced still has connections.
+/// Reads all live groups. What goes by one name is one metric: filter chains share a `stat_prefix`, a listener that is
+/// replaced still has connections, and each of a port's listeners reports for itself.
 pub fn read() -> Vec<Sample> {
     let mut samples: Vec<Sample> = Vec::new();
-    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut places: HashMap<(Arc<str>, Cow<'static, str>, Labels), usize> = HashMap::new();
+    let reading = Reading::begin();
     for group in registry::groups() {
         for entry in group.entries() {
             let value = match entry.metric {
-                Metric::Counter(c) => Value::Counter(c.value()),
-                Metric::Gauge(g) => Value::Gauge(g.value()),
+                Metric::Counter(c) => Value::Counter(reading.counter(c)),
+                Metric::Gauge(g) => Value::Gauge(reading.gauge(g)),
                 Metric::Histogram(h) => {
-                    let (buckets, sum) = h.value();
+                    let (buckets, sum) = reading.histogram(h);
                     Value::Histogram(Box::new(buckets), sum)
                 }
             };
-            let labels = group.labels.iter().cloned().chain(entry.labels).collect();
-            let sample = Sample { prefix: group.prefix.clone(), name: entry.name, labels, value };
-            match places.entry(sample.full_name()) {
-                Entry::Occupied(place) => samples[*place.get()].value.add(&sample.value),
+            let labels = match (group.labels.is_empty(), entry.labels.is_empty()) {
+                (true, _) => entry.labels,
+                (false, true) => group.labels.clone(),
+                (false, false) => group.labels.iter().chain(&*entry.labels).cloned().collect(),
+            };
+            match places.entry((group.prefix.clone(), entry.name.clone(), labels.clone())) {
+                Entry::Occupied(place) => samples[*place.get()].value.add(&value),
                 Entry::Vacant(place) => {
                     place.insert(samples.len());
-                    samples.push(sample);
+                    samples.push(Sample { prefix: group.prefix.clone(), name: entry.name, labels, value });
                 }
             }
         }

@@ -22,8 +22,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether a metric of this full name is asked for.
-    pub fn admits(&self, name: &str, sample: &Sample) -> bool {
+    /// Whether a metric is asked for.
+    pub fn admits(&self, sample: &Sample) -> bool {
         let kind = matches!(
             (self.kind.as_deref(), &sample.value),
             (None | Some("All"), _)
@@ -31,17 +31,14 @@ impl Filter {
                 | (Some("Gauges"), Value::Gauge(_))
                 | (Some("Histograms"), Value::Histogram(..))
         );
-        kind && (!self.used_only || sample.used()) && self.regex.as_ref().is_none_or(|r| r.is_match(name))
+        kind && (!self.used_only || sample.used())
+            && self.regex.as_ref().is_none_or(|r| r.is_match(&sample.full_name()))
     }
 }
 
 fn selected(samples: &[Sample], filter: &Filter) -> Vec<(String, Value)> {
-    let mut out: Vec<_> = samples
-        .iter()
-        .map(|s| (s.full_name(), s))
-        .filter(|(name, s)| filter.admits(name, s))
-        .map(|(name, s)| (name, s.value.clone()))
-        .collect();
+    let mut out: Vec<_> =
+        samples.iter().filter(|s| filter.admits(s)).map(|s| (s.full_name(), s.value.clone())).collect();
     out.sort_by(|a, b| a.0.cmp(&b.0));
     out
 }
@@ -104,18 +101,28 @@ fn round(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::registry::BUCKETS;
+    use crate::telemetry::registry::{BUCKETS, Labels};
 
     fn samples() -> Vec<Sample> {
         let mut buckets = Box::new([0; BUCKETS.len() + 1]);
         buckets[3] = 100; // (5, 10]
         vec![
-            Sample { prefix: "cluster.b".into(), name: "x".into(), labels: vec![], value: Value::Counter(3) },
-            Sample { prefix: "cluster.a".into(), name: "y".into(), labels: vec![], value: Value::Gauge(-2) },
+            Sample {
+                prefix: "cluster.b".into(),
+                name: "x".into(),
+                labels: Labels::default(),
+                value: Value::Counter(3),
+            },
+            Sample {
+                prefix: "cluster.a".into(),
+                name: "y".into(),
+                labels: Labels::default(),
+                value: Value::Gauge(-2),
+            },
             Sample {
                 prefix: "cluster.a".into(),
                 name: "t".into(),
-                labels: vec![],
+                labels: Labels::default(),
                 value: Value::Histogram(buckets, 700.0),
             },
         ]

@@ -22,6 +22,7 @@ use crate::listen::{SocketTable, WorkerCommand, accept};
 use crate::state::saved::{self, Store};
 use crate::state::{Engine, Kept, Tables};
 use crate::telemetry::access_log::Sink;
+use crate::telemetry::istio;
 use crate::xds::{Client, ClientConfig, Credentials, ResourceSink, Service, Subscriptions};
 
 pub use crate::bootstrap::ProxyArgs;
@@ -49,6 +50,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     let engine = Engine::new(Tables::default(), node, SocketTable::new(workers), wanted.clone());
     engine.set_listener_drain_time(start.listener_drain);
     crate::network::recheck::set(start.recheck);
+    istio::set_budget(start.stats.metric_series);
     if let Some(path) = &start.outlier_log {
         let log = Sink::open(path).with_context(|| {
             format!("cluster_manager.outlier_detection.event_log_path {}", path.display())
@@ -101,6 +103,8 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
         readiness: Readiness::default(),
         restored: is_whole(&kept),
         role,
+        tags: start.stats.stat_tags.unwrap_or_default(),
+        tcp_aliases: start.stats.tcp_metric_aliases,
     });
     for (address, surface) in [
         (start.admin, Surface::Admin),
@@ -116,6 +120,9 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     }
     tokio::task::spawn_local(engine.tables().jwks.run());
     tokio::task::spawn_local(engine.tables().tracers.run());
+    if !start.stats.metric_expiry.is_zero() {
+        tokio::task::spawn_local(expire(start.stats.metric_expiry));
+    }
     let ticking = engine.clone();
     tokio::task::spawn_local(async move {
         let mut interval = tokio::time::interval(TICK);
@@ -129,6 +136,21 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     let why = ending::due(&state, &start.ending).await?;
     ending::end(&state, &start.ending, why).await;
     Ok(())
+}
+
+/// Looks at the sets of labels of metrics so often that none stays much longer than it may without being counted under.
+async fn expire(idle: Duration) {
+    let mut interval =
+        tokio::time::interval((idle / 4).clamp(Duration::from_secs(1), Duration::from_secs(60)));
+    loop {
+        interval.tick().await;
+        // There may be many, and this thread has more urgent work.
+        let looked = tokio::task::spawn_blocking(move || istio::expire_sets(idle, Instant::now()));
+        match looked.await {
+            Ok(0) | Err(_) => {}
+            Ok(went) => tracing::debug!(went, "idle sets of labels"),
+        }
+    }
 }
 
 /// Whether that is a first configuration: clusters and listeners.
@@ -157,6 +179,7 @@ fn worker(number: usize) -> std::io::Result<mpsc::UnboundedSender<WorkerCommand>
                 loop {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     crate::cluster::pool::sweep();
+                    istio::forget_expired();
                 }
             });
             accept::run(receiver).await;

@@ -10,7 +10,7 @@ use clap::Args;
 use xds_protos::duration::parse as duration;
 
 use super::shared::{ControlPlaneArgs, DnsArgs, NodeArgs};
-use super::{Ads, EndingArgs, Start};
+use super::{Ads, EndingArgs, Start, StatsArgs};
 
 /// Runs a proxy: a sidecar or a gateway
 #[derive(Args, Debug)]
@@ -60,6 +60,9 @@ pub struct ProxyArgs {
     /// Let connections and streams be that a new policy denies; without this they are closed when the policy changes
     #[arg(long)]
     pub no_recheck: bool,
+    /// Metrics
+    #[command(flatten)]
+    pub stats: StatsArgs,
     /// What is logged: error, warn, info, debug, trace, or rules such as info,weft_proxy::xds=debug
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log_level: String,
@@ -117,6 +120,7 @@ impl ProxyArgs {
             state_dir: self.control.state_dir.clone(),
             listener_drain: self.listener_drain_time,
             recheck: !self.no_recheck,
+            stats: self.stats.clone(),
         })
     }
 }

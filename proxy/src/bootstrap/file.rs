@@ -12,7 +12,8 @@ use xds_protos::envoy::config::core::v3::api_config_source::ApiType;
 use xds_protos::prost::{Message, Name};
 
 use super::args::ProxyArgs;
-use super::{Ads, Start};
+use super::{Ads, Start, StatsArgs};
+use crate::admin::prometheus::Tags;
 use crate::state::error::join;
 use crate::state::fields;
 use crate::xds::Variant;
@@ -84,6 +85,8 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
         state_dir: args.control.state_dir.clone(),
         listener_drain: args.listener_drain_time,
         recheck: !args.no_recheck,
+        // A bootstrap of one's own stands in Envoy's place; its statistics are Envoy's.
+        stats: StatsArgs { stat_tags: args.stats.stat_tags.or(Some(Tags::Envoy)), ..args.stats.clone() },
     })
 }
 

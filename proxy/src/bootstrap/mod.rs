@@ -6,6 +6,7 @@ mod file;
 mod node;
 mod pod_info;
 mod shared;
+mod stats;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub use args::ProxyArgs;
 pub use ending::{Early, Ending, EndingArgs};
 pub use node::node_info;
 pub use shared::{ControlPlaneArgs, DnsArgs, Interception, NodeArgs, RoleArg, XdsMode};
+pub use stats::StatsArgs;
 
 use crate::identity::workload::{ClientCertificate, Current, IdentityClient, IdentityConfig, beside};
 use crate::xds::{Credentials, Endpoint, Tls, Variant};
@@ -58,6 +60,8 @@ pub struct Start {
     pub listener_drain: Duration,
     /// Connections and streams that a new policy denies are closed.
     pub recheck: bool,
+    /// How metrics are kept and called.
+    pub stats: StatsArgs,
 }
 
 /// The control plane's stream.

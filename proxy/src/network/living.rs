@@ -4,7 +4,7 @@
 //! A worker walks over all of its connections of one interval at once. A connection has no timer of its own, and the copy of its
 //! bytes knows nothing of it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub struct Living {
     pub copied: Copied,
     received: Counted,
     sent: Counted,
-    series: Cell<Option<TcpSeries>>,
+    series: OnceCell<TcpSeries>,
 }
 
 /// A direction's counter of the proxy.
@@ -53,13 +53,14 @@ impl Living {
             copied: Copied::default(),
             received: counted(received),
             sent: counted(sent),
-            series: Cell::default(),
+            series: OnceCell::new(),
         }
     }
 
     /// Its bytes count for this series, too, from here on.
     pub fn counts_for(&self, series: TcpSeries) {
-        self.series.set(Some(series));
+        // There is one for a connection.
+        let _ = self.series.set(series);
     }
 
     fn count(&self) {

@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
+use std::collections::HashSet;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, OnceLock};
 
@@ -56,6 +58,8 @@ struct Cells {
     /// Freed runs of cells, by their length (1 or [`HISTOGRAM_CELLS`]).
     free: [Vec<u32>; 2],
     groups: Vec<std::sync::Weak<Group>>,
+    /// As many groups as this are taken without a look for those that are gone.
+    room: usize,
 }
 
 static CELLS: LazyLock<Mutex<Cells>> = LazyLock::new(Mutex::default);
@@ -151,16 +155,116 @@ impl Histogram {
 
     /// Counts per bucket (the last one: above all bounds), not cumulative, and the sum of all values.
     pub fn value(self) -> ([u64; BUCKETS.len() + 1], f64) {
-        let mut counts = [0; BUCKETS.len() + 1];
-        for (i, count) in counts.iter_mut().enumerate() {
-            *count = total(self.0 + i as u32);
-        }
-        (counts, total(self.0 + BUCKETS.len() as u32 + 1) as f64 / 1000.0)
+        Reading::begin().histogram(self)
     }
 }
 
 fn total(index: u32) -> u64 {
-    CELLS.lock().slabs.iter().fold(0u64, |sum, s| sum.wrapping_add(s.read(index)))
+    Reading::begin().total(index)
+}
+
+/// One look at all threads' cells: the list of threads is taken once, and then nothing is locked.
+pub struct Reading {
+    slabs: Vec<Arc<Slab>>,
+}
+
+impl Reading {
+    /// Of the threads that there are now.
+    pub fn begin() -> Self {
+        Self { slabs: CELLS.lock().slabs.clone() }
+    }
+
+    fn total(&self, index: u32) -> u64 {
+        self.slabs.iter().fold(0u64, |sum, s| sum.wrapping_add(s.read(index)))
+    }
+
+    /// A counter's sum.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.total(counter.0)
+    }
+
+    /// A gauge's sum.
+    pub fn gauge(&self, gauge: Gauge) -> i64 {
+        self.total(gauge.0) as i64
+    }
+
+    /// A histogram's counts and sum, as [`Histogram::value`] has them.
+    pub fn histogram(&self, histogram: Histogram) -> ([u64; BUCKETS.len() + 1], f64) {
+        let mut counts = [0; BUCKETS.len() + 1];
+        for (i, count) in counts.iter_mut().enumerate() {
+            *count = self.total(histogram.0 + i as u32);
+        }
+        (counts, self.total(histogram.0 + BUCKETS.len() as u32 + 1) as f64 / 1000.0)
+    }
+
+    /// A number that differs from an earlier one when something of the group has been counted in between.
+    pub fn trace(&self, group: &Group) -> u64 {
+        let of = |entry: &Entry| {
+            let (start, len) = entry.metric.cells();
+            (start..start + len).fold(0u64, |sum, index| sum.wrapping_add(self.total(index)))
+        };
+        group.entries.lock().iter().fold(0, |sum, entry| sum.wrapping_add(of(entry)))
+    }
+}
+
+/// Names of labels with their values. Metrics that are alike share one set, and sets share their values.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Labels(Arc<[(&'static str, Arc<str>)]>);
+
+static NONE: LazyLock<Labels> = LazyLock::new(|| Labels(Arc::new([])));
+
+/// Values that labels have. What no set uses any more goes when the table would grow.
+static VALUES: LazyLock<Mutex<(HashSet<Arc<str>>, usize)>> = LazyLock::new(Mutex::default);
+
+/// A label's value, shared with all others that are the same.
+pub fn label_value(text: &str) -> Arc<str> {
+    let mut values = VALUES.lock();
+    if let Some(known) = values.0.get(text) {
+        return known.clone();
+    }
+    if values.0.len() >= values.1 {
+        values.0.retain(|value| Arc::strong_count(value) > 1);
+        values.1 = (2 * values.0.len()).max(1024);
+    }
+    let new: Arc<str> = text.into();
+    values.0.insert(new.clone());
+    new
+}
+
+impl Labels {
+    /// Whether it is the very same set: a quick look that may miss equal ones.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Default for Labels {
+    fn default() -> Self {
+        NONE.clone()
+    }
+}
+
+impl Deref for Labels {
+    type Target = [(&'static str, Arc<str>)];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl From<Vec<(&'static str, String)>> for Labels {
+    fn from(labels: Vec<(&'static str, String)>) -> Self {
+        if labels.is_empty() {
+            return Self::default();
+        }
+        Self(labels.into_iter().map(|(name, text)| (name, label_value(&text))).collect())
+    }
+}
+
+impl FromIterator<(&'static str, Arc<str>)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (&'static str, Arc<str>)>>(labels: I) -> Self {
+        Self(labels.into_iter().collect())
+    }
 }
 
 /// A metric of a group.
@@ -174,6 +278,16 @@ pub enum Metric {
     Histogram(Histogram),
 }
 
+impl Metric {
+    /// Its first cell, and how many they are.
+    fn cells(self) -> (u32, u32) {
+        match self {
+            Self::Counter(Counter(i)) | Self::Gauge(Gauge(i)) => (i, 1),
+            Self::Histogram(Histogram(i)) => (i, HISTOGRAM_CELLS as u32),
+        }
+    }
+}
+
 /// One named metric in a group.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -181,7 +295,7 @@ pub struct Entry {
     /// whole name (`istio_requests_total`).
     pub name: Cow<'static, str>,
     /// Labels of this entry alone, rendered after the group's.
-    pub labels: Vec<(&'static str, String)>,
+    pub labels: Labels,
     /// The cells.
     pub metric: Metric,
 }
@@ -191,63 +305,63 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Group {
     /// Envoy's dotted prefix, such as `cluster.outbound|80||a.b` or `listener.0.0.0.0_80`; empty for Istio's metrics.
-    pub prefix: String,
+    pub prefix: Arc<str>,
     /// Labels of every entry.
-    pub labels: Vec<(&'static str, String)>,
+    pub labels: Labels,
     entries: Mutex<Vec<Entry>>,
 }
 
 impl Group {
     /// Registers an empty group.
-    pub fn new(prefix: impl Into<String>, labels: Vec<(&'static str, String)>) -> Arc<Self> {
-        let group = Arc::new(Self { prefix: prefix.into(), labels, entries: Mutex::default() });
+    pub fn new(prefix: impl Into<String>, labels: impl Into<Labels>) -> Arc<Self> {
+        let prefix = Arc::from(prefix.into());
+        let group = Arc::new(Self { prefix, labels: labels.into(), entries: Mutex::default() });
         let mut cells = CELLS.lock();
-        cells.groups.retain(|g| g.strong_count() > 0);
+        if cells.groups.len() >= cells.room {
+            cells.groups.retain(|g| g.strong_count() > 0);
+            cells.room = (2 * cells.groups.len()).max(64);
+        }
         cells.groups.push(Arc::downgrade(&group));
         group
     }
 
-    fn push(&self, name: Cow<'static, str>, labels: Vec<(&'static str, String)>, metric: Metric) {
+    fn push(&self, name: Cow<'static, str>, labels: Labels, metric: Metric) {
         self.entries.lock().push(Entry { name, labels, metric });
     }
 
     /// Adds a counter.
     pub fn counter(&self, name: impl Into<Cow<'static, str>>) -> Counter {
-        self.counter_with(name, Vec::new())
+        self.counter_with(name, Labels::default())
     }
 
     /// Adds a counter with labels of its own.
-    pub fn counter_with(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-        labels: Vec<(&'static str, String)>,
-    ) -> Counter {
+    pub fn counter_with(&self, name: impl Into<Cow<'static, str>>, labels: impl Into<Labels>) -> Counter {
         let counter = Counter(allocate(1));
-        self.push(name.into(), labels, Metric::Counter(counter));
+        self.push(name.into(), labels.into(), Metric::Counter(counter));
         counter
     }
 
     /// Adds a gauge.
     pub fn gauge(&self, name: &'static str) -> Gauge {
-        self.gauge_with(name, Vec::new())
+        self.gauge_with(name, Labels::default())
     }
 
     /// Adds a gauge with labels of its own.
-    pub fn gauge_with(&self, name: &'static str, labels: Vec<(&'static str, String)>) -> Gauge {
+    pub fn gauge_with(&self, name: &'static str, labels: impl Into<Labels>) -> Gauge {
         let gauge = Gauge(allocate(1));
-        self.push(name.into(), labels, Metric::Gauge(gauge));
+        self.push(name.into(), labels.into(), Metric::Gauge(gauge));
         gauge
     }
 
     /// Adds a histogram.
     pub fn histogram(&self, name: &'static str) -> Histogram {
-        self.histogram_with(name, Vec::new())
+        self.histogram_with(name, Labels::default())
     }
 
     /// Adds a histogram with labels of its own.
-    pub fn histogram_with(&self, name: &'static str, labels: Vec<(&'static str, String)>) -> Histogram {
+    pub fn histogram_with(&self, name: &'static str, labels: impl Into<Labels>) -> Histogram {
         let histogram = Histogram(allocate(HISTOGRAM_CELLS as u32));
-        self.push(name.into(), labels, Metric::Histogram(histogram));
+        self.push(name.into(), labels.into(), Metric::Histogram(histogram));
         histogram
     }
 
@@ -261,10 +375,7 @@ impl Drop for Group {
     fn drop(&mut self) {
         let mut cells = CELLS.lock();
         for entry in self.entries.get_mut() {
-            let (start, len) = match entry.metric {
-                Metric::Counter(Counter(i)) | Metric::Gauge(Gauge(i)) => (i, 1),
-                Metric::Histogram(Histogram(i)) => (i, HISTOGRAM_CELLS as u32),
-            };
+            let (start, len) = entry.metric.cells();
             for slab in &cells.slabs {
                 (start..start + len).for_each(|i| slab.clear(i));
             }
@@ -297,7 +408,7 @@ mod tests {
 
     #[test]
     fn a_scrape_sums_what_every_thread_added_even_after_it_ended() {
-        let group = Group::new("t1", vec![]);
+        let group = Group::new("t1", Labels::default());
         let counter = group.counter("c");
         let gauge = group.gauge("g");
         counter.inc();
@@ -324,7 +435,7 @@ mod tests {
             static BEFORE: std::cell::RefCell<Option<Late>> = const { std::cell::RefCell::new(None) };
             static AFTER: std::cell::RefCell<Option<Late>> = const { std::cell::RefCell::new(None) };
         }
-        let group = Group::new("t5", vec![]);
+        let group = Group::new("t5", Labels::default());
         let counter = group.counter("c");
         std::thread::spawn(move || {
             BEFORE.set(Some(Late(counter)));
@@ -338,18 +449,48 @@ mod tests {
 
     #[test]
     fn cells_of_a_dropped_group_come_back_empty() {
-        let group = Group::new("t2", vec![]);
+        let group = Group::new("t2", Labels::default());
         let counter = group.counter("c");
         counter.add(7);
         drop(group);
-        let group = Group::new("t3", vec![]);
+        let group = Group::new("t3", Labels::default());
         let counters: Vec<_> = (0..64).map(|_| group.counter("c")).collect();
         assert!(counters.iter().all(|c| c.value() == 0));
     }
 
     #[test]
+    fn labels_share_their_values_and_let_go_of_those_that_nobody_has() {
+        let one = Labels::from(vec![("a", "registry-test-1".to_owned()), ("b", "x".to_owned())]);
+        let other = Labels::from(vec![("a", "registry-test-1".to_owned())]);
+        assert!(Arc::ptr_eq(&one[0].1, &other[0].1));
+        let known = |text: &str| VALUES.lock().0.contains(text);
+        assert!(known("registry-test-1"));
+        drop((one, other));
+        let mut more = 0;
+        while known("registry-test-1") {
+            assert!(more < 1_000_000, "it is kept for ever");
+            drop(Labels::from(vec![("a", format!("registry-test-more-{more}"))]));
+            more += 1;
+        }
+    }
+
+    #[test]
+    fn a_trace_changes_with_whatever_is_counted() {
+        let group = Group::new("t6", Labels::default());
+        let (counter, histogram) = (group.counter("c"), group.histogram("h"));
+        let trace = || Reading::begin().trace(&group);
+        let first = trace();
+        assert_eq!(trace(), first);
+        histogram.record(0.0);
+        let second = trace();
+        assert_ne!(second, first);
+        counter.inc();
+        assert_ne!(trace(), second);
+    }
+
+    #[test]
     fn a_histogram_counts_a_bound_in_its_own_bucket() {
-        let group = Group::new("t4", vec![]);
+        let group = Group::new("t4", Labels::default());
         let h = group.histogram("h");
         h.record(0.5);
         h.record(0.6);

@@ -79,41 +79,54 @@ async fn page(address: IpAddr) -> anyhow::Result<String> {
 pub fn totals(page: &str, wanted: &Wanted) -> Totals {
     let mut totals = Totals::default();
     let middle = format!("|{}|", wanted.subset);
-    for line in page.lines().filter(|line| line.contains("upstream_rq_") && line.contains(&middle)) {
+    for line in page.lines().filter(|line| line.contains("upstream_rq") && line.contains(&middle)) {
         let Some((name, labels, value)) = labelled(line) else { continue };
         let Some(rest) = name.strip_prefix("envoy_cluster_") else { continue };
         let Some((subset, what)) = about(rest, &labels, &wanted.host) else { continue };
         if subset != wanted.subset {
             continue;
         }
-        match what {
-            "upstream_rq_xx" => {
-                totals.requests += value as u64;
-                if label(&labels, "envoy_response_code_class") == "5" {
-                    totals.errors += value as u64;
-                }
+        if let Some(class) = class(what, &labels) {
+            totals.requests += value as u64;
+            if class == '5' {
+                totals.errors += value as u64;
             }
-            "upstream_rq_time_bucket" => {
-                let bound = match label(&labels, "le") {
-                    "+Inf" => f64::INFINITY,
-                    text => text.parse().unwrap_or(f64::INFINITY),
-                };
-                match totals.times.iter_mut().find(|(known, _)| *known == bound) {
-                    Some((_, total)) => *total += value as u64,
-                    None => totals.times.push((bound, value as u64)),
-                }
+            continue;
+        }
+        if what == "upstream_rq_time_bucket" {
+            let bound = match label(&labels, "le") {
+                "+Inf" => f64::INFINITY,
+                text => text.parse().unwrap_or(f64::INFINITY),
+            };
+            match totals.times.iter_mut().find(|(known, _)| *known == bound) {
+                Some((_, total)) => *total += value as u64,
+                None => totals.times.push((bound, value as u64)),
             }
-            _ => {}
         }
     }
     totals.times.sort_by(|a, b| a.0.total_cmp(&b.0));
     totals
 }
 
+/// A label by Envoy's own name, or by the one that the bootstrap of a mesh gives it.
+fn either<'a>(labels: &Labels<'a>, of_envoy: &str, of_istio: &str) -> &'a str {
+    match label(labels, of_envoy) {
+        "" => label(labels, of_istio),
+        value => value,
+    }
+}
+
+/// The first digit of the answers that a metric counts, if it counts answers by that: `upstream_rq_xx{...="5"}` as Envoy has it, or
+/// `upstream_rq{...="5xx"}` as in Istio's meshes.
+fn class(what: &str, labels: &Labels<'_>) -> Option<char> {
+    let counts = matches!(what, "upstream_rq_xx" | "upstream_rq");
+    counts.then(|| either(labels, "envoy_response_code_class", "response_code_class").chars().next())?
+}
+
 /// The subset, and the metric's name behind the cluster's, if it is about the wanted host. An Envoy without tag rules of its own cuts a cluster's name at
 /// its first dot, and has the rest in the metric's name.
 fn about<'a>(rest: &'a str, labels: &Labels<'a>, wanted: &str) -> Option<(&'a str, &'a str)> {
-    let cluster = label(labels, "envoy_cluster_name");
+    let cluster = either(labels, "envoy_cluster_name", "cluster_name");
     let cluster = cluster.strip_suffix(';').unwrap_or(cluster);
     let (_, name) = cluster.strip_prefix("outbound|")?.split_once('|')?;
     let (subset, host) = name.split_once('|')?;
@@ -137,9 +150,12 @@ pub fn seen(page: &str, host: &str) -> Option<Seen> {
         let Some((_, what)) = about(rest, &labels, host) else { continue };
         known = true;
         let value = value as u64;
+        match class(what, &labels) {
+            Some('5') => seen.failures += value,
+            Some(_) => seen.successes += value,
+            None => {}
+        }
         match what {
-            "upstream_rq_xx" if label(&labels, "envoy_response_code_class") == "5" => seen.failures += value,
-            "upstream_rq_xx" => seen.successes += value,
             "outlier_detection_ejections_active" => seen.ejected += value,
             "outlier_detection_ejections_enforced_total" => seen.ejections += value,
             "circuit_breakers_default_cx_open"
@@ -238,6 +254,19 @@ envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="outbound|80|v2|a.n.svc
         let totals = totals(WEFT, &wanted());
         assert_eq!((totals.requests, totals.errors), (101, 10));
         assert_eq!(totals.times, [(5.0, 50), (10.0, 90), (f64::INFINITY, 101)]);
+    }
+
+    #[test]
+    fn labels_may_have_the_names_of_istios_bootstrap() {
+        let cluster = "cluster_name=\"outbound|80|v2|a.n.svc.cluster.local\"";
+        let page = format!(
+            "envoy_cluster_upstream_rq{{response_code_class=\"2xx\",{cluster}}} 4\n\
+             envoy_cluster_upstream_rq{{response_code_class=\"5xx\",{cluster}}} 3\n\
+             envoy_cluster_upstream_rq{{response_code=\"503\",{cluster}}} 3\n"
+        );
+        assert_eq!(totals(&page, &wanted()), Totals { requests: 7, errors: 3, times: vec![] });
+        let seen = super::seen(&page, "a.n.svc.cluster.local").unwrap();
+        assert_eq!((seen.failures, seen.successes), (3, 4));
     }
 
     #[test]

@@ -61,16 +61,17 @@ pub struct HealthStats {
 impl HealthStats {
     fn new(stat_name: &str) -> Self {
         let name = stat_name.strip_suffix(';').unwrap_or(stat_name);
-        let group = Group::new(format!("cluster.{name}.health_check"), Vec::new());
+        // The prefix ends with the cluster's name, which may have dots in it.
+        let group = Group::new(format!("cluster.{name}"), Vec::new());
         Self {
-            attempt: group.counter("attempt"),
-            success: group.counter("success"),
-            failure: group.counter("failure"),
-            passive_failure: group.counter("passive_failure"),
-            network_failure: group.counter("network_failure"),
-            verify_cluster: group.counter("verify_cluster"),
-            healthy: group.gauge("healthy"),
-            degraded: group.gauge("degraded"),
+            attempt: group.counter("health_check.attempt"),
+            success: group.counter("health_check.success"),
+            failure: group.counter("health_check.failure"),
+            passive_failure: group.counter("health_check.passive_failure"),
+            network_failure: group.counter("health_check.network_failure"),
+            verify_cluster: group.counter("health_check.verify_cluster"),
+            healthy: group.gauge("health_check.healthy"),
+            degraded: group.gauge("health_check.degraded"),
             _group: group,
         }
     }

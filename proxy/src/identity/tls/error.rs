@@ -1,7 +1,7 @@
 //! Handshakes that failed, and their counters.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use rustls::CertificateError;
@@ -84,10 +84,10 @@ pub struct TlsStats {
     pub fail_verify_san: Counter,
     /// The certificate is none of those whose hashes are given.
     pub fail_verify_cert_hash: Counter,
-    /// What was agreed on, by name: `ciphers.*`, `curves.*`, `versions.*`; made when first counted.
+    /// What was agreed on, by name: `ssl.ciphers.*`, `ssl.curves.*`, `ssl.versions.*`; made when first counted.
     agreed: Mutex<HashMap<(Agreed, &'static str), Counter>>,
-    groups: [Arc<Group>; 3],
-    validation: Vec<(&'static str, Counter)>,
+    agreements: Arc<Group>,
+    validation: Failures,
 }
 
 /// All reasons of [`TlsError::Refused`].
@@ -102,6 +102,23 @@ const REASONS: [&str; 9] = [
     "revoked",
     "hash_mismatch",
 ];
+
+type Failures = Vec<(&'static str, Counter)>;
+
+fn failures(group: &Group) -> Failures {
+    let counter = |reason: &&'static str| {
+        let labels = vec![("reason", (*reason).to_owned())];
+        (*reason, group.counter_with("certificate_validation_failures", labels))
+    };
+    REASONS.iter().map(counter).collect()
+}
+
+/// The same of the whole proxy, by this name alone: what an alert asks for.
+static ALL_FAILURES: LazyLock<(Arc<Group>, Failures)> = LazyLock::new(|| {
+    let group = Group::new("", Vec::new());
+    let counters = failures(&group);
+    (group, counters)
+});
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Agreed {
@@ -123,15 +140,11 @@ impl TlsStats {
             fail_verify_san: group.counter("ssl.fail_verify_san"),
             fail_verify_cert_hash: group.counter("ssl.fail_verify_cert_hash"),
             agreed: Mutex::default(),
-            groups: ["ciphers", "curves", "versions"]
-                .map(|what| Group::new(format!("{}.ssl.{what}", group.prefix), group.labels.clone())),
-            validation: REASONS
-                .iter()
-                .map(|r| {
-                    let labels = vec![("reason", (*r).to_owned())];
-                    (*r, group.counter_with("certificate_validation_failures", labels))
-                })
-                .collect(),
+            agreements: Group::new(&*group.prefix, group.labels.clone()),
+            validation: {
+                LazyLock::force(&ALL_FAILURES);
+                failures(group)
+            },
         }
     }
 
@@ -147,13 +160,18 @@ impl TlsStats {
             "hash_mismatch" => self.fail_verify_cert_hash.inc(),
             _ => self.fail_verify_error.inc(),
         }
-        if let Some((_, counter)) = self.validation.iter().find(|(r, _)| r == reason) {
+        for (_, counter) in self.validation.iter().chain(&ALL_FAILURES.1).filter(|(r, _)| r == reason) {
             counter.inc();
         }
     }
 
     fn agreed_on(&self, what: Agreed, name: &'static str) {
-        let make = || self.groups[what as usize].counter(name);
+        let kind = match what {
+            Agreed::Cipher => "ciphers",
+            Agreed::Curve => "curves",
+            Agreed::Version => "versions",
+        };
+        let make = || self.agreements.counter(format!("ssl.{kind}.{name}"));
         self.agreed.lock().entry((what, name)).or_insert_with(make).inc();
     }
 

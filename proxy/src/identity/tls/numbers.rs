@@ -1,4 +1,4 @@
-//! What the metrics say of a secret: when each of its certificates expires, and how often it was replaced.
+//! What the metrics say of a secret: when each of its certificates began and expires, and how often it was replaced.
 
 use std::sync::Arc;
 
@@ -30,7 +30,10 @@ impl Shown {
         let show = |kind: &str, certificate: &CertificateDer<'_>| {
             let Ok(facts) = weft_certs::inspect::facts(certificate) else { return };
             let labels = vec![("certificate", kind.to_owned()), ("serial", facts.serial)];
-            group.gauge_with("certificate_expiry_time", labels).set(facts.not_after.unix_timestamp());
+            let labels = crate::telemetry::registry::Labels::from(labels);
+            group.gauge_with("certificate_expiry_time", labels.clone()).set(facts.not_after.unix_timestamp());
+            // With it an alert can ask for the share of a life that is left: 24 hours are always less than a week.
+            group.gauge_with("certificate_start_time", labels).set(facts.not_before.unix_timestamp());
         };
         match secret {
             Secret::Certificate(pair) => {
@@ -61,14 +64,14 @@ mod tests {
 
     fn lines(secret: &str) -> Vec<(String, Vec<String>, i64)> {
         let mut lines = Vec::new();
-        for group in groups().iter().filter(|g| g.labels == [("secret", secret.to_owned())]) {
+        for group in groups().iter().filter(|g| g.labels.first() == Some(&("secret", secret.into()))) {
             for entry in group.entries() {
                 let value = match entry.metric {
                     Metric::Counter(c) => c.value() as i64,
                     Metric::Gauge(g) => g.value(),
                     Metric::Histogram(_) => continue,
                 };
-                let labels = entry.labels.iter().map(|(_, v)| v.clone()).collect();
+                let labels = entry.labels.iter().map(|(_, v)| v.to_string()).collect();
                 lines.push((entry.name.to_string(), labels, value));
             }
         }
@@ -89,13 +92,16 @@ mod tests {
         shown.publish(&first);
         shown.publish(&secret(7200));
         let lines = lines(name);
-        let of = |kind: &str| {
-            let found: Vec<_> = lines.iter().filter(|l| l.1.first().is_some_and(|k| k == kind)).collect();
+        let of = |name: &str, kind: &str| {
+            let is = |l: &&(String, Vec<String>, i64)| l.0 == name && l.1.first().is_some_and(|k| k == kind);
+            let found: Vec<_> = lines.iter().filter(is).collect();
             assert_eq!(found.len(), 1, "{lines:?}");
             found[0].2
         };
-        assert_eq!(of("gateway"), start().unix_timestamp() + 7200);
-        assert_eq!(of("intermediate"), start().unix_timestamp() + 365 * 86_400);
+        let expiry = "certificate_expiry_time";
+        assert_eq!(of(expiry, "gateway"), start().unix_timestamp() + 7200);
+        assert_eq!(of(expiry, "intermediate"), start().unix_timestamp() + 365 * 86_400);
+        assert!(of("certificate_start_time", "gateway") <= start().unix_timestamp());
         let rotations: Vec<_> = lines.iter().filter(|l| l.0 == "certificate_rotation_count").collect();
         assert_eq!(rotations.len(), 1);
         assert_eq!(rotations[0].2, 1);

@@ -15,6 +15,7 @@ use crate::io::ConnectionInfo;
 use crate::state::ConfigError;
 use crate::telemetry::StreamInfo;
 use crate::telemetry::cel::{Expression, Seen};
+use crate::telemetry::registry::label_value;
 
 /// Istio's metrics, in the order of [`Changes::of`].
 const METRICS: [&str; 10] = [
@@ -157,18 +158,21 @@ impl Changes {
         if change.dropped {
             return None;
         }
-        let mut labels: Labels = by_default
+        if change.removed.is_empty() && change.set.is_empty() {
+            return Some(by_default.clone());
+        }
+        let mut labels: Vec<_> = by_default
             .iter()
             .filter(|(name, _)| !change.removed.iter().any(|r| r == name))
             .cloned()
             .collect();
         for (label, place) in &change.set {
-            let value = said.and_then(|said| said.get(*place)).cloned().unwrap_or_default();
+            let value = label_value(said.and_then(|said| said.get(*place)).map_or("", String::as_str));
             match labels.iter_mut().find(|(name, _)| name == label) {
                 Some((_, old)) => *old = value,
                 None => labels.push((label, value)),
             }
         }
-        Some(labels)
+        Some(labels.into_iter().collect())
     }
 }

@@ -5,19 +5,23 @@
 
 mod changes;
 mod custom;
+mod series;
 
-use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 pub use changes::Changes;
 pub use custom::expire;
+pub use series::{BUDGET, set_budget};
 
+use self::series::{Alive, Series, Sets};
 use super::flags::Flags;
-use super::registry::{Counter, Group, Histogram};
+use super::registry::{Counter, Group, Histogram, Labels, Reading};
 use super::stream::StreamInfo;
 use crate::codec::RequestHead;
 use crate::io::ConnectionInfo;
@@ -61,9 +65,6 @@ pub enum Side {
     Destination,
 }
 
-/// Labels with their values.
-type Labels = Vec<(&'static str, String)>;
-
 /// What is known of the other side when a stream ends.
 #[derive(Clone, Copy, Default)]
 pub struct Far<'a> {
@@ -76,9 +77,6 @@ pub struct Far<'a> {
     /// The callee's verified SPIFFE id.
     pub destination_principal: Option<&'a Arc<str>>,
 }
-
-/// Series beyond this share one whose varying labels are all `overflow`: metrics never grow without bound.
-pub const MAX_SERIES: usize = 20_000;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
@@ -108,25 +106,43 @@ struct HttpSeries {
 
 /// The metrics of connections that are alike; none of those that are dropped.
 #[derive(Clone, Copy)]
-pub struct TcpSeries {
+struct TcpHandles {
     opened: Option<Counter>,
     closed: Option<Counter>,
     sent: Option<Counter>,
     received: Option<Counter>,
 }
 
-impl TcpSeries {
-    /// Counts bytes that came from the client, and went to it.
-    pub fn carried(self, received: u64, sent: u64) {
+impl TcpHandles {
+    fn carried(self, received: u64, sent: u64) {
         self.received.iter().for_each(|counter| counter.add(received));
         self.sent.iter().for_each(|counter| counter.add(sent));
     }
 }
 
+/// What a connection's bytes count under while it lives.
+pub struct TcpSeries(Arc<Series<TcpHandles>>);
+
+impl TcpSeries {
+    /// Counts bytes that came from the client, and went to it.
+    pub fn carried(&self, received: u64, sent: u64) {
+        self.0.handles.carried(received, sent);
+    }
+}
+
+impl Drop for TcpSeries {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+type Known = series::Known<HttpSeries, TcpHandles>;
+
+/// What a worker remembers of a reporter.
 #[derive(Default)]
-struct Known {
-    http: HashMap<Key, HttpSeries>,
-    tcp: HashMap<Key, TcpSeries>,
+struct Remembered {
+    http: Sets<HttpSeries>,
+    tcp: Sets<TcpHandles>,
 }
 
 /// Reports for one proxy and one side.
@@ -135,18 +151,39 @@ pub struct Reporter {
     side: Side,
     local: Arc<Workload>,
     changes: Arc<Changes>,
-    group: Arc<Group>,
-    known: Mutex<Known>,
+    known: Arc<Mutex<Known>>,
 }
 
 thread_local! {
-    static SEEN: RefCell<HashMap<u64, Known>> = RefCell::default();
+    static SEEN: RefCell<HashMap<u64, Remembered>> = RefCell::default();
+    static EPOCH: Cell<u64> = const { Cell::new(0) };
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// The reporters that are there. What workers remember of others is let go when they see a new one.
-static ALIVE: LazyLock<Mutex<HashSet<u64>>> = LazyLock::new(Mutex::default);
+static ALIVE: LazyLock<Alive<HttpSeries, TcpHandles>> = LazyLock::new(Mutex::default);
+
+/// Lets sets of labels go that nothing was counted under for `idle`; gives how many.
+pub fn expire_sets(idle: Duration, now: Instant) -> usize {
+    let reporters: Vec<_> = ALIVE.lock().values().filter_map(Weak::upgrade).collect();
+    let reading = Reading::begin();
+    reporters.iter().map(|known| series::expire(known, &reading, idle, now)).sum()
+}
+
+/// Has this worker forget sets of labels that went, if some did since it last looked.
+pub fn forget_expired() {
+    let mut epoch = EPOCH.get();
+    if series::some_went(&mut epoch) {
+        EPOCH.set(epoch);
+        SEEN.with_borrow_mut(|seen| {
+            for remembered in seen.values_mut() {
+                remembered.http.retain(|_, set| !set.is_gone());
+                remembered.tcp.retain(|_, set| !set.is_gone());
+            }
+        });
+    }
+}
 
 impl Drop for Reporter {
     fn drop(&mut self) {
@@ -158,8 +195,9 @@ impl Reporter {
     /// A reporter for the workload that this proxy serves.
     pub fn new(side: Side, local: Arc<Workload>, changes: Arc<Changes>) -> Self {
         let id = NEXT.fetch_add(1, Relaxed);
-        ALIVE.lock().insert(id);
-        Self { id, side, local, changes, group: Group::new("", Vec::new()), known: Mutex::default() }
+        let known = Arc::new(Mutex::default());
+        ALIVE.lock().insert(id, Arc::downgrade(&known));
+        Self { id, side, local, changes, known }
     }
 
     /// Whether labels are made of what requests bring.
@@ -183,7 +221,8 @@ impl Reporter {
             grpc_status: stream.grpc_status.filter(|_| stream.is_grpc),
             ..self.key(connection, far, if stream.is_grpc { "grpc" } else { "http" })
         };
-        let series = self.series(key, |known| &mut known.http, Self::make_http);
+        let series =
+            self.series(key, |all| &mut all.http, |mine| &mut mine.http, Self::make_http, |s| s.handles);
         series.requests.iter().for_each(|counter| counter.inc());
         let record =
             |histogram: Option<Histogram>, value: f64| histogram.iter().for_each(|h| h.record(value));
@@ -197,10 +236,13 @@ impl Reporter {
         self.changes.count(stream, connection, request, far);
     }
 
-    /// Reports an opened TCP connection; gives what counts its bytes while it lives. It must not outlive the reporter.
+    /// Reports an opened TCP connection; gives what counts its bytes while it lives.
     pub fn tcp_opened(&self, stream: &StreamInfo, connection: &ConnectionInfo, far: Far<'_>) -> TcpSeries {
-        let series = self.tcp(stream, connection, far, Flags::default());
-        series.opened.iter().for_each(|counter| counter.inc());
+        let series = self.tcp(stream, connection, far, Flags::default(), |series| {
+            series.enter();
+            TcpSeries(series.clone())
+        });
+        series.0.handles.opened.iter().for_each(|counter| counter.inc());
         series
     }
 
@@ -212,15 +254,22 @@ impl Reporter {
         far: Far<'_>,
         (received, sent): (u64, u64),
     ) {
-        let series = self.tcp(stream, connection, far, stream.flags);
+        let series = self.tcp(stream, connection, far, stream.flags, |series| series.handles);
         series.closed.iter().for_each(|counter| counter.inc());
         series.carried(received, sent);
     }
 
-    fn tcp(&self, stream: &StreamInfo, connection: &ConnectionInfo, far: Far<'_>, flags: Flags) -> TcpSeries {
+    fn tcp<R>(
+        &self,
+        stream: &StreamInfo,
+        connection: &ConnectionInfo,
+        far: Far<'_>,
+        flags: Flags,
+        take: impl FnOnce(&Arc<Series<TcpHandles>>) -> R,
+    ) -> R {
         let said = self.changes.said(stream, connection, None, far);
         let key = Key { flags, said, ..self.key(connection, far, "tcp") };
-        self.series(key, |known| &mut known.tcp, Self::make_tcp)
+        self.series(key, |all| &mut all.tcp, |mine| &mut mine.tcp, Self::make_tcp, take)
     }
 
     fn key(&self, connection: &ConnectionInfo, far: Far<'_>, protocol: &'static str) -> Key {
@@ -238,29 +287,36 @@ impl Reporter {
         }
     }
 
-    /// The handles of a series: this worker's own memory, then the reporter's, then new ones.
-    fn series<S: Copy>(
+    /// What `take` wants of a series: from this worker's own memory, then the reporter's, then of a new one.
+    fn series<H, R>(
         &self,
         key: Key,
-        map: impl Fn(&mut Known) -> &mut HashMap<Key, S>,
-        make: impl Fn(&Self, &Key) -> S,
-    ) -> S {
+        all: impl Fn(&mut Known) -> &mut Sets<H>,
+        mine: impl Fn(&mut Remembered) -> &mut Sets<H>,
+        make: impl Fn(&Self, &Key) -> (H, Arc<Group>),
+        take: impl FnOnce(&Arc<Series<H>>) -> R,
+    ) -> R {
         SEEN.with_borrow_mut(|seen| {
             if !seen.contains_key(&self.id) {
                 let alive = ALIVE.lock();
-                seen.retain(|id, _| alive.contains(id));
+                seen.retain(|id, _| alive.contains_key(id));
             }
-            let mine = map(seen.entry(self.id).or_default());
-            if let Some(series) = mine.get(&key) {
-                return *series;
+            let mine = mine(seen.entry(self.id).or_default());
+            if let Some(series) = mine.get(&key).filter(|series| !series.is_gone()) {
+                return take(series);
             }
-            let mut known = self.known.lock();
-            let all = map(&mut known);
-            let key =
-                if all.len() < MAX_SERIES || all.contains_key(&key) { key } else { self.overflow(&key) };
-            let series = *all.entry(key.clone()).or_insert_with(|| make(self, &key));
-            mine.insert(key, series);
-            series
+            let (series, folded) = series::find(
+                all(&mut self.known.lock()),
+                &key,
+                |key| self.overflow(key),
+                |key| make(self, key),
+            );
+            let taken = take(&series);
+            // What was folded has no place in a worker's memory either, however many there are.
+            if !folded {
+                mine.insert(key, series);
+            }
+            taken
         })
     }
 
@@ -279,37 +335,39 @@ impl Reporter {
         }
     }
 
-    fn make_http(&self, key: &Key) -> HttpSeries {
-        let labels = self.labels(key);
-        let counter = |metric| self.counter(metric, &labels, key);
+    fn make_http(&self, key: &Key) -> (HttpSeries, Arc<Group>) {
+        let (group, labels) = (Group::new("", Labels::default()), self.labels(key));
+        let counter = |metric| self.counter(&group, metric, &labels, key);
         let histogram = |metric: &'static str| {
             let labels = self.changes.labels(metric, &labels, key.said.as_deref())?;
-            Some(self.group.histogram_with(metric, labels))
+            Some(group.histogram_with(metric, labels))
         };
-        HttpSeries {
+        let series = HttpSeries {
             requests: counter("istio_requests_total"),
             duration: histogram("istio_request_duration_milliseconds"),
             request_bytes: histogram("istio_request_bytes"),
             response_bytes: histogram("istio_response_bytes"),
             messages: (key.protocol == "grpc")
                 .then(|| (counter("istio_request_messages_total"), counter("istio_response_messages_total"))),
-        }
+        };
+        (series, group)
     }
 
-    fn make_tcp(&self, key: &Key) -> TcpSeries {
-        let labels = self.labels(key);
-        let counter = |metric| self.counter(metric, &labels, key);
-        TcpSeries {
+    fn make_tcp(&self, key: &Key) -> (TcpHandles, Arc<Group>) {
+        let (group, labels) = (Group::new("", Labels::default()), self.labels(key));
+        let counter = |metric| self.counter(&group, metric, &labels, key);
+        let handles = TcpHandles {
             opened: counter("istio_tcp_connections_opened_total"),
             closed: counter("istio_tcp_connections_closed_total"),
             sent: counter("istio_tcp_sent_bytes_total"),
             received: counter("istio_tcp_received_bytes_total"),
-        }
+        };
+        (handles, group)
     }
 
-    fn counter(&self, metric: &'static str, labels: &Labels, key: &Key) -> Option<Counter> {
+    fn counter(&self, group: &Group, metric: &'static str, labels: &Labels, key: &Key) -> Option<Counter> {
         let labels = self.changes.labels(metric, labels, key.said.as_deref())?;
-        Some(self.group.counter_with(metric, labels))
+        Some(group.counter_with(metric, labels))
     }
 
     fn labels(&self, key: &Key) -> Labels {
@@ -359,7 +417,7 @@ impl Reporter {
             (Side::Destination, false) => "none",
         };
         labels.push(("connection_security_policy", security.to_owned()));
-        labels
+        labels.into()
     }
 }
 
@@ -368,7 +426,122 @@ mod tests {
     use super::*;
     use crate::codec::Protocol;
     use crate::io::Direction;
-    use crate::telemetry::registry::Metric;
+    use crate::telemetry::registry::{Entry, Metric};
+
+    fn entries(reporter: &Reporter) -> Vec<Entry> {
+        let known = reporter.known.lock();
+        let groups = known.http.values().map(|s| &s.group).chain(known.tcp.values().map(|s| &s.group));
+        groups.flat_map(|group| group.entries()).collect()
+    }
+
+    fn label(labels: &Labels, wanted: &str) -> Option<String> {
+        labels.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.to_string())
+    }
+
+    /// A request of a caller of this name, counted.
+    fn called_by(reporter: &Reporter, name: &str) {
+        let caller = Arc::new(Workload { name: name.to_owned(), ..Workload::default() });
+        let far = Far { workload: Some(&caller), ..Far::default() };
+        reporter.request(&StreamInfo::new(Some(Protocol::Http11)), &connection(), None, far);
+    }
+
+    /// How many requests a caller's set has counted; none if there is no such set in what a scrape reads.
+    fn counted(destination: &str, caller: &str) -> Option<u64> {
+        let of_both = |labels: &Labels| {
+            label(labels, "destination_workload").as_deref() == Some(destination)
+                && label(labels, "source_workload").as_deref() == Some(caller)
+        };
+        let groups = crate::telemetry::registry::groups();
+        let entries = groups.iter().flat_map(|group| group.entries());
+        let found = entries.filter(|e| e.name == "istio_requests_total" && of_both(&e.labels));
+        let counts: Vec<u64> = found
+            .map(|e| match e.metric {
+                Metric::Counter(counter) => counter.value(),
+                _ => panic!("a counter"),
+            })
+            .collect();
+        (!counts.is_empty()).then(|| counts.iter().sum())
+    }
+
+    #[test]
+    fn a_set_that_is_idle_goes_and_one_that_comes_back_loses_nothing() {
+        let local = Arc::new(Workload { name: "idle-test".to_owned(), ..Workload::default() });
+        let reporter = Arc::new(Reporter::new(Side::Destination, local, Arc::default()));
+        let (start, hour) = (Instant::now(), Duration::from_secs(3600));
+        let expire = |idle, now| series::expire(&reporter.known, &Reading::begin(), idle, now);
+        called_by(&reporter, "busy");
+        called_by(&reporter, "idle");
+        // Another worker remembers it, too.
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let (told, said) = std::sync::mpsc::channel();
+        let other = reporter.clone();
+        let worker = std::thread::spawn(move || {
+            called_by(&other, "idle");
+            told.send(()).unwrap();
+            wait.recv().unwrap();
+            forget_expired();
+            told.send(()).unwrap();
+            wait.recv().unwrap();
+        });
+        said.recv().unwrap();
+        let opened = reporter.tcp_opened(&StreamInfo::new(None), &connection(), Far::default());
+        // Seen as they are now; from here on they are idle.
+        expire(hour, start + hour / 2);
+        called_by(&reporter, "busy");
+        assert_eq!(expire(hour, start + 2 * hour), 1);
+        assert_eq!(counted("idle-test", "idle"), Some(2), "somebody remembers it, and so it is read");
+        // It is met again before everybody has forgotten it.
+        called_by(&reporter, "idle");
+        assert_eq!(counted("idle-test", "idle"), Some(3));
+        forget_expired();
+        assert_eq!(counted("idle-test", "idle"), Some(3), "the other worker has not looked");
+        go.send(()).unwrap();
+        said.recv().unwrap();
+        assert_eq!(counted("idle-test", "idle"), Some(1));
+        assert_eq!(counted("idle-test", "busy"), Some(2));
+        // A connection that lives keeps what it counts under.
+        assert_eq!(reporter.known.lock().tcp.len(), 1);
+        drop(opened);
+        expire(hour, start + 4 * hour);
+        assert_eq!(reporter.known.lock().tcp.len(), 0);
+        assert_eq!(reporter.known.lock().http.len(), 1, "what came back has counted since");
+        expire(hour, start + 6 * hour);
+        assert_eq!(reporter.known.lock().http.len(), 0);
+        go.send(()).unwrap();
+        worker.join().unwrap();
+    }
+
+    #[test]
+    fn beyond_the_budget_sets_are_counted_together_and_that_is_counted() {
+        let number = |name: &str| {
+            let samples = crate::telemetry::registry::groups();
+            let mut entries = samples.iter().flat_map(|group| group.entries());
+            match entries.find(|e| e.name == name).map(|e| e.metric) {
+                Some(Metric::Counter(counter)) => counter.value() as i64,
+                Some(Metric::Gauge(gauge)) => gauge.value(),
+                _ => 0,
+            }
+        };
+        let local = Arc::new(Workload { name: "budget-test".to_owned(), ..Workload::default() });
+        let reporter = Reporter::new(Side::Destination, local, Arc::default());
+        called_by(&reporter, "first");
+        let folded = number("weft_metric_series_folded_total");
+        series::TEST_BUDGET.set(Some(0));
+        for caller in ["second", "third", "second"] {
+            called_by(&reporter, caller);
+        }
+        called_by(&reporter, "first");
+        series::TEST_BUDGET.set(None);
+        set_budget(BUDGET);
+        // Others may be folded meanwhile, by tests beside this one.
+        assert!(number("weft_metric_series_folded_total") >= folded + 3);
+        assert_eq!(number("weft_metric_series_budget"), BUDGET as i64);
+        assert_eq!(counted("budget-test", "first"), Some(2), "what is there goes on");
+        assert_eq!(counted("budget-test", "second"), None);
+        assert_eq!(counted("budget-test", "overflow"), Some(3));
+        called_by(&reporter, "second");
+        assert_eq!(counted("budget-test", "second"), Some(1));
+    }
 
     fn connection() -> ConnectionInfo {
         let address = "127.0.0.1:1".parse().unwrap();
@@ -386,13 +559,11 @@ mod tests {
             let far = Far { workload: Some(&caller), ..Far::default() };
             reporter.request(&stream, &connection(), None, far);
         }
-        let counts: Vec<_> = reporter
-            .group
-            .entries()
+        let mut counts: Vec<_> = entries(&reporter)
             .into_iter()
             .filter(|e| e.name == "istio_requests_total")
             .map(|e| {
-                let label = |name| e.labels.iter().find(|(n, _)| *n == name).map(|(_, v)| v.clone()).unwrap();
+                let label = |name| label(&e.labels, name).unwrap();
                 assert_eq!(label("source_workload"), "order");
                 assert_eq!(label("destination_workload"), "user");
                 assert_eq!(label("connection_security_policy"), "none");
@@ -400,6 +571,7 @@ mod tests {
                 (label("response_code"), counter.value())
             })
             .collect();
+        counts.sort();
         assert_eq!(counts, [("200".to_owned(), 2), ("503".to_owned(), 1)]);
     }
 
@@ -422,12 +594,10 @@ mod tests {
             stream.authority = host.into();
             reporter.request(&stream, &connection(), None, Far::default());
         }
-        let entries = reporter.group.entries();
-        let label = |labels: &Labels, wanted: &str| {
-            labels.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.clone())
-        };
+        let entries = entries(&reporter);
         let counted: Vec<_> = entries.iter().filter(|e| e.name == "istio_requests_total").collect();
-        let hosts: Vec<_> = counted.iter().map(|e| label(&e.labels, "host").unwrap()).collect();
+        let mut hosts: Vec<_> = counted.iter().map(|e| label(&e.labels, "host").unwrap()).collect();
+        hosts.sort();
         assert_eq!(hosts, ["a", "b"]);
         for entry in &counted {
             assert_eq!(label(&entry.labels, "source_app").as_deref(), Some("nobody"));
