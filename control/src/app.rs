@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -157,18 +157,9 @@ pub fn main(args: ControlArgs) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .try_init();
-    let metrics = metrics()?;
+    let metrics = crate::serve::http::record()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(args, metrics))
-}
-
-/// Takes the process's numbers; times are histograms with buckets that dashboards of istiod know.
-fn metrics() -> anyhow::Result<PrometheusHandle> {
-    let buckets = [0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
-    let recorder = PrometheusBuilder::new().set_buckets(&buckets)?.build_recorder();
-    let handle = recorder.handle();
-    let _ = metrics::set_global_recorder(recorder);
-    Ok(handle)
 }
 
 async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()> {
@@ -335,6 +326,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         queue: queue.clone(),
         trust,
         trials: trial_reports,
+        began: std::time::Instant::now(),
     };
     tokio::spawn(pages.clone().serve(numbers, Port::Metrics));
     tokio::spawn(pages.serve(debug, Port::Debug));

@@ -126,7 +126,11 @@ fn pods_are_injected_by_the_mesh_settings_and_objects_are_checked() {
     // The answer may be lost with the connection that is closed while we still write.
     assert!(ask("istiod.istio-system.svc", "/validate", &huge).map_or(true, |(status, _)| status == 413));
     let metrics = super::support::http::get(format!("{IP}:15014").parse().unwrap(), "/metrics").unwrap().1;
-    for line in ["sidecar_injection_success_total 2", "galley_validation_failed{"] {
+    for line in [
+        "sidecar_injection_success_total 2",
+        "sidecar_injection_time_seconds_count ",
+        "galley_validation_failed{group=\"networking.istio.io\",version=\"v1\",resource=\"virtualservices\",reason=\"invalid_resource\"} 1",
+    ] {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
 }

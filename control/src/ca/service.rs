@@ -11,7 +11,7 @@ use xds_protos::istio::v1::auth::{IstioCertificateRequest, IstioCertificateRespo
 use super::PeerInfo;
 use super::audit::{Audit, Caller};
 use super::authenticate::Authenticators;
-use super::authority::CertificateAuthority;
+use super::authority::{CertificateAuthority, SignError};
 use super::limit::RateLimit;
 
 /// The gRPC service.
@@ -53,7 +53,11 @@ impl CertificateService {
         let request = request.into_inner();
         let now = OffsetDateTime::now_utc();
         self.authority.sign(&request.csr, id, request.validity_duration, now).await.map_err(|error| {
-            metrics::counter!("citadel_server_csr_sign_error_count").increment(1);
+            let counted = match error {
+                SignError::Request(_) => "citadel_server_csr_parsing_err_count",
+                _ => "citadel_server_csr_sign_err_count",
+            };
+            metrics::counter!(counted).increment(1);
             tracing::warn!(caller = %id, %error, "certificate request refused");
             match error.to_string() {
                 text if error.is_the_requests() => Status::invalid_argument(text),
@@ -154,7 +158,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_long_lives_and_bad_requests_are_refused_with_what_to_do() {
+    async fn nobody_long_lives_and_bad_requests_are_refused_with_what_to_do_and_counted() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let _counted = metrics::set_default_local_recorder(&recorder);
         let (service, issuer) = service();
         let token = issuer.issue("a", "b", now(), Duration::from_secs(60)).unwrap();
         let old = issuer.issue("a", "b", now() - Duration::from_secs(120), Duration::from_secs(60)).unwrap();
@@ -176,6 +182,17 @@ mod tests {
         assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status}");
         let other = issuer.issue("a", "c", now(), Duration::from_secs(60)).unwrap();
         service.create_certificate(request(Some(&other), csr(), 60)).await.unwrap();
+        let numbers = recorder.handle().render();
+        for line in [
+            "citadel_server_csr_count 7",
+            "citadel_server_success_cert_issuance_count 2",
+            "citadel_server_authentication_failure_count 2",
+            "citadel_server_csr_parsing_err_count 1",
+            "citadel_server_csr_sign_err_count 1",
+            "citadel_server_csr_rate_limited_count 1",
+        ] {
+            assert!(numbers.lines().any(|l| l == line), "{line}\n{numbers}");
+        }
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use super::diagnostic::{Diagnostic, Severity};
 use super::document::Skipped;
 use super::load::LoadOutcome;
 use super::source::Source;
-use crate::model::World;
+use crate::model::{Change, World};
 
 /// How long the directory must be still before it is read.
 const QUIET: Duration = Duration::from_millis(100);
@@ -170,8 +170,12 @@ async fn follow(source: Source, mut seen: Looks, sender: watch::Sender<Arc<Snaps
         if looks == seen {
             continue;
         }
+        let changed = Instant::now();
         settle(&source, &seen, looks).await;
+        let settled = Instant::now();
         let (looks, outcome) = read(&source).await;
+        metrics::histogram!("pilot_debounce_time").record((settled - changed).as_secs_f64());
+        metrics::histogram!("pilot_pushcontext_init_seconds").record(settled.elapsed().as_secs_f64());
         let emptied = looks.0.is_empty() && !seen.0.is_empty();
         publish(source.path(), outcome, emptied, &sender);
         // An emptied directory is compared with what it held, however often it is looked at.
@@ -212,6 +216,11 @@ fn publish(dir: &Path, mut outcome: LoadOutcome, emptied: bool, sender: &watch::
             let changed = world.version() != last.world.version();
             let generation = last.generation + u64::from(changed);
             if changed {
+                let kind = match world.since(&last.world) {
+                    Change::Endpoints(_) => "eds",
+                    Change::Anything => "config",
+                };
+                metrics::counter!("pilot_inbound_updates", "type" => kind).increment(1);
                 tracing::info!(generation, services = world.services().len(), "configuration applied");
             }
             Snapshot { world, generation, attempts, refused: false, diagnostics, skipped }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::ingest::Snapshot;
-use crate::model::{Trust, World};
+use crate::model::{Change, Trust, World};
 
 /// One state of the mesh that proxies are brought to.
 #[derive(Clone, Debug)]
@@ -44,6 +44,14 @@ impl Revision {
     }
 }
 
+/// Istio's word for why something is sent.
+fn trigger(change: &Change) -> &'static str {
+    match change {
+        Change::Endpoints(_) => "endpoint",
+        Change::Anything => "config",
+    }
+}
+
 /// The queue's end at which connections wait. Cloning it shares the permits.
 #[derive(Clone, Debug)]
 pub struct Queue {
@@ -73,14 +81,15 @@ impl Queue {
                 }
                 let (number, trusted) = (sender.borrow().number + 1, trust.borrow_and_update().clone());
                 let next = Revision::of(&snapshots.borrow_and_update(), trusted, number);
-                let same = {
+                let why = {
                     let last = sender.borrow();
-                    next.world.version() == last.world.version() && next.trust == last.trust
+                    match (next.world.version() == last.world.version(), next.trust == last.trust) {
+                        (true, true) => continue,
+                        (true, false) => "secret",
+                        (false, _) => trigger(&next.world.since(&last.world)),
+                    }
                 };
-                if same {
-                    continue;
-                }
-                metrics::counter!("pilot_k8s_cfg_events", "event" => "update").increment(1);
+                metrics::counter!("pilot_push_triggers", "type" => why).increment(1);
                 if next.world.mesh().trust_domain != trust_domain {
                     tracing::error!(
                         issued = %trust_domain,

@@ -61,6 +61,7 @@ pub struct Memo {
     revision: AtomicU64,
     rendered: [AtomicU64; ResourceType::ALL.len()],
     encoded: AtomicU64,
+    found: AtomicU64,
 }
 
 /// How often what is not needed any more is looked for: every so many revisions.
@@ -79,6 +80,26 @@ impl Memo {
                 !known.forms.is_empty()
             });
         }
+    }
+
+    /// How many times a resource was there already.
+    pub fn found(&self) -> u64 {
+        self.found.load(Ordering::Relaxed)
+    }
+
+    /// How many times one had to be rendered and encoded, of whatever kind.
+    pub fn made(&self) -> u64 {
+        self.rendered.iter().map(|made| made.load(Ordering::Relaxed)).sum()
+    }
+
+    /// How many names are kept.
+    pub fn len(&self) -> usize {
+        self.known.lock().values().map(|names| names.len()).sum()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// How many bytes were encoded since the start.
@@ -109,6 +130,7 @@ impl Memo {
             && let Some(form) = known.forms.iter_mut().find(|form| form.inputs == inputs)
         {
             form.used = now;
+            self.found.fetch_add(1, Ordering::Relaxed);
             return Some((known.name.clone(), form.resource.clone()));
         }
         // Rendered outside the lock; two connections that need the same at once may both do it.

@@ -197,7 +197,7 @@ impl RenderCache {
         if *secrets && let Some(roots) = roots(&revision.trust) {
             rendered.entry(ResourceType::Secret).or_default().insert(ROOTS.into(), roots);
         }
-        metrics::histogram!("pilot_xds_push_context_init_seconds").record(began.elapsed().as_secs_f64());
+        metrics::histogram!("weft_proxy_render_seconds").record(began.elapsed().as_secs_f64());
         metrics::counter!("weft_proxies_rendered", "how" => "whole").increment(1);
         Arc::new(self.sets.keep(rendered, node.address()))
     }

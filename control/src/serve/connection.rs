@@ -34,6 +34,8 @@ pub(super) trait Wire: Send + 'static {
     fn type_url(&self) -> &str;
     fn error(&self) -> Option<&str>;
     fn hear(&self, session: &mut Session) -> Heard;
+    /// gRPC's code of what is wrong with the last response, if something is.
+    fn error_code(&self) -> i32;
 }
 
 impl Wire for DeltaDiscoveryRequest {
@@ -50,6 +52,9 @@ impl Wire for DeltaDiscoveryRequest {
     fn hear(&self, session: &mut Session) -> Heard {
         session.delta(self)
     }
+    fn error_code(&self) -> i32 {
+        self.error_detail.as_ref().map_or(0, |error| error.code)
+    }
 }
 
 impl Wire for DiscoveryRequest {
@@ -65,6 +70,9 @@ impl Wire for DiscoveryRequest {
     }
     fn hear(&self, session: &mut Session) -> Heard {
         session.sotw(self)
+    }
+    fn error_code(&self) -> i32 {
+        self.error_detail.as_ref().map_or(0, |error| error.code)
     }
 }
 
@@ -176,6 +184,7 @@ impl Connection {
         let wake = Arc::new(service.dispatch.wait(place.clone(), entry.clone()));
         let (revision, resources) = service.cache.resources(&service.queue.latest(), &place);
         let number = revision.number;
+        metrics::counter!("pilot_push_triggers", "type" => "proxy").increment(1);
         wake.has(number);
         entry.update(|proxy| proxy.revision = proxy.revision.max(number));
         let stream = stream_number();
@@ -224,6 +233,9 @@ impl Connection {
         match request.hear(&mut self.session) {
             Heard::Refused(kind, reason) => {
                 metrics::counter!("pilot_total_xds_rejects", "type" => kind.short()).increment(1);
+                let code = format!("{:?}", tonic::Code::from_i32(request.error_code()));
+                let of_kind = format!("pilot_xds_{}_reject", kind.short());
+                metrics::gauge!(of_kind, "node" => self.node.id.clone(), "err" => code).increment(1.0);
                 tracing::warn!(
                     proxy = %self.node.id, %kind, reason,
                     "proxy refused a push; it goes on with what it had"
@@ -231,6 +243,9 @@ impl Connection {
             }
             Heard::Subscribed(kind) => tracing::debug!(proxy = %self.node.id, %kind, "subscribed"),
             Heard::Acknowledged(_) => {}
+            Heard::Expired(kind) => {
+                metrics::counter!("pilot_xds_expired_nonce", "type" => kind.short()).increment(1);
+            }
             Heard::Nothing if ResourceType::from_type_url(request.type_url()).is_none() => {
                 tracing::debug!(proxy = %self.node.id, type_url = request.type_url(), "a type that is not served");
             }
@@ -253,6 +268,7 @@ impl Connection {
     async fn update(&mut self) {
         let _permit = self.service.queue.permit().await;
         let revision = self.service.queue.latest();
+        metrics::histogram!("pilot_proxy_queue_time").record(revision.read.elapsed().as_secs_f64());
         let (revision, resources) = self.service.cache.resources(&revision, &self.place);
         self.session.set(resources, revision.version.clone(), Instant::now());
         let number = revision.number;
@@ -266,13 +282,24 @@ impl Connection {
         &mut self,
         responses: &mpsc::Sender<Result<Push, Status>>,
     ) -> Result<(), mpsc::error::SendError<Result<Push, Status>>> {
-        while let Some(push) = self.session.next(Instant::now()) {
-            metrics::counter!("pilot_xds_pushes", "type" => push.kind.short()).increment(1);
+        let mut began = Instant::now();
+        while let Some(push) = self.session.next(began) {
+            let kind = push.kind.short();
+            metrics::counter!("pilot_xds_pushes", "type" => kind).increment(1);
+            let bytes: usize = push.upserts.iter().map(|(_, resource)| resource.bytes.len()).sum();
+            metrics::histogram!("pilot_xds_config_size_bytes", "type" => kind).record(bytes as f64);
             tracing::debug!(
                 proxy = %self.node.id, kind = %push.kind, resources = push.upserts.len(),
                 removed = push.removed.len(), "push"
             );
-            responses.send(Ok(push)).await?;
+            let sending = Instant::now();
+            responses.send(Ok(push)).await.inspect_err(|_| {
+                metrics::counter!("pilot_xds_pushes", "type" => format!("{kind}_senderr")).increment(1);
+            })?;
+            let now = Instant::now();
+            metrics::histogram!("pilot_xds_send_time").record((now - sending).as_secs_f64());
+            metrics::histogram!("pilot_xds_push_time", "type" => kind).record((now - began).as_secs_f64());
+            began = now;
         }
         Ok(())
     }

@@ -119,6 +119,12 @@ impl Reads for KeyFetcher {
         (source.asked, source.tried) = (false, true);
         let result = if answer.is_ok() { "success" } else { "failure" };
         metrics::counter!("weft_jwks_fetches", "result" => result).increment(1);
+        // Istio's names of the same.
+        let of_istio = match answer {
+            Ok(_) => "pilot_jwks_resolver_network_fetch_success_total",
+            Err(_) => "pilot_jwks_resolver_network_fetch_fail_total",
+        };
+        metrics::counter!(of_istio).increment(1);
         match answer {
             Ok(keys) => {
                 if source.keys.as_ref().is_some_and(|old| *old != keys) {

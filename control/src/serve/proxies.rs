@@ -53,6 +53,11 @@ impl Proxies {
         Entry { number, proxies: self.clone() }
     }
 
+    /// Looks at everyone who is connected now.
+    pub fn each(&self, look: impl FnMut(&Proxy)) {
+        self.all.lock().values().for_each(look);
+    }
+
     /// Everyone who is connected now, in the order in which they came.
     pub fn list(&self) -> Vec<Proxy> {
         self.all.lock().values().cloned().collect()

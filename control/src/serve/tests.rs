@@ -131,6 +131,7 @@ impl Stream {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
             error_detail: refusal.map(|message| xds_protos::google::rpc::Status {
+                code: Code::Internal as i32,
                 message: message.into(),
                 ..Default::default()
             }),
@@ -150,7 +151,11 @@ impl Stream {
 }
 
 #[tokio::test]
-async fn an_edit_reaches_a_connected_proxy_and_its_refusal_is_seen() {
+async fn an_edit_reaches_a_connected_proxy_and_its_refusal_is_seen_and_counted() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let numbers = recorder.handle();
+    // All tasks are on this thread.
+    let _counted = metrics::set_default_local_recorder(&recorder);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("mesh.yaml");
     std::fs::write(&file, MESH).unwrap();
@@ -173,6 +178,8 @@ async fn an_edit_reaches_a_connected_proxy_and_its_refusal_is_seen() {
     assert!(format!("{assignment:?}").contains("10.0.0.3"));
 
     stream.answer(&changed, Some("no such thing")).await;
+    // One more answer to what was answered long ago.
+    stream.answer(&endpoints, None).await;
     let began = std::time::Instant::now();
     loop {
         let seen = plane.proxies.list();
@@ -184,6 +191,22 @@ async fn an_edit_reaches_a_connected_proxy_and_its_refusal_is_seen() {
         }
         assert!(began.elapsed() < DEADLINE, "{seen:?}");
         tokio::task::yield_now().await;
+    }
+    let id = node().id;
+    for line in [
+        "pilot_total_xds_rejects{type=\"eds\"} 1".to_owned(),
+        format!("pilot_xds_eds_reject{{node=\"{id}\",err=\"Internal\"}} 1"),
+        "pilot_xds_expired_nonce{type=\"eds\"} 1".to_owned(),
+        "pilot_inbound_updates{type=\"eds\"} 1".to_owned(),
+        "pilot_push_triggers{type=\"endpoint\"} 1".to_owned(),
+        "pilot_push_triggers{type=\"proxy\"} 1".to_owned(),
+        "pilot_xds_pushes{type=\"eds\"} 2".to_owned(),
+        "pilot_xds_pushes{type=\"cds\"} 1".to_owned(),
+    ] {
+        while !numbers.render().lines().any(|l| l == line) {
+            assert!(began.elapsed() < DEADLINE, "{line}\n{}", numbers.render());
+            tokio::task::yield_now().await;
+        }
     }
     drop(stream);
     while !plane.proxies.list().is_empty() {

@@ -92,6 +92,25 @@ struct Follower {
     unserved: BTreeMap<&'static str, String>,
 }
 
+/// Counts a change of an object, by Istio's names: what stands behind services is the registry's, all else is configuration.
+fn count(kind: &'static str, gone: bool, known: bool) {
+    let event = match (gone, known) {
+        (true, _) => "delete",
+        (false, true) => "update",
+        (false, false) => "add",
+    };
+    let (metric, of, update) = match kind {
+        "Service" if gone => ("pilot_k8s_reg_events", "Services", "svcdelete"),
+        "Service" => ("pilot_k8s_reg_events", "Services", "svc"),
+        "EndpointSlice" => ("pilot_k8s_reg_events", "EndpointSlice", "eds"),
+        "Pod" => ("pilot_k8s_reg_events", "Pods", "eds"),
+        "Node" => ("pilot_k8s_reg_events", "Nodes", "eds"),
+        kind => ("pilot_k8s_cfg_events", kind, "config"),
+    };
+    metrics::counter!(metric, "type" => of, "event" => event).increment(1);
+    metrics::counter!("pilot_inbound_updates", "type" => update).increment(1);
+}
+
 impl Follower {
     /// Takes an event. Whether that may change the state.
     fn take(&mut self, event: Event) -> bool {
@@ -100,7 +119,16 @@ impl Follower {
                 self.unread.insert(kind.id());
                 false
             }
-            Event::Object(raw) => self.store.lock().take(*raw),
+            Event::Object(raw) => {
+                let (kind, gone) = (raw.kind.kind, raw.json.is_none());
+                let mut store = self.store.lock();
+                let known = store.knows(&raw);
+                let changes = store.take(*raw);
+                if changes {
+                    count(kind, gone, known);
+                }
+                changes
+            }
             Event::All(kind, names) => {
                 self.unread.remove(kind.id());
                 self.unserved.remove(kind.called());
@@ -221,8 +249,12 @@ impl Follower {
                     break;
                 }
             }
+            let quiet_at = Instant::now();
+            metrics::histogram!("pilot_debounce_time").record((quiet_at - began).as_secs_f64());
             self.publish(&sender, &verdicts);
-            debounce.made(Instant::now());
+            let now = Instant::now();
+            metrics::histogram!("pilot_pushcontext_init_seconds").record((now - quiet_at).as_secs_f64());
+            debounce.made(now);
         }
     }
 
@@ -234,7 +266,6 @@ impl Follower {
         let changed = built.world.version() != before.world.version();
         let generation = before.generation + u64::from(changed);
         if changed {
-            metrics::counter!("pilot_k8s_reg_events").increment(1);
             let services = built.world.services().len();
             tracing::debug!(generation, services, took = ?began.elapsed(), "state of the mesh");
         }

@@ -41,6 +41,15 @@ pub(super) struct Places {
 }
 
 impl Places {
+    /// Whether an object of these kinds is there.
+    pub(super) fn knows(&self, kind: &str, name: &Name) -> bool {
+        match kind {
+            "Pod" => self.pods.contains_key(name),
+            "Node" => self.nodes.contains_key(&name.1),
+            _ => self.services.contains_key(name),
+        }
+    }
+
     /// Takes a pod as it is now, or that it is gone. Whether that changes anything.
     pub(super) fn pod(&mut self, name: Name, shape: Option<PodShape>) -> bool {
         let shape = shape.map(trimmed);

@@ -98,6 +98,15 @@ pub(super) struct Built {
 }
 
 impl Store {
+    /// Whether an object was there already.
+    pub(super) fn knows(&self, raw: &Raw) -> bool {
+        let name = (raw.namespace.clone(), raw.name.clone());
+        match raw.kind.kind {
+            "Pod" | "Node" | "EndpointSlice" => self.places.knows(raw.kind.kind, &name),
+            _ => self.fragments.contains_key(&(raw.kind.id(), name)),
+        }
+    }
+
     /// Takes an object as it is now. Whether that may change anything.
     pub(super) fn take(&mut self, raw: Raw) -> bool {
         let name = (raw.namespace, raw.name);

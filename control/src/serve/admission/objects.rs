@@ -86,6 +86,8 @@ pub(super) fn validate(question: &Question, surroundings: Option<(&Surroundings,
         metrics::counter!("galley_validation_passed", &labels).increment(1);
         return Answer { warnings, ..Answer::default() };
     }
+    let [group, version, resource] = labels;
+    let labels = [group, version, resource, ("reason", "invalid_resource")];
     metrics::counter!("galley_validation_failed", &labels).increment(1);
     Answer::refuse(refused.join("\n"))
 }
@@ -152,10 +154,10 @@ fn text(one: &Diagnostic) -> String {
 fn labels(question: &Question) -> [(&'static str, &'static str); 3] {
     let [group, version, kind] = &question.kind;
     let known = DEFINED.iter().find(|known| known.group == group && known.kind == kind);
-    let (group, kind) = known.map_or(("other", "other"), |known| (known.group, known.kind));
+    let (group, resource) = known.map_or(("other", "other"), |known| (known.group, known.plural));
     let versions = known.into_iter().flat_map(|known| known.versions);
     let version = versions.copied().find(|known| known == version).unwrap_or("other");
-    [("group", group), ("version", version), ("kind", kind)]
+    [("group", group), ("version", version), ("resource", resource)]
 }
 
 /// The object as a document of YAML would have it.

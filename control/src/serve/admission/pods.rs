@@ -57,7 +57,10 @@ pub(super) fn inject(question: &Question, settings: &Settings) -> Answer {
     let own = pod["metadata"]["namespace"].as_str().filter(|own| !own.is_empty());
     let namespace = own.unwrap_or(&question.namespace);
     let workload = Workload::of_pod(pod, namespace);
-    match put_in(pod, &workload, settings) {
+    let began = std::time::Instant::now();
+    let injected = put_in(pod, &workload, settings);
+    metrics::histogram!("sidecar_injection_time_seconds").record(began.elapsed().as_secs_f64());
+    match injected {
         Ok(Injection::Done(injected, warnings)) => {
             metrics::counter!("sidecar_injection_success_total").increment(1);
             match serde_json::to_value(json_patch::diff(pod, &injected)) {

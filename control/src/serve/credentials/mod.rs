@@ -149,6 +149,7 @@ impl Reads for CredentialReader {
             }
             Err(error) => {
                 stale.set(1.0);
+                metrics::counter!("pilot_sds_certificate_errors_total").increment(1);
                 let error = format!("{error:#}");
                 let known = state.error.replace(error.clone());
                 if first && state.good.is_none() {

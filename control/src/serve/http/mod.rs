@@ -1,6 +1,7 @@
 //! The control plane's plain HTTP ports: metrics (15014) and debugging (8080), with istiod's paths.
 
 mod debug;
+mod numbers;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,6 +16,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+
+pub use numbers::record;
 
 use super::{Proxies, RenderCache};
 use crate::ingest::Snapshot;
@@ -38,6 +41,8 @@ pub struct Pages {
     pub trust: tokio::sync::watch::Receiver<Arc<Trust>>,
     /// How versions on trial stand.
     pub trials: tokio::sync::watch::Receiver<Arc<serde_json::Value>>,
+    /// Since when.
+    pub began: std::time::Instant,
 }
 
 /// Which of the two ports.
@@ -107,16 +112,6 @@ impl Pages {
                 .unwrap_or_else(|| (StatusCode::NOT_FOUND, TEXT, debug::INDEX.to_owned())),
             _ => (StatusCode::NOT_FOUND, TEXT, "there are /metrics and /version\n".to_owned()),
         }
-    }
-
-    /// What the mesh is now, as numbers with istiod's names.
-    fn gauges(&self) {
-        let snapshot = self.snapshots.borrow().clone();
-        let world = &snapshot.world;
-        metrics::gauge!("pilot_services").set(world.services().len() as f64);
-        metrics::gauge!("pilot_virt_services").set(world.virtual_services().len() as f64);
-        metrics::gauge!("weft_config_refused").set(f64::from(u8::from(snapshot.refused)));
-        metrics::gauge!("weft_config_generation").set(snapshot.generation as f64);
     }
 }
 

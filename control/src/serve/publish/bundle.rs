@@ -22,7 +22,22 @@ where
     let mut said = false;
     loop {
         let roots = trust.borrow_and_update().roots.clone();
-        let pause = match once(&api, &name, &roots).await {
+        let tried = once(&api, &name, &roots).await;
+        if !matches!(tried, Ok(false)) {
+            metrics::counter!("webhook_patch_attempts_total", "name" => name.clone()).increment(1);
+        }
+        if let Err(error) = &tried {
+            let reason = match error.downcast_ref() {
+                Some(kube::Error::Api(status)) if status.code == 404 => "webhook_config_not_found",
+                _ => "webhook_update_failure",
+            };
+            let labels = [("name", name.clone()), ("reason", reason.to_owned())];
+            metrics::counter!("webhook_patch_failures_total", &labels).increment(1);
+            if said {
+                metrics::counter!("webhook_patch_retries_total", "name" => name.clone()).increment(1);
+            }
+        }
+        let pause = match tried {
             Ok(written) => {
                 if written {
                     tracing::info!(

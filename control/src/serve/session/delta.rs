@@ -23,12 +23,11 @@ impl Session {
         let mut heard = Heard::Nothing;
         if !request.response_nonce.is_empty() {
             let refused = request.error_detail.as_ref().map(|e| e.message.clone());
-            if watch.answered(&request.response_nonce, refused.clone()) {
-                heard = match refused {
-                    Some(reason) => Heard::Refused(kind, reason),
-                    None => Heard::Acknowledged(kind),
-                };
-            }
+            heard = match (watch.answered(&request.response_nonce, refused.clone()), refused) {
+                (false, _) => Heard::Expired(kind),
+                (true, Some(reason)) => Heard::Refused(kind, reason),
+                (true, None) => Heard::Acknowledged(kind),
+            };
         }
         // What the subscription says holds whatever the nonce: a change of it is said once.
         if first

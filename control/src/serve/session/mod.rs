@@ -57,7 +57,9 @@ pub enum Heard {
     Acknowledged(ResourceType),
     /// It was not, and why.
     Refused(ResourceType, String),
-    /// It says nothing new: an answer to an older response, or a type that is not served.
+    /// An answer to an older response.
+    Expired(ResourceType),
+    /// It says nothing new: no more is wanted of a type, or it is not served.
     Nothing,
 }
 

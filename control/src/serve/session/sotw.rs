@@ -26,7 +26,7 @@ impl Session {
             let reason = error.message.clone();
             return match watch.answered(&request.response_nonce, Some(reason.clone())) {
                 true => Heard::Refused(kind, reason),
-                false => Heard::Nothing,
+                false => Heard::Expired(kind),
             };
         }
         if !kind.wildcard() && request.resource_names.is_empty() {
@@ -45,7 +45,7 @@ impl Session {
             return Heard::Subscribed(kind);
         }
         if !watch.answered(&request.response_nonce, None) {
-            return Heard::Nothing;
+            return Heard::Expired(kind);
         }
         let added: Vec<_> = names.difference(&watch.names).cloned().collect();
         let gone: Vec<_> = watch.names.difference(&names).cloned().collect();

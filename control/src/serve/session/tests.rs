@@ -117,7 +117,7 @@ fn a_state_that_comes_before_the_last_was_answered_waits_and_is_merged() {
     assert_eq!(client.next(), "");
     // An answer to something older changes nothing.
     let nonce = std::mem::replace(client.last.get_mut(&EDS).unwrap(), "other".into());
-    assert_eq!(client.answer(EDS, None), Heard::Nothing);
+    assert_eq!(client.answer(EDS, None), Heard::Expired(EDS));
     assert_eq!(client.next(), "");
     client.last.insert(EDS, nonce);
     client.answer(EDS, None);
@@ -272,7 +272,7 @@ fn state_of_the_world_follows_istiods_rules() {
     client.next();
     // An old nonce says nothing, an empty list ends the subscription.
     client.last.insert(EDS, "old".into());
-    assert_eq!(client.sotw(EDS, &["a"], true), Heard::Nothing);
+    assert_eq!(client.sotw(EDS, &["a"], true), Heard::Expired(EDS));
     assert_eq!(client.sotw(EDS, &[], false), Heard::Nothing);
     client.set("eds a@2, lds l@1");
     assert_eq!(client.next(), "");
