@@ -22,6 +22,7 @@ mod netns;
 mod opa;
 mod postgres;
 mod programs;
+mod prometheus;
 mod rate_limits;
 mod rendering;
 #[path = "../authz/mod.rs"]
