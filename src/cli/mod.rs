@@ -85,6 +85,9 @@ pub enum Command {
     Graph(crate::inspect::GraphArgs),
     /// Shows versions on trial (what share they get, what was counted, what was decided), and circuits (closed, open, half open)
     TrafficStatus(crate::inspect::TrafficArgs),
+    /// Says how the mesh stands to what an auditor asks: mutual TLS, policies, certificates, plain text, post-quantum
+    #[command(subcommand)]
+    Report(crate::inspect::ReportCommand),
     /// Shows what a proxy has: its listeners, routes, clusters, endpoints, secrets, bootstrap, or what it logs
     ProxyConfig(crate::inspect::ConfigArgs),
     /// Says what holds for a workload or a service: where it is, who may come, and by which rules
@@ -135,6 +138,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Top(args) => crate::inspect::top(&args)?,
         Command::Graph(args) => crate::inspect::graph(&args)?,
         Command::TrafficStatus(args) => crate::inspect::traffic(&args)?,
+        Command::Report(command) => crate::inspect::report(&command)?,
         Command::ProxyConfig(args) => crate::inspect::config(&args)?,
         Command::Describe(command) => describe::main(&command)?,
         // Its exit code is its answer.

@@ -1,8 +1,9 @@
 //! What a running mesh is asked: `weft proxy-status` and `weft version` ask a control plane, `weft proxy-config` a proxy (Weft's,
-//! or an Envoy: the pages are the same), `weft top` and `weft graph` all proxies for what they have counted, and `weft bug-report`
-//! everybody.
+//! or an Envoy: the pages are the same), `weft top`, `weft graph` and `weft report` all proxies for what they have counted, and
+//! `weft bug-report` everybody.
 
 mod bug_report;
+mod compliance;
 mod config;
 mod edges;
 mod graph;
@@ -20,6 +21,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 pub use bug_report::{BugReportArgs, main as bug_report};
+pub use compliance::{ReportCommand, main as report};
 pub use config::{ConfigArgs, main as config};
 pub use graph::{GraphArgs, main as graph};
 pub use status::{StatusArgs, main as status};

@@ -151,6 +151,39 @@ fn both_sides_of_a_hop_count_each_request_once_with_istios_labels() {
     });
 }
 
+/// Bodies of known sizes, at both ends.
+#[test]
+fn bytes_of_requests_and_answers_are_those_of_their_bodies() {
+    let _alone = alone();
+    runtime().block_on(async {
+        let pair = Pair::new(99);
+        let mesh = pair.start().await;
+        let (front, back) = (mesh.workload("front-1").unwrap(), mesh.workload("back-1").unwrap());
+        let (mut sent, mut received) = (0.0, 0.0);
+        for length in [0, 1, 1000, 70_000] {
+            let request = Request::post("http://back:8080/").header("host", "back:8080");
+            let body = Full::new(Bytes::from(vec![b'x'; length]));
+            let mut connection = Connection::open(front.http_proxy.unwrap()).await.unwrap();
+            let answer = connection.send(request.body(body).unwrap()).await.unwrap();
+            assert_eq!(answer.status.as_u16(), 200);
+            sent += length as f64;
+            received += answer.body.len() as f64;
+        }
+        assert!(received > 0.0);
+        for (admin, reporter) in [(front.admin(), "source"), (back.admin(), "destination")] {
+            let sum = |metric: &str| -> f64 {
+                let of_side = series(admin, metric).into_iter().filter(|(l, _)| l["reporter"] == reporter);
+                of_side.map(|(_, n)| n).sum()
+            };
+            crate::support::eventually("the last one is counted", || sum("istio_requests_total") == 4.0);
+            assert_eq!(sum("istio_request_bytes_sum"), sent, "{reporter}");
+            assert_eq!(sum("istio_request_bytes_count"), 4.0, "{reporter}");
+            assert_eq!(sum("istio_response_bytes_sum"), received, "{reporter}");
+        }
+        mesh.shutdown().await.unwrap();
+    });
+}
+
 /// What this Telemetry says reaches a running proxy, and what is taken away again is as before.
 #[test]
 fn a_telemetry_drops_metrics_and_makes_labels_of_requests() {
@@ -233,5 +266,221 @@ spec:
             assert!(!series(admin, "istio_request_bytes_count").is_empty());
         }
         mesh.shutdown().await.unwrap();
+    });
+}
+
+/// The number of a line that begins with this, name and labels together; none if there is no such line.
+fn number(address: SocketAddr, path: &str, head: &str) -> Option<f64> {
+    let text = get(address, path).unwrap().1;
+    let found = text.lines().find_map(|line| line.strip_prefix(head)?.strip_prefix(' '));
+    found.map(|value| value.trim().parse().unwrap())
+}
+
+/// Series that are idle go, and come back without a count lost; aliases and labels are those that were asked for.
+#[test]
+fn idle_series_go_and_come_back_and_names_are_as_asked_for() {
+    let _alone = alone();
+    runtime().block_on(async {
+        let pair = Pair::new(96);
+        let flags = ["--metric-expiry", "4s", "--stat-tags", "envoy", "--tcp-metric-aliases"];
+        let options = weft::up::Options { proxy_flags: flags.map(str::to_owned).to_vec(), ..pair.options() };
+        let mesh = weft::up::Mesh::start(options).await.unwrap();
+        mesh.wait_ready(std::time::Duration::from_secs(60)).await.unwrap();
+        let (front, back) = (mesh.workload("front-1").unwrap(), mesh.workload("back-1").unwrap());
+        let send = async |times: usize| {
+            for _ in 0..times {
+                let request = Request::get("http://back:8080/").header("host", "back:8080");
+                let mut connection = Connection::open(front.http_proxy.unwrap()).await.unwrap();
+                let answer = connection.send(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+                assert_eq!(answer.status.as_u16(), 200);
+            }
+        };
+        let counted = || -> f64 { series(back.admin(), "istio_requests_total").iter().map(|(_, n)| n).sum() };
+        let own = |name: &str| number(back.admin(), "/stats/prometheus", name).unwrap_or_default();
+        send(3).await;
+        crate::support::eventually("three are counted", || counted() == 3.0);
+        assert!(own("weft_metric_series") >= 1.0);
+        assert_eq!(own("weft_metric_series_budget"), 10_000.0);
+        crate::support::eventually("the series is idle", || {
+            series(back.admin(), "istio_requests_total").is_empty()
+        });
+        assert!(own("weft_metric_series_expired_total") >= 1.0);
+        assert_eq!(own("weft_metric_series_folded_total"), 0.0);
+        send(2).await;
+        crate::support::eventually("two are counted anew", || counted() == 2.0);
+        let text = get(back.admin(), "/stats/prometheus").unwrap().1;
+        assert!(text.contains("envoy_cluster_name="), "Envoy's own labels were asked for");
+        assert!(!text.contains("{cluster_name="));
+        let version = env!("CARGO_PKG_VERSION");
+        assert!(text.contains(&format!("istio_build{{component=\"proxy\",tag=\"{version}\"}} 1\n")));
+        assert_eq!(own("certificate_rotation_failures{secret=\"default\"}"), 0.0);
+        mesh.shutdown().await.unwrap();
+    });
+}
+
+/// Beyond the budget requests are counted under `overflow`, and how many those are.
+#[test]
+fn beyond_its_budget_a_proxy_counts_together() {
+    let _alone = alone();
+    runtime().block_on(async {
+        let pair = Pair::new(97);
+        let flags = ["--metric-series", "0"].map(str::to_owned).to_vec();
+        let options = weft::up::Options { proxy_flags: flags, ..pair.options() };
+        let mesh = weft::up::Mesh::start(options).await.unwrap();
+        mesh.wait_ready(std::time::Duration::from_secs(60)).await.unwrap();
+        let (front, back) = (mesh.workload("front-1").unwrap(), mesh.workload("back-1").unwrap());
+        for _ in 0..5 {
+            let request = Request::get("http://back:8080/").header("host", "back:8080");
+            let mut connection = Connection::open(front.http_proxy.unwrap()).await.unwrap();
+            let answer = connection.send(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+            assert_eq!(answer.status.as_u16(), 200);
+        }
+        crate::support::eventually("five are counted together", || {
+            let all = series(back.admin(), "istio_requests_total");
+            all.iter().all(|(labels, _)| labels["source_workload"] == "overflow")
+                && all.iter().map(|(_, n)| n).sum::<f64>() == 5.0
+        });
+        let folded = number(back.admin(), "/stats/prometheus", "weft_metric_series_folded_total");
+        assert_eq!(folded, Some(5.0));
+        mesh.shutdown().await.unwrap();
+    });
+}
+
+/// The control plane's numbers move with what they count.
+#[test]
+fn the_control_plane_counts_what_it_does() {
+    let _alone = alone();
+    runtime().block_on(async {
+        let pair = Pair::new(98);
+        let mesh = pair.start().await;
+        let control = mesh.control();
+        let number = |head: &str| number(control.metrics, "/metrics", head);
+        let version = env!("CARGO_PKG_VERSION");
+        crate::support::eventually("both proxies are connected", || {
+            number(&format!("pilot_xds{{version=\"{version}\"}}")) == Some(2.0)
+        });
+        assert_eq!(number(&format!("pilot_info{{version=\"{version}\"}}")), Some(1.0));
+        assert_eq!(number(&format!("istio_build{{component=\"pilot\",tag=\"{version}\"}}")), Some(1.0));
+        assert_eq!(number("pilot_services"), Some(2.0));
+        assert_eq!(number("pilot_virt_services"), Some(0.0));
+        assert_eq!(number("pilot_push_triggers{type=\"proxy\"}"), Some(2.0));
+        assert_eq!(number("citadel_server_csr_count"), Some(2.0));
+        assert_eq!(number("citadel_server_success_cert_issuance_count"), Some(2.0));
+        assert!(number("process_resident_memory_bytes").unwrap() > 1e6);
+        assert!(number("process_cpu_seconds_total").unwrap() > 0.0);
+        assert!(number("process_start_time_seconds").unwrap() > 1e9);
+        assert!(number("xds_cache_size").unwrap() > 0.0);
+        assert!(number("istiod_uptime_seconds").unwrap() > 0.0);
+        // What counts only what has not happened is there, so that an alert sees the first time.
+        for name in [
+            "citadel_server_authentication_failure_count",
+            "citadel_server_csr_sign_err_count",
+            "citadel_server_csr_parsing_err_count",
+            "pilot_total_xds_rejects{type=\"lds\"}",
+            "pilot_xds_expired_nonce{type=\"cds\"}",
+            "pilot_total_xds_internal_errors",
+            "weft_proxies_refusing",
+            "weft_proxies_behind",
+        ] {
+            assert_eq!(number(name), Some(0.0), "{name}");
+        }
+        const MOVES: [&str; 14] = [
+            "pilot_inbound_updates{type=\"config\"}",
+            "pilot_push_triggers{type=\"config\"}",
+            "pilot_debounce_time_count",
+            "pilot_pushcontext_init_seconds_count",
+            "pilot_proxy_queue_time_count",
+            "pilot_proxy_convergence_time_count",
+            "pilot_xds_pushes{type=\"rds\"}",
+            "pilot_xds_push_time_count{type=\"rds\"}",
+            "pilot_xds_send_time_count",
+            "pilot_xds_config_size_bytes_count{type=\"rds\"}",
+            "pilot_xds_config_size_bytes_sum{type=\"rds\"}",
+            "weft_proxy_render_seconds_count",
+            "xds_cache_reads{type=\"hit\"}",
+            "xds_cache_reads{type=\"miss\"}",
+        ];
+        let before = MOVES.map(|name| number(name).unwrap_or_default());
+        std::fs::write(
+            mesh.config_dir().join("rule.yaml"),
+            "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: back, namespace: pair}
+spec: {hosts: [back], http: [{timeout: 7s, route: [{destination: {host: back}}]}]}
+",
+        )
+        .unwrap();
+        crate::support::eventually("everything has moved", || {
+            MOVES.iter().zip(before).all(|(name, before)| number(name).unwrap_or_default() > before)
+        });
+        assert_eq!(number("pilot_virt_services"), Some(1.0));
+        assert_eq!(number("pilot_inbound_updates{type=\"config\"}"), Some(before[0] + 1.0));
+        assert_eq!(number("pilot_push_triggers{type=\"config\"}"), Some(before[1] + 1.0));
+        // What is refused goes nowhere, and is told.
+        let pushed = number("pilot_push_triggers{type=\"config\"}");
+        std::fs::write(mesh.config_dir().join("rule.yaml"), "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: back, namespace: pair}\nspec: {hosts: 7}\n").unwrap();
+        crate::support::eventually("it is refused", || number("weft_config_refused") == Some(1.0));
+        assert_eq!(number("pilot_push_triggers{type=\"config\"}"), pushed);
+        mesh.shutdown().await.unwrap();
+    });
+}
+
+/// What `weft report compliance` says of a mesh in which one of two workloads has a policy.
+#[test]
+fn a_report_says_how_the_mesh_stands() {
+    let _alone = alone();
+    runtime().block_on(async {
+        let pair = Pair::new(100);
+        pair.write(
+            "policy.yaml",
+            "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: back, namespace: pair}
+spec: {selector: {matchLabels: {app: back}}, rules: [{from: [{source: {principals: ['*/sa/front']}}]}]}
+",
+        );
+        let mesh = pair.start().await;
+        let (front, control) = (mesh.workload("front-1").unwrap(), mesh.control().debug.to_string());
+        for _ in 0..4 {
+            let request = Request::get("http://back:8080/").header("host", "back:8080");
+            let mut connection = Connection::open(front.http_proxy.unwrap()).await.unwrap();
+            let answer = connection.send(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+            assert_eq!(answer.status.as_u16(), 200);
+        }
+        let said = |output: &str| {
+            let output =
+                crate::support::weft(&["report", "compliance", "--control", &control, "--output", output]);
+            assert!(output.status.success(), "{}", crate::support::stderr(&output));
+            crate::support::stdout(&output)
+        };
+        let report = || serde_json::from_str::<serde_json::Value>(&said("json")).unwrap();
+        crate::support::eventually("four are counted", || {
+            report()["mutualTls"]["requestsAndConnections"] == 4.0
+        });
+        let report = report();
+        assert_eq!(report["proxies"]["answered"], 2, "{report:#}");
+        assert_eq!(report["mutualTls"]["share"], 1.0);
+        assert_eq!(report["mutualTls"]["plaintextEdges"], serde_json::json!([]));
+        let edge = &report["mutualTls"]["edges"][0];
+        assert_eq!(edge["from"], "spiffe://cluster.local/ns/pair/sa/front");
+        assert_eq!(edge["to"], "back.pair");
+        assert_eq!(report["postQuantum"]["share"], 1.0);
+        assert_eq!(report["policies"]["without"], serde_json::json!(["front-1.pair"]));
+        let kinds: Vec<_> = report["certificates"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["kind"].as_str().unwrap())
+            .collect();
+        for kind in ["leaf", "intermediate", "root"] {
+            assert!(kinds.contains(&kind), "{kinds:?}");
+        }
+        let text = said("text");
+        assert!(text.contains("mutual TLS     100.00 % of 4 requests"), "{text}");
+        assert!(text.contains("Workloads without an authorization policy\nPROXY\nfront-1.pair\n"), "{text}");
+        mesh.shutdown().await.unwrap();
+        let output = crate::support::weft(&["report", "compliance", "--control", &control]);
+        assert!(!output.status.success());
+        assert!(crate::support::stderr(&output).contains("--control says where"));
     });
 }
