@@ -121,9 +121,11 @@ impl Addresses {
         self.parts[part_of(address)].get(address)
     }
 
-    /// The first workload whose own address this is.
+    /// The first workload whose own address this is. One that said itself where it is comes behind those that others say.
     pub(super) fn workload(&self, address: &str) -> Option<&Arc<Workload>> {
-        Some(&self.get(address)?.occupants.iter().find(|occupant| occupant.own)?.workload)
+        let at = self.get(address)?;
+        let own = || at.occupants.iter().filter(|occupant| occupant.own).map(|occupant| &occupant.workload);
+        own().find(|workload| !workload.entered_itself()).or_else(|| own().next())
     }
 
     /// Every pod at this address, in its own network or its node's.

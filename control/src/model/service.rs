@@ -400,6 +400,11 @@ impl Workload {
         self.meta.annotations.get(ROLE_ANNOTATION).is_some_and(|role| role == "gateway")
     }
 
+    /// Whether its proxy entered it, by a WorkloadGroup, and said itself where it is.
+    pub fn entered_itself(&self) -> bool {
+        self.meta.annotations.contains_key(super::workload_group::GROUP_ANNOTATION)
+    }
+
     /// Whether it shows an identity to whom it calls: it has a proxy.
     pub fn shows_identity(&self) -> bool {
         self.endpoint.mutual_tls || self.is_gateway()

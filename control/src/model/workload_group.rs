@@ -142,7 +142,10 @@ impl WorkloadGroup {
         let Self { metadata, template, .. } = &group.spec;
         let mut spec = template.clone();
         spec.address.clone_from(&entering.address);
-        spec.labels.extend(entering.labels.clone());
+        // The group's word goes before the workload's own: by labels services and policies select it.
+        for (key, value) in &entering.labels {
+            spec.labels.entry(key.clone()).or_insert_with(|| value.clone());
+        }
         if spec.locality.is_empty() {
             spec.locality.clone_from(&entering.locality);
         }

@@ -728,13 +728,21 @@ impl World {
         &self.parts.sidecars
     }
 
+    /// Every pod at this address, in its own network or its node's.
+    pub fn pods_at(&self, address: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        self.parts.addresses.pods(address)
+    }
+
     /// Whether somebody of this namespace and service account is at this address, as far as the world knows who is where: a pod
     /// that claims another's address does not get what the other one gets. In a directory nobody says who is where.
     pub fn vouches(&self, address: &str, namespace: &str, account: &str) -> bool {
         if !self.parts.knows_pods {
             return true;
         }
-        let is = |w: &Arc<Workload>| w.meta.namespace == namespace && w.service_account() == account;
+        // Nobody vouches for who said itself where it is.
+        let is = |w: &Arc<Workload>| {
+            w.meta.namespace == namespace && w.service_account() == account && !w.entered_itself()
+        };
         self.workload_at(address).is_some_and(is) || self.parts.addresses.pods(address).any(is)
     }
 

@@ -252,6 +252,8 @@ impl ProxyNode {
         (self.kind, &self.addresses, &self.namespace, &self.service_account).hash(&mut hasher);
         (self.selected_by(world), self.http_proxy_port, self.interception, self.extensions).hash(&mut hasher);
         self.topology(world).hash(&mut hasher);
+        // What its spans say.
+        (&self.own_tracing, &self.mesh_id, &self.cluster_id, &self.labels).hash(&mut hasher);
         self.allocated_families().hash(&mut hasher);
         for (service, endpoint) in self.addresses.iter().flat_map(|a| world.served_at(a)) {
             (&service.hostname, endpoint).hash(&mut hasher);
@@ -266,7 +268,8 @@ impl ProxyNode {
 
     /// Where it runs: as its workload's entry says, else as its message did.
     pub fn locality<'a>(&'a self, world: &'a World) -> &'a Locality {
-        let entered = world.workload_at(self.address()).and_then(|w| w.endpoint.locality.as_ref());
+        let here = world.workload_at(self.address()).filter(|w| w.meta.namespace == self.namespace);
+        let entered = here.and_then(|w| w.endpoint.locality.as_ref());
         entered.unwrap_or(&self.locality)
     }
 
@@ -278,7 +281,9 @@ impl ProxyNode {
 
     /// The labels that policies select it by.
     pub fn selected_by<'a>(&'a self, world: &'a World) -> &'a Labels {
-        world.workload_at(self.address()).map_or(&self.labels, |w| w.labels())
+        // Somebody of another namespace who claims its address says nothing of it.
+        let here = world.workload_at(self.address()).filter(|w| w.meta.namespace == self.namespace);
+        here.map_or(&self.labels, |w| w.labels())
     }
 }
 

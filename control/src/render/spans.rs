@@ -65,6 +65,12 @@ pub(super) fn tracing(world: &World, node: &ProxyNode, way: Way) -> Option<(Valu
     Some((tracing, spec.by_request_id))
 }
 
+/// What it comes to, as a key for what is made of it: a proxy's own settings and labels play a part in it. Nothing where nothing is
+/// traced.
+pub(super) fn key(world: &World, node: &ProxyNode, way: Way) -> Option<String> {
+    tracing(world, node, way).map(|(tracing, by_request_id)| format!("{tracing}{by_request_id}"))
+}
+
 fn spec<'a>(world: &'a World, node: &ProxyNode, way: Way) -> Spec<'a> {
     let mut spec = Spec {
         provider: world.mesh().default_providers.tracing.first().map(String::as_str),

@@ -13,7 +13,7 @@ use super::super::filters::{Routes, Way, http_connection_manager, tcp_chain};
 use super::super::inbound::PLAIN_HTTP;
 use super::super::listener::inspector;
 use super::super::memo::Output;
-use super::super::{ProxyNode, layer4, seconds};
+use super::super::{ProxyNode, layer4, seconds, spans};
 use super::{at, unknown};
 use crate::model::service::ServiceOrigin;
 use crate::model::sidecar::{CaptureMode, EgressListener};
@@ -131,7 +131,8 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
     let families = node.wildcards();
     // Proxies of one namespace with the same labels, as far as these matter, get the same listeners.
     let labels = node.client_labels(world);
-    let of_node = (&node.namespace, &labels, &families, node.extensions);
+    let traced = spans::key(world, node, Way::Outbound);
+    let of_node = (&node.namespace, &labels, &families, node.extensions, &traced);
     for ((_, port), mut parts) in listeners.0 {
         let any: Vec<String> = families.iter().map(|any| (*any).to_owned()).collect();
         let binds = if parts.binds.is_empty() { any } else { std::mem::take(&mut parts.binds) };

@@ -10,6 +10,7 @@ mod memory;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub use memory::{Entered, follow};
 
 use crate::model::service_entry::WorkloadEntry;
 use crate::model::workload_group::{Entering, WorkloadGroup};
-use crate::model::{Object, World};
+use crate::model::{Object, Workload, World};
 use crate::render::ProxyNode;
 use memory::Memory;
 
@@ -184,9 +185,12 @@ fn entry(
         )));
     }
     let address = node.address();
-    if let Some(there) = world.workload_at(address)
-        && (there.meta.namespace != *namespace || there.service_account() != account)
-    {
+    if address.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+        return Err(Status::failed_precondition(format!("{address} is no address of a workload")));
+    }
+    let other =
+        |there: &&Arc<Workload>| there.meta.namespace != *namespace || there.service_account() != account;
+    if let Some(there) = world.workload_at(address).into_iter().chain(world.pods_at(address)).find(other) {
         return Err(Status::permission_denied(format!(
             "the address {address} is that of {}: a proxy of {of}/{account} cannot enter it",
             there.meta.key()
