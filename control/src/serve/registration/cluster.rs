@@ -139,9 +139,13 @@ impl Cluster {
     pub async fn sweep(self, mut leads: watch::Receiver<bool>, grace: Duration) {
         let mut clock = tokio::time::interval(SWEEP);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Those that nobody has looked at for long are taken away by who has led for as long: after an outage of all control planes
+        // their proxies must have had the time to come back.
+        let mut since = None;
         loop {
             clock.tick().await;
             if !*leads.borrow_and_update() {
+                since = None;
                 if leads.changed().await.is_err() {
                     return;
                 }
@@ -149,7 +153,8 @@ impl Cluster {
                 clock.reset_immediately();
                 continue;
             }
-            if let Err(error) = self.take_orphans(grace).await {
+            let long = since.get_or_insert_with(tokio::time::Instant::now).elapsed() >= ORPHANED;
+            if let Err(error) = self.take_orphans(grace, long).await {
                 tracing::warn!(
                     error = format!("{error:#}"),
                     "entries of workloads that are gone may stay; trying again"
@@ -158,7 +163,7 @@ impl Cluster {
         }
     }
 
-    async fn take_orphans(&self, grace: Duration) -> anyhow::Result<()> {
+    async fn take_orphans(&self, grace: Duration, long: bool) -> anyhow::Result<()> {
         let all: Api<DynamicObject> = Api::all_with(self.client.clone(), &Self::resource());
         let found = match all.list(&ListParams::default()).await {
             Ok(found) => found,
@@ -166,7 +171,7 @@ impl Cluster {
             Err(error) if code(&error) == Some(404) => return Ok(()),
             Err(error) => return Err(error).context("WorkloadEntries cannot be listed"),
         };
-        for object in found.into_iter().filter(|object| is_orphan(object, grace)) {
+        for object in found.into_iter().filter(|object| is_orphan(object, grace, long)) {
             let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
             let params = DeleteParams {
                 preconditions: Some(Preconditions {
@@ -188,8 +193,8 @@ impl Cluster {
     }
 }
 
-/// Whether an entry is one of ours that nobody looks after.
-fn is_orphan(object: &DynamicObject, grace: Duration) -> bool {
+/// Whether an entry is one of ours that nobody looks after. `long`: there was time enough to look after all of them.
+fn is_orphan(object: &DynamicObject, grace: Duration, long: bool) -> bool {
     let annotations = object.annotations();
     if !annotations.contains_key(GROUP_ANNOTATION) {
         return false;
@@ -204,7 +209,7 @@ fn is_orphan(object: &DynamicObject, grace: Duration) -> bool {
     let conditions = object.data["status"]["conditions"].as_array().into_iter().flatten();
     let looked = conditions.filter(|c| c["type"] == CONNECTED).filter_map(|c| c["lastProbeTime"].as_str());
     let mut times = looked.chain(annotations.get(CONNECTED_ANNOTATION).map(String::as_str)).peekable();
-    times.peek().is_some() && times.all(|at| older(at, ORPHANED))
+    long && times.peek().is_some() && times.all(|at| older(at, ORPHANED))
 }
 
 impl Held<'_> {
@@ -392,6 +397,9 @@ fn spec(entry: &WorkloadEntry) -> Value {
     if entry.weight > 0 {
         spec.insert("weight".to_owned(), entry.weight.into());
     }
+    if !entry.network.is_empty() {
+        spec.insert("network".to_owned(), entry.network.as_str().into());
+    }
     spec.insert("serviceAccount".to_owned(), entry.service_account.as_str().into());
     spec.into()
 }
@@ -405,18 +413,22 @@ mod tests {
         let ago = |seconds: i64| {
             (OffsetDateTime::now_utc() - time::Duration::seconds(seconds)).format(&Rfc3339).unwrap()
         };
-        let orphan = |annotations: Value, looked: Option<String>| {
+        let orphan_if = |long: bool, annotations: Value, looked: Option<String>| {
             let conditions = looked.map(|at| json!([{"type": "Connected", "lastProbeTime": at}]));
             let object = json!({
                 "apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
                 "metadata": {"name": "vm-1", "annotations": annotations}, "status": {"conditions": conditions},
             });
-            is_orphan(&serde_json::from_value(object).unwrap(), Duration::from_secs(10))
+            is_orphan(&serde_json::from_value(object).unwrap(), Duration::from_secs(10), long)
         };
+        let orphan = |annotations: Value, looked: Option<String>| orphan_if(true, annotations, looked);
         let with = |more: &str, at: String| json!({GROUP_ANNOTATION: "vm", more: at});
         assert!(orphan(with(DISCONNECTED_ANNOTATION, ago(60)), Some(ago(1))));
         assert!(!orphan(with(DISCONNECTED_ANNOTATION, ago(12)), Some(ago(1))));
         assert!(orphan(with(CONNECTED_ANNOTATION, ago(5000)), Some(ago(200))));
+        // After an outage of all control planes it may come back; one that was left does not.
+        assert!(!orphan_if(false, with(CONNECTED_ANNOTATION, ago(5000)), Some(ago(200))));
+        assert!(orphan_if(false, with(DISCONNECTED_ANNOTATION, ago(60)), None));
         assert!(!orphan(with(CONNECTED_ANNOTATION, ago(5000)), Some(ago(100))));
         assert!(orphan(with(CONNECTED_ANNOTATION, ago(5000)), None));
         // What somebody wrote by hand is nobody's to take away.
