@@ -1,6 +1,6 @@
 //! A gateway's listeners and routes: the servers of the Gateways that select it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
 use super::memo::Output;
 use super::{ProxyNode, acme, deny_list, layer4, rate_limit, route, tls};
-use crate::model::gateway::{Gateway, Server, ServerTlsMode};
+use crate::model::gateway::{Gateway, Server, ServerTls, ServerTlsMode};
 use crate::model::host::covers;
 use crate::model::lookup::served_hosts;
 use crate::model::virtual_service::RouteDestination;
@@ -50,9 +50,36 @@ impl Place<'_> {
         self.server.port.number == 80 && self.server.hosts.iter().any(|h| covers(&bare(h), host))
     }
 
+    /// Its hosts, each once, without the namespaces that may bind to them.
+    fn bare_hosts(&self) -> BTreeSet<String> {
+        self.server
+            .hosts
+            .iter()
+            .map(|h| h.rsplit_once('/').map_or(h.as_str(), |(_, host)| host).to_owned())
+            .collect()
+    }
+
     fn server_names(&self) -> Vec<String> {
-        let bare = |h: &String| h.rsplit_once('/').map_or(h.as_str(), |(_, host)| host).to_owned();
-        self.server.hosts.iter().map(bare).filter(|h| h != "*").collect()
+        self.bare_hosts().into_iter().filter(|h| h != "*").collect()
+    }
+
+    /// The TLS that ends here, if any does.
+    fn terminates(&self) -> Option<&ServerTls> {
+        use ServerTlsMode::{IstioMutual, Mutual, OptionalMutual, Simple};
+        self.server
+            .tls
+            .as_ref()
+            .filter(|t| matches!(t.mode, Simple | Mutual | OptionalMutual | IstioMutual) && !t.https_redirect)
+    }
+
+    /// The names of a chain of its own that ends TLS.
+    fn names_of_its_own(&self, world: &World, node: &ProxyNode) -> BTreeSet<String> {
+        let own = match (self.server.port.protocol.to_ascii_uppercase().as_str(), self.terminates()) {
+            ("HTTPS", Some(_)) => true,
+            ("TLS", Some(_)) => !tcp(world, node, self).is_empty(),
+            _ => false,
+        };
+        if own { self.bare_hosts() } else { BTreeSet::new() }
     }
 }
 
@@ -71,15 +98,16 @@ enum Spoken {
 /// claim a host. Whoever comes later and does not fit is left out as a whole, as istiod does.
 fn together(places: Vec<Place<'_>>) -> Vec<Place<'_>> {
     let Some(first) = places.first().map(Place::spoken) else { return places };
-    let mut hosts = HashSet::new();
+    let mut hosts = BTreeSet::new();
     let mut fits = |index: usize, place: &Place<'_>| match first {
         _ if place.spoken() != first => false,
         Spoken::Requests => true,
         Spoken::Bytes => index == 0,
         Spoken::Tls => {
-            let free = place.server.hosts.iter().all(|host| !hosts.contains(host));
+            let own = place.bare_hosts();
+            let free = own.is_disjoint(&hosts);
             if free {
-                hosts.extend(place.server.hosts.iter().cloned());
+                hosts.extend(own);
             }
             free
         }
@@ -109,16 +137,14 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
     }
     for ((bind, port), places) in ports {
         let places = together(places);
-        let mut names = HashSet::new();
+        // Servers come in any order: what TLS ends for is taken before names are looked for that pass through.
+        let mut names: HashSet<String> =
+            places.iter().flat_map(|place| place.names_of_its_own(world, node)).collect();
         let name = format!("{bind}_{port}");
         let (mut chains, mut plain, mut sni) = (Vec::new(), Vec::new(), false);
         for place in &places {
             let protocol = place.server.port.protocol.to_ascii_uppercase();
-            let terminates = place.server.tls.as_ref().filter(|t| {
-                use ServerTlsMode::{IstioMutual, Mutual, OptionalMutual, Simple};
-                matches!(t.mode, Simple | Mutual | OptionalMutual | IstioMutual) && !t.https_redirect
-            });
-            match (protocol.as_str(), terminates) {
+            match (protocol.as_str(), place.terminates()) {
                 ("HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB", _) => plain.push(place),
                 ("HTTPS", Some(settings)) => {
                     sni = true;
