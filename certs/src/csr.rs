@@ -76,6 +76,7 @@ pub struct CheckedRequest {
     pub(crate) key: rcgen::SubjectPublicKeyInfo,
     spki: Vec<u8>,
     names: Names,
+    der: Vec<u8>,
 }
 
 /// What a request names, for a signer that takes names from requests.
@@ -119,7 +120,8 @@ pub fn check(pem: &str) -> Result<CheckedRequest, CsrError> {
     }
     parsed.verify_signature().map_err(|_| CsrError::Signature)?;
     let key = rcgen::SubjectPublicKeyInfo::from_der(public.raw).map_err(|e| unreadable(&e))?;
-    Ok(CheckedRequest { key, spki: public.raw.to_vec(), names: names_of(&parsed) })
+    let names = names_of(&parsed);
+    Ok(CheckedRequest { key, spki: public.raw.to_vec(), names, der: der.to_vec() })
 }
 
 fn names_of(request: &X509CertificationRequest<'_>) -> Names {
@@ -148,6 +150,11 @@ impl CheckedRequest {
     /// What it names.
     pub fn names(&self) -> &Names {
         &self.names
+    }
+
+    /// The request that was checked, and nothing else that may have stood in its text, as PEM.
+    pub fn pem(&self) -> String {
+        crate::pem::block("CERTIFICATE REQUEST", &self.der)
     }
 
     /// Whether a certificate is for its key.

@@ -59,7 +59,7 @@ pub fn encode_public(spki: &[u8]) -> String {
     block("PUBLIC KEY", spki)
 }
 
-fn block(label: &str, der: &[u8]) -> String {
+pub(crate) fn block(label: &str, der: &[u8]) -> String {
     use base64::Engine;
     let body = base64::engine::general_purpose::STANDARD.encode(der);
     let mut text = String::with_capacity(body.len() + body.len() / 64 + 64);

@@ -173,7 +173,7 @@ impl CertificateAuthority {
         let inner = match &self.backend {
             Backend::Own(inner) => inner,
             Backend::Elsewhere(signer) => {
-                let signed = signer.sign(csr, &request, id, &[], &[], life).await?;
+                let signed = signer.sign(&request, id, &[], &[], life).await?;
                 let roots = self.trust.borrow().roots.to_string();
                 return Ok(vec![signed.certificate, signed.intermediates, roots]);
             }
@@ -222,7 +222,7 @@ impl CertificateAuthority {
             Backend::Elsewhere(signer) => {
                 let made = csr::make_server(&id, dns, addresses)?;
                 let request = csr::check(&made.csr)?;
-                let (chain, key) = match signer.sign(&made.csr, &request, &id, dns, addresses, life).await {
+                let (chain, key) = match signer.sign(&request, &id, dns, addresses, life).await {
                     Ok(signed) => (signed.certificate + &signed.intermediates, made.key),
                     // The last one serves until it expires.
                     Err(error) => match self.directory.as_deref().and_then(|d| elsewhere::kept(d, now)) {

@@ -12,9 +12,11 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use rustls_pki_types::UnixTime;
 use serde_json::json;
 use weft_certs::csr::CheckedRequest;
 use weft_certs::spiffe::SpiffeId;
+use weft_certs::verify::{Bundle, Expected, Usage, ValidationContext, verify_peer};
 
 use super::openbao::Signed;
 
@@ -148,7 +150,6 @@ impl CsrApi {
     /// It is for somebody else, or nobody signs it.
     pub async fn sign(
         &self,
-        csr: &str,
         request: &CheckedRequest,
         id: &SpiffeId,
         besides: (&[&str], &[IpAddr]),
@@ -162,7 +163,7 @@ impl CsrApi {
         let object = CertificateSigningRequest {
             metadata: ObjectMeta { generate_name: Some("weft-".to_owned()), ..ObjectMeta::default() },
             spec: CertificateSigningRequestSpec {
-                request: ByteString(csr.as_bytes().to_vec()),
+                request: ByteString(request.pem().into_bytes()),
                 signer_name: self.signer.clone(),
                 usages: Some(
                     ["digital signature", "key encipherment", "server auth", "client auth"]
@@ -177,8 +178,9 @@ impl CsrApi {
             status: None,
         };
         let made = self.api.create(&PostParams::default(), &object).await?;
-        let name = made.metadata.name.unwrap_or_default();
-        let signed = self.approved_and_signed(&name, id).await;
+        let ObjectMeta { name, uid, .. } = made.metadata;
+        let name = name.unwrap_or_default();
+        let signed = self.approved_and_signed(&name, uid.as_deref(), id).await;
         // The API server forgets it in an hour anyway.
         if let Err(error) = self.api.delete(&name, &DeleteParams::default()).await {
             tracing::debug!(name, %error, "a CertificateSigningRequest that is done with is left behind");
@@ -186,8 +188,14 @@ impl CsrApi {
         self.checked(&signed?, request, id)
     }
 
-    async fn approved_and_signed(&self, name: &str, id: &SpiffeId) -> Result<Vec<u8>, CsrApiError> {
-        let approval = json!({"status": {"conditions": [{
+    async fn approved_and_signed(
+        &self,
+        name: &str,
+        uid: Option<&str>,
+        id: &SpiffeId,
+    ) -> Result<Vec<u8>, CsrApiError> {
+        // The one that was made, and no other that has its name by now.
+        let approval = json!({"metadata": {"uid": uid}, "status": {"conditions": [{
             "type": "Approved", "status": "True", "reason": "ProvenIdentity",
             "message": format!("{id} has proven to the control plane of the mesh who it is"),
         }]}});
@@ -227,6 +235,14 @@ impl CsrApi {
         if !request.is_key_of(&chain[0]) {
             return Err(bad("it is for another key".to_owned()));
         }
+        // Whoever renews has one that is taken, and would put another in its place.
+        let roots = weft_certs::pem::certificates(self.roots()?.as_bytes())
+            .map_err(|error| bad(error.to_string()))?;
+        let bundle = Bundle::new(roots).map_err(|error| bad(error.to_string()))?;
+        let context = ValidationContext { bundle, expected: Expected::Ids(vec![id.clone()]) };
+        verify_peer(&chain, &context, UnixTime::now(), Usage::Client).map_err(|error| {
+            bad(format!("the mesh would not take it ({error}): are the signer's roots in --ca-trust?"))
+        })?;
         let between = chain[1..].iter().filter(|certificate| !is_root(certificate));
         Ok(Signed {
             certificate: weft_certs::pem::encode(&chain[0]),
@@ -260,9 +276,7 @@ mod tests {
         let api = api("mesh.example.com/workloads", "roots".as_ref()).unwrap();
         let asks = async |request: &csr::NewRequest| {
             let checked = csr::check(&request.csr).unwrap();
-            api.sign(&request.csr, &checked, &id("cart"), (&[], &[]), time::Duration::hours(1))
-                .await
-                .unwrap_err()
+            api.sign(&checked, &id("cart"), (&[], &[]), time::Duration::hours(1)).await.unwrap_err()
         };
         for request in
             [csr::make(&id("admin")), csr::make_server(&id("cart"), &["istiod.istio-system.svc"], &[])]

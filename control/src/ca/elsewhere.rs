@@ -45,7 +45,6 @@ impl Elsewhere {
     /// It is not signed.
     pub async fn sign(
         &self,
-        csr: &str,
         request: &CheckedRequest,
         id: &SpiffeId,
         dns: &[&str],
@@ -53,8 +52,8 @@ impl Elsewhere {
         life: time::Duration,
     ) -> Result<Signed, SignError> {
         match self {
-            Self::OpenBao(openbao, _) => Ok(openbao.sign(csr, id, dns, addresses, life).await?),
-            Self::Kubernetes(api) => Ok(api.sign(csr, request, id, (dns, addresses), life).await?),
+            Self::OpenBao(openbao, _) => Ok(openbao.sign(&request.pem(), id, dns, addresses, life).await?),
+            Self::Kubernetes(api) => Ok(api.sign(request, id, (dns, addresses), life).await?),
         }
     }
 
