@@ -11,6 +11,9 @@ use super::kubernetes::KubernetesService;
 use super::meta::Object;
 use super::service::Alias;
 
+/// As many aliases as may stand behind each other.
+const LONGEST: usize = 16;
+
 /// The aliases of each host name, in order. An alias of an alias is one of what that stands for.
 pub(super) fn aliases(
     services: &[Arc<Object<KubernetesService>>],
@@ -25,15 +28,15 @@ pub(super) fn aliases(
     let mut found: HashMap<Arc<str>, Vec<Alias>> = HashMap::new();
     for (hostname, (target, namespace)) in &means {
         let mut last = target;
-        // A ring of aliases leads nowhere; no way is longer than there are aliases.
+        // A ring of aliases leads nowhere, and DNS does not follow long ways either.
         let mut steps = 0;
         while let Some((next, _)) = means.get(last) {
             (last, steps) = (next, steps + 1);
-            if steps > means.len() {
+            if steps > LONGEST {
                 break;
             }
         }
-        if steps <= means.len() {
+        if steps <= LONGEST {
             let alias = Alias { hostname: hostname.clone(), namespace: (*namespace).to_owned() };
             found.entry(last.clone()).or_default().push(alias);
         }

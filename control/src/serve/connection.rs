@@ -235,7 +235,8 @@ impl Connection {
                 metrics::counter!("pilot_total_xds_rejects", "type" => kind.short()).increment(1);
                 let code = format!("{:?}", tonic::Code::from_i32(request.error_code()));
                 let of_kind = format!("pilot_xds_{}_reject", kind.short());
-                metrics::gauge!(of_kind, "node" => self.node.id.clone(), "err" => code).increment(1.0);
+                // Without the proxy's name, which is as it says itself: the log has it.
+                metrics::gauge!(of_kind, "err" => code).increment(1.0);
                 tracing::warn!(
                     proxy = %self.node.id, %kind, reason,
                     "proxy refused a push; it goes on with what it had"

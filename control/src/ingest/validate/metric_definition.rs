@@ -55,6 +55,7 @@ fn dimension(findings: &mut Findings, label: &str, dimension: &Dimension) {
                 let help = "name a header field; path, method and others are expressions, as in request.path";
                 findings.error(format!("{path}.header"), format!("{header:?} is no header field"), help);
             }
+            expression(findings, &format!("{path}.header"), &dimension.expression());
             let lower = header.to_ascii_lowercase();
             let words = lower.split(['-', '_']);
             if !(dimension.hash || dimension.personal)
