@@ -51,6 +51,12 @@ pub struct Seen<'a> {
     pub far: Option<Far<'a>>,
 }
 
+/// As much of a text as a label may have.
+pub fn cut(mut said: String) -> String {
+    said.truncate(said.floor_char_boundary(LONGEST_LABEL));
+    said
+}
+
 impl Expression {
     /// Compiles one.
     ///
@@ -89,11 +95,9 @@ impl Expression {
         label
     }
 
-    /// The same, and nothing where it has no value, or an empty one.
-    pub fn said(&self, seen: Seen<'_>) -> Option<String> {
-        let mut said = self.text(seen).filter(|said| !said.is_empty())?;
-        said.truncate(said.floor_char_boundary(LONGEST_LABEL));
-        Some(said)
+    /// All of it, however long; nothing where it has no value, or an empty one.
+    pub fn whole(&self, seen: Seen<'_>) -> Option<String> {
+        self.text(seen).filter(|said| !said.is_empty())
     }
 
     /// Its value as a number; texts that are numbers are.

@@ -54,6 +54,8 @@ impl Slab {
 #[derive(Default)]
 struct Cells {
     slabs: Vec<Arc<Slab>>,
+    /// Those of threads that have ended. Their counts stay; the next thread counts on in them.
+    spare: Vec<Arc<Slab>>,
     next: u32,
     /// Freed runs of cells, by their length (1 or [`HISTOGRAM_CELLS`]).
     free: [Vec<u32>; 2],
@@ -64,23 +66,36 @@ struct Cells {
 
 static CELLS: LazyLock<Mutex<Cells>> = LazyLock::new(Mutex::default);
 
+/// A thread's slab, which it hands on when it ends: threads that come and go must not leave one behind each.
+struct Own(Arc<Slab>);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        CELLS.lock().spare.push(self.0.clone());
+    }
+}
+
 thread_local! {
-    static SLAB: OnceCell<Arc<Slab>> = const { OnceCell::new() };
+    static SLAB: OnceCell<Own> = const { OnceCell::new() };
 }
 
 /// Counts of threads that are ending: what their connections still count when they are dropped with the thread.
 static LAST: LazyLock<Mutex<Arc<Slab>>> = LazyLock::new(|| Mutex::new(register()));
 
 fn register() -> Arc<Slab> {
+    let mut cells = CELLS.lock();
+    if let Some(slab) = cells.spare.pop() {
+        return slab;
+    }
     let slab = Arc::new(Slab::new());
-    CELLS.lock().slabs.push(slab.clone());
+    cells.slabs.push(slab.clone());
     slab
 }
 
 /// Runs `f` on this thread's slab. A thread that ends leaves its slab, and so its counts, in the registry.
 #[inline]
 fn with_slab(f: impl Fn(&Slab)) {
-    if SLAB.try_with(|slab| f(slab.get_or_init(register))).is_err() {
+    if SLAB.try_with(|slab| f(&slab.get_or_init(|| Own(register())).0)).is_err() {
         f(&LAST.lock());
     }
 }

@@ -15,7 +15,7 @@ use xds_protos::stats::{MetricDefinition, MetricType};
 
 use super::changes::interned;
 use crate::state::ConfigError;
-use crate::telemetry::cel::{Expression, Seen};
+use crate::telemetry::cel::{Expression, Seen, cut};
 use crate::telemetry::registry::{Counter, Group, Metric};
 
 /// What stands in the labels of what was counted together.
@@ -134,18 +134,21 @@ impl Custom {
 
     /// Counts a request that has ended; one whose value is no number does not count.
     pub(super) fn count(&self, seen: Seen<'_>) {
-        let Some(value) = self.value.number(seen).filter(|value| value.is_finite()) else { return };
+        let Some(value) = self.value.number(seen).filter(|value| value.abs() <= LARGEST) else { return };
         if self.store.shape.kind == Kind::Counter && value <= 0.0 {
             return;
         }
-        let label = |label: &Label| match label.expression.said(seen) {
+        let label = |label: &Label| match label.expression.whole(seen) {
             None => label.otherwise.clone(),
             Some(said) if label.hash => digest(&said),
-            Some(said) => said,
+            Some(said) => cut(said),
         };
         self.store.count(self.labels.iter().map(label).collect(), value, Instant::now());
     }
 }
+
+/// Larger ones are no amounts, and would turn the sums over.
+const LARGEST: f64 = 1e12;
 
 /// What stands in the place of a value that is nobody's business: the same for the same value, everywhere.
 fn digest(value: &str) -> String {
@@ -215,9 +218,12 @@ impl Store {
     }
 
     fn expire(&self, now: Instant) {
-        if let Some(idle) = self.bounds.lock().idle {
-            self.series.lock().retain(|_, series| now.saturating_duration_since(series.last) < idle);
-        }
+        let bounds = *self.bounds.lock();
+        let Some(idle) = bounds.idle else { return };
+        let is_idle = |series: &Series| now.saturating_duration_since(series.last) >= idle;
+        let gone: Vec<_> = self.series.lock().extract_if(|_, series| is_idle(series)).collect();
+        // Without the lock, for which requests wait: their cells are freed one by one.
+        drop(gone);
     }
 }
 

@@ -177,6 +177,11 @@ pub fn forget_expired() {
     if series::some_went(&mut epoch) {
         EPOCH.set(epoch);
         SEEN.with_borrow_mut(|seen| {
+            // What reporters counted that are gone is nobody's any more.
+            {
+                let alive = ALIVE.lock();
+                seen.retain(|id, _| alive.contains_key(id));
+            }
             for remembered in seen.values_mut() {
                 remembered.http.retain(|_, set| !set.is_gone());
                 remembered.tcp.retain(|_, set| !set.is_gone());
@@ -188,6 +193,7 @@ pub fn forget_expired() {
 impl Drop for Reporter {
     fn drop(&mut self) {
         ALIVE.lock().remove(&self.id);
+        series::went();
     }
 }
 

@@ -188,6 +188,11 @@ fn marks<H>(set: &Series<H>, reading: &Reading, idle: Duration, now: Instant) ->
     is_idle
 }
 
+/// Sets of a reporter have gone, with the reporter.
+pub(super) fn went() {
+    EPOCH.fetch_add(1, Relaxed);
+}
+
 /// Whether sets went since `epoch`, which is brought up to date.
 pub(super) fn some_went(epoch: &mut u64) -> bool {
     let now = EPOCH.load(Relaxed);
