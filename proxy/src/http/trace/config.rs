@@ -57,7 +57,7 @@ impl Tracing {
             if !(0.0..=100.0).contains(&value) {
                 errors.push(ConfigError::new(path, format!("{value} is no percentage from 0 to 100")));
             }
-            Chance { numerator: (value * 100.0) as u32, denominator: 10_000 }
+            Chance { numerator: (value * 100.0).round() as u32, denominator: 10_000 }
         };
         let sampling = Sampling {
             client: share(config.client_sampling.as_ref(), "client_sampling"),

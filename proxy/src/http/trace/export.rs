@@ -31,6 +31,8 @@ use crate::telemetry::trace::{Flavor, Span, Tracer, otlp, zipkin};
 const ENOUGH: usize = 5;
 /// none waits longer than that.
 const EVERY: Duration = Duration::from_secs(5);
+/// A collector that has not answered by then never does, whatever its timeout.
+const LATEST: Duration = Duration::from_secs(60);
 /// The most spans of one request.
 const MOST: usize = 512;
 /// The most of an answer that is read, in bytes.
@@ -213,7 +215,10 @@ impl Work {
             }
             let over = matches!(taken, Ok(0));
             if (waiting.len() >= ENOUGH || taken.is_err() || over) && !waiting.is_empty() {
-                self.send(&waiting, stats, &connection).await;
+                let sent = tokio::time::timeout(LATEST, self.send(&waiting, stats, &connection)).await;
+                if sent.is_err() {
+                    stats.spans_dropped.add(waiting.len() as u64);
+                }
                 waiting.clear();
             }
             if over {

@@ -85,7 +85,9 @@ impl Tracing {
         self.stats.count(reason);
         let Some(tracer) = &self.tracer else { return };
         let decided = reason != Reason::Not;
-        let Some((ids, came)) = start(tracer.flavor, &head.headers, decided) else { return };
+        // The span is of who sends the request on, and not of who takes it.
+        let client = self.settings.egress && !self.settings.spawn;
+        let Some((ids, came)) = start(tracer.flavor, &head.headers, decided, client) else { return };
         let words = of_route.map(|r| r.words.clone());
         let found = match ids.sampled {
             true => self.of_route(matched, words.as_deref().map(|w| &w.tags[..]).unwrap_or_default()),
@@ -191,7 +193,7 @@ pub fn end(trace: &Trace, context: &LogContext<'_>) {
 }
 
 /// The ids of a request's span, and what it goes on from; none where the request's fields cannot be read.
-fn start(flavor: Flavor, headers: &Headers, decided: bool) -> Option<(Ids, Option<Came>)> {
+fn start(flavor: Flavor, headers: &Headers, decided: bool, client: bool) -> Option<(Ids, Option<Came>)> {
     match flavor {
         Flavor::OpenTelemetry => match ids::traceparent(headers) {
             Found::Nonsense => None,
@@ -211,7 +213,8 @@ fn start(flavor: Flavor, headers: &Headers, decided: bool) -> Option<(Ids, Optio
             (Found::Nonsense, _) => None,
             (Found::Context(came), sampled) => {
                 let above = came.ids;
-                let ids = match shared {
+                // A span is shared by who sends a request and who takes it: this side may share the sender's.
+                let ids = match shared && !client {
                     true => Ids { sampled, ..above },
                     false => {
                         Ids { trace: above.trace, span: ids::fresh(), parent: Some(above.span), sampled }

@@ -66,7 +66,8 @@ impl Sampling {
     /// Decides by the request's fields. What its id tells already holds, unless the overall share is against it.
     pub fn decide(self, headers: &Headers) -> Reason {
         let before = Reason::told(headers);
-        let Some(number) = number(headers) else { return before };
+        // Whatever such an id tells, it is none.
+        let Some(number) = number(headers) else { return Reason::Not };
         let reason = match before {
             Reason::Not if headers.contains(&CLIENT_TRACE_ID) && self.client.hits(number) => Reason::Client,
             Reason::Not if headers.contains(&FORCE) => Reason::Forced,

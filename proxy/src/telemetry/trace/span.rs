@@ -48,7 +48,7 @@ pub struct Span {
 }
 
 /// Longer values are cut: what a span holds in memory has a bound.
-const LONGEST: usize = 4096;
+pub(super) const LONGEST: usize = 4096;
 
 impl Span {
     /// Says something, in place of what was said before under the name.

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 use http::HeaderName;
 use http::header::USER_AGENT;
 
+use super::span::LONGEST;
 use super::{Attempt, Kind, Span, Trace, wall};
 use crate::codec::RequestHead;
 use crate::codec::digits::IpText;
@@ -79,6 +80,19 @@ pub fn formatted(format: &Format, context: &LogContext<'_>) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
+/// A text as a span keeps it while it waits.
+fn short(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(LONGEST));
+    text
+}
+
+/// `tracestate` as a span keeps it: a copy, for what came is a piece of the whole head. A vendor's longer ones may be left out (W3C
+/// Trace Context, section 3.3.1.5).
+fn kept(trace: &Trace) -> Option<http::HeaderValue> {
+    let state = trace.state.as_ref().filter(|state| state.len() <= LONGEST)?;
+    http::HeaderValue::from_bytes(state.as_bytes()).ok()
+}
+
 /// The span of a request that has ended.
 pub fn of_request(trace: &Trace, context: &LogContext<'_>) -> Span {
     let (stream, settings) = (context.stream, &trace.settings);
@@ -91,9 +105,9 @@ pub fn of_request(trace: &Trace, context: &LogContext<'_>) -> Span {
     let mut span = Span {
         ids: trace.ids,
         remote: trace.remote,
-        state: trace.state.clone(),
-        name,
-        authority: String::from_utf8_lossy(&stream.authority).into_owned(),
+        state: kept(trace),
+        name: name.map(short),
+        authority: short(String::from_utf8_lossy(&stream.authority).into_owned()),
         egress: settings.egress,
         // With spans for tries this one is of who is sent the request, whichever way it goes.
         kind: if settings.egress && !settings.spawn { Kind::Client } else { Kind::Server },
@@ -216,8 +230,8 @@ pub fn of_try(trace: &Trace, number: usize, attempt: &Attempt, context: &LogCont
     let mut span = Span {
         ids: attempt.ids,
         remote: false,
-        state: trace.state.clone(),
-        name: Some(name),
+        state: kept(trace),
+        name: Some(short(name)),
         authority: String::new(),
         egress: true,
         kind: Kind::Client,
