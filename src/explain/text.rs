@@ -84,7 +84,7 @@ fn way(told: &Explanation) -> Node {
     if found["downstreamTls"]["mode"] != "none" {
         node.below.extend(said(&found["downstreamTls"], "mode", "ends TLS:"));
     }
-    if let Some(host) = said(found, "virtualHost", "virtual host") {
+    if let Some(host) = said(found, "searched", "virtual host") {
         let passed = found["passedOver"].as_array().into_iter().flatten();
         let named = |route: &Value| match route.as_str() {
             Some("") | None => "a route without a name".to_owned(),

@@ -227,7 +227,7 @@ fn text(report: &Value) -> String {
     let (proxies, tls) = (&report["proxies"], &report["mutualTls"]);
     let (quantum, policies) = (&report["postQuantum"], &report["policies"]);
     let mut out = format!(
-        "{}: {} of {} proxies answered\n\nmutual TLS     {} of {} requests and connections, since the proxies started\n\
+        "{}: {} of {} proxies answered\n\nmutual TLS     {} of {} requests and connections that the proxies still count\n\
          post-quantum   {} of {} handshakes\npolicies       {} of {} workloads\n",
         word(&report["at"]),
         proxies["answered"],
@@ -325,7 +325,7 @@ envoy_http_rbac_allowed{http_conn_manager_prefix="inbound"} 0
     fn what_is_wrong_is_listed_for_people() {
         let text = text(&report());
         for line in [
-            "mutual TLS     97.00 % of 100 requests and connections, since the proxies started",
+            "mutual TLS     97.00 % of 100 requests and connections that the proxies still count",
             "post-quantum   75.00 % of 4 handshakes",
             "policies       50.00 % of 2 workloads",
             "cron  back.a  3         0",

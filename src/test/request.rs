@@ -95,7 +95,7 @@ fn passed_over(routes: &RouteConfig, asked: &Asked<'_>, fields: &mut Map<String,
         return;
     };
     let Some(host) = routes.virtual_hosts.get(host as usize) else { return };
-    fields.insert("virtualHost".into(), (*host.name).into());
+    fields.insert("searched".into(), (*host.name).into());
     let misses = host.routes.iter().map(|r| (r, r.matching.misses(asked, routes.ignore_path_parameters)));
     let before = misses.take_while(|(_, why)| why.is_some());
     let told: Vec<_> = before.map(|(route, why)| json!({"route": &*route.name, "because": why})).collect();

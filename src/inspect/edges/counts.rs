@@ -56,16 +56,18 @@ impl Counts {
         let Some(before) = before.filter(|b| b.requests <= self.requests && b.opened <= self.opened) else {
             return self.clone();
         };
+        // A series that was idle for long is forgotten, and its counts with it.
+        let more = |now: f64, before: f64| (now - before).max(0.0);
         let had =
             |bound: f64| before.buckets.iter().find(|(b, _)| *b == bound).map_or(0.0, |(_, count)| *count);
         Self {
             requests: self.requests - before.requests,
-            good: self.good - before.good,
-            mutual: self.mutual - before.mutual,
+            good: more(self.good, before.good),
+            mutual: more(self.mutual, before.mutual),
             opened: self.opened - before.opened,
-            sent: self.sent - before.sent,
-            received: self.received - before.received,
-            buckets: self.buckets.iter().map(|(bound, count)| (*bound, count - had(*bound))).collect(),
+            sent: more(self.sent, before.sent),
+            received: more(self.received, before.received),
+            buckets: self.buckets.iter().map(|(bound, count)| (*bound, more(*count, had(*bound)))).collect(),
         }
     }
 
