@@ -4,8 +4,11 @@ use serde_json::{Value, json};
 
 use super::filters::Way;
 use super::spans::tracing;
-use super::tests::{mesh, node};
+use super::tests::{mesh, node, value};
+use super::{Interception, Memo, ProxyNode, render};
 use crate::model::World;
+use crate::model::tracing::{ProxyTracing, ZipkinAddress};
+use xds_protos::ResourceType;
 
 const COLLECTORS: &str = "
 apiVersion: networking.istio.io/v1
@@ -186,4 +189,27 @@ fn a_proxys_own_settings_go_before_the_meshs() {
     assert_eq!(share(&node), Some(42.5));
     let (tracing, _) = tracing(&world, &node, Way::Gateway).unwrap();
     assert_eq!(tracing["spawn_upstream_span"], true, "a gateway is a hop of its own");
+}
+
+/// Two proxies that share everything that is rendered for both, but for what they say of tracing themselves.
+#[test]
+fn what_a_proxy_says_of_tracing_is_in_no_other_proxys_listeners() {
+    let world = world("", &[]);
+    let address = "tempo.obs.svc.cluster.local:9411".to_owned();
+    let own = ProxyTracing { zipkin: Some(ZipkinAddress { address }), ..ProxyTracing::default() };
+    let of = |own: Option<ProxyTracing>| ProxyNode {
+        own_tracing: own,
+        interception: Interception::Redirect,
+        ..node("sidecar", "127.0.9.1", "n")
+    };
+    let memo = Memo::default();
+    let traced = |node: &ProxyNode| {
+        let all = render(&world, node, false, &memo);
+        ["0.0.0.0_4318", "virtualInbound"]
+            .map(|name| value(&all, ResourceType::Listener, name).to_string().contains("\"tracing\":"))
+    };
+    let (with, without) = (of(Some(own)), of(None));
+    assert_eq!(traced(&with)[0], true);
+    assert_eq!(traced(&without), [false; 2]);
+    assert_eq!(traced(&with)[0], true);
 }

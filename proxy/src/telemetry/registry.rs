@@ -439,6 +439,21 @@ mod tests {
     }
 
     #[test]
+    fn threads_that_come_and_go_leave_one_anothers_cells_and_no_more_each_time() {
+        let group = Group::new("t6", Labels::default());
+        let counter = group.counter("c");
+        let count = || CELLS.lock().slabs.len();
+        let mut most = Vec::new();
+        for _ in 0..50 {
+            std::thread::spawn(move || counter.inc()).join().unwrap();
+            most.push(count());
+        }
+        assert_eq!(counter.value(), 50);
+        // Other tests have threads of their own, but not fifty at a time.
+        assert!(most[49] - most[0] < 40, "{most:?}");
+    }
+
+    #[test]
     fn what_is_dropped_with_its_thread_may_still_count() {
         struct Late(Counter);
         impl Drop for Late {

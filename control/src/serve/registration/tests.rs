@@ -89,6 +89,7 @@ fn only_the_groups_own_identity_may_and_not_at_anothers_address() {
             "edge/cart may not",
         ),
         ("10.0.0.9", "vm", CART, Code::PermissionDenied, "WorkloadEntry shop/other"),
+        ("0.0.0.0", "vm", CART, Code::FailedPrecondition, "no address of a workload"),
     ] {
         let refused = entry(ip, group, identity).unwrap_err();
         assert_eq!(refused.code(), code, "{refused}");
@@ -98,6 +99,33 @@ fn only_the_groups_own_identity_may_and_not_at_anothers_address() {
     assert_eq!(Asked::read(&message), None);
     message.metadata = None;
     assert_eq!(Asked::read(&message), None);
+}
+
+/// The address is as its proxy says: it is nothing to others, and no proof.
+#[test]
+fn who_entered_itself_speaks_for_nobody_else_at_its_address() {
+    let made = |account: &str, labels: &str| {
+        let message = message("10.0.0.7", "vm", false);
+        let (asked, mut node) = (Asked::read(&message).unwrap(), ProxyNode::parse(&message).unwrap());
+        node.labels = [("app".to_owned(), labels.to_owned())].into();
+        let identity: SpiffeId = format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap();
+        Arc::new(entry(&world(), &asked, &node, Some(&identity)).unwrap())
+    };
+    let entered = made("cart", "ingress");
+    assert_eq!(entered.spec.labels["app"], "cart", "the group's word goes first");
+    let with = world().with_entries(std::slice::from_ref(&entered), None);
+    // A proxy of another namespace at that address is what it says itself.
+    let id = "sidecar~10.0.0.7~x.edge~edge.svc.cluster.local".to_owned();
+    let mut other = ProxyNode::parse(&Node { id, ..Node::default() }).unwrap();
+    other.labels = [("app".to_owned(), "gateway".to_owned())].into();
+    assert_eq!(other.selected_by(&with)["app"], "gateway");
+    // What is written for the address goes before.
+    let written = format!(
+        "{MESH}---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: z, namespace: shop}}\nspec: {{address: 10.0.0.7, serviceAccount: own}}\n"
+    );
+    let world = load_str("x.yaml", &written).into_result().unwrap();
+    let with = world.with_entries(std::slice::from_ref(&entered), None);
+    assert_eq!(with.workload_at("10.0.0.7").unwrap().service_account(), "own");
 }
 
 #[tokio::test(start_paused = true)]

@@ -314,6 +314,15 @@ mod tests {
         assert_eq!(shown(&custom), rows.map(|(labels, n)| (labels.to_owned(), n)));
         assert!(!anna.contains("anna"));
         assert_eq!(custom.store.folded.1.value(), 2);
+        // A digest is of all of a value, however long; a label has the beginning of it.
+        let long = |end: &str| &*Box::leak(format!("{}{end}", "x".repeat(300)).into_boxed_str());
+        let people = Custom::compile(&definition("own_long", 9)).unwrap();
+        for end in ["anna", "berta"] {
+            count(&people, &[("transaction-type", long("")), ("user-id", long(end))]);
+        }
+        let labels: Vec<String> = shown(&people).into_iter().map(|(labels, _)| labels).collect();
+        assert_eq!(labels.len(), 2);
+        assert!(labels.iter().all(|labels| labels.starts_with(&format!("{},", "x".repeat(256)))), "{labels:?}");
         // Another listener, or an update, counts on.
         let again = Custom::compile(&definition("own_a", 5)).unwrap();
         count(&again, &[("transaction-type", "sell")]);
@@ -340,6 +349,10 @@ mod tests {
         let sum = of("own_b", amount, MetricType::Histogram);
         count(&sum, &[("amount", "12.5")]);
         count(&sum, &[("amount", "many")]);
+        // What would turn the sum over is no amount.
+        for amount in ["1e30", "-1e30", "inf", "NaN"] {
+            count(&sum, &[("amount", amount)]);
+        }
         count(&sum, &[]);
         assert_eq!(shown(&sum), [(String::new(), 12)]);
         let last = of("own_c", amount, MetricType::Gauge);
