@@ -157,6 +157,10 @@ impl WorkloadGroup {
             annotations.insert(HEALTH_ANNOTATION.to_owned(), "true".to_owned());
         }
         let mut name = format!("{}-{}", group.meta.name, entering.address.replace(':', "-"));
+        // "2001:db8::" ends in what no name ends in.
+        if name.ends_with('-') {
+            name.push('0');
+        }
         if !entering.network.is_empty() {
             name.push('-');
             name.push_str(&entering.network);

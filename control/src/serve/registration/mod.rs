@@ -196,6 +196,15 @@ fn entry(
             there.meta.key()
         )));
     }
+    // It becomes part of an object's name.
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let network = &asked.network;
+    if !network.chars().all(fits) || network.starts_with('-') || network.ends_with('-') || network.len() > 63
+    {
+        return Err(Status::failed_precondition(format!(
+            "the network {network:?} (NETWORK) cannot be entered: names of networks are small letters, digits and dashes, at most 63"
+        )));
+    }
     let place = &node.locality;
     let parts = [&place.region, &place.zone, &place.sub_zone].map(String::as_str);
     let locality = parts.join("/").trim_end_matches('/').to_owned();

@@ -95,6 +95,13 @@ fn only_the_groups_own_identity_may_and_not_at_anothers_address() {
         assert_eq!(refused.code(), code, "{refused}");
         assert!(refused.message().contains(words), "{refused}");
     }
+    assert_eq!(entry("2001:db8::", "vm", CART).unwrap().meta.name, "vm-2001-db8--0");
+    let asked =
+        Asked { network: "my_net".to_owned(), ..Asked::read(&message("10.0.0.1", "vm", false)).unwrap() };
+    let node = ProxyNode::parse(&message("10.0.0.1", "vm", false)).unwrap();
+    let identity: SpiffeId = CART.unwrap().parse().unwrap();
+    let refused = super::entry(&world(), &asked, &node, Some(&identity)).unwrap_err();
+    assert!(refused.message().contains("\"my_net\""), "{refused}");
     let mut message = message("10.0.0.1", "", false);
     assert_eq!(Asked::read(&message), None);
     message.metadata = None;

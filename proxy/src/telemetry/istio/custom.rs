@@ -322,7 +322,10 @@ mod tests {
         }
         let labels: Vec<String> = shown(&people).into_iter().map(|(labels, _)| labels).collect();
         assert_eq!(labels.len(), 2);
-        assert!(labels.iter().all(|labels| labels.starts_with(&format!("{},", "x".repeat(256)))), "{labels:?}");
+        assert!(
+            labels.iter().all(|labels| labels.starts_with(&format!("{},", "x".repeat(256)))),
+            "{labels:?}"
+        );
         // Another listener, or an update, counts on.
         let again = Custom::compile(&definition("own_a", 5)).unwrap();
         count(&again, &[("transaction-type", "sell")]);
