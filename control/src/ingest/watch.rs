@@ -183,17 +183,23 @@ async fn follow(source: Source, mut seen: Looks, sender: watch::Sender<Arc<Snaps
     }
 }
 
-/// Waits until the directory has been still for a moment, but not for ever.
+/// Waits until the directory has been still for a moment, but not for ever. What was emptied may be about to be written: that is
+/// waited for longer, and no longer than until it is.
 async fn settle(source: &Source, seen: &Looks, mut looks: Looks) {
     let deadline = Instant::now() + LONGEST_WAIT;
+    let mut still_since = Instant::now();
     loop {
-        let quiet = if looks.emptied_since(seen) { QUIET_EMPTIED } else { QUIET };
-        tokio::time::sleep(quiet).await;
+        tokio::time::sleep(QUIET).await;
         let now = look(source).await;
-        if now == looks || Instant::now() >= deadline {
+        let late = Instant::now() >= deadline;
+        if now != looks {
+            (looks, still_since) = (now, Instant::now());
+        } else if !looks.emptied_since(seen) || still_since.elapsed() >= QUIET_EMPTIED {
             return;
         }
-        looks = now;
+        if late {
+            return;
+        }
     }
 }
 
