@@ -209,7 +209,7 @@ fn what_a_proxy_says_of_tracing_is_in_no_other_proxys_listeners() {
             .map(|name| value(&all, ResourceType::Listener, name).to_string().contains("\"tracing\":"))
     };
     let (with, without) = (of(Some(own)), of(None));
-    assert_eq!(traced(&with)[0], true);
+    assert!(traced(&with)[0]);
     assert_eq!(traced(&without), [false; 2]);
-    assert_eq!(traced(&with)[0], true);
+    assert!(traced(&with)[0]);
 }
