@@ -3,7 +3,6 @@
 //! decrypt who keeps them for a quantum computer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
@@ -12,7 +11,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use weft_control::serve::canary::labelled;
 
-use super::{Output, address, ask, ask_json, rows};
+use super::proxies::{Proxies, ask};
+use super::{Output, rows};
 
 /// Reports
 #[derive(Subcommand, Debug)]
@@ -25,19 +25,13 @@ pub enum ReportCommand {
 /// Of which mesh
 #[derive(Args, Debug)]
 pub struct ComplianceArgs {
-    /// The control plane's debug port, IP:PORT (IP alone is port 8080): all proxies that are connected to it are asked
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    control: String,
-    /// Ask these proxies instead, at their ports of metrics (IP alone is port 15090); may be given several times
-    #[arg(long, value_name = "ADDRESS")]
-    proxy: Vec<String>,
+    #[command(flatten)]
+    proxies: Proxies,
     /// How it is printed
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
 }
 
-/// Where metrics are.
-const PORT: u16 = 15090;
 /// The key exchange that a quantum computer does not break.
 const POST_QUANTUM: &str = "X25519MLKEM768";
 
@@ -47,46 +41,21 @@ const POST_QUANTUM: &str = "X25519MLKEM768";
 /// The control plane does not answer, or no proxy does.
 pub fn main(command: &ReportCommand) -> anyhow::Result<()> {
     let ReportCommand::Compliance(args) = command;
-    let proxies = match args.proxy.is_empty() {
-        true => connected(&args.control)?,
-        false => {
-            let named = args.proxy.iter().map(|text| Ok((text.clone(), address(text, PORT)?)));
-            named.collect::<anyhow::Result<Vec<_>>>()?
-        }
-    };
-    let (mut seen, mut silent) = (Seen::default(), Vec::new());
-    for (name, at) in &proxies {
-        match ask(*at, "/stats/prometheus", "it does not answer") {
-            Ok(page) => seen.take(name, &page),
-            Err(error) => silent.push(json!({"proxy": name, "why": format!("{error:#}")})),
-        }
+    let targets = args.proxies.targets()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let asked = runtime.block_on(ask(&targets, "/stats/prometheus", str::to_owned));
+    if asked.answers.is_empty() {
+        bail!("{}", asked.missing().unwrap_or_default());
     }
-    if silent.len() == proxies.len() {
-        bail!(
-            "none of {} proxies gives its metrics (first: {}); is their port {PORT} within reach from here?",
-            proxies.len(),
-            silent.first().map_or("there is none", |one| one["why"].as_str().unwrap_or_default())
-        );
-    }
-    let report = seen.report(proxies.len(), &silent, OffsetDateTime::now_utc());
+    let mut seen = Seen::default();
+    asked.answers.iter().for_each(|(target, page)| seen.take(&target.name, page));
+    let silent: Vec<_> = asked.silent.iter().map(|(name, why)| json!({"proxy": name, "why": why})).collect();
+    let report = seen.report(asked.targets, &silent, OffsetDateTime::now_utc());
     match args.output {
         Output::Json => println!("{report:#}"),
         Output::Text => print!("{}", text(&report)),
     }
     Ok(())
-}
-
-/// Names of the proxies of a control plane, and where their metrics are: a node's id says its address.
-fn connected(control: &str) -> anyhow::Result<Vec<(String, SocketAddr)>> {
-    let at = address(control, 8080)?;
-    let hint = format!("is a control plane's debug port at {at}? (--control says where)");
-    let page = ask_json(at, "/debug/syncz", &hint)?;
-    let of = |one: &Value| -> Option<(String, SocketAddr)> {
-        let mut parts = one["proxy"].as_str()?.split('~').skip(1);
-        let ip: IpAddr = parts.next()?.parse().ok()?;
-        Some((parts.next()?.to_owned(), SocketAddr::new(ip, PORT)))
-    };
-    Ok(page.as_array().into_iter().flatten().filter_map(of).collect())
 }
 
 /// What proxies have counted.

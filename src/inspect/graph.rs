@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::edges::{Between, Both, Edges, Pages, Proxies, ask, since, within};
+use super::edges::{Between, Both, Edges, Pages, ask, since, within};
+use super::proxies::Proxies;
 use crate::cli::parse_duration;
 
 /// Draws who calls whom: as text, for Graphviz, as a picture (SVG), or as JSON
@@ -15,6 +16,9 @@ use crate::cli::parse_duration;
 pub struct GraphArgs {
     #[command(flatten)]
     proxies: Proxies,
+    /// Only what comes from this namespace or goes there
+    #[arg(long, short, value_name = "NAMESPACE")]
+    namespace: Option<String>,
     /// Count for so long; without it, what was sent since the proxies began
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     over: Option<Duration>,
@@ -47,19 +51,19 @@ pub fn main(args: &GraphArgs) -> anyhow::Result<()> {
     let mut over = None;
     if let Some(wanted) = args.over {
         let began = Instant::now();
-        before = runtime.block_on(ask(&targets)).pages;
+        before = runtime.block_on(ask(&targets)).0;
         std::thread::sleep(wanted);
         over = Some(began);
     }
-    let asked = runtime.block_on(ask(&targets));
+    let (pages, asked) = runtime.block_on(ask(&targets));
     let over = over.map(|began| began.elapsed());
-    if asked.pages.is_empty() {
+    if pages.is_empty() {
         anyhow::bail!("{}", asked.missing().unwrap_or_default());
     }
     if let Some(missing) = asked.missing() {
         eprintln!("weft: {missing}");
     }
-    let edges = within(since(&before, &asked.pages), args.proxies.namespace.as_deref());
+    let edges = within(since(&before, &pages), args.namespace.as_deref());
     match args.output {
         Form::Text => print!("{}", text(&edges, over)),
         Form::Dot => print!("{}", dot(&edges, over)),

@@ -7,6 +7,7 @@ mod compliance;
 mod config;
 mod edges;
 mod graph;
+mod proxies;
 mod rows;
 mod status;
 mod top;

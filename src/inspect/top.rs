@@ -7,7 +7,8 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::edges::{Asked, Between, Both, Edges, Proxies, ask, since, within};
+use super::edges::{Between, Both, Edges, Pages, ask, since, within};
+use super::proxies::{Asked, Proxies};
 use super::{Output, rows};
 use crate::cli::parse_duration;
 
@@ -16,6 +17,9 @@ use crate::cli::parse_duration;
 pub struct TopArgs {
     #[command(flatten)]
     proxies: Proxies,
+    /// Only what comes from this namespace or goes there
+    #[arg(long, short, value_name = "NAMESPACE")]
+    namespace: Option<String>,
     /// Over how long each table counts
     #[arg(long, default_value = "2s", value_parser = parse_duration)]
     interval: Duration,
@@ -55,22 +59,23 @@ pub fn main(args: &TopArgs) -> anyhow::Result<()> {
     let follows = out.is_terminal() && args.output == Output::Text;
     let tables = args.count.unwrap_or(if follows { usize::MAX } else { 1 });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let look = || -> anyhow::Result<(Asked, Instant)> {
+    let look = || -> anyhow::Result<(Pages, Asked<()>, Instant)> {
         let targets = args.proxies.targets()?;
-        Ok((runtime.block_on(ask(&targets)), Instant::now()))
+        let (pages, asked) = runtime.block_on(ask(&targets));
+        Ok((pages, asked, Instant::now()))
     };
     let mut before = look()?;
     for _ in 0..tables {
-        if before.0.pages.is_empty() {
-            bail!("{}", before.0.missing().unwrap_or_default());
+        if before.0.is_empty() {
+            bail!("{}", before.1.missing().unwrap_or_default());
         }
         std::thread::sleep(args.interval);
         let now = look()?;
-        let over = now.1 - before.1;
-        let edges = within(since(&before.0.pages, &now.0.pages), args.proxies.namespace.as_deref());
+        let over = now.2 - before.2;
+        let edges = within(since(&before.0, &now.0), args.namespace.as_deref());
         let shown = match args.output {
-            Output::Json => format!("{}\n", page(&edges, over, &now.0)),
-            Output::Text => text(&edges, over, args.sort, &now.0),
+            Output::Json => format!("{}\n", page(&edges, over, &now.1)),
+            Output::Text => text(&edges, over, args.sort, &now.1),
         };
         // A table that follows stands where the one before stood.
         let clear = if follows && args.count.is_none() { "\x1b[H\x1b[2J" } else { "" };
@@ -84,12 +89,12 @@ pub fn main(args: &TopArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn page(edges: &Edges, over: Duration, asked: &Asked) -> Value {
+fn page(edges: &Edges, over: Duration, asked: &Asked<()>) -> Value {
     let edges: Vec<_> = edges.iter().map(|(between, both)| both.json(between, Some(over))).collect();
     json!({"seconds": over.as_secs_f64(), "edges": edges, "proxies": asked.proxies()})
 }
 
-fn text(edges: &Edges, over: Duration, sort: Sort, asked: &Asked) -> String {
+fn text(edges: &Edges, over: Duration, sort: Sort, asked: &Asked<()>) -> String {
     let mut all: Vec<(&Between, &Both)> = edges.iter().collect();
     let most = |value: fn(&Both) -> f64| {
         move |a: &(&Between, &Both), b: &(&Between, &Both)| value(b.1).total_cmp(&value(a.1))

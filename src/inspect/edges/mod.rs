@@ -1,7 +1,6 @@
 //! Who calls whom, and how that goes: what proxies have counted (Istio's metrics, which Weft's proxies and Envoys both have), put
 //! together for a whole mesh. `weft top` and `weft graph` show it.
 
-mod ask;
 mod counts;
 
 use std::collections::BTreeMap;
@@ -10,9 +9,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-pub(super) use ask::{Asked, Proxies, ask};
 pub(super) use counts::Counts;
 use counts::read;
+
+use super::proxies::{Asked, Target};
 
 /// One end of an edge: a canonical service, or a host outside the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +78,14 @@ pub(super) type Edges = BTreeMap<Between, Both>;
 
 /// Pages of metrics, by proxy.
 pub(super) type Pages = BTreeMap<SocketAddr, Edges>;
+
+/// Asks proxies for the edges that they have counted, and takes them apart from who was asked.
+pub(super) async fn ask(targets: &[Target]) -> (Pages, Asked<()>) {
+    let Asked { answers, targets, silent } =
+        super::proxies::ask(targets, "/stats/prometheus?filter=istio", read).await;
+    let pages = answers.into_iter().map(|(target, edges)| (target.at, edges)).collect();
+    (pages, Asked { answers: Vec::new(), targets, silent })
+}
 
 /// What came since `before`, of all proxies together. A proxy that was not there before has all of its counts from since; one that
 /// counts less than before has begun anew.

@@ -1,6 +1,5 @@
-//! Which proxies are asked, and what they answer.
+//! Which proxies are asked for what they have counted, and who answers.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -9,36 +8,33 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::super::{address, ask_json};
-use super::{Edges, Pages, read};
+use super::{address, ask_json};
 
 /// Where proxies tell their counts, in Istio's pods as in Weft's.
 const PORT: u16 = 15090;
 /// How long a proxy may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// As many are asked at the same time.
 const AT_ONCE: usize = 64;
 
 /// Who is asked.
 #[derive(Args, Debug)]
-pub(in super::super) struct Proxies {
+pub(super) struct Proxies {
     /// The control plane's debug port, IP:PORT; IP alone is port 8080. The proxies that are connected to it are asked
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", conflicts_with = "proxies")]
     control: String,
     /// Ask this proxy, and no control plane: IP:PORT; IP alone is port 15090. May be given several times
     #[arg(long = "proxy", value_name = "ADDRESS")]
     proxies: Vec<String>,
-    /// Only what comes from this namespace or goes there
-    #[arg(long, short, value_name = "NAMESPACE")]
-    pub(in super::super) namespace: Option<String>,
 }
 
 /// One who is asked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in super::super) struct Target {
+pub(super) struct Target {
     /// What it is called.
-    pub(in super::super) name: String,
-    at: SocketAddr,
+    pub(super) name: String,
+    /// Where its metrics are.
+    pub(super) at: SocketAddr,
 }
 
 impl Proxies {
@@ -46,7 +42,7 @@ impl Proxies {
     ///
     /// # Errors
     /// The control plane does not answer, or nobody is connected to it.
-    pub(in super::super) fn targets(&self) -> anyhow::Result<Vec<Target>> {
+    pub(super) fn targets(&self) -> anyhow::Result<Vec<Target>> {
         if !self.proxies.is_empty() {
             let named = self.proxies.iter().map(|text| {
                 let at = address(text, PORT)?;
@@ -70,16 +66,16 @@ impl Proxies {
     }
 }
 
-impl Asked {
+impl<T> Asked<T> {
     /// Who was silent, in a line for people; none if nobody was.
-    pub(in super::super) fn missing(&self) -> Option<String> {
+    pub(super) fn missing(&self) -> Option<String> {
         let (first, why) = self.silent.first()?;
         let (silent, all) = (self.silent.len(), self.targets);
         Some(format!("{silent} of {all} proxies did not answer; {first}: {why}"))
     }
 
     /// The same for programs.
-    pub(in super::super) fn proxies(&self) -> Value {
+    pub(super) fn proxies(&self) -> Value {
         let silent: Vec<_> =
             self.silent.iter().map(|(name, why)| json!({"name": name, "error": why})).collect();
         json!({"asked": self.targets, "silent": silent})
@@ -93,26 +89,31 @@ fn target(line: &Value) -> Option<Target> {
     Some(Target { name: parts.next()?.to_owned(), at: SocketAddr::new(ip, PORT) })
 }
 
-/// What proxies have counted.
-pub(in super::super) struct Asked {
-    pub(in super::super) pages: Pages,
+/// What proxies have answered.
+pub(super) struct Asked<T> {
+    /// Who answered, and what was made of it.
+    pub(super) answers: Vec<(Target, T)>,
     /// How many were asked.
-    pub(in super::super) targets: usize,
+    pub(super) targets: usize,
     /// The names of those that do not answer, with why.
-    pub(in super::super) silent: Vec<(String, String)>,
+    pub(super) silent: Vec<(String, String)>,
 }
 
-/// Asks them.
-pub(in super::super) async fn ask(targets: &[Target]) -> Asked {
+/// Asks them for a page, of which `read` makes what is kept. Answers are in the order of their names.
+pub(super) async fn ask<T: Send + 'static>(
+    targets: &[Target],
+    path: &'static str,
+    read: fn(&str) -> T,
+) -> Asked<T> {
     let mut waiting = targets.iter().cloned();
-    let mut under_way: JoinSet<(Target, anyhow::Result<Edges>)> = JoinSet::new();
-    let (mut pages, mut silent) = (BTreeMap::new(), Vec::new());
+    let mut under_way: JoinSet<(Target, anyhow::Result<T>)> = JoinSet::new();
+    let (mut answers, mut silent) = (Vec::new(), Vec::new());
     loop {
         while under_way.len() < AT_ONCE
             && let Some(target) = waiting.next()
         {
             under_way.spawn(async move {
-                let page = crate::client::get(target.at, "/stats/prometheus?filter=istio", PATIENCE).await;
+                let page = crate::client::get(target.at, path, PATIENCE).await;
                 let page = page.and_then(|answer| {
                     anyhow::ensure!(answer.status.is_success(), "{}", answer.status);
                     Ok(read(&answer.text()))
@@ -121,14 +122,15 @@ pub(in super::super) async fn ask(targets: &[Target]) -> Asked {
             });
         }
         match under_way.join_next().await {
-            Some(Ok((target, Ok(page)))) => drop(pages.insert(target.at, page)),
+            Some(Ok((target, Ok(page)))) => answers.push((target, page)),
             Some(Ok((target, Err(error)))) => silent.push((target.name, format!("{error:#}"))),
             Some(Err(_)) => {}
             None => break,
         }
     }
+    answers.sort_by(|(a, _), (b, _)| a.cmp(b));
     silent.sort();
-    Asked { pages, targets: targets.len(), silent }
+    Asked { answers, targets: targets.len(), silent }
 }
 
 #[cfg(test)]
