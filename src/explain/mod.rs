@@ -12,7 +12,7 @@ use serde_json::Value;
 use weft_control::model::meta::Meta;
 use weft_control::model::{Workload, World};
 
-use crate::authz::{Answer, Decision, Judge, Question, Request, identities, identity, workload};
+use crate::authz::{Answer, Decision, Judge, Question, Request, identity, workload};
 use crate::test::Case;
 
 pub use text::text;
@@ -148,7 +148,7 @@ pub fn explain(world: &World, imagined: &Imagined) -> anyhow::Result<Explanation
         let arrivals = endpoints
             .iter()
             .take(ASKED)
-            .map(|endpoint| arrival(world, endpoint, &case, &found, &shown))
+            .map(|endpoint| arrival(world, endpoint, &case, &found, (&shown, sender.address())))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let more = endpoints.len().saturating_sub(ASKED);
         destinations.push(Destination { found: one.clone(), origins, arrivals, more });
@@ -207,7 +207,7 @@ fn arrival(
     endpoint: &Value,
     case: &Case,
     found: &Value,
-    sender: &str,
+    (sender, from): (&str, &str),
 ) -> anyhow::Result<Arrival> {
     let address = endpoint["address"].as_str().unwrap_or_default().to_owned();
     let mut arrival = Arrival { address, workload: None, answer: None, unasked: None };
@@ -229,8 +229,12 @@ fn arrival(
     }
     let mutual = endpoint["tls"] == "istio-mutual";
     let shown = mutual.then(|| sender.to_owned());
-    let from = shown.as_ref().and_then(|id| identities(world).get(id)?.first()?.parse().ok());
-    let question = Question { identity: shown, from, server_name: None, request: request(case, found)? };
+    let question = Question {
+        identity: shown,
+        from: from.parse().ok(),
+        server_name: None,
+        request: request(case, found)?,
+    };
     arrival.answer = Some(judge.answer(at.port(), &question)?);
     Ok(arrival)
 }
