@@ -74,6 +74,8 @@ struct Series {
     _group: Arc<Group>,
     metric: Metric,
     last: Instant,
+    /// What a gauge was set to last.
+    at: i64,
 }
 
 /// The stores that are there.
@@ -195,8 +197,11 @@ impl Store {
         series.last = now;
         match series.metric {
             Metric::Counter(counter) => counter.add(value.round() as u64),
-            // Under the lock: one at a time.
-            Metric::Gauge(gauge) => gauge.set(value.round() as i64),
+            // Under the lock, so one at a time, and nobody's cells have to be added up.
+            Metric::Gauge(gauge) => {
+                let now = value.round() as i64;
+                gauge.add(now - std::mem::replace(&mut series.at, now));
+            }
             Metric::Histogram(histogram) => histogram.record(value.max(0.0)),
         }
     }
@@ -214,7 +219,7 @@ impl Store {
             Kind::Gauge => Metric::Gauge(group.gauge_with(name, labels)),
             Kind::Histogram => Metric::Histogram(group.histogram_with(name, labels)),
         };
-        Series { _group: group, metric, last: now }
+        Series { _group: group, metric, last: now, at: 0 }
     }
 
     fn expire(&self, now: Instant) {
