@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::bad_input::config::mesh;
 use crate::support::http::{backend, get};
 use crate::support::logged::Logged;
 use crate::support::{eventually, stderr, stdout, weft};
@@ -12,38 +13,6 @@ use crate::support::{eventually, stderr, stdout, weft};
 const CONTROL: &str = "127.52.20.1";
 const PROXY: &str = "127.52.20.2";
 const SIGNED: &str = "127.52.21.1";
-
-fn mesh(backend: SocketAddr, edition: u32) -> String {
-    format!(
-        "
-apiVersion: v1
-kind: ConfigMap
-metadata: {{name: istio, namespace: istio-system}}
-data:
-  mesh: 'proxyHttpPort: 15080'
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: shop, namespace: shop}}
-spec:
-  hosts: [shop.example]
-  resolution: STATIC
-  ports: [{{number: 80, name: http, protocol: HTTP}}]
-  endpoints: [{{address: {}, ports: {{http: {}}}}}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: shop, namespace: shop}}
-spec:
-  hosts: [shop.example]
-  http:
-  - route: [{{destination: {{host: shop.example}}}}]
-    headers: {{response: {{set: {{x-edition: e{edition}}}}}}}
-",
-        backend.ip(),
-        backend.port()
-    )
-}
 
 struct Scene(tempfile::TempDir);
 

@@ -93,7 +93,7 @@ spec: {configPatches: []}
 ];
 
 /// One service behind the HTTP proxy port; `edition` is in every answer.
-fn mesh(backend: SocketAddr, edition: u32) -> String {
+pub(crate) fn mesh(backend: SocketAddr, edition: u32) -> String {
     format!(
         "
 apiVersion: v1
