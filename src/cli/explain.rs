@@ -1,4 +1,4 @@
-//! `weft explain`: what would become of a request.
+//! `weft explain`: what became of a request, or what would become of one.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,18 +10,27 @@ use weft_control::serve::keys::KeyFetcher;
 
 use super::token::Output;
 use crate::configuration::{self, ClusterArgs};
-use crate::explain::{Imagined, explain, text};
+use crate::explain::{Imagined, explain, seen, text};
+use crate::inspect::Proxies;
 use crate::test::Case;
 
-/// Explains what would become of a request, step by step: which proxies it passes, which rules take it there, who lets it in
+/// Explains what became of a request (by its id), or what would become of one, step by step: which proxies it passes, which rules take
+/// it there, who lets it in
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
-    /// What is sent, as METHOD URL or URL alone; leave it out for a connection that carries bytes
-    #[arg(value_name = "METHOD URL", num_args = 0..=2)]
+    /// The id of a request (x-request-id) or of its trace: what its proxies have kept of it. Or what is sent, as METHOD URL or URL
+    /// alone; leave it out for a connection that carries bytes
+    #[arg(value_name = "REQUEST_ID | METHOD URL", num_args = 0..=2)]
     request: Vec<String>,
+    /// The last request that failed, in place of an id
+    #[arg(long, conflicts_with_all = ["request", "from"])]
+    last_failed: bool,
+    /// Whom to ask for requests of the past
+    #[command(flatten)]
+    proxies: Proxies,
     /// Who sends it: a workload, as NAME, NAMESPACE/NAME or its address. Of a gateway: to which it comes from outside
     #[arg(long, value_name = "WORKLOAD")]
-    from: String,
+    from: Option<String>,
     /// A header field of the request, as NAME: VALUE or NAME=VALUE; may be repeated
     #[arg(long, short = 'H', value_name = "FIELD")]
     header: Vec<String>,
@@ -31,9 +40,10 @@ pub struct ExplainArgs {
     /// The server name that is asked for in TLS
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
-    /// The directory of YAML that describes the mesh
-    #[arg(long, value_name = "DIR", default_value = ".", conflicts_with_all = ["cluster", "kubeconfig"])]
-    dir: PathBuf,
+    /// The directory of YAML that describes the mesh, by default this one. Of a request of the past: where to look for the files and
+    /// lines of the objects that decided
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["cluster", "kubeconfig"])]
+    dir: Option<PathBuf>,
     /// Or a cluster
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -50,10 +60,39 @@ pub(super) fn main(args: &ExplainArgs) -> ExitCode {
     })
 }
 
+/// Whether that is an id, and no method or URL.
+fn is_id(text: &str) -> bool {
+    let method = text.bytes().all(|b| b.is_ascii_uppercase());
+    !(text.contains("://") || text.contains(char::is_whitespace) || text.starts_with('/') || method)
+}
+
+fn past(args: &ExplainArgs, id: Option<&str>) -> anyhow::Result<ExitCode> {
+    let world = match &args.dir {
+        _ if args.cluster.is_meant() => Some(args.cluster.snapshot()?.world.clone()),
+        Some(dir) => Some(configuration::read(dir)?),
+        None => None,
+    };
+    let told = seen::told(&args.proxies, id, world.as_ref())?;
+    match args.output {
+        Output::Text => print!("{}", told.text()),
+        Output::Json => println!("{:#}", told.json()),
+    }
+    Ok(if told.arrived() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn told(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+    match args.request.as_slice() {
+        _ if args.last_failed => return past(args, None),
+        [id] if args.from.is_none() && is_id(id) => return past(args, Some(id)),
+        _ => {}
+    }
+    let from = args.from.clone().context(
+        "--from is missing: say which workload sends the request. One that was sent is explained by its id: weft explain REQUEST_ID",
+    )?;
+    let here = PathBuf::from(".");
     let world = match args.cluster.is_meant() {
         true => args.cluster.snapshot()?.world.clone(),
-        false => configuration::read(&args.dir)?,
+        false => configuration::read(args.dir.as_ref().unwrap_or(&here))?,
     };
     // A request that is imagined shows no token.
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
@@ -77,7 +116,7 @@ fn told(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         headers: headers(&args.header)?,
         expect: serde_json::Map::new(),
     };
-    let told = explain(&world, &Imagined { from: args.from.clone(), case })?;
+    let told = explain(&world, &Imagined { from, case })?;
     match args.output {
         Output::Text => print!("{}", text(&told)),
         Output::Json => println!("{:#}", serde_json::to_value(&told)?),

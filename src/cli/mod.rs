@@ -81,6 +81,8 @@ pub enum Command {
     ProxyStatus(crate::inspect::StatusArgs),
     /// Shows who calls whom just now: requests a second, success, times, mutual TLS
     Top(crate::inspect::TopArgs),
+    /// Lists the requests that proxies keep: the last that failed, were refused or slow, and a sample of the others
+    Requests(crate::inspect::RequestsArgs),
     /// Draws who calls whom: as text, for Graphviz, as a picture (SVG), or as JSON
     Graph(crate::inspect::GraphArgs),
     /// Shows versions on trial (what share they get, what was counted, what was decided), and circuits (closed, open, half open)
@@ -93,8 +95,8 @@ pub enum Command {
     /// Says what holds for a workload or a service: where it is, who may come, and by which rules
     #[command(subcommand)]
     Describe(describe::DescribeCommand),
-    /// Explains what would become of a request, step by step: which proxies it passes, which rules take it there, who lets it in. Exit
-    /// code 0: it can arrive; 1: it does not; 2: the question cannot be answered
+    /// Explains what became of a request (by its id), or what would become of one, step by step: which proxies it passes, which rules
+    /// take it there, who lets it in. Exit code 0: it arrives; 1: it does not; 2: the question cannot be answered
     Explain(explain::ExplainArgs),
     /// Says where a cluster has not what a directory says
     Drift(drift::DriftArgs),
@@ -136,6 +138,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Install(args) => crate::install::main(&args)?,
         Command::ProxyStatus(args) => crate::inspect::status(&args)?,
         Command::Top(args) => crate::inspect::top(&args)?,
+        Command::Requests(args) => crate::inspect::requests(&args)?,
         Command::Graph(args) => crate::inspect::graph(&args)?,
         Command::TrafficStatus(args) => crate::inspect::traffic(&args)?,
         Command::Report(command) => crate::inspect::report(&command)?,

@@ -1,8 +1,9 @@
 //! `weft explain`: what would become of a request that nobody has sent, in the order in which it would happen. The proxies that it
 //! would pass decide by their own code (see [`crate::test`] and [`crate::authz`]); here their decisions are put behind each other,
-//! and each is led back to the object that it comes from.
+//! and each is led back to the object that it comes from. [`seen`] explains requests that were sent, by what proxies have kept.
 
-mod text;
+pub mod seen;
+pub(crate) mod text;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -6,13 +6,13 @@ use super::{Arrival, Destination, Explanation, Origin};
 use crate::authz::{Answer, Decision};
 
 /// A line and those below it.
-struct Node {
-    line: String,
-    below: Vec<Node>,
+pub(super) struct Node {
+    pub(super) line: String,
+    pub(super) below: Vec<Node>,
 }
 
 impl Node {
-    fn new(line: impl Into<String>) -> Self {
+    pub(super) fn new(line: impl Into<String>) -> Self {
         Self { line: line.into(), below: Vec::new() }
     }
 
@@ -21,7 +21,7 @@ impl Node {
         self
     }
 
-    fn print(&self, out: &mut String, before: &str) {
+    pub(super) fn print(&self, out: &mut String, before: &str) {
         for (index, node) in self.below.iter().enumerate() {
             let last = index + 1 == self.below.len();
             let (mark, rest) = if last { ("└ ", "  ") } else { ("├ ", "│ ") };

@@ -19,11 +19,12 @@ const AT_ONCE: usize = 64;
 
 /// Who is asked.
 #[derive(Args, Debug)]
-pub(super) struct Proxies {
+pub struct Proxies {
     /// The control plane's debug port, IP:PORT; IP alone is port 8080. The proxies that are connected to it are asked
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", conflicts_with = "proxies")]
     control: String,
-    /// Ask this proxy, and no control plane: IP:PORT; IP alone is port 15090. May be given several times
+    /// Ask this proxy, and no control plane: IP:PORT; IP alone is port 15090 where counts are asked for,
+    /// and 15000, the admin interface, where requests are. May be given several times
     #[arg(long = "proxy", value_name = "ADDRESS")]
     proxies: Vec<String>,
 }
@@ -38,14 +39,22 @@ pub(super) struct Target {
 }
 
 impl Proxies {
-    /// Those who are there now.
+    /// Those who are there now, where they tell their counts.
     ///
     /// # Errors
     /// The control plane does not answer, or nobody is connected to it.
     pub(super) fn targets(&self) -> anyhow::Result<Vec<Target>> {
+        self.targets_at(PORT)
+    }
+
+    /// Those who are there now, at this port.
+    ///
+    /// # Errors
+    /// The control plane does not answer, or nobody is connected to it.
+    pub(super) fn targets_at(&self, port: u16) -> anyhow::Result<Vec<Target>> {
         if !self.proxies.is_empty() {
             let named = self.proxies.iter().map(|text| {
-                let at = address(text, PORT)?;
+                let at = address(text, port)?;
                 Ok(Target { name: at.to_string(), at })
             });
             return named.collect::<anyhow::Result<Vec<_>>>();
@@ -54,7 +63,8 @@ impl Proxies {
         let hint =
             format!("is a control plane's debug port at {at}? (--control says where, --proxy names proxies)");
         let page = ask_json(at, "/debug/syncz", &hint)?;
-        let mut found: Vec<Target> = page.as_array().into_iter().flatten().filter_map(target).collect();
+        let mut found: Vec<Target> =
+            page.as_array().into_iter().flatten().filter_map(|line| target(line, port)).collect();
         found.sort();
         found.dedup();
         if found.is_empty() {
@@ -83,10 +93,10 @@ impl<T> Asked<T> {
 }
 
 /// The proxy of a line of `/debug/syncz`: its node id is `KIND~IP~NAME.NAMESPACE~DOMAIN`.
-fn target(line: &Value) -> Option<Target> {
+fn target(line: &Value, port: u16) -> Option<Target> {
     let mut parts = line["proxy"].as_str()?.split('~').skip(1);
     let ip: IpAddr = parts.next()?.parse().ok()?;
-    Some(Target { name: parts.next()?.to_owned(), at: SocketAddr::new(ip, PORT) })
+    Some(Target { name: parts.next()?.to_owned(), at: SocketAddr::new(ip, port) })
 }
 
 /// What proxies have answered.
@@ -100,11 +110,7 @@ pub(super) struct Asked<T> {
 }
 
 /// Asks them for a page, of which `read` makes what is kept. Answers are in the order of their names.
-pub(super) async fn ask<T: Send + 'static>(
-    targets: &[Target],
-    path: &'static str,
-    read: fn(&str) -> T,
-) -> Asked<T> {
+pub(super) async fn ask<T: Send + 'static>(targets: &[Target], path: &str, read: fn(&str) -> T) -> Asked<T> {
     let mut waiting = targets.iter().cloned();
     let mut under_way: JoinSet<(Target, anyhow::Result<T>)> = JoinSet::new();
     let (mut answers, mut silent) = (Vec::new(), Vec::new());
@@ -112,10 +118,11 @@ pub(super) async fn ask<T: Send + 'static>(
         while under_way.len() < AT_ONCE
             && let Some(target) = waiting.next()
         {
+            let path = path.to_owned();
             under_way.spawn(async move {
-                let page = crate::client::get(target.at, path, PATIENCE).await;
+                let page = crate::client::get(target.at, &path, PATIENCE).await;
                 let page = page.and_then(|answer| {
-                    anyhow::ensure!(answer.status.is_success(), "{}", answer.status);
+                    anyhow::ensure!(answer.status.is_success(), "{} {}", answer.status, answer.text().trim());
                     Ok(read(&answer.text()))
                 });
                 (target, page)
@@ -139,8 +146,9 @@ mod tests {
 
     #[test]
     fn a_connected_proxy_is_asked_where_its_node_id_says_that_it_is() {
-        let found = target(&json!({"proxy": "sidecar~10.1.2.3~web-1.shop~shop.svc.cluster.local"})).unwrap();
+        let found =
+            target(&json!({"proxy": "sidecar~10.1.2.3~web-1.shop~shop.svc.cluster.local"}), PORT).unwrap();
         assert_eq!((found.name.as_str(), found.at.to_string().as_str()), ("web-1.shop", "10.1.2.3:15090"));
-        assert_eq!(target(&json!({"proxy": "odd"})), None);
+        assert_eq!(target(&json!({"proxy": "odd"}), PORT), None);
     }
 }

@@ -45,6 +45,7 @@ mod readiness;
 mod recheck;
 mod registration;
 mod rendering;
+mod requests;
 mod restart;
 mod rotation;
 mod sabotage;

@@ -10,6 +10,7 @@ pub mod logging;
 mod pages;
 mod process;
 pub mod prometheus;
+mod requests;
 mod serve;
 pub mod snapshot;
 pub mod stats;

@@ -8,11 +8,11 @@ use serde_json::json;
 
 use super::serve::Page;
 use super::stats::Filter;
-use super::{AdminState, certs, clusters, config_dump, process, prometheus, snapshot, stats};
+use super::{AdminState, certs, clusters, config_dump, process, prometheus, requests, snapshot, stats};
 use crate::state::DrainScope;
 
 /// Paths, whether they change something (and so want POST), and what they do.
-const INDEX: [(&str, bool, &str); 18] = [
+const INDEX: [(&str, bool, &str); 19] = [
     ("/", false, "this list"),
     ("/help", false, "this list"),
     ("/ready", false, "LIVE with 200 when the proxy serves, else why not with 503"),
@@ -24,6 +24,11 @@ const INDEX: [(&str, bool, &str); 18] = [
     ("/config_dump", false, "all resources as they came (?resource=FIELD, ?name_regex=REGEX)"),
     ("/certs", false, "certificates in use"),
     ("/dns", false, "the names of the mesh as the pod's DNS has them, and the servers for all others"),
+    (
+        "/weft/requests",
+        false,
+        "requests that are kept, and what was decided (?id=, ?class=failed|refused|slow|good, ?limit=)",
+    ),
     ("/server_info", false, "version, state, uptime, node"),
     ("/memory", false, "memory of the process"),
     ("/logging", true, "what is logged (?level=RULES changes it)"),
@@ -69,7 +74,7 @@ fn unescape(text: &str) -> String {
 
 /// Whether a page only reads, and grows with the configuration.
 pub(super) fn is_long(path: &str) -> bool {
-    matches!(path, "/stats" | "/stats/prometheus" | "/clusters" | "/config_dump")
+    matches!(path, "/stats" | "/stats/prometheus" | "/clusters" | "/config_dump" | "/weft/requests")
 }
 
 pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> Page {
@@ -105,6 +110,10 @@ pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> P
                 StatusCode::NOT_FOUND,
                 "DNS is not answered here; ISTIO_META_DNS_CAPTURE=true in the environment turns it on\n",
             ),
+        },
+        "/weft/requests" => match requests::page(state, &parameters) {
+            Ok(value) => Page::json(&value),
+            Err(message) => Page::error(StatusCode::BAD_REQUEST, message),
         },
         "/server_info" => server_info(state),
         "/memory" => memory(),

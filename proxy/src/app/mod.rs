@@ -22,7 +22,7 @@ use crate::listen::{SocketTable, WorkerCommand, accept};
 use crate::state::saved::{self, Store};
 use crate::state::{Engine, Kept, Tables};
 use crate::telemetry::access_log::Sink;
-use crate::telemetry::istio;
+use crate::telemetry::{istio, record};
 use crate::xds::{Client, ClientConfig, Credentials, ResourceSink, Service, Subscriptions};
 
 pub use crate::bootstrap::ProxyArgs;
@@ -51,6 +51,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     engine.set_listener_drain_time(start.listener_drain);
     crate::network::recheck::set(start.recheck);
     istio::set_budget(start.stats.metric_series);
+    record::set(start.record.settings(start.concurrency));
     if let Some(path) = &start.outlier_log {
         let log = Sink::open(path).with_context(|| {
             format!("cluster_manager.outlier_detection.event_log_path {}", path.display())

@@ -10,7 +10,7 @@ use clap::Args;
 use xds_protos::duration::parse as duration;
 
 use super::shared::{ControlPlaneArgs, DnsArgs, NodeArgs};
-use super::{Ads, EndingArgs, Start, StatsArgs};
+use super::{Ads, EndingArgs, RecordArgs, Start, StatsArgs};
 
 /// Runs a proxy: a sidecar or a gateway
 #[derive(Args, Debug)]
@@ -63,6 +63,9 @@ pub struct ProxyArgs {
     /// Metrics
     #[command(flatten)]
     pub stats: StatsArgs,
+    /// The record of requests
+    #[command(flatten)]
+    pub record: RecordArgs,
     /// What is logged: error, warn, info, debug, trace, or rules such as info,weft_proxy::xds=debug
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log_level: String,
@@ -121,6 +124,7 @@ impl ProxyArgs {
             listener_drain: self.listener_drain_time,
             recheck: !self.no_recheck,
             stats: self.stats.clone(),
+            record: self.record.clone(),
         })
     }
 }

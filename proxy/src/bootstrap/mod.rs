@@ -5,6 +5,7 @@ mod ending;
 mod file;
 mod node;
 mod pod_info;
+mod record;
 mod shared;
 mod stats;
 
@@ -19,6 +20,7 @@ use xds_protos::envoy::config::core::v3::Node;
 pub use args::ProxyArgs;
 pub use ending::{Early, Ending, EndingArgs};
 pub use node::node_info;
+pub use record::RecordArgs;
 pub use shared::{ControlPlaneArgs, DnsArgs, Interception, NodeArgs, RoleArg, XdsMode};
 pub use stats::StatsArgs;
 
@@ -62,6 +64,8 @@ pub struct Start {
     pub recheck: bool,
     /// How metrics are kept and called.
     pub stats: StatsArgs,
+    /// Which requests are kept.
+    pub record: RecordArgs,
 }
 
 /// The control plane's stream.

@@ -233,8 +233,19 @@ impl Host {
         self.has_flag(HealthFlag::PendingActiveHc) || self.has_flag(HealthFlag::ExcludedViaImmediateHcFail)
     }
 
+    /// The flags as they are, in their bits.
+    #[inline]
+    pub fn flags(&self) -> u32 {
+        self.flags.load(Acquire)
+    }
+
     /// The flags as `/clusters` prints them: `healthy`, or `/failed_eds_health/failed_outlier_check`.
     pub fn health_text(&self) -> String {
+        Self::text_of(self.flags())
+    }
+
+    /// The same of flags that were read earlier.
+    pub fn text_of(flags: u32) -> String {
         const NAMES: [(HealthFlag, &str); 10] = [
             (HealthFlag::FailedActiveHc, "/failed_active_hc"),
             (HealthFlag::FailedOutlier, "/failed_outlier_check"),
@@ -248,7 +259,7 @@ impl Host {
             (HealthFlag::DrainingEds, "/eds_status_draining"),
         ];
         let set: String =
-            NAMES.iter().filter(|(flag, _)| self.has_flag(*flag)).map(|(_, name)| *name).collect();
+            NAMES.iter().filter(|(flag, _)| flags & *flag as u32 != 0).map(|(_, name)| *name).collect();
         if set.is_empty() { "healthy".to_owned() } else { set }
     }
 

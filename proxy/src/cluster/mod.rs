@@ -46,6 +46,7 @@ use self::health::Health;
 use self::host::{Facts, HealthFlag};
 use self::host_set::{HostSetPolicy, LocalityHosts};
 use self::outlier::Detector;
+use crate::telemetry::record::Compared;
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -295,6 +296,10 @@ impl Cluster {
             return Ok(Picked { active: host.start_request() });
         }
         let set = self.hosts.load();
+        if let Some(compared) = context.compared {
+            let (hosts, healthy) = (set.len() as u32, set.healthy_len() as u32);
+            compared.set(Compared { hosts, healthy, ..Compared::default() });
+        }
         let panicked = || self.stats().lb_healthy_panic.inc();
         let in_flight = match balancing.policy.balance_factor() {
             Some(_) => self.limits.iter().map(|l| l.requests.held()).sum(),

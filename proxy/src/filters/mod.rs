@@ -49,6 +49,7 @@ use crate::route::Matched;
 use crate::router::alpn::AlpnOverride;
 use crate::router::{Admitted, Exchange, Flow, ForRouter, LocalReply, RouterConfig, Scratch};
 use crate::telemetry::istio::{Far, Reporter};
+use crate::telemetry::record::{self, By};
 use crate::telemetry::{Flag, StreamInfo};
 
 /// A filter.
@@ -126,6 +127,29 @@ fn setting<'a>(exchange: &'a Exchange, name: &str) -> Option<&'a PerFilter> {
     exchange.matched.as_ref()?.per_filter().find_map(|p| p.get(name))
 }
 
+impl Filter {
+    /// What its decisions are recorded as.
+    fn by(&self) -> By {
+        match self {
+            Self::Rbac(_) => By::Rbac,
+            Self::JwtAuthn(_) => By::Jwt,
+            Self::ExtAuthz(_) => By::ExtAuthz,
+            Self::Fault(..) => By::Fault,
+            Self::LocalRateLimit(_) => By::LocalRateLimit,
+            Self::GlobalRateLimit(_) => By::RateLimit,
+            _ => By::Other,
+        }
+    }
+}
+
+/// Records that somebody who was asked lets the request go on.
+fn passed(exchange: &Exchange, named: &Named, verdict: &Verdict) {
+    if matches!(verdict, Verdict::Continue | Verdict::Reroute) {
+        let (by, name) = (named.filter.by(), Some((&*named.name).into()));
+        exchange.flow.info(|i| i.trail.decided(by, record::Verdict::Allowed, name));
+    }
+}
+
 impl FilterList {
     /// Runs the filters over a request. `reroute` finds its route anew. A reply comes back with what the filters remember,
     /// for their part in the response.
@@ -198,7 +222,11 @@ impl FilterList {
                     };
                     match filter.request_head(&exchange, of_route) {
                         Some(verdict) => verdict,
-                        None => Box::pin(filter.check(&mut exchange, &named.name)).await,
+                        None => {
+                            let verdict = Box::pin(filter.check(&mut exchange, &named.name)).await;
+                            passed(&exchange, named, &verdict);
+                            verdict
+                        }
                     }
                 }
                 Filter::LocalRateLimit(filter) => {
@@ -220,7 +248,11 @@ impl FilterList {
                     };
                     match filter.request_head(&exchange, of_route) {
                         None => Verdict::Continue,
-                        Some(asking) => Box::pin(filter.ask(&mut exchange, asking)).await,
+                        Some(asking) => {
+                            let verdict = Box::pin(filter.ask(&mut exchange, asking)).await;
+                            passed(&exchange, named, &verdict);
+                            verdict
+                        }
                     }
                 }
                 Filter::Decompressor(filter) => {
@@ -244,13 +276,23 @@ impl FilterList {
                     Verdict::Continue
                 }
             };
+            let by = named.filter.by();
+            let answered = |exchange: &Exchange| {
+                exchange.flow.info(|i| i.trail.answered(by, || (&*named.name).into()));
+            };
             match verdict {
                 Verdict::Continue => {}
                 Verdict::Reroute => reroute(&mut exchange),
-                Verdict::Reply(reply) => return Err((reply, exchange)),
+                Verdict::Reply(reply) => {
+                    answered(&exchange);
+                    return Err((reply, exchange));
+                }
                 Verdict::Wait(future) => {
+                    let name = Some((&*named.name).into());
+                    exchange.flow.info(|i| i.trail.decided(by, record::Verdict::Delayed, name));
                     if let Some((flag, reply)) = future.await {
                         exchange.flow.flag(flag);
+                        answered(&exchange);
                         return Err((reply, exchange));
                     }
                 }

@@ -11,6 +11,7 @@ use http::HeaderName;
 
 use super::manager::Shared;
 use super::recheck::Rechecked;
+use super::record;
 use super::trace;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
 use crate::router::attempt::{reset_flag, reset_words};
@@ -52,6 +53,7 @@ impl Ending {
         let stats = &config.stats;
         stats.downstream_rq_active.add(-1);
         let kept = self.flow.kept_head.borrow();
+        let took = self.flow.info(|info| info.start.elapsed());
         self.flow.info(|info| {
             info.bytes_received = self.flow.received();
             if info.request_end.is_none() && self.finished {
@@ -62,7 +64,7 @@ impl Ending {
                 stats.downstream_rq_completed.inc();
                 stats.status(status);
             }
-            stats.downstream_rq_time.record(info.start.elapsed().as_secs_f64() * 1000.0);
+            stats.downstream_rq_time.record(took.as_secs_f64() * 1000.0);
             let context = LogContext {
                 request: kept.as_ref(),
                 response: self.response.as_ref(),
@@ -77,6 +79,7 @@ impl Ending {
                 trace::end(trace, &context);
             }
             config.filters.done(info, &self.shared.connection, &mut self.scratch);
+            record::ended(&self.shared, &self.flow, info, &self.scratch, took, kept.as_ref());
         });
     }
 }

@@ -22,6 +22,7 @@ use crate::route::matching::{PathMatch, is_grpc};
 use crate::route::redirect::Redirect;
 use crate::route::rewrite::rewrite_path;
 use crate::route::{Asked, Matched, RouteConfig};
+use crate::router::drive::ATTEMPT_COUNT;
 use crate::router::{self, Exchange, Expired, Flow, LocalReply, RequestBody, Routed, Scratch, Watchdog};
 use crate::telemetry::access_log::config::BodyFormat;
 use crate::telemetry::access_log::{LogContext, LogType};
@@ -141,11 +142,14 @@ async fn answer(
     };
     shared.client_cert(&mut head.headers);
     before.request_id = head.headers.get(&REQUEST_ID).cloned();
+    let again = head.headers.get(&ATTEMPT_COUNT).is_some_and(|count| count != "1");
     // Who has the trace kept wants to find it.
     before.told |= head.headers.contains(&FORCE_TRACE);
     flow.info(|i| {
         i.path = head.path.clone();
         i.authority = head.authority.clone();
+        i.trail.id.clone_from(&before.request_id);
+        i.trail.again = again;
         if origin.client != shared.connection.remote.ip() {
             i.client = Some((origin.client, 0).into());
         }
@@ -177,6 +181,7 @@ async fn answer(
         tracing.begin(flow, &mut exchange.head, exchange.matched.as_ref());
         // The id tells the decision.
         before.request_id = exchange.head.headers.get(&REQUEST_ID).cloned();
+        flow.info(|i| i.trail.id.clone_from(&before.request_id));
     }
     if config.log_start {
         log_start(shared, flow, &exchange.head);

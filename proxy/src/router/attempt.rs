@@ -135,6 +135,21 @@ impl Failure {
         }
     }
 
+    /// What it is called.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoCluster => "no such cluster",
+            Self::NoHost => "no healthy host",
+            Self::Overflow => "circuit breaker open",
+            Self::Connect { timeout: true, .. } => "connection timeout",
+            Self::Connect { .. } => "connection failure",
+            Self::PerTryTimeout => "timeout of the try",
+            Self::PerTryIdle => "idle timeout of the try",
+            Self::Reset { reason, .. } => reset_words(*reason).0,
+            Self::Downstream(_) => "the request broke off",
+        }
+    }
+
     /// What the transport said.
     pub fn words(&self) -> Option<&str> {
         match self {

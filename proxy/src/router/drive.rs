@@ -1,10 +1,11 @@
 //! The retry loop: tries one after the other until one brings an answer to keep, or none may follow.
 
 use std::mem;
+use std::time::Instant;
 
 use http::{HeaderName, HeaderValue};
 
-use super::attempt::{Attempt, Event, Failure, Upstreams};
+use super::attempt::{Attempt, Event, Failure, Outcome, Upstreams};
 use super::flow::Flow;
 use super::replay::Replay;
 use super::retry::{Pause, Retries};
@@ -12,7 +13,8 @@ use super::timeouts::{Announce, Timeouts};
 use super::trace;
 use crate::codec::{Body, Protocol, Reply, Request, RequestHead, digits};
 use crate::route::retry::RetryPolicy;
-use crate::telemetry::Flag;
+use crate::telemetry::record::Try;
+use crate::telemetry::{Flag, Flags};
 
 /// `x-envoy-attempt-count`.
 pub const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -71,7 +73,11 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
     let spanned = flow.info(|i| i.trace.clone()).filter(|t| t.settings.spawn);
     let mut permit = None;
     for number in 1u32.. {
-        flow.info(|i| i.attempts = number);
+        let began = Instant::now();
+        flow.info(|i| {
+            i.attempts = number;
+            i.trail.began = Some(began);
+        });
         if tries.attempt_count {
             head.headers.set(ATTEMPT_COUNT, digits::value(number.into()));
         }
@@ -129,6 +135,7 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
             }
             // The log speaks of the last try; how those before it failed is forgotten.
             if let Err(failure) = &outcome.result {
+                note(flow, began, &outcome);
                 flow.info(|i| {
                     i.flags.set(failure.flag());
                     i.upstream_failure = failure.words().map(|w| w.replace(' ', "_").into());
@@ -142,6 +149,7 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
             }
             return outcome.result;
         }
+        note(flow, began, &outcome);
         upstreams.count(Event::Retry);
         if let Some(trace) = &spanned {
             trace.note(|attempt| attempt.canceled = true);
@@ -163,10 +171,34 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
                 Pause::Asked(pause) => (Event::RateLimitedBackOff, pause),
             };
             upstreams.count(event);
+            flow.info(|i| i.trail.pause(pause));
             tokio::time::sleep(pause).await;
         }
     }
     Err(Failure::NoHost)
+}
+
+/// Lists a try that failed, or whose answer is not kept.
+fn note(flow: &Flow, began: Instant, outcome: &Outcome) {
+    let failure = outcome.result.as_ref().err();
+    let mut flags = Flags::default();
+    if let Some(failure) = failure {
+        flags.set(failure.flag());
+    }
+    flow.info(|i| {
+        let choice = i.trail.choice.take();
+        i.trail.tries.push(Try {
+            began,
+            took: began.elapsed(),
+            host: outcome.seen.as_ref().and_then(|seen| seen.address),
+            status: outcome.result.as_ref().ok().map(|reply| reply.head.status.as_u16()),
+            failure: failure.map(Failure::name),
+            words: failure.and_then(Failure::words).map(Into::into),
+            flags,
+            choice,
+            pause: None,
+        });
+    });
 }
 
 fn allowed<U: Upstreams>(upstreams: &U, flow: &Flow, retries: Option<&mut Retries>) -> Option<U::Permit> {

@@ -5,13 +5,16 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::charge::Charge;
+use crate::cluster::Cluster;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Protocol, RequestHead};
 use crate::io::Alarm;
 use crate::route::Matched;
+use crate::state::Slot;
 use crate::telemetry::{Details, Flag, StreamInfo};
 
 /// A stream's record and clocks.
@@ -36,8 +39,10 @@ pub struct Flow {
     pub scheme_of_upstream: Cell<bool>,
     /// Who counts what becomes of the request, once it is on its way to a cluster; nobody for copies and requests of our own.
     pub charge: RefCell<Option<Charge>>,
-    /// The route, where answers of our own to its requests are changed by it.
+    /// The route: answers of our own to its requests are changed by it, and the record of requests tells it.
     pub route: RefCell<Option<Matched>>,
+    /// The cluster that the request goes to, for the record of requests.
+    pub cluster: RefCell<Option<Arc<Slot<Cluster>>>>,
     /// The request's head as it went upstream, or as it was when it was answered here, where logs want it.
     pub kept_head: RefCell<Option<RequestHead>>,
     /// Whether logs want it.
@@ -80,6 +85,7 @@ impl Flow {
             sending: Cell::new(false),
             charge: RefCell::new(None),
             route: RefCell::new(None),
+            cluster: RefCell::new(None),
             scheme_of_upstream: Cell::new(false),
             kept_head: RefCell::new(None),
             keep_head: Cell::new(false),

@@ -136,6 +136,7 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
         head.headers.set(ATTEMPT_COUNT, digits::value(1));
     }
     let body = mirror(forward, &wishes, &exchange, &head, body, buffer_limit);
+    *flow.cluster.borrow_mut() = Some(slot.clone());
     let mut upstreams = ClusterUpstreams::new(slot, forward, wishes, connection.clone(), flow.clone());
     upstreams.hash = hash;
     upstreams.terminate = forward.connect.is_some_and(|c| {
@@ -298,7 +299,7 @@ pub fn change_response(matched: &Matched, flow: &Flow, connection: &ConnectionIn
     }
 }
 
-/// Remembers the route of a request: for logs, and as far as answers of our own are changed by it, with what those changes
+/// Remembers the route of a request: for logs, and for answers of our own, which are changed by it, with what those changes
 /// speak of.
 pub fn remember(flow: &Flow, matched: Option<&Matched>, head: &RequestHead) {
     // Logs name both even where a filter answers in the cluster's place.
@@ -307,9 +308,7 @@ pub fn remember(flow: &Flow, matched: Option<&Matched>, head: &RequestHead) {
         i.route = matched.map(|m| m.route().name.clone()).filter(|name| !name.is_empty());
         i.cluster = cluster.map(|slot| slot.name().clone());
     });
-    let changes = |m: &Matched| m.header_ops(false).next().is_some();
-    let wanted = matched.filter(|m| m.virtual_host().attempt_count_in_response || changes(m));
-    *flow.route.borrow_mut() = wanted.cloned();
+    *flow.route.borrow_mut() = matched.cloned();
     if matched.is_some_and(|m| m.header_ops(false).any(HeaderOps::speaks)) {
         flow.keep_head.set(true);
     }

@@ -14,7 +14,7 @@ use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
 use super::flow::{Expired, Flow};
 use super::head::set_authority;
 use super::{ForRouter, Scratch, tunnel};
-use crate::cluster::balance::TriedPriorities;
+use crate::cluster::balance::{TriedPriorities, candidate};
 use crate::cluster::limits::Permit;
 use crate::cluster::{
     self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority, Want,
@@ -28,6 +28,7 @@ use crate::route::Forward;
 use crate::route::action::{HostRewrite, Priority};
 use crate::state::Slot;
 use crate::telemetry::istio::{Service, Workload};
+use crate::telemetry::record::{Candidate, Choice, Compared};
 
 /// A host that says so with an answer gets nothing more until it passes its health checks again.
 const IMMEDIATE_FAIL: HeaderName = HeaderName::from_static("x-envoy-immediate-health-check-fail");
@@ -130,6 +131,7 @@ impl ClusterUpstreams {
         let local = &self.connection;
         let header = cluster.config().original_dst.header.as_ref();
         let told = header.and_then(|name| request.head.headers.get_str(name)?.parse().ok());
+        let compared = Cell::new(Compared::default());
         let picked = {
             let mut priorities = self.priorities.as_ref().map(RefCell::borrow_mut);
             let context = PickContext {
@@ -139,8 +141,15 @@ impl ClusterUpstreams {
                 load: priorities.as_mut().and_then(|p| p.load(&cluster.hosts())),
                 repicks,
                 original_dst: told.or(local.local_restored.then_some(local.local)),
+                compared: Some(&compared),
             };
-            cluster.pick(&context).map_err(|e| match e {
+            let picked = cluster.pick(&context);
+            let refused = if picked.is_ok() { Vec::new() } else { refused(&cluster) };
+            let policy = cluster.config().balancing.policy.name();
+            self.flow.info(|i| {
+                i.trail.choice = Some(Choice { policy, compared: compared.get(), refused });
+            });
+            picked.map_err(|e| match e {
                 NoHost::NoHealthyUpstream | NoHost::NoOriginalDestination => Failure::NoHost,
             })?
         };
@@ -337,6 +346,14 @@ impl Upstreams for ClusterUpstreams {
 
 fn reset(error: UpstreamError) -> Failure {
     Failure::Reset { reason: error.reason, head_sent: error.progress > Progress::Unsent, text: None }
+}
+
+/// So many hosts are told of a cluster where none may be used.
+const TOLD: usize = 16;
+
+/// The hosts of a cluster, none of which may be used.
+fn refused(cluster: &Cluster) -> Vec<Candidate> {
+    cluster.hosts().hosts().take(TOLD).map(|host| candidate(host)).collect()
 }
 
 /// The status by which a host is judged: a gRPC answer's own, in HTTP's terms.

@@ -114,6 +114,11 @@ impl Flags {
         self.0 |= LIMIT_LAST;
     }
 
+    /// Takes one away.
+    pub fn clear(&mut self, flag: Flag) {
+        self.0 &= !(1 << flag as u8);
+    }
+
     /// Whether it is there.
     pub fn has(self, flag: Flag) -> bool {
         self.0 & (1 << flag as u8) != 0

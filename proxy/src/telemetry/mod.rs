@@ -6,6 +6,7 @@ pub mod codes;
 pub mod details;
 pub mod flags;
 pub mod istio;
+pub mod record;
 pub mod registry;
 pub mod stream;
 pub mod trace;

@@ -12,6 +12,7 @@ use http::StatusCode;
 
 use super::details::Details;
 use super::flags::Flags;
+use super::record::Trail;
 use super::trace::Trace;
 use crate::codec::Protocol;
 use crate::io::{DynamicMetadata, FilterState, TlsInfo};
@@ -84,6 +85,8 @@ pub struct StreamInfo {
     pub filter_state: FilterState,
     /// The request's span, where it has one.
     pub trace: Option<Rc<Trace>>,
+    /// What is kept of it for whoever asks why.
+    pub trail: Trail,
 }
 
 impl StreamInfo {
@@ -132,6 +135,7 @@ impl StreamInfo {
             metadata: DynamicMetadata::default(),
             filter_state: FilterState::default(),
             trace: None,
+            trail: Trail::default(),
         }
     }
 }

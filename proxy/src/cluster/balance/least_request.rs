@@ -1,16 +1,22 @@
 //! Least request: the power of two (or more) choices on active requests; with weights, a schedule whose weights shrink as
 //! requests pile up. As in Envoy, choices are drawn with replacement.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
-use super::LeastRequest;
 use super::edf::{Edf, Schedule, with_schedule};
+use super::{LeastRequest, candidate};
 use crate::cluster::host::Host;
 use crate::cluster::host_set::HostList;
+use crate::telemetry::record::Compared;
 
 /// Chooses among at least two hosts.
 #[inline]
-pub(super) fn choose<'a>(parameters: &LeastRequest, list: &'a HostList) -> &'a Arc<Host> {
+pub(super) fn choose<'a>(
+    parameters: &LeastRequest,
+    list: &'a HostList,
+    compared: Option<&Cell<Compared>>,
+) -> &'a Arc<Host> {
     let hosts = list.hosts();
     if list.is_weighted() {
         return weighted(parameters, list);
@@ -21,6 +27,10 @@ pub(super) fn choose<'a>(parameters: &LeastRequest, list: &'a HostList) -> &'a A
     let random = fastrand::u64(..);
     let first = &hosts[scale(random as u32, hosts.len())];
     let second = &hosts[scale((random >> 32) as u32, hosts.len())];
+    if let Some(compared) = compared {
+        let candidates = [Some(candidate(first)), Some(candidate(second))];
+        compared.set(Compared { candidates, ..compared.get() });
+    }
     let mut best = if second.active_requests() < first.active_requests() { second } else { first };
     for _ in 2..parameters.choices {
         let next = &hosts[fastrand::usize(..hosts.len())];

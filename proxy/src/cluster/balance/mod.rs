@@ -13,6 +13,7 @@ pub mod ramp;
 mod round_robin;
 pub mod xxhash;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 pub use self::avoid::{Omit, TriedPriorities};
@@ -20,6 +21,7 @@ pub use self::original_dst::OriginalDst;
 pub use self::xxhash::xxh64;
 use super::host::{Host, HostId};
 use super::host_set::{HostList, HostSet};
+use crate::telemetry::record::{Candidate, Compared};
 
 /// A load balancing policy, compiled.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,7 +88,25 @@ pub struct Hashing {
     pub balance_factor: Option<u32>,
 }
 
+/// A host as it is now.
+#[inline]
+pub fn candidate(host: &Host) -> Candidate {
+    Candidate { address: host.address().ip(), active: host.active_requests(), health: host.flags() }
+}
+
 impl Policy {
+    /// What it is called.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::LeastRequest(_) => "least request",
+            Self::RoundRobin => "round robin",
+            Self::Random => "random",
+            Self::RingHash(_) => "ring hash",
+            Self::Maglev(_) => "Maglev",
+            Self::OriginalDst => "original destination",
+        }
+    }
+
     /// The bound on a host's load, where there is one.
     pub fn balance_factor(&self) -> Option<u32> {
         match self {
@@ -113,6 +133,8 @@ pub struct PickContext<'a> {
     pub repicks: u32,
     /// Where the downstream wanted to go, for ORIGINAL_DST clusters.
     pub original_dst: Option<std::net::SocketAddr>,
+    /// Takes note of what was looked at.
+    pub compared: Option<&'a Cell<Compared>>,
 }
 
 /// Why there is no host.
@@ -154,7 +176,7 @@ pub fn choose(
             }
         }
         let list = priority.list(availability);
-        let host = choose_in(policy, list, hash, attempt, in_flight)?;
+        let host = choose_in(policy, list, hash, attempt, in_flight, context.compared)?;
         if !avoided(host) {
             return Some(host.clone());
         }
@@ -182,6 +204,7 @@ fn choose_in<'a>(
     hash: u64,
     attempt: u32,
     in_flight: u64,
+    compared: Option<&Cell<Compared>>,
 ) -> Option<&'a Arc<Host>> {
     match list.hosts() {
         [] => return None,
@@ -189,7 +212,7 @@ fn choose_in<'a>(
         _ => {}
     }
     let (table, hashing) = match policy {
-        Policy::LeastRequest(parameters) => return Some(least_request::choose(parameters, list)),
+        Policy::LeastRequest(parameters) => return Some(least_request::choose(parameters, list, compared)),
         Policy::RoundRobin => return round_robin::choose(list),
         Policy::Random => return Some(&list.hosts()[fastrand::usize(..list.hosts().len())]),
         Policy::RingHash(parameters) => {

@@ -29,6 +29,7 @@ use crate::io::metadata::Datum;
 use crate::route::Asked;
 use crate::route::matching::RouteMatch;
 use crate::router::{Exchange, LocalReply};
+use crate::telemetry::record::{self, By};
 use crate::telemetry::registry::{Counter, Group};
 
 const NAMESPACE: &str = "envoy.filters.http.jwt_authn";
@@ -147,6 +148,7 @@ impl JwtAuthn {
             }
             _ => {
                 self.stats.allowed.inc();
+                exchange.flow.info(|i| i.trail.decided(By::Jwt, record::Verdict::Allowed, None));
                 if reroute { Verdict::Reroute } else { Verdict::Continue }
             }
         })

@@ -27,6 +27,7 @@ use crate::router::{Exchange, LocalReply};
 use crate::state::ConfigError;
 use crate::state::error::collect;
 use crate::telemetry::StreamInfo;
+use crate::telemetry::record::{self, By};
 use crate::telemetry::registry::{Counter, Group};
 
 const NAMESPACE: &str = "envoy.filters.http.rbac";
@@ -232,12 +233,24 @@ impl Rbac {
                 self.stats.shadow(decision.allowed);
                 by_policy.iter().for_each(|b| ByPolicy::count(&b.shadow, &decision));
                 rules.shadow_keys.write(&mut metadata, NAMESPACE, &decision, result(decision.allowed));
+                let would =
+                    if decision.allowed { record::Verdict::WouldAllow } else { record::Verdict::WouldDeny };
+                if let Some((_, policy)) = decision.policy {
+                    info.trail.decided(By::Rbac, would, Some(policy.name.clone()));
+                }
             }
             let verdict = rules.enforced.as_ref().map_or(Verdict::Continue, |engine| {
                 let decision = decide(engine, exchange, info, &metadata);
                 self.stats.enforced(decision.allowed);
                 by_policy.iter().for_each(|b| ByPolicy::count(&b.enforced, &decision));
                 rules.enforced_keys.write(&mut metadata, NAMESPACE, &decision, result(decision.allowed));
+                let verdict =
+                    if decision.allowed { record::Verdict::Allowed } else { record::Verdict::Denied };
+                // That no rule denies it is no decision to be told.
+                if decision.policy.is_some() || !decision.allowed {
+                    let name = decision.policy.map(|(_, policy)| policy.name.clone());
+                    info.trail.decided(By::Rbac, verdict, name);
+                }
                 if engine.action == Action::Log {
                     let matched = Datum::Bool(decision.policy.is_some());
                     metadata.set("envoy.common", &self.words.hint, matched);

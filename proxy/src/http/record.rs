@@ -1,0 +1,188 @@
+//! Puts a request that has ended into the record of requests, or tells those who watch: what its stages left behind, in words.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::manager::Shared;
+use crate::cluster::{Cluster, Host};
+use crate::codec::RequestHead;
+use crate::router::{Flow, Scratch};
+use crate::telemetry::record::entry::{LONGEST, Looked};
+use crate::telemetry::record::{self, Candidate, Choice, Class, Entry, Told};
+use crate::telemetry::trace::ids::{self, Found};
+use crate::telemetry::{Flag, StreamInfo};
+
+/// A stream ended. `head` is the request as it went upstream, where it is kept.
+pub fn ended(
+    shared: &Shared,
+    flow: &Flow,
+    info: &StreamInfo,
+    scratch: &Scratch,
+    took: Duration,
+    head: Option<&RequestHead>,
+) {
+    let class = record::class(info, took, record::settings());
+    if let Some(class) = class {
+        record::keep(entry(shared, flow, info, scratch, (class, took), head));
+    }
+}
+
+fn entry(
+    shared: &Shared,
+    flow: &Flow,
+    info: &StreamInfo,
+    scratch: &Scratch,
+    (class, took): (Class, Duration),
+    head: Option<&RequestHead>,
+) -> Entry {
+    let connection = &shared.connection;
+    let matched = flow.route.borrow();
+    let origin = |metadata: Option<&crate::cluster::endpoint::Metadata>, key: &str| {
+        metadata.and_then(|m| m.get_str("istio", key)).map(short)
+    };
+    let cluster = flow.cluster.borrow().as_ref().and_then(|slot| slot.get());
+    let of_cluster = cluster.as_ref().and_then(|c| c.config().metadata.as_deref());
+    Entry {
+        class,
+        start: info.start_time,
+        took,
+        id: info.trail.id.as_ref().map(|id| text(id.as_bytes())),
+        trace: info.trace.as_ref().map(|trace| trace.trace_id().into()).or_else(|| trace_of(head)),
+        method: info.method.as_ref().map(|m| short(m.as_str())).unwrap_or_default(),
+        authority: text(&info.authority),
+        path: path(info.original_path.as_ref().unwrap_or(&info.path)),
+        protocol: info.protocol.map_or("", |p| p.as_str()),
+        listener: (connection.listener.clone(), connection.direction),
+        chain: connection.filter_chain.clone(),
+        ends: (info.client.unwrap_or(connection.remote), connection.local),
+        sni: connection.sni.clone(),
+        tls: connection.tls.as_ref().map(|tls| tls.version),
+        peer: connection.peer_id().cloned(),
+        workloads: (scratch.downstream_peer.clone(), scratch.upstream_peer.clone()),
+        decisions: info.trail.decisions.iter().cloned().collect(),
+        route: matched
+            .as_ref()
+            .map(|m| [m.config().name.clone(), m.virtual_host().name.clone(), m.route().name.clone()]),
+        route_origin: matched.as_ref().and_then(|m| origin(m.route().metadata.as_deref(), "config")),
+        cluster: info.cluster.clone(),
+        cluster_origin: (origin(of_cluster, "config"), origin(of_cluster, "subset")),
+        tries: tries(info, cluster.as_deref()),
+        moments: [info.request_end, info.request_sent, info.upstream_first_byte]
+            .map(|at| at.map(|at| at.saturating_duration_since(info.start))),
+        status: info.status.map_or(0, |status| status.as_u16()),
+        grpc: info.grpc_status,
+        flags: info.flags,
+        details: info.details.clone(),
+        bytes: (info.bytes_received, info.bytes_sent),
+        ended: ended_by(info),
+    }
+}
+
+/// Who ended the stream.
+fn ended_by(info: &StreamInfo) -> &'static str {
+    let details = info.details.as_deref().unwrap_or_default();
+    if info.flags.has(Flag::DownstreamConnectionTermination) {
+        "the client, before the answer's end"
+    } else if details == "via_upstream" {
+        "the upstream, with its answer"
+    } else if details.starts_with("upstream_reset_after") {
+        "the upstream, in the middle of its answer"
+    } else if info.upstream_first_byte.is_some() {
+        "this proxy, in the middle of the answer"
+    } else {
+        "this proxy, with an answer of its own"
+    }
+}
+
+/// The trace that the request says to belong to, where this proxy traces nothing.
+fn trace_of(head: Option<&RequestHead>) -> Option<Box<str>> {
+    match ids::traceparent(&head?.headers) {
+        Found::Context(came) => Some(format!("{:032x}", came.ids.trace).into()),
+        _ => None,
+    }
+}
+
+/// Tries that were listed, and the last one, which is not unless it failed.
+fn tries(info: &StreamInfo, cluster: Option<&Cluster>) -> Vec<Told> {
+    let trail = &info.trail;
+    let since = |at: Instant| at.saturating_duration_since(info.start);
+    let mut all: Vec<Told> = trail
+        .tries
+        .iter()
+        .map(|t| Told {
+            began: since(t.began),
+            took: Some(t.took),
+            host: t.host,
+            outcome: t.failure.unwrap_or("answered").into(),
+            status: t.status,
+            words: t.words.clone(),
+            flags: t.flags,
+            pause: t.pause,
+            ..choice(t.choice.as_ref(), cluster)
+        })
+        .collect();
+    if let (Some(began), true) = (trail.began, all.len() < info.attempts as usize) {
+        let answered = info.upstream_first_byte;
+        all.push(Told {
+            began: since(began),
+            took: answered.map(|at| at.saturating_duration_since(began)),
+            host: info.upstream_host,
+            outcome: if answered.is_some() { "answered" } else { "given up" }.into(),
+            status: info.status.filter(|_| answered.is_some()).map(|status| status.as_u16()),
+            ..choice(trail.choice.as_ref(), cluster)
+        });
+    }
+    all
+}
+
+fn choice(choice: Option<&Choice>, cluster: Option<&Cluster>) -> Told {
+    let Some(choice) = choice else { return Told::default() };
+    let compared = choice.compared.candidates.iter().flatten();
+    let candidates = compared.chain(&choice.refused).map(|one| looked(one, cluster)).collect();
+    let hosts = (choice.compared.hosts, choice.compared.healthy);
+    Told { policy: choice.policy, hosts, candidates, ..Told::default() }
+}
+
+fn looked(candidate: &Candidate, cluster: Option<&Cluster>) -> Looked {
+    let place = |address: SocketAddr| {
+        let set = cluster?.hosts();
+        let host = set.hosts().find(|host| host.address().ip() == Some(address))?.clone();
+        let facts = host.facts();
+        let parts = [&*facts.locality.region, &*facts.locality.zone, &*facts.locality.sub_zone];
+        Some(parts.join("/").trim_end_matches('/').into())
+    };
+    Looked {
+        address: candidate.address,
+        active: candidate.active,
+        health: Host::text_of(candidate.health).into(),
+        locality: candidate.address.and_then(place).unwrap_or_default(),
+    }
+}
+
+/// Text, as much of it as is kept.
+fn text(bytes: &[u8]) -> Box<str> {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]).into()
+}
+
+fn short(text: &str) -> Box<str> {
+    self::text(text.as_bytes())
+}
+
+/// A path without its query, where secrets stand: `/a?...`.
+fn path(path: &[u8]) -> Box<str> {
+    match path.iter().position(|byte| *byte == b'?') {
+        None => text(path),
+        Some(at) => format!("{}?...", text(&path[..at])).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_not_kept_nor_more_of_a_path_than_there_is_room_for() {
+        assert_eq!(&*path(b"/a/b?token=secret"), "/a/b?...");
+        assert_eq!(path(&[b'a'; 5000]).len(), LONGEST);
+    }
+}
