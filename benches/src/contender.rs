@@ -15,6 +15,15 @@ pub const PROXY_CPU: usize = 0;
 /// The processor of generator and backend.
 pub const LOAD_CPU: usize = 1;
 
+/// How the name of one ends that goes by a path with nothing observed.
+pub const BARE: &str = "-bare";
+
+/// The exchange of workloads' metadata and Istio's metrics, as a control plane gives them to a client's side and a server's.
+const MESH_OUTER: &str = r#"          - { name: istio.metadata_exchange, typed_config: { "@type": type.googleapis.com/udpa.type.v1.TypedStruct, type_url: type.googleapis.com/io.istio.http.peer_metadata.Config, value: { upstream_discovery: [{ istio_headers: {} }], upstream_propagation: [{ istio_headers: { skip_external_clusters: true } }] } } }
+          - { name: istio.stats, typed_config: { "@type": type.googleapis.com/udpa.type.v1.TypedStruct, type_url: type.googleapis.com/stats.PluginConfig, value: {} } }"#;
+const MESH_INNER: &str = r#"          - { name: istio.metadata_exchange, typed_config: { "@type": type.googleapis.com/udpa.type.v1.TypedStruct, type_url: type.googleapis.com/io.istio.http.peer_metadata.Config, value: { downstream_discovery: [{ istio_headers: {} }], downstream_propagation: [{ istio_headers: {} }] } } }
+          - { name: istio.stats, typed_config: { "@type": type.googleapis.com/udpa.type.v1.TypedStruct, type_url: type.googleapis.com/stats.PluginConfig, value: { disable_host_header_fallback: true } } }"#;
+
 /// What kind of program it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -39,6 +48,8 @@ pub struct Contender {
     pub kind: Kind,
     /// Its program.
     pub program: PathBuf,
+    /// It goes by a row's path with nothing observed.
+    pub bare: bool,
 }
 
 impl Contender {
@@ -61,7 +72,12 @@ impl Contender {
         if !program.exists() {
             bail!("{} ({} does not exist)", missing(), program.display());
         }
-        Ok(Self { name: name.to_owned(), kind, program })
+        Ok(Self { name: name.to_owned(), kind, program, bare: false })
+    }
+
+    /// The same, once more on the path with nothing observed.
+    pub fn twin(&self) -> Self {
+        Self { name: format!("{}{BARE}", self.name), bare: true, ..self.clone() }
     }
 
     /// Starts it on a row with so many workers; none where it cannot do the row.
@@ -90,6 +106,7 @@ impl Contender {
         directory: &Path,
     ) -> anyhow::Result<Option<Command>> {
         let (template, extension) = match self.kind {
+            Kind::Weft | Kind::Envoy if self.bare => (row.bare, "yaml"),
             Kind::Weft | Kind::Envoy => (Some(row.envoy), "yaml"),
             Kind::Nginx => (row.nginx, "conf"),
             Kind::Haproxy => (row.haproxy, "cfg"),
@@ -97,7 +114,7 @@ impl Contender {
         };
         let Some(template) = template else { return Ok(None) };
         let file = directory.join(format!("{}.{extension}", self.name));
-        std::fs::write(&file, site.fill(template, &self.name, workers, directory)?)?;
+        std::fs::write(&file, site.fill(template, self, workers, directory)?)?;
         let mut command = Command::new(&self.program);
         match self.kind {
             Kind::Weft => command.arg("-c").arg(&file).args(["--concurrency", &workers.to_string()]),
@@ -133,6 +150,8 @@ pub struct Site {
     pub ip: IpAddr,
     /// The backend.
     pub backend: SocketAddr,
+    /// Who takes spans.
+    pub collector: SocketAddr,
 }
 
 impl Site {
@@ -147,15 +166,26 @@ impl Site {
     }
 
     /// A template's text with its `@NAMES@` filled in.
-    fn fill(&self, template: &str, who: &str, workers: usize, directory: &Path) -> anyhow::Result<String> {
+    fn fill(
+        &self,
+        template: &str,
+        who: &Contender,
+        workers: usize,
+        directory: &Path,
+    ) -> anyhow::Result<String> {
         let mut text = template.to_owned();
+        let mesh = |filters: &str| if who.kind == Kind::Weft { filters } else { "" }.to_owned();
         let issued = token::ISSUED.as_ref().map_err(|e| anyhow::anyhow!("{e}"))?;
         for (name, value) in [
             ("@IP@", self.ip.to_string()),
             ("@BACKEND_IP@", self.backend.ip().to_string()),
             ("@BACKEND_PORT@", self.backend.port().to_string()),
             ("@DIR@", directory.display().to_string()),
-            ("@WHO@", who.to_owned()),
+            ("@COLLECTOR_IP@", self.collector.ip().to_string()),
+            ("@COLLECTOR_PORT@", self.collector.port().to_string()),
+            ("@MESH_OUTER@", mesh(MESH_OUTER)),
+            ("@MESH_INNER@", mesh(MESH_INNER)),
+            ("@WHO@", who.name.clone()),
             ("@WORKERS@", workers.to_string()),
             ("@ID@", tls::ID.to_owned()),
             ("@NAME@", tls::NAME.to_owned()),

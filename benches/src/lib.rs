@@ -6,6 +6,7 @@
 //! what else the machine does, as requests per second do.
 
 pub mod backend;
+pub mod collector;
 pub mod contender;
 pub mod exchange;
 pub mod generator;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::backend::Backend;
-use crate::contender::{Contender, LOAD_CPU, Site};
+use crate::collector::Collector;
+use crate::contender::{Contender, Kind, LOAD_CPU, Site};
 use crate::exchange::Exchange;
 use crate::generator::{self, Done, Load};
 use crate::poll;
@@ -42,16 +43,31 @@ fn backend(row: &Row) -> anyhow::Result<Backend> {
     Ok(Backend::start(row.backend(), address, LOAD_CPU)?)
 }
 
-fn site(number: usize, backend: &Backend) -> Site {
-    Site { ip: Ipv4Addr::new(127, 40, 1 + number as u8, 1).into(), backend: backend.address }
+fn site(number: usize, backend: &Backend, collector: &Collector) -> Site {
+    Site {
+        ip: Ipv4Addr::new(127, 40, 1 + number as u8, 1).into(),
+        backend: backend.address,
+        collector: collector.address,
+    }
+}
+
+/// One that expects spans of these, if any.
+fn collector<'a>(of: impl Iterator<Item = &'a Contender>) -> anyhow::Result<Collector> {
+    let names = of.flat_map(|c| ["outer", "inner"].map(|hop| format!("{}-{hop}", c.name))).collect();
+    Ok(Collector::start(SocketAddr::from((Ipv4Addr::new(127, 40, 0, 2), 0)), LOAD_CPU, names)?)
 }
 
 /// Measures a row. Those who cannot do it are left out.
 pub fn row(row: &Row, contenders: &[Contender], effort: Effort, directory: &Path) -> anyhow::Result<Part> {
-    let backend = backend(row)?;
+    // Who is measured twice, with and without what the row is about, stands beside itself.
+    let twice = |c: &Contender| row.bare.is_some() && matches!(c.kind, Kind::Weft | Kind::Envoy);
+    let contenders = contenders.iter().flat_map(|c| [Some(c.clone()), twice(c).then(|| c.twin())]);
+    let contenders: Vec<Contender> = contenders.flatten().collect();
+    let tracing = contenders.iter().filter(|c| twice(c) && !c.bare);
+    let (backend, collector) = (backend(row)?, collector(tracing)?);
     let mut running: Vec<(&Contender, Site, Process, Vec<Sample>)> = Vec::new();
     for (number, contender) in contenders.iter().enumerate() {
-        let site = site(number, &backend);
+        let site = site(number, &backend, &collector);
         if let Some(process) = contender.start(row, &site, 1, directory)? {
             running.push((contender, site, process, Vec::new()));
         }
@@ -70,6 +86,7 @@ pub fn row(row: &Row, contenders: &[Contender], effort: Effort, directory: &Path
             }
         }
     }
+    collector.wait(Duration::from_secs(20)).context(row.name)?;
     let mut lines = Vec::new();
     for (contender, _, process, samples) in &running {
         let of = |f: fn(&Sample) -> f64| Spread::of(samples.iter().map(f).collect());
@@ -131,10 +148,10 @@ fn on_load_cpu<T: Send>(work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyh
 /// Resident memory with two workers: without any connection, and for each idle plaintext HTTP connection.
 pub fn idle(contenders: &[Contender], connections: usize, directory: &Path) -> anyhow::Result<Vec<Idle>> {
     let row = &ROWS[0];
-    let backend = backend(row)?;
+    let (backend, collector) = (backend(row)?, collector([].into_iter())?);
     let mut lines = Vec::new();
     for (number, contender) in contenders.iter().enumerate() {
-        let site = site(number, &backend);
+        let site = site(number, &backend, &collector);
         let Some(process) = contender.start(row, &site, 2, directory)? else { continue };
         std::thread::sleep(Duration::from_secs(1));
         let empty = process.resident()?;

@@ -4,6 +4,8 @@ use std::fmt::{self, Display, Formatter};
 
 use serde::Serialize;
 
+use crate::contender::BARE;
+
 /// Everything of one run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -93,7 +95,20 @@ impl Spread {
 impl Part {
     /// How many times less processor time than `other` a proxy uses.
     fn less_than(&self, other: &str, line: &Line) -> Option<f64> {
+        // Who observes nothing is compared with who does neither.
+        let other = if line.proxy.ends_with(BARE) { format!("{other}{BARE}") } else { other.to_owned() };
         self.lines.iter().find(|l| l.proxy == other).map(|o| o.cpu.median / line.cpu.median)
+    }
+
+    /// Who was measured with nothing observed as well, what observing costs it in microseconds, and as a share of what it costs to
+    /// observe nothing.
+    pub fn observing(&self) -> impl Iterator<Item = (&str, f64, f64)> {
+        self.lines.iter().filter_map(|bare| {
+            let name = bare.proxy.strip_suffix(BARE)?;
+            let full = self.lines.iter().find(|l| l.proxy == name)?;
+            let more = full.cpu.median - bare.cpu.median;
+            Some((name, more, more / bare.cpu.median))
+        })
     }
 }
 
@@ -133,6 +148,9 @@ impl Display for Part {
                 ratio(self.less_than("null", line).map(f64::recip)),
             )?;
         }
+        for (name, more, share) in self.observing() {
+            writeln!(f, "  observing costs {name} {more:.1} us, {:.1}%", share * 100.0)?;
+        }
         Ok(())
     }
 }
@@ -152,5 +170,32 @@ mod tests {
     fn the_middle_of_an_odd_and_an_even_number() {
         assert_eq!(Spread::of(vec![3.0, 1.0, 2.0]), Spread { median: 2.0, min: 1.0, max: 3.0 });
         assert_eq!(Spread::of(vec![4.0, 1.0]).median, 2.5);
+    }
+
+    fn line(proxy: &str, cpu: f64) -> Line {
+        Line {
+            proxy: proxy.to_owned(),
+            cpu: Spread::of(vec![cpu]),
+            user: 0.0,
+            system: 0.0,
+            rate: 1.0,
+            p50_ms: 0.0,
+            p99_ms: 0.0,
+            resident_kb: 0,
+        }
+    }
+
+    #[test]
+    fn what_observing_costs_is_told_of_each_that_was_measured_without() {
+        let lines = vec![
+            line("weft", 55.0),
+            line("weft-bare", 50.0),
+            line("envoy", 150.0),
+            line("envoy-bare", 100.0),
+        ];
+        let part = Part { row: "r".into(), what: "w".into(), unit: "request".into(), lines };
+        let told: Vec<_> = part.observing().collect();
+        assert_eq!(told, [("weft", 5.0, 0.1), ("envoy", 50.0, 0.5)]);
+        assert_eq!(part.less_than("envoy", &part.lines[1]), Some(2.0), "bare beside bare");
     }
 }

@@ -137,12 +137,13 @@ fn contenders(options: &Options) -> anyhow::Result<Vec<Contender>> {
     for name in &options.proxies {
         match name.as_str() {
             "weft" if options.weft.is_empty() => {
-                all.push(Contender { name: name.clone(), kind: Kind::Weft, program: build()? });
+                all.push(Contender { name: name.clone(), kind: Kind::Weft, program: build()?, bare: false });
             }
             "weft" => all.extend(options.weft.iter().map(|(name, program)| Contender {
                 name: name.clone(),
                 kind: Kind::Weft,
                 program: program.clone(),
+                bare: false,
             })),
             "envoy" => all.push(Contender::peer(Kind::Envoy)?),
             "nginx" => all.push(Contender::peer(Kind::Nginx)?),
@@ -151,6 +152,7 @@ fn contenders(options: &Options) -> anyhow::Result<Vec<Contender>> {
                 name: name.clone(),
                 kind: Kind::Null,
                 program: std::env::current_exe()?,
+                bare: false,
             }),
             other => bail!("--proxies {other}: there is weft, envoy, nginx, haproxy, null"),
         }
