@@ -5,8 +5,10 @@
 //! share the machine with it: what they need is part of the times, and not of the control plane's processor time.
 
 pub mod api;
+pub mod fleet;
 pub mod mesh;
 pub mod proxy;
 mod run;
+pub mod stream;
 
 pub use run::{Options, Report, run};

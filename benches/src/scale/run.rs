@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::api::Api;
+use super::fleet::Fleet;
 use super::mesh::Size;
-use super::proxy::{Seen, Shared, run as proxy};
+use super::proxy::Seen;
 use crate::process::{Cpu, Process};
 
 /// How long anything may take before the run is given up.
@@ -160,8 +161,11 @@ struct Bench {
     plane: Plane,
     seen: mpsc::UnboundedReceiver<Seen>,
     broken: mpsc::UnboundedReceiver<String>,
-    shared: Arc<Shared>,
+    received: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
     mark: u16,
+    /// The proxies, until they run, and where it is told that one broke.
+    fleet: Option<(Fleet, mpsc::UnboundedSender<String>)>,
 }
 
 /// Runs it.
@@ -175,9 +179,17 @@ pub async fn run(options: Options) -> anyhow::Result<Report> {
     let (sender, seen) = mpsc::unbounded_channel();
     let (received, sent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let (breaks, broken) = mpsc::unbounded_channel();
-    let (port, roots) = (plane.secure, plane.roots.clone());
-    let shared = Arc::new(Shared { port, roots, received, sent, seen: sender, broken: breaks });
-    let mut bench = Bench { options, api, plane, seen, broken, shared, mark: 0 };
+    let fleet = Fleet {
+        port: plane.secure,
+        roots: plane.roots.clone(),
+        size,
+        proxies: options.proxies,
+        received: received.clone(),
+        sent: sent.clone(),
+        seen: sender,
+    };
+    let mut bench =
+        Bench { options, api, plane, seen, broken, received, sent, mark: 0, fleet: Some((fleet, breaks)) };
     bench.measure().await.with_context(|| format!("the control plane said:\n{}", bench.plane.process.words()))
 }
 
@@ -185,17 +197,12 @@ impl Bench {
     async fn measure(&mut self) -> anyhow::Result<Report> {
         let (size, proxies) = (self.options.size, self.options.proxies);
         let (began, cpu) = (Instant::now(), self.plane.process.cpu()?);
-        let gate = Arc::new(Semaphore::new(32));
-        for n in 0..proxies {
-            let (shared, gate) = (self.shared.clone(), gate.clone());
-            let permit = gate.acquire_owned().await?;
-            tokio::spawn(async move {
-                let broken = shared.broken.clone();
-                if let Err(error) = proxy(shared, size, n, permit).await {
-                    let _ = broken.send(format!("proxy {n}: {error:#}"));
-                }
-            });
-        }
+        let (fleet, breaks) = self.fleet.take().context("the proxies run already")?;
+        std::thread::Builder::new().name("proxies".to_owned()).spawn(move || {
+            if let Err(error) = fleet.run() {
+                let _ = breaks.send(format!("{error:#}"));
+            }
+        })?;
         let mut there = HashSet::new();
         while there.len() < proxies {
             there.insert(self.next().await?.proxy);
@@ -255,7 +262,7 @@ impl Bench {
         tokio::time::sleep(self.options.gap.max(Duration::from_secs(2))).await;
         while self.seen.try_recv().is_ok() {}
         let cpu = self.plane.process.cpu()?;
-        let bytes = || [&self.shared.received, &self.shared.sent].map(|b| b.load(Ordering::Relaxed));
+        let bytes = || [&self.received, &self.sent].map(|b| b.load(Ordering::Relaxed));
         let before = bytes();
         for _ in 0..self.options.changes {
             let (mark, began) = self.change(service);
@@ -274,7 +281,7 @@ impl Bench {
             each_last.push(slowest.as_secs_f64() * 1000.0);
             tokio::time::sleep(self.options.gap).await;
         }
-        let [received, sent] = [&self.shared.received, &self.shared.sent].map(|b| b.load(Ordering::Relaxed));
+        let [received, sent] = [&self.received, &self.sent].map(|b| b.load(Ordering::Relaxed));
         let changes = self.options.changes.max(1);
         let ms = |histogram: &Histogram<u64>, q: f64| histogram.value_at_quantile(q) as f64 / 1000.0;
         Ok(Lone {
