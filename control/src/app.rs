@@ -95,6 +95,9 @@ pub struct ControlArgs {
     /// A line of JSON for each certificate that is issued or refused goes to the end of this file; to standard error without
     #[arg(long, value_name = "FILE")]
     pub audit_log: Option<PathBuf>,
+    /// Events
+    #[command(flatten)]
+    pub events: weft_events::EventArgs,
     /// Whose tokens are taken
     #[command(flatten)]
     pub tokens: TokenArgs,
@@ -158,6 +161,14 @@ pub fn main(args: ControlArgs) -> anyhow::Result<()> {
         .with_ansi(false)
         .try_init();
     let metrics = crate::serve::http::record()?;
+    let origin = weft_events::Origin {
+        component: "control-plane",
+        namespace: args.kubernetes.namespace.clone(),
+        workload: std::env::var("POD_NAME").unwrap_or_else(|_| "weft-control".to_owned()),
+    };
+    weft_events::start(&args.events, origin).with_context(|| {
+        format!("--security-log {}", args.events.security_log.clone().unwrap_or_default().display())
+    })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(args, metrics))
 }
@@ -352,6 +363,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     if let Some(election) = election {
         election.resign().await;
     }
+    weft_events::flush(Duration::from_secs(1));
     tracing::info!("control plane ends");
     Ok(())
 }

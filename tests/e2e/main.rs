@@ -23,6 +23,7 @@ mod deny_lists;
 mod describe;
 mod dns;
 mod drain;
+mod events;
 mod expiry;
 mod explain;
 mod fuzz_corpus;

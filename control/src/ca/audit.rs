@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 /// Where the lines go.
 pub struct Audit {
@@ -30,6 +31,7 @@ impl Audit {
 
     /// Writes a line: the `fields` of `event`, with the time.
     pub fn write(&self, event: &str, mut fields: Value) {
+        tell(event, &fields);
         fields["audit"] = event.into();
         fields["time"] = text(OffsetDateTime::now_utc()).into();
         let line = format!("{fields}\n");
@@ -57,6 +59,34 @@ impl Audit {
         fields["reason"] = reason.into();
         self.write("certificate refused", fields);
     }
+}
+
+/// The same as an event of the mesh.
+fn tell(what: &str, fields: &Value) {
+    let said = |name: &str| fields[name].as_str();
+    let outcome = &fields["outcome"]["refused"];
+    let refused = what == "certificate refused" || !outcome.is_null();
+    let of_authority = !what.starts_with("certificate");
+    // What an operator does is administration; what the authority does by itself and for workloads is of certificates.
+    let kind = if what == "authority changed" { Kind::Admin } else { Kind::Certificate };
+    emit(kind, || {
+        let (outcome, severity) = match (refused, of_authority) {
+            (true, _) => (Outcome::Denied, Severity::Medium),
+            (false, true) => (Outcome::Ok, Severity::Medium),
+            (false, false) => (Outcome::Ok, Severity::Info),
+        };
+        let words = match said("reason") {
+            Some(reason) => format!("{what}: {reason}"),
+            None => what.to_owned(),
+        };
+        Event::new(kind, outcome, severity, "authority", words)
+            .with_some("subject", said("caller"))
+            .with_some("source_address", said("address"))
+            .with_some("serial", said("serial"))
+            .with_some("expires", said("not_after"))
+            .with_some("operation", said("command"))
+            .with_some("phase", (!fields["phase"].is_null()).then(|| fields["phase"].clone()))
+    });
 }
 
 /// Who asks for a certificate.

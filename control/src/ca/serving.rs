@@ -17,6 +17,7 @@ use tonic::transport::server::Connected;
 use weft_certs::rustls_verifiers::{ClientCertificate, PeerVerifier};
 use weft_certs::spiffe::TrustDomain;
 use weft_certs::verify::{Bundle, Expected, Usage, ValidationContext, verify_peer};
+use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 use super::authenticate::PeerInfo;
 use super::authority::CertificateAuthority;
@@ -132,8 +133,8 @@ impl Serving {
         let (sender, receiver) = tokio::sync::mpsc::channel(64);
         tokio::spawn(async move {
             loop {
-                let stream = match listener.accept().await {
-                    Ok((stream, _)) => stream,
+                let (stream, from) = match listener.accept().await {
+                    Ok(accepted) => accepted,
                     Err(error) => {
                         // Out of file descriptors, most likely: it passes when connections end.
                         tracing::warn!(%error, "cannot accept a connection on the secure port");
@@ -148,8 +149,18 @@ impl Serving {
                 tokio::spawn(async move {
                     match tokio::time::timeout(HANDSHAKE, serving.handshake(stream)).await {
                         Ok(Ok(connection)) => drop(sender.send(Ok(connection)).await),
-                        Ok(Err(error)) => tracing::warn!(%error, "handshake on the secure port failed"),
-                        Err(_) => tracing::warn!("handshake on the secure port took too long"),
+                        Ok(Err(error)) => {
+                            tracing::warn!(%error, "handshake on the secure port failed");
+                            // Whoever only looks whether the port is open goes away at once.
+                            let gone = |e: &std::io::Error| e.kind() == std::io::ErrorKind::UnexpectedEof;
+                            if !error.downcast_ref().is_some_and(gone) {
+                                tell(from, &format!("a handshake on the secure port failed: {error}"));
+                            }
+                        }
+                        Err(_) => {
+                            tracing::warn!("handshake on the secure port took too long");
+                            tell(from, "a handshake on the secure port took too long");
+                        }
                     }
                 });
             }
@@ -265,4 +276,12 @@ impl AsyncWrite for Secure {
     ) -> std::task::Poll<std::io::Result<()>> {
         std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
     }
+}
+/// Tells of a client whose handshake failed.
+fn tell(from: std::net::SocketAddr, words: &str) {
+    emit(Kind::HandshakeFailed, || {
+        Event::new(Kind::HandshakeFailed, Outcome::Failed, Severity::Medium, "tls-downstream", words)
+            .with("source_address", from.to_string())
+            .with("listener", "secure port")
+    });
 }

@@ -12,8 +12,9 @@ use notify::Watcher as _;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use weft_events::{Event, Kind, Outcome, Severity, emit};
 
-use super::diagnostic::{Diagnostic, Severity};
+use super::diagnostic::{Diagnostic, Severity as Grade};
 use super::document::Skipped;
 use super::load::LoadOutcome;
 use super::source::Source;
@@ -244,12 +245,30 @@ pub(super) fn report(diagnostics: &[Diagnostic]) {
     for diagnostic in diagnostics {
         if diagnostic.is_error() {
             tracing::error!("{diagnostic}");
-        } else if diagnostic.severity == Severity::Info {
+            tell(diagnostic);
+        } else if diagnostic.severity == Grade::Info {
             tracing::info!("{diagnostic}");
         } else {
             tracing::warn!("{diagnostic}");
         }
     }
+}
+
+/// Tells of what was refused.
+pub(super) fn tell(refused: &Diagnostic) {
+    emit(Kind::ConfigRejected, || {
+        let source = if refused.line > 0 {
+            format!("{}:{}", refused.file, refused.line)
+        } else {
+            refused.file.clone()
+        };
+        Event::new(Kind::ConfigRejected, Outcome::Failed, Severity::Medium, "reader", refused.to_string())
+            .with_some("resource", refused.object.clone())
+            .with_some("field", refused.path.clone())
+            .with("reason", refused.reason.as_str())
+            .with("operation", "read configuration")
+            .with("source", source)
+    });
 }
 
 fn subscribe(source: &Source, wake: Arc<Notify>) -> Option<notify::RecommendedWatcher> {

@@ -14,6 +14,7 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
+use weft_events::{Event, Kind, Outcome, Severity, emit};
 use xds_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use xds_protos::prost::Message;
 
@@ -62,15 +63,26 @@ impl AdsService {
 
     async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         let identity = match &self.authenticators {
-            Some(authenticators) => Some(authenticators.of(request).await.inspect_err(|_| {
+            Some(authenticators) => Some(authenticators.of(request).await.inspect_err(|status| {
                 metrics::counter!("pilot_xds_auth_failures").increment(1);
+                emit(Kind::Denied, || {
+                    let words = format!("a stream of a proxy was denied: {}", status.message());
+                    Event::new(Kind::Denied, Outcome::Denied, Severity::Medium, "authentication", words)
+                        .with_some("source_address", address(request))
+                        .with("details", "xds_unauthenticated")
+                });
             })?),
             None => None,
         };
-        let known = request.extensions().get::<PeerInfo>().and_then(|peer| peer.address);
-        let address = known.or_else(|| request.remote_addr()).map_or_else(String::new, |a| a.to_string());
+        let address = address(request).unwrap_or_default();
         Ok(Caller { address, identity: identity.map(|i| i.spiffe) })
     }
+}
+
+/// Where a request comes from.
+fn address<T>(request: &Request<T>) -> Option<String> {
+    let known = request.extensions().get::<PeerInfo>().and_then(|peer| peer.address);
+    known.or_else(|| request.remote_addr()).map(|address| address.to_string())
 }
 
 impl AdsService {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 use weft_certs::spiffe::SpiffeId;
+use weft_events::{Event, Kind, Outcome, Severity, emit};
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
@@ -237,6 +238,14 @@ impl Connection {
                 let of_kind = format!("pilot_xds_{}_reject", kind.short());
                 // Without the proxy's name, which is as it says itself: the log has it.
                 metrics::gauge!(of_kind, "err" => code).increment(1.0);
+                emit(Kind::ConfigRejected, || {
+                    let words = format!("the proxy {} refused a push: {reason}", self.node.id);
+                    Event::new(Kind::ConfigRejected, Outcome::Failed, Severity::Medium, "xds", words)
+                        .with("proxy", self.node.id.to_string())
+                        .with("resource_type", kind.type_url())
+                        .with("reason", reason.to_string())
+                        .with("operation", "push resources")
+                });
                 tracing::warn!(
                     proxy = %self.node.id, %kind, reason,
                     "proxy refused a push; it goes on with what it had"

@@ -6,6 +6,7 @@
 mod certs;
 mod clusters;
 mod config_dump;
+mod events;
 pub mod logging;
 mod pages;
 mod process;
@@ -28,7 +29,7 @@ use crate::state::{DrainScope, Engine, Role};
 use crate::xds;
 
 pub use pages::metrics;
-pub use serve::{Surface, serve};
+pub use serve::{Surface, serve, tell};
 
 /// Changes what is logged; gives what is logged now, or why the rules are wrong.
 pub type SetLevel = Box<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;

@@ -8,11 +8,13 @@ use serde_json::json;
 
 use super::serve::Page;
 use super::stats::Filter;
-use super::{AdminState, certs, clusters, config_dump, process, prometheus, requests, snapshot, stats};
+use super::{
+    AdminState, certs, clusters, config_dump, events, process, prometheus, requests, snapshot, stats,
+};
 use crate::state::DrainScope;
 
 /// Paths, whether they change something (and so want POST), and what they do.
-const INDEX: [(&str, bool, &str); 19] = [
+const INDEX: [(&str, bool, &str); 20] = [
     ("/", false, "this list"),
     ("/help", false, "this list"),
     ("/ready", false, "LIVE with 200 when the proxy serves, else why not with 503"),
@@ -29,6 +31,7 @@ const INDEX: [(&str, bool, &str); 19] = [
         false,
         "requests that are kept, and what was decided (?id=, ?class=failed|refused|slow|good, ?limit=)",
     ),
+    ("/weft/events", false, "what happened lately (?since=NUMBER, ?kind=KIND)"),
     ("/server_info", false, "version, state, uptime, node"),
     ("/memory", false, "memory of the process"),
     ("/logging", true, "what is logged (?level=RULES changes it)"),
@@ -72,6 +75,15 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// Whether a request is to change something, whether it may or not.
+pub(super) fn changes<B>(request: &http::Request<B>) -> bool {
+    let path = request.uri().path();
+    let changes = INDEX.iter().any(|(p, changes, _)| *p == path && *changes);
+    // Reading the level changes nothing.
+    (changes && !(path == "/logging" && request.uri().query().is_none()))
+        || request.method() != http::Method::GET
+}
+
 /// Whether a page only reads, and grows with the configuration.
 pub(super) fn is_long(path: &str) -> bool {
     matches!(path, "/stats" | "/stats/prometheus" | "/clusters" | "/config_dump" | "/weft/requests")
@@ -112,6 +124,10 @@ pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> P
             ),
         },
         "/weft/requests" => match requests::page(state, &parameters) {
+            Ok(value) => Page::json(&value),
+            Err(message) => Page::error(StatusCode::BAD_REQUEST, message),
+        },
+        "/weft/events" => match events::page(&parameters) {
             Ok(value) => Page::json(&value),
             Err(message) => Page::error(StatusCode::BAD_REQUEST, message),
         },

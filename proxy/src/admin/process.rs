@@ -18,6 +18,15 @@ pub(super) fn samples(state: &AdminState, others: &[Sample]) -> Vec<Sample> {
         let failures = Value::Counter(renewal.borrow().failures);
         with("", "certificate_rotation_failures", vec![("secret", "default".to_owned())], failures);
     }
+    let events = weft_events::numbers();
+    for (name, counts) in
+        [("weft_events_total", &events.told), ("weft_events_suppressed_total", &events.suppressed)]
+    {
+        for (kind, count) in counts.iter().filter(|(_, count)| *count > 0) {
+            with("", name, vec![("event", kind.name().to_owned())], Value::Counter(*count));
+        }
+    }
+    with("", "weft_events_dropped_total", Vec::new(), Value::Counter(events.dropped));
     let mut put = |prefix: &str, name: &'static str, value| with(prefix, name, Vec::new(), value);
     let gauge = |n: u64| Value::Gauge(i64::try_from(n).unwrap_or(i64::MAX));
     let unready = state.unready();

@@ -11,6 +11,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 use super::{AdminState, pages};
 
@@ -61,14 +62,14 @@ pub async fn serve(address: SocketAddr, surface: Surface, state: Arc<AdminState>
     })?;
     tokio::task::spawn_local(async move {
         loop {
-            let Ok((stream, _)) = listener.accept().await else {
+            let Ok((stream, from)) = listener.accept().await else {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 continue;
             };
             let state = state.clone();
             tokio::task::spawn_local(async move {
                 let service = service_fn(move |request| {
-                    let page = answer(request, surface, state.clone());
+                    let page = answer(request, surface, from, state.clone());
                     async move { Ok::<_, Infallible>(response(page.await)) }
                 });
                 // A client that goes away ends only its own connection.
@@ -82,7 +83,35 @@ pub async fn serve(address: SocketAddr, surface: Surface, state: Arc<AdminState>
     Ok(())
 }
 
-async fn answer(request: Request<Incoming>, surface: Surface, state: Arc<AdminState>) -> Page {
+async fn answer(
+    request: Request<Incoming>,
+    surface: Surface,
+    from: SocketAddr,
+    state: Arc<AdminState>,
+) -> Page {
+    let told = pages::changes(&request).then(|| (request.method().clone(), request.uri().path().to_owned()));
+    let page = page(request, surface, state).await;
+    if let Some((method, path)) = told {
+        tell(from, &method, &path, page.status);
+    }
+    page
+}
+
+/// Tells that somebody changed something, or was refused.
+pub fn tell(from: SocketAddr, method: &Method, path: &str, status: StatusCode) {
+    emit(Kind::Admin, || {
+        let refused = !status.is_success();
+        let (outcome, severity) =
+            if refused { (Outcome::Denied, Severity::Medium) } else { (Outcome::Ok, Severity::Low) };
+        let words = format!("{method} {path} was {}", if refused { "refused" } else { "done" });
+        Event::new(Kind::Admin, outcome, severity, "admin", words)
+            .with("source_address", from.to_string())
+            .with("operation", format!("{method} {path}"))
+            .with("status", status.as_u16())
+    });
+}
+
+async fn page(request: Request<Incoming>, surface: Surface, state: Arc<AdminState>) -> Page {
     let path = request.uri().path();
     let allowed = match surface {
         Surface::Admin => true,

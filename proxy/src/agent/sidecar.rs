@@ -135,11 +135,18 @@ impl Sidecar {
         peer: SocketAddr,
         act: impl FnOnce(),
     ) -> Response<Full<Bytes>> {
+        let path = request.uri().path();
         if !is_local(peer.ip()) {
+            admin::tell(peer, request.method(), path, StatusCode::FORBIDDEN);
             return text(StatusCode::FORBIDDEN, "only this pod's own containers may ask, at localhost\n");
         }
-        if request.method() != Method::POST {
-            return text(StatusCode::METHOD_NOT_ALLOWED, format!("{} wants POST\n", request.uri().path()));
+        let status = match *request.method() {
+            Method::POST => StatusCode::OK,
+            _ => StatusCode::METHOD_NOT_ALLOWED,
+        };
+        admin::tell(peer, request.method(), path, status);
+        if status != StatusCode::OK {
+            return text(status, format!("{path} wants POST\n"));
         }
         act();
         text(StatusCode::OK, "OK")

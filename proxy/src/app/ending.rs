@@ -102,4 +102,5 @@ fn finish(state: &AdminState) {
     state.engine.close_listeners(DrainScope::All);
     tracing::info!(left = state.engine.active_connections(), "ending");
     Sink::flush_all(Duration::from_secs(1));
+    weft_events::flush(Duration::from_secs(1));
 }

@@ -20,7 +20,7 @@ use crate::bootstrap::{Ads, Identity, Start, endpoint, node_info};
 use crate::identity::workload::Current;
 use crate::listen::{SocketTable, WorkerCommand, accept};
 use crate::state::saved::{self, Store};
-use crate::state::{Engine, Kept, Tables};
+use crate::state::{Engine, Kept, Role, Tables};
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::{istio, record};
 use crate::xds::{Client, ClientConfig, Credentials, ResourceSink, Service, Subscriptions};
@@ -35,9 +35,23 @@ pub fn main(args: ProxyArgs) -> anyhow::Result<()> {
     weft_certs::memory::leave_no_core_dumps();
     let level = logging::start(&args.log_level)?;
     let start = args.start()?;
+    tell_events(&args, &start)?;
     let dns = dns::start(&args.dns, &start.node)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, run(start, level, dns))
+}
+
+/// Takes the process's events from here on.
+fn tell_events(args: &ProxyArgs, start: &Start) -> anyhow::Result<()> {
+    let node = node_info(&start.node);
+    let component = if node.role == Role::Gateway { "gateway" } else { "proxy" };
+    // `KIND~IP~NAME.NAMESPACE~DOMAIN`; of a bootstrap of one's own it is whatever the node is called.
+    let full = node.id.split('~').nth(2).unwrap_or(&node.id);
+    let namespace = node.meta("NAMESPACE").to_owned();
+    let workload = full.strip_suffix(&format!(".{namespace}")).unwrap_or(full).to_owned();
+    weft_events::start(&args.events, weft_events::Origin { component, namespace, workload }).with_context(
+        || format!("--security-log {}", args.events.security_log.clone().unwrap_or_default().display()),
+    )
 }
 
 async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Result<()> {

@@ -66,6 +66,9 @@ pub struct ProxyArgs {
     /// The record of requests
     #[command(flatten)]
     pub record: RecordArgs,
+    /// Events
+    #[command(flatten)]
+    pub events: weft_events::EventArgs,
     /// What is logged: error, warn, info, debug, trace, or rules such as info,weft_proxy::xds=debug
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log_level: String,

@@ -15,6 +15,7 @@ use super::limits::Permit;
 use super::{Cluster, config::Keepalive};
 use crate::identity::tls::ConnectOptions;
 use crate::io::{Io, SocketOption, TlsInfo, UpstreamSource};
+use crate::telemetry::events;
 
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,8 +111,13 @@ pub(super) async fn establish(
     let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
         return Ok((io, None));
     };
-    let (io, info) =
-        tls.connect(io, options, &cluster.stats().tls).await.map_err(|e| e.transport_failure())?;
+    let (io, info) = tls.connect(io, options, &cluster.stats().tls).await.map_err(|e| {
+        if let Some(reason) = e.reason() {
+            let host = address.to_string();
+            events::upstream_handshake(&cluster.config().name, &host, reason, &e.to_string());
+        }
+        e.transport_failure()
+    })?;
     Ok((io, Some(info)))
 }
 

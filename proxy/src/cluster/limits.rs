@@ -3,8 +3,11 @@
 //! A holder keeps a [`Permit`]; dropping it gives the resource back. The `*_open` gauges move only on the transitions in
 //! and out of the full state, which the atomic counter orders, so they are exact as well.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 use super::stats::{LazyStats, LimitCells};
 
@@ -19,6 +22,18 @@ pub enum Resource {
     Requests,
     /// Retries under way (`max_retries` or the retry budget).
     Retries,
+}
+
+impl Resource {
+    /// The setting that limits it.
+    const fn setting(self) -> &'static str {
+        match self {
+            Self::Connections => "max_connections",
+            Self::Pending => "max_pending_requests",
+            Self::Requests => "max_requests",
+            Self::Retries => "max_retries",
+        }
+    }
 }
 
 /// The routing priority that a request's limits are taken from (Envoy's `RoutingPriority`).
@@ -90,7 +105,13 @@ pub struct Limit {
     priority: RoutingPriority,
     track_remaining: bool,
     stats: Arc<LazyStats>,
+    /// When it was last told that it refuses, in milliseconds from [`TELLING`]'s beginning; 0 for never.
+    told: AtomicU64,
 }
+
+/// A breaker that goes on refusing says so this often, in milliseconds.
+const TELL_EVERY: u64 = 10_000;
+static TELLING: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Limit {
     fn new(
@@ -101,7 +122,16 @@ impl Limit {
         stats: &Arc<LazyStats>,
     ) -> Self {
         let held = Held(AtomicU64::new(0));
-        Self { held, max, budget: None, resource, priority, track_remaining, stats: stats.clone() }
+        Self {
+            held,
+            max,
+            budget: None,
+            resource,
+            priority,
+            track_remaining,
+            stats: stats.clone(),
+            told: AtomicU64::new(0),
+        }
     }
 
     fn cells(&self) -> &LimitCells {
@@ -131,6 +161,7 @@ impl Limit {
         loop {
             if held >= max {
                 self.stats.get().overflow(self.resource).inc();
+                self.tell(max);
                 return None;
             }
             match self.held.0.compare_exchange_weak(held, held + 1, AcqRel, Acquire) {
@@ -147,6 +178,24 @@ impl Limit {
         let held = self.held.0.fetch_add(1, AcqRel);
         self.account_taken(held, self.max());
         Permit(self.clone())
+    }
+
+    /// Tells that it refuses, now and then.
+    fn tell(&self, max: u64) {
+        let now = TELLING.elapsed().as_millis() as u64 + 1;
+        let last = self.told.load(Acquire);
+        let due = last == 0 || now >= last + TELL_EVERY;
+        if !due || self.told.compare_exchange(last, now, AcqRel, Acquire).is_err() {
+            return;
+        }
+        emit(Kind::Breaker, || {
+            let (cluster, resource) = (self.stats.cluster(), self.resource.setting());
+            let words = format!("{cluster} gets no more: {max} of {resource} are in use");
+            Event::new(Kind::Breaker, Outcome::Denied, Severity::Low, "circuit-breaker", words)
+                .with("cluster", cluster)
+                .with("limit", resource)
+                .with("maximum", max)
+        });
     }
 
     fn account_taken(&self, before: u64, max: u64) {

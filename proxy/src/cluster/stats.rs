@@ -25,6 +25,11 @@ impl LazyStats {
         Arc::new(Self { prefix: format!("cluster.{name}"), thresholds, made: OnceLock::new() })
     }
 
+    /// The cluster's name.
+    pub fn cluster(&self) -> &str {
+        self.prefix.strip_prefix("cluster.").unwrap_or(&self.prefix)
+    }
+
     /// The statistics.
     #[inline]
     pub fn get(&self) -> &ClusterStats {

@@ -16,8 +16,8 @@ use super::trace;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
 use crate::router::attempt::{reset_flag, reset_words};
 use crate::router::{self, Expired, Flow, Scratch, Watchdog};
-use crate::telemetry::Flag;
 use crate::telemetry::access_log::{LogContext, LogType};
+use crate::telemetry::{Flag, events};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -75,6 +75,7 @@ impl Ending {
             for log in config.logs() {
                 log.log(&context);
             }
+            events::request(info, &self.shared.connection, kept.as_ref());
             if let Some(trace) = &info.trace {
                 trace::end(trace, &context);
             }

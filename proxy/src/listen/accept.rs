@@ -23,7 +23,7 @@ use crate::io::{ConnectionInfo, Io, PassedOn};
 use crate::network::NetworkChain;
 use crate::network::recheck::Successor;
 use crate::telemetry::access_log::{LogContext, LogType};
-use crate::telemetry::{Flag, StreamInfo};
+use crate::telemetry::{Flag, StreamInfo, events};
 
 /// Does what the control thread says until it goes away. Runs on the worker's local runtime.
 pub async fn run(mut commands: mpsc::UnboundedReceiver<WorkerCommand>) {
@@ -294,6 +294,7 @@ async fn secure(io: Io, chain: &FilterChain, listener: &Listener, info: &mut Con
             Ok(accepted) => accepted,
             Err(_) => {
                 listener.stats.handshake_timeout.inc();
+                events::downstream_handshake(info, "timeout", "the TLS handshake took too long");
                 return None;
             }
         },
@@ -306,6 +307,9 @@ async fn secure(io: Io, chain: &FilterChain, listener: &Listener, info: &mut Con
         }
         Err(error) => {
             tracing::debug!(listener = %listener.name(), remote = %info.remote, %error, "TLS handshake failed");
+            if let Some(reason) = error.reason() {
+                events::downstream_handshake(info, reason, &error.to_string());
+            }
             None
         }
     }

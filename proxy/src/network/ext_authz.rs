@@ -171,6 +171,7 @@ impl NetworkExtAuthz {
             };
             if !allowed {
                 stats.cx_closed.inc();
+                crate::telemetry::events::connection(&info, details);
                 if let Some(notes) = &info.notes {
                     *notes.unauthorized.lock() = Some(details);
                 }

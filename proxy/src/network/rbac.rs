@@ -11,6 +11,7 @@ use crate::filters::rbac::{Engine, Finding, Keys, RbacStats, Subject, details};
 use crate::io::{ConnectionInfo, DynamicMetadata, Pass};
 use crate::state::ConfigError;
 use crate::state::error::collect;
+use crate::telemetry::events;
 
 const NAMESPACE: &str = "envoy.filters.network.rbac";
 /// A filter says at most so often that it denies, in milliseconds.
@@ -109,6 +110,7 @@ impl NetworkRbac {
         }
         let words = decision.policy.map_or(&self.nobody, |(_, policy)| &policy.details);
         self.told.tell(info, words);
+        events::connection(info, words);
         if let Some(notes) = &info.notes {
             *notes.termination.lock() = Some(words.clone());
         }

@@ -50,6 +50,7 @@ pub(super) async fn follow(successor: Rc<dyn Successor>, info: Rc<ConnectionInfo
         let chain = successor.chain(&info);
         if let Some(details) = chain.and_then(|c| c.denies(&info)) {
             tracing::info!(remote = %info.remote, listener = %info.listener, %details, "a new policy ends a connection");
+            crate::telemetry::events::connection(&info, &details);
             if let Some(notes) = &info.notes {
                 *notes.termination.lock() = Some(details);
             }

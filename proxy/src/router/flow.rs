@@ -98,9 +98,9 @@ impl Flow {
         f(&mut self.info.borrow_mut())
     }
 
-    /// Keeps the head of a request that goes no further, where logs want it and have none.
+    /// Keeps the head of a request that goes no further, for logs and events that have none yet.
     pub fn keep(&self, head: &mut RequestHead) {
-        if self.keep_head.get() && self.kept_head.borrow().is_none() {
+        if self.kept_head.borrow().is_none() {
             let empty = RequestHead::empty(head.protocol);
             *self.kept_head.borrow_mut() = Some(std::mem::replace(head, empty));
         }

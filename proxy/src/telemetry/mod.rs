@@ -1,9 +1,10 @@
-//! The metrics registry, the metrics vocabularies (Envoy's names, Istio's), the access log, traces.
+//! The metrics registry, the metrics vocabularies (Envoy's names, Istio's), the access log, traces, security events.
 
 pub mod access_log;
 pub mod cel;
 pub mod codes;
 pub mod details;
+pub mod events;
 pub mod flags;
 pub mod istio;
 pub mod record;

@@ -1,5 +1,7 @@
-//! The `error_detail` of a NACK.
+//! The `error_detail` of a NACK, and its event.
 
+use weft_events::{Event, Kind, Outcome, Severity, emit};
+use xds_protos::ResourceType;
 use xds_protos::google::rpc::Status;
 
 use super::Rejection;
@@ -31,6 +33,21 @@ pub(super) fn error_detail(rejections: &[Rejection]) -> Option<Status> {
         }
     }
     Some(Status { code: CODE, message, details: Vec::new() })
+}
+
+/// Tells of what was refused.
+pub(super) fn tell(kind: ResourceType, rejections: &[Rejection]) {
+    for Rejection { name, reason } in rejections {
+        emit(Kind::ConfigRejected, || {
+            let words = format!("{} {name} was refused: {reason}", kind.short());
+            Event::new(Kind::ConfigRejected, Outcome::Failed, Severity::Medium, "xds", words)
+                .with("resource", name.to_string())
+                .with("resource_type", kind.type_url())
+                .with("reason", reason.to_string())
+                .with("operation", "apply a pushed resource")
+                .with("source", "control-plane")
+        });
+    }
 }
 
 /// Why the workload is not well.

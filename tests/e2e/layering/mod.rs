@@ -169,16 +169,28 @@ fn own_dependencies(directory: &Path) -> Vec<&'static str> {
             !code.starts_with("name") && !code.starts_with("description") && code.contains(name)
         })
     };
-    ["weft-proxy", "weft-control", "weft-certs", "xds-protos"].into_iter().filter(used).collect()
+    ["weft-proxy", "weft-control", "weft-certs", "weft-events", "xds-protos"]
+        .into_iter()
+        .filter(used)
+        .collect()
 }
 
 #[test]
 fn crates_depend_on_one_another_as_the_house_is_built() {
     let of = |name: &str| own_dependencies(&root().join(name));
     assert_eq!(of("certs"), [""; 0]);
+    assert_eq!(of("events"), [""; 0]);
     assert_eq!(of("xds-protos"), [""; 0]);
-    assert_eq!(of("proxy"), ["weft-certs", "xds-protos"], "the halves never import each other");
-    assert_eq!(of("control"), ["weft-certs", "xds-protos"], "the halves never import each other");
+    assert_eq!(
+        of("proxy"),
+        ["weft-certs", "weft-events", "xds-protos"],
+        "the halves never import each other"
+    );
+    assert_eq!(
+        of("control"),
+        ["weft-certs", "weft-events", "xds-protos"],
+        "the halves never import each other"
+    );
 }
 
 #[test]

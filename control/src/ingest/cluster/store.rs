@@ -163,6 +163,12 @@ impl Store {
             fragment.good = Some(objects);
         }
         fragment.refused = refused.filter(|_| wrong);
+        // Anew only: an object is seen again whenever anything of it changes.
+        let known = &fragment.findings;
+        diagnostics
+            .iter()
+            .filter(|d| d.is_error() && !known.contains(d))
+            .for_each(crate::ingest::watch::tell);
         fragment.findings = diagnostics;
         fragment.skipped = skipped;
         fragment.registered = registered;

@@ -29,6 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
+use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 use crate::ingest::Snapshot;
 use crate::ingest::cluster::Beside;
@@ -173,6 +174,9 @@ impl Webhooks {
                     "/inject" => self.inject(&question),
                     _ => self.validate(&question).await,
                 };
+                if let Some(why) = &answer.refused {
+                    tell(&question, why);
+                }
                 json(&answer.review(&question))
             }
             Err(wrong) => {
@@ -205,6 +209,28 @@ impl Webhooks {
             _ => objects::alone(question),
         }
     }
+}
+
+/// Tells of an object that was not let in.
+fn tell(question: &Question, why: &str) {
+    emit(Kind::ConfigRejected, || {
+        let name = question.object["metadata"]["name"].as_str().unwrap_or_default();
+        let [_, _, kind] = &question.kind;
+        let resource = format!("{kind} {}/{name}", question.namespace);
+        Event::new(
+            Kind::ConfigRejected,
+            Outcome::Denied,
+            Severity::Medium,
+            "webhook",
+            format!("{resource}: {why}"),
+        )
+        .with("resource", resource)
+        .with("resource_type", kind.as_str())
+        .with("reason", why)
+        .with("actor", question.user.as_str())
+        .with("operation", question.operation.as_str())
+        .with("source", "kube-apiserver")
+    });
 }
 
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {

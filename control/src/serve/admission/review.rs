@@ -10,6 +10,8 @@ pub(super) struct Question {
     /// CREATE, UPDATE, DELETE, CONNECT.
     pub(super) operation: String,
     pub(super) namespace: String,
+    /// Who applies it.
+    pub(super) user: String,
     /// Group, version and kind.
     pub(super) kind: [String; 3],
     /// As it is to be stored; null when it goes.
@@ -48,10 +50,12 @@ impl Question {
         }
         let kind = ["group", "version", "kind"].map(|part| text(&request["kind"][part]));
         let (operation, namespace) = (text(&request["operation"]), text(&request["namespace"]));
+        let user = text(&request["userInfo"]["username"]);
         Ok(Self {
             uid,
             operation,
             namespace,
+            user,
             kind,
             object: request["object"].take(),
             old: request["oldObject"].take(),

@@ -20,6 +20,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
+use weft_events::{Event, Kind, Outcome as EventOutcome, Severity, emit};
 
 pub use keep::{Cluster, Keep};
 pub use scrape::labelled;
@@ -301,6 +302,16 @@ fn tell(key: &Key, run: &mut Run, what: &'static str) {
     } else {
         tracing::info!(%trial, outcome = what, message, "a version on trial");
     }
+    emit(Kind::Canary, || {
+        let (outcome, severity) = match what {
+            "RolledBack" => (EventOutcome::Failed, Severity::Medium),
+            _ => (EventOutcome::Ok, Severity::Info),
+        };
+        Event::new(Kind::Canary, outcome, severity, "trial", format!("{trial} {what}: {message}"))
+            .with("trial", trial.as_str())
+            .with("step", what)
+            .with("percent", run.trial.standing.canary_percent)
+    });
     metrics::counter!("weft_canary_decisions", "trial" => trial, "outcome" => what).increment(1);
     let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
     run.told.push_back(json!({"time": now, "outcome": what, "message": message}));

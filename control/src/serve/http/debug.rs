@@ -18,6 +18,7 @@ pub(super) const INDEX: &str = "\
 /debug/configz                  objects that were read, and what there was to say about them
 /debug/registryz                services
 /debug/trafficz                 versions on trial: their shares, what was counted, what was decided; circuits
+/debug/events                   what happened lately (?since=NUMBER)
 /debug/endpointz                services with their endpoints
 /debug/config_dump?proxyID=ID   everything that a connected proxy gets, secrets by name only
 ";
@@ -32,11 +33,23 @@ pub(super) fn page(pages: &Pages, path: &str, query: &str) -> Option<Answer> {
         "/debug/adsz" => super::json(&adsz(pages)),
         "/debug/configz" => super::json(&configz(pages)),
         "/debug/trafficz" => super::json(&pages.trials.borrow().clone()),
+        "/debug/events" => events(query),
         "/debug/registryz" => super::json(&registry(pages, false)),
         "/debug/endpointz" => super::json(&registry(pages, true)),
         "/debug/config_dump" => config_dump(pages, query),
         _ => return None,
     })
+}
+
+fn events(query: &str) -> Answer {
+    let since = query.split('&').find_map(|pair| pair.strip_prefix("since=")).unwrap_or("0");
+    match since.parse() {
+        Ok(since) => {
+            let (events, next) = weft_events::since(since);
+            super::json(&json!({"events": events, "next": next}))
+        }
+        Err(_) => (StatusCode::BAD_REQUEST, TEXT, "since is the number of an event\n".to_owned()),
+    }
 }
 
 fn syncz(proxy: &Proxy) -> Value {

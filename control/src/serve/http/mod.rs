@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 pub use numbers::record;
 
@@ -93,6 +94,7 @@ impl Pages {
 
     fn answer(&self, request: &Request<Incoming>, port: Port, from: SocketAddr) -> Answer {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            tell(from, request, StatusCode::METHOD_NOT_ALLOWED);
             return (StatusCode::METHOD_NOT_ALLOWED, TEXT, "these pages are read by GET\n".to_owned());
         }
         tracing::debug!(path = request.uri().path(), %from, "page");
@@ -113,6 +115,22 @@ impl Pages {
             _ => (StatusCode::NOT_FOUND, TEXT, "there are /metrics and /version\n".to_owned()),
         }
     }
+}
+
+/// Tells that somebody changed something, or was refused.
+pub(super) fn tell<B>(from: SocketAddr, request: &Request<B>, status: StatusCode) {
+    emit(Kind::Admin, || {
+        let (method, path) = (request.method(), request.uri().path());
+        let (outcome, severity) = match status.is_success() {
+            true => (Outcome::Ok, Severity::Low),
+            false => (Outcome::Denied, Severity::Medium),
+        };
+        let words = format!("{method} {path} was {}", if status.is_success() { "done" } else { "refused" });
+        Event::new(Kind::Admin, outcome, severity, "debug", words)
+            .with("source_address", from.to_string())
+            .with("operation", format!("{method} {path}"))
+            .with("status", status.as_u16())
+    });
 }
 
 fn response(request: &Request<Incoming>, (status, kind, text): Answer) -> Response<Full<Bytes>> {

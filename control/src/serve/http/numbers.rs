@@ -101,6 +101,14 @@ impl Pages {
         });
         gauge("weft_proxies_refusing", f64::from(refusing));
         gauge("weft_proxies_behind", f64::from(behind));
+        let events = weft_events::numbers();
+        for (kind, count) in events.told.into_iter().filter(|(_, count)| *count > 0) {
+            metrics::counter!("weft_events_total", "event" => kind.name()).absolute(count);
+        }
+        for (kind, count) in events.suppressed.into_iter().filter(|(_, count)| *count > 0) {
+            metrics::counter!("weft_events_suppressed_total", "event" => kind.name()).absolute(count);
+        }
+        metrics::counter!("weft_events_dropped_total").absolute(events.dropped);
         let memo = self.cache.memo();
         metrics::counter!("xds_cache_reads", "type" => "hit").absolute(memo.found());
         metrics::counter!("xds_cache_reads", "type" => "miss").absolute(memo.made());

@@ -9,6 +9,7 @@ use std::time::{Instant, SystemTime};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use weft_events::{Event, Outcome, Severity, emit};
 
 use super::{Kind, Record};
 use crate::telemetry::access_log::Sink;
@@ -34,6 +35,12 @@ pub(super) fn eject(cluster: &str, record: &Record, kind: Kind, rates: Rates, en
     if enforced {
         let ejections = record.ejections;
         tracing::info!(cluster, %host, kind = kind.name(), ejections, "host ejected");
+        emit(weft_events::Kind::Ejection, || {
+            let words = format!("{host} was ejected from {cluster}");
+            told(cluster, record, Outcome::Failed, words)
+                .with("reason", kind.name())
+                .with("ejections", ejections)
+        });
     } else {
         tracing::debug!(cluster, %host, kind = kind.name(), "host would be ejected, but that is not enforced");
     }
@@ -44,7 +51,16 @@ pub(super) fn eject(cluster: &str, record: &Record, kind: Kind, rates: Rates, en
 pub(super) fn uneject(cluster: &str, record: &Record, now: Instant) {
     let host = record.host.address();
     tracing::info!(cluster, %host, ejections = record.ejections, "ejected host returns");
+    emit(weft_events::Kind::Ejection, || {
+        told(cluster, record, Outcome::Ok, format!("{host} returns to {cluster}"))
+    });
     write(|| common(cluster, record, Kind::Consecutive5xx, "UNEJECT", false, record.ejected, now));
+}
+
+fn told(cluster: &str, record: &Record, outcome: Outcome, words: String) -> Event {
+    Event::new(weft_events::Kind::Ejection, outcome, Severity::Low, "outlier-detection", words)
+        .with("cluster", cluster)
+        .with("host", record.host.address().to_string())
 }
 
 fn write(event: impl FnOnce() -> Value) {

@@ -59,6 +59,24 @@ impl TlsError {
         Self::Refused { reason, text }
     }
 
+    /// Why, in a word; none where the other side just went away, as whoever probes a port does.
+    pub fn reason(&self) -> Option<&'static str> {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        match self {
+            Self::SecretMissing(_) | Self::BadSecret(_) => Some("not_ready"),
+            Self::Refused { reason, .. } => Some(reason),
+            Self::Handshake(error) => match error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+                Some(rustls::Error::AlertReceived(_)) => Some("peer_alert"),
+                Some(_) => Some("protocol"),
+                None => (!matches!(
+                    error.kind(),
+                    UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe
+                ))
+                .then_some("transport"),
+            },
+        }
+    }
+
     /// Envoy's text for `%UPSTREAM_TRANSPORT_FAILURE_REASON%` and connection termination details.
     pub fn transport_failure(&self) -> String {
         format!("TLS_error:|{self}:TLS_error_end")

@@ -167,6 +167,7 @@ impl Protocol for Delta {
         }
         state.held.extend(versions);
         stats.of(kind).record(&response.system_version_info, &rejections);
+        super::detail::tell(kind, &rejections);
 
         let mut requests = vec![DeltaDiscoveryRequest {
             type_url: response.type_url,

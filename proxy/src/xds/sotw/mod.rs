@@ -161,6 +161,7 @@ impl Protocol for Sotw {
         }
         rejections.extend(sink.apply(kind, upserts, removed, kind.wildcard()));
         stats.of(kind).record(&response.version_info, &rejections);
+        super::detail::tell(kind, &rejections);
 
         state.nonce = response.nonce;
         if rejections.is_empty() {

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use weft_certs::csr;
 use weft_certs::rotation::{Action, Rotation, Standing};
 use weft_certs::spiffe::SpiffeId;
+use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 use super::store::Store;
 use super::{Current, GrpcSigner, IdentityError, Signer, WorkloadCertificate};
@@ -170,8 +171,14 @@ impl<S: Signer> IdentityClient<S> {
                 let now = (self.clock)();
                 self.rotation.failed(now, fastrand::f64());
                 let expires = self.published_expiry().map(|e| e.to_string());
-                tracing::warn!(id = %self.config.id, %error, next = ?self.rotation.next(now), expires,
+                tracing::warn!(id = %self.config.id, %error, next = ?self.rotation.next(now), expires = expires.as_deref(),
                     "no new certificate; the one in force stays until it expires");
+                emit(Kind::Certificate, || {
+                    let words = format!("the workload's certificate was not renewed: {error}");
+                    Event::new(Kind::Certificate, Outcome::Failed, Severity::High, "identity", words)
+                        .with("subject", self.config.id.to_string())
+                        .with_some("expires", expires)
+                });
                 let renews = self.rotation.renews();
                 self.status.send_modify(|s| {
                     s.renews = renews;
@@ -189,6 +196,16 @@ impl<S: Signer> IdentityClient<S> {
         // Jitter in -1..=1.
         self.rotation.installed(certificate.validity(), fastrand::f64() * 2.0 - 1.0);
         tracing::info!(id = %certificate.id(), expires = %certificate.validity().expires, "certificate received");
+        emit(Kind::Certificate, || {
+            let leaf = certificate.chain().first();
+            let serial =
+                leaf.and_then(|leaf| weft_certs::inspect::facts(leaf).ok()).map(|facts| facts.serial);
+            let words = "the workload has a new certificate";
+            Event::new(Kind::Certificate, Outcome::Ok, Severity::Info, "identity", words)
+                .with("subject", certificate.id().to_string())
+                .with_some("serial", serial)
+                .with("expires", certificate.validity().expires.to_string())
+        });
         self.published.send_replace(Some(Arc::new(certificate)));
         let (rotations, renews) = (self.rotation.rotations(), self.rotation.renews());
         self.status.send_modify(|s| {
