@@ -38,6 +38,7 @@ use crate::serve::dispatch::Dispatch;
 use crate::serve::http::{Pages, Port};
 use crate::serve::keys::KeyFetcher;
 use crate::serve::publish::PublishArgs;
+use crate::serve::quarantine::{self, QuarantineArgs, Store};
 use crate::serve::reading::Reads;
 use crate::serve::registration::{self, Registrar, RegistrationArgs};
 use crate::serve::status::StatusWriter;
@@ -129,6 +130,9 @@ pub struct ControlArgs {
     /// Roots by which the TLS of lists of addresses (IPDenyList, url) is checked; the system's by default
     #[arg(long, value_name = "FILE")]
     pub deny_list_root_cert: Option<PathBuf>,
+    /// Who may put workloads under quarantine
+    #[command(flatten)]
+    pub quarantine: QuarantineArgs,
     /// How many proxies are brought to a new state at the same time
     #[arg(long, value_name = "N", env = "PILOT_PUSH_THROTTLE", default_value_t = 100)]
     pub push_throttle: usize,
@@ -197,6 +201,13 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let domain: weft_certs::spiffe::TrustDomain =
         watcher.snapshot().world.mesh().trust_domain.parse().context("trustDomain of the mesh's settings")?;
     tokio::spawn(doubts(watcher.subscribe()));
+    tokio::spawn(quarantine::tell(watcher.subscribe()));
+    let responders =
+        args.quarantine.quarantine_token_file.clone().map(|token| quarantine::http::Responders {
+            token,
+            store: args.store(client.as_ref()),
+            snapshots: watcher.subscribe(),
+        });
     if !args.address.is_loopback() {
         tracing::warn!(
             port = args.xds_port,
@@ -337,6 +348,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         queue: queue.clone(),
         trust,
         trials: trial_reports,
+        responders,
         began: std::time::Instant::now(),
     };
     tokio::spawn(pages.clone().serve(numbers, Port::Metrics));
@@ -373,6 +385,17 @@ impl ControlArgs {
     fn files(&self) -> Option<Source> {
         let directory = self.config_dir.as_ref().map(|path| Source::directory(path, &self.config_key));
         directory.or_else(|| self.config_bundle.as_ref().map(|path| Source::bundle(path, &self.config_key)))
+    }
+
+    /// Where quarantines are written.
+    fn store(&self, client: Option<&kube::Client>) -> Store {
+        match (client, &self.config_dir) {
+            (Some(client), _) => Store::Cluster(client.clone()),
+            (None, Some(directory)) if self.config_key.is_empty() => Store::Directory(directory.clone()),
+            _ => Store::Closed(
+                "the configuration must be signed, and the control plane cannot sign: add the quarantine (weft quarantine) to what is signed",
+            ),
+        }
     }
 
     /// Where the mesh is described.

@@ -307,7 +307,15 @@ impl Judge {
         &self,
         action: AuthorizationAction,
     ) -> Vec<&std::sync::Arc<weft_control::model::Object<weft_control::model::AuthorizationPolicy>>> {
-        self.world.authorization_policies(&self.workload.meta.namespace, self.workload.labels(), action)
+        {
+            let meta = &self.workload.meta;
+            self.world.authorization_policies(
+                &meta.namespace,
+                self.workload.labels(),
+                Some(&meta.name),
+                action,
+            )
+        }
     }
 
     /// The ALLOW policies that are enforced.

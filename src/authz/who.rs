@@ -78,7 +78,7 @@ impl Judge {
     /// # Errors
     /// There is no such port.
     pub fn reach(&self, port: u16) -> anyhow::Result<Reach> {
-        let (namespace, labels) = (&self.workload.meta.namespace, self.workload.labels());
+        let (meta, labels) = (&self.workload.meta, self.workload.labels());
         let policies: Vec<_> = [
             AuthorizationAction::Allow,
             AuthorizationAction::Deny,
@@ -86,7 +86,9 @@ impl Judge {
             AuthorizationAction::Audit,
         ]
         .into_iter()
-        .flat_map(|action| self.world.authorization_policies(namespace, labels, action))
+        .flat_map(|action| {
+            self.world.authorization_policies(&meta.namespace, labels, Some(&meta.name), action)
+        })
         .collect();
         let host = self.host(port);
         let samples = samples::requests(policies.iter().map(|policy| &policy.spec), &host);

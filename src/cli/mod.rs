@@ -11,6 +11,7 @@ mod duration;
 mod explain;
 mod inject;
 mod plan;
+mod quarantine;
 mod test;
 mod token;
 
@@ -85,6 +86,11 @@ pub enum Command {
     Requests(crate::inspect::RequestsArgs),
     /// Draws who calls whom: as text, for Graphviz, as a picture (SVG), or as JSON
     Graph(crate::inspect::GraphArgs),
+    /// Shows what happened lately, of the control plane and all proxies: denials, failed handshakes, refused configuration,
+    /// certificates, administration, ejections, circuit breakers, steps of versions on trial
+    Events(crate::inspect::EventsArgs),
+    /// Denies all traffic to a workload at once, also on connections that live; --undo lets it through again
+    Quarantine(Box<quarantine::QuarantineArgs>),
     /// Shows versions on trial (what share they get, what was counted, what was decided), and circuits (closed, open, half open)
     TrafficStatus(crate::inspect::TrafficArgs),
     /// Says how the mesh stands to what an auditor asks: mutual TLS, policies, certificates, plain text, post-quantum
@@ -140,6 +146,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Top(args) => crate::inspect::top(&args)?,
         Command::Requests(args) => crate::inspect::requests(&args)?,
         Command::Graph(args) => crate::inspect::graph(&args)?,
+        Command::Events(args) => crate::inspect::events(&args)?,
+        Command::Quarantine(args) => quarantine::main(&args)?,
         Command::TrafficStatus(args) => crate::inspect::traffic(&args)?,
         Command::Report(command) => crate::inspect::report(&command)?,
         Command::ProxyConfig(args) => crate::inspect::config(&args)?,

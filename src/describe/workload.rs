@@ -117,7 +117,7 @@ pub fn workload(world: &World, workload: &Workload) -> WorkloadView {
     let policies: Vec<_> = ACTIONS
         .iter()
         .flat_map(|(action, name)| {
-            let all = world.authorization_policies(namespace, labels, *action);
+            let all = world.authorization_policies(namespace, labels, Some(&workload.meta.name), *action);
             all.into_iter().map(|policy| PolicyView {
                 action: name,
                 policy: Named::of(&policy.meta),

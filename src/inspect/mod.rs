@@ -1,11 +1,12 @@
 //! What a running mesh is asked: `weft proxy-status` and `weft version` ask a control plane, `weft proxy-config` a proxy (Weft's,
 //! or an Envoy: the pages are the same), `weft top`, `weft graph` and `weft report` all proxies for what they have counted, and
-//! `weft bug-report` everybody.
+//! `weft events` and `weft bug-report` everybody.
 
 mod bug_report;
 mod compliance;
 mod config;
 mod edges;
+mod events;
 mod graph;
 mod proxies;
 mod record;
@@ -25,6 +26,7 @@ use serde_json::Value;
 pub use bug_report::{BugReportArgs, main as bug_report};
 pub use compliance::{ReportCommand, main as report};
 pub use config::{ConfigArgs, main as config};
+pub use events::{EventsArgs, main as events};
 pub use graph::{GraphArgs, main as graph};
 pub use proxies::Proxies;
 pub use record::{Record, RequestsArgs, Seen, main as requests};

@@ -39,6 +39,14 @@ pub(super) struct Target {
 }
 
 impl Proxies {
+    /// Where the control plane is, unless proxies were named.
+    ///
+    /// # Errors
+    /// It is no address.
+    pub(super) fn control(&self) -> anyhow::Result<Option<SocketAddr>> {
+        self.proxies.is_empty().then(|| address(&self.control, 8080)).transpose()
+    }
+
     /// Those who are there now, where they tell their counts.
     ///
     /// # Errors

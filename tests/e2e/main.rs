@@ -41,6 +41,7 @@ mod ledger;
 mod limits;
 mod metrics;
 mod plan;
+mod quarantine;
 mod rate_limits;
 mod readiness;
 mod recheck;

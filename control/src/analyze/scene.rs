@@ -61,7 +61,12 @@ impl<'w> Scene<'w> {
         workload: &Workload,
         action: AuthorizationAction,
     ) -> Vec<&'w Arc<Object<AuthorizationPolicy>>> {
-        let all = self.world.authorization_policies(&workload.meta.namespace, workload.labels(), action);
+        let all = self.world.authorization_policies(
+            &workload.meta.namespace,
+            workload.labels(),
+            Some(&workload.meta.name),
+            action,
+        );
         all.into_iter().filter(|policy| !policy.is_tried()).collect()
     }
 

@@ -28,6 +28,7 @@ pub mod meta;
 pub mod metric_definition;
 pub mod peer_authentication;
 pub mod proxy_config;
+pub mod quarantine;
 pub mod rate_limit;
 pub mod registry;
 pub mod request_authentication;

@@ -250,6 +250,7 @@ impl ProxyNode {
     pub(super) fn inputs(&self, world: &World) -> u64 {
         let mut hasher = DefaultHasher::new();
         (self.kind, &self.addresses, &self.namespace, &self.service_account).hash(&mut hasher);
+        self.name(world).hash(&mut hasher);
         (self.selected_by(world), self.http_proxy_port, self.interception, self.extensions).hash(&mut hasher);
         self.topology(world).hash(&mut hasher);
         // What its spans say.
@@ -277,6 +278,12 @@ impl ProxyNode {
     pub(super) fn client_labels<'a>(&'a self, world: &'a World) -> Vec<(&'a String, &'a String)> {
         let all = self.selected_by(world);
         world.client_labels().iter().filter_map(|key| all.get_key_value(key)).collect()
+    }
+
+    /// What its workload is called, where that is known.
+    pub fn name<'a>(&self, world: &'a World) -> Option<&'a str> {
+        let here = world.workload_at(self.address()).filter(|w| w.meta.namespace == self.namespace);
+        here.map(|w| w.meta.name.as_str())
     }
 
     /// The labels that policies select it by.

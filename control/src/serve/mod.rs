@@ -22,6 +22,7 @@ mod incremental_tests;
 pub mod keys;
 pub mod proxies;
 pub mod publish;
+pub mod quarantine;
 pub mod reading;
 pub mod registration;
 pub mod session;

@@ -18,7 +18,8 @@ fn denial(details: &str) -> Option<(&'static str, Option<&str>)> {
         let policy = policy.filter(|policy| *policy != "none");
         let by = match policy {
             Some(list) if list.starts_with("deny-list[") => "deny-list",
-            Some(policy) if policy.starts_with("quarantine[") => "quarantine",
+            // So the control plane calls it; it stands behind the policy's namespace.
+            Some(policy) if policy.contains("]-policy[weft-quarantine-") => "quarantine",
             _ => "rbac",
         };
         return Some((by, policy));
@@ -130,8 +131,8 @@ mod tests {
                 Some(("deny-list", Some("deny-list[a/b]"))),
             ),
             (
-                "rbac_access_denied_matched_policy[quarantine[a/b]]",
-                Some(("quarantine", Some("quarantine[a/b]"))),
+                "rbac_access_denied_matched_policy[ns[a]-policy[weft-quarantine-b]-rule[0]]",
+                Some(("quarantine", Some("ns[a]-policy[weft-quarantine-b]-rule[0]"))),
             ),
             ("jwt_authn_access_denied{Jwt_is_expired}", Some(("jwt", None))),
             ("ext_authz_denied", Some(("ext-authz", None))),

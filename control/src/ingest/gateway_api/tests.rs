@@ -699,7 +699,7 @@ fn policies_for_a_target_hold_for_its_workloads_and_for_nobody_else() {
     let labels = |key: &str, value: &str| crate::model::Labels::from([(key.to_owned(), value.to_owned())]);
     let allow = crate::model::authorization_policy::AuthorizationAction::Allow;
     let names = |namespace: &str, labels: &crate::model::Labels| {
-        let found = world.authorization_policies(namespace, labels, allow);
+        let found = world.authorization_policies(namespace, labels, None, allow);
         found.iter().map(|policy| policy.meta.name.clone()).collect::<Vec<_>>()
     };
     let edge = labels("gateway.networking.k8s.io/gateway-name", "gw");
@@ -712,7 +712,7 @@ fn policies_for_a_target_hold_for_its_workloads_and_for_nobody_else() {
     // One of the root namespace is no policy of the whole mesh, as one with a selector would be.
     let root = EDGE.replace("namespace: edge", "namespace: istio-system");
     let of_root = seen_in(&root, &policy("AuthorizationPolicy", "istio-system", "front", gateway));
-    let found = |namespace: &str| of_root.authorization_policies(namespace, &edge, allow).len();
+    let found = |namespace: &str| of_root.authorization_policies(namespace, &edge, None, allow).len();
     assert_eq!((found("istio-system"), found("edge")), (1, 0));
     let tokens = world.request_authentications();
     assert!(tokens[0].spec.applies("edge", &edge) && !tokens[0].spec.applies("shop", &edge));

@@ -10,6 +10,7 @@ use crate::model::authorization_policy::{
 };
 use crate::model::gateway_api::{GROUP, TargetRef};
 use crate::model::meta::Meta;
+use crate::model::quarantine::{ACTOR_ANNOTATION, PREFIX, QUARANTINE_ANNOTATION, REASON_ANNOTATION};
 use crate::model::values::WorkloadSelector;
 
 /// Most service accounts in one list, and the longest that one may be: Istio's bounds.
@@ -21,7 +22,8 @@ pub(in super::super) fn authorization_policy(
     meta: &Meta,
     findings: &mut Findings,
 ) {
-    annotations(findings, meta, &[]);
+    annotations(findings, meta, &[QUARANTINE_ANNOTATION, REASON_ANNOTATION, ACTOR_ANNOTATION]);
+    quarantine(spec, meta, findings);
     dry_run(spec, meta, findings);
     selector(findings, spec.selector.as_ref());
     targets(findings, &meta.namespace, spec.selector.is_some(), spec.target_ref.as_ref(), &spec.target_refs);
@@ -45,6 +47,26 @@ pub(in super::super) fn authorization_policy(
     }
     for (index, one) in spec.rules.iter().enumerate() {
         rule(findings, &format!("spec.rules[{index}]"), one, spec.action);
+    }
+}
+
+fn quarantine(spec: &AuthorizationPolicy, meta: &Meta, findings: &mut Findings) {
+    let Some(workload) = meta.annotations.get(QUARANTINE_ANNOTATION) else { return };
+    let path = format!("metadata.annotations.{QUARANTINE_ANNOTATION}");
+    if workload.is_empty() {
+        findings.error(&path, "names no workload", "write a workload's name, or take it out");
+    }
+    let everything = spec.rules.as_slice() == [AuthorizationRule::default()];
+    if spec.action != AuthorizationAction::Deny
+        || !everything
+        || meta.annotations.contains_key(DRY_RUN_ANNOTATION)
+    {
+        let help = "action DENY, rules: [{}], no dry run; weft quarantine writes it";
+        findings.error(&path, "a quarantine denies everything", help);
+    }
+    if !meta.name.starts_with(PREFIX) {
+        let help = format!("call it {PREFIX}{workload}: proxies know a quarantine by that");
+        findings.error("metadata.name", "is no name of a quarantine", help);
     }
 }
 

@@ -8,11 +8,13 @@ use crate::model::values::Labels;
 use crate::model::world::World;
 
 impl World {
-    /// The policies of this action that hold for a workload: those of the root namespace, then those of its own.
+    /// The policies of this action that hold for a workload: those of the root namespace, then those of its own. `name`: what it is
+    /// called, where that is known; a quarantine is for one workload alone.
     pub fn authorization_policies(
         &self,
         namespace: &str,
         labels: &Labels,
+        name: Option<&str>,
         action: AuthorizationAction,
     ) -> Vec<&Arc<Object<AuthorizationPolicy>>> {
         let root = self.mesh().root_namespace.as_str();
@@ -21,7 +23,11 @@ impl World {
             self.all_authorization_policies().iter().filter(move |policy| {
                 policy.meta.namespace == wanted
                     && policy.spec.action == action
-                    && policy.spec.applies(namespace, labels)
+                    && match policy.quarantined() {
+                        // By name, whatever its labels are: they may change.
+                        Some(one) => policy.meta.namespace == namespace && name == Some(one),
+                        None => policy.spec.applies(namespace, labels),
+                    }
             })
         };
         let own = (namespace != root).then(|| of(namespace)).into_iter().flatten();

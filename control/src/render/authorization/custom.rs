@@ -61,7 +61,7 @@ fn filters(world: &World, node: &ProxyNode, layer: &Layer) -> Vec<Value> {
     let labels = node.selected_by(world);
     let trust_domains = trust_domains(world);
     let mut by_provider: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
-    for policy in world.authorization_policies(&node.namespace, labels, AuthorizationAction::Custom) {
+    for policy in world.authorization_policies(&node.namespace, labels, None, AuthorizationAction::Custom) {
         let provider = policy.spec.provider.as_ref().map_or("", |provider| provider.name.as_str());
         let scope = Scope {
             namespace: &policy.meta.namespace,

@@ -71,7 +71,7 @@ impl Rules {
 fn filters<'a>(world: &'a World, node: &'a ProxyNode, tcp: bool) -> impl Iterator<Item = Rules> + 'a {
     let labels = node.selected_by(world);
     DECIDED.into_iter().filter_map(move |action| {
-        let policies = world.authorization_policies(&node.namespace, labels, action);
+        let policies = world.authorization_policies(&node.namespace, labels, node.name(world), action);
         if policies.is_empty() {
             return None;
         }

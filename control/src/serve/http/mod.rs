@@ -20,6 +20,7 @@ use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 pub use numbers::record;
 
+use super::quarantine::http::{self as quarantine, Responders};
 use super::{Proxies, RenderCache};
 use crate::ingest::Snapshot;
 use crate::model::Trust;
@@ -42,6 +43,8 @@ pub struct Pages {
     pub trust: tokio::sync::watch::Receiver<Arc<Trust>>,
     /// How versions on trial stand.
     pub trials: tokio::sync::watch::Receiver<Arc<serde_json::Value>>,
+    /// Who may put workloads under quarantine, if anybody may.
+    pub responders: Option<Responders>,
     /// Since when.
     pub began: std::time::Instant,
 }
@@ -80,9 +83,20 @@ impl Pages {
             };
             let pages = self.clone();
             tokio::spawn(async move {
-                let service = service_fn(|request| {
-                    let answer = pages.answer(&request, port, from);
-                    async move { Ok::<_, Infallible>(response(&request, answer)) }
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let pages = pages.clone();
+                    async move {
+                        let head = request.method() == Method::HEAD;
+                        let ours = port == Port::Debug && quarantine::is_ours(request.uri().path());
+                        let answer = match pages.responders.as_ref().filter(|_| ours) {
+                            Some(responders) => {
+                                let (status, body) = responders.answer(request, from).await;
+                                (status, JSON, format!("{body:#}\n"))
+                            }
+                            None => pages.answer(&request, port, from),
+                        };
+                        Ok::<_, Infallible>(response(head, answer))
+                    }
                 });
                 let builder = auto::Builder::new(TokioExecutor::new());
                 if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
@@ -133,8 +147,8 @@ pub(super) fn tell<B>(from: SocketAddr, request: &Request<B>, status: StatusCode
     });
 }
 
-fn response(request: &Request<Incoming>, (status, kind, text): Answer) -> Response<Full<Bytes>> {
-    let body = if request.method() == Method::HEAD { Bytes::new() } else { text.into() };
+fn response(head: bool, (status, kind, text): Answer) -> Response<Full<Bytes>> {
+    let body = if head { Bytes::new() } else { text.into() };
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));

@@ -1,0 +1,94 @@
+//! A workload under quarantine: everything that comes to it is denied, until somebody lifts it.
+//!
+//! It is an AuthorizationPolicy that denies everything, with an annotation that names the one workload for which it is: its
+//! replicas, which have the same labels, go on. (To istiod, which does not know the annotation, it is for all that have its labels.)
+
+use serde_json::{Value, json};
+
+use super::authorization_policy::AuthorizationPolicy;
+use super::meta::Object;
+use super::service::Workload;
+use super::world::World;
+
+/// Annotation of an AuthorizationPolicy: the workload for which alone it is.
+pub const QUARANTINE_ANNOTATION: &str = "weft.dev/quarantine";
+/// Why.
+pub const REASON_ANNOTATION: &str = "weft.dev/quarantine-reason";
+/// Who wanted it.
+pub const ACTOR_ANNOTATION: &str = "weft.dev/quarantine-by";
+/// The names of such policies begin so; proxies know a quarantine by that.
+pub const PREFIX: &str = "weft-quarantine-";
+
+/// A quarantine that holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Quarantine {
+    /// The workload's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+    /// Who wanted it.
+    pub actor: String,
+    /// Where it is written.
+    pub source: String,
+    /// The policy's name.
+    pub policy: String,
+}
+
+impl Object<AuthorizationPolicy> {
+    /// The name of the workload for which alone it is, if it is a quarantine.
+    pub fn quarantined(&self) -> Option<&str> {
+        self.meta.annotations.get(QUARANTINE_ANNOTATION).map(String::as_str)
+    }
+}
+
+impl World {
+    /// The quarantines that hold.
+    pub fn quarantines(&self) -> Vec<Quarantine> {
+        let quarantine = |policy: &std::sync::Arc<Object<AuthorizationPolicy>>| {
+            let said = |name: &str| policy.meta.annotations.get(name).cloned().unwrap_or_default();
+            Some(Quarantine {
+                namespace: policy.meta.namespace.clone(),
+                name: policy.quarantined()?.to_owned(),
+                reason: said(REASON_ANNOTATION),
+                actor: said(ACTOR_ANNOTATION),
+                source: policy.meta.source.to_string(),
+                policy: policy.meta.name.clone(),
+            })
+        };
+        let mut all: Vec<_> = self.all_authorization_policies().iter().filter_map(quarantine).collect();
+        all.sort();
+        all
+    }
+}
+
+/// The object that puts a workload under quarantine.
+pub fn object(workload: &Workload, reason: &str, actor: &str) -> Value {
+    let mut labels = workload.labels().clone();
+    if labels.is_empty() {
+        // Without a selector it would be, to somebody who does not know the annotation, for the whole namespace.
+        labels.insert(QUARANTINE_ANNOTATION.to_owned(), workload.meta.name.clone());
+    }
+    let mut annotations = json!({QUARANTINE_ANNOTATION: workload.meta.name});
+    for (name, text) in [(REASON_ANNOTATION, reason), (ACTOR_ANNOTATION, actor)] {
+        if !text.is_empty() {
+            annotations[name] = text.into();
+        }
+    }
+    json!({
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {
+            "name": policy_name(&workload.meta.name),
+            "namespace": workload.meta.namespace,
+            "annotations": annotations,
+        },
+        "spec": {"selector": {"matchLabels": labels}, "action": "DENY", "rules": [{}]},
+    })
+}
+
+/// The name of the policy of a workload's quarantine.
+pub fn policy_name(workload: &str) -> String {
+    format!("{PREFIX}{workload}")
+}
