@@ -2,6 +2,8 @@
 
 mod falco;
 
+use std::io::Write;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -135,7 +137,8 @@ fn denials_handshakes_certificates_configuration_and_administration_are_told() {
         assert_eq!((&issued["component"], &issued["by"]), (&"control-plane".into(), &"authority".into()));
 
         // Configuration that is refused.
-        pair.write("policy.yaml", &POLICY.replace("action: DENY", "action: REFUSE"));
+        let wrong = POLICY.replace("action: DENY", "action: REFUSE");
+        std::fs::write(mesh.config_dir().join("policy.yaml"), wrong).unwrap();
         eventually("the refusal", || events().iter().any(|e| e["event"] == "config-rejected"));
         let refused = events().into_iter().find(|e| e["event"] == "config-rejected").unwrap();
         assert!(refused["source"].as_str().unwrap().contains("policy.yaml:"), "{refused:#}");
@@ -192,10 +195,15 @@ fn what_a_proxy_refuses_and_cannot_shake_hands_with_is_told_in_ocsf() {
     );
 
     // An upstream that speaks no TLS where it should.
+    let plain = TcpListener::bind("127.0.0.1:0").unwrap();
+    let upstream = plain.local_addr().unwrap();
+    std::thread::spawn(move || {
+        plain.incoming().flatten().for_each(|mut stream| drop(stream.write_all(b"220 ready\r\n")));
+    });
     let tls = "transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext}}\n";
     world.server.push(&all(&[
         cluster("backend", world.backend, ""),
-        cluster("secure", world.backend, tls),
+        cluster("secure", upstream, tls),
         listener("main", world.ip, 8080, ""),
         routes("  - {match: {prefix: /tls}, route: {cluster: secure}}\n  - {match: {prefix: /}, route: {cluster: backend}}\n"),
     ]));
@@ -206,7 +214,7 @@ fn what_a_proxy_refuses_and_cannot_shake_hands_with_is_told_in_ocsf() {
         (&told["unmapped"]["by"], &told["unmapped"]["cluster"]),
         (&"tls-upstream".into(), &"secure".into())
     );
-    assert_eq!(told["dst_endpoint"]["port"], world.backend.port(), "{told:#}");
+    assert_eq!(told["dst_endpoint"]["port"], upstream.port(), "{told:#}");
 
     // A file that is moved away is made anew.
     std::fs::rename(&log, directory.path().join("moved")).unwrap();
