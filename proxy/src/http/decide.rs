@@ -82,8 +82,10 @@ impl HcmConfig {
             let (head, random) = (&exchange.head, exchange.random);
             exchange.matched = routes.as_ref().and_then(|routes| {
                 flow.info(|info| {
-                    let metadata = Some(&info.metadata);
-                    Matched::find(routes, &Asked { head, random, secure, internal, tls, metadata }).ok()
+                    let (metadata, client) = (Some(&info.metadata), info.client.unwrap_or(connection.remote));
+                    let client = Some(client.ip());
+                    Matched::find(routes, &Asked { head, random, secure, internal, tls, metadata, client })
+                        .ok()
                 })
             });
         };

@@ -164,8 +164,9 @@ async fn answer(
     let find = |head: &RequestHead| {
         let routes = routes.as_ref()?;
         let found = flow.info(|i| {
-            let metadata = Some(&i.metadata);
-            Matched::find(routes, &Asked { head, random, secure, internal, tls, metadata })
+            let (metadata, client) = (Some(&i.metadata), i.client.unwrap_or(shared.connection.remote));
+            let client = Some(client.ip());
+            Matched::find(routes, &Asked { head, random, secure, internal, tls, metadata, client })
         });
         wants_tls.set(matches!(found, Err(true)));
         found.ok()

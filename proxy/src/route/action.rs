@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
 
-use super::hash::HashPolicy;
+use super::Asked;
+use super::hash::{self, HashPolicy};
 use super::header_ops::HeaderOps;
 use super::matching::Chance;
 use super::redirect::Redirect;
@@ -14,6 +15,7 @@ use super::retry::RetryPolicy;
 use super::template::TemplateRewrite;
 use super::text::Substitution;
 use crate::cluster::Cluster;
+use crate::cluster::balance::xxh64;
 use crate::codec::RequestHead;
 use crate::filters::config::PerRoute;
 use crate::state::{ClusterTable, Slot};
@@ -93,14 +95,17 @@ pub enum ChosenBy {
     Chance,
     /// The number in a field of the request, where it has one.
     Header(HeaderName),
+    /// The hash of the request by the route's policies, where they find something: who is alike gets the same.
+    Hash,
 }
 
 impl ChosenBy {
-    /// The number that decides, where it is not chance.
-    pub fn number(&self, head: &RequestHead) -> Option<u64> {
+    /// The number that decides, where it is not chance. `policies` are the route's.
+    pub fn number(&self, asked: &Asked<'_>, policies: &[HashPolicy]) -> Option<u64> {
         match self {
             Self::Chance => None,
-            Self::Header(name) => head.headers.get_str(name)?.parse().ok(),
+            Self::Header(name) => asked.head.headers.get_str(name)?.parse().ok(),
+            Self::Hash => hash::known(policies, asked.head, asked.client, |bytes| xxh64(bytes, 0)),
         }
     }
 }

@@ -53,8 +53,33 @@ pub fn hash(
     addresses: impl Fn() -> String,
     xxh64: impl Fn(&[u8]) -> u64,
 ) -> (Option<u64>, Option<HeaderValue>) {
-    let mut sum: Option<u64> = None;
     let mut cookie = None;
+    let mut make = |policy: &CookiePolicy, ttl: Duration| {
+        let value = format!("{:016x}", xxh64(addresses().as_bytes()));
+        cookie = policy.header(&value, ttl);
+        Some(value)
+    };
+    (summed(policies, head, Some(remote), &mut make, &xxh64), cookie)
+}
+
+/// The same of what the request brings with it: no cookie is made. So weights are chosen by before the request goes anywhere, as in Envoy.
+pub fn known(
+    policies: &[HashPolicy],
+    head: &RequestHead,
+    remote: Option<IpAddr>,
+    xxh64: impl Fn(&[u8]) -> u64,
+) -> Option<u64> {
+    summed(policies, head, remote, &mut |_, _| None, &xxh64)
+}
+
+fn summed(
+    policies: &[HashPolicy],
+    head: &RequestHead,
+    remote: Option<IpAddr>,
+    make: &mut dyn FnMut(&CookiePolicy, Duration) -> Option<String>,
+    xxh64: &dyn Fn(&[u8]) -> u64,
+) -> Option<u64> {
+    let mut sum: Option<u64> = None;
     for policy in policies {
         let one = match &policy.source {
             HashSource::Header(field, rewrite) => field.with(head, |value| {
@@ -63,16 +88,12 @@ pub fn hash(
                     None => xxh64(v),
                 })
             }),
-            HashSource::SourceIp => Some(xxh64(remote.to_string().as_bytes())),
-            HashSource::Query(name) => query_value(split_query(&head.path).1, name).map(&xxh64),
+            HashSource::SourceIp => remote.map(|remote| xxh64(remote.to_string().as_bytes())),
+            HashSource::Query(name) => query_value(split_query(&head.path).1, name).map(xxh64),
             HashSource::Cookie(policy) => match (cookie_value(head, &policy.name), policy.ttl) {
                 (Some(value), _) => Some(xxh64(value)),
                 (None, None) => None,
-                (None, Some(ttl)) => {
-                    let value = format!("{:016x}", xxh64(addresses().as_bytes()));
-                    cookie = policy.header(&value, ttl);
-                    Some(xxh64(value.as_bytes()))
-                }
+                (None, Some(ttl)) => make(policy, ttl).map(|value| xxh64(value.as_bytes())),
             },
         };
         if let Some(one) = one {
@@ -82,7 +103,7 @@ pub fn hash(
             break;
         }
     }
-    (sum, cookie)
+    sum
 }
 
 impl CookiePolicy {

@@ -19,6 +19,7 @@ pub mod template;
 pub mod text;
 pub mod values;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -65,12 +66,14 @@ pub struct Asked<'a> {
     pub tls: Option<&'a TlsInfo>,
     /// What filters have said of the request.
     pub metadata: Option<&'a DynamicMetadata>,
+    /// Where the request comes from, as far as that is known.
+    pub client: Option<IpAddr>,
 }
 
 impl<'a> Asked<'a> {
     /// A request of which nothing else is known.
     pub fn new(head: &'a RequestHead) -> Self {
-        Self { head, random: 0, secure: false, internal: false, tls: None, metadata: None }
+        Self { head, random: 0, secure: false, internal: false, tls: None, metadata: None, client: None }
     }
 }
 
@@ -250,7 +253,8 @@ impl Matched {
         let weighted = match &route.action {
             Action::Forward(forward) => match &forward.target {
                 Target::Weighted { clusters, total, by } => {
-                    Some(choose(clusters, *total, by.number(asked.head).unwrap_or(asked.random)))
+                    let number = by.number(asked, &forward.hash).unwrap_or(asked.random);
+                    Some(choose(clusters, *total, number))
                 }
                 _ => None,
             },

@@ -135,6 +135,63 @@ fn weights_are_relative_and_each_random_number_falls_in_one_share() {
     assert_eq!(counts, [("canary".to_owned(), 100), ("stable".to_owned(), 900)].into());
 }
 
+/// What 100,000 requests get, with chance as requests have it.
+fn of_many(config: &Arc<RouteConfig>, request: impl Fn(u32) -> crate::codec::RequestHead) -> Vec<bool> {
+    fastrand::seed(8);
+    let canary = |number| {
+        let request = request(number);
+        let asked = Asked { random: fastrand::u64(..), ..Asked::new(&request) };
+        let matched = Matched::find(config, &asked).unwrap();
+        &**matched.weighted().unwrap().cluster.fixed().unwrap().name() == "canary"
+    };
+    (0..100_000).map(canary).collect()
+}
+
+fn split(canary: u32, more: serde_json::Value) -> Arc<RouteConfig> {
+    let mut route = json!({"weighted_clusters": {"clusters": [
+        {"name": "stable", "weight": 100 - canary}, {"name": "canary", "weight": canary}]}});
+    if !more.is_null() {
+        route["hash_policy"] = more;
+        route["weighted_clusters"]["use_hash_policy"] = true.into();
+    }
+    Arc::new(compile(host(json!([{"match": {"prefix": "/"}, "route": route}]))).unwrap())
+}
+
+fn is_a_tenth(chosen: &[bool]) {
+    let share = chosen.iter().filter(|canary| **canary).count() as f64 * 100.0 / chosen.len() as f64;
+    assert!((share - 10.0).abs() <= 0.3, "{share} %");
+}
+
+#[test]
+fn of_a_hundred_thousand_requests_each_version_gets_its_share() {
+    is_a_tenth(&of_many(&split(10, serde_json::Value::Null), |_| head("GET", "h", "/", &[])));
+}
+
+#[test]
+fn who_is_known_by_a_hash_stays_with_a_version_and_the_rest_have_their_share_by_chance() {
+    let by = json!([{"header": {"header_name": "x-user"}, "terminal": true}, {"cookie": {"name": "c", "ttl": "0s"}}]);
+    let user = |number: u32| head("GET", "h", "/", &[("x-user", &format!("user-{number}"))]);
+    let first = of_many(&split(10, by.clone()), user);
+    is_a_tenth(&first);
+    assert_eq!(of_many(&split(10, by.clone()), user), first, "nobody moves while the shares do not");
+    let more = of_many(&split(25, by.clone()), user);
+    assert!(first.iter().zip(&more).all(|(before, after)| !before || *after), "who was there stays there");
+    // A cookie that would have to be made decides nothing: it is not there yet.
+    let stranger = of_many(&split(10, by), |_| head("GET", "h", "/", &[]));
+    is_a_tenth(&stranger);
+    // By the address, where that is known.
+    let by = split(50, json!([{"connection_properties": {"source_ip": true}}]));
+    let request = head("GET", "h", "/", &[]);
+    let of = |last: u8| {
+        let client = Some(std::net::IpAddr::from([10, 0, 0, last]));
+        let asked = |random| Matched::find(&by, &Asked { random, client, ..Asked::new(&request) }).unwrap();
+        let all: std::collections::BTreeSet<_> = (0..100).map(|random| asked(random).weighted).collect();
+        assert_eq!(all.len(), 1);
+        all
+    };
+    assert_ne!((0..20).map(of).collect::<std::collections::BTreeSet<_>>().len(), 1, "not all the same");
+}
+
 #[test]
 fn redirects_say_where() {
     let location = |redirect: serde_json::Value, authority: &str, path: &str| {

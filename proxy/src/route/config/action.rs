@@ -328,10 +328,7 @@ fn weighted(weighted: &proto::WeightedCluster, shared: &Shared<'_>) -> Result<Ta
                 .map_or(ChosenBy::Chance, ChosenBy::Header)
         }
         Some(RandomValueSpecifier::UseHashPolicy(false)) => ChosenBy::Chance,
-        Some(RandomValueSpecifier::UseHashPolicy(true)) => {
-            errors.push(ConfigError::unsupported("use_hash_policy", "a choice by the request's hash"));
-            ChosenBy::Chance
-        }
+        Some(RandomValueSpecifier::UseHashPolicy(true)) => ChosenBy::Hash,
     };
     let mut clusters = Vec::with_capacity(weighted.clusters.len());
     for (index, cluster) in weighted.clusters.iter().enumerate() {

@@ -9,6 +9,14 @@ fn get(path: &str, fields: &str) -> Case {
     Case::raw(format!("GET {path} HTTP/1.1\r\nhost: a\r\n{fields}\r\n")).answer()
 }
 
+/// One of two clusters by the hash of a header or of a cookie.
+fn by_hash(name: &str, other: u32) -> Value {
+    json!([{ "match": { "prefix": "/" }, "route": {
+        "hash_policy": [{ "header": { "header_name": "x-user" } }, { "cookie": { "name": "s" } }],
+        "weighted_clusters": { "use_hash_policy": true, "clusters": [
+            { "name": "retries_of_a_connection_that_is_refused", "weight": other }, { "name": name, "weight": 1 }] } } }])
+}
+
 /// 200 for this match, 404 for the rest.
 fn hit(matching: Value) -> Value {
     json!([
@@ -112,6 +120,10 @@ cases! {
         { "name": "retries_of_a_connection_that_is_refused", "weight": 5 }, { "name": "a_weighted_cluster_by_a_number_too_large", "weight": 5 }] } } }]));
     a_weighted_cluster_by_what_is_no_number => get("/", "x-number: many\r\n").routes(json!([{ "match": { "prefix": "/" }, "route": { "weighted_clusters": { "header_name": "x-number", "clusters": [
         { "name": "retries_of_a_connection_that_is_refused", "weight": 0 }, { "name": "a_weighted_cluster_by_what_is_no_number", "weight": 5 }] } } }]));
+    a_weighted_cluster_by_a_hash => get("/", "x-user: alice\r\n").routes(by_hash("a_weighted_cluster_by_a_hash", 1));
+    a_weighted_cluster_by_another_hash => get("/", "x-user: bob\r\ncookie: s=1\r\n").routes(by_hash("a_weighted_cluster_by_another_hash", 1));
+    a_weighted_cluster_by_the_hash_of_a_cookie => get("/", "cookie: s=carol\r\n").routes(by_hash("a_weighted_cluster_by_the_hash_of_a_cookie", 1));
+    a_weighted_cluster_by_no_hash => get("/", "").routes(by_hash("a_weighted_cluster_by_no_hash", 0));
     a_weighted_cluster_named_by_a_field => get("/", "x-cluster: a_weighted_cluster_named_by_a_field\r\n").routes(json!([{ "match": { "prefix": "/" }, "route": { "weighted_clusters": { "clusters": [
         { "cluster_header": "x-cluster", "weight": 1 }] } } }]));
     a_weighted_cluster_named_by_a_field_that_is_not_there => get("/", "").routes(json!([{ "match": { "prefix": "/" }, "route": { "weighted_clusters": { "clusters": [
