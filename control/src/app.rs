@@ -23,6 +23,7 @@ use crate::ca::{
     Audit, CertificateAuthority, CertificateService, Limits, RateLimit, SignerArgs, State, TokenArgs,
     serving, token,
 };
+use crate::ingest::bundle::Memory;
 use crate::ingest::{DebounceArgs, Snapshot, Source, Watcher, cluster};
 use crate::kubernetes::KubernetesArgs;
 use crate::model::Severity;
@@ -58,6 +59,9 @@ pub struct ControlArgs {
     /// is started, and later the last good state stays
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kubernetes", "kubeconfig"])]
     pub config_key: Vec<PathBuf>,
+    /// Take signed configuration that is older than what was taken last, which --state-dir remembers: to go back without signing it anew
+    #[arg(long, requires_all = ["config_key", "state_dir"])]
+    pub config_allow_older: bool,
     /// Which Kubernetes to read
     #[command(flatten)]
     pub kubernetes: KubernetesArgs,
@@ -134,7 +138,13 @@ pub struct ControlArgs {
     #[command(flatten)]
     pub quarantine: QuarantineArgs,
     /// How many proxies are brought to a new state at the same time
-    #[arg(long, value_name = "N", env = "PILOT_PUSH_THROTTLE", default_value_t = 100)]
+    #[arg(
+        long,
+        visible_alias = "max-concurrent-pushes",
+        value_name = "N",
+        env = "PILOT_PUSH_THROTTLE",
+        default_value_t = 100
+    )]
     pub push_throttle: usize,
     /// How changes are gathered
     #[command(flatten)]
@@ -164,6 +174,14 @@ pub fn main(args: ControlArgs) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .try_init();
+    let command = ControlArgs::augment_args(clap::Command::new("control"));
+    let known =
+        command.get_arguments().filter_map(|argument| argument.get_env()?.to_str().map(str::to_owned));
+    let variables =
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    for doubt in crate::environment::look(variables, &known.collect())? {
+        tracing::warn!("{doubt}");
+    }
     let metrics = crate::serve::http::record()?;
     let origin = weft_events::Origin {
         component: "control-plane",
@@ -239,7 +257,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let audit = Audit::open(args.audit_log.as_deref())
         .with_context(|| format!("--audit-log {}", args.audit_log.clone().unwrap_or_default().display()))?;
     let audit = Arc::new(audit);
-    let (authority, token_key) = match args.signer.elsewhere(client.as_ref())? {
+    let (authority, token_key) = match args.signer.elsewhere(client.as_ref(), limits.maximum)? {
         Some(signer) => {
             crate::ca::elsewhere::open(signer, args.state_dir.as_deref(), limits, domain.clone()).await?
         }
@@ -297,6 +315,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         Some(reader) => reader.follow(states.clone()).await,
         None => states.clone(),
     };
+    let known = snapshots.clone();
     let lists = ListReader::new(args.deny_list_root_cert.clone(), args.state_dir.as_deref());
     let snapshots = lists.follow(snapshots).await;
     let keys = KeyFetcher::new(args.jwks_root_cert.clone(), args.jwks_refresh_interval);
@@ -316,7 +335,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     };
     let trials = CanaryKeeper::new(keep, proxies.clone(), &world);
     let (snapshots, trial_reports) = (canary::follow(snapshots, trials.shares()), trials.reports());
-    tokio::spawn(trials.run(states.clone()));
+    tokio::spawn(trials.run(known));
     let queue = Queue::follow(snapshots, trust.clone(), args.push_throttle);
     let dispatch = Dispatch::start(queue.clone(), cache.clone());
     tokio::spawn(certificates.run(watcher.subscribe(), queue.clone(), proxies.clone()));
@@ -384,7 +403,12 @@ impl ControlArgs {
     /// The files that describe the mesh, if files do.
     fn files(&self) -> Option<Source> {
         let directory = self.config_dir.as_ref().map(|path| Source::directory(path, &self.config_key));
-        directory.or_else(|| self.config_bundle.as_ref().map(|path| Source::bundle(path, &self.config_key)))
+        let source = directory
+            .or_else(|| self.config_bundle.as_ref().map(|path| Source::bundle(path, &self.config_key)))?;
+        Some(match &self.state_dir {
+            Some(state) => source.remembering(Memory::new(state, self.config_allow_older)),
+            None => source,
+        })
     }
 
     /// Where quarantines are written.

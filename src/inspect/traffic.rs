@@ -80,12 +80,17 @@ fn text(trials: &[Value]) -> String {
                 period["requests"].to_string(),
                 format!("{:.2} %", period["errorRate"].as_f64().unwrap_or_default()),
                 p95,
-                format!("{}/{}", one["proxies"]["answered"], one["proxies"]["asked"]),
+                match one["countsFrom"].as_str() {
+                    Some("proxies") | None => {
+                        format!("{}/{}", one["proxies"]["answered"], one["proxies"]["asked"])
+                    }
+                    Some(prometheus) => prometheus.to_owned(),
+                },
             ]
         })
         .collect();
     let head =
-        ["TRIAL", "SERVICE", "STABLE", "CANARY", "SHARE", "PHASE", "REQUESTS", "ERRORS", "P95", "PROXIES"];
+        ["TRIAL", "SERVICE", "STABLE", "CANARY", "SHARE", "PHASE", "REQUESTS", "ERRORS", "P95", "COUNTED BY"];
     let mut out = rows::table(&head, &table);
     for one in trials {
         out.push_str(&format!(
@@ -94,6 +99,9 @@ fn text(trials: &[Value]) -> String {
             word(&one["name"]),
             word(&one["message"])
         ));
+        if let Some(problem) = one["problem"].as_str() {
+            out.push_str(&format!("{}/{}: {problem}\n", word(&one["namespace"]), word(&one["name"])));
+        }
     }
     out
 }
@@ -123,7 +131,7 @@ mod tests {
             "period": {"requests": 100, "errors": 1, "errorRate": 1.0, "p95": 12.3},
             "proxies": {"asked": 3, "answered": 2}, "decisions": [],
         });
-        let text = super::text(&[trial]);
+        let text = super::text(std::slice::from_ref(&trial));
         let lines: Vec<Vec<&str>> = text
             .lines()
             .map(|line| line.split("  ").map(str::trim).filter(|w| !w.is_empty()).collect())
@@ -144,5 +152,9 @@ mod tests {
             ]
         );
         assert_eq!(lines[2], ["shop/cart: v2 gets 10 %"]);
+        let mut held = trial;
+        (held["problem"], held["countsFrom"]) = ("nobody answers".into(), "http://p:9090".into());
+        let text = super::text(&[held]);
+        assert!(text.contains("http://p:9090") && text.ends_with("shop/cart: nobody answers\n"), "{text}");
     }
 }

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::programs::{Process, get, weft};
+use crate::programs::{Process, get, peer, weft, weft_proxy};
 use crate::rate_limits::envoy;
 
 const CONTROL: &str = "127.85.1.1";
 const CLIENT: &str = "127.85.1.2";
+/// Of the trial that a Prometheus counts for: the control plane, the client, the Prometheus.
+const THEIRS: [&str; 3] = ["127.85.2.1", "127.85.2.2", "127.85.2.3"];
 
 /// An instance that answers with its name: `health` to `/healthz`, and `status` to everything else.
 #[derive(Clone)]
@@ -123,8 +125,12 @@ spec:
 }
 
 fn ask() -> (u16, String) {
+    ask_at(CLIENT)
+}
+
+fn ask_at(client: &str) -> (u16, String) {
     // It is named by the header; a request by the address alone is for nobody.
-    let mut stream = std::net::TcpStream::connect((CLIENT, 8080)).unwrap();
+    let mut stream = std::net::TcpStream::connect((client, 8080)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: a.com\r\nconnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
@@ -134,7 +140,11 @@ fn ask() -> (u16, String) {
 }
 
 fn told() -> Value {
-    let at: SocketAddr = format!("{CONTROL}:8080").parse().unwrap();
+    told_by(CONTROL)
+}
+
+fn told_by(control: &str) -> Value {
+    let at: SocketAddr = format!("{control}:8080").parse().unwrap();
     serde_json::from_str(&get(at, "/debug/trafficz").unwrap().1).unwrap()
 }
 
@@ -195,4 +205,77 @@ fn an_envoy_checks_endpoints_and_its_counts_decide() {
     });
     let stats = get(format!("{CLIENT}:15000").parse().unwrap(), "/stats?usedonly&filter=rejected").unwrap().1;
     assert!(!stats.contains("update_rejected"), "{stats}");
+}
+
+/// Prometheus itself, which looks at the proxy every second.
+fn prometheus(at: &str, proxy: &str, directory: &std::path::Path) -> Process {
+    let config = json!({
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+        "scrape_configs": [{"job_name": "proxies", "metrics_path": "/stats/prometheus",
+            "static_configs": [{"targets": [format!("{proxy}:15090")]}]}],
+    });
+    let path = directory.join("prometheus.yaml");
+    std::fs::write(&path, config.to_string()).unwrap();
+    let mut command = std::process::Command::new(peer("WEFT_PROMETHEUS"));
+    command.arg("--config.file").arg(&path).arg("--storage.tsdb.path").arg(directory.join("data"));
+    command.args(["--web.listen-address", &format!("{at}:9090"), "--log.level", "warn"]);
+    let mut process = Process::start("prometheus", &mut command, directory);
+    let address: SocketAddr = format!("{at}:9090").parse().unwrap();
+    process.wait("ready", || get(address, "/-/ready").is_ok_and(|(status, _)| status == 200));
+    process
+}
+
+#[test]
+fn a_prometheus_may_count_and_while_it_is_away_nothing_is_decided() {
+    let [control_at, client_at, prometheus_at] = THEIRS;
+    let (old, new) = (Instance::start("old"), Instance::start("new"));
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("config")).unwrap();
+    let counted_by = format!("prometheus: {{address: 'http://{prometheus_at}:9090'}}\n    trafficSplit");
+    let text = yaml(&[&old], &new).replace(CLIENT, client_at).replace("trafficSplit", &counted_by);
+    let text = text.replace("evaluationPeriod: 300s", "evaluationPeriod: 1s");
+    // Long enough to see how it goes on.
+    let text = text.replace("canary: 50}", "canary: 50}\n    steps: [60]");
+    std::fs::write(directory.path().join("config/mesh.yaml"), text).unwrap();
+    let mut command = weft();
+    command.args(["control", "--address", control_at, "--ca-keys", "p256", "--config-dir"]);
+    command.arg(directory.path().join("config"));
+    let mut control = Process::start("control", &mut command, directory.path());
+    let ready: SocketAddr = format!("{control_at}:8080").parse().unwrap();
+    control.wait("ready", || get(ready, "/ready").is_ok_and(|a| a.0 == 200));
+    let mut proxy = weft_proxy();
+    proxy.args(["--xds-address", &format!("{control_at}:15010"), "--xds-plaintext", "--namespace", "shop"]);
+    proxy.args(["--ip", client_at, "--admin-address", &format!("{client_at}:15000")]);
+    proxy.args(["--interception-mode", "NONE", "--concurrency", "1"]);
+    let mut client = Process::start("client", &mut proxy, directory.path());
+    client.wait("serving", || {
+        std::net::TcpStream::connect((client_at, 8080)).is_ok() && ask_at(client_at).0 == 200
+    });
+    let trial = || told_by(control_at)["trials"][0].clone();
+    let ask_some = || (0..20).for_each(|_| drop(ask_at(client_at)));
+
+    // Nobody is there to ask: what the proxy counts meanwhile decides nothing, and that is said.
+    control.wait("telling of it", || {
+        ask_some();
+        trial()["problem"]
+            .as_str()
+            .is_some_and(|p| p.contains("nothing is decided while http://127.85.2.3:9090"))
+    });
+    assert_eq!((&trial()["phase"], &trial()["canaryPercent"]), (&"Progressing".into(), &50.into()));
+    assert_eq!(trial()["period"]["requests"], 0);
+
+    let mut counts = prometheus(prometheus_at, client_at, directory.path());
+    control.wait("going on", || {
+        ask_some();
+        trial()["canaryPercent"] == 60
+    });
+    assert_eq!(trial()["problem"], Value::Null, "{:#}", trial());
+    new.status.store(500, Ordering::Relaxed);
+    control.wait("done with the trial", || {
+        ask_some();
+        trial()["phase"] == "RolledBack"
+    });
+    assert!(trial()["message"].as_str().unwrap().contains("more than 2 % errors"), "{:#}", trial());
+    control.wait("obeyed", || (0..20).all(|_| ask_at(client_at).1 != "new"));
+    counts.end();
 }

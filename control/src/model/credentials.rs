@@ -120,7 +120,8 @@ impl World {
     }
 
     /// What is named and in no Secret of the configuration, nor ordered of an ACME server: by Gateways, for the namespaces of the gateways that they are
-    /// for, and by DestinationRules, for those of gateways or of the workloads that they select. And by ExternalCredentials, for their own.
+    /// for, and by DestinationRules, for those of gateways or of the workloads that they select. And by ExternalCredentials and
+    /// TrafficManagements, for their own.
     pub fn wanted_credentials(&self) -> BTreeSet<CredentialName> {
         let mut wanted = BTreeSet::new();
         let mut want = |namespace: &str, name: &str| {
@@ -168,6 +169,11 @@ impl World {
                 .iter()
                 .map(|object| (object.meta.namespace.clone(), object.spec.credential_name.clone())),
         );
+        let trials = self.traffic_managements().iter();
+        wanted.extend(trials.filter_map(|object| {
+            let name = &object.spec.canary_deployment.as_ref()?.prometheus.as_ref()?.credential_name;
+            (!name.is_empty()).then(|| (object.meta.namespace.clone(), name.clone()))
+        }));
         wanted
     }
 }

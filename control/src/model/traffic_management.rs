@@ -59,6 +59,37 @@ pub struct CanaryDeployment {
     /// What takes everything away from it.
     #[serde(alias = "rollback_criteria")]
     pub rollback_criteria: RollbackCriteria,
+    /// What a client is known by that stays with its version; without it chance decides for each request.
+    #[serde(alias = "sticky_by")]
+    pub sticky_by: Option<StickyBy>,
+    /// Who is asked what was counted; the proxies themselves unless it is given.
+    pub prometheus: Option<Prometheus>,
+}
+
+/// What a client is known by: one of these.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct StickyBy {
+    /// The value of a header.
+    #[serde(alias = "http_header_name")]
+    pub http_header_name: String,
+    /// The value of a cookie that somebody else gives it.
+    #[serde(alias = "http_cookie_name")]
+    pub http_cookie_name: String,
+    /// Its address.
+    #[serde(alias = "use_source_ip")]
+    pub use_source_ip: bool,
+}
+
+/// A Prometheus that scrapes the proxies of the service's callers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Prometheus {
+    /// The URL below which its API is.
+    pub address: String,
+    /// A credential kept outside the configuration that has its `token`, or `username` and `password`.
+    #[serde(alias = "credential_name")]
+    pub credential_name: String,
 }
 
 /// Who gets how much, in percent.
@@ -148,6 +179,11 @@ impl World {
                 && trial.service.eq_ignore_ascii_case(&service.hostname);
             its.then_some((object, trial))
         })
+    }
+
+    /// What a client of a service is known by that stays with its version, where one is on trial.
+    pub fn sticky(&self, service: &Service) -> Option<&StickyBy> {
+        self.trial_of(service)?.1.sticky_by.as_ref()
     }
 
     /// How a client's requests to a service are split, where one of its versions is on trial. A version that no endpoint has gets

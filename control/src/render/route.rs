@@ -14,6 +14,7 @@ use super::{
     traffic,
 };
 use crate::model::sidecar::{CaptureMode, OutboundMode};
+use crate::model::traffic_management::StickyBy;
 use crate::model::values::{StringMatch, selects};
 use crate::model::virtual_service::{
     Destination, HeaderOperations, Headers, HttpMatch, HttpRetry, HttpRoute, HttpRouteDestination,
@@ -247,6 +248,7 @@ fn absolute(host: &str) -> Vec<String> {
 fn default_route(world: &World, node: &ProxyNode, service: &Service, port: u16) -> Value {
     let mut route = json!({"timeout": "0s", "max_grpc_timeout": "0s"});
     let cluster = |subset: &str| outbound_name(port, subset, &service.hostname);
+    let mut alike = Vec::new();
     match world.split(&node.namespace, node.selected_by(world), service).as_deref() {
         None => route["cluster"] = cluster("").into(),
         Some([(only, _)]) => route["cluster"] = cluster(only).into(),
@@ -254,14 +256,19 @@ fn default_route(world: &World, node: &ProxyNode, service: &Service, port: u16) 
             let clusters =
                 several.iter().map(|(subset, share)| json!({"name": cluster(subset), "weight": share}));
             route["weighted_clusters"] = json!({"clusters": clusters.collect::<Vec<_>>()});
+            if let Some(by) = world.sticky(service) {
+                route["weighted_clusters"]["use_hash_policy"] = true.into();
+                alike.push(traffic::sticky(by));
+            }
         }
     }
     let hash = traffic::hash_policy(world, node, service, "", port);
     if let Some(policy) = retry_policy(world.mesh().default_http_retry_policy.as_ref(), hash.is_some()) {
         route["retry_policy"] = policy;
     }
-    if let Some(hash) = hash {
-        route["hash_policy"] = json!([hash]);
+    alike.extend(hash);
+    if !alike.is_empty() {
+        route["hash_policy"] = alike.into();
     }
     let mut whole = json!({
         "name": "default",
@@ -602,14 +609,31 @@ fn split<'a>(
     all
 }
 
+/// What clients are known by that stay with their version, where one of the destinations is split between two.
+fn sticky<'w>(
+    world: &'w World,
+    node: &ProxyNode,
+    destinations: &[&HttpRouteDestination],
+) -> Option<&'w StickyBy> {
+    destinations.iter().filter(|d| d.destination.subset.is_empty()).find_map(|d| {
+        let service = world.services_with_host(&d.destination.host).next()?;
+        world.split(&node.namespace, node.selected_by(world), service).filter(|parts| parts.len() > 1)?;
+        world.sticky(service)
+    })
+}
+
 fn action(world: &World, node: &ProxyNode, http: &HttpRoute, port: u16) -> Option<Value> {
     let timeout = http.timeout.map_or_else(|| json!("0s"), |t| seconds(t.get()));
     let mut action = json!({"timeout": timeout, "max_grpc_timeout": timeout});
     let retries = http.retries.as_ref().or(world.mesh().default_http_retry_policy.as_ref());
-    let hashes: Vec<Value> =
+    let mut hashes: Vec<Value> =
         http.route.iter().filter_map(|d| hash_of(world, node, &d.destination, port)).collect();
     if let Some(policy) = retry_policy(retries, http.route.len() == 1 && !hashes.is_empty()) {
         action["retry_policy"] = policy;
+    }
+    let sticky = sticky(world, node, &weighted(http));
+    if let Some(by) = sticky {
+        hashes.insert(0, traffic::sticky(by));
     }
     if !hashes.is_empty() {
         action["hash_policy"] = hashes.into();
@@ -660,6 +684,9 @@ fn action(world: &World, node: &ProxyNode, http: &HttpRoute, port: u16) -> Optio
                 })
                 .collect();
             action["weighted_clusters"] = json!({"clusters": clusters});
+            if sticky.is_some() {
+                action["weighted_clusters"]["use_hash_policy"] = true.into();
+            }
         }
     }
     Some(action)

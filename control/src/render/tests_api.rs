@@ -854,6 +854,33 @@ fn a_version_on_trial_gets_its_share() {
 }
 
 #[test]
+fn a_client_stays_with_its_version_where_it_is_known_by_something() {
+    let of = |sticky: &str, more: &str| {
+        let trial = TRIAL.replace("trafficSplit", &format!("stickyBy: {sticky}, trafficSplit"));
+        let config = value(&rendered(&world(&format!("{trial}{NEW}{more}"))), ResourceType::Route, "80");
+        let hosts = config["virtual_hosts"].as_array().unwrap();
+        let host = hosts.iter().find(|h| h["name"] == "a.n.svc.cluster.local:80").unwrap();
+        let route = &host["routes"][0]["route"];
+        (route["weighted_clusters"]["use_hash_policy"].clone(), route["hash_policy"].clone())
+    };
+    let header = json!({"header": {"header_name": "x-user"}, "terminal": true});
+    assert_eq!(of("{httpHeaderName: x-user}", ""), (true.into(), json!([header])));
+    let cookie = json!({"cookie": {"name": "session"}, "terminal": true});
+    assert_eq!(of("{httpCookieName: session}", "").1, json!([cookie]));
+    let address = json!({"connection_properties": {"source_ip": true}, "terminal": true});
+    assert_eq!(of("{useSourceIp: true}", "").1, json!([address]));
+    // By a rule as well; what a DestinationRule balances by counts where there is no such header.
+    let rules = virtual_service("{timeout: 1s, route: [{destination: {host: a}}]}")
+        + &destination_rule("trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}");
+    let (by_hash, policies) = of("{httpHeaderName: x-user}", &rules);
+    assert_eq!((by_hash, &policies[0], policies[0] == policies[1]), (true.into(), &header, false));
+    assert_eq!(policies[1]["connection_properties"]["source_ip"], true);
+    // Where nothing is split nothing is.
+    let pinned = virtual_service("{route: [{destination: {host: b}}]}");
+    assert_eq!(of("{httpHeaderName: x-user}", &pinned), (Value::Null, Value::Null));
+}
+
+#[test]
 fn a_service_is_known_by_its_aliases_and_not_by_those_that_lead_elsewhere() {
     let alias = |name: &str, namespace: &str, target: &str| {
         format!(

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::ProxyNode;
 use crate::model::destination_rule::ConsistentHash;
 use crate::model::lookup::effective_policy;
+use crate::model::traffic_management::StickyBy;
 use crate::model::values::{Percent, StringMatch};
 use crate::model::virtual_service::{
     CorsPolicy, Destination, HttpFault, HttpMirror, UnmatchedPreflights, grpc_status,
@@ -91,6 +92,21 @@ pub(super) fn mirrors(mirrors: &[HttpMirror], cluster: impl Fn(&Destination) -> 
             })
         })
         .collect()
+}
+
+/// What makes requests alike whose client stays with its version. What else makes requests alike counts only where they do not have it.
+pub(super) fn sticky(by: &StickyBy) -> Value {
+    let mut policy = match by {
+        StickyBy { http_header_name, .. } if !http_header_name.is_empty() => {
+            json!({"header": {"header_name": http_header_name}})
+        }
+        StickyBy { http_cookie_name, .. } if !http_cookie_name.is_empty() => {
+            json!({"cookie": {"name": http_cookie_name}})
+        }
+        _ => json!({"connection_properties": {"source_ip": true}}),
+    };
+    policy["terminal"] = true.into();
+    policy
 }
 
 /// What makes requests to a service alike, when its DestinationRule balances by that.

@@ -1,5 +1,6 @@
 //! TrafficManagement: a new version gets more, stays, or gets nothing, by what the proxies count.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -141,6 +142,24 @@ fn a_version_that_fails_gets_nothing_within_five_seconds_and_after_a_restart() {
     assert_eq!(page(&mesh)["phase"], "RolledBack");
     eventually("the proxy is back", || mesh.control.page("/debug/syncz").contains("SYNCED"));
     assert_eq!(of_new(&mesh, 50), 0);
+}
+
+#[test]
+fn a_client_stays_with_its_version_and_the_rest_have_theirs_by_chance() {
+    let (old, new) = (Service::start("old"), Service::start("new"));
+    let yaml = versions(&old, &new) + &trial(50, "sticky_by: {http_header_name: x-user}", 1.0, 2.0, "300s");
+    let mesh = Mesh::start("127.58.19.1", "127.58.19.2", &yaml);
+    let of = |user: usize| {
+        let answers: BTreeSet<String> =
+            (0..8).map(|_| mesh.get("/", &format!("x-user: user-{user}\r\n")).1).collect();
+        assert_eq!(answers.len(), 1, "user {user}");
+        answers.into_iter().next().unwrap()
+    };
+    let all: Vec<String> = (0..30).map(of).collect();
+    let on_new = all.iter().filter(|name| *name == "new").count();
+    assert!((3..28).contains(&on_new), "{on_new} of 30 users at 50 %");
+    let by_chance = of_new(&mesh, 100);
+    assert!((25..75).contains(&by_chance), "{by_chance} of 100 at 50 %");
 }
 
 #[test]

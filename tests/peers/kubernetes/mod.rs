@@ -11,6 +11,7 @@ mod roles;
 mod server;
 mod several;
 mod shipped;
+mod trials;
 mod webhooks;
 
 use server::Server;

@@ -1426,6 +1426,56 @@ fn traffic_managements() {
             "warning: spec.canaryDeployment.successCriteria.errorRateThreshold: 0.005 is read as percent",
         ),
         (with(", sticky: true"), "spec.canaryDeployment.sticky: unknown field"),
+        (
+            with(", stickyBy: {httpHeaderName: x-user}"),
+            "warning: spec.canaryDeployment.service: namespace n has no service",
+        ),
+        (
+            with(", sticky_by: {http_cookie_name: session}"),
+            "warning: spec.canaryDeployment.service: namespace n has no service",
+        ),
+        (
+            with(", stickyBy: {useSourceIp: true}"),
+            "warning: spec.canaryDeployment.service: namespace n has no service",
+        ),
+        (with(", stickyBy: {}"), "spec.canaryDeployment.stickyBy: a client is known by one thing"),
+        (
+            with(", stickyBy: {httpHeaderName: x-user, useSourceIp: true}"),
+            "spec.canaryDeployment.stickyBy: a client is known by one thing",
+        ),
+        (
+            with(", stickyBy: {httpHeaderName: x user}"),
+            "spec.canaryDeployment.stickyBy.httpHeaderName: \"x user\" is no name",
+        ),
+        (
+            with(", stickyBy: {httpCookieName: 'a;b'}"),
+            "spec.canaryDeployment.stickyBy.httpCookieName: \"a;b\" is no name",
+        ),
+        (
+            with(", prometheus: {address: 'http://prometheus.istio-system:9090/below'}"),
+            "warning: spec.canaryDeployment.service: namespace n has no service",
+        ),
+        (
+            with(", prometheus: {address: 'https://p', credential_name: c}"),
+            "warning: spec.canaryDeployment.service: namespace n has no service",
+        ),
+        (
+            with(", prometheus: {address: 'http://p', credentialName: c}"),
+            "warning: spec.canaryDeployment.prometheus.credentialName: is sent in the clear",
+        ),
+        (with(", prometheus: {}"), "spec.canaryDeployment.prometheus.address: \"\" is no URL"),
+        (
+            with(", prometheus: {address: 'p:9090'}"),
+            "spec.canaryDeployment.prometheus.address: \"p:9090\" is",
+        ),
+        (
+            with(", prometheus: {address: 'http://u:p@p'}"),
+            "spec.canaryDeployment.prometheus.address: \"http://u:p@p\" is no URL",
+        ),
+        (
+            with(", prometheus: {address: 'http://p?query=x'}"),
+            "spec.canaryDeployment.prometheus.address: \"http://p?query=x\" is no URL",
+        ),
     ];
     check("TrafficManagement", &cases.each_ref().map(|(spec, expected)| (spec.as_str(), *expected)));
 }

@@ -4,7 +4,7 @@ use super::super::diagnostic::Findings;
 use super::{annotations, host, period};
 use crate::model::host::DEFAULT_DOMAIN;
 use crate::model::meta::Meta;
-use crate::model::traffic_management::{CanaryDeployment, TrafficManagement};
+use crate::model::traffic_management::{CanaryDeployment, Prometheus, StickyBy, TrafficManagement};
 
 pub(in super::super) fn traffic_management(spec: &TrafficManagement, meta: &Meta, findings: &mut Findings) {
     annotations(findings, meta, &[]);
@@ -71,6 +71,12 @@ fn canary(findings: &mut Findings, canary: &CanaryDeployment, meta: &Meta) {
         }
         last = *step;
     }
+    if let Some(sticky) = &canary.sticky_by {
+        self::sticky_by(findings, &format!("{path}.stickyBy"), sticky);
+    }
+    if let Some(prometheus) = &canary.prometheus {
+        self::prometheus(findings, &format!("{path}.prometheus"), prometheus);
+    }
     let (success, rollback) = (&canary.success_criteria, &canary.rollback_criteria);
     period(findings, &format!("{path}.successCriteria.evaluationPeriod"), success.evaluation_period);
     if success.error_rate_threshold.is_none() && success.response_time_p95_threshold.is_none() {
@@ -116,5 +122,41 @@ fn canary(findings: &mut Findings, canary: &CanaryDeployment, meta: &Meta) {
             let help = "if it was meant as a fraction, multiply it by 100";
             findings.warn(format!("{path}.{which}.errorRateThreshold"), reason, help);
         }
+    }
+}
+
+fn sticky_by(findings: &mut Findings, path: &str, sticky: &StickyBy) {
+    let (header, cookie) = (&sticky.http_header_name, &sticky.http_cookie_name);
+    let given = [!header.is_empty(), !cookie.is_empty(), sticky.use_source_ip];
+    if given.iter().filter(|given| **given).count() != 1 {
+        let help = "give one of httpHeaderName, httpCookieName, and useSourceIp: true";
+        findings.error(path, "a client is known by one thing", help);
+    }
+    if !header.is_empty() && http::HeaderName::try_from(header.as_str()).is_err() {
+        let reason = format!("{header:?} is no name of a header");
+        findings.error(format!("{path}.httpHeaderName"), reason, "write it as in x-user");
+    }
+    let of_a_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    if !cookie.chars().all(of_a_token) {
+        let reason = format!("{cookie:?} is no name of a cookie");
+        findings.error(format!("{path}.httpCookieName"), reason, "write it as in session");
+    }
+}
+
+fn prometheus(findings: &mut Findings, path: &str, prometheus: &Prometheus) {
+    let address = &prometheus.address;
+    let uri = address.parse::<http::Uri>().ok();
+    let fits = uri.is_some_and(|uri| {
+        let plain = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+        matches!(uri.scheme_str(), Some("http" | "https")) && plain && uri.query().is_none()
+    });
+    if !fits {
+        let reason =
+            format!("{address:?} is no URL of http or https with a host and without a query or a user");
+        let help = "write it as in http://prometheus.istio-system:9090, and who we are in credentialName";
+        findings.error(format!("{path}.address"), reason, help);
+    } else if !prometheus.credential_name.is_empty() && address.starts_with("http://") {
+        let help = "use https: whoever sees the way there can take the credential";
+        findings.warn(format!("{path}.credentialName"), "is sent in the clear", help);
     }
 }

@@ -1,6 +1,7 @@
 //! What is remembered of trials: in a file of the state directory, or in the objects' status, where other control planes read it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -162,14 +163,15 @@ impl Keep {
     }
 }
 
-/// Writes the file whole or not at all.
+/// Writes the file whole or not at all, also where the power goes.
 fn store(path: Option<&Path>, known: &BTreeMap<String, Standing>) {
     let Some(path) = path else { return };
-    let written = serde_json::to_vec_pretty(known).map_err(std::io::Error::other).and_then(|bytes| {
-        let new = path.with_extension("new");
-        std::fs::write(&new, bytes)?;
-        std::fs::rename(&new, path)
-    });
+    let (Some(directory), Some(file)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+        return;
+    };
+    let written = serde_json::to_string_pretty(known)
+        .map_err(anyhow::Error::from)
+        .and_then(|text| Ok(crate::ca::store::write(directory, file, &text)?));
     if let Err(error) = written {
         tracing::error!(
             path = %path.display(), %error,

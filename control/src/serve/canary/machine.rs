@@ -112,6 +112,9 @@ pub struct Standing {
     pub canary_percent: u32,
     /// What was decided last, and why.
     pub message: String,
+    /// Why nothing can be decided now, if so. Written though it is nothing: what is merged into a status would stay otherwise.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// A trial.
@@ -136,6 +139,7 @@ impl Trial {
             phase: Phase::Progressing,
             canary_percent: spec.traffic_split.canary,
             message: format!("{} gets {} %", spec.canary_version, spec.traffic_split.canary),
+            problem: None,
         };
         let standing = stood.filter(|s| s.identity == spec.identity()).unwrap_or_else(begins);
         Self { standing, period: Counts::default(), began: now, looked: now, recent: VecDeque::new() }
@@ -267,6 +271,8 @@ mod tests {
                 response_time_p95_threshold: Some(1000.0),
                 immediate_rollback: Some(true),
             },
+            sticky_by: None,
+            prometheus: None,
         }
     }
 

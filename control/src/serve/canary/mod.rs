@@ -1,6 +1,6 @@
 //! Versions on trial, and circuits (TrafficManagement): what proxies count of their requests is read every second, and decides what share they get.
 //!
-//! `machine` decides, `breaker` knows what a circuit's state is, `circuits` keeps those that are asked about, `scrape` asks the proxies, `keep` remembers through restarts (a file, or the object's status in a cluster).
+//! `machine` decides, `breaker` knows what a circuit's state is, `circuits` keeps those that are asked about, `scrape` asks the proxies, `prometheus` who has asked them, `keep` remembers through restarts (a file, or the object's status in a cluster).
 //! The share in force becomes part of the World, between reading and queue, and so of the routes. Of several control planes the
 //! leader decides; the others follow what it writes into the status.
 
@@ -8,6 +8,7 @@ mod breaker;
 mod circuits;
 mod keep;
 mod machine;
+mod prometheus;
 mod scrape;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -54,6 +55,8 @@ struct Run {
     wrote: Duration,
     asked: usize,
     answered: usize,
+    /// The Prometheus that has answered, and is expected to know of all that is scraped since.
+    heard: Option<String>,
 }
 
 /// Decides, and says what it decided.
@@ -63,6 +66,7 @@ pub struct CanaryKeeper {
     runs: BTreeMap<Key, Run>,
     circuits: Circuits,
     before: Before,
+    asked: prometheus::Asked,
     began: Instant,
     /// It decided when it looked last.
     decided: bool,
@@ -102,6 +106,7 @@ impl CanaryKeeper {
             runs: BTreeMap::new(),
             circuits: Circuits::default(),
             before: Before::default(),
+            asked: prometheus::Asked::default(),
             began: Instant::now(),
             decided: false,
             shares: watch::Sender::default(),
@@ -167,7 +172,16 @@ impl CanaryKeeper {
                 Some(run) if run.trial.standing.identity == spec.identity() => run,
                 _ => {
                     let (told, trial) = (VecDeque::new(), Trial::new(spec, kept.clone(), now));
-                    Run { spec: spec.clone(), trial, told, kept: false, wrote: now, asked: 0, answered: 0 }
+                    Run {
+                        spec: spec.clone(),
+                        trial,
+                        told,
+                        kept: false,
+                        wrote: now,
+                        asked: 0,
+                        answered: 0,
+                        heard: None,
+                    }
                 }
             };
             let run = self.runs.entry(key.clone()).or_insert(run);
@@ -208,34 +222,31 @@ impl CanaryKeeper {
             .collect();
         let all: Vec<Wanted> = wanted.values().cloned().collect();
         self.before.keep(&all);
-        if wanted.is_empty() && self.circuits.is_empty() {
-            return;
-        }
-        let addresses = self.addresses(world);
-        let asked = addresses.len();
-        let pages = scrape::pages(addresses.clone()).await;
-        self.circuits.take(OffsetDateTime::now_utc(), &addresses, &pages);
-        for (key, report) in self.circuits.report() {
-            self.keep.circuit(&key, &report);
-        }
+        self.asked.keep(|key| wanted.contains_key(key));
+        let elsewhere = |key: &Key| self.runs.get(key).is_some_and(|run| run.spec.prometheus.is_some());
+        let pages = if self.circuits.is_empty() && wanted.keys().all(elsewhere) {
+            None
+        } else {
+            let addresses = self.addresses(world);
+            let pages = scrape::pages(addresses.clone()).await;
+            self.circuits.take(OffsetDateTime::now_utc(), &addresses, &pages);
+            for (key, report) in self.circuits.report() {
+                self.keep.circuit(&key, &report);
+            }
+            Some((addresses.len(), pages))
+        };
         let now = self.began.elapsed();
         for (key, wanted) in wanted {
-            let mut counts = Counts::default();
-            for (proxy, page) in &pages {
-                counts.add(&self.before.since(*proxy, &wanted, scrape::totals(page, &wanted)));
-            }
             let Some(run) = self.runs.get_mut(&key) else { continue };
-            if pages.len() < asked && run.answered == run.asked {
-                let answered = pages.len();
-                tracing::warn!(
-                    trial = %format!("{}/{}", key.0, key.1), asked, answered,
-                    "not all proxies say what they have counted (port 15090): a version is taken back by what those say that do, and gets more only while nine of ten answer"
-                );
-            }
-            (run.asked, run.answered) = (asked, pages.len());
-            if pages.len() * 10 < asked * 9 {
-                run.trial.unseen(now);
-            }
+            let counts = match (&run.spec.prometheus, &pages) {
+                (Some(_), _) => {
+                    heard(&mut self.asked, &mut self.before, world, (&key, run), &wanted, now).await
+                }
+                (None, Some((asked, pages))) => {
+                    counted(&mut self.before, &key, run, *asked, pages, &wanted, now)
+                }
+                (None, None) => continue,
+            };
             let Some(outcome) = run.trial.tick(&run.spec, now, &counts) else { continue };
             let what = match outcome {
                 Outcome::Advanced => "Advanced",
@@ -243,6 +254,9 @@ impl CanaryKeeper {
                 Outcome::Held => "Held",
                 Outcome::RolledBack => "RolledBack",
             };
+            if run.trial.standing.phase != Phase::Progressing {
+                run.trial.standing.problem = None;
+            }
             tell(&key, run, what);
             run.wrote = now;
             let standing = run.trial.standing.clone();
@@ -286,6 +300,97 @@ impl CanaryKeeper {
     }
 }
 
+/// What the proxies themselves have counted since they were asked last.
+fn counted(
+    before: &mut Before,
+    key: &Key,
+    run: &mut Run,
+    asked: usize,
+    pages: &[(IpAddr, String)],
+    wanted: &Wanted,
+    now: Duration,
+) -> Counts {
+    let mut counts = Counts::default();
+    for (proxy, page) in pages {
+        counts.add(&before.since(&proxy.to_string(), wanted, scrape::totals(page, wanted)));
+    }
+    let answered = pages.len();
+    if answered < asked && run.answered == run.asked {
+        tracing::warn!(
+            trial = %format!("{}/{}", key.0, key.1), asked, answered,
+            "not all proxies say what they have counted (port 15090): a version is taken back by what those say that do, and gets more only while nine of ten answer"
+        );
+    }
+    (run.asked, run.answered) = (asked, answered);
+    let too_few = answered * 10 < asked * 9;
+    run.trial.standing.problem = too_few.then(|| {
+        "it gets no more while fewer than nine of ten proxies say what they have counted: can the control plane reach their port 15090?".to_owned()
+    });
+    if too_few {
+        run.trial.unseen(now);
+    }
+    counts
+}
+
+/// What a Prometheus has heard of since it was asked last. While it gives no answer the trial is held.
+async fn heard(
+    asked: &mut prometheus::Asked,
+    before: &mut Before,
+    world: &World,
+    (key, run): (&Key, &mut Run),
+    wanted: &Wanted,
+    now: Duration,
+) -> Counts {
+    let Some(source) = run.spec.prometheus.clone() else { return Counts::default() };
+    let authorization = match source.credential_name.as_str() {
+        "" => Ok(None),
+        name => match world.credentials().of(&key.0, name) {
+            Some(known) => prometheus::authorization(known).map(Some),
+            None => Err("is not known yet: see docs/credentials.md for where it is looked for".to_owned()),
+        }
+        .map_err(|why| format!("the credential {name} {why}")),
+    };
+    let answer = match authorization {
+        Err(why) => Some(Err(why)),
+        Ok(authorization) => {
+            let (address, host) = (source.address.clone(), wanted.host.clone());
+            let version = run.spec.canary_version.clone();
+            asked.next(key, &prometheus::Question { address, authorization, host, version }).await
+        }
+    };
+    let mut counts = Counts::default();
+    let problem = &mut run.trial.standing.problem;
+    match answer {
+        Some(Ok(answer)) => {
+            if problem.take().is_some() {
+                tracing::info!(trial = %format!("{}/{}", key.0, key.1), "the Prometheus of a trial answers again");
+            }
+            let known = run.heard.as_deref() == Some(&source.address);
+            for (proxy, totals) in answer {
+                let proxy = format!("{} {proxy}", source.address);
+                if known {
+                    before.begin(&proxy, wanted);
+                }
+                counts.add(&before.since(&proxy, wanted, totals));
+            }
+            run.heard = Some(source.address);
+        }
+        Some(Err(why)) => {
+            let why =
+                format!("nothing is decided while {} does not say what was counted: {why}", source.address);
+            if problem.as_ref() != Some(&why) {
+                tracing::warn!(trial = %format!("{}/{}", key.0, key.1), "{why}");
+                *problem = Some(why);
+            }
+        }
+        None => {}
+    }
+    if run.trial.standing.problem.is_some() || run.heard.is_none() {
+        run.trial.unseen(now);
+    }
+    counts
+}
+
 /// The cluster that is looked at: the subset that stands for the version on trial.
 fn wanted(world: &World, spec: &CanaryDeployment) -> Option<Wanted> {
     let service: &Arc<Service> = world.services_with_host(&spec.service).next()?;
@@ -326,6 +431,7 @@ fn report(key: &Key, run: &Run) -> Value {
         "namespace": key.0, "name": key.1, "service": run.spec.service,
         "stableVersion": run.spec.stable_version, "canaryVersion": run.spec.canary_version,
         "phase": standing.phase, "canaryPercent": standing.canary_percent, "message": standing.message,
+        "problem": standing.problem, "countsFrom": run.spec.prometheus.as_ref().map_or("proxies", |p| &p.address),
         "period": {"requests": period.requests, "errors": period.errors, "errorRate": period.error_rate(), "p95": period.p95()},
         "proxies": {"asked": run.asked, "answered": run.answered},
         "decisions": run.told,

@@ -23,10 +23,29 @@ const AT_ONCE: usize = 64;
 /// Totals of one cluster at one proxy, since the proxy began.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Totals {
-    requests: u64,
-    errors: u64,
+    /// All answers.
+    pub requests: u64,
+    /// Those 5xx.
+    pub errors: u64,
     /// How many took at most so many milliseconds.
     times: Vec<(f64, u64)>,
+}
+
+impl Totals {
+    /// So many more took at most as long as a bucket's bound says, in the order of the bounds.
+    pub fn took_at_most(&mut self, bound: &str, count: u64) {
+        let bound = match bound {
+            "+Inf" => f64::INFINITY,
+            text => text.parse().unwrap_or(f64::INFINITY),
+        };
+        match self.times.iter_mut().find(|(known, _)| *known == bound) {
+            Some((_, total)) => *total += count,
+            None => {
+                let place = self.times.partition_point(|(known, _)| *known < bound);
+                self.times.insert(place, (bound, count));
+            }
+        }
+    }
 }
 
 /// The cluster whose requests are counted: a subset of a host, at any of its ports.
@@ -94,17 +113,9 @@ pub fn totals(page: &str, wanted: &Wanted) -> Totals {
             continue;
         }
         if what == "upstream_rq_time_bucket" {
-            let bound = match label(&labels, "le") {
-                "+Inf" => f64::INFINITY,
-                text => text.parse().unwrap_or(f64::INFINITY),
-            };
-            match totals.times.iter_mut().find(|(known, _)| *known == bound) {
-                Some((_, total)) => *total += value as u64,
-                None => totals.times.push((bound, value as u64)),
-            }
+            totals.took_at_most(label(&labels, "le"), value as u64);
         }
     }
-    totals.times.sort_by(|a, b| a.0.total_cmp(&b.0));
     totals
 }
 
@@ -195,13 +206,13 @@ pub fn labelled(line: &str) -> Option<(&str, Labels<'_>, f64)> {
 
 /// What has been added since the last time, by proxy and cluster.
 #[derive(Debug, Default)]
-pub struct Before(HashMap<(IpAddr, Wanted), Totals>);
+pub struct Before(HashMap<(String, Wanted), Totals>);
 
 impl Before {
     /// What a proxy has counted of a cluster since it was asked last; nothing the first time, for that is history. One that counts
     /// less than before has begun anew.
-    pub fn since(&mut self, proxy: IpAddr, wanted: &Wanted, now: Totals) -> Counts {
-        let known = self.0.insert((proxy, wanted.clone()), now.clone());
+    pub fn since(&mut self, proxy: &str, wanted: &Wanted, now: Totals) -> Counts {
+        let known = self.0.insert((proxy.to_owned(), wanted.clone()), now.clone());
         let Some(mut before) = known else { return Counts::default() };
         if now.requests < before.requests {
             before = Totals::default();
@@ -221,6 +232,11 @@ impl Before {
             errors: now.errors.saturating_sub(before.errors),
             times,
         }
+    }
+
+    /// A proxy of which nothing was heard has counted nothing so far; for whoever knows that it would have been heard.
+    pub fn begin(&mut self, proxy: &str, wanted: &Wanted) {
+        self.0.entry((proxy.to_owned(), wanted.clone())).or_default();
     }
 
     /// Forgets all but these.
@@ -295,7 +311,7 @@ envoy_cluster_circuit_breakers_default_rq_open{{envoy_cluster_name=\"outbound|80
     #[test]
     fn what_was_counted_before_is_history() {
         let mut before = Before::default();
-        let proxy: IpAddr = "10.0.0.1".parse().unwrap();
+        let proxy = "10.0.0.1";
         let first = totals(WEFT, &wanted());
         assert_eq!(before.since(proxy, &wanted(), first.clone()), Counts::default());
         let mut next = first;
