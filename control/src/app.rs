@@ -198,7 +198,8 @@ pub fn main(args: ControlArgs) -> anyhow::Result<()> {
 async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()> {
     let client = args.kubernetes.client().await?;
     let (mut judged, mut beside) = (None, None);
-    let watcher = match (&client, args.files()) {
+    let memory = args.memory();
+    let watcher = match (&client, args.files(memory.clone())) {
         (Some(client), _) => {
             let settings =
                 cluster::Settings { namespace: args.kubernetes.namespace.clone(), debounce: args.debounce };
@@ -276,6 +277,9 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
             (CertificateAuthority::new(state, limits, domain.clone(), args.state_dir.clone())?, token_key)
         }
     };
+    if let Some(memory) = memory {
+        memory.begin();
+    }
     let (_, checker) = token::from_key(&token_key)?;
     args.publish.start(client.as_ref(), &authority.trust())?;
     let authenticators = args.tokens.authenticators(checker, domain, client.clone())?;
@@ -401,12 +405,12 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
 
 impl ControlArgs {
     /// The files that describe the mesh, if files do.
-    fn files(&self) -> Option<Source> {
+    fn files(&self, memory: Option<Memory>) -> Option<Source> {
         let directory = self.config_dir.as_ref().map(|path| Source::directory(path, &self.config_key));
         let source = directory
             .or_else(|| self.config_bundle.as_ref().map(|path| Source::bundle(path, &self.config_key)))?;
-        Some(match &self.state_dir {
-            Some(state) => source.remembering(Memory::new(state, self.config_allow_older)),
+        Some(match memory {
+            Some(memory) => source.remembering(memory),
             None => source,
         })
     }
@@ -420,6 +424,11 @@ impl ControlArgs {
                 "the configuration must be signed, and the control plane cannot sign: add the quarantine (weft quarantine) to what is signed",
             ),
         }
+    }
+
+    /// Which signed configuration was taken last.
+    fn memory(&self) -> Option<Memory> {
+        self.state_dir.as_ref().map(|state| Memory::new(state, self.config_allow_older))
     }
 
     /// Where the mesh is described.

@@ -9,6 +9,7 @@
 pub mod analyze;
 pub mod app;
 pub mod ca;
+mod environment;
 pub mod ingest;
 pub mod inject;
 pub mod kubernetes;

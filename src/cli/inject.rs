@@ -6,8 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use weft_control::ingest::{list_files, load_texts};
 use weft_control::inject::Settings;
-use weft_control::inject::text::inject_text;
+use weft_control::inject::text::{inject_text, proxy_configs};
+use weft_control::model::World;
 
 /// Puts sidecars into the workloads of a file
 #[derive(Args, Debug)]
@@ -22,6 +24,10 @@ pub struct InjectArgs {
     /// The settings of an installation, as its ConfigMap istiod-injector has them (key values); the flags below count before them
     #[arg(long, value_name = "FILE")]
     injection_config: Option<PathBuf>,
+    /// The mesh's configuration: ProxyConfigs and the mesh's defaultConfig count as they do in a cluster. ProxyConfigs in the
+    /// file itself do as well, and without this one alone
+    #[arg(long, value_name = "DIR")]
+    config_dir: Option<PathBuf>,
     /// The proxy's image
     #[arg(long)]
     image: Option<String>,
@@ -50,8 +56,13 @@ enum Output {
 
 /// Prints the file with its sidecars, and on standard error what was left. Nothing is printed if one object is refused.
 pub(super) fn main(args: &InjectArgs) -> anyhow::Result<ExitCode> {
-    let settings = settings(args)?;
     let (text, name) = read(&args.filename)?;
+    let world = world(args.config_dir.as_deref(), &text, &name)?;
+    let settings = match settings(args)? {
+        own if args.config_dir.is_some() => own.with_world(&world),
+        // The mesh's other settings are those of the flags.
+        own => own.with_proxy_configs(&world),
+    };
     let injected = inject_text(&text, args.namespace.as_deref(), &settings).with_context(|| name.clone())?;
     for note in &injected.notes {
         eprintln!("weft: {name}: {note}");
@@ -67,6 +78,25 @@ pub(super) fn main(args: &InjectArgs) -> anyhow::Result<ExitCode> {
         Output::Json => println!("{:#}", injected.to_json()?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the mesh says of its proxies: in its directory, and beside the workloads.
+fn world(directory: Option<&Path>, text: &str, name: &str) -> anyhow::Result<World> {
+    let mut texts = vec![(name.to_owned(), proxy_configs(text)?)];
+    if let Some(directory) = directory {
+        for path in list_files(directory).with_context(|| format!("--config-dir {}", directory.display()))? {
+            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            texts.push((path.display().to_string(), text));
+        }
+    }
+    let outcome = load_texts(&texts);
+    let Some(world) = outcome.world else {
+        for diagnostic in outcome.diagnostics.iter().filter(|diagnostic| diagnostic.is_error()) {
+            eprintln!("{diagnostic}");
+        }
+        bail!("the configuration of the mesh is refused, and nothing is injected");
+    };
+    Ok(world)
 }
 
 fn settings(args: &InjectArgs) -> anyhow::Result<Settings> {

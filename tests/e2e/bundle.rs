@@ -13,6 +13,7 @@ use crate::support::{eventually, stderr, stdout, weft};
 const CONTROL: &str = "127.52.20.1";
 const PROXY: &str = "127.52.20.2";
 const SIGNED: &str = "127.52.21.1";
+const REPLAY: &str = "127.52.22.1";
 
 struct Scene(tempfile::TempDir);
 
@@ -116,6 +117,47 @@ fn bundles_are_followed_if_their_signature_is_good_and_going_back_restores_the_s
     replace(&scene.at("first"), &followed);
     eventually("the first edition is back", || sent(PROXY).1 == "1");
     assert_eq!(sent(PROXY).0, before);
+}
+
+/// Going back takes a key, or whoever runs the control plane.
+#[test]
+fn what_is_older_than_what_was_taken_last_is_refused_also_after_a_restart() {
+    let (scene, backend) = (Scene::new(), backend("shop"));
+    let (one, two) = (scene.directory(backend, 1), scene.directory(backend, 2));
+    let (public, state, followed) = (scene.text("key.pub"), scene.text("state"), scene.text("followed"));
+    std::fs::create_dir(scene.at("state")).unwrap();
+    scene.bundle(&one, "key", "first");
+    // Times are told in seconds.
+    let made = |name: &str| {
+        let text = std::fs::read_to_string(scene.at(name)).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["created"].clone()
+    };
+    eventually("a second has passed", || {
+        scene.bundle(&two, "key", "second");
+        made("second") != made("first")
+    });
+    replace(&scene.at("second"), &scene.at("followed"));
+    let start = ["control", "--config-bundle", &followed, "--config-key", &public, "--address", REPLAY];
+    let start = [&start[..], &["--state-dir", &state, "--ca-keys", "p256"]].concat();
+    let told = || page(REPLAY, "/debug/configz").to_string();
+    let control = Logged::weft(&start);
+    eventually("it serves", || told().contains("\"generation\""));
+    replace(&scene.at("first"), &scene.at("followed"));
+    control.says(&["an older one is not taken again", "--config-allow-older"]);
+    eventually("that is told", || told().contains("an older one is not taken again"));
+    drop(control);
+    let output = weft(&start);
+    assert!(
+        !output.status.success() && stderr(&output).contains("an older one is not taken again"),
+        "{}",
+        stderr(&output)
+    );
+    let control = Logged::weft(&[&start[..], &["--config-allow-older"]].concat());
+    control.says(&["configuration that is older than the last is taken"]);
+    drop(control);
+    // Once it was taken it is the last.
+    let _control = Logged::weft(&start);
+    eventually("it serves", || told().contains("\"generation\""));
 }
 
 #[test]

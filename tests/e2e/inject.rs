@@ -55,6 +55,41 @@ fn a_file_and_standard_input_are_injected_alike_and_twice_is_once() {
 }
 
 #[test]
+fn what_the_mesh_says_of_its_proxies_holds_by_hand_as_well() {
+    let config = |namespace: &str, workers: u32| {
+        format!(
+            "apiVersion: networking.istio.io/v1beta1\nkind: ProxyConfig\nmetadata: {{name: all, namespace: {namespace}}}\nspec: {{concurrency: {workers}}}\n---\n"
+        )
+    };
+    let workers = |text: &str, arguments: &[&str]| {
+        let output = from_stdin(text, &[arguments, &["--output", "json"]].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let pod = all["items"].as_array().unwrap().iter().find(|item| item["kind"] == "Deployment").unwrap();
+        let proxy = &pod["spec"]["template"]["spec"]["initContainers"];
+        let proxy = proxy.as_array().unwrap().iter().find(|c| c["name"] == "istio-proxy").unwrap();
+        let variable = proxy["env"].as_array().unwrap().iter().find(|v| v["name"] == "PROXY_CONFIG").unwrap();
+        let config: Value = serde_json::from_str(variable["value"].as_str().unwrap()).unwrap();
+        config["concurrency"].as_u64()
+    };
+    assert_eq!(workers(FILE, &[]), None);
+    assert_eq!(workers(&(config("shop", 3) + FILE), &[]), Some(3), "beside the workload");
+    let mesh = tempfile::tempdir().unwrap();
+    std::fs::write(mesh.path().join("mesh.yaml"), config("istio-system", 2)).unwrap();
+    let directory = ["--config-dir", mesh.path().to_str().unwrap()];
+    assert_eq!(workers(FILE, &directory), Some(2), "of the mesh");
+    assert_eq!(workers(&(config("shop", 3) + FILE), &directory), Some(3), "the narrower one");
+    std::fs::write(
+        mesh.path().join("mesh.yaml"),
+        config("istio-system", 2).replace("concurrency", "concurency"),
+    )
+    .unwrap();
+    let output = from_stdin(FILE, &directory);
+    assert!(!output.status.success() && output.stdout.is_empty());
+    assert!(stderr(&output).contains("spec.concurency: unknown field"), "{}", stderr(&output));
+}
+
+#[test]
 fn what_cannot_be_injected_is_said_and_nothing_is_printed() {
     let output = from_stdin(&FILE.replace("excludeOutboundPorts", "excludeOutboundPort"), &[]);
     assert!(!output.status.success() && output.stdout.is_empty());

@@ -53,6 +53,12 @@ fn kind(authority: &Authority) -> KeyKind {
     }
 }
 
+/// The life that one was given, which is its successor's as well.
+fn life(authority: &Authority, usual: time::Duration) -> time::Duration {
+    let facts = weft_certs::inspect::facts(authority.certificate());
+    facts.map_or(usual, |facts| facts.not_after - facts.not_before)
+}
+
 impl CertificateAuthority {
     /// Tells the mesh whom it trusts.
     pub(super) fn publish(&self, state: &State) -> Result<(), AuthorityError> {
@@ -101,7 +107,8 @@ impl CertificateAuthority {
         let made = {
             let inner = self.own()?.lock();
             let state = &inner.state;
-            state.root.intermediate(kind(&state.intermediate), now, Shape::default().intermediate_life)?
+            let life = life(&state.intermediate, Shape::default().intermediate_life);
+            state.root.intermediate(kind(&state.intermediate), now, life)?
         };
         self.change(|inner| {
             if inner.state.ledger.rotation.is_some() {
@@ -118,16 +125,18 @@ impl CertificateAuthority {
 
     /// Begins to replace the root, or goes on; says whether it began.
     pub fn begin_root_rotation(&self, now: OffsetDateTime) -> Result<bool, ChangeError> {
-        let kinds = {
+        let (kinds, lives) = {
             let inner = self.own()?.lock();
-            if inner.state.ledger.rotation.is_some() {
+            let (state, usual) = (&inner.state, Shape::default());
+            if state.ledger.rotation.is_some() {
                 return Ok(false);
             }
-            (kind(&inner.state.root), kind(&inner.state.intermediate))
+            let lives =
+                (life(&state.root, usual.root_life), life(&state.intermediate, usual.intermediate_life));
+            ((kind(&state.root), kind(&state.intermediate)), lives)
         };
-        let shape = Shape::default();
-        let root = Authority::root(kinds.0, now, shape.root_life)?;
-        let intermediate = root.intermediate(kinds.1, now, shape.intermediate_life)?;
+        let root = Authority::root(kinds.0, now, lives.0)?;
+        let intermediate = root.intermediate(kinds.1, now, lives.1)?;
         self.change(|inner| {
             let ledger = &mut inner.state.ledger;
             if ledger.rotation.is_some() {

@@ -14,6 +14,7 @@ use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use rustls_pki_types::UnixTime;
 use serde_json::json;
+use time::OffsetDateTime;
 use weft_certs::csr::CheckedRequest;
 use weft_certs::spiffe::SpiffeId;
 use weft_certs::verify::{Bundle, Expected, Usage, ValidationContext, verify_peer};
@@ -26,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(150);
 /// The API takes no request for less.
 const SHORTEST: i64 = 600;
+/// As far as a signer's clock may be ahead.
+const AHEAD: time::Duration = time::Duration::minutes(5);
 /// Begins the names of signers whose certificates say who somebody is to the cluster itself.
 const OWN: &str = "kubernetes.io/";
 
@@ -108,6 +111,8 @@ pub struct CsrApi {
     api: Api<CertificateSigningRequest>,
     signer: String,
     roots: PathBuf,
+    /// The longest life that a certificate may have.
+    longest: time::Duration,
 }
 
 impl CsrApi {
@@ -115,7 +120,12 @@ impl CsrApi {
     ///
     /// # Errors
     /// It is one of Kubernetes' own.
-    pub fn new(client: Client, signer: &str, roots: PathBuf) -> anyhow::Result<Self> {
+    pub fn new(
+        client: Client,
+        signer: &str,
+        roots: PathBuf,
+        longest: time::Duration,
+    ) -> anyhow::Result<Self> {
         if signer.starts_with(OWN) {
             anyhow::bail!(
                 "--ca-signer-name {signer}: Kubernetes' own signers are for the cluster's own identities; name another one"
@@ -126,7 +136,7 @@ impl CsrApi {
                 "--ca-signer-name {signer}: a signer is called DOMAIN/PATH, such as mesh.example.com/workloads"
             );
         }
-        Ok(Self { api: Api::all(client), signer: signer.to_owned(), roots })
+        Ok(Self { api: Api::all(client), signer: signer.to_owned(), roots, longest })
     }
 
     /// The roots as the file has them now, PEM.
@@ -232,6 +242,7 @@ impl CsrApi {
         if facts.is_ca {
             return Err(bad("it may sign others".to_owned()));
         }
+        lives_no_longer(facts.not_after, OffsetDateTime::now_utc(), self.longest).map_err(&bad)?;
         if !request.is_key_of(&chain[0]) {
             return Err(bad("it is for another key".to_owned()));
         }
@@ -251,6 +262,19 @@ impl CsrApi {
     }
 }
 
+/// How long one may live is only a wish to a signer, which may give what it likes.
+fn lives_no_longer(end: OffsetDateTime, now: OffsetDateTime, longest: time::Duration) -> Result<(), String> {
+    // Its clock may be ahead of ours.
+    if end - now <= longest.max(time::Duration::seconds(SHORTEST)) + AHEAD {
+        return Ok(());
+    }
+    Err(format!(
+        "it lives for {} hours more, and {} are the most (--max-workload-cert-ttl): have the signer heed expirationSeconds, or raise the limit",
+        (end - now).whole_hours(),
+        longest.whole_hours()
+    ))
+}
+
 fn is_root(certificate: &rustls_pki_types::CertificateDer<'_>) -> bool {
     weft_certs::inspect::facts(certificate).is_ok_and(|facts| facts.issuer == facts.subject)
 }
@@ -264,11 +288,26 @@ mod tests {
     fn api(signer: &str, roots: &std::path::Path) -> anyhow::Result<CsrApi> {
         // Nobody is there.
         let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
-        CsrApi::new(Client::try_from(config).unwrap(), signer, roots.to_owned())
+        CsrApi::new(Client::try_from(config).unwrap(), signer, roots.to_owned(), time::Duration::days(90))
     }
 
     fn id(account: &str) -> SpiffeId {
         format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
+    }
+
+    #[test]
+    fn what_a_signer_gives_lives_no_longer_than_it_may() {
+        let (now, hours) = (OffsetDateTime::now_utc(), time::Duration::hours);
+        let given = |life: time::Duration, longest| lives_no_longer(now + life, now, longest);
+        given(hours(24), hours(24)).unwrap();
+        given(hours(24) + time::Duration::minutes(4), hours(24)).unwrap();
+        // The API takes no request for less than ten minutes.
+        given(time::Duration::minutes(10), time::Duration::minutes(1)).unwrap();
+        let error = given(hours(8760), hours(2160)).unwrap_err();
+        assert!(
+            error.contains("8760 hours") && error.contains("2160 are the most (--max-workload-cert-ttl)"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

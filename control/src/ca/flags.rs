@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -129,6 +130,12 @@ pub struct SignerArgs {
     /// The keys of a new root and intermediate; those of one that is there stay, and so do those of its successors
     #[arg(long, value_enum, default_value_t = Keys::Rsa)]
     pub ca_keys: Keys,
+    /// The life of a new root; that of one that is there stays, and so does that of its successors. 10 years without
+    #[arg(long, value_name = "DURATION", env = "CITADEL_SELF_SIGNED_CA_CERT_TTL", value_parser = life)]
+    pub ca_root_ttl: Option<Duration>,
+    /// The same of a new intermediate. 1 year without, or the root's life if that is shorter
+    #[arg(long, value_name = "DURATION", value_parser = life)]
+    pub ca_intermediate_ttl: Option<Duration>,
     /// The signer that signs CertificateSigningRequests (kubernetes-csr), such as mesh.example.com/workloads
     #[arg(long, value_name = "NAME")]
     pub ca_signer_name: Option<String>,
@@ -173,6 +180,15 @@ pub struct SignerArgs {
     pub ca_jwt_file: PathBuf,
 }
 
+/// A life of certificates that sign: days, for what is shorter is a mistake.
+fn life(text: &str) -> Result<Duration, String> {
+    let life = xds_protos::duration::parse(text)?;
+    if life < Duration::from_secs(24 * 3600) {
+        return Err(format!("{text:?} is less than a day, which is no time for an authority"));
+    }
+    Ok(life)
+}
+
 impl SignerArgs {
     /// What a new authority is made of.
     pub fn shape(&self) -> Shape {
@@ -181,19 +197,40 @@ impl SignerArgs {
             Keys::P256 => (KeyKind::P256, KeyKind::P256),
             Keys::P384 => (KeyKind::P384, KeyKind::P384),
         };
-        Shape { root_key, intermediate_key, ..Shape::default() }
+        let usual = Shape::default();
+        let given = |life: Duration| time::Duration::seconds(life.as_secs() as i64);
+        let root_life = self.ca_root_ttl.map_or(usual.root_life, given);
+        let intermediate_life =
+            self.ca_intermediate_ttl.map_or(usual.intermediate_life.min(root_life), given);
+        Shape { root_key, root_life, intermediate_key, intermediate_life }
     }
 
     /// Who signs, if not the control plane itself.
     ///
     /// # Errors
     /// The flags do not say enough, or too much.
-    pub fn elsewhere(&self, client: Option<&Client>) -> anyhow::Result<Option<Elsewhere>> {
+    pub fn elsewhere(
+        &self,
+        client: Option<&Client>,
+        longest: time::Duration,
+    ) -> anyhow::Result<Option<Elsewhere>> {
         if self.ca != Signer::Openbao && self.ca_addr.is_some() {
             bail!("--ca-addr is for --ca openbao");
         }
         if self.ca != Signer::KubernetesCsr && (self.ca_signer_name.is_some() || self.ca_trust.is_some()) {
             bail!("--ca-signer-name and --ca-trust are for --ca kubernetes-csr");
+        }
+        let lives = [self.ca_root_ttl, self.ca_intermediate_ttl];
+        if self.ca != Signer::Own && lives.iter().any(Option::is_some) {
+            bail!(
+                "--ca-root-ttl and --ca-intermediate-ttl are for the control plane's own authority (--ca own)"
+            );
+        }
+        let shape = self.shape();
+        if shape.intermediate_life > shape.root_life {
+            bail!(
+                "--ca-intermediate-ttl is longer than the root lives (--ca-root-ttl): nobody would take what it signs at the end"
+            );
         }
         match self.ca {
             Signer::Own => Ok(None),
@@ -207,7 +244,7 @@ impl SignerArgs {
                 let name = self.ca_signer_name.as_ref();
                 let name = name.context("--ca kubernetes-csr needs --ca-signer-name")?;
                 let roots = self.ca_trust.clone().context("--ca kubernetes-csr needs --ca-trust")?;
-                let api = CsrApi::new(client.clone(), name, roots)?;
+                let api = CsrApi::new(client.clone(), name, roots, longest)?;
                 Ok(Some(Elsewhere::Kubernetes(Box::new(api))))
             }
         }
@@ -305,6 +342,27 @@ mod tests {
                 assert_eq!(life.whole_days(), days);
             }
         }
+        let day = Duration::from_secs(24 * 3600);
+        let with = |root: u32, intermediate: Option<u32>| SignerArgs {
+            ca_keys: Keys::P256,
+            ca_root_ttl: Some(day * root),
+            ca_intermediate_ttl: intermediate.map(|days| day * days),
+            ..SignerArgs::default()
+        };
+        for (args, lives) in
+            [(with(100, None), [100, 100]), (with(7300, None), [7300, 365]), (with(100, Some(30)), [100, 30])]
+        {
+            let state = State::create(args.shape(), time::OffsetDateTime::now_utc()).unwrap();
+            for (authority, days) in [&state.root, &state.intermediate].into_iter().zip(lives) {
+                let facts = weft_certs::inspect::facts(authority.certificate()).unwrap();
+                assert_eq!((facts.not_after - facts.not_before).whole_days(), days);
+            }
+        }
+        let refused =
+            |args: SignerArgs| args.elsewhere(None, time::Duration::days(90)).err().unwrap().to_string();
+        assert!(refused(with(100, Some(101))).contains("is longer than the root lives"));
+        assert!(refused(SignerArgs { ca: Signer::Openbao, ..with(100, None) }).contains("--ca own"));
+        assert!(life("1h").is_err() && life("87600h").unwrap() == day * 3650);
         let shape = SignerArgs::default().shape();
         assert_eq!((shape.root_key, shape.intermediate_key), (KeyKind::Rsa4096, KeyKind::Rsa2048));
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::bundle::{self, SIGNATURE, Verified, VerifyingKey};
+use super::bundle::{self, Memory, SIGNATURE, Verified, VerifyingKey};
 use super::diagnostic::Diagnostic;
 use super::load::{LoadOutcome, list_files, load_dir, load_texts};
 
@@ -14,17 +14,25 @@ pub struct Source {
     is_bundle: bool,
     /// Files of the keys that count; none: no signature is asked for.
     keys: Vec<PathBuf>,
+    /// What was taken last, where that is remembered.
+    memory: Option<Memory>,
 }
 
 impl Source {
     /// A directory. Where there are keys, it has to be signed by one of them.
     pub fn directory(path: &Path, keys: &[PathBuf]) -> Self {
-        Self { path: path.to_owned(), is_bundle: false, keys: keys.to_owned() }
+        Self { path: path.to_owned(), is_bundle: false, keys: keys.to_owned(), memory: None }
     }
 
     /// A bundle that is signed by one of these keys.
     pub fn bundle(path: &Path, keys: &[PathBuf]) -> Self {
-        Self { path: path.to_owned(), is_bundle: true, keys: keys.to_owned() }
+        Self { path: path.to_owned(), is_bundle: true, keys: keys.to_owned(), memory: None }
+    }
+
+    /// What needs a signature must not be older than what was taken last.
+    #[must_use]
+    pub fn remembering(self, memory: Memory) -> Self {
+        Self { memory: Some(memory), ..self }
     }
 
     /// Where it is.
@@ -59,19 +67,30 @@ impl Source {
         if self.keys.is_empty() && !self.is_bundle {
             return load_dir(&self.path);
         }
-        match self.verified() {
-            Ok(Verified { revision, created, digest, key, files }) => {
-                tracing::info!(revision, created, digest, key, "the signature of the configuration is good");
-                let label = |path: String| self.path.join(path).display().to_string();
-                let files: Vec<_> = files.into_iter().map(|(path, text)| (label(path), text)).collect();
-                load_texts(&files)
-            }
-            Err((why, help)) => {
-                let label = self.path.display().to_string();
-                let diagnostics = vec![Diagnostic::file_error(&label, why, help)];
-                LoadOutcome { world: None, diagnostics, skipped: Vec::new() }
-            }
+        let refused = |(why, help): (String, &'static str)| {
+            let label = self.path.display().to_string();
+            let diagnostics = vec![Diagnostic::file_error(&label, why, help)];
+            LoadOutcome { world: None, diagnostics, skipped: Vec::new() }
+        };
+        let mut verified = match self.verified() {
+            Ok(verified) => verified,
+            Err(error) => return refused(error),
+        };
+        let Verified { revision, created, digest, key, .. } = &verified;
+        tracing::info!(revision, created, digest, key, "the signature of the configuration is good");
+        if let Some(memory) = &self.memory
+            && let Err(why) = memory.check(&verified)
+        {
+            return refused((why, "nothing of it is taken; docs/bundles.md tells how to go back"));
         }
+        let label = |path: String| self.path.join(path).display().to_string();
+        let files = std::mem::take(&mut verified.files);
+        let files: Vec<_> = files.into_iter().map(|(path, text)| (label(path), text)).collect();
+        let outcome = load_texts(&files);
+        if let (Some(memory), Some(_)) = (&self.memory, &outcome.world) {
+            memory.took(&verified);
+        }
+        outcome
     }
 
     /// The keys are read again each time: one follows another without a restart.

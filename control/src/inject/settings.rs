@@ -220,6 +220,12 @@ impl Settings {
         serde_json::from_value(value).map_err(|error| error.to_string())
     }
 
+    /// The same with a mesh's ProxyConfigs, and nothing else of it.
+    #[must_use]
+    pub fn with_proxy_configs(&self, world: &World) -> Self {
+        Self { proxy_configs: world.proxy_configs().to_vec(), ..self.clone() }
+    }
+
     /// The same where a mesh's own settings hold: what they say stands behind what the settings of injection say.
     #[must_use]
     pub fn with_world(&self, world: &World) -> Self {

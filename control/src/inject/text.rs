@@ -90,6 +90,20 @@ pub fn inject_text(text: &str, namespace: Option<&str>, settings: &Settings) -> 
     Ok(injected)
 }
 
+/// The documents of a text that are ProxyConfigs: they say how the proxies beside them are started.
+///
+/// # Errors
+/// The text is no YAML; the message says where.
+pub fn proxy_configs(text: &str) -> anyhow::Result<String> {
+    let mut found = String::new();
+    for part in split(text) {
+        if parse(&part)?.is_some_and(|value| value["kind"] == "ProxyConfig") {
+            found += &format!("---\n{part}\n");
+        }
+    }
+    Ok(found)
+}
+
 /// Documents stand between lines that begin with `---`; within a document no line can.
 fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];

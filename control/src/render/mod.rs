@@ -41,6 +41,8 @@ mod tests;
 mod tests_api;
 mod tls;
 mod traffic;
+#[cfg(test)]
+mod tuning_tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 //! [`SIGNATURE`]. What is signed is the same text for both, the statement: revision, time, and each file's path and digest in the
 //! order of the paths. It is checked on the very bytes that are read as configuration afterwards.
 
+mod accepted;
 mod keys;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use weft_certs::digest::sha256_hex;
 
+pub use accepted::Memory;
 pub use keys::{KeyError, SigningKey, VerifyingKey};
 
 use super::load::list_files;
