@@ -313,6 +313,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
             (registrar, registration::follow(watcher.subscribe(), entered))
         }
     };
+    let registrar = registrar.with_most(args.registration.max_entries_per_identity);
     let registrar = args.registration.auto_registration.then_some(registrar);
     let trust = federation::follow(authority.trust(), watcher.subscribe()).await;
     let snapshots = match args.credentials.reader(args.state_dir.as_deref())? {

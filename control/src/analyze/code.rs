@@ -142,6 +142,8 @@ codes! {
     FaultForEverybody = 233, Warning;
     /// Two Telemetries, ProxyConfigs or MetricDefinitions are for the same workloads, and one of them is not heard.
     SettingsConflict = 234, Warning;
+    /// A Sidecar's egress leaves out the collector to which its workloads send spans.
+    CollectorHidden = 235, Warning;
 }
 
 impl fmt::Display for Code {

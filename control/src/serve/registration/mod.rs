@@ -59,6 +59,9 @@ pub struct RegistrationArgs {
         value_parser = xds_protos::duration::parse
     )]
     pub workload_entry_grace: Duration,
+    /// As many workloads as one identity may have entered at a time; 0 is no limit
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub max_entries_per_identity: usize,
 }
 
 /// Makes entries, and takes them away. Cloning it shares it.
@@ -66,6 +69,8 @@ pub struct RegistrationArgs {
 pub struct Registrar {
     keep: Keep,
     grace: Duration,
+    /// The most entries that one identity may have; 0 is no limit.
+    most: usize,
 }
 
 /// How a workload is, as its proxy says; none until it has said anything.
@@ -120,12 +125,18 @@ impl Registrar {
     pub fn in_memory(grace: Duration) -> (Self, watch::Receiver<Arc<Entered>>) {
         let memory = Memory::default();
         let entered = memory.entered();
-        (Self { keep: Keep::Memory(memory), grace }, entered)
+        (Self { keep: Keep::Memory(memory), grace, most: 0 }, entered)
     }
 
     /// For a cluster.
     pub fn in_cluster(cluster: Cluster, grace: Duration) -> Self {
-        Self { keep: Keep::Cluster(cluster), grace }
+        Self { keep: Keep::Cluster(cluster), grace, most: 0 }
+    }
+
+    /// The same where one identity may have so many entries at most.
+    #[must_use]
+    pub fn with_most(self, most: usize) -> Self {
+        Self { most, ..self }
     }
 
     /// Enters a workload. It must be called within a runtime.
@@ -140,6 +151,7 @@ impl Registrar {
         identity: Option<&SpiffeId>,
     ) -> Result<Registration, Status> {
         let entry = entry(world, asked, node, identity)?;
+        self.has_room(world, &entry)?;
         let (sender, health) = watch::channel(None);
         let grace = self.grace;
         match self.keep.clone() {
@@ -153,6 +165,26 @@ impl Registrar {
             }
         }
         Ok(Registration { health: sender })
+    }
+}
+
+impl Registrar {
+    /// A token that got into wrong hands must not fill the mesh with workloads that are none. A proxy that comes back is none more.
+    fn has_room(&self, world: &World, entry: &Object<WorkloadEntry>) -> Result<(), Status> {
+        let account = &entry.spec.service_account;
+        let others = world.workloads().iter().filter(|there| {
+            there.entered_itself()
+                && there.meta.namespace == entry.meta.namespace
+                && there.service_account() == account
+                && there.meta.name != entry.meta.name
+        });
+        if self.most == 0 || others.count() < self.most {
+            return Ok(());
+        }
+        Err(Status::resource_exhausted(format!(
+            "{}/{account} has {} workloads entered, which is the most that one identity may have (--max-entries-per-identity)",
+            entry.meta.namespace, self.most
+        )))
     }
 }
 

@@ -203,3 +203,23 @@ fn what_is_entered_is_in_no_other_state_than_one_with_its_group_and_gives_way_to
     );
     assert_eq!(count(&written), (2, Some("own".to_owned())));
 }
+
+#[tokio::test]
+async fn one_identity_has_so_many_entries_and_no_more() {
+    let (registrar, entered) = Registrar::in_memory(GRACE);
+    let registrar = registrar.with_most(2);
+    let come = |ip: &str| {
+        // As states are made: with what is entered.
+        let world = world().with_entries(&entered.borrow(), None);
+        let message = message(ip, "vm", false);
+        let asked = Asked::read(&message).unwrap();
+        let identity: SpiffeId = CART.unwrap().parse().unwrap();
+        registrar.enter(&world, &asked, &ProxyNode::parse(&message).unwrap(), Some(&identity))
+    };
+    let _held = [come("10.0.0.1").unwrap(), come("10.0.0.2").unwrap()];
+    let refused = come("10.0.0.3").unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("shop/cart has 2 workloads entered"), "{refused}");
+    // One that comes back is none more.
+    come("10.0.0.2").unwrap();
+}
