@@ -56,5 +56,6 @@ mod tcp;
 mod tokens;
 mod tour;
 mod traffic_api;
+mod tuning;
 mod up;
 mod webhooks;
