@@ -2,7 +2,7 @@
 
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Name};
 use x509_parser::public_key::PublicKey;
 
 /// A certificate's facts.
@@ -71,6 +71,42 @@ pub fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, NotACertificate>
         }
     }
     Ok(facts)
+}
+
+/// A certificate's issuer as RFC 2253 writes it; nothing where it cannot be read.
+pub fn issuer(certificate: &CertificateDer<'_>) -> Option<String> {
+    X509Certificate::from_der(certificate).ok().map(|(_, parsed)| rfc2253(parsed.issuer()))
+}
+
+/// A name as RFC 2253 writes it: the last relative name first, separated by commas without spaces.
+pub fn rfc2253(name: &X509Name<'_>) -> String {
+    let mut parts = Vec::new();
+    for rdn in name.iter() {
+        let attributes: Vec<_> = rdn
+            .iter()
+            .map(|a| {
+                let oid = a.attr_type();
+                let key = x509_parser::objects::oid2abbrev(oid, x509_parser::objects::oid_registry())
+                    .map_or_else(|_| oid.to_id_string(), str::to_owned);
+                format!("{key}={}", escape(a.as_str().unwrap_or_default()))
+            })
+            .collect();
+        parts.push(attributes.join("+"));
+    }
+    parts.reverse();
+    parts.join(",")
+}
+
+fn escape(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for (i, c) in value.char_indices() {
+        let edge = c == ' ' && (i == 0 || i + 1 == value.len()) || c == '#' && i == 0;
+        if edge || matches!(c, ',' | '+' | '"' | '\\' | '<' | '>' | ';') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
 }
 
 #[cfg(test)]

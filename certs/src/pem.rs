@@ -44,6 +44,22 @@ pub fn encode(certificate: &CertificateDer<'_>) -> String {
     block("CERTIFICATE", certificate)
 }
 
+/// One certificate as PEM, percent-encoded, as headers and logs carry it.
+pub fn encode_for_urls(certificate: &CertificateDer<'_>) -> String {
+    let mut out = String::new();
+    for c in encode(certificate).chars() {
+        match c {
+            '\n' => out.push_str("%0A"),
+            ' ' => out.push_str("%20"),
+            '+' => out.push_str("%2B"),
+            '/' => out.push_str("%2F"),
+            '=' => out.push_str("%3D"),
+            other => out.push(other),
+        }
+    }
+    out
+}
+
 /// Certificates as PEM, one after another.
 pub fn encode_all(certificates: &[CertificateDer<'_>]) -> String {
     certificates.iter().map(encode).collect()

@@ -16,6 +16,8 @@ mod bundle;
 mod cert_fetch;
 mod churn;
 mod cli;
+#[path = "../collectors/mod.rs"]
+mod collectors;
 mod configuration_tests;
 mod credentials;
 mod demo;
@@ -39,6 +41,7 @@ mod layering;
 mod ledger;
 #[path = "../rate_limits/mod.rs"]
 mod limits;
+mod logs;
 mod metrics;
 mod plan;
 mod quarantine;

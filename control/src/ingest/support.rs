@@ -199,8 +199,7 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     (Kind::MeshConfig, "extensionProviders.opentelemetry.http.headers", &["envName"]),
     (Kind::MeshConfig, "extensionProviders.opentelemetry.grpc.initialMetadata", &["envName"]),
     (Kind::MeshConfig, "extensionProviders.zipkin", &["headers", "timeout"]),
-    // Where logs, metrics and traces cannot go yet.
-    (Kind::MeshConfig, "extensionProviders", &["envoyHttpAls", "envoyOtelAls", "envoyTcpAls", "sds"]),
+    (Kind::MeshConfig, "extensionProviders", &["sds"]),
     (Kind::MeshConfig, "caCertificates", &["certSigners"]),
     (
         Kind::MeshConfig,

@@ -18,12 +18,28 @@ pub struct ExtensionProvider {
     pub envoy_ext_authz_grpc: Option<ExtAuthzGrpc>,
     /// Requests are logged to a file.
     pub envoy_file_access_log: Option<FileAccessLog>,
+    /// Requests are logged to a collector of OTLP.
+    pub envoy_otel_als: Option<OtelAls>,
+    /// Requests are logged to an access log service of Envoy's.
+    pub envoy_http_als: Option<HttpAls>,
+    /// Connections are.
+    pub envoy_tcp_als: Option<TcpAls>,
     /// Metrics are there to be fetched, as they always are.
     pub prometheus: Option<Prometheus>,
     /// It gets spans by OTLP.
     pub opentelemetry: Option<OpenTelemetry>,
     /// It gets spans as Zipkin does.
     pub zipkin: Option<Zipkin>,
+}
+
+impl ExtensionProvider {
+    /// The service and port that logs go to; none where none do.
+    pub fn logs_to(&self) -> Option<(&str, u16)> {
+        let otel = self.envoy_otel_als.as_ref().map(|a| (a.service.as_str(), a.port));
+        let http = self.envoy_http_als.as_ref().map(|a| (a.service.as_str(), a.port));
+        let tcp = self.envoy_tcp_als.as_ref().map(|a| (a.service.as_str(), a.port));
+        otel.or(http).or(tcp)
+    }
 }
 
 /// Metrics that are fetched: there is nothing to say about it.
@@ -39,6 +55,56 @@ pub struct FileAccessLog {
     pub path: String,
     /// How a line is written; Istio's text by default.
     pub log_format: Option<LogFormat>,
+    /// What is absent is left out.
+    pub omit_empty_values: bool,
+}
+
+/// A collector that requests are logged to by OTLP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct OtelAls {
+    /// Its service: `HOST`, or `NAMESPACE/HOST`.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// What the log is called there.
+    pub log_name: String,
+    /// The body of records, Istio's text by default, and their attributes.
+    pub log_format: Option<LogFormat>,
+}
+
+/// An access log service that requests are logged to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct HttpAls {
+    /// Its service: `HOST`, or `NAMESPACE/HOST`.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// What the log is called there.
+    pub log_name: String,
+    /// Objects of the filter state that it is told; the peers by default.
+    pub filter_state_objects_to_log: Vec<String>,
+    /// Header fields of requests that it is told.
+    pub additional_request_headers_to_log: Vec<String>,
+    /// Header fields of answers.
+    pub additional_response_headers_to_log: Vec<String>,
+    /// Their trailers.
+    pub additional_response_trailers_to_log: Vec<String>,
+}
+
+/// An access log service that connections are logged to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct TcpAls {
+    /// Its service: `HOST`, or `NAMESPACE/HOST`.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// What the log is called there.
+    pub log_name: String,
+    /// Objects of the filter state that it is told; the peers by default.
+    pub filter_state_objects_to_log: Vec<String>,
 }
 
 /// How a line is written.

@@ -6,13 +6,24 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::gateway_api::TargetRef;
-use super::meta::Object;
+use super::meta::{Meta, Object};
 use super::tracing::{Share, SpanTags};
 use super::values::{Labels, Timespan, WorkloadSelector};
 use super::world::World;
 
 /// The provider of logs that is always there: the mesh's format, to the mesh's file or `/dev/stdout`.
 pub const BUILT_IN_LOG: &str = "envoy";
+
+/// How many of the requests that the filters of a Telemetry's logs do not take are logged as well, in per cent.
+pub const SAMPLING_ANNOTATION: &str = "weft.dev/access-log-sampling";
+
+/// The share that the annotation says; why not, where it says none.
+pub fn sampling(meta: &Meta) -> Option<Result<Share, String>> {
+    let text = meta.annotations.get(SAMPLING_ANNOTATION)?;
+    let number: Result<f64, _> = text.trim_end_matches('%').trim().parse();
+    let share = number.ok().map(Share::of).filter(|share| share.fits());
+    Some(share.ok_or_else(|| format!("{text:?} is no percentage from 0 to 100")))
+}
 
 /// The specification of a Telemetry.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

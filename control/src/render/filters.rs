@@ -104,7 +104,7 @@ pub(super) fn http_connection_manager(
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         "stream_idle_timeout": "0s",
         "http_filters": http_filters(world, node, way),
-        "access_log": telemetry::access_log(world, node, way),
+        "access_log": telemetry::access_log(world, node, way, true),
     });
     if matches!(normalization, Normalization::MergeSlashes | Normalization::DecodeAndMergeSlashes) {
         hcm["merge_slashes"] = true.into();
@@ -166,7 +166,7 @@ pub(super) fn tcp_chain(world: &World, node: &ProxyNode, way: Way, cluster: &Val
     }
     let mut proxy = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        "access_log": telemetry::access_log(world, node, way),
+        "access_log": telemetry::access_log(world, node, way, false),
     });
     match cluster {
         Value::String(name) => {

@@ -19,6 +19,7 @@ mod inbound;
 mod layer4;
 mod listener;
 mod locality;
+mod logs;
 mod memo;
 mod metric_definition;
 mod names;

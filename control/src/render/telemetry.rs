@@ -2,57 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::ProxyNode;
 use super::filters::Way;
+use super::logs::{Taken, logger};
 use crate::model::World;
-use crate::model::mesh_config::AccessLogEncoding;
-use crate::model::telemetry::{BUILT_IN_LOG, Metric, Side, TagOperation};
-
-/// Istio's default text format.
-const LOG_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
-%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \
-\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
-%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \
-\"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% \
-%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
-
-/// The keys of Istio's default JSON log, and what they show.
-const LOG_JSON: [(&str, &str); 23] = [
-    ("start_time", "%START_TIME%"),
-    ("route_name", "%ROUTE_NAME%"),
-    ("method", "%REQ(:METHOD)%"),
-    ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
-    ("protocol", "%PROTOCOL%"),
-    ("response_code", "%RESPONSE_CODE%"),
-    ("response_flags", "%RESPONSE_FLAGS%"),
-    ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
-    ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
-    ("bytes_received", "%BYTES_RECEIVED%"),
-    ("bytes_sent", "%BYTES_SENT%"),
-    ("duration", "%DURATION%"),
-    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
-    ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
-    ("user_agent", "%REQ(USER-AGENT)%"),
-    ("request_id", "%REQ(X-REQUEST-ID)%"),
-    ("authority", "%REQ(:AUTHORITY)%"),
-    ("upstream_host", "%UPSTREAM_HOST%"),
-    ("upstream_cluster", "%UPSTREAM_CLUSTER_RAW%"),
-    ("upstream_local_address", "%UPSTREAM_LOCAL_ADDRESS%"),
-    ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
-    ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
-    ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
-];
+use crate::model::telemetry::{BUILT_IN_LOG, Metric, Side, TagOperation, sampling};
 
 pub(super) fn side(way: Way) -> Side {
     if way == Way::Inbound { Side::Server } else { Side::Client }
 }
 
-/// Whom requests are told, and which of them.
-pub(super) fn access_log(world: &World, node: &ProxyNode, way: Way) -> Value {
+/// Whom requests are told (or connections, where it is not HTTP), and which of them.
+pub(super) fn access_log(world: &World, node: &ProxyNode, way: Way, http: bool) -> Value {
     let by_default = !world.mesh().access_log_file.is_empty();
-    let mut told: Vec<(String, Option<String>)> =
+    let mut told: Vec<(String, Option<Taken>)> =
         by_default.then(|| (BUILT_IN_LOG.to_owned(), None)).into_iter().collect();
     for telemetry in world.telemetries_of(&node.namespace, node.selected_by(world)) {
         let here =
@@ -78,68 +43,17 @@ pub(super) fn access_log(world: &World, node: &ProxyNode, way: Way) -> Value {
             if names.is_empty() {
                 names.push(BUILT_IN_LOG.to_owned());
             }
-            let filter = logging.filter.as_ref().map(|filter| filter.expression.clone());
+            let filter = logging.filter.as_ref().map(|filter| Taken {
+                expression: filter.expression.clone(),
+                others: sampling(&telemetry.meta).and_then(Result::ok),
+            });
             for name in names {
                 told.retain(|(other, _)| *other != name);
                 told.push((name, filter.clone()));
             }
         }
     }
-    told.iter().filter_map(|(name, filter)| logger(world, name, filter.as_deref())).collect()
-}
-
-/// A provider as a logger of Envoy's; none for one that takes no logs.
-fn logger(world: &World, name: &str, filter: Option<&str>) -> Option<Value> {
-    let mesh = world.mesh();
-    let (path, format) = if name == BUILT_IN_LOG {
-        (mesh.access_log_file.as_str(), mesh_format(world))
-    } else {
-        let provider = mesh.extension_providers.iter().find(|provider| provider.name == name)?;
-        let file = provider.envoy_file_access_log.as_ref()?;
-        let format = match &file.log_format {
-            Some(format) if !format.labels.is_empty() => json!({"json_format": format.labels}),
-            Some(format) => text_format(&format.text),
-            None => text_format(LOG_FORMAT),
-        };
-        (file.path.as_str(), format)
-    };
-    let mut log = json!({
-        "name": "envoy.access_loggers.file",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
-            "path": if path.is_empty() { "/dev/stdout" } else { path },
-            "log_format": format,
-        },
-    });
-    if let Some(expression) = filter {
-        log["filter"] = json!({"extension_filter": {
-            "name": "envoy.access_loggers.extension_filters.cel",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-                "expression": expression,
-            },
-        }});
-    }
-    Some(log)
-}
-
-/// The mesh's format.
-fn mesh_format(world: &World) -> Value {
-    let mesh = world.mesh();
-    match (mesh.access_log_encoding, mesh.access_log_format.as_str()) {
-        (AccessLogEncoding::Json, given) => {
-            let given = serde_json::from_str(given).unwrap_or_else(|_| {
-                LOG_JSON.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect::<Map<_, _>>()
-            });
-            json!({"json_format": given})
-        }
-        (AccessLogEncoding::Text, "") => text_format(LOG_FORMAT),
-        (AccessLogEncoding::Text, given) => text_format(given),
-    }
-}
-
-fn text_format(text: &str) -> Value {
-    json!({"text_format_source": {"inline_string": text}})
+    told.iter().filter_map(|(name, taken)| logger(world, name, taken.as_ref(), http)).collect()
 }
 
 /// What is otherwise of a metric.

@@ -17,6 +17,19 @@ data:
     extensionProviders:
     - {name: file, envoyFileAccessLog: {path: /var/log/a, logFormat: {text: '%RESPONSE_CODE%'}}}
     - {name: json, envoyFileAccessLog: {logFormat: {labels: {code: '%RESPONSE_CODE%'}}}}
+    - {name: otel, envoyOtelAls: {service: collector.example, port: 4317, logFormat: {labels: {code: '%RESPONSE_CODE%'}}}}
+    - {name: requests, envoyHttpAls: {service: n/collector.example, port: 4317, additionalRequestHeadersToLog: [x-a]}}
+    - {name: connections, envoyTcpAls: {service: collector.example, port: 4317, logName: mine, filterStateObjectsToLog: [k]}}
+    - {name: away, envoyOtelAls: {service: nowhere.example, port: 4317}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: collector, namespace: n}
+spec:
+  hosts: [collector.example]
+  resolution: STATIC
+  ports: [{name: grpc, number: 4317, protocol: GRPC}]
+  endpoints: [{address: 127.0.9.9}]
 ---
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
@@ -36,7 +49,7 @@ fn world(telemetries: &[String]) -> World {
 
 /// Path and filter of each logger.
 fn logs(world: &World, way: Way) -> Vec<(String, Value)> {
-    let all = access_log(world, &node("sidecar", "127.0.9.1", "n"), way);
+    let all = access_log(world, &node("sidecar", "127.0.9.1", "n"), way, true);
     let of = |log: &Value| {
         let filter = log["filter"]["extension_filter"]["typed_config"]["expression"].clone();
         (log["typed_config"]["path"].as_str().unwrap().to_owned(), filter)
@@ -71,11 +84,11 @@ fn a_side_has_logs_and_filters_of_its_own() {
     assert_eq!(logs(&world, Way::Inbound), [("/dev/stdout".to_owned(), "response.code >= 500".into())]);
     let spec = "{accessLogging: [{providers: [{name: file}, {name: json}]}]}";
     let world = self::world(&[telemetry("n", "own", spec)]);
-    let all = access_log(&world, &node("sidecar", "127.0.9.1", "n"), Way::Outbound);
+    let all = access_log(&world, &node("sidecar", "127.0.9.1", "n"), Way::Outbound, true);
     assert_eq!(all[1]["typed_config"]["log_format"], json!({"json_format": {"code": "%RESPONSE_CODE%"}}));
     assert_eq!(
         all[0]["typed_config"]["log_format"]["text_format_source"]["inline_string"],
-        "%RESPONSE_CODE%"
+        "%RESPONSE_CODE%\n"
     );
 }
 
@@ -149,4 +162,56 @@ spec: {type: GAUGE}
     assert_eq!((&at_cart[1]["max_series"], &at_cart[1]["idle_timeout"]), (&json!(7), &json!("30s")));
     assert_eq!(of("shop", "cart", Way::Outbound).len(), 1);
     assert_eq!(of("shop", "other", Way::Inbound).len(), 1);
+}
+
+#[test]
+fn collectors_of_logs_get_what_istio_gives_them_and_each_its_own_kind() {
+    let names = ["otel", "requests", "connections", "away"].map(|name| format!("{{name: {name}}}"));
+    let spec = format!("{{accessLogging: [{{providers: [{}]}}]}}", names.join(", "));
+    let world = self::world(&[telemetry("n", "own", &spec)]);
+    let node = node("sidecar", "127.0.9.1", "n");
+    let all = access_log(&world, &node, Way::Outbound, true);
+    let service = json!({"envoy_grpc":
+        {"cluster_name": "outbound|4317||collector.example", "authority": "collector.example"}});
+    assert_eq!(
+        all.as_array().unwrap().len(),
+        2,
+        "one for connections, and one that is away, are not there: {all}"
+    );
+    let otel = &all[0]["typed_config"];
+    assert_eq!(otel["common_config"]["grpc_service"], service);
+    assert_eq!(otel["common_config"]["log_name"], "otel_envoy_accesslog");
+    assert_eq!(otel["disable_builtin_labels"], true);
+    assert!(otel["body"]["string_value"].as_str().unwrap().starts_with("[%START_TIME%]"));
+    let code = json!({"values": [{"key": "code", "value": {"string_value": "%RESPONSE_CODE%"}}]});
+    assert_eq!(otel["attributes"], code);
+    let http = &all[1]["typed_config"];
+    assert_eq!(http["common_config"]["grpc_service"], service);
+    let objects = &http["common_config"]["filter_state_objects_to_log"];
+    assert_eq!(
+        (objects, &http["additional_request_headers_to_log"]),
+        (&json!(["upstream_peer", "downstream_peer"]), &json!(["x-a"]))
+    );
+    let all = access_log(&world, &node, Way::Outbound, false);
+    assert_eq!(all.as_array().unwrap().len(), 2, "{all}");
+    let tcp = &all[1]["typed_config"];
+    assert_eq!(all[1]["name"], "envoy.access_loggers.tcp_grpc");
+    assert_eq!(
+        (&tcp["common_config"]["log_name"], &tcp["common_config"]["filter_state_objects_to_log"]),
+        (&json!("mine"), &json!(["k"]))
+    );
+}
+
+#[test]
+fn what_a_filter_does_not_take_is_sampled_where_an_annotation_says_so() {
+    let filter = "{accessLogging: [{filter: {expression: response.code >= 500}}]}";
+    let all = telemetry("n", "own", filter)
+        .replace("name: own", "name: own, annotations: {weft.dev/access-log-sampling: '0.5'}");
+    let log = access_log(&world(&[all]), &node("sidecar", "127.0.9.1", "n"), Way::Inbound, true);
+    let filters = &log[0]["filter"]["or_filter"]["filters"];
+    assert_eq!(filters[0]["extension_filter"]["typed_config"]["expression"], "response.code >= 500");
+    assert_eq!(
+        filters[1]["runtime_filter"]["percent_sampled"],
+        json!({"numerator": 50, "denominator": "TEN_THOUSAND"})
+    );
 }

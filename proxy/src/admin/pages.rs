@@ -12,9 +12,10 @@ use super::{
     AdminState, certs, clusters, config_dump, events, process, prometheus, requests, snapshot, stats,
 };
 use crate::state::DrainScope;
+use crate::telemetry::access_log::Sink;
 
 /// Paths, whether they change something (and so want POST), and what they do.
-const INDEX: [(&str, bool, &str); 20] = [
+const INDEX: [(&str, bool, &str); 21] = [
     ("/", false, "this list"),
     ("/help", false, "this list"),
     ("/ready", false, "LIVE with 200 when the proxy serves, else why not with 503"),
@@ -35,6 +36,7 @@ const INDEX: [(&str, bool, &str); 20] = [
     ("/server_info", false, "version, state, uptime, node"),
     ("/memory", false, "memory of the process"),
     ("/logging", true, "what is logged (?level=RULES changes it)"),
+    ("/reopen_logs", true, "open log files anew, after they were rotated"),
     ("/healthcheck/fail", true, "be not ready"),
     ("/healthcheck/ok", true, "be ready again"),
     (
@@ -137,6 +139,10 @@ pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> P
             Ok(now) => Page::text(format!("active rules: {now}\n")),
             Err(message) => Page::error(StatusCode::BAD_REQUEST, message),
         },
+        "/reopen_logs" => {
+            Sink::reopen_all();
+            Page::text("OK\n")
+        }
         "/healthcheck/fail" | "/healthcheck/ok" => {
             state.readiness.fail(path.ends_with("fail"));
             Page::text("OK\n")

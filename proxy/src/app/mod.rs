@@ -135,6 +135,10 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     }
     tokio::task::spawn_local(engine.tables().jwks.run());
     tokio::task::spawn_local(engine.tables().tracers.run());
+    tokio::task::spawn_local(engine.tables().loggers.run());
+    tokio::task::spawn_local(reopen_logs(tokio::signal::unix::signal(
+        tokio::signal::unix::SignalKind::user_defined1(),
+    )?));
     if !start.stats.metric_expiry.is_zero() {
         tokio::task::spawn_local(expire(start.stats.metric_expiry));
     }
@@ -151,6 +155,14 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     let why = ending::due(&state, &start.ending).await?;
     ending::end(&state, &start.ending, why).await;
     Ok(())
+}
+
+/// Opens log files anew whenever SIGUSR1 says that they were rotated.
+async fn reopen_logs(mut told: tokio::signal::unix::Signal) {
+    while told.recv().await.is_some() {
+        tracing::info!("SIGUSR1: opening log files anew");
+        Sink::reopen_all();
+    }
 }
 
 /// Looks at the sets of labels of metrics so often that none stays much longer than it may without being counted under.

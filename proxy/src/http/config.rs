@@ -268,7 +268,11 @@ impl HcmConfig {
         );
         let mut logs = Vec::with_capacity(config.access_log.len());
         for (index, log) in config.access_log.iter().enumerate() {
-            logs.extend(collect(AccessLogConfig::compile(log), format!("access_log[{index}]"), &mut errors));
+            logs.extend(collect(
+                AccessLogConfig::compile(log, context),
+                format!("access_log[{index}]"),
+                &mut errors,
+            ));
         }
         let internal_ranges = internal_ranges(config, &mut errors);
         let detections = detection::detections(config, &mut errors);

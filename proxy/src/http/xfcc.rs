@@ -2,9 +2,8 @@
 
 use std::fmt::Write;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue};
+use weft_certs::pem;
 
 use super::config::{ClientCert, ClientCertFields};
 use crate::codec::Headers;
@@ -59,10 +58,10 @@ pub fn element(tls: &TlsInfo, fields: ClientCertFields) -> Option<HeaderValue> {
         let _ = write!(text, "{byte:02x}");
     }
     if fields.cert {
-        let _ = write!(text, ";Cert=\"{}\"", encoded_pem(leaf));
+        let _ = write!(text, ";Cert=\"{}\"", pem::encode_for_urls(leaf));
     }
     if fields.chain {
-        let chain: String = tls.peer_chain.iter().map(|c| encoded_pem(c)).collect();
+        let chain: String = tls.peer_chain.iter().map(pem::encode_for_urls).collect();
         let _ = write!(text, ";Chain=\"{chain}\"");
     }
     if fields.subject {
@@ -82,25 +81,6 @@ pub fn element(tls: &TlsInfo, fields: ClientCertFields) -> Option<HeaderValue> {
         }
     }
     HeaderValue::try_from(text).ok()
-}
-
-/// A certificate in PEM, percent-encoded.
-fn encoded_pem(der: &[u8]) -> String {
-    let mut out = String::from("-----BEGIN%20CERTIFICATE-----%0A");
-    let base64 = STANDARD.encode(der);
-    for line in base64.as_bytes().chunks(64) {
-        for byte in line {
-            match byte {
-                b'+' => out.push_str("%2B"),
-                b'/' => out.push_str("%2F"),
-                b'=' => out.push_str("%3D"),
-                other => out.push(char::from(*other)),
-            }
-        }
-        out.push_str("%0A");
-    }
-    out.push_str("-----END%20CERTIFICATE-----%0A");
-    out
 }
 
 #[cfg(test)]

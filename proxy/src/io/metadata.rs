@@ -61,6 +61,16 @@ impl DynamicMetadata {
         (!fields.is_empty()).then_some(Struct { fields })
     }
 
+    /// Everything, by namespace.
+    pub fn all(&self) -> BTreeMap<String, Struct> {
+        let mut all: BTreeMap<String, Struct> = BTreeMap::new();
+        for item in &self.0 {
+            let fields = &mut all.entry(item.namespace.to_owned()).or_default().fields;
+            fields.insert((*item.key).to_owned(), item.value.value().into_owned());
+        }
+        all
+    }
+
     /// The value at a path in a namespace.
     pub fn get<P: AsRef<str>>(&self, namespace: &str, path: &[P]) -> Option<Cow<'_, Value>> {
         let (first, rest) = path.split_first()?;

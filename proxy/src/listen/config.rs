@@ -199,7 +199,7 @@ impl ListenerConfig {
         let mut logs = Vec::new();
         for (i, log) in proto.access_log.iter().enumerate() {
             let path = format!("access_log[{i}]");
-            if let Some(log) = collect(AccessLogConfig::compile(log), &path, &mut errors) {
+            if let Some(log) = collect(AccessLogConfig::compile(log, ctx), &path, &mut errors) {
                 match log.open() {
                     Ok(log) => logs.push(log),
                     Err(e) => errors.push(ConfigError::new(path, format!("the log cannot be opened: {e}"))),

@@ -10,7 +10,7 @@ use xds_protos::prost::Message;
 
 use super::call;
 use crate::cluster::Cluster;
-use crate::codec::{Body, Protocol};
+use crate::codec::{Body, Protocol, RequestHead};
 use crate::io::ConnectionInfo;
 use crate::route::config::duration;
 use crate::state::{CompileContext, ConfigError, Slot};
@@ -73,6 +73,34 @@ impl GrpcService {
         })
     }
 
+    fn head(&self, method: &'static str, timeout: Duration) -> RequestHead {
+        let mut head =
+            call::head(Method::POST, self.authority.clone(), Bytes::from_static(method.as_bytes()));
+        head.protocol = Protocol::Http2;
+        let headers = &mut head.headers;
+        headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.append(TRAILERS, HeaderValue::from_static("trailers"));
+        if !timeout.is_zero()
+            && let Ok(value) = HeaderValue::try_from(format!("{}m", timeout.as_millis()))
+        {
+            headers.append(GRPC_TIMEOUT, value);
+        }
+        for (name, value) in &self.metadata {
+            headers.append(name.clone(), value.clone());
+        }
+        head
+    }
+
+    /// Sends a stream of messages, framed already, and waits until the other side has ended it. The service's timeout is not for
+    /// streams.
+    pub async fn stream(&self, method: &'static str, messages: Body, connection: &Arc<ConnectionInfo>) {
+        let head = self.head(method, Duration::ZERO);
+        let called = call::call(&self.cluster, head, messages, Duration::ZERO, connection.clone()).await;
+        if let Ok(mut reply) = called {
+            let _ = call::read(&mut reply.body, LONGEST).await;
+        }
+    }
+
     /// Calls a method, by its path; none if there is no answer.
     pub async fn ask<A: Message + Default>(
         &self,
@@ -80,20 +108,7 @@ impl GrpcService {
         request: &impl Message,
         connection: &Arc<ConnectionInfo>,
     ) -> Option<A> {
-        let mut head =
-            call::head(Method::POST, self.authority.clone(), Bytes::from_static(method.as_bytes()));
-        head.protocol = Protocol::Http2;
-        let headers = &mut head.headers;
-        headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.append(TRAILERS, HeaderValue::from_static("trailers"));
-        if !self.timeout.is_zero()
-            && let Ok(value) = HeaderValue::try_from(format!("{}m", self.timeout.as_millis()))
-        {
-            headers.append(GRPC_TIMEOUT, value);
-        }
-        for (name, value) in &self.metadata {
-            headers.append(name.clone(), value.clone());
-        }
+        let head = self.head(method, self.timeout);
         let work = async {
             let body = Body::Full(framed(request));
             let mut reply =
@@ -117,7 +132,7 @@ impl GrpcService {
 }
 
 /// A message behind its five bytes: not compressed, and its length.
-fn framed(message: &impl Message) -> Bytes {
+pub fn framed(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut bytes = BytesMut::with_capacity(5 + length);
     bytes.put_u8(0);

@@ -14,6 +14,7 @@ use crate::filters::jwt_authn::remote::KeySets;
 use crate::http::trace::export::Tracers;
 use crate::identity::Secret;
 use crate::route::RouteConfig;
+use crate::router::logs::Loggers;
 
 /// All clusters.
 pub type ClusterTable = SlotTable<Cluster>;
@@ -85,6 +86,8 @@ pub struct Tables {
     pub jwks: Arc<KeySets>,
     /// Who takes the spans of traces.
     pub tracers: Arc<Tracers>,
+    /// Who takes the entries of access logs.
+    pub loggers: Arc<Loggers>,
 }
 
 /// The surroundings of one resource's compilation. One context serves one resource: what was taken from it are that
@@ -103,6 +106,8 @@ pub struct CompileContext {
     pub jwks: Arc<KeySets>,
     /// Who takes the spans of traces.
     pub tracers: Arc<Tracers>,
+    /// Who takes the entries of access logs.
+    pub loggers: Arc<Loggers>,
     /// Who we are.
     pub node: Arc<NodeInfo>,
     /// The wall clock, an argument so that compilation is a pure function.
@@ -120,6 +125,7 @@ impl CompileContext {
             sds_servers: tables.sds_servers.clone(),
             jwks: tables.jwks.clone(),
             tracers: tables.tracers.clone(),
+            loggers: tables.loggers.clone(),
             node,
             now,
         }

@@ -74,11 +74,11 @@ fn providers(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
             let is = |one: &&ExtensionProvider| one.name == provider.name;
             let reason = match known.iter().find(is) {
                 _ if provider.name == BUILT_IN_LOG || provider.name.is_empty() => continue,
-                Some(one) if one.envoy_file_access_log.is_some() => continue,
+                Some(one) if one.envoy_file_access_log.is_some() || one.logs_to().is_some() => continue,
                 Some(_) => format!("the extension provider {:?} takes no logs", provider.name),
                 None => format!("no extension provider is called {:?}", provider.name),
             };
-            let help = "nothing is logged to it; define it in MeshConfig's extensionProviders (envoyFileAccessLog), or write envoy";
+            let help = "nothing is logged to it; define it in MeshConfig's extensionProviders (envoyFileAccessLog, envoyOtelAls, envoyHttpAls, envoyTcpAls), or write envoy";
             diagnostics.push(finding(&telemetry.meta, Severity::Warning, reason, help));
         }
     }

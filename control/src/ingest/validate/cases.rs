@@ -1250,6 +1250,12 @@ fn extension_providers() {
             "extensionProviders[0].envoyExtAuthzGrpc.port: a port is missing",
         ),
         ("zipkin: {service: a.b}", "extensionProviders[0].zipkin.port: "),
+        ("envoyOtelAls: {port: 1}", "extensionProviders[0].envoyOtelAls.service: "),
+        ("envoyTcpAls: {service: a.b}", "extensionProviders[0].envoyTcpAls.port: a port is missing"),
+        (
+            "envoyHttpAls: {service: a.b, port: 1, additionalRequestHeadersToLog: ['a b']}",
+            "extensionProviders[0].envoyHttpAls.additionalRequestHeadersToLog[0]: \"a b\" is no header",
+        ),
         (
             "opentelemetry: {service: a.b, port: 1, http: {path: x}}",
             "extensionProviders[0].opentelemetry.http.path: ",

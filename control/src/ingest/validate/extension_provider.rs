@@ -5,7 +5,7 @@ use xds_protos::envoy::r#type::v3::StatusCode;
 use super::super::diagnostic::Findings;
 use super::{host_form, period, port};
 use crate::model::extension_provider::{
-    ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, FileAccessLog, RequestBody,
+    ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, FileAccessLog, HttpAls, RequestBody,
 };
 use crate::model::tracing::{JAEGER_PORT, OTLP_GRPC_PORT, OTLP_HTTP_PORT, OpenTelemetry, Zipkin};
 
@@ -21,10 +21,14 @@ pub(super) fn extension_providers(findings: &mut Findings, providers: &[Extensio
         let kinds = usize::from(provider.envoy_ext_authz_http.is_some())
             + usize::from(provider.envoy_ext_authz_grpc.is_some())
             + usize::from(provider.envoy_file_access_log.is_some())
+            + usize::from(provider.envoy_otel_als.is_some())
+            + usize::from(provider.envoy_http_als.is_some())
+            + usize::from(provider.envoy_tcp_als.is_some())
             + usize::from(provider.prometheus.is_some())
             + usize::from(provider.opentelemetry.is_some())
             + usize::from(provider.zipkin.is_some());
-        let help = "give one of envoyExtAuthzHttp, envoyExtAuthzGrpc, envoyFileAccessLog, prometheus, opentelemetry and zipkin";
+        let help = "give one of envoyExtAuthzHttp, envoyExtAuthzGrpc, envoyFileAccessLog, envoyOtelAls, envoyHttpAls, envoyTcpAls, \
+            prometheus, opentelemetry and zipkin";
         match kinds {
             0 => findings.error(&path, "does not say what it is", help),
             1 => {}
@@ -44,6 +48,15 @@ pub(super) fn extension_providers(findings: &mut Findings, providers: &[Extensio
         }
         if let Some(given) = &provider.envoy_file_access_log {
             file(findings, &format!("{path}.envoyFileAccessLog"), given);
+        }
+        if let Some(given) = &provider.envoy_otel_als {
+            place(findings, &format!("{path}.envoyOtelAls"), &given.service, given.port);
+        }
+        if let Some(given) = &provider.envoy_http_als {
+            http_als(findings, &format!("{path}.envoyHttpAls"), given);
+        }
+        if let Some(given) = &provider.envoy_tcp_als {
+            place(findings, &format!("{path}.envoyTcpAls"), &given.service, given.port);
         }
     }
 }
@@ -109,6 +122,22 @@ fn file(findings: &mut Findings, path: &str, provider: &FileAccessLog) {
             "is neither a text nor labels, or both",
             "give one of text and labels",
         );
+    }
+}
+
+fn http_als(findings: &mut Findings, path: &str, provider: &HttpAls) {
+    place(findings, path, &provider.service, provider.port);
+    for (name, list) in [
+        ("additionalRequestHeadersToLog", &provider.additional_request_headers_to_log),
+        ("additionalResponseHeadersToLog", &provider.additional_response_headers_to_log),
+        ("additionalResponseTrailersToLog", &provider.additional_response_trailers_to_log),
+    ] {
+        for (index, field) in list.iter().enumerate() {
+            if http::HeaderName::from_bytes(field.as_bytes()).is_err() {
+                let reason = format!("{field:?} is no header name");
+                findings.error(format!("{path}.{name}[{index}]"), reason, "write a name, such as x-user");
+            }
+        }
     }
 }
 

@@ -4,11 +4,24 @@ use super::super::diagnostic::Findings;
 use super::annotations;
 use super::authorization_policy::{selector, targets};
 use crate::model::meta::Meta;
-use crate::model::telemetry::{ProviderName, TagOperation, Telemetry, Tracing};
+use crate::model::telemetry::{
+    ProviderName, SAMPLING_ANNOTATION, TagOperation, Telemetry, Tracing, sampling as log_sampling,
+};
 use crate::model::tracing::{Share, SpanTags};
 
 pub(in super::super) fn telemetry(spec: &Telemetry, meta: &Meta, findings: &mut Findings) {
-    annotations(findings, meta, &[]);
+    annotations(findings, meta, &[SAMPLING_ANNOTATION]);
+    let path = format!("metadata.annotations.{SAMPLING_ANNOTATION}");
+    match log_sampling(meta) {
+        None => {}
+        Some(Err(reason)) => findings.error(path, reason, "write a percentage, such as 1 or 0.5"),
+        Some(Ok(_)) if spec.access_logging.iter().all(|logging| logging.filter.is_none()) => findings.error(
+            path,
+            "there is no filter: everything is logged, or nothing",
+            "give accessLogging a filter for what is always logged, such as response.code >= 500",
+        ),
+        Some(Ok(_)) => {}
+    }
     selector(findings, spec.selector.as_ref());
     targets(findings, &meta.namespace, spec.selector.is_some(), spec.target_ref.as_ref(), &spec.target_refs);
     for (index, logging) in spec.access_logging.iter().enumerate() {

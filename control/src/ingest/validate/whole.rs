@@ -16,6 +16,7 @@ pub(in super::super) fn whole(world: &World) -> Vec<Diagnostic> {
     replicas(world, &mut found);
     trials(world, &mut found);
     tracing(world, &mut found);
+    logs(world, &mut found);
     found
 }
 
@@ -102,6 +103,43 @@ fn replicas(world: &World, found: &mut Vec<Diagnostic>) {
                     warn("version", format!("drift: {host} has no endpoint{which}"));
                 }
                 _ => {}
+            }
+        }
+    }
+}
+
+/// Logs that go nowhere.
+fn logs(world: &World, found: &mut Vec<Diagnostic>) {
+    let providers = &world.mesh().extension_providers;
+    for object in world.telemetries() {
+        for (index, logging) in object.spec.access_logging.iter().enumerate() {
+            for (at, named) in logging.providers.iter().enumerate() {
+                let provider = providers.iter().find(|p| p.name == named.name);
+                let Some((service, port)) = provider.and_then(|p| p.logs_to()) else { continue };
+                let (namespace, host) = match service.split_once('/') {
+                    Some((namespace, host)) => (Some(namespace), host),
+                    None => (None, service),
+                };
+                let mut known = world.services_with_host(host);
+                let known = known.find(|s| namespace.is_none_or(|n| s.namespace() == n));
+                let path = format!("spec.accessLogging[{index}].providers[{at}].name");
+                match known.and_then(|s| s.port(port)) {
+                    None => {
+                        let reason = format!(
+                            "no service {service} with port {port} is known: nothing is logged to it"
+                        );
+                        let help = "add the service of the collector, or a ServiceEntry for it, or correct the provider";
+                        found.push(warning(&object.meta, &path, reason, help));
+                    }
+                    Some(known) if !known.protocol.is_http2() => {
+                        let reason = format!(
+                            "logs go to {service} by gRPC, and its port {port} is of another protocol"
+                        );
+                        let help = "call the port grpc-NAME, or set its appProtocol to grpc";
+                        found.push(warning(&object.meta, &path, reason, help));
+                    }
+                    Some(_) => {}
+                }
             }
         }
     }

@@ -1,24 +1,21 @@
 //! `HttpConnectionManager.tracing` and the providers that Weft has to a [`Tracing`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::config::trace::v3 as trace;
 use xds_protos::envoy::config::trace::v3::zipkin_config::{CollectorEndpointVersion, TraceContextOption};
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
 use xds_protos::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
-use xds_protos::envoy::extensions::tracers::opentelemetry::resource_detectors::v3 as detectors;
 use xds_protos::envoy::r#type::v3::Percent;
 use xds_protos::typed_struct;
 
-use super::export::{HttpCollector, Provider, Target};
+use super::export::{Provider, Target};
 use super::{Sampling, Stats, Tracing};
-use crate::filters::jwt_authn::config::http_cluster;
 use crate::io::Direction;
-use crate::route::config::{duration, header_ops, words};
+use crate::route::config::words;
 use crate::route::matching::Chance;
+use crate::router::collector::{HttpCollector, Resource, TIMEOUT};
 use crate::router::grpc::GrpcService;
 use crate::state::error::{at, collect};
 use crate::state::{CompileContext, ConfigError};
@@ -30,8 +27,6 @@ type Errors = Vec<ConfigError>;
 const LONGEST_PATH: u32 = 256;
 /// The most spans that wait for a collector, where the configuration does not say.
 const CAPACITY: usize = 1024;
-/// How long a collector is waited for, where the configuration does not say.
-const TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Tracing {
     /// Compiles the tracing of a connection manager; `spawn` is the router's wish for spans of tries.
@@ -125,48 +120,26 @@ fn opentelemetry(config: &trace::OpenTelemetryConfig, context: &CompileContext) 
         (Some(service), None) => {
             GrpcService::compile(service, TIMEOUT, context).map(Target::Grpc).map_err(at("grpc_service"))?
         }
-        (None, Some(service)) => collector(service, context).map(Target::Otlp).map_err(at("http_service"))?,
+        (None, Some(service)) => {
+            HttpCollector::compile(service, context).map(Target::Otlp).map_err(at("http_service"))?
+        }
         (None, None) => return Err(ConfigError::missing("grpc_service or http_service").into()),
     };
-    let mut resource: Vec<(String, String)> = Vec::new();
-    let mut say = |key: &str, value: &str| match resource.iter_mut().find(|(k, _)| k == key) {
-        Some((_, before)) => value.clone_into(before),
-        None => resource.push((key.to_owned(), value.to_owned())),
-    };
+    let mut resource = Resource::default();
     if config.set_service_name_resource_attribute.unwrap_or(true) {
         let name = config.service_name.as_str();
-        say("service.name", if name.is_empty() { "unknown_service:weft" } else { name });
+        resource.say("service.name", if name.is_empty() { "unknown_service:weft" } else { name });
     }
     if config.set_telemetry_sdk_resource_attributes.unwrap_or(true) {
-        say("telemetry.sdk.language", "rust");
-        say("telemetry.sdk.name", "weft");
-        say("telemetry.sdk.version", env!("CARGO_PKG_VERSION"));
+        resource.say("telemetry.sdk.language", "rust");
+        resource.say("telemetry.sdk.name", "weft");
+        resource.say("telemetry.sdk.version", env!("CARGO_PKG_VERSION"));
     }
-    for (index, detector) in config.resource_detectors.iter().enumerate() {
-        let path = format!("resource_detectors[{index}].typed_config");
-        let any = detector.typed_config.as_ref().ok_or_else(|| ConfigError::missing(&*path))?;
-        let any = typed_struct::resolve(any).map_err(|e| ConfigError::new(&*path, e.to_string()))?;
-        if any.is::<detectors::EnvironmentResourceDetectorConfig>() {
-            let list = std::env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
-            for (key, value) in list.split(',').filter_map(|pair| pair.split_once('=')) {
-                say(key.trim(), value.trim());
-            }
-        } else if any.is::<detectors::StaticConfigResourceDetectorConfig>() {
-            let detector: detectors::StaticConfigResourceDetectorConfig =
-                any.unpack().map_err(|e| ConfigError::new(&*path, e.to_string()))?;
-            detector.attributes.iter().for_each(|(key, value)| say(key, value));
-        } else {
-            let what = format!(
-                "{} is no detector that Weft has: use the environment's or a static one",
-                any.type_url
-            );
-            return Err(ConfigError::new(path, what).into());
-        }
-    }
+    resource.detect(&config.resource_detectors)?;
     Ok(Provider {
         flavor: Flavor::OpenTelemetry,
         target,
-        otlp: otlp::Sender { resource, scope: config.set_instrumentation_scope.unwrap_or(true) },
+        otlp: otlp::Sender { resource: resource.0, scope: config.set_instrumentation_scope.unwrap_or(true) },
         zipkin: zipkin::Sender::default(),
         capacity: config.max_cache_size.map_or(CAPACITY, |n| n as usize),
     })
@@ -174,7 +147,7 @@ fn opentelemetry(config: &trace::OpenTelemetryConfig, context: &CompileContext) 
 
 fn zipkin(config: &trace::ZipkinConfig, context: &CompileContext) -> Result<Provider, Errors> {
     let collector = match &config.collector_service {
-        Some(service) => collector(service, context).map_err(at("collector_service"))?,
+        Some(service) => HttpCollector::compile(service, context).map_err(at("collector_service"))?,
         None => {
             if config.collector_cluster.is_empty() {
                 return Err(ConfigError::missing("collector_cluster").into());
@@ -215,29 +188,5 @@ fn zipkin(config: &trace::ZipkinConfig, context: &CompileContext) -> Result<Prov
             address: crate::io::local::own_address().to_string(),
         },
         capacity: CAPACITY,
-    })
-}
-
-/// A collector that is sent requests of HTTP.
-fn collector(service: &core::HttpService, context: &CompileContext) -> Result<HttpCollector, Errors> {
-    let uri = service.http_uri.as_ref().ok_or_else(|| ConfigError::missing("http_uri"))?;
-    let cluster = http_cluster(uri)?;
-    let parsed: Option<http::Uri> = uri.uri.parse().ok();
-    let Some(parsed) = parsed else {
-        return Err(ConfigError::new("http_uri.uri", format!("{:?} is no URI", uri.uri)).into());
-    };
-    let authority = parsed.authority().map_or(cluster, |a| a.as_str()).to_owned();
-    let path = parsed.path_and_query().map_or("/", |p| p.as_str()).to_owned();
-    let mut errors = Vec::new();
-    let ops = header_ops(&service.request_headers_to_add, &[], "request", &mut errors);
-    if !errors.is_empty() {
-        return Err(errors);
-    }
-    Ok(HttpCollector {
-        cluster: context.clusters.slot(cluster),
-        authority: authority.into(),
-        path: path.into(),
-        timeout: duration(uri.timeout.as_ref(), "http_uri.timeout")?.unwrap_or(TIMEOUT),
-        headers: vec![ops],
     })
 }

@@ -7,23 +7,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, header};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use xds_protos::opentelemetry::proto::collector::trace::v1::ExportTraceServiceResponse;
 use xds_protos::prost::Message;
 
-use crate::cluster::Cluster;
-use crate::codec::{Body, RequestHead};
 use crate::io::ConnectionInfo;
-use crate::route::HeaderOps;
 use crate::router::call;
+use crate::router::collector::HttpCollector;
 use crate::router::grpc::GrpcService;
-use crate::state::{NodeInfo, Slot};
-use crate::telemetry::StreamInfo;
-use crate::telemetry::access_log::LogContext;
+use crate::state::NodeInfo;
 use crate::telemetry::registry::{Counter, Group};
 use crate::telemetry::trace::{Flavor, Span, Tracer, otlp, zipkin};
 
@@ -35,25 +29,7 @@ const EVERY: Duration = Duration::from_secs(5);
 const LATEST: Duration = Duration::from_secs(60);
 /// The most spans of one request.
 const MOST: usize = 512;
-/// The most of an answer that is read, in bytes.
-const LONGEST: usize = 64 * 1024;
 const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-const TRAILERS: HeaderName = HeaderName::from_static("te");
-
-/// A collector that is sent requests of HTTP.
-#[derive(Debug)]
-pub struct HttpCollector {
-    /// Its cluster.
-    pub cluster: Arc<Slot<Cluster>>,
-    /// What it is called there.
-    pub authority: Bytes,
-    /// The path.
-    pub path: Bytes,
-    /// For the whole call.
-    pub timeout: Duration,
-    /// Further fields.
-    pub headers: Vec<HeaderOps>,
-}
 
 /// Where spans go.
 #[derive(Debug)]
@@ -271,52 +247,12 @@ impl Work {
     }
 }
 
-impl HttpCollector {
-    /// Sends a body; gives the answer's status.
-    async fn post(
-        &self,
-        kind: &'static str,
-        body: Vec<u8>,
-        connection: &Arc<ConnectionInfo>,
-    ) -> Option<http::StatusCode> {
-        let mut head = call::head(Method::POST, self.authority.clone(), self.path.clone());
-        self.fields(&mut head, kind, connection);
-        let body = Body::Full(body.into());
-        let work = async {
-            let mut reply =
-                call::call(&self.cluster, head, body, self.timeout, connection.clone()).await.ok()?;
-            call::read(&mut reply.body, LONGEST).await.ok()?;
-            Some(reply.head.status)
-        };
-        if self.timeout.is_zero() {
-            return work.await;
-        }
-        tokio::time::timeout(self.timeout, work).await.ok().flatten()
-    }
-
-    fn fields(&self, head: &mut RequestHead, kind: &'static str, connection: &ConnectionInfo) {
-        head.headers.remove(&TRAILERS);
-        head.headers.append(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        let agent = concat!("OTel-OTLP-Exporter-Weft/", env!("CARGO_PKG_VERSION"));
-        if kind == "application/x-protobuf" {
-            head.headers.append(header::USER_AGENT, HeaderValue::from_static(agent));
-        }
-        let info = StreamInfo::new(Some(head.protocol));
-        for ops in &self.headers {
-            let additions = {
-                let context = LogContext { request: Some(head), ..LogContext::new(&info, connection) };
-                ops.additions(&head.headers, &context)
-            };
-            additions.make(&mut head.headers, crate::codec::headers::Of::Request);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::state::Slot;
     use crate::telemetry::trace::{Ids, Kind};
 
     fn span() -> Span {

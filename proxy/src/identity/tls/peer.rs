@@ -25,7 +25,7 @@ impl Peer {
     /// Reads a certificate; none if it is not X.509, or names its holder in two places.
     pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, cert) = X509Certificate::from_der(certificate).ok()?;
-        let mut peer = Self { subject: subject(&cert), ..Self::default() };
+        let mut peer = Self { subject: weft_certs::inspect::rfc2253(cert.subject()), ..Self::default() };
         // Twice the same extension is none (RFC 5280, section 4.2), and names nobody.
         if let Some(sans) = cert.subject_alternative_name().ok()? {
             for name in &sans.value.general_names {
@@ -48,37 +48,6 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
         16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
         _ => None,
     }
-}
-
-/// RFC 2253 order: the last relative name first, separated by commas without spaces.
-fn subject(cert: &X509Certificate<'_>) -> String {
-    let mut parts = Vec::new();
-    for rdn in cert.subject().iter() {
-        let attributes: Vec<_> = rdn
-            .iter()
-            .map(|a| {
-                let oid = a.attr_type();
-                let key = x509_parser::objects::oid2abbrev(oid, x509_parser::objects::oid_registry())
-                    .map_or_else(|_| oid.to_id_string(), str::to_owned);
-                format!("{key}={}", escape(a.as_str().unwrap_or_default()))
-            })
-            .collect();
-        parts.push(attributes.join("+"));
-    }
-    parts.reverse();
-    parts.join(",")
-}
-
-fn escape(value: &str) -> String {
-    let mut out = String::with_capacity(value.len());
-    for (i, c) in value.char_indices() {
-        let edge = c == ' ' && (i == 0 || i + 1 == value.len()) || c == '#' && i == 0;
-        if edge || matches!(c, ',' | '+' | '"' | '\\' | '<' | '>' | ';') {
-            out.push('\\');
-        }
-        out.push(c);
-    }
-    out
 }
 
 #[cfg(test)]

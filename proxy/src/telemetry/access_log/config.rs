@@ -1,4 +1,5 @@
-//! `envoy.config.accesslog.v3.AccessLog` -> [`AccessLog`]. Opening the file is left to [`AccessLogConfig::open`].
+//! `envoy.config.accesslog.v3.AccessLog` -> [`AccessLog`]. Opening the file is left to [`AccessLogConfig::open`]; what goes to
+//! collectors is compiled in `router::logs::config`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,10 +13,12 @@ use xds_protos::prost_types::{self, value::Kind};
 
 use super::filter::{Comparison, Filter};
 use super::format::{Format, FormatError};
-use super::{AccessLog, LogType, Sink};
+use super::{AccessLog, Destination, LogType, Sink};
 use crate::codec::headers::HeaderValue;
 use crate::route::config::{Chance, chance, header_match};
-use crate::state::ConfigError;
+use crate::router::logs::config as collectors;
+use crate::state::error::at;
+use crate::state::{CompileContext, ConfigError};
 use crate::telemetry::Flags;
 use crate::telemetry::cel::Expression;
 
@@ -23,13 +26,18 @@ use crate::telemetry::cel::Expression;
 #[derive(Clone, Debug)]
 pub struct AccessLogConfig {
     filter: Option<Filter>,
-    format: Arc<Format>,
-    path: PathBuf,
+    to: To,
+}
+
+#[derive(Clone, Debug)]
+enum To {
+    File(Arc<Format>, PathBuf),
+    Collector(Destination),
 }
 
 impl AccessLogConfig {
     /// Compiles the message; a logger or filter that Weft does not have is refused by its name.
-    pub fn compile(proto: &pb::AccessLog) -> Result<Self, Vec<ConfigError>> {
+    pub fn compile(proto: &pb::AccessLog, context: &CompileContext) -> Result<Self, Vec<ConfigError>> {
         let filter =
             proto.filter.as_ref().map(|f| self::filter(f).map_err(|e| e.at("filter"))).transpose()?;
         let Some(pb::access_log::ConfigType::TypedConfig(any)) = &proto.config_type else {
@@ -56,21 +64,23 @@ impl AccessLogConfig {
                     stream::v3::stderr_access_log::AccessLogFormat::LogFormat(default_format())
                 });
             ("/dev/stderr".into(), substitution(&format))
+        } else if let Some(found) = collectors::destination(any, context) {
+            return Ok(Self { filter, to: To::Collector(found.map_err(at("typed_config"))?) });
         } else {
             let what = format!("the access logger {}", any.type_name());
             return Err(ConfigError::unsupported("typed_config", what).into());
         };
         let format = format.map_err(|e| e.at("typed_config"))?;
-        Ok(Self { filter, format: Arc::new(format), path })
+        Ok(Self { filter, to: To::File(Arc::new(format), path) })
     }
 
     /// Opens the destination.
     pub fn open(&self) -> std::io::Result<AccessLog> {
-        Ok(AccessLog {
-            filter: self.filter.clone(),
-            format: self.format.clone(),
-            sink: Sink::open(&self.path)?,
-        })
+        let destination = match &self.to {
+            To::File(format, path) => Destination::Line(format.clone(), Sink::open(path)?),
+            To::Collector(destination) => destination.clone(),
+        };
+        Ok(AccessLog { filter: self.filter.clone(), destination })
     }
 }
 
@@ -308,11 +318,12 @@ mod tests {
 
     #[test]
     fn a_file_log_compiles_and_a_wrong_format_is_refused_at_its_place() {
-        let config = AccessLogConfig::compile(&log("/dev/stdout", "%PROTOCOL%\n")).unwrap();
-        assert_eq!(config.path, PathBuf::from("/dev/stdout"));
-        let errors = AccessLogConfig::compile(&log("/dev/stdout", "%NOPE%\n")).unwrap_err();
+        let context = CompileContext::for_tests();
+        let config = AccessLogConfig::compile(&log("/dev/stdout", "%PROTOCOL%\n"), &context).unwrap();
+        assert!(matches!(config.to, To::File(_, path) if path == std::path::Path::new("/dev/stdout")));
+        let errors = AccessLogConfig::compile(&log("/dev/stdout", "%NOPE%\n"), &context).unwrap_err();
         assert_eq!(errors[0].path, "typed_config.format");
-        let errors = AccessLogConfig::compile(&log("", "x")).unwrap_err();
+        let errors = AccessLogConfig::compile(&log("", "x"), &context).unwrap_err();
         assert_eq!(errors[0].path, "typed_config.path");
     }
 
@@ -325,9 +336,9 @@ mod tests {
         };
         let mut proto = log("/dev/stdout", "x");
         proto.filter = Some(filter("NR"));
-        assert!(AccessLogConfig::compile(&proto).is_ok());
+        assert!(AccessLogConfig::compile(&proto, &CompileContext::for_tests()).is_ok());
         proto.filter = Some(filter("XX"));
-        let errors = AccessLogConfig::compile(&proto).unwrap_err();
+        let errors = AccessLogConfig::compile(&proto, &CompileContext::for_tests()).unwrap_err();
         assert_eq!(errors[0].path, "filter.response_flag_filter.flags[0]");
     }
 }

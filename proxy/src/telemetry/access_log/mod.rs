@@ -1,13 +1,20 @@
 //! The access log: one line for each finished stream, in Envoy's format strings.
 //!
 //! Formats are compiled when configuration is; a line is written into a buffer of the worker's own, which a thread of the
-//! log's own carries to the file. A slow disk costs lines (counted), never a request.
+//! log's own carries to the file. A slow disk costs lines (counted), never a request. Entries for collectors wait in a [`queue`]
+//! until the control thread sends them (`router::logs`).
 
 pub mod config;
+pub mod entry;
 pub mod filter;
 pub mod format;
 mod operator;
+pub mod otlp;
+pub mod queue;
 pub mod sink;
+mod sizes;
+mod time;
+mod tls;
 
 pub use config::AccessLogConfig;
 pub use filter::Filter;
@@ -16,6 +23,12 @@ pub use sink::Sink;
 
 use std::sync::Arc;
 
+use xds_protos::envoy::data::accesslog::v3 as entries;
+use xds_protos::opentelemetry::proto::logs::v1::LogRecord;
+
+use self::entry::Extras;
+use self::otlp::Record;
+use self::queue::Queue;
 use super::stream::StreamInfo;
 use crate::codec::{Headers, RequestHead};
 use crate::io::ConnectionInfo;
@@ -72,25 +85,61 @@ impl<'a> LogContext<'a> {
     }
 }
 
+/// An object of the filter state: the request's, or else the connection's.
+fn object<'a>(context: &LogContext<'a>, key: &str) -> Option<&'a str> {
+    let (stream, connection) = (context.stream, context.connection);
+    stream.filter_state.get(key).or_else(|| connection.filter_state.get(key))
+}
+
 /// One configured access log.
 #[derive(Clone)]
 pub struct AccessLog {
     /// Which streams are logged; all if there is none.
     pub filter: Option<Filter>,
-    /// What a line says.
-    pub format: Arc<Format>,
-    /// Where it goes.
-    pub sink: Arc<Sink>,
+    /// What is told of them, and to whom.
+    pub destination: Destination,
+}
+
+/// What is told of a stream, and to whom.
+#[derive(Clone)]
+pub enum Destination {
+    /// A line, to a file.
+    Line(Arc<Format>, Arc<Sink>),
+    /// A record, to a collector of OTLP.
+    Otlp(Arc<Record>, Arc<Queue<LogRecord>>),
+    /// An entry, to an access log service.
+    Http(Arc<Extras>, Arc<Queue<entries::HttpAccessLogEntry>>),
+    /// The same of a connection.
+    Tcp(Arc<Extras>, Arc<Queue<entries::TcpAccessLogEntry>>),
+}
+
+impl std::fmt::Debug for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Line(..) => "Line",
+            Self::Otlp(..) => "Otlp",
+            Self::Http(..) => "Http",
+            Self::Tcp(..) => "Tcp",
+        })
+    }
 }
 
 impl AccessLog {
-    /// Writes the stream's line, if the filter wants it. Never blocks on the file.
+    /// Tells of the stream, if the filter wants it. Never blocks on whom it is told.
     pub fn log(&self, context: &LogContext<'_>) {
-        if self.filter.as_ref().is_none_or(|f| f.matches(context)) {
-            self.sink.append(|line| self.format.write(context, line));
+        if !self.filter.as_ref().is_none_or(|f| f.matches(context)) {
+            return;
+        }
+        match &self.destination {
+            Destination::Line(format, sink) => sink.append(|line| format.write(context, line)),
+            Destination::Otlp(record, queue) => queue.push(record.of(context)),
+            Destination::Http(extras, queue) => queue.push(extras.http(context)),
+            Destination::Tcp(extras, queue) => queue.push(extras.tcp(context)),
         }
     }
 }
 
+#[cfg(test)]
+mod operators_tests;
 #[cfg(test)]
 mod tests;

@@ -2,18 +2,21 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use time::OffsetDateTime;
 use xds_protos::value::{struct_to_json, to_json};
 
-use super::{FormatError, LogContext};
+use super::time::TimeFormat;
+use super::tls::{self, Side, TlsPart};
+use super::{FormatError, LogContext, sizes};
 use crate::codec::digits::{self, millis};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, RequestHead};
-use crate::io::TlsInfo;
+use crate::telemetry::cel::{Expression, Seen};
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Where a header operator looks.
 #[derive(Clone, Debug)]
@@ -131,61 +134,6 @@ impl Point {
     }
 }
 
-/// Which of the two connections is spoken of.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Side {
-    Downstream,
-    Upstream,
-}
-
-/// What is told of a connection's TLS.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum TlsPart {
-    PeerUriSan,
-    PeerDnsSan,
-    PeerSubject,
-    PeerFingerprint,
-    LocalUriSan,
-    Version,
-    Cipher,
-}
-
-impl TlsPart {
-    fn write(self, tls: &TlsInfo, out: &mut Vec<u8>) -> bool {
-        match self {
-            Self::PeerUriSan => list(out, Some(&tls.peer_uri_sans)),
-            Self::PeerDnsSan => list(out, Some(&tls.peer_dns_sans)),
-            Self::PeerSubject => text(out, Some(&*tls.peer_subject).filter(|s| !s.is_empty())),
-            Self::PeerFingerprint => {
-                tls.peer_chain.first().is_some_and(|leaf| text(out, Some(&fingerprint(leaf))))
-            }
-            Self::LocalUriSan => text(out, tls.local_id.as_deref()),
-            Self::Version => text(out, Some(tls.version)),
-            Self::Cipher => text(out, Some(tls.cipher)),
-        }
-    }
-}
-
-/// The operators of TLS, which are the same for both connections but for what Envoy has for one of them only.
-fn tls_part(name: &str) -> Option<(Side, TlsPart)> {
-    let (side, rest) = match name.split_once('_')? {
-        ("DOWNSTREAM", rest) => (Side::Downstream, rest),
-        ("UPSTREAM", rest) => (Side::Upstream, rest),
-        _ => return None,
-    };
-    let part = match (side, rest) {
-        (_, "PEER_URI_SAN") => TlsPart::PeerUriSan,
-        (_, "PEER_DNS_SAN") => TlsPart::PeerDnsSan,
-        (_, "PEER_SUBJECT") => TlsPart::PeerSubject,
-        (_, "LOCAL_URI_SAN") => TlsPart::LocalUriSan,
-        (_, "TLS_VERSION") => TlsPart::Version,
-        (_, "TLS_CIPHER") => TlsPart::Cipher,
-        (Side::Downstream, "PEER_FINGERPRINT_256") => TlsPart::PeerFingerprint,
-        _ => return None,
-    };
-    Some((side, part))
-}
-
 /// What a duration is counted in.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Unit {
@@ -294,7 +242,10 @@ pub(super) enum Operator {
     VirtualCluster,
     Environment(Option<String>),
     Query(String),
-    Path { query: bool, original: Option<bool> },
+    Path {
+        query: bool,
+        original: Option<bool>,
+    },
     CommonDuration(Point, Point, Unit),
     ResponseCodeDetails,
     ConnectionTerminationDetails,
@@ -323,15 +274,29 @@ pub(super) enum Operator {
     DynamicMetadata(Vec<String>),
     TraceId,
     SpanId,
+    HeaderBytes(Head),
+    StreamId,
+    UniqueId,
+    /// An object of the filter state, as it is or as JSON.
+    FilterState(String, bool),
+    Cel(Arc<Expression>),
+}
+
+/// Whose bytes are counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Head {
+    Request,
+    Response,
+    Trailers,
 }
 
 impl Operator {
     pub(super) fn parse(name: &str, arguments: Option<&str>) -> Result<Self, FormatError> {
         let plain = match name {
-            "REQ" => return Ok(Self::Request(FieldOr::parse(name, arguments)?, false)),
+            "REQ" | "REQUEST_HEADER" => return Ok(Self::Request(FieldOr::parse(name, arguments)?, false)),
             "REQ_WITHOUT_QUERY" => return Ok(Self::Request(FieldOr::parse(name, arguments)?, true)),
-            "RESP" => return Ok(Self::Response(FieldOr::parse(name, arguments)?)),
-            "TRAILER" => return Ok(Self::Trailer(FieldOr::parse(name, arguments)?)),
+            "RESP" | "RESPONSE_HEADER" => return Ok(Self::Response(FieldOr::parse(name, arguments)?)),
+            "TRAILER" | "RESPONSE_TRAILER" => return Ok(Self::Trailer(FieldOr::parse(name, arguments)?)),
             "START_TIME" => return TimeFormat::parse(arguments).map(Self::StartTime),
             "EMIT_TIME" => return TimeFormat::parse(arguments).map(Self::EmitTime),
             "ENVIRONMENT" => {
@@ -355,6 +320,22 @@ impl Operator {
                     )),
                 };
             }
+            "FILTER_STATE" => return filter_state(name, arguments),
+            "CEL" => {
+                let text = required(name, arguments, "give it an expression, such as request.method")?;
+                return match Expression::compile(text) {
+                    Ok(expression) => Ok(Self::Cel(Arc::new(expression))),
+                    Err(_) => Err(FormatError::Arguments(
+                        format!("CEL({text})"),
+                        "is no expression in CEL, or asks for what no stream has",
+                    )),
+                };
+            }
+            "REQUEST_HEADERS_BYTES" => Self::HeaderBytes(Head::Request),
+            "RESPONSE_HEADERS_BYTES" => Self::HeaderBytes(Head::Response),
+            "RESPONSE_TRAILERS_BYTES" => Self::HeaderBytes(Head::Trailers),
+            "STREAM_ID" => Self::StreamId,
+            "UNIQUE_ID" => Self::UniqueId,
             "GRPC_STATUS_NUMBER" => Self::GrpcStatus(GrpcShape::Number),
             "LOCAL_REPLY_BODY" => Self::LocalReplyBody,
             "ACCESS_LOG_TYPE" => Self::LogType,
@@ -404,8 +385,8 @@ impl Operator {
             "CONNECTION_ID" => Self::ConnectionId,
             "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Self::AttemptCount,
             "HOSTNAME" => Self::Hostname(std::env::var("HOSTNAME").unwrap_or_else(|_| "-".to_owned())),
-            other => match tls_part(other) {
-                Some((side, part)) => Self::Tls(side, part),
+            other => match tls::part(other, arguments) {
+                Some(found) => return found.map(|(side, part)| Self::Tls(side, part)),
                 None => return Err(FormatError::Unknown(name.to_owned())),
             },
         };
@@ -433,6 +414,7 @@ impl Operator {
                 | Self::ResponseDuration
                 | Self::ResponseTxDuration
                 | Self::ConnectionId
+                | Self::HeaderBytes(_)
                 | Self::AttemptCount
                 | Self::RequestTxDuration
                 | Self::CommonDuration(..)
@@ -539,6 +521,34 @@ impl Operator {
                 (None, _) => false,
             },
             Self::Hostname(name) => text(out, Some(name)),
+            Self::HeaderBytes(of) => {
+                let bytes = match of {
+                    Head::Request => context.request.map(sizes::of_request),
+                    Head::Response => context.response.map(sizes::of_response),
+                    Head::Trailers => context.trailers.map(sizes::of_fields),
+                };
+                number(out, bytes.unwrap_or(0))
+            }
+            Self::StreamId => {
+                bytes(out, context.request.and_then(|r| r.headers.get(&REQUEST_ID)).map(|v| v.as_bytes()))
+            }
+            Self::UniqueId => show(out, unique_id()),
+            Self::FilterState(key, plain) => match super::object(context, key) {
+                None => false,
+                Some(found) if *plain => text(out, Some(found)),
+                Some(found) => show(out, serde_json::Value::from(found)),
+            },
+            Self::Cel(expression) => {
+                let seen = Seen {
+                    stream,
+                    connection,
+                    request: context.request,
+                    response: context.response,
+                    trailers: context.trailers,
+                    far: None,
+                };
+                text(out, expression.whole(seen).as_deref())
+            }
             Self::TraceId => text(out, stream.trace.as_ref().map(|t| t.trace_id()).as_deref()),
             Self::SpanId => text(out, stream.trace.as_ref().and_then(|t| t.span_id()).as_deref()),
             Self::DynamicMetadata(path) => match found(context, path) {
@@ -548,6 +558,28 @@ impl Operator {
             },
         }
     }
+}
+
+/// `KEY:PLAIN` or `KEY:TYPED`.
+fn filter_state(name: &str, arguments: Option<&str>) -> Result<Operator, FormatError> {
+    let arguments = required(name, arguments, "give it an object's name, such as (KEY:PLAIN)")?;
+    let (key, plain) = match arguments.rsplit_once(':') {
+        Some((key, "PLAIN")) => (key, true),
+        Some((key, "TYPED")) => (key, false),
+        Some((_, _)) if arguments.contains(":FIELD:") => {
+            return Err(FormatError::Arguments(name.to_owned(), "objects are texts and have no fields"));
+        }
+        // Names of objects have colons in them, too.
+        _ => (arguments, false),
+    };
+    Ok(Operator::FilterState(key.to_owned(), plain))
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn unique_id() -> String {
+    let id = fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
+    let text = format!("{id:032x}");
+    [&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-")
 }
 
 /// `NAMESPACE:KEY:KEY...`; without keys it is the whole namespace.
@@ -606,23 +638,6 @@ fn address(out: &mut Vec<u8>, value: Option<SocketAddr>, part: Part) -> bool {
     true
 }
 
-fn list(out: &mut Vec<u8>, values: Option<&[String]>) -> bool {
-    match values {
-        Some(values) if !values.is_empty() => text(out, Some(&values.join(","))),
-        _ => false,
-    }
-}
-
-fn fingerprint(certificate: &[u8]) -> String {
-    use std::fmt::Write;
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
-    digest.as_ref().iter().fold(String::with_capacity(64), |mut out, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
-}
-
 fn grpc_snake(code: u32) -> &'static str {
     const NAMES: [&str; 17] = [
         "OK",
@@ -667,90 +682,4 @@ fn grpc_name(code: u32) -> &'static str {
         "Unauthenticated",
     ];
     NAMES.get(code as usize).copied().unwrap_or("Unknown")
-}
-
-/// The pieces of `%START_TIME(...)%`, a subset of strftime.
-#[derive(Clone, Debug)]
-pub(super) struct TimeFormat(Vec<TimePiece>);
-
-#[derive(Clone, Debug)]
-enum TimePiece {
-    Text(String),
-    Year,
-    Month,
-    Day,
-    Hour,
-    Minute,
-    Second,
-    Fraction(u32),
-    Epoch,
-}
-
-impl TimeFormat {
-    fn parse(source: Option<&str>) -> Result<Self, FormatError> {
-        let bad = || {
-            FormatError::Arguments(
-                "START_TIME".to_owned(),
-                "takes %Y %m %d %H %M %S %s %3f %6f %9f %E3S %E6S %F %T and text",
-            )
-        };
-        let mut rest = source.unwrap_or("%Y-%m-%dT%H:%M:%E3SZ");
-        let mut pieces = Vec::new();
-        let seconds =
-            |digits| vec![TimePiece::Second, TimePiece::Text(".".to_owned()), TimePiece::Fraction(digits)];
-        while let Some(start) = rest.find('%') {
-            if start > 0 {
-                pieces.push(TimePiece::Text(rest[..start].to_owned()));
-            }
-            let spec = &rest[start + 1..];
-            let colon = || TimePiece::Text(":".to_owned());
-            let dash = || TimePiece::Text("-".to_owned());
-            let (length, mut made) = match spec.as_bytes() {
-                [b'E', b'3', b'S', ..] => (3, seconds(3)),
-                [b'E', b'6', b'S', ..] => (3, seconds(6)),
-                [b'3', b'f', ..] => (2, vec![TimePiece::Fraction(3)]),
-                [b'6', b'f', ..] => (2, vec![TimePiece::Fraction(6)]),
-                [b'9', b'f', ..] => (2, vec![TimePiece::Fraction(9)]),
-                [b'Y', ..] => (1, vec![TimePiece::Year]),
-                [b'm', ..] => (1, vec![TimePiece::Month]),
-                [b'd', ..] => (1, vec![TimePiece::Day]),
-                [b'H', ..] => (1, vec![TimePiece::Hour]),
-                [b'M', ..] => (1, vec![TimePiece::Minute]),
-                [b'S', ..] => (1, vec![TimePiece::Second]),
-                [b's', ..] => (1, vec![TimePiece::Epoch]),
-                [b'F', ..] => (1, vec![TimePiece::Year, dash(), TimePiece::Month, dash(), TimePiece::Day]),
-                [b'T', ..] => {
-                    (1, vec![TimePiece::Hour, colon(), TimePiece::Minute, colon(), TimePiece::Second])
-                }
-                _ => return Err(bad()),
-            };
-            pieces.append(&mut made);
-            rest = &spec[length..];
-        }
-        if !rest.is_empty() {
-            pieces.push(TimePiece::Text(rest.to_owned()));
-        }
-        Ok(Self(pieces))
-    }
-
-    fn write(&self, at: SystemTime, out: &mut Vec<u8>) {
-        let at = OffsetDateTime::from(at);
-        let ((year, month, day), (hour, minute, second)) = (at.to_calendar_date(), at.to_hms());
-        for piece in &self.0 {
-            match piece {
-                TimePiece::Text(t) => out.extend_from_slice(t.as_bytes()),
-                // A clock before the year 0 is not worth a sign.
-                TimePiece::Year => digits::padded(out, year.unsigned_abs(), 4),
-                TimePiece::Month => digits::padded(out, u8::from(month).into(), 2),
-                TimePiece::Day => digits::padded(out, day.into(), 2),
-                TimePiece::Hour => digits::padded(out, hour.into(), 2),
-                TimePiece::Minute => digits::padded(out, minute.into(), 2),
-                TimePiece::Second => digits::padded(out, second.into(), 2),
-                TimePiece::Fraction(3) => digits::padded(out, at.millisecond().into(), 3),
-                TimePiece::Fraction(6) => digits::padded(out, at.microsecond(), 6),
-                TimePiece::Fraction(_) => digits::padded(out, at.nanosecond(), 9),
-                TimePiece::Epoch => digits::number(out, at.unix_timestamp()),
-            }
-        }
-    }
 }

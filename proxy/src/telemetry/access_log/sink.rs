@@ -1,5 +1,8 @@
 //! Where access log lines go: a file or a standard stream, written by a thread of its own.
 //!
+//! Whoever rotates files renames them and says so ([`Sink::reopen_all`]): what was logged before goes to the old file, what comes
+//! after to a new one of the same name, and nothing is lost in between.
+//!
 //! A worker appends to its own buffer under a lock that only the writer thread ever shares. The writer collects every
 //! [`FLUSH_INTERVAL`], or when a buffer grows over [`WAKE_AT`]. A buffer over [`LIMIT`] means that the file cannot keep
 //! up: lines are dropped and counted.
@@ -26,7 +29,15 @@ struct Shared {
     wake: Condvar,
     wake_lock: Mutex<bool>,
     stop: AtomicBool,
+    reopen: AtomicBool,
     dropped: AtomicU64,
+}
+
+impl Shared {
+    fn wake(&self) {
+        *self.wake_lock.lock() = true;
+        self.wake.notify_one();
+    }
 }
 
 /// One destination. Sinks of the same path are the same sink.
@@ -49,20 +60,17 @@ impl Sink {
         if let Some(sink) = open.get(path).and_then(Weak::upgrade) {
             return Ok(sink);
         }
-        let file: Box<dyn Write + Send> = match path.to_str() {
-            Some("/dev/stdout") => Box::new(std::io::stdout()),
-            Some("/dev/stderr") => Box::new(std::io::stderr()),
-            _ => Box::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?),
-        };
+        let file = destination(path)?;
         let shared = Arc::new(Shared {
             buffers: Mutex::default(),
             wake: Condvar::new(),
             wake_lock: Mutex::new(false),
             stop: AtomicBool::new(false),
+            reopen: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
         });
-        let writer = shared.clone();
-        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || run(&writer, file))?;
+        let (writer, own) = (shared.clone(), path.to_owned());
+        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || run(&writer, &own, file))?;
         let sink = Arc::new(Self { id: NEXT.fetch_add(1, Relaxed), shared });
         open.insert(path.to_owned(), Arc::downgrade(&sink));
         Ok(sink)
@@ -84,8 +92,7 @@ impl Sink {
             let before = lines.len();
             write(&mut lines);
             if before < WAKE_AT && lines.len() >= WAKE_AT {
-                *self.shared.wake_lock.lock() = true;
-                self.shared.wake.notify_one();
+                self.shared.wake();
             }
         });
     }
@@ -95,13 +102,20 @@ impl Sink {
         self.shared.dropped.load(Relaxed)
     }
 
+    /// Has every file opened anew by its name, as whoever rotates files wants it. What was appended before goes to the old one.
+    pub fn reopen_all() {
+        for sink in OPEN.lock().values().filter_map(Weak::upgrade) {
+            sink.shared.reopen.store(true, Relaxed);
+            sink.shared.wake();
+        }
+    }
+
     /// Writes what is buffered before the process ends.
     pub fn flush_all(deadline: Duration) {
         let sinks: Vec<_> = OPEN.lock().values().filter_map(Weak::upgrade).collect();
         let end = std::time::Instant::now() + deadline;
         for sink in sinks {
-            *sink.shared.wake_lock.lock() = true;
-            sink.shared.wake.notify_one();
+            sink.shared.wake();
             while std::time::Instant::now() < end
                 && sink.shared.buffers.lock().iter().any(|b| !b.lock().is_empty())
             {
@@ -114,12 +128,19 @@ impl Sink {
 impl Drop for Sink {
     fn drop(&mut self) {
         self.shared.stop.store(true, Relaxed);
-        *self.shared.wake_lock.lock() = true;
-        self.shared.wake.notify_one();
+        self.shared.wake();
     }
 }
 
-fn run(shared: &Shared, mut file: Box<dyn Write + Send>) {
+fn destination(path: &Path) -> std::io::Result<Box<dyn Write + Send>> {
+    Ok(match path.to_str() {
+        Some("/dev/stdout") => Box::new(std::io::stdout()),
+        Some("/dev/stderr") => Box::new(std::io::stderr()),
+        _ => Box::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?),
+    })
+}
+
+fn run(shared: &Shared, path: &Path, mut file: Box<dyn Write + Send>) {
     let mut pending = Vec::new();
     loop {
         {
@@ -130,6 +151,7 @@ fn run(shared: &Shared, mut file: Box<dyn Write + Send>) {
             *woken = false;
         }
         let last = shared.stop.load(Relaxed);
+        let reopen = shared.reopen.swap(false, Relaxed);
         let buffers: Vec<_> = {
             let mut buffers = shared.buffers.lock();
             // A buffer that only we hold belonged to a worker that has ended.
@@ -149,6 +171,14 @@ fn run(shared: &Shared, mut file: Box<dyn Write + Send>) {
         }
         if last {
             return;
+        }
+        if reopen {
+            match destination(path) {
+                Ok(new) => file = new,
+                // The old file is still there, under whatever name: better there than nowhere.
+                Err(error) => tracing::warn!(path = %path.display(), %error,
+                    "the log cannot be opened anew, and goes on where it was; see that its directory is there and may be written"),
+            }
         }
     }
 }

@@ -104,7 +104,7 @@ fn what_is_not_known_is_refused_by_name() {
     assert_eq!(Format::text("%NOPE%").unwrap_err(), FormatError::Unknown("NOPE".to_owned()));
     assert!(matches!(Format::text("%REQ%").unwrap_err(), FormatError::Arguments(..)));
     assert!(matches!(Format::text("a %PROTOCOL").unwrap_err(), FormatError::Unclosed(_)));
-    assert!(matches!(Format::text("%START_TIME(%j)%").unwrap_err(), FormatError::Arguments(..)));
+    assert!(matches!(Format::text("%START_TIME(%Q)%").unwrap_err(), FormatError::Arguments(..)));
 }
 
 #[test]
@@ -124,4 +124,28 @@ fn lines_of_all_threads_reach_the_file_whole() {
         assert!(std::time::Instant::now() < end, "lines are missing");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn a_log_that_is_rotated_loses_no_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, old) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
+    let sink = Sink::open(&path).unwrap();
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default();
+    let until = |what: &str, is: &dyn Fn() -> bool| {
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while !is() {
+            assert!(std::time::Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    sink.append(|out| out.extend_from_slice(b"before\n"));
+    std::fs::rename(&path, &old).unwrap();
+    // Until somebody says so the old file is written to, whatever it is called.
+    sink.append(|out| out.extend_from_slice(b"renamed\n"));
+    Sink::reopen_all();
+    until("the new file", &|| path.exists());
+    sink.append(|out| out.extend_from_slice(b"after\n"));
+    until("the line", &|| read(&path) == "after\n");
+    assert_eq!((read(&old).as_str(), sink.dropped()), ("before\nrenamed\n", 0));
 }

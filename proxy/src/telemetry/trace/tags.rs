@@ -46,7 +46,8 @@ pub enum Source {
 }
 
 impl Source {
-    fn value(&self, context: &LogContext<'_>) -> Option<String> {
+    /// The value for a stream; none where it has none.
+    pub fn value(&self, context: &LogContext<'_>) -> Option<String> {
         match self {
             Self::Fixed(text) => Some(text.clone()),
             Self::Header(name, default) => {
