@@ -190,7 +190,7 @@ impl Limit {
         }
         emit(Kind::Breaker, || {
             let (cluster, resource) = (self.stats.cluster(), self.resource.setting());
-            let words = format!("{cluster} gets no more: {max} of {resource} are in use");
+            let words = format!("{cluster} refuses: its {resource} ({max}) is reached");
             Event::new(Kind::Breaker, Outcome::Denied, Severity::Low, "circuit-breaker", words)
                 .with("cluster", cluster)
                 .with("limit", resource)

@@ -13,11 +13,11 @@ use weft::demo::check::observe::http::{Request, fetch};
 use weft::demo::check::observe::tls::dial;
 use xds_protos::ResourceType;
 
-use crate::support::eventually;
 use crate::support::http::{exchange, get};
 use crate::support::mesh::{alone, runtime};
 use crate::support::pair::Pair;
 use crate::support::world::{World, all, cluster, listener, routes};
+use crate::support::{eventually, free_address, stderr, stdout, weft};
 
 /// The lines of a log so far.
 fn lines(log: &Path) -> Vec<Value> {
@@ -223,4 +223,59 @@ fn what_a_proxy_refuses_and_cannot_shake_hands_with_is_told_in_ocsf() {
             && lines(&log).iter().any(|l| l["metadata"]["event_code"] == "handshake-failed")
     });
     world.goes_on();
+}
+
+#[test]
+fn ejections_and_breakers_are_told_by_the_proxy_and_not_in_the_security_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("security.jsonl");
+    let world = World::start_with("127.95.1.1", &["--security-log", log.to_str().unwrap()]);
+    let nobody = free_address();
+    let ejects = "outlier_detection: {consecutive_5xx: 1, enforcing_consecutive_5xx: 100, max_ejection_percent: 100, base_ejection_time: 1s, interval: 0.1s}\n";
+    let full = "circuit_breakers: {thresholds: [{max_pending_requests: 0}]}\n";
+    world.server.push(&all(&[
+        cluster("backend", world.backend, ""),
+        cluster("gone", nobody, ejects),
+        cluster("full", world.backend, full),
+        listener("main", world.ip, 8080, ""),
+        routes(
+            "  - {match: {prefix: /gone}, route: {cluster: gone}}
+  - {match: {prefix: /full}, route: {cluster: full}}
+  - {match: {prefix: /}, route: {cluster: backend}}
+",
+        ),
+    ]));
+    let of = |kind: &str| -> Vec<Value> {
+        let page = get(world.at(15000), &format!("/weft/events?kind={kind}")).unwrap().1;
+        serde_json::from_str::<Value>(&page).unwrap()["events"].as_array().unwrap().clone()
+    };
+    eventually("the ejection, and the return", || {
+        assert!(world.get("/gone").is_ok());
+        let outcomes: Vec<_> =
+            of("ejection").iter().map(|e| e["outcome"].as_str().unwrap().to_owned()).collect();
+        outcomes.starts_with(&["failed".to_owned(), "ok".to_owned()])
+    });
+    let told = &of("ejection")[0];
+    assert_eq!((&told["cluster"], &told["host"]), (&"gone".into(), &nobody.to_string().into()), "{told:#}");
+    // However many requests it refuses, a breaker says so once in a while.
+    for _ in 0..20 {
+        assert_eq!(world.get("/full").unwrap().0, 503);
+    }
+    eventually("the breaker", || !of("breaker").is_empty());
+    let told = of("breaker");
+    assert_eq!(told.len(), 1, "{told:#?}");
+    assert_eq!(
+        (&told[0]["cluster"], &told[0]["limit"], &told[0]["maximum"]),
+        (&"full".into(), &"max_pending_requests".into(), &0.into())
+    );
+    // The same by the command, of this proxy alone; and by number only what is new.
+    let output =
+        weft(&["events", "--proxy", &world.at(15000).to_string(), "--kind", "breaker", "--output", "json"]);
+    let page: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(page["events"], Value::Array(told.clone()), "{}", stderr(&output));
+    let next = told[0]["number"].as_u64().unwrap() + 1;
+    let later = get(world.at(15000), &format!("/weft/events?kind=breaker&since={next}")).unwrap().1;
+    assert_eq!(serde_json::from_str::<Value>(&later).unwrap()["events"], serde_json::json!([]));
+    assert_eq!(get(world.at(15000), "/weft/events?kind=odd").unwrap().0, 400);
+    assert!(lines(&log).iter().all(|l| l["event"] != "ejection" && l["event"] != "breaker"));
 }

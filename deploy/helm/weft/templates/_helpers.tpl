@@ -11,7 +11,7 @@
 {{- if and $all.namespace (ne $all.namespace .Release.Namespace) -}}
 {{- fail (printf "namespace %q is not the one that is installed into, which is %q: give that one, or take the value away" $all.namespace .Release.Namespace) -}}
 {{- end -}}
-{{- $honoured := list "DEFAULT_WORKLOAD_CERT_TTL" "MAX_WORKLOAD_CERT_TTL" "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL" "PILOT_PUSH_THROTTLE" "WEFT_LOG" -}}
+{{- $honoured := list "DEFAULT_WORKLOAD_CERT_TTL" "MAX_WORKLOAD_CERT_TTL" "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL" "PILOT_PUSH_THROTTLE" "WEFT_LOG" "WEFT_SECURITY_LOG" "WEFT_SECURITY_LOG_FORMAT" "WEFT_SECURITY_LOG_RATE" -}}
 {{- $noted := list "EXTERNAL_ISTIOD" "PILOT_ENABLE_WORKLOAD_ENTRY_AUTOREGISTRATION" -}}
 {{- range $name, $value := $all.values.pilot.env -}}
 {{- if not (or (has $name $honoured) (has $name $noted)) -}}
