@@ -89,7 +89,7 @@ fn there_are_as_many_workers_as_processors_that_may_be_used_or_as_was_said() {
 #[test]
 fn numbers_are_current_whatever_the_interval_of_their_flushing() {
     let mut rare = bootstrap("127.51.90.2");
-    rare["stats_flush_interval"] = "300s".into();
+    rare["stats_flush_interval"] = "299s".into();
     let proxy = Proxy::start("127.51.90.2", &[], &["--concurrency", "1"], rare);
     let counted = || {
         let at = "127.51.90.2:15000".parse().unwrap();
