@@ -10,6 +10,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{HeaderMap, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 /// An answer, read whole.
 #[derive(Clone, Debug)]
@@ -79,4 +80,50 @@ pub async fn get(address: SocketAddr, path: &str, limit: Duration) -> anyhow::Re
         Ok(answer) => answer.with_context(|| format!("GET http://{address}{path}")),
         Err(_) => bail!("GET http://{address}{path}: no answer within {limit:?}"),
     }
+}
+
+/// A GET whose answer has no end of its own: `to` gets what is made of its lines, the empty ones apart, until it ends. The answer's head
+/// has to come by the deadline.
+///
+/// # Errors
+/// No answer came in time, it is none of success, or it broke off.
+pub async fn lines<T>(
+    address: SocketAddr,
+    path: &str,
+    limit: Duration,
+    to: &mpsc::Sender<T>,
+    make: impl Fn(String) -> T,
+) -> anyhow::Result<()> {
+    let request = Request::get(path).header("host", address.to_string()).body(Full::<Bytes>::default())?;
+    let head = async {
+        let mut connection = Connection::open(address).await?;
+        connection.sender.ready().await?;
+        let answer = connection.sender.send_request(request).await?;
+        anyhow::Ok((connection, answer))
+    };
+    let what = || format!("GET http://{address}{path}");
+    let Ok(head) = tokio::time::timeout(limit, head).await else {
+        bail!("{}: no answer within {limit:?}", what());
+    };
+    let (_connection, answer) = head.with_context(what)?;
+    let status = answer.status();
+    let mut body = answer.into_body();
+    if !status.is_success() {
+        let text = body.collect().await?.to_bytes();
+        bail!("{}: {status}: {}", what(), String::from_utf8_lossy(&text).trim());
+    }
+    let mut rest = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.with_context(what)?.into_data() else { continue };
+        rest.extend_from_slice(&data);
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line).trim().to_owned();
+            // Where nobody listens any more, that is no failure of who speaks.
+            if !line.is_empty() && to.send(make(line)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
 }

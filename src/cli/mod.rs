@@ -84,6 +84,8 @@ pub enum Command {
     Top(crate::inspect::TopArgs),
     /// Lists the requests that proxies keep: the last that failed, were refused or slow, and a sample of the others
     Requests(crate::inspect::RequestsArgs),
+    /// Shows the requests of a workload while they are served
+    Tap(crate::inspect::TapArgs),
     /// Draws who calls whom: as text, for Graphviz, as a picture (SVG), or as JSON
     Graph(crate::inspect::GraphArgs),
     /// Shows what happened lately, of the control plane and all proxies: denials, failed handshakes, refused configuration,
@@ -145,6 +147,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::ProxyStatus(args) => crate::inspect::status(&args)?,
         Command::Top(args) => crate::inspect::top(&args)?,
         Command::Requests(args) => crate::inspect::requests(&args)?,
+        Command::Tap(args) => crate::inspect::tap(&args)?,
         Command::Graph(args) => crate::inspect::graph(&args)?,
         Command::Events(args) => crate::inspect::events(&args)?,
         Command::Quarantine(args) => quarantine::main(&args)?,

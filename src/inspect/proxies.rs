@@ -47,6 +47,11 @@ impl Proxies {
         self.proxies.is_empty().then(|| address(&self.control, 8080)).transpose()
     }
 
+    /// Whether they are named one by one.
+    pub(super) fn are_named(&self) -> bool {
+        !self.proxies.is_empty()
+    }
+
     /// Those who are there now, where they tell their counts.
     ///
     /// # Errors

@@ -178,7 +178,7 @@ pub fn play(
             more += &format!("content-length: {}\r\n", case.body.len());
         }
         format!(
-            "{} {} HTTP/1.1\r\nhost: {}\r\nx-case: {number}\r\nconnection: close\r\n{more}\r\n{}",
+            "{} {} HTTP/1.1\r\nhost: {}\r\nx-case: {number}\r\nx-request-id: case-{number}\r\nconnection: close\r\n{more}\r\n{}",
             case.method, case.path, case.host, case.body
         )
         .into_bytes()

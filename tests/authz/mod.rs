@@ -11,6 +11,8 @@ pub mod issuers;
 #[allow(dead_code, reason = "the peers are asked in its place")]
 mod judged;
 mod providers;
+#[allow(dead_code, reason = "Envoy keeps no requests")]
+pub mod recorded;
 mod table;
 pub mod tokens;
 
@@ -25,6 +27,7 @@ use weft_control::model::World;
 use clients::{Certificates, Outcome};
 use issuers::Issuers;
 use providers::Providers;
+use recorded::Observed;
 use table::{Case, Group};
 
 /// Requests under way at once.
@@ -84,8 +87,8 @@ impl Place {
         self.port + 1 + u16::try_from(group).unwrap()
     }
 
-    /// Sends all requests to the running proxy. What was not as the tables say, and how many cases there are.
-    pub fn play(&self) -> (Vec<String>, usize) {
+    /// Sends all requests to the running proxy. What was not as the tables say, and all that was observed.
+    pub fn observe(&self) -> (Vec<String>, Observed<'_>) {
         let cases: Vec<(usize, &Group, &Case)> = self
             .groups
             .iter()
@@ -119,7 +122,7 @@ impl Place {
                 wrong.push(format!("{}: {}: {why}", group.name, case.text));
             }
         }
-        (wrong, cases.len())
+        (wrong, Observed { cases, outcomes, lines })
     }
 
     /// The access log, by what tells its lines apart; all that are expected.

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::authz::Place;
+use crate::authz::recorded::KEEP_ALL;
 use crate::support::eventually;
 use crate::support::http::get;
 use crate::support::logged::Logged;
@@ -10,11 +11,18 @@ use crate::support::logged::Logged;
 fn hold(ip: Ipv4Addr, tables: &str, least: usize) {
     let place = Place::new(ip, 13000, tables);
     let bootstrap = place.bootstrap();
-    let _proxy = Logged::weft(&["proxy", "-c", bootstrap.to_str().unwrap(), "--concurrency", "1"]);
+    let flags = ["proxy", "-c", bootstrap.to_str().unwrap(), "--concurrency", "1"];
+    let _proxy = Logged::weft(&[&flags[..], &KEEP_ALL].concat());
     eventually("the proxy is ready", || get(place.admin(), "/ready").is_ok_and(|answer| answer.0 == 200));
-    let (wrong, cases) = place.play();
+    let (wrong, observed) = place.observe();
+    let cases = observed.count();
     assert!(wrong.is_empty(), "{} of {cases} cases:\n{}", wrong.len(), wrong.join("\n"));
     assert!(cases >= least, "there are {cases} cases only");
+    // What the proxy has kept says of each what was seen.
+    let page = |path: &str| get(place.admin(), path).ok().map(|(_, text)| text);
+    let (wrong, requests) = observed.explained(page);
+    assert!(wrong.is_empty(), "{} of {requests} explanations:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(requests >= least / 2, "{requests} requests only were explained");
 }
 
 #[test]

@@ -66,11 +66,17 @@ spec:
 
 /// Sends a request by the front's sidecar, with this id.
 async fn send(mesh: &Mesh, id: &str, to: &str, path: &str) -> Answer {
+    get_with(mesh, to, path, &[("x-request-id", id)]).await
+}
+
+/// The same with these fields.
+async fn get_with(mesh: &Mesh, to: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
     let front = mesh.workload("front-1").unwrap();
-    let request = Request::get(format!("http://{to}:8080{path}"))
-        .header("host", format!("{to}:8080"))
-        .header("x-request-id", id)
-        .body(Full::<Bytes>::default());
+    let mut request = Request::get(format!("http://{to}:8080{path}")).header("host", format!("{to}:8080"));
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::<Bytes>::default());
     let mut connection = Connection::open(front.http_proxy.unwrap()).await.unwrap();
     connection.send(request.unwrap()).await.unwrap()
 }
@@ -117,6 +123,42 @@ fn in_order(text: &str, parts: &[&str]) {
         let at = rest.find(next).unwrap_or_else(|| panic!("no {next:?} in its place in\n{text}"));
         rest = &rest[at + next.len()..];
     }
+}
+
+/// A watcher sees what it asked for, and no secrets.
+async fn tapped(mesh: &Mesh, asked: &Asked<'_>) {
+    let admin = mesh.workload("back-1").unwrap().admin();
+    let control = asked.control.clone();
+    let watching = tokio::task::spawn_blocking(move || {
+        let filters = ["--status", "4xx", "--path", "/secret", "-H", "x-tap: yes", "--max", "2"];
+        weft(&[&["tap", "back", "--control", &control, "--output", "json"], &filters[..]].concat())
+    });
+    let mut number = 0;
+    while !watching.is_finished() {
+        assert!(number < 400, "nothing was seen");
+        for (path, mark) in [("/secret", "yes"), ("/secret", "no"), ("/open", "yes")] {
+            number += 1;
+            let fields = [("x-tap", mark), ("authorization", "Bearer abc"), ("x-request-id", "tapped")];
+            get_with(mesh, "back", path, &fields).await;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    let output = watching.await.unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let lines: Vec<Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for line in &lines {
+        let fields = line["requestHeaders"].as_array().unwrap();
+        assert!(fields.contains(&serde_json::json!(["x-tap", "yes"])), "{line}");
+        assert!(fields.contains(&serde_json::json!(["authorization", "(redacted)"])), "{line}");
+        assert!(!line.to_string().contains("abc"), "{line}");
+        assert_eq!((&line["proxy"], &line["status"]), (&"back-1.pair".into(), &403.into()), "{line}");
+    }
+    // What is wrong is said, by the proxy and by who asks it.
+    let (status, text) = crate::support::http::get(admin, "/weft/tap?methd=GET").unwrap();
+    assert!(status == 400 && text.contains("there are method"), "{status} {text}");
+    let nobody = weft(&["tap", "nobody", "--control", &asked.control]);
+    assert!(stderr(&nobody).contains("there are back-1.pair, "), "{}", stderr(&nobody));
 }
 
 #[test]
@@ -238,6 +280,8 @@ fn what_became_of_a_request_is_told_by_both_sides_of_each_hop() {
             "{told}"
         );
         assert!(server["answerBeganMs"].as_f64().unwrap() >= 1200.0, "{told}");
+
+        tapped(&mesh, &asked).await;
 
         // The list, the last that failed, and what is said of one that nobody knows.
         let last = asked.explain(&["--last-failed", "--output", "json"]);

@@ -13,7 +13,8 @@ fn hold(ip: Ipv4Addr, tables: &str) {
     envoy.args(["-l", "warning", "--file-flush-interval-msec", "20"]);
     let mut envoy = Process::start("envoy", &mut envoy, place.directory());
     envoy.wait("ready", || get(place.admin(), "/ready").is_ok_and(|(status, _)| status == 200));
-    let (wrong, cases) = place.play();
+    let (wrong, observed) = place.observe();
+    let cases = observed.count();
     assert!(wrong.is_empty(), "{} of {cases} cases:\n{}", wrong.len(), wrong.join("\n"));
 }
 

@@ -7,6 +7,7 @@ mod balance;
 mod compile;
 mod handshake;
 mod rbac;
+mod record;
 mod route;
 mod series;
 
@@ -21,7 +22,7 @@ fn quick() -> Criterion {
 criterion_group! {
     name = path;
     config = quick();
-    targets = route::benches, rbac::benches, balance::benches, handshake::benches
+    targets = route::benches, rbac::benches, record::benches, balance::benches, handshake::benches
 }
 criterion_group! {
     name = configuration;

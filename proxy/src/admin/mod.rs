@@ -15,6 +15,7 @@ mod requests;
 mod serve;
 pub mod snapshot;
 pub mod stats;
+mod tap;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};

@@ -15,7 +15,7 @@ use crate::state::DrainScope;
 use crate::telemetry::access_log::Sink;
 
 /// Paths, whether they change something (and so want POST), and what they do.
-const INDEX: [(&str, bool, &str); 21] = [
+const INDEX: &[(&str, bool, &str)] = &[
     ("/", false, "this list"),
     ("/help", false, "this list"),
     ("/ready", false, "LIVE with 200 when the proxy serves, else why not with 503"),
@@ -30,7 +30,12 @@ const INDEX: [(&str, bool, &str); 21] = [
     (
         "/weft/requests",
         false,
-        "requests that are kept, and what was decided (?id=, ?class=failed|refused|slow|good, ?limit=)",
+        "requests that are kept, and what was decided (?id=, ?class=failed|refused|slow|good, ?listener=, ?limit=)",
+    ),
+    (
+        "/weft/tap",
+        false,
+        "requests as they end, a line of JSON each (?method=, ?path=, ?status=, ?from=, ?header=, ?direction=, ?max=)",
     ),
     ("/weft/events", false, "what happened lately (?since=NUMBER, ?kind=KIND)"),
     ("/server_info", false, "version, state, uptime, node"),
@@ -47,15 +52,17 @@ const INDEX: [(&str, bool, &str); 21] = [
     ("/quitquitquit", true, "drain and end the process"),
 ];
 
+/// All parameters of a query.
+pub(super) fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+    query.split('&').filter(|p| !p.is_empty()).map(|p| {
+        let (key, value) = p.split_once('=').unwrap_or((p, ""));
+        (key.to_owned(), unescape(value))
+    })
+}
+
+/// The same by name; of several the last counts.
 fn parameters(query: &str) -> BTreeMap<String, String> {
-    query
-        .split('&')
-        .filter(|p| !p.is_empty())
-        .map(|p| {
-            let (key, value) = p.split_once('=').unwrap_or((p, ""));
-            (key.to_owned(), unescape(value))
-        })
-        .collect()
+    pairs(query).collect()
 }
 
 fn unescape(text: &str) -> String {

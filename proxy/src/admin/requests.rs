@@ -10,14 +10,14 @@ use crate::telemetry::record::{self, Class, Entry};
 /// As many are told unless more are asked for.
 const LIMIT: usize = 100;
 
-/// The requests that are asked for: `id` (of the request, or of its trace), `class`, and at most `limit` of them.
+/// The requests that are asked for: `id` (of the request, or of its trace), `class`, `listener`, and at most `limit` of them.
 ///
 /// # Errors
 /// What is wrong with a parameter.
 pub(super) fn page(state: &AdminState, parameters: &BTreeMap<String, String>) -> Result<Value, String> {
     for name in parameters.keys() {
-        if !["id", "class", "limit"].contains(&name.as_str()) {
-            return Err(format!("{name}: there are id, class and limit"));
+        if !["id", "class", "listener", "limit"].contains(&name.as_str()) {
+            return Err(format!("{name}: there are id, class, listener and limit"));
         }
     }
     let limit = match parameters.get("limit") {
@@ -31,12 +31,15 @@ pub(super) fn page(state: &AdminState, parameters: &BTreeMap<String, String>) ->
         })?),
     };
     let id = parameters.get("id").map(String::as_str);
+    let listener = parameters.get("listener").map(String::as_str);
     let wanted = |entry: &Entry| {
         let named = id.is_none_or(|id| {
             entry.id.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(id))
                 || entry.trace.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(id))
         });
-        named && class.is_none_or(|class| entry.class == class)
+        named
+            && class.is_none_or(|class| entry.class == class)
+            && listener.is_none_or(|listener| *entry.listener.0 == *listener)
     };
     let all = record::read();
     let kept = |class: Class| all.iter().filter(|entry| entry.class == class).count();

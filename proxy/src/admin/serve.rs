@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use weft_events::{Event, Kind, Outcome, Severity, emit};
 
+use super::tap::{self, Lines};
 use super::{AdminState, pages};
 
 /// What a port answers.
@@ -69,8 +70,15 @@ pub async fn serve(address: SocketAddr, surface: Surface, state: Arc<AdminState>
             let state = state.clone();
             tokio::task::spawn_local(async move {
                 let service = service_fn(move |request| {
+                    let watches = surface == Surface::Admin && request.uri().path() == "/weft/tap";
+                    let watched = watches.then(|| watch(&request));
                     let page = answer(request, surface, from, state.clone());
-                    async move { Ok::<_, Infallible>(response(page.await)) }
+                    async move {
+                        Ok::<_, Infallible>(match watched {
+                            Some(answer) => answer,
+                            None => response(page.await).map(Either::Left),
+                        })
+                    }
                 });
                 // A client that goes away ends only its own connection.
                 let _ = hyper::server::conn::http1::Builder::new()
@@ -81,6 +89,17 @@ pub async fn serve(address: SocketAddr, surface: Surface, state: Arc<AdminState>
         }
     });
     Ok(())
+}
+
+/// Requests as they end, for as long as the client reads.
+fn watch(request: &Request<Incoming>) -> Response<Either<Full<Bytes>, Lines>> {
+    match tap::begin(pages::pairs(request.uri().query().unwrap_or_default())) {
+        Ok(lines) => {
+            let page = Page { kind: "application/x-ndjson", ..Page::text("") };
+            response(page).map(|_| Either::Right(lines))
+        }
+        Err(wrong) => response(Page::error(StatusCode::BAD_REQUEST, wrong)).map(Either::Left),
+    }
 }
 
 async fn answer(

@@ -22,7 +22,7 @@ use crate::listen::{SocketTable, WorkerCommand, accept};
 use crate::state::saved::{self, Store};
 use crate::state::{Engine, Kept, Role, Tables};
 use crate::telemetry::access_log::Sink;
-use crate::telemetry::{istio, record};
+use crate::telemetry::{istio, record, tap};
 use crate::xds::{Client, ClientConfig, Credentials, ResourceSink, Service, Subscriptions};
 
 pub use crate::bootstrap::ProxyArgs;
@@ -66,6 +66,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     crate::network::recheck::set(start.recheck);
     istio::set_budget(start.stats.metric_series);
     record::set(start.record.settings(start.concurrency));
+    tap::hide(start.record.redact.clone());
     if let Some(path) = &start.outlier_log {
         let log = Sink::open(path).with_context(|| {
             format!("cluster_manager.outlier_detection.event_log_path {}", path.display())

@@ -18,6 +18,9 @@ pub struct RecordArgs {
     /// The most memory for requests that are kept, in KiB; 0: none are
     #[arg(long, value_name = "KIB", default_value_t = 2048, env = "WEFT_REQUEST_RECORD_KIB")]
     pub request_record_kib: usize,
+    /// Header fields whose values weft tap does not show, beside those that usually hold secrets; may be given several times
+    #[arg(long = "redact", value_name = "FIELD", env = "WEFT_REDACT", value_delimiter = ',')]
+    pub redact: Vec<http::HeaderName>,
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -11,7 +11,7 @@ use http::HeaderName;
 
 use super::manager::Shared;
 use super::recheck::Rechecked;
-use super::record;
+use super::record::{self, Heads};
 use super::trace;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
 use crate::router::attempt::{reset_flag, reset_words};
@@ -80,7 +80,8 @@ impl Ending {
                 trace::end(trace, &context);
             }
             config.filters.done(info, &self.shared.connection, &mut self.scratch);
-            record::ended(&self.shared, &self.flow, info, &self.scratch, took, kept.as_ref());
+            let heads = Heads { request: kept.as_ref(), response: self.response.as_ref() };
+            record::ended(&self.shared.connection, &self.flow, info, &self.scratch, took, heads);
         });
     }
 }

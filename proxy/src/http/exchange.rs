@@ -27,7 +27,7 @@ use crate::router::{self, Exchange, Expired, Flow, LocalReply, RequestBody, Rout
 use crate::telemetry::access_log::config::BodyFormat;
 use crate::telemetry::access_log::{LogContext, LogType};
 use crate::telemetry::trace::OPERATION;
-use crate::telemetry::{Flag, StreamInfo};
+use crate::telemetry::{Flag, StreamInfo, tap};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const FORCE_TRACE: HeaderName = HeaderName::from_static("x-envoy-force-trace");
@@ -51,7 +51,8 @@ pub fn handle(
     downstream: Downstream,
 ) -> impl Future<Output = Reply> + use<> {
     let flow = Rc::new(Flow::new(record(&request.head)));
-    flow.keep_head.set(!shared.config.logs().is_empty() || shared.config.local_replies.is_some());
+    let wanted = !shared.config.logs().is_empty() || shared.config.local_replies.is_some() || tap::is_on();
+    flow.keep_head.set(wanted);
     let mut ending = Ending::new(shared.clone(), flow.clone());
     shared.count_request(request.head.protocol);
     // An answer to a request that goes no further tells the id that the request came with.
@@ -107,7 +108,7 @@ pub fn handle(
                 info.grpc_status = reply.head.headers.get_str(&GRPC_STATUS).and_then(|s| s.parse().ok());
             }
         });
-        if !shared.config.logs().is_empty() || shared.config.tracing.is_some() {
+        if !shared.config.logs().is_empty() || shared.config.tracing.is_some() || tap::is_on() {
             ending.response = Some(reply.head.headers.clone());
         }
         reply.close |= shared.is_spent(stream, before.head.protocol);
@@ -136,6 +137,7 @@ async fn answer(
         Ok(origin) => origin,
         Err(reply) => {
             remember_unshaped(shared, flow, head);
+            flow.info(|i| i.trail.id = head.headers.get(&REQUEST_ID).cloned());
             flow.keep(head);
             return (local(reply, before), None);
         }

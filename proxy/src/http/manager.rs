@@ -9,12 +9,13 @@ use http::{HeaderValue, StatusCode};
 
 use super::config::{ClientCert, HcmConfig};
 use super::recheck::Newest;
+use super::record::{self, Heads};
 use super::{exchange, local_reply, response, xfcc};
 use crate::codec::{
     ConnectionLimit, Downstream, Headers, HttpService, Protocol, Reply, Request, RequestHead,
 };
 use crate::io::{Alarm, ConnectionInfo};
-use crate::router::{Flow, LocalReply};
+use crate::router::{Flow, LocalReply, Scratch};
 
 const KEPT_ALARMS: usize = 4;
 
@@ -198,6 +199,8 @@ impl Shared {
         for log in self.config.logs() {
             log.log(&context);
         }
+        let heads = Heads { request: None, response: Some(&reply.head.headers) };
+        record::ended(&self.connection, &flow, &info, &Scratch::default(), info.start.elapsed(), heads);
         reply
     }
 }

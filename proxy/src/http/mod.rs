@@ -13,7 +13,7 @@ pub mod local_reply;
 mod manager;
 pub mod normalize;
 mod recheck;
-mod record;
+pub mod record;
 mod request;
 mod request_id;
 mod response;

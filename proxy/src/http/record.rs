@@ -1,41 +1,60 @@
 //! Puts a request that has ended into the record of requests, or tells those who watch: what its stages left behind, in words.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::manager::Shared;
 use crate::cluster::{Cluster, Host};
-use crate::codec::RequestHead;
+use crate::codec::{Headers, RequestHead};
+use crate::io::ConnectionInfo;
 use crate::router::{Flow, Scratch};
 use crate::telemetry::record::entry::{LONGEST, Looked};
 use crate::telemetry::record::{self, Candidate, Choice, Class, Entry, Told};
 use crate::telemetry::trace::ids::{self, Found};
-use crate::telemetry::{Flag, StreamInfo};
+use crate::telemetry::{Details, Flag, StreamInfo, tap};
 
-/// A stream ended. `head` is the request as it went upstream, where it is kept.
+/// The fields of a request and of its answer, where they are at hand.
+#[derive(Clone, Copy, Default)]
+pub struct Heads<'a> {
+    /// The request as it went upstream.
+    pub request: Option<&'a RequestHead>,
+    /// The answer as it went to the client.
+    pub response: Option<&'a Headers>,
+}
+
+/// A stream ended.
 pub fn ended(
-    shared: &Shared,
+    connection: &ConnectionInfo,
     flow: &Flow,
     info: &StreamInfo,
     scratch: &Scratch,
     took: Duration,
-    head: Option<&RequestHead>,
+    heads: Heads<'_>,
 ) {
     let class = record::class(info, took, record::settings());
-    if let Some(class) = class {
-        record::keep(entry(shared, flow, info, scratch, (class, took), head));
+    let tapped = tap::is_on();
+    if class.is_none() && !tapped {
+        return;
+    }
+    let of = (class.unwrap_or(Class::Good), took);
+    let entry = Arc::new(entry(connection, flow, info, scratch, of, heads.request));
+    if tapped {
+        tap::tell(&entry, heads.request, heads.response);
+    }
+    if class.is_some() {
+        record::keep(entry);
     }
 }
 
 fn entry(
-    shared: &Shared,
+    connection: &ConnectionInfo,
     flow: &Flow,
     info: &StreamInfo,
     scratch: &Scratch,
     (class, took): (Class, Duration),
     head: Option<&RequestHead>,
 ) -> Entry {
-    let connection = &shared.connection;
     let matched = flow.route.borrow();
     let origin = |metadata: Option<&crate::cluster::endpoint::Metadata>, key: &str| {
         metadata.and_then(|m| m.get_str("istio", key)).map(short)
@@ -72,9 +91,17 @@ fn entry(
         status: info.status.map_or(0, |status| status.as_u16()),
         grpc: info.grpc_status,
         flags: info.flags,
-        details: info.details.clone(),
+        details: details(info),
         bytes: (info.bytes_received, info.bytes_sent),
         ended: ended_by(info),
+    }
+}
+
+/// The response code details as logs have them.
+fn details(info: &StreamInfo) -> Option<Details> {
+    match info.code_details()? {
+        Cow::Borrowed(_) => info.details.clone(),
+        Cow::Owned(words) => Some(Details::Made(words.into())),
     }
 }
 

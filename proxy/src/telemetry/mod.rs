@@ -10,6 +10,7 @@ pub mod istio;
 pub mod record;
 pub mod registry;
 pub mod stream;
+pub mod tap;
 pub mod trace;
 
 pub use details::Details;

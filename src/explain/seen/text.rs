@@ -97,7 +97,10 @@ fn hop(hop: &Hop, sources: &Sources<'_>) -> Node {
 }
 
 fn decided(decision: &Value, sources: &Sources<'_>) -> String {
-    let (filter, verdict) = (word(&decision["filter"]), word(&decision["verdict"]));
+    let filter = word(&decision["filter"]);
+    // Rules by which somebody else is asked are put as ones that are only tried, with a name that says so.
+    let asks = decision["name"].as_str().is_some_and(|name| name.starts_with("istio-ext-authz-"));
+    let verdict = if asks { "somebody else is asked".to_owned() } else { word(&decision["verdict"]) };
     let by = match decision["name"].as_str() {
         Some(name) => match sources.policy(name) {
             Some((origin, rule)) => format!(" by {rule} of {}", written(&origin)),

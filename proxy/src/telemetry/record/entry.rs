@@ -160,14 +160,18 @@ impl Entry {
             + decisions.sum::<usize>()
     }
 
-    /// For programs.
-    pub fn json(&self) -> Value {
-        let start = OffsetDateTime::from(self.start).format(&Rfc3339).unwrap_or_default();
-        let direction = match self.listener.1 {
+    /// The listener's direction.
+    pub fn direction(&self) -> &'static str {
+        match self.listener.1 {
             Direction::Inbound => "inbound",
             Direction::Outbound => "outbound",
             Direction::Unspecified => "unspecified",
-        };
+        }
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        let start = OffsetDateTime::from(self.start).format(&Rfc3339).unwrap_or_default();
         let workload = |workload: &Option<Arc<Workload>>| {
             workload.as_ref().map(|w| json!({"name": w.name, "namespace": w.namespace}))
         };
@@ -191,7 +195,7 @@ impl Entry {
             "path": self.path,
             "protocol": self.protocol,
             "listener": &*self.listener.0,
-            "direction": direction,
+            "direction": self.direction(),
             "filterChain": &*self.chain,
             "remote": self.ends.0,
             "local": self.ends.1,
@@ -259,7 +263,7 @@ fn prune(page: &mut Value) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::telemetry::record::{By, Verdict};
 

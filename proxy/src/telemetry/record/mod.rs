@@ -139,8 +139,8 @@ pub fn class(info: &StreamInfo, took: Duration, settings: &Settings) -> Option<C
     if took >= settings.slow || info.attempts > 1 || info.trail.again {
         return Some(Class::Slow);
     }
-    let id = info.trail.id.as_ref()?;
-    sampled(id.as_bytes(), settings.sample).then_some(Class::Good)
+    let id = info.trail.id.as_ref().map(|id| id.as_bytes());
+    sampled(id, settings.sample).then_some(Class::Good)
 }
 
 /// Whether no flag tells of a failure.
@@ -164,11 +164,13 @@ fn is_servers(code: u32) -> bool {
     matches!(code, 2 | 4 | 12..=15)
 }
 
-/// Whether the request of this id is one of the sample: the same at every proxy that it passes.
-fn sampled(id: &[u8], share: f64) -> bool {
+/// Whether the request of this id is one of the sample: the same at every proxy that it passes. One without an id is no sample, unless
+/// all are.
+fn sampled(id: Option<&[u8]>, share: f64) -> bool {
     if share >= 1.0 || share <= 0.0 {
         return share >= 1.0;
     }
+    let Some(id) = id else { return false };
     // The digit that tells whether it is traced changes on the way; what follows it does not.
     let tail = &id[id.len().saturating_sub(20)..];
     let hash = tail.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
@@ -179,7 +181,7 @@ fn sampled(id: &[u8], share: f64) -> bool {
 }
 
 /// Keeps a request.
-pub fn keep(entry: Entry) {
+pub fn keep(entry: Arc<Entry>) {
     STORE.with_borrow_mut(|store| {
         let store = store.get_or_insert_with(|| {
             let settings = settings();
@@ -269,15 +271,18 @@ mod tests {
                 format!("{}-{}-4{}-a{}-{}", &hex[..8], &hex[8..12], &hex[12..15], &hex[15..18], &hex[18..30])
             })
             .collect();
-        let some = ids.iter().filter(|id| sampled(id.as_bytes(), 0.05)).count();
+        let some = ids.iter().filter(|id| sampled(Some(id.as_bytes()), 0.05)).count();
         assert!((800..1200).contains(&some), "{some} of 20000 are not a twentieth");
         for id in &ids[..200] {
             let traced = format!("{}9{}", &id[..14], &id[15..]);
-            assert_eq!(sampled(id.as_bytes(), 0.5), sampled(traced.as_bytes(), 0.5));
+            assert_eq!(sampled(Some(id.as_bytes()), 0.5), sampled(Some(traced.as_bytes()), 0.5));
         }
         let mut info = request(200);
+        let class_of = |info: &StreamInfo, sample| {
+            class(info, Duration::ZERO, &Settings { sample, ..Settings::default() })
+        };
+        assert_eq!([class_of(&info, 1.0), class_of(&info, 0.999_999)], [Some(Class::Good), None]);
         info.trail.id = Some(HeaderValue::from_static("any"));
-        let all = Settings { sample: 1.0, ..Settings::default() };
-        assert_eq!(class(&info, Duration::ZERO, &all), Some(Class::Good));
+        assert_eq!([class_of(&info, 0.999_999), class_of(&info, 0.0)], [Some(Class::Good), None]);
     }
 }

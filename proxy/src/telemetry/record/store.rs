@@ -27,7 +27,7 @@ impl Store {
     }
 
     /// Keeps an entry, in the place of the oldest of its class if there is no room.
-    pub fn push(&mut self, entry: Entry) {
+    pub fn push(&mut self, entry: Arc<Entry>) {
         let size = entry.size();
         let (room, numbers) = (self.room, numbers());
         let queue = &mut self.queues[entry.class as usize];
@@ -43,7 +43,7 @@ impl Store {
             return;
         }
         queue.bytes += size;
-        queue.entries.push_back((Arc::new(entry), size));
+        queue.entries.push_back((entry, size));
         numbers.kept.inc();
         numbers.bytes.add(size as i64);
     }
@@ -79,9 +79,9 @@ mod tests {
     fn the_oldest_of_a_class_goes_first_and_the_others_stay() {
         let one = entry(Class::Failed, "0").size();
         let mut store = Store::new((3 * one + one / 2) * Class::ALL.len());
-        store.push(entry(Class::Refused, "r"));
+        store.push(entry(Class::Refused, "r").into());
         for number in 0..100 {
-            store.push(entry(Class::Failed, &(number % 10).to_string()));
+            store.push(entry(Class::Failed, &(number % 10).to_string()).into());
         }
         assert_eq!(ids(&store, Class::Failed), ["7", "8", "9"]);
         assert_eq!(ids(&store, Class::Refused), ["r"]);
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn what_is_larger_than_the_room_is_not_kept() {
         let mut store = Store::new(64);
-        store.push(entry(Class::Failed, "0"));
+        store.push(entry(Class::Failed, "0").into());
         assert!(store.entries().is_empty() && store.bytes() == 0);
     }
 }
