@@ -9,6 +9,7 @@ mod cases;
 mod client;
 pub mod configured;
 mod coverage;
+mod explained;
 mod h2;
 mod normalize;
 mod pair;

@@ -33,7 +33,7 @@ impl Side {
         IpAddr::V4(Ipv4Addr::new(127, 30, 1, if self == Self::Envoy { 1 } else { 2 }))
     }
 
-    fn admin(self) -> SocketAddr {
+    pub fn admin(self) -> SocketAddr {
         SocketAddr::new(self.address(), 9901)
     }
 }
@@ -77,6 +77,7 @@ impl Pair {
         envoy.args(["--concurrency", "1", "--disable-hot-restart", "-l", "warning"]);
         let mut ours = weft_proxy();
         ours.arg("-c").arg(write(Side::Weft, "weft.json")).args(["--concurrency", "1"]);
+        ours.args(["--request-sample", "1", "--request-record-kib", "65536"]);
         let mut envoy = Process::start("envoy", &mut envoy, directory.path());
         let mut ours = Process::start("weft", &mut ours, directory.path());
         let ready = |side: Side| move || get(side.admin(), "/ready").is_ok_and(|(status, _)| status == 200);

@@ -10,7 +10,7 @@ use super::case::{Case, Client, Step, Upstream};
 use super::client::End;
 use super::normalize::{Message, render};
 use super::pair::{Side, pair, port};
-use super::{cases, client, h2, upstream};
+use super::{cases, client, explained, h2, upstream};
 
 /// What the two ends of a case tell each other, so that nothing depends on time.
 #[derive(Debug, Default)]
@@ -36,15 +36,16 @@ impl Flags {
 
 /// What was seen of a case on one side, as text.
 #[derive(Debug, PartialEq, Eq)]
-struct Observed {
-    client: String,
-    upstream: String,
+pub(super) struct Observed {
+    pub(super) client: String,
+    pub(super) upstream: String,
 }
 
 /// Runs the case of this name through both and compares.
 pub fn run(name: &str) {
     let case = cases::all().into_iter().find(|c| c.name == name).expect("the list of all cases has it");
     let _pair = pair();
+    let began = std::time::SystemTime::now();
     let (envoy, weft) = std::thread::scope(|scope| {
         let envoy = scope.spawn(|| observe(&case, Side::Envoy));
         let weft = scope.spawn(|| observe(&case, Side::Weft));
@@ -52,6 +53,9 @@ pub fn run(name: &str) {
     });
     if std::env::var_os("WEFT_SHOW").is_some() {
         println!("Envoy's client saw:\n{}\nEnvoy's upstream saw:\n{}", envoy.client, envoy.upstream);
+    }
+    if let Err(why) = explained::check(case.name, began, &weft) {
+        panic!("{why}");
     }
     match (case.deliberate, envoy == weft) {
         (None, true) => {}

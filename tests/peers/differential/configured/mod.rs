@@ -4,6 +4,7 @@
 mod certificates;
 mod checks;
 mod client;
+mod explained;
 mod generated;
 mod observed;
 mod pair;

@@ -90,6 +90,7 @@ impl Pair {
         envoy.args(["-l", "warning", "--file-flush-interval-msec", "20"]);
         let mut ours = weft_proxy();
         ours.arg("-c").arg(write(Side::Weft)).args(["--concurrency", "1"]);
+        ours.args(["--request-sample", "1", "--request-record-kib", "65536"]);
         let mut envoy = Process::start("envoy", &mut envoy, directory.path());
         let mut weft = Process::start("weft", &mut ours, directory.path());
         let ready = |side: Side| {

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::client;
 use super::observed::{self, Observed};
 use super::pair::{Pair, Side, pair};
 use super::spec::Case;
 use super::upstream::{self, Book};
+use super::{client, explained};
 use crate::differential::run::diff;
 
 /// Cases that run at once: most of their time is waiting.
@@ -64,6 +64,7 @@ fn one(case: &Case, index: usize, pair: &Pair) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let port = pair.port(index);
     let book = Book::default();
+    let began = std::time::SystemTime::now();
     let (envoy, weft) = runtime.block_on(async {
         upstream::start(case, port, pair.directory(), &book).await;
         tokio::join!(
@@ -101,6 +102,8 @@ fn one(case: &Case, index: usize, pair: &Pair) -> Result<(), String> {
         std::thread::sleep(Duration::from_millis(if a.counters.is_empty() { 50 } else { 300 }));
     };
     runtime.shutdown_timeout(Duration::from_millis(100));
+    explained::check(case, pair, began)
+        .map_err(|why| format!("{} ({}.yaml): {why}", case.name, case.file))?;
     let (theirs, ours) = (envoy.text(case), weft.text(case));
     if std::env::var_os("WEFT_SHOW").is_some() {
         println!("{}: Envoy's side:\n{theirs}", case.name);
