@@ -149,7 +149,7 @@ pub fn benches(c: &mut Criterion) {
         let info = std::cell::RefCell::new(StreamInfo::new(None));
         b.iter(|| {
             let trail = &mut info.borrow_mut().trail;
-            *trail = weft_proxy::telemetry::record::Trail::default();
+            **trail = weft_proxy::telemetry::record::Trail::default();
             trail.decided(By::Rbac, Verdict::Allowed, Some(name.clone()));
             trail.began = Some(Instant::now());
             trail.choice = Some(choice());

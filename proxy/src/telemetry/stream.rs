@@ -86,7 +86,7 @@ pub struct StreamInfo {
     /// The request's span, where it has one.
     pub trace: Option<Rc<Trace>>,
     /// What is kept of it for whoever asks why.
-    pub trail: Trail,
+    pub trail: Box<Trail>,
 }
 
 impl StreamInfo {
@@ -135,7 +135,7 @@ impl StreamInfo {
             metadata: DynamicMetadata::default(),
             filter_state: FilterState::default(),
             trace: None,
-            trail: Trail::default(),
+            trail: Box::default(),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What a request leaves behind on its way: which filter decided what, which tries were made, and among which hosts was chosen.
 //!
-//! It hangs on the stream's record. A good request allocates nothing for it: decisions and the choice lie in place, and tries
-//! are only listed once one has failed.
+//! It hangs on the stream's record, in a box of its own: the record is moved a few times before it has its place, and with this in it
+//! the stream's state would be larger than what the allocator gives by its short way (1 KiB). That box is all that a good request
+//! allocates for it: decisions and the choice lie in place, and tries are only listed once one has failed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
