@@ -213,6 +213,11 @@ pub fn bootstrap(ip: &str, backend: u16, collector: u16, file: &str) -> Value {
     json!({
         "node": {"id": "sidecar~127.0.0.1~a.b~b.svc.cluster.local", "cluster": "a.b", "locality": {"zone": "z"}},
         "admin": {"address": socket(ip, 15000)},
+        "stats_flush_interval": "0.3s",
+        "stats_sinks": [{"name": "envoy.stat_sinks.open_telemetry", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.stat_sinks.open_telemetry.v3.SinkConfig",
+            "grpc_service": {"envoy_grpc": {"cluster_name": "collector"}}, "prefix": "pushed",
+        }}],
         "static_resources": {
             "listeners": [listener("http", 8080, manager), listener("tcp", 8081, proxy)],
             "clusters": [cluster("backend", backend, false), cluster("collector", collector, true)],

@@ -160,3 +160,33 @@ fn files_are_opened_anew_when_they_were_rotated() {
         (vec!["/1".to_owned(), "/2".to_owned()], vec!["/3".to_owned()], vec!["/4".to_owned()])
     );
 }
+
+#[test]
+fn what_is_counted_is_pushed_as_it_is_at_the_admin_interface() {
+    let world = World::new("127.0.71.3");
+    (0..3).for_each(|_| assert!(world.ask("/a").starts_with("HTTP/1.1 200")));
+    // The value of the newest point of a counter of the connection manager.
+    let pushed = |name: &str, manager: &str| -> Option<String> {
+        let came = world.collector.came();
+        let all = came.metrics.iter().rev().flat_map(|(path, request)| {
+            assert_eq!(path, "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export");
+            &request.resource_metrics
+        });
+        let mut all = all.flat_map(|r| &r.scope_metrics).flat_map(|s| &s.metrics).filter(|m| m.name == name);
+        all.find_map(|metric| {
+            let value = xds_protos::json::to_value(metric);
+            let points = value["sum"]["data_points"].as_array()?.clone();
+            let point = points.into_iter().find(|p| {
+                let attributes = texts(&p["attributes"]);
+                attributes
+                    .as_array()
+                    .is_some_and(|all| all.contains(&json!(["envoy.http_conn_manager_prefix", manager])))
+            })?;
+            Some(point["as_int"].to_string().trim_matches('"').to_owned())
+        })
+    };
+    eventually("the count", || pushed("pushed.http.downstream_rq_total", "http").as_deref() == Some("3"));
+    assert_eq!(world.stat("http.http.downstream_rq_total"), 3);
+    eventually("points are counted", || world.stat("stats_sinks.open_telemetry.points_sent") > 0);
+    assert_eq!(world.stat("stats_sinks.open_telemetry.points_dropped"), 0);
+}

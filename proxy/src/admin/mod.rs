@@ -11,6 +11,7 @@ pub mod logging;
 mod pages;
 mod process;
 pub mod prometheus;
+pub mod push;
 mod requests;
 mod serve;
 pub mod snapshot;

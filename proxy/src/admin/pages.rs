@@ -98,7 +98,7 @@ pub(super) fn is_long(path: &str) -> bool {
     matches!(path, "/stats" | "/stats/prometheus" | "/clusters" | "/config_dump" | "/weft/requests")
 }
 
-pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> Page {
+pub(super) fn page(path: &str, query: &str, post: bool, open: bool, state: &AdminState) -> Page {
     let parameters = parameters(query);
     let json_wanted = parameters.get("format").is_some_and(|f| f == "json");
     let changes = INDEX.iter().any(|(p, changes, _)| *p == path && *changes);
@@ -116,7 +116,7 @@ pub(super) fn page(path: &str, query: &str, post: bool, state: &AdminState) -> P
             None => Page::text("LIVE\n"),
             Some(reason) => Page::error(StatusCode::SERVICE_UNAVAILABLE, reason),
         },
-        "/stats" | "/stats/prometheus" => statistics(path, &parameters, state),
+        "/stats" | "/stats/prometheus" => statistics(path, &parameters, open, state),
         "/clusters" if json_wanted => Page::json(&clusters::json(&state.engine)),
         "/clusters" => Page::text(clusters::text(&state.engine)),
         "/listeners" => listeners(state, json_wanted),
@@ -194,7 +194,8 @@ fn filter(parameters: &BTreeMap<String, String>) -> Result<Filter, String> {
     Ok(Filter { regex, used_only, kind: parameters.get("type").cloned() })
 }
 
-fn samples(state: &AdminState) -> Vec<snapshot::Sample> {
+/// Everything that is counted, as it is now.
+pub(super) fn samples(state: &AdminState) -> Vec<snapshot::Sample> {
     let mut samples = snapshot::read();
     samples.extend(process::samples(state, &samples));
     if state.tcp_aliases {
@@ -203,7 +204,7 @@ fn samples(state: &AdminState) -> Vec<snapshot::Sample> {
     samples
 }
 
-fn statistics(path: &str, parameters: &BTreeMap<String, String>, state: &AdminState) -> Page {
+fn statistics(path: &str, parameters: &BTreeMap<String, String>, open: bool, state: &AdminState) -> Page {
     let filter = match filter(parameters) {
         Ok(filter) => filter,
         Err(wrong) => return Page::error(StatusCode::BAD_REQUEST, wrong),
@@ -211,6 +212,10 @@ fn statistics(path: &str, parameters: &BTreeMap<String, String>, state: &AdminSt
     let samples = samples(state);
     let format = parameters.get("format").map(String::as_str);
     match (path, format) {
+        ("/stats/prometheus", _) | (_, Some("prometheus")) if open => Page {
+            kind: prometheus::OPEN_METRICS,
+            ..Page::text(prometheus::render_open(&samples, &filter, state.tags))
+        },
         ("/stats/prometheus", _) | (_, Some("prometheus")) => Page {
             kind: "text/plain; version=0.0.4; charset=UTF-8",
             ..Page::text(prometheus::render(&samples, &filter, state.tags))

@@ -42,8 +42,41 @@ impl Tags {
 static BOUNDS: LazyLock<Vec<String>> =
     LazyLock::new(|| BUCKETS.iter().map(f64::to_string).chain(std::iter::once("+Inf".to_owned())).collect());
 
+/// The type of OpenMetrics.
+pub(super) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Whether an `Accept` asks for version 1 of OpenMetrics.
+pub(super) fn wants_open_metrics(accept: &str) -> bool {
+    accept.split(',').any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let open = parts.next() == Some("application/openmetrics-text");
+        let mut version = None;
+        let mut refused = false;
+        for part in parts {
+            match part.split_once('=') {
+                Some(("version", given)) => version = Some(given),
+                Some(("q", weight)) => refused = weight.parse() == Ok(0.0),
+                _ => {}
+            }
+        }
+        open && !refused && version.is_none_or(|v| v == "1.0.0")
+    })
+}
+
+/// The same in the format OpenMetrics. Lines are those of [`render`]: a counter whose name has no `_total` at its end, which a
+/// counter must have there, is of unknown type.
+pub fn render_open(samples: &[Sample], filter: &Filter, tags: Tags) -> String {
+    let mut out = write(samples, filter, tags, true);
+    out.push_str("# EOF\n");
+    out
+}
+
 /// Renders what `filter` admits, grouped by name under one `# TYPE` line each.
 pub fn render(samples: &[Sample], filter: &Filter, tags: Tags) -> String {
+    write(samples, filter, tags, false)
+}
+
+fn write(samples: &[Sample], filter: &Filter, tags: Tags, open: bool) -> String {
     let mut found: Vec<(Cow<'_, str>, Rc<str>, &Sample)> = Vec::with_capacity(samples.len());
     // Metrics of one set of labels follow each other: the set is written out once.
     let mut last: Option<(&Labels, Rc<str>)> = None;
@@ -72,6 +105,7 @@ pub fn render(samples: &[Sample], filter: &Filter, tags: Tags) -> String {
         lines * (name.len() + labels.len() + 32)
     });
     let mut out = String::with_capacity(length.sum());
+    let is_another = |family: &str| found.binary_search_by(|(name, ..)| (**name).cmp(family)).is_ok();
     let mut family = "";
     for (name, labels, sample) in &found {
         if **name != *family {
@@ -81,7 +115,13 @@ pub fn render(samples: &[Sample], filter: &Filter, tags: Tags) -> String {
                 Value::Gauge(_) => "gauge",
                 Value::Histogram(..) => "histogram",
             };
-            let _ = writeln!(out, "# TYPE {name} {kind}");
+            // A family of counters is called without the end of its members' names, if no other is called so.
+            let (family, kind) = match (open && kind == "counter", name.strip_suffix("_total")) {
+                (true, Some(family)) if !is_another(family) => (family, kind),
+                (true, _) => (&**name, "unknown"),
+                (false, _) => (&**name, kind),
+            };
+            let _ = writeln!(out, "# TYPE {family} {kind}");
         }
         write_sample(&mut out, name, labels, &sample.value);
     }
@@ -151,11 +191,17 @@ type Extracted = Vec<(&'static str, String)>;
 
 /// The Prometheus name and labels of a sample of Envoy's vocabulary.
 fn extract(sample: &Sample, tags: Tags) -> (String, Extracted) {
+    let (name, labels) = dotted(sample, tags);
+    (format!("envoy_{}", sanitize(&name)), labels)
+}
+
+/// The name without what is a label, with its dots.
+pub(super) fn dotted(sample: &Sample, tags: Tags) -> (String, Extracted) {
     let mut labels: Extracted = sample.labels.iter().map(|(k, v)| (*k, v.to_string())).collect();
     let stem = prefix_tags(&sample.prefix, &mut labels, tags);
     let name = code_tags(&sample.name, &mut labels, tags);
     let name = tls_tags(&sample.prefix, name, &mut labels);
-    (format!("envoy_{}", sanitize(&format!("{stem}.{name}"))), labels)
+    (format!("{stem}.{name}"), labels)
 }
 
 /// Takes the variable part out of a group's prefix. Istio ends stat prefixes with `;` to mark where they end.
@@ -249,6 +295,38 @@ mod tests {
 
     fn sample(prefix: &str, name: &'static str, value: Value) -> Sample {
         Sample { prefix: prefix.into(), name: name.into(), labels: Labels::default(), value }
+    }
+
+    #[test]
+    fn open_metrics_has_the_same_lines_and_an_end() {
+        let samples = [
+            sample("cluster.x", "upstream_rq_total", Value::Counter(4)),
+            sample("cluster.x", "upstream_rq_2xx", Value::Counter(3)),
+            sample("cluster.x", "membership_total", Value::Gauge(1)),
+        ];
+        let filter = Filter::default();
+        let open = render_open(&samples, &filter, Tags::Envoy);
+        let lines =
+            |text: &str| text.lines().filter(|l| !l.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(lines(&open), lines(&render(&samples, &filter, Tags::Envoy)));
+        assert!(open.ends_with("\n# EOF\n"));
+        for line in [
+            "# TYPE envoy_cluster_upstream_rq counter\nenvoy_cluster_upstream_rq_total{",
+            "# TYPE envoy_cluster_upstream_rq_xx unknown\nenvoy_cluster_upstream_rq_xx{",
+            "# TYPE envoy_cluster_membership_total gauge\nenvoy_cluster_membership_total{",
+        ] {
+            assert!(open.contains(line), "{line}: {open}");
+        }
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;q=0.3";
+        assert!(wants_open_metrics(prometheus) && wants_open_metrics("application/openmetrics-text"));
+        for other in [
+            "text/plain",
+            "*/*",
+            "application/openmetrics-text; version=0.0.1",
+            "application/openmetrics-text;q=0",
+        ] {
+            assert!(!wants_open_metrics(other), "{other}");
+        }
     }
 
     #[test]

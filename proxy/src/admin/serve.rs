@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 use super::tap::{self, Lines};
-use super::{AdminState, pages};
+use super::{AdminState, pages, prometheus};
 
 /// What a port answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +143,9 @@ async fn page(request: Request<Incoming>, surface: Surface, state: Arc<AdminStat
     let long = pages::is_long(path);
     let page = move || {
         let (uri, post) = (request.uri(), request.method() == Method::POST);
-        pages::page(uri.path(), uri.query().unwrap_or_default(), post, &state)
+        let accepted = request.headers().get_all(hyper::header::ACCEPT);
+        let open = accepted.iter().any(|v| v.to_str().is_ok_and(prometheus::wants_open_metrics));
+        pages::page(uri.path(), uri.query().unwrap_or_default(), post, open, &state)
     };
     if !long {
         return page();

@@ -13,6 +13,7 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use crate::admin::push::{self, Push};
 use crate::admin::{AdminState, Readiness, SetLevel, Surface, logging, serve};
 use crate::agent::dns;
 use crate::agent::{Reporter, Sidecar};
@@ -20,7 +21,7 @@ use crate::bootstrap::{Ads, Identity, Start, endpoint, node_info};
 use crate::identity::workload::Current;
 use crate::listen::{SocketTable, WorkerCommand, accept};
 use crate::state::saved::{self, Store};
-use crate::state::{Engine, Kept, Role, Tables};
+use crate::state::{CompileContext, Engine, Kept, NodeInfo, Role, Tables};
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::{istio, record, tap};
 use crate::xds::{Client, ClientConfig, Credentials, ResourceSink, Service, Subscriptions};
@@ -58,6 +59,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     let workers = (0..start.concurrency).map(worker).collect::<std::io::Result<Vec<_>>>()?;
     let wanted = Subscriptions::new();
     let node = Arc::new(node_info(&start.node));
+    let itself = node.clone();
     let role = node.role;
     let own = node.metadata.get("PROXY_CONFIG").unwrap_or(&serde_json::Value::Null);
     let reporter = Reporter::read(node.meta("AUTO_REGISTER_GROUP"), own)?;
@@ -140,6 +142,9 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     tokio::task::spawn_local(reopen_logs(tokio::signal::unix::signal(
         tokio::signal::unix::SignalKind::user_defined1(),
     )?));
+    for push in pushes(&start, &engine, itself)? {
+        tokio::task::spawn_local(push.run(state.clone()));
+    }
     if !start.stats.metric_expiry.is_zero() {
         tokio::task::spawn_local(expire(start.stats.metric_expiry));
     }
@@ -156,6 +161,22 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     let why = ending::due(&state, &start.ending).await?;
     ending::end(&state, &start.ending, why).await;
     Ok(())
+}
+
+/// Whom metrics are pushed to.
+fn pushes(start: &Start, engine: &Engine, node: Arc<NodeInfo>) -> anyhow::Result<Vec<Push>> {
+    let context = CompileContext::new(&engine.tables(), node, std::time::SystemTime::now());
+    let mut all = match &start.file {
+        Some(bootstrap) => push::sinks(bootstrap, &context)
+            .map_err(|errors| anyhow::anyhow!("{}", crate::state::error::join(&errors)))?,
+        None => Vec::new(),
+    };
+    if let Some((host, port)) = &start.stats.otlp_metrics {
+        let every = start.stats.otlp_metrics_interval;
+        anyhow::ensure!(!every.is_zero(), "--otlp-metrics-interval 0s: metrics are pushed at an interval");
+        all.push(Push::to_service(host, *port, every, &context));
+    }
+    Ok(all)
 }
 
 /// Opens log files anew whenever SIGUSR1 says that they were rotated.

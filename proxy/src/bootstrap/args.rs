@@ -127,6 +127,7 @@ impl ProxyArgs {
             listener_drain: self.listener_drain_time,
             recheck: !self.no_recheck,
             stats: self.stats.clone(),
+            file: None,
             record: self.record.clone(),
         })
     }

@@ -88,6 +88,7 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
         // A bootstrap of one's own stands in Envoy's place; its statistics are Envoy's.
         stats: StatsArgs { stat_tags: args.stats.stat_tags.or(Some(Tags::Envoy)), ..args.stats.clone() },
         record: args.record.clone(),
+        file: Some(Box::new(bootstrap)),
     })
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use xds_protos::ResourceType;
+use xds_protos::envoy::config::bootstrap::v3::Bootstrap;
 use xds_protos::envoy::config::core::v3::Node;
 
 pub use args::ProxyArgs;
@@ -64,6 +65,8 @@ pub struct Start {
     pub recheck: bool,
     /// How metrics are kept and called.
     pub stats: StatsArgs,
+    /// The bootstrap file, where there is one: it says where metrics are pushed.
+    pub file: Option<Box<Bootstrap>>,
     /// Which requests are kept.
     pub record: RecordArgs,
 }

@@ -23,4 +23,17 @@ pub struct StatsArgs {
     /// Give istio_tcp_connections_opened_total and _closed_total as istio_tcp_opened_total and istio_tcp_closed_total as well
     #[arg(long, env = "WEFT_TCP_METRIC_ALIASES")]
     pub tcp_metric_aliases: bool,
+    /// Push metrics by OTLP (gRPC) to this service of the mesh, such as otel-collector.observability.svc.cluster.local:4317. With -c
+    /// the bootstrap's stats_sinks say where
+    #[arg(long, value_name = "HOST:PORT", value_parser = place, env = "WEFT_OTLP_METRICS")]
+    pub otlp_metrics: Option<(String, u16)>,
+    /// How often
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = xds_protos::duration::parse, env = "WEFT_OTLP_METRICS_INTERVAL")]
+    pub otlp_metrics_interval: Duration,
+}
+
+fn place(text: &str) -> Result<(String, u16), String> {
+    let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    let parts = parts.and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)));
+    parts.ok_or_else(|| "write HOST:PORT, the host in full".to_owned())
 }
