@@ -5,6 +5,8 @@
 mod acme;
 mod authz;
 mod clocks;
+#[path = "../collectors/mod.rs"]
+mod collectors;
 mod differential;
 mod ecotrack;
 mod envoy_sidecar;
@@ -16,6 +18,7 @@ mod kafka;
 mod kubernetes;
 #[path = "../rate_limits/mod.rs"]
 mod limits;
+mod logs;
 mod meshes;
 mod mutants;
 mod netns;

@@ -46,11 +46,15 @@ receivers:
   zipkin: {{endpoint: '{COLLECTOR}:9411'}}
 exporters:
   file: {{path: '{}', flush_interval: 100ms}}
+  file/logs: {{path: '{}', flush_interval: 100ms}}
 service:
   telemetry: {{metrics: {{level: none}}}}
-  pipelines: {{traces: {{receivers: [otlp, zipkin], exporters: [file]}}}}
+  pipelines:
+    traces: {{receivers: [otlp, zipkin], exporters: [file]}}
+    logs: {{receivers: [otlp], exporters: [file/logs]}}
 ",
-        spans_file(directory).display()
+        spans_file(directory).display(),
+        logs_file(directory).display()
     );
     let file = directory.join("collector.yaml");
     std::fs::write(&file, config).unwrap();
@@ -64,6 +68,22 @@ service:
 
 fn spans_file(directory: &Path) -> PathBuf {
     directory.join("spans.json")
+}
+
+fn logs_file(directory: &Path) -> PathBuf {
+    directory.join("logs.json")
+}
+
+/// The ids of the spans that records of a trace name, and what the records say.
+fn records(directory: &Path, trace: &str) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(logs_file(directory)).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let list = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
+    let senders = lines.flat_map(|line| list(&line, "resourceLogs"));
+    let scopes = senders.flat_map(|sender| list(&sender, "scopeLogs"));
+    let records = scopes.flat_map(|scope| list(&scope, "logRecords")).filter(|r| r["traceId"] == trace);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    records.map(|record| (text(&record["spanId"]), text(&record["body"]["stringValue"]))).collect()
 }
 
 /// A span as the collector wrote it.
@@ -148,13 +168,14 @@ async fn ask(at: SocketAddr, fields: &[(&str, &str)]) -> u16 {
 /// The mesh's settings, with spans to this provider.
 fn settings(mesh: &str, provider: &str) -> String {
     let provider = format!(
-        "    extensionProviders: [{{name: spans, {provider}}}]\n    defaultProviders: {{tracing: [spans]}}\n"
+        "    extensionProviders: [{{name: spans, {provider}}}, {{name: logs, {LOGS}}}]\n    defaultProviders: {{tracing: [spans]}}\n"
     );
     let (before, after) = mesh.split_once("    trustDomain").unwrap();
     format!("{before}{provider}    trustDomain{after}")
 }
 
 const OTLP: &str = "opentelemetry: {service: collector.observability.example, port: 4317}";
+const LOGS: &str = "envoyOtelAls: {service: collector.observability.example, port: 4317}";
 const ZIPKIN: &str = "zipkin: {service: collector.observability.example, port: 9411}";
 
 fn directory() -> tempfile::TempDir {
@@ -185,6 +206,7 @@ apiVersion: telemetry.istio.io/v1
 kind: Telemetry
 metadata: {{name: traces, namespace: istio-system}}
 spec:
+  accessLogging: [{{providers: [{{name: logs}}]}}]
   tracing:
   - randomSamplingPercentage: 100
     customTags: {{transaction.id: {{header: {{name: x-transaction}}}}}}
@@ -231,6 +253,23 @@ fn a_customers_request_is_one_trace_in_order_and_nobody_waits_for_the_collector(
         assert_eq!(chain[0].tags["transaction.id"], "t-1");
         assert_eq!(chain[0].tags["http.url"], "http://api.ecotrack.platform.dev/api/users");
         assert_eq!(chain[2].tags["http.method"], "GET");
+
+        // What each hop logged names the span that it reported; a gateway has two spans and one line.
+        let mut told: Vec<_> =
+            chain.iter().enumerate().filter(|(i, _)| *i != 1).map(|(_, s)| s.id.clone()).collect();
+        told.sort();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let found = records(state.path(), trace);
+            let mut ids: Vec<_> = found.iter().map(|(id, _)| id.clone()).collect();
+            ids.sort();
+            if ids == told {
+                assert!(found.iter().all(|(_, line)| line.contains(" 200 ")), "{found:#?}");
+                break;
+            }
+            assert!(Instant::now() < end, "records of {ids:?}, and spans {told:?}: {found:#?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
 
         // Who does not want a trace is believed.
         let unwanted = "5bf92f3577b34da6a3ce929d0e0e4736";
