@@ -116,7 +116,10 @@ pub struct Exchange {
 /// Whoever is given up among the filters is logged as the filters left it.
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.flow.keep(&mut self.head);
+        // A request that went on has left its head; nothing is kept of it where nobody asks.
+        if self.flow.keep_head.get() {
+            self.flow.keep(&mut self.head);
+        }
     }
 }
 
@@ -173,5 +176,31 @@ impl Admitted {
     /// The request, and what filters want of the router.
     pub fn into_parts(self) -> (Box<Exchange>, ForRouter) {
         (self.exchange, self.wishes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Protocol;
+
+    #[test]
+    fn the_head_of_a_request_that_is_given_up_is_kept_for_those_who_ask_alone() {
+        let address = "127.0.0.1:80".parse().unwrap();
+        for asked in [false, true] {
+            let flow = Rc::new(Flow::new(StreamInfo::new(None)));
+            flow.keep_head.set(asked);
+            drop(Exchange {
+                head: RequestHead::empty(Protocol::Http11),
+                body: Body::Empty,
+                matched: None,
+                flow: flow.clone(),
+                connection: Arc::new(ConnectionInfo::between(address, address)),
+                random: 0,
+                scratch: Scratch::default(),
+                informational: None,
+            });
+            assert_eq!(flow.kept_head.borrow().is_some(), asked);
+        }
     }
 }
