@@ -24,6 +24,8 @@ use crate::telemetry::istio::Workload;
 
 /// Peers whose metadata a worker keeps decoded.
 const REMEMBERED: usize = 500;
+/// As much of each word of a peer's is taken, in bytes: nobody has verified them, and they become labels of metrics.
+const LONGEST: usize = 256;
 
 /// Compiled settings.
 #[derive(Debug)]
@@ -126,7 +128,7 @@ fn remembered(id: Option<&HeaderValue>, metadata: &HeaderValue) -> Option<Arc<Wo
 fn workload(metadata: &Struct) -> Workload {
     let text =
         |fields: &BTreeMap<String, Value>, key: &str| match fields.get(key).and_then(|v| v.kind.as_ref()) {
-            Some(Kind::StringValue(text)) => text.clone(),
+            Some(Kind::StringValue(text)) => text[..text.floor_char_boundary(LONGEST)].to_owned(),
             _ => String::new(),
         };
     let none = BTreeMap::new();
@@ -208,5 +210,17 @@ mod tests {
         let workload = workload.unwrap();
         assert_eq!((workload.name.as_str(), workload.app.as_str()), ("order", "order-service"));
         assert_eq!(*workload, local_workload(&node));
+    }
+
+    #[test]
+    fn no_more_of_a_peers_words_is_taken_than_there_is_room_for() {
+        let text = |t: &str| Value { kind: Some(Kind::StringValue(t.to_owned())) };
+        // A character of two bytes lies across the bound.
+        let fields =
+            [("WORKLOAD_NAME", text(&format!("a{}", "é".repeat(30_000)))), ("NAMESPACE", text("shop"))];
+        let fields = fields.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+        let workload = workload(&Struct { fields });
+        assert_eq!((workload.name.len(), workload.namespace.as_str()), (LONGEST - 1, "shop"));
+        assert_eq!(workload.canonical_service, workload.name);
     }
 }

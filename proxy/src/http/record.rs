@@ -9,7 +9,8 @@ use crate::cluster::{Cluster, Host};
 use crate::codec::{Headers, RequestHead};
 use crate::io::ConnectionInfo;
 use crate::router::{Flow, Scratch};
-use crate::telemetry::record::entry::{LONGEST, Looked};
+use crate::telemetry::istio::Workload;
+use crate::telemetry::record::entry::{LONGEST, Looked, Named};
 use crate::telemetry::record::{self, Candidate, Choice, Class, Entry, Told};
 use crate::telemetry::trace::ids::{self, Found};
 use crate::telemetry::{Details, Flag, StreamInfo, tap};
@@ -77,7 +78,7 @@ fn entry(
         sni: connection.sni.clone(),
         tls: connection.tls.as_ref().map(|tls| tls.version),
         peer: connection.peer_id().cloned(),
-        workloads: (scratch.downstream_peer.clone(), scratch.upstream_peer.clone()),
+        workloads: (named(scratch.downstream_peer.as_deref()), named(scratch.upstream_peer.as_deref())),
         decisions: info.trail.decisions.iter().cloned().collect(),
         route: matched
             .as_ref()
@@ -95,6 +96,11 @@ fn entry(
         bytes: (info.bytes_received, info.bytes_sent),
         ended: ended_by(info),
     }
+}
+
+/// A peer as it is kept; what it says of itself nobody has verified.
+fn named(workload: Option<&Workload>) -> Option<Named> {
+    workload.map(|w| Named { name: short(&w.name), namespace: short(&w.namespace) })
 }
 
 /// The response code details as logs have them.
@@ -211,5 +217,8 @@ mod tests {
     fn a_query_is_not_kept_nor_more_of_a_path_than_there_is_room_for() {
         assert_eq!(&*path(b"/a/b?token=secret"), "/a/b?...");
         assert_eq!(path(&[b'a'; 5000]).len(), LONGEST);
+        let peer = Workload { name: "a".repeat(60_000), app: "b".repeat(60_000), ..Workload::default() };
+        let kept = named(Some(&peer)).unwrap();
+        assert_eq!((kept.name.len(), &*kept.namespace), (LONGEST, ""));
     }
 }

@@ -65,7 +65,7 @@ impl Wanted {
             |wanted: u16| if wanted < 10 { entry.status / 100 == wanted } else { entry.status == wanted };
         let from = |wanted: &String| {
             entry.peer.as_deref().is_some_and(|peer| peer.contains(wanted.as_str()))
-                || entry.workloads.0.as_ref().is_some_and(|w| w.name == *wanted)
+                || entry.workloads.0.as_ref().is_some_and(|w| *w.name == **wanted)
         };
         let has = |(name, value): &(HeaderName, Option<String>)| {
             head.is_some_and(|head| {

@@ -12,7 +12,6 @@ use super::{Class, Decision};
 use crate::io::Direction;
 use crate::telemetry::details::Details;
 use crate::telemetry::flags::Flags;
-use crate::telemetry::istio::Workload;
 
 /// As much of a path, of an authority and of an id is kept.
 pub const LONGEST: usize = 512;
@@ -57,6 +56,15 @@ pub struct Told {
     pub candidates: Vec<Looked>,
 }
 
+/// A workload, as far as it is told: what else a peer says of itself is not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its name.
+    pub name: Box<str>,
+    /// Its namespace.
+    pub namespace: Box<str>,
+}
+
 /// A request.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -91,7 +99,7 @@ pub struct Entry {
     /// The peer's identity.
     pub peer: Option<Arc<str>>,
     /// The caller's and the callee's workloads, as far as they told.
-    pub workloads: (Option<Arc<Workload>>, Option<Arc<Workload>>),
+    pub workloads: (Option<Named>, Option<Named>),
     /// What filters decided.
     pub decisions: Vec<Decision>,
     /// The route configuration, the virtual host in it, and the route; its name may be empty.
@@ -130,6 +138,7 @@ impl Entry {
     pub fn size(&self) -> usize {
         let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |t| t.len());
         let shared = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |t| t.len());
+        let named = |w: &Option<Named>| w.as_ref().map_or(0, |w| w.name.len() + w.namespace.len());
         let looked = |l: &Looked| size_of::<Looked>() + l.health.len() + l.locality.len();
         let tries = self.tries.iter().map(|t| {
             size_of::<Told>()
@@ -150,6 +159,8 @@ impl Entry {
             + self.chain.len()
             + shared(&self.peer)
             + shared(&self.sni)
+            + named(&self.workloads.0)
+            + named(&self.workloads.1)
             + self.route.iter().flatten().map(|t| t.len()).sum::<usize>()
             + text(&self.route_origin)
             + shared(&self.cluster)
@@ -172,7 +183,7 @@ impl Entry {
     /// For programs.
     pub fn json(&self) -> Value {
         let start = OffsetDateTime::from(self.start).format(&Rfc3339).unwrap_or_default();
-        let workload = |workload: &Option<Arc<Workload>>| {
+        let workload = |workload: &Option<Named>| {
             workload.as_ref().map(|w| json!({"name": w.name, "namespace": w.namespace}))
         };
         let decisions: Vec<_> = self
@@ -312,12 +323,16 @@ pub(crate) mod tests {
             name: Some("ns[shop]-policy[readers]-rule[0]".into()),
         });
         assert!(entry.size() > plain + 32);
+        let before = entry.size();
+        entry.workloads.1 = Some(Named { name: "cart".into(), namespace: "shop".into() });
+        assert_eq!(entry.size(), before + 8);
         let page = entry.json();
         assert_eq!(page["start"], "1970-01-01T00:00:00Z");
         assert_eq!((&page["durationMs"], &page["direction"]), (&1.5.into(), &"inbound".into()));
         let told =
             json!([{"filter": "rbac", "verdict": "denied", "name": "ns[shop]-policy[readers]-rule[0]"}]);
         assert_eq!(page["decisions"], told);
+        assert_eq!(page["callee"], json!({"name": "cart", "namespace": "shop"}));
         assert!(page.get("cluster").is_none() && page.get("attempts").is_none(), "{page}");
     }
 }
