@@ -1,40 +1,50 @@
 //! Live requests, for whoever watches (`weft tap`): each request that a watcher wants is told when it has ended.
 //!
-//! While nobody watches, a request pays one relaxed load. A watcher's queue is bounded: what it does not take in time is dropped
-//! and counted, and no request waits. Values of fields that may be secrets never leave the worker.
+//! While nobody watches, a request pays one relaxed load. A watcher's queue is bounded in requests and in bytes: what it does not
+//! take in time is dropped and counted, and no request waits. A watcher that takes nothing more gives up its place. Values of fields
+//! that may be secrets never leave the worker, nor do queries.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use http::HeaderName;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
 use super::record::Entry;
 use crate::codec::{Headers, RequestHead};
 
-/// Requests that wait for one watcher.
+/// Requests that wait for one watcher, and the bytes that they may take.
 const QUEUE: usize = 1024;
+const BYTES: usize = 1 << 20;
+/// Who has taken nothing for so long while its queue was full has stalled.
+const STALLED: Duration = Duration::from_secs(30);
 /// As many may watch one proxy at a time.
 const WATCHERS: usize = 16;
 /// As many fields of a message are told, and as much of a value.
 const FIELDS: usize = 100;
 const LONGEST: usize = 1024;
 
-/// Fields whose values are never told.
-const SECRET: [&str; 8] = [
-    "authorization",
-    "proxy-authorization",
-    "cookie",
-    "set-cookie",
-    "x-api-key",
-    "x-auth-token",
-    "x-amz-security-token",
-    "x-goog-iap-jwt-assertion",
+/// Fields with one of these in their names have values that are never told: nobody can list what all applications call their
+/// credentials.
+const SECRET: [&str; 9] =
+    ["auth", "token", "secret", "cookie", "key", "jwt", "passw", "session", "credential"];
+
+/// Fields that hold a URL: no query of it is told, and no fragment, which in an answer may hold a token.
+const URLS: [&str; 7] = [
+    "referer",
+    "location",
+    "content-location",
+    "x-envoy-original-path",
+    "x-original-url",
+    "x-original-uri",
+    "x-forwarded-uri",
 ];
 
-/// Further ones.
+/// Further ones whose values are never told.
 static FURTHER: OnceLock<Vec<HeaderName>> = OnceLock::new();
 
 /// Names further fields whose values are never told, before the first request.
@@ -101,12 +111,89 @@ impl Tapped {
         page["responseHeaders"] = fields(&self.response);
         page
     }
+
+    /// What it takes in memory, in bytes, with what the record may share with it.
+    fn size(&self) -> usize {
+        let field = |(name, value): &(HeaderName, String)| {
+            size_of::<(HeaderName, String)>() + name.as_str().len() + value.len()
+        };
+        size_of::<Self>()
+            + self.entry.size()
+            + self.request.iter().chain(&self.response).map(field).sum::<usize>()
+    }
 }
 
 struct Watcher {
     wanted: Wanted,
-    queue: mpsc::Sender<Tapped>,
+    /// Requests, and bytes of them, for which there is room.
+    room: (usize, usize),
+    queue: Mutex<Queue>,
     dropped: AtomicU64,
+}
+
+/// What waits for a watcher.
+#[derive(Default)]
+struct Queue {
+    lines: VecDeque<(usize, Tapped)>,
+    bytes: usize,
+    /// Since when there is no room, and nothing was taken.
+    full: Option<Instant>,
+    /// The watcher has stalled; nothing more comes.
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+impl Watcher {
+    /// Puts a request into the queue, or counts that it has no room. False once the watcher is found to have stalled.
+    fn offer(&self, tapped: Tapped, now: Instant) -> bool {
+        let size = tapped.size();
+        let mut queue = self.queue.lock();
+        if queue.ended {
+            return false;
+        }
+        if queue.lines.len() < self.room.0 && queue.bytes + size <= self.room.1 {
+            queue.bytes += size;
+            queue.lines.push_back((size, tapped));
+            if let Some(waker) = queue.waker.take() {
+                waker.wake();
+            }
+            return true;
+        }
+        self.dropped.fetch_add(1, Relaxed);
+        let since = *queue.full.get_or_insert(now);
+        now.saturating_duration_since(since) < STALLED
+    }
+
+    fn is_stalled(&self, now: Instant) -> bool {
+        self.queue.lock().full.is_some_and(|since| now.saturating_duration_since(since) >= STALLED)
+    }
+
+    /// Lets go what waits.
+    fn end(&self) {
+        let mut queue = self.queue.lock();
+        let lines = std::mem::take(&mut queue.lines);
+        (queue.bytes, queue.ended) = (0, true);
+        let waker = queue.waker.take();
+        drop(queue);
+        self.dropped.fetch_add(lines.len() as u64, Relaxed);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Tapped>> {
+        let mut queue = self.queue.lock();
+        if let Some((size, tapped)) = queue.lines.pop_front() {
+            queue.bytes -= size;
+            queue.full = None;
+            return Poll::Ready(Some(tapped));
+        }
+        if queue.ended {
+            return Poll::Ready(None);
+        }
+        queue.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
 }
 
 /// How many watch.
@@ -122,30 +209,34 @@ pub fn is_on() -> bool {
 /// One who watches, until it is dropped.
 pub struct Watch {
     watcher: Arc<Watcher>,
-    queue: mpsc::Receiver<Tapped>,
 }
 
 impl Watch {
     /// Begins to watch; none where as many as may do already.
     pub fn begin(wanted: Wanted) -> Option<Self> {
-        Self::with_room(wanted, QUEUE)
+        Self::with_room(wanted, (QUEUE, BYTES))
     }
 
-    fn with_room(wanted: Wanted, room: usize) -> Option<Self> {
-        let (sender, queue) = mpsc::channel(room);
-        let watcher = Arc::new(Watcher { wanted, queue: sender, dropped: AtomicU64::new(0) });
+    fn with_room(wanted: Wanted, room: (usize, usize)) -> Option<Self> {
+        // Its place is free for this one.
+        let now = Instant::now();
+        let stalled: Vec<_> = WATCHERS_NOW.lock().iter().filter(|w| w.is_stalled(now)).cloned().collect();
+        for one in &stalled {
+            leave(one);
+        }
+        let watcher = Arc::new(Watcher { wanted, room, queue: Mutex::default(), dropped: AtomicU64::new(0) });
         let mut all = WATCHERS_NOW.lock();
         if all.len() >= WATCHERS {
             return None;
         }
         all.push(watcher.clone());
         WATCHED.store(all.len(), Relaxed);
-        Some(Self { watcher, queue })
+        Some(Self { watcher })
     }
 
-    /// The next request.
-    pub fn poll(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Tapped>> {
-        self.queue.poll_recv(cx)
+    /// The next request; none after the last, when the watcher had stalled.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Tapped>> {
+        self.watcher.poll(cx)
     }
 
     /// How many were dropped since this was asked last.
@@ -156,10 +247,17 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut all = WATCHERS_NOW.lock();
-        all.retain(|one| !Arc::ptr_eq(one, &self.watcher));
-        WATCHED.store(all.len(), Relaxed);
+        leave(&self.watcher);
     }
+}
+
+/// Gives up a watcher's place.
+fn leave(watcher: &Arc<Watcher>) {
+    let mut all = WATCHERS_NOW.lock();
+    all.retain(|one| !Arc::ptr_eq(one, watcher));
+    WATCHED.store(all.len(), Relaxed);
+    drop(all);
+    watcher.end();
 }
 
 /// Tells those who want it that a request has ended.
@@ -173,14 +271,24 @@ pub fn tell(entry: &Arc<Entry>, request: Option<&RequestHead>, response: Option<
             request: request.map(|head| told(&head.headers)).unwrap_or_default(),
             response: response.map(told).unwrap_or_default(),
         };
-        if watcher.queue.try_send(tapped).is_err() {
-            watcher.dropped.fetch_add(1, Relaxed);
+        if !watcher.offer(tapped, Instant::now()) {
+            leave(&watcher);
         }
     }
 }
 
 fn is_secret(name: &HeaderName) -> bool {
-    SECRET.contains(&name.as_str()) || FURTHER.get().is_some_and(|further| further.contains(name))
+    SECRET.iter().any(|part| name.as_str().contains(part))
+        || FURTHER.get().is_some_and(|further| further.contains(name))
+}
+
+/// A URL without its query and its fragment: `/a?...`.
+fn without_query(mut url: String) -> String {
+    if let Some(at) = url.find(['?', '#']) {
+        url.truncate(at + 1);
+        url.push_str("...");
+    }
+    url
 }
 
 /// Fields as they are told.
@@ -190,7 +298,8 @@ fn told(headers: &Headers) -> Vec<(HeaderName, String)> {
             return "(redacted)".to_owned();
         }
         let bytes = value.as_bytes();
-        String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]).into_owned()
+        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]).into_owned();
+        if URLS.contains(&name.as_str()) { without_query(text) } else { text }
     };
     headers.iter().take(FIELDS).map(|(name, own)| (name.clone(), value(name, own))).collect()
 }
@@ -243,7 +352,7 @@ mod tests {
     #[test]
     fn secrets_stay_and_a_watcher_that_is_slow_loses_what_it_has_no_room_for() {
         let wanted = Wanted { path: Some("/only-this-test".into()), ..Wanted::default() };
-        let mut watch = Watch::with_room(wanted, 2).unwrap();
+        let watch = Watch::with_room(wanted, (2, BYTES)).unwrap();
         assert!(is_on());
         let mut one = entry(Class::Good, "1");
         one.path = "/only-this-test/a".into();
@@ -254,11 +363,85 @@ mod tests {
         for _ in 0..5 {
             tell(&one, Some(&head), Some(&answer));
         }
-        let line = watch.queue.try_recv().unwrap().json();
+        let line = take(&watch.watcher).unwrap().json();
         assert!(!line.to_string().contains("abc"), "{line}");
         assert_eq!(line["requestHeaders"][2], json!(["accept", "*/*"]));
         assert_eq!(line["responseHeaders"][0], json!(["set-cookie", "(redacted)"]));
-        assert!(watch.queue.try_recv().is_ok() && watch.queue.try_recv().is_err());
+        assert!(take(&watch.watcher).is_some() && take(&watch.watcher).is_none());
         assert_eq!((watch.dropped(), watch.dropped()), (3, 0));
+    }
+
+    #[test]
+    fn no_credential_and_no_query_is_told() {
+        let head = head(&[
+            ("x-vault-token", "s3cret"),
+            ("x-client-secret", "s3cret"),
+            ("ocp-apim-subscription-key", "s3cret"),
+            ("x-jwt-payload", "s3cret"),
+            ("x-db-password", "s3cret"),
+            ("x-session-id", "s3cret"),
+            ("x-credentials", "s3cret"),
+            ("x-forwarded-authorization", "s3cret"),
+            ("referer", "https://a/b?token=s3cret"),
+            ("location", "https://a/b#access_token=s3cret"),
+            ("content-location", "/c?s3cret"),
+            ("x-envoy-original-path", "/d?s3cret"),
+            ("x-original-url", "/e?s3cret"),
+            ("x-forwarded-uri", "/f?s3cret"),
+            ("accept", "a?b"),
+        ]);
+        let fields = told(&head.headers);
+        assert_eq!(fields.len(), 15);
+        assert!(fields.iter().all(|(_, value)| !value.contains("s3cret")), "{fields:?}");
+        let values: Vec<_> = fields[8..].iter().map(|(_, value)| value.as_str()).collect();
+        let left = ["https://a/b?...", "https://a/b#...", "/c?...", "/d?...", "/e?...", "/f?...", "a?b"];
+        assert_eq!(values, left);
+    }
+
+    fn watcher(room: (usize, usize)) -> Watcher {
+        let wanted = Wanted::default();
+        Watcher { wanted, room, queue: Mutex::default(), dropped: AtomicU64::new(0) }
+    }
+
+    fn line(value: usize) -> Tapped {
+        let request = vec![(HeaderName::from_static("a"), "b".repeat(value))];
+        Tapped { entry: Arc::new(entry(Class::Good, "1")), request, response: Vec::new() }
+    }
+
+    fn take(watcher: &Watcher) -> Option<Tapped> {
+        match watcher.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(line) => line,
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_queue_is_bounded_in_bytes_and_has_room_again_when_a_line_is_taken() {
+        let one = line(1000).size();
+        assert!(one > 1000);
+        let (watcher, now) = (watcher((10, 2 * one)), Instant::now());
+        for _ in 0..3 {
+            assert!(watcher.offer(line(1000), now));
+        }
+        assert_eq!(watcher.dropped.swap(0, Relaxed), 1);
+        assert!(take(&watcher).is_some() && watcher.offer(line(1000), now));
+        assert_eq!(watcher.dropped.load(Relaxed), 0);
+        assert!(take(&watcher).is_some() && take(&watcher).is_some() && take(&watcher).is_none());
+        assert_eq!(watcher.queue.lock().bytes, 0);
+    }
+
+    #[test]
+    fn whoever_takes_nothing_while_its_queue_is_full_is_ended() {
+        let (watcher, start) = (watcher((1, BYTES)), Instant::now());
+        assert!(watcher.offer(line(1), start) && watcher.offer(line(1), start));
+        assert!(watcher.offer(line(1), start + STALLED / 2) && !watcher.is_stalled(start + STALLED / 2));
+        // Whoever takes one begins anew.
+        assert!(take(&watcher).is_some() && watcher.offer(line(1), start + STALLED));
+        assert!(watcher.offer(line(1), start + STALLED));
+        assert!(watcher.is_stalled(start + STALLED * 2) && !watcher.offer(line(1), start + STALLED * 2));
+        watcher.end();
+        assert!(watcher.queue.lock().lines.is_empty() && !watcher.offer(line(1), start));
+        let polled = watcher.poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(polled, Poll::Ready(None)));
     }
 }
