@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::HeaderName;
 use hyper::body::{Body, Frame};
 use serde_json::json;
-use tokio::time::{Interval, interval};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::telemetry::tap::{Wanted, Watch};
 
@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// Lines, without an end of their own.
 pub(super) struct Lines {
     watch: Watch,
-    /// So many more requests.
+    /// So many more requests; none once the watch has ended.
     left: u64,
     tick: Interval,
 }
@@ -49,7 +49,48 @@ pub(super) fn begin(parameters: impl Iterator<Item = (String, String)>) -> Resul
         }
     }
     let watch = Watch::begin(wanted).ok_or("as many watch this proxy as may; end one of the others")?;
-    Ok(Lines { watch, left, tick: interval(TICK) })
+    Ok(Lines::new(watch, left))
+}
+
+impl Lines {
+    fn new(watch: Watch, left: u64) -> Self {
+        let mut tick = interval(TICK);
+        // Whoever has not read for a while is not told of each tick of it.
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { watch, left, tick }
+    }
+
+    /// How many requests were dropped, if any were.
+    fn dropped(&self) -> Option<String> {
+        let dropped = self.watch.dropped();
+        (dropped > 0).then(|| format!("{}\n", json!({ "dropped": dropped })))
+    }
+
+    fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<Option<String>> {
+        // Before requests, of which there may be always one: whoever is too slow is to know it. Whoever counts requests reads nothing
+        // after the last.
+        let ticked = self.tick.poll_tick(cx).is_ready();
+        if (ticked || self.left <= 1)
+            && let Some(line) = self.dropped()
+        {
+            return Poll::Ready(Some(line));
+        }
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        match self.watch.poll(cx) {
+            Poll::Ready(Some(tapped)) => {
+                self.left -= 1;
+                Poll::Ready(Some(format!("{}\n", tapped.json())))
+            }
+            Poll::Ready(None) => {
+                self.left = 0;
+                Poll::Ready(self.dropped())
+            }
+            Poll::Pending if ticked => Poll::Ready(Some("\n".to_owned())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
 }
 
 /// A field by its name, or by name and value.
@@ -77,32 +118,46 @@ impl Body for Lines {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.left == 0 {
-            return Poll::Ready(None);
-        }
-        let line = match self.watch.poll(cx) {
-            Poll::Ready(Some(tapped)) => {
-                self.left -= 1;
-                format!("{}\n", tapped.json())
-            }
-            Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Pending => {
-                if self.tick.poll_tick(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                match self.watch.dropped() {
-                    0 => "\n".to_owned(),
-                    dropped => format!("{}\n", json!({ "dropped": dropped })),
-                }
-            }
-        };
-        Poll::Ready(Some(Ok(Frame::data(line.into()))))
+        self.poll_line(cx).map(|line| line.map(|line| Ok(Frame::data(line.into()))))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::task::Waker;
+
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::telemetry::record::Class;
+    use crate::telemetry::record::entry::tests::entry;
+    use crate::telemetry::tap::tell;
+
+    #[tokio::test]
+    async fn whoever_is_too_slow_is_told_before_the_next_request_and_before_the_last() {
+        let wanted = Wanted { path: Some("/only-told-late".into()), ..Wanted::default() };
+        let mut lines = Lines::new(Watch::begin(wanted).unwrap(), 2);
+        let mut one = entry(Class::Good, "1");
+        one.path = "/only-told-late".into();
+        let one = Arc::new(one);
+        // More than the queue holds, by number.
+        (0..1030).for_each(|_| tell(&one, None, None));
+        let next = |lines: &mut Lines| match lines.poll_line(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(line) => line,
+            Poll::Pending => panic!("something waits"),
+        };
+        // The tick is due.
+        lines.tick.reset_at(Instant::now() - TICK);
+        let dropped: serde_json::Value = serde_json::from_str(&next(&mut lines).unwrap()).unwrap();
+        assert!(dropped["dropped"].as_u64().unwrap() >= 6, "{dropped}");
+        assert!(next(&mut lines).unwrap().contains("/only-told-late"));
+        // There is room for one.
+        (0..2).for_each(|_| tell(&one, None, None));
+        assert!(next(&mut lines).unwrap().contains("dropped"));
+        assert!(next(&mut lines).unwrap().contains("/only-told-late"));
+        assert_eq!(next(&mut lines), None);
+    }
 
     #[test]
     fn a_status_is_one_or_a_class() {
