@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::{Arrival, Destination, Explanation, Origin};
 use crate::authz::{Answer, Decision};
+use crate::inspect::plain;
 
 /// A line and those below it.
 pub(super) struct Node {
@@ -25,7 +26,7 @@ impl Node {
         for (index, node) in self.below.iter().enumerate() {
             let last = index + 1 == self.below.len();
             let (mark, rest) = if last { ("└ ", "  ") } else { ("├ ", "│ ") };
-            out.push_str(&format!("{before}{mark}{}\n", node.line));
+            out.push_str(&format!("{before}{mark}{}\n", plain(&node.line)));
             node.print(out, &format!("{before}{rest}"));
         }
     }
@@ -44,7 +45,7 @@ pub fn text(told: &Explanation) -> String {
     }
     let verdict = if told.arrives() { "it can arrive" } else { "it does not arrive" };
     root.below.push(Node::new(verdict));
-    let mut out = format!("{}\n", root.line);
+    let mut out = format!("{}\n", plain(&root.line));
     root.print(&mut out, "");
     out
 }

@@ -31,6 +31,7 @@ pub use events::{EventsArgs, main as events};
 pub use graph::{GraphArgs, main as graph};
 pub use proxies::Proxies;
 pub use record::{Record, RequestsArgs, Seen, main as requests};
+pub use rows::plain;
 pub use status::{StatusArgs, main as status};
 pub use tap::{TapArgs, main as tap};
 pub use top::{TopArgs, main as top};

@@ -8,15 +8,15 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::proxies::{Proxies, Target};
-use super::{Output, PATIENCE};
+use super::{Output, PATIENCE, plain};
 
 /// The port of proxies' admin interface.
 const PORT: u16 = 15000;
 /// Lines that wait to be printed.
 const WAITING: usize = 1024;
 
-/// Shows the requests of a workload while they are served, each when it has ended. Values of fields that may be secrets
-/// (authorization, cookie, set-cookie, x-api-key and others) are not shown
+/// Shows the requests of a workload while they are served, each when it has ended. Values of fields that may be secrets, by their
+/// names (authorization, cookie, x-api-key, x-session-id and the like), are not shown, nor are queries
 #[derive(Args, Debug)]
 pub struct TapArgs {
     /// The workload, as NAME, NAMESPACE/NAME, or the NAME that all of its instances begin with; of proxies that are named by --proxy:
@@ -157,7 +157,8 @@ async fn follow(args: &TapArgs, targets: Vec<Target>, path: String) -> anyhow::R
                 continue;
             }
         };
-        let mut page: Value = serde_json::from_str(&line).with_context(|| format!("{proxy}: {line}"))?;
+        let mut page: Value =
+            serde_json::from_str(&line).with_context(|| format!("{proxy}: {}", plain(&line)))?;
         if let Some(dropped) = page["dropped"].as_u64() {
             eprintln!(
                 "weft: {proxy}: {dropped} requests were more than could be shown; ask for fewer of them"
@@ -189,7 +190,7 @@ fn text(page: &Value) -> String {
     let time = start.split_once('T').map_or(start.as_str(), |(_, time)| time.trim_end_matches('Z'));
     let flags = Some(word("flags")).filter(|f| f != "-").map_or_else(String::new, |f| format!(" {f}"));
     let from = page["peer"].as_str().map_or_else(|| word("remote"), str::to_owned);
-    format!(
+    let line = format!(
         "{:.12} {} {} {} {}{} {}{flags} {} ms from {from} id {}",
         time,
         word("proxy"),
@@ -200,12 +201,21 @@ fn text(page: &Value) -> String {
         word("status"),
         word("durationMs"),
         word("id"),
-    )
+    );
+    plain(&line)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_commands_a_terminal_is_not_printed() {
+        let page = serde_json::json!({"path": "/\u{9b}2J", "authority": "a\u{7f}", "id": "\u{1b}[2J"});
+        let line = text(&page);
+        assert!(!line.contains(char::is_control), "{line:?}");
+        assert!(line.contains("/\u{fffd}2J"), "{line:?}");
+    }
 
     #[test]
     fn a_workload_is_named_as_people_name_it() {

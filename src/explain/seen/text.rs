@@ -6,6 +6,7 @@ use super::join::Hop;
 use super::sources::Sources;
 use crate::explain::Origin;
 use crate::explain::text::Node;
+use crate::inspect::plain;
 
 /// The tree.
 pub(super) fn text(id: &str, hops: &[Hop], sources: &Sources<'_>) -> String {
@@ -13,7 +14,7 @@ pub(super) fn text(id: &str, hops: &[Hop], sources: &Sources<'_>) -> String {
     let when = first.map(|request| word(&request["start"])).unwrap_or_default();
     let mut root = Node::new(format!("request {id}, {when}"));
     root.below.extend(hops.iter().map(|one| hop(one, sources)));
-    let mut out = format!("{}\n", root.line);
+    let mut out = format!("{}\n", plain(&root.line));
     root.print(&mut out, "");
     out
 }
