@@ -30,6 +30,8 @@ struct Shared {
     wake_lock: Mutex<bool>,
     stop: AtomicBool,
     reopen: AtomicBool,
+    /// The writer has lines in hand.
+    busy: AtomicBool,
     dropped: AtomicU64,
 }
 
@@ -37,6 +39,12 @@ impl Shared {
     fn wake(&self) {
         *self.wake_lock.lock() = true;
         self.wake.notify_one();
+    }
+
+    /// Whether any line is not written. Whoever finds a buffer empty that the writer took sees that it is busy, for it said so
+    /// before it took the buffer's lock.
+    fn has_lines(&self) -> bool {
+        self.buffers.lock().iter().any(|b| !b.lock().is_empty()) || self.busy.load(Relaxed)
     }
 }
 
@@ -67,6 +75,7 @@ impl Sink {
             wake_lock: Mutex::new(false),
             stop: AtomicBool::new(false),
             reopen: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
         });
         let (writer, own) = (shared.clone(), path.to_owned());
@@ -79,6 +88,10 @@ impl Sink {
     /// Lets `write` append one line to this thread's buffer.
     pub fn append(&self, write: impl FnOnce(&mut Vec<u8>)) {
         BUFFERS.with_borrow_mut(|buffers| {
+            if !buffers.contains_key(&self.id) {
+                // A buffer that only we hold belonged to a sink that is gone.
+                buffers.retain(|_, buffer| Arc::strong_count(buffer) > 1);
+            }
             let buffer = buffers.entry(self.id).or_insert_with(|| {
                 let buffer = Buffer::default();
                 self.shared.buffers.lock().push(buffer.clone());
@@ -116,9 +129,7 @@ impl Sink {
         let end = std::time::Instant::now() + deadline;
         for sink in sinks {
             sink.shared.wake();
-            while std::time::Instant::now() < end
-                && sink.shared.buffers.lock().iter().any(|b| !b.lock().is_empty())
-            {
+            while std::time::Instant::now() < end && sink.shared.has_lines() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -158,6 +169,7 @@ fn run(shared: &Shared, path: &Path, mut file: Box<dyn Write + Send>) {
             buffers.retain(|b| Arc::strong_count(b) > 1 || !b.lock().is_empty());
             buffers.clone()
         };
+        shared.busy.store(true, Relaxed);
         for buffer in buffers {
             std::mem::swap(&mut pending, &mut *buffer.lock());
             if pending.is_empty() {
@@ -169,6 +181,7 @@ fn run(shared: &Shared, path: &Path, mut file: Box<dyn Write + Send>) {
             }
             pending.clear();
         }
+        shared.busy.store(false, Relaxed);
         if last {
             return;
         }
@@ -179,6 +192,55 @@ fn run(shared: &Shared, path: &Path, mut file: Box<dyn Write + Send>) {
                 Err(error) => tracing::warn!(path = %path.display(), %error,
                     "the log cannot be opened anew, and goes on where it was; see that its directory is there and may be written"),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn lines_in_the_hands_of_the_writer_are_waited_for() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let sink = Sink::open(Path::new(&format!("/proc/self/fd/{}", writer.as_raw_fd()))).unwrap();
+        drop(writer);
+        // More than a pipe holds.
+        sink.append(|lines| lines.resize(1024 * 1024, b'x'));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while sink.shared.buffers.lock().iter().any(|b| !b.lock().is_empty()) {
+            assert!(Instant::now() < deadline, "the writer does not take the buffer");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(sink.shared.has_lines());
+        let mut all = vec![0; 1024 * 1024];
+        reader.read_exact(&mut all).unwrap();
+        while sink.shared.has_lines() {
+            assert!(Instant::now() < deadline, "the writer goes on for ever");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn buffers_of_sinks_that_are_gone_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut number = 0;
+        loop {
+            let sink = Sink::open(&dir.path().join(number.to_string())).unwrap();
+            sink.append(|lines| lines.extend_from_slice(b"a line\n"));
+            number += 1;
+            // Writers end in their own time; of many sinks not all are held.
+            if BUFFERS.with_borrow(HashMap::len) < number {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{number} buffers");
+            drop(sink);
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
