@@ -20,11 +20,17 @@ struct World {
 
 impl World {
     fn new(ip: &'static str) -> Self {
+        Self::at_intervals(ip, |text| text)
+    }
+
+    /// With other intervals than those of the configuration.
+    fn at_intervals(ip: &'static str, change: fn(String) -> String) -> Self {
         let (directory, collector) = (tempfile::tempdir().unwrap(), Collector::start());
         let (file, config) = (directory.path().join("access.log"), directory.path().join("bootstrap.json"));
         let text = bootstrap(ip, backend("hello").port(), collector.port, file.to_str().unwrap());
-        std::fs::write(&config, text.to_string()).unwrap();
-        let proxy = Logged::weft(&["proxy", "-c", config.to_str().unwrap(), "--concurrency", "2"]);
+        std::fs::write(&config, change(text.to_string())).unwrap();
+        let arguments = ["proxy", "-c", config.to_str().unwrap(), "--concurrency", "2", "--drain-time", "1s"];
+        let proxy = Logged::weft(&arguments);
         let world = Self { ip, proxy, collector, directory };
         eventually("ready", || get(world.at(15000), "/ready").is_ok_and(|a| a.0 == 200));
         world
@@ -189,4 +195,27 @@ fn what_is_counted_is_pushed_as_it_is_at_the_admin_interface() {
     assert_eq!(world.stat("http.http.downstream_rq_total"), 3);
     eventually("points are counted", || world.stat("stats_sinks.open_telemetry.points_sent") > 0);
     assert_eq!(world.stat("stats_sinks.open_telemetry.points_dropped"), 0);
+}
+
+#[test]
+fn what_waits_for_collectors_goes_when_the_proxy_ends() {
+    let mut world = World::at_intervals("127.0.71.4", |text| {
+        text.replace("\"0.1s\"", "\"200s\"").replace("\"0.3s\"", "\"200s\"")
+    });
+    assert!(world.ask("/a").starts_with("HTTP/1.1 200"));
+    assert_eq!(get(world.at(8081), "/bytes").unwrap().1, "hello");
+    eventually("entries wait", || {
+        world.stat("access_logs.grpc_access_log.logs_written") == 2
+            && world.stat("access_logs.open_telemetry_access_log.logs_written") == 2
+    });
+    {
+        let came = world.collector.came();
+        assert_eq!((came.http.len(), came.tcp.len(), came.records.len(), came.metrics.len()), (0, 0, 0, 0));
+    }
+    world.proxy.terminate();
+    assert!(world.proxy.wait().success());
+    eventually("all of it", || {
+        let came = world.collector.came();
+        (came.http.len(), came.tcp.len(), came.records.len()) == (1, 1, 2) && !came.metrics.is_empty()
+    });
 }

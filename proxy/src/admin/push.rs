@@ -1,15 +1,18 @@
 //! Pushes what is counted to collectors of OTLP (`envoy.stat_sinks.open_telemetry`): everything, at an interval, as it is since the
-//! process began.
+//! process began, and once more when it ends. Series that came later, or began anew, say so ([`Beginnings`]).
 //!
 //! A round that takes longer than the interval makes the next ones wait; nothing is kept for later. What a collector does not
 //! take is counted, and comes again with the next round, for these are sums.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::time::MissedTickBehavior;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
 use xds_protos::envoy::config::bootstrap::v3::Bootstrap;
 use xds_protos::envoy::config::metrics::v3::{StatsSink, stats_sink};
 use xds_protos::envoy::extensions::stat_sinks::open_telemetry::v3::{SinkConfig, sink_config};
@@ -40,8 +43,12 @@ type Errors = Vec<ConfigError>;
 const METHOD: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
 /// How often, where nobody says: Envoy's interval.
 pub const EVERY: Duration = Duration::from_secs(5);
-/// The most points of a message where nobody says: collectors take 4 MiB at once.
+/// The most points of a message where nobody says.
 const MOST: usize = 2000;
+/// The most bytes of a message: collectors take 4 MiB at once.
+const FULL: usize = 1024 * 1024;
+/// A collector that has not answered by then never does, whatever its timeout.
+const LATEST: Duration = Duration::from_secs(60);
 
 /// Where metrics go.
 #[derive(Debug)]
@@ -158,39 +165,88 @@ impl Push {
         }
     }
 
-    /// Pushes for the life of the process; on the control thread.
-    pub async fn run(self, state: Arc<AdminState>) {
+    /// Pushes for the life of the process; on the control thread. Told of the end, it makes a last round, which is over by the
+    /// time that it is told.
+    pub async fn run(self, state: Arc<AdminState>, mut end: watch::Receiver<Option<Instant>>) {
         let began = nanos(SystemTime::now() - state.started.elapsed());
+        let beginnings = Arc::new(Mutex::new(Beginnings::new(began)));
         let mut interval = tokio::time::interval(self.every);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Nothing was counted at the first tick, which is at once.
         interval.tick().await;
-        loop {
-            interval.tick().await;
-            let of = state.clone();
-            // There may be many, and this thread has more urgent work.
-            let read = tokio::task::spawn_blocking(move || {
-                let mut samples = pages::samples(&of);
-                samples.sort_by(|a, b| (&a.prefix, &a.name).cmp(&(&b.prefix, &b.name)));
-                samples
-            });
-            let Ok(samples) = read.await else { continue };
+        let rounds = async {
+            loop {
+                interval.tick().await;
+                self.round(&state, &beginnings, None).await;
+            }
+        };
+        // A round that has begun is left: the last one says all of it, and more.
+        let last = tokio::select! {
+            () = rounds => return,
+            last = end.wait_for(Option::is_some) => last.ok().and_then(|last| *last),
+        };
+        if let Some(last) = last {
+            self.round(&state, &beginnings, Some(last)).await;
+        }
+    }
+
+    async fn round(
+        &self,
+        state: &Arc<AdminState>,
+        beginnings: &Arc<Mutex<Beginnings>>,
+        end: Option<Instant>,
+    ) {
+        let (of, beginnings) = (state.clone(), beginnings.clone());
+        // There may be many, and this thread has more urgent work.
+        let read = tokio::task::spawn_blocking(move || {
             let now = nanos(SystemTime::now());
-            for samples in samples.chunks(self.most) {
-                let request = self.request(samples, state.tags, began, now);
-                let count = samples.len() as u64;
-                match self.send(&request).await {
-                    Some(refused) => {
-                        STATS.sent.add(count.saturating_sub(refused));
-                        STATS.dropped.add(refused.min(count));
-                    }
-                    None => STATS.dropped.add(count),
+            let mut samples = pages::samples(&of);
+            samples.sort_by(|a, b| (&a.prefix, &a.name).cmp(&(&b.prefix, &b.name)));
+            (beginnings.lock().of(samples, now), now)
+        });
+        let Ok((points, now)) = read.await else { return };
+        self.push(&points, state.tags, now, end).await;
+    }
+
+    async fn push(&self, points: &[Point], tags: Tags, now: u64, end: Option<Instant>) {
+        let mut parts: Vec<&[Point]> = points.rchunks(self.most).collect();
+        while let Some((request, count)) = self.next(&mut parts, tags, now) {
+            let latest = Instant::now() + LATEST;
+            let latest = end.map_or(latest, |end| end.min(latest));
+            match tokio::time::timeout_at(latest, self.send(&request)).await.ok().flatten() {
+                Some(refused) => {
+                    let refused = refused.min(count);
+                    STATS.sent.add(count - refused);
+                    STATS.dropped.add(refused);
+                }
+                // Nor would it take the others.
+                None => {
+                    let others: usize = parts.iter().map(|part| part.len()).sum();
+                    return STATS.dropped.add(count + others as u64);
                 }
             }
         }
     }
 
-    /// Gives how many points were refused; none if all were lost.
+    /// The next message, not longer than it may be, and how many points are in it; `parts` are in reverse.
+    fn next(
+        &self,
+        parts: &mut Vec<&[Point]>,
+        tags: Tags,
+        now: u64,
+    ) -> Option<(ExportMetricsServiceRequest, u64)> {
+        loop {
+            let part = parts.pop()?;
+            let request = self.request(part, tags, now);
+            if part.len() < 2 || request.encoded_len() <= FULL {
+                return Some((request, part.len() as u64));
+            }
+            let (first, second) = part.split_at(part.len() / 2);
+            parts.extend([second, first]);
+        }
+    }
+
+    /// Gives how many points were refused; none if there was no answer.
     async fn send(&self, request: &ExportMetricsServiceRequest) -> Option<u64> {
         let connection = call::nobody();
         match &self.target {
@@ -203,15 +259,17 @@ impl Push {
             Target::Http(collector) => {
                 let body = request.encode_to_vec();
                 let status = collector.post("application/x-protobuf", body, &connection).await;
-                status.filter(http::StatusCode::is_success).map(|_| 0)
+                // Not this message; the others are not the same.
+                status.map(|status| if status.is_success() { 0 } else { u64::MAX })
             }
         }
     }
 
-    fn request(&self, samples: &[Sample], tags: Tags, began: u64, now: u64) -> ExportMetricsServiceRequest {
+    fn request(&self, points: &[Point], tags: Tags, now: u64) -> ExportMetricsServiceRequest {
         let mut metrics: Vec<Metric> = Vec::new();
         let mut places: HashMap<(String, u8), usize> = HashMap::new();
-        for sample in samples {
+        for (sample, began) in points {
+            let began = *began;
             let (name, labels) = self.name(sample, tags);
             let attributes = labels.into_iter().map(|(key, value)| pair(key, value)).collect();
             let number = |value| NumberDataPoint {
@@ -316,6 +374,46 @@ impl Push {
     }
 }
 
+/// A sample, and since when it counts.
+type Point = (Sample, u64);
+
+/// Since when series count: metrics go with what they are of, or when they were idle, and begin anew at zero.
+struct Beginnings {
+    /// By a hash of what a series is called: what it said, and since when it counts.
+    known: HashMap<u64, (u64, u64)>,
+    hasher: RandomState,
+    /// When they were last looked at: what was not there then began after it.
+    looked: u64,
+}
+
+impl Beginnings {
+    fn new(began: u64) -> Self {
+        Self { known: HashMap::new(), hasher: RandomState::new(), looked: began }
+    }
+
+    fn of(&mut self, samples: Vec<Sample>, now: u64) -> Vec<Point> {
+        let mut seen = HashMap::with_capacity(samples.len());
+        let point = |sample: Sample| {
+            let count = match &sample.value {
+                Value::Counter(count) => *count,
+                Value::Histogram(buckets, _) => buckets.iter().sum(),
+                // Says what is now.
+                Value::Gauge(_) => return (sample, self.looked),
+            };
+            let key = self.hasher.hash_one((&sample.prefix, &sample.name, &sample.labels));
+            let began = match self.known.get(&key) {
+                Some((said, began)) if *said <= count => *began,
+                _ => self.looked,
+            };
+            seen.insert(key, (count, began));
+            (sample, began)
+        };
+        let points = samples.into_iter().map(point).collect();
+        (self.known, self.looked) = (seen, now);
+        points
+    }
+}
+
 fn nanos(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
@@ -354,6 +452,10 @@ mod tests {
         ]
     }
 
+    fn points() -> Vec<Point> {
+        samples().into_iter().map(|sample| (sample, 1)).collect()
+    }
+
     fn service() -> Json {
         json!({"envoy_grpc": {"cluster_name": "collector"}})
     }
@@ -361,7 +463,7 @@ mod tests {
     #[test]
     fn counters_are_sums_gauges_are_gauges_and_tags_are_attributes() {
         let push = push(json!({"grpc_service": service(), "prefix": "weft"})).unwrap();
-        let request = push.request(&samples(), Tags::Envoy, 1, 2);
+        let request = push.request(&points(), Tags::Envoy, 2);
         let metrics =
             xds_protos::json::to_value(&request)["resource_metrics"][0]["scope_metrics"][0]["metrics"]
                 .clone();
@@ -416,6 +518,44 @@ mod tests {
     #[tokio::test]
     async fn a_collector_that_is_away_takes_nothing() {
         let push = push(json!({"grpc_service": service()})).unwrap();
-        assert_eq!(push.send(&push.request(&samples(), Tags::Envoy, 1, 2)).await, None);
+        assert_eq!(push.send(&push.request(&points(), Tags::Envoy, 2)).await, None);
+        // Nobody is asked for the second half of them, but it is counted.
+        let push = Push { most: 2, ..push };
+        let dropped = STATS.dropped.value();
+        push.push(&points(), Tags::Envoy, 2, None).await;
+        assert_eq!(STATS.dropped.value() - dropped, 4);
+    }
+
+    #[test]
+    fn messages_are_not_longer_than_collectors_take_and_all_points_are_in_them() {
+        let push = push(json!({"grpc_service": service()})).unwrap();
+        let long = "long".repeat(FULL / 16);
+        let long: Vec<Point> = (0..28)
+            .map(|at: usize| {
+                let (sample, began) = points().remove(at % 4);
+                (Sample { prefix: format!("{at}{long}").into(), ..sample }, began)
+            })
+            .collect();
+        let (mut parts, mut counts) = (vec![&long[..]], Vec::new());
+        while let Some((request, count)) = push.next(&mut parts, Tags::Envoy, 2) {
+            assert!(count == 1 || request.encoded_len() <= FULL);
+            counts.push(count);
+        }
+        assert_eq!(counts.iter().sum::<u64>(), 28);
+        assert!(counts.len() > 1, "{counts:?}");
+    }
+
+    #[test]
+    fn a_series_that_began_anew_or_later_counts_since_the_round_before() {
+        let mut beginnings = Beginnings::new(1);
+        let counter = |at: usize, count| Sample { value: Value::Counter(count), ..samples().remove(at) };
+        let mut began = |samples: Vec<Sample>, now| -> Vec<u64> {
+            beginnings.of(samples, now).into_iter().map(|(_, began)| began).collect()
+        };
+        assert_eq!(began(vec![counter(0, 4)], 10), [1]);
+        assert_eq!(began(vec![counter(0, 4), counter(1, 1)], 20), [1, 10]);
+        assert_eq!(began(vec![counter(0, 3), counter(1, 2)], 30), [20, 10]);
+        assert_eq!(began(vec![counter(0, 5)], 40), [20]);
+        assert_eq!(began(vec![counter(0, 5), counter(1, 9)], 50), [20, 40]);
     }
 }

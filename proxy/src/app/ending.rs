@@ -10,6 +10,9 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
 use super::application;
 use crate::admin::AdminState;
 use crate::bootstrap::{Early, Ending};
@@ -17,11 +20,40 @@ use crate::codec::DrainPhase;
 use crate::state::{DrainScope, Role};
 use crate::telemetry::access_log::Sink;
 
+/// How long collectors may take for what waits for them; what they are told of metrics comes after entries of logs, and says how
+/// many of these were lost.
+const LOGS: Duration = Duration::from_secs(1);
+const METRICS: Duration = Duration::from_secs(1);
+
 /// How often it is looked whether there is anything left.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Why a proxy whose application has ended ends.
 const ALONE: &str = "the application has ended";
+
+/// Those who push metrics, and how they are told of the end.
+pub(super) struct Pushing {
+    pub tasks: Vec<JoinHandle<()>>,
+    pub end: watch::Sender<Option<tokio::time::Instant>>,
+}
+
+impl Pushing {
+    /// A last round.
+    async fn finish(&mut self, limit: Duration) {
+        // A little earlier than it is waited for: what is not sent is counted by then.
+        let _ = self.end.send(Some(tokio::time::Instant::now() + limit.mul_f32(0.9)));
+        let all = async {
+            for task in &mut self.tasks {
+                let _ = task.await;
+            }
+        };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            tracing::warn!(
+                "metrics of the last interval were not pushed in time; see that their collector answers"
+            );
+        }
+    }
+}
 
 /// Waits until somebody wants the end, or the application has come to its own.
 pub(super) async fn due(state: &AdminState, ending: &Ending) -> anyhow::Result<&'static str> {
@@ -48,13 +80,13 @@ async fn told(state: &AdminState) -> anyhow::Result<&'static str> {
 }
 
 /// Ends in order; comes back when the process may exit.
-pub(super) async fn end(state: &AdminState, ending: &Ending, why: &str) {
+pub(super) async fn end(state: &AdminState, ending: &Ending, why: &str, mut pushing: Pushing) {
     let scope = DrainScope::of(state.role);
     if state.readiness.is_drained() {
         // Somebody asked for the drain before (POST /drain), when the pod began to end: kubelet's signal comes when the
         // application is gone.
         tracing::info!(why, "ending at once: it was drained before");
-        return finish(state);
+        return finish(state, &mut pushing).await;
     }
     let ending = &if why == ALONE { ending.without_application() } else { *ending };
     let deadline = ending.deadline();
@@ -82,10 +114,14 @@ pub(super) async fn end(state: &AdminState, ending: &Ending, why: &str) {
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
-            _ = &mut again => break,
+            // Nothing is waited for but files.
+            _ = &mut again => return cut(state),
         }
     }
-    finish(state);
+    tokio::select! {
+        () = finish(state, &mut pushing) => {}
+        _ = &mut again => cut(state),
+    }
 }
 
 fn nothing_left(state: &AdminState, ending: &Ending, gone: &mut application::Gone) -> bool {
@@ -98,7 +134,21 @@ fn nothing_left(state: &AdminState, ending: &Ending, gone: &mut application::Gon
     }
 }
 
-fn finish(state: &AdminState) {
+/// What is logged and counted goes to collectors, then to files.
+async fn finish(state: &AdminState, pushing: &mut Pushing) {
+    state.engine.close_listeners(DrainScope::All);
+    let lost = state.engine.tables().loggers.flush(LOGS).await;
+    if lost > 0 {
+        tracing::warn!(
+            lost,
+            "entries of access logs were not sent in time; see that their collectors answer"
+        );
+    }
+    pushing.finish(METRICS).await;
+    cut(state);
+}
+
+fn cut(state: &AdminState) {
     state.engine.close_listeners(DrainScope::All);
     tracing::info!(left = state.engine.active_connections(), "ending");
     Sink::flush_all(Duration::from_secs(1));

@@ -142,9 +142,11 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     tokio::task::spawn_local(reopen_logs(tokio::signal::unix::signal(
         tokio::signal::unix::SignalKind::user_defined1(),
     )?));
-    for push in pushes(&start, &engine, itself)? {
-        tokio::task::spawn_local(push.run(state.clone()));
-    }
+    let (end, _) = tokio::sync::watch::channel(None);
+    let pushes = pushes(&start, &engine, itself)?.into_iter();
+    let tasks =
+        pushes.map(|push| tokio::task::spawn_local(push.run(state.clone(), end.subscribe()))).collect();
+    let pushing = ending::Pushing { tasks, end };
     if !start.stats.metric_expiry.is_zero() {
         tokio::task::spawn_local(expire(start.stats.metric_expiry));
     }
@@ -159,7 +161,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
         }
     });
     let why = ending::due(&state, &start.ending).await?;
-    ending::end(&state, &start.ending, why).await;
+    ending::end(&state, &start.ending, why, pushing).await;
     Ok(())
 }
 

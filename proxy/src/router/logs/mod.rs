@@ -25,12 +25,15 @@ use self::stream::Service;
 use super::call;
 use super::collector::HttpCollector;
 use super::grpc::GrpcService;
-use crate::telemetry::access_log::queue::{Queue, Taker, queue};
+use crate::telemetry::access_log::queue::{Queue, Taker, Waiting, queue};
 use crate::telemetry::registry::{Counter, Group};
 
 const METHOD: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 /// A collector that has not answered by then never does, whatever its timeout.
 const LATEST: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether all is sent when the process ends.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Envoy's numbers of a kind of logger.
 #[derive(Clone, Copy)]
@@ -89,6 +92,10 @@ pub struct Loggers {
     tcp: Known<TcpAccessLogEntry>,
     new: Mutex<Vec<Work>>,
     added: Notify,
+    /// What waits in any queue, of loggers that are gone as well.
+    waiting: Mutex<Vec<Weak<Waiting>>>,
+    /// The end: nobody sends any more.
+    over: Notify,
 }
 
 impl std::fmt::Debug for Loggers {
@@ -116,6 +123,10 @@ impl Loggers {
         let (queue, taker) = queue(enough, stats.written, stats.dropped);
         let queue = Arc::new(queue);
         known.insert(key.to_owned(), Arc::downgrade(&queue));
+        let mut waiting = self.waiting.lock();
+        waiting.retain(|waiting| waiting.strong_count() > 0);
+        waiting.push(Arc::downgrade(&taker.waiting()));
+        drop(waiting);
         self.new.lock().push(work(taker));
         self.added.notify_one();
         queue
@@ -126,10 +137,36 @@ impl Loggers {
         loop {
             let new = std::mem::take(&mut *self.new.lock());
             for work in new {
-                tokio::task::spawn_local(work.run());
+                let own = self.clone();
+                tokio::task::spawn_local(async move {
+                    tokio::select! {
+                        () = work.run() => {}
+                        () = own.over.notified() => {}
+                    }
+                });
             }
             self.added.notified().await;
         }
+    }
+
+    /// Sends what waits, for so long at most, before the process ends; what is left then is counted as dropped. Gives how many
+    /// entries that are. Comes back at once if nothing waits.
+    pub async fn flush(&self, limit: Duration) -> u64 {
+        let end = tokio::time::Instant::now() + limit;
+        let all = || self.waiting.lock().iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
+        let left = || all().iter().any(|waiting| waiting.entries() > 0);
+        if !left() {
+            return 0;
+        }
+        while left() && tokio::time::Instant::now() < end {
+            all().iter().for_each(|waiting| waiting.hurry());
+            tokio::time::sleep(LOOK).await;
+        }
+        // A stream's last message was taken by its connection, which needs a moment to write it.
+        tokio::time::sleep(LOOK).await;
+        let lost = all().iter().map(|waiting| waiting.give_up()).sum();
+        self.over.notify_waiters();
+        lost
     }
 }
 

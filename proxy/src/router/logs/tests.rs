@@ -124,3 +124,23 @@ fn loggers_that_are_alike_are_one() {
     let _logs = [config.clone(), config, other].map(|config| compile(HTTP, config, &context).unwrap());
     assert_eq!(context.loggers.new.lock().len(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_at_the_end_is_counted_as_lost() {
+    let context = CompileContext::for_tests();
+    let config = json!({"grpc_service": service(), "stat_prefix": "left."});
+    let log = compile(OTLP, config, &context).unwrap();
+    let stats = super::stats("open_telemetry_access_log.left");
+    let (limit, began) = (Duration::from_secs(1), tokio::time::Instant::now());
+    assert_eq!(context.loggers.flush(limit).await, 0);
+    assert_eq!(began.elapsed(), Duration::ZERO, "nothing waited");
+    let (stream, connection) = (
+        StreamInfo::new(None),
+        ConnectionInfo::between("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()),
+    );
+    (0..3).for_each(|_| log.log(&LogContext::new(&stream, &connection)));
+    // Nobody runs the loggers here.
+    assert_eq!(context.loggers.flush(limit).await, 3);
+    assert!(began.elapsed() < 2 * limit, "{:?}", began.elapsed());
+    assert_eq!(stats.dropped.value(), 3);
+}
