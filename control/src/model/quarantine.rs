@@ -4,6 +4,7 @@
 //! replicas, which have the same labels, go on. (To istiod, which does not know the annotation, it is for all that have its labels.)
 
 use serde_json::{Value, json};
+use weft_certs::digest::sha256_hex;
 
 use super::authorization_policy::AuthorizationPolicy;
 use super::meta::Object;
@@ -18,6 +19,11 @@ pub const REASON_ANNOTATION: &str = "weft.dev/quarantine-reason";
 pub const ACTOR_ANNOTATION: &str = "weft.dev/quarantine-by";
 /// The names of such policies begin so; proxies know a quarantine by that.
 pub const PREFIX: &str = "weft-quarantine-";
+
+/// The longest value of a label.
+const LONGEST_LABEL: usize = 63;
+/// A reason, or who wanted it, is cut to so many bytes.
+const LONGEST_TEXT: usize = 1024;
 
 /// A quarantine that holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,13 +71,17 @@ impl World {
 
 /// The object that puts a workload under quarantine.
 pub fn object(workload: &Workload, reason: &str, actor: &str) -> Value {
+    // Only what a selector may have, and any reader of YAML takes: a workload that entered itself has chosen its labels.
+    let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
     let mut labels = workload.labels().clone();
+    labels.retain(|key, value| is_label(key, value) && plain(key) && plain(value));
     if labels.is_empty() {
         // Without a selector it would be, to somebody who does not know the annotation, for the whole namespace.
-        labels.insert(QUARANTINE_ANNOTATION.to_owned(), workload.meta.name.clone());
+        labels.insert(QUARANTINE_ANNOTATION.to_owned(), label(&workload.meta.name));
     }
     let mut annotations = json!({QUARANTINE_ANNOTATION: workload.meta.name});
     for (name, text) in [(REASON_ANNOTATION, reason), (ACTOR_ANNOTATION, actor)] {
+        let text = told(text);
         if !text.is_empty() {
             annotations[name] = text.into();
         }
@@ -86,6 +96,30 @@ pub fn object(workload: &Workload, reason: &str, actor: &str) -> Value {
         },
         "spec": {"selector": {"matchLabels": labels}, "action": "DENY", "rules": [{}]},
     })
+}
+
+/// Whether a label may be one, and a selector name it: matched in full, of Kubernetes' length.
+pub fn is_label(key: &str, value: &str) -> bool {
+    let plain = |text: &str| !text.contains(|c: char| c == '*' || c.is_control());
+    !key.is_empty() && plain(key) && plain(value) && value.chars().count() <= LONGEST_LABEL
+}
+
+/// A name as the value of a label, cut where it is too long for one; no other name is cut to the same.
+fn label(name: &str) -> String {
+    if name.len() <= LONGEST_LABEL {
+        return name.to_owned();
+    }
+    let hash = &sha256_hex(name.as_bytes())[..8];
+    format!("{}-{hash}", &name[..name.floor_char_boundary(LONGEST_LABEL - hash.len() - 1)])
+}
+
+/// What somebody outside has said, as one short line that any reader of YAML takes as it was written.
+fn told(text: &str) -> String {
+    let odd = |c: char| {
+        c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+    };
+    let text: String = text.chars().map(|c| if odd(c) { ' ' } else { c }).collect();
+    text[..text.floor_char_boundary(LONGEST_TEXT)].trim().to_owned()
 }
 
 /// The name of the policy of a workload's quarantine.

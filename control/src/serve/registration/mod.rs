@@ -10,11 +10,13 @@ mod memory;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::Status;
 use weft_certs::spiffe::SpiffeId;
@@ -25,6 +27,7 @@ use xds_protos::value::to_json;
 pub use cluster::Cluster;
 pub use memory::{Entered, follow};
 
+use crate::model::quarantine;
 use crate::model::service_entry::WorkloadEntry;
 use crate::model::workload_group::{Entering, WorkloadGroup};
 use crate::model::{Object, Workload, World};
@@ -71,6 +74,38 @@ pub struct Registrar {
     grace: Duration,
     /// The most entries that one identity may have; 0 is no limit.
     most: usize,
+    /// Who is connected here: states follow a moment later.
+    connected: Connected,
+}
+
+/// Namespace and service account.
+type Of = (String, String);
+
+/// Of each identity the entries whose proxies are connected, each with the number of its streams.
+type Connected = Arc<Mutex<BTreeMap<Of, BTreeMap<String, usize>>>>;
+
+/// One stream of an entry's proxy.
+#[derive(Debug)]
+struct Stream {
+    connected: Connected,
+    of: Of,
+    name: String,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let mut connected = self.connected.lock();
+        let Some(entries) = connected.get_mut(&self.of) else { return };
+        if let Some(streams) = entries.get_mut(&self.name) {
+            *streams -= 1;
+            if *streams == 0 {
+                entries.remove(&self.name);
+            }
+        }
+        if entries.is_empty() {
+            connected.remove(&self.of);
+        }
+    }
 }
 
 /// How a workload is, as its proxy says; none until it has said anything.
@@ -80,6 +115,7 @@ type Health = Option<Result<(), String>>;
 #[derive(Debug)]
 pub(super) struct Registration {
     health: watch::Sender<Health>,
+    _stream: Stream,
 }
 
 impl Registration {
@@ -125,12 +161,12 @@ impl Registrar {
     pub fn in_memory(grace: Duration) -> (Self, watch::Receiver<Arc<Entered>>) {
         let memory = Memory::default();
         let entered = memory.entered();
-        (Self { keep: Keep::Memory(memory), grace, most: 0 }, entered)
+        (Self { keep: Keep::Memory(memory), grace, most: 0, connected: Connected::default() }, entered)
     }
 
     /// For a cluster.
     pub fn in_cluster(cluster: Cluster, grace: Duration) -> Self {
-        Self { keep: Keep::Cluster(cluster), grace, most: 0 }
+        Self { keep: Keep::Cluster(cluster), grace, most: 0, connected: Connected::default() }
     }
 
     /// The same where one identity may have so many entries at most.
@@ -151,7 +187,7 @@ impl Registrar {
         identity: Option<&SpiffeId>,
     ) -> Result<Registration, Status> {
         let entry = entry(world, asked, node, identity)?;
-        self.has_room(world, &entry)?;
+        let stream = self.room(world, &entry)?;
         let (sender, health) = watch::channel(None);
         let grace = self.grace;
         match self.keep.clone() {
@@ -164,27 +200,39 @@ impl Registrar {
                 tokio::spawn(cluster.keep(entry, health, grace));
             }
         }
-        Ok(Registration { health: sender })
+        Ok(Registration { health: sender, _stream: stream })
     }
 }
 
 impl Registrar {
-    /// A token that got into wrong hands must not fill the mesh with workloads that are none. A proxy that comes back is none more.
-    fn has_room(&self, world: &World, entry: &Object<WorkloadEntry>) -> Result<(), Status> {
-        let account = &entry.spec.service_account;
-        let others = world.workloads().iter().filter(|there| {
-            there.entered_itself()
-                && there.meta.namespace == entry.meta.namespace
-                && there.service_account() == account
-                && there.meta.name != entry.meta.name
-        });
-        if self.most == 0 || others.count() < self.most {
-            return Ok(());
+    /// A token that got into wrong hands must not fill the mesh with workloads that are none. A proxy that comes back is none more,
+    /// whatever the bound is by now.
+    fn room(&self, world: &World, entry: &Object<WorkloadEntry>) -> Result<Stream, Status> {
+        let (namespace, name, account) =
+            (&entry.meta.namespace, &entry.meta.name, &entry.spec.service_account);
+        let written = || {
+            let all = world.workloads().iter().filter(|there| {
+                there.entered_itself()
+                    && there.meta.namespace == *namespace
+                    && there.service_account() == account
+            });
+            all.map(|there| &there.meta.name)
+        };
+        let of = (namespace.clone(), account.clone());
+        let mut all = self.connected.lock();
+        let connected = || all.get(&of).into_iter().flat_map(BTreeMap::keys);
+        let returns = connected().chain(written()).any(|there| there == name);
+        if self.most > 0
+            && !returns
+            && connected().chain(written()).collect::<BTreeSet<_>>().len() >= self.most
+        {
+            return Err(Status::resource_exhausted(format!(
+                "{namespace}/{account} has {} workloads entered, which is the most that one identity may have (--max-entries-per-identity)",
+                self.most
+            )));
         }
-        Err(Status::resource_exhausted(format!(
-            "{}/{account} has {} workloads entered, which is the most that one identity may have (--max-entries-per-identity)",
-            entry.meta.namespace, self.most
-        )))
+        *all.entry(of.clone()).or_default().entry(name.clone()).or_default() += 1;
+        Ok(Stream { connected: self.connected.clone(), of, name: name.clone() })
     }
 }
 
@@ -235,6 +283,13 @@ fn entry(
     {
         return Err(Status::failed_precondition(format!(
             "the network {network:?} (NETWORK) cannot be entered: names of networks are small letters, digits and dashes, at most 63"
+        )));
+    }
+    // They become labels of a workload, which others select it by.
+    if let Some((key, value)) = node.labels.iter().find(|(key, value)| !quarantine::is_label(key, value)) {
+        return Err(Status::failed_precondition(format!(
+            "the label {key:?}: {value:?} (LABELS) cannot be entered: a label has a name, no * and no control characters, and at most 63 \
+             characters as its value"
         )));
     }
     let place = &node.locality;

@@ -102,6 +102,13 @@ fn only_the_groups_own_identity_may_and_not_at_anothers_address() {
     let identity: SpiffeId = CART.unwrap().parse().unwrap();
     let refused = super::entry(&world(), &asked, &node, Some(&identity)).unwrap_err();
     assert!(refused.message().contains("\"my_net\""), "{refused}");
+    for (key, value) in [("app", "*"), ("*", "x"), ("", "x"), ("app", &*"x".repeat(64)), ("app", "a\u{7f}")] {
+        let (message, mut node) = (message("10.0.0.1", "vm", false), node.clone());
+        node.labels = [(key.to_owned(), value.to_owned())].into();
+        let refused =
+            super::entry(&world(), &Asked::read(&message).unwrap(), &node, Some(&identity)).unwrap_err();
+        assert!(refused.message().contains("(LABELS)"), "{refused}");
+    }
     let mut message = message("10.0.0.1", "", false);
     assert_eq!(Asked::read(&message), None);
     message.metadata = None;
@@ -222,4 +229,28 @@ async fn one_identity_has_so_many_entries_and_no_more() {
     assert!(refused.message().contains("shop/cart has 2 workloads entered"), "{refused}");
     // One that comes back is none more.
     come("10.0.0.2").unwrap();
+}
+
+#[tokio::test]
+async fn who_comes_back_is_let_in_by_a_smaller_bound_and_who_is_new_is_counted_before_the_state_has_the_others()
+ {
+    let (registrar, entered) = Registrar::in_memory(GRACE);
+    let message = |ip: &str| message(ip, "vm", false);
+    let held = ["10.0.0.1", "10.0.0.2"].map(|ip| enter(&registrar, &message(ip), CART).unwrap());
+    let with = world().with_entries(&entered.borrow(), None);
+    // As after an upgrade: the entries are there, and nobody is connected.
+    let (after, _entered) = Registrar::in_memory(GRACE);
+    let after = after.with_most(1);
+    let come = |world: &World, ip: &str| {
+        let asked = Asked::read(&message(ip)).unwrap();
+        let identity: SpiffeId = CART.unwrap().parse().unwrap();
+        after.enter(world, &asked, &ProxyNode::parse(&message(ip)).unwrap(), Some(&identity))
+    };
+    let back = ["10.0.0.1", "10.0.0.2"].map(|ip| come(&with, ip).unwrap());
+    assert!(come(&with, "10.0.0.3").is_err());
+    // A state without them: those that are connected count all the same, and only as long as they are.
+    assert!(come(&world(), "10.0.0.3").is_err());
+    drop(back);
+    come(&world(), "10.0.0.3").unwrap();
+    drop(held);
 }
