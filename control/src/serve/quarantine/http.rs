@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use weft_events::{Event, Kind, Outcome, Severity, emit};
 
-use super::{Done, Store, Wrong, given};
+use super::{Done, Store, Wrong, given, reaches};
 use crate::ingest::Snapshot;
 
 /// An alert is small.
@@ -113,6 +113,14 @@ impl Responders {
             snapshots.wait_for(|s| given(&s.world, &done.target).is_ok_and(|q| q.is_some() == wanted));
         let held = tokio::time::timeout(EFFECT, holds).await.is_ok();
         if held {
+            let world = self.snapshots.borrow().world.clone();
+            if wanted && let Err(why) = reaches(&world, &done.target) {
+                tracing::error!(workload = %done.target, "a quarantine is written, and holds for nobody: {why}");
+                return Err(Wrong::Failed(format!(
+                    "it is written ({}), and has no effect: {why}",
+                    done.place
+                )));
+            }
             return Ok(done);
         }
         let snapshot = self.snapshots.borrow().clone();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
 
+use crate::ingest::load_str;
 use crate::model::World;
 use crate::model::quarantine::{Quarantine, object, policy_name};
 use crate::model::service::Workload;
@@ -56,7 +57,8 @@ pub fn find<'w>(world: &'w World, name: &str) -> Result<&'w Arc<Workload>, Wrong
         [] => Err(Wrong::Unknown(format!(
             "there is no workload {name}: it is the name of a WorkloadEntry or pod, or NAMESPACE/NAME"
         ))),
-        [one] => Ok(one),
+        // A pod and a WorkloadEntry of one name are one: what is written is for both.
+        [one, rest @ ..] if rest.iter().all(|w| w.meta.namespace == one.meta.namespace) => Ok(one),
         several => {
             let names: Vec<_> =
                 several.iter().map(|w| format!("{}/{}", w.meta.namespace, w.meta.name)).collect();
@@ -80,6 +82,30 @@ pub fn given(world: &World, name: &str) -> Result<Option<Quarantine>, Wrong> {
     Ok(all.pop())
 }
 
+/// Whether the proxies of a workload that is under quarantine know that they are meant. A proxy is called what the workload at its
+/// address is called.
+///
+/// # Errors
+/// One of them is called otherwise.
+pub fn reaches(world: &World, target: &str) -> Result<(), String> {
+    let (namespace, name) = split(target);
+    let is_it = |w: &&Arc<Workload>| w.meta.name == name && namespace.is_none_or(|n| w.meta.namespace == n);
+    for workload in world.workloads().iter().filter(is_it).filter(|w| !w.address().is_empty()) {
+        let there = world.workload_at(workload.address());
+        if there.is_some_and(|there| is_it(&there)) {
+            continue;
+        }
+        let there = there.map_or("no workload's".to_owned(), |there| format!("that of {}", there.meta.key()));
+        return Err(format!(
+            "the address {} of {} is {there}: the proxy there does not know itself as {target}, and denies nothing. Put what is at that \
+             address under quarantine, or give {target} an address of its own",
+            workload.address(),
+            workload.meta.key()
+        ));
+    }
+    Ok(())
+}
+
 fn split(name: &str) -> (Option<&str>, &str) {
     name.split_once('/').map_or((None, name), |(namespace, name)| (Some(namespace), name))
 }
@@ -100,8 +126,14 @@ impl Store {
             Self::Closed(why) => return Err(Wrong::Failed((*why).to_owned())),
             Self::Directory(directory) => {
                 let file = directory.join(file_name(&workload.meta.namespace, &workload.meta.name));
-                // JSON is YAML.
-                write(directory, &file, &format!("{object:#}\n"))
+                // JSON is YAML, but for a few characters. One file that cannot be read has the whole directory refused.
+                let text = format!("{object:#}\n");
+                if let Some(error) = load_str(&file.display().to_string(), &text).errors().next() {
+                    return Err(Wrong::Failed(format!(
+                        "it is not written, for it would be refused: {error}"
+                    )));
+                }
+                write(directory, &file, &text)
                     .map_err(|e| Wrong::Failed(format!("{}: {e}", file.display())))?;
                 file.display().to_string()
             }
@@ -123,6 +155,9 @@ impl Store {
     /// There is nothing of that name, or it cannot be removed.
     pub async fn lift(&self, world: &World, name: &str) -> Result<Done, Wrong> {
         let Some(there) = given(world, name)? else {
+            if let Some(done) = self.unknown(world, name)? {
+                return Ok(done);
+            }
             let workload = find(world, name)?;
             let target = format!("{}/{}", workload.meta.namespace, workload.meta.name);
             return Ok(Done { target, changed: false, place: String::new() });
@@ -153,6 +188,32 @@ impl Store {
             }
         }
         Ok(Done { target, changed: true, place: there.source })
+    }
+}
+
+impl Store {
+    /// Takes away the file of a quarantine that the state does not know: it may be the very one that has the directory refused.
+    fn unknown(&self, world: &World, name: &str) -> Result<Option<Done>, Wrong> {
+        let Self::Directory(directory) = self else { return Ok(None) };
+        let (namespace, short) = match split(name) {
+            (Some(namespace), short) => (namespace, short),
+            (None, short) => match find(world, name) {
+                Ok(workload) => (workload.meta.namespace.as_str(), short),
+                Err(_) => return Ok(None),
+            },
+        };
+        if [namespace, short].iter().any(|part| part.is_empty() || part.contains('/')) {
+            return Ok(None);
+        }
+        let file = directory.join(file_name(namespace, short));
+        match std::fs::remove_file(&file) {
+            Ok(()) => {
+                let (target, place) = (format!("{namespace}/{short}"), file.display().to_string());
+                Ok(Some(Done { target, changed: true, place }))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Wrong::Failed(format!("{}: {error}", file.display()))),
+        }
     }
 }
 
@@ -233,6 +294,57 @@ spec: {address: 10.0.0.3}
         assert!(after.quarantines().is_empty());
         assert!(!store.lift(&after, "shop/cart-1").await.unwrap().changed);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left");
+    }
+
+    #[tokio::test]
+    async fn whatever_others_say_is_written_so_that_it_can_be_read_and_a_file_that_cannot_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let long = "x".repeat(64);
+        let odd = ["*", "a\u{7f}", &long].map(|value| format!("{value:?}").replace("\\u{7f}", "\\x7f"));
+        let labels = |value: &str| {
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: vm, namespace: shop}}\n\
+                 spec: {{address: 10.0.0.1, labels: {{app: {value}, '*': x}}}}\n"
+            )
+        };
+        let store = Store::Directory(directory.path().to_owned());
+        let file = directory.path().join("weft-quarantine.shop.vm.yaml");
+        for value in odd {
+            let before = load_str("x.yaml", &labels(&value)).into_result().unwrap();
+            let reason =
+                format!("a\u{7f}\u{80}\u{85}\u{9f}\u{2028}\u{fffe}\u{ffff}\u{feff}\n\0b{}", "ä".repeat(2000));
+            store.put(&before, "vm", &reason, "b\u{7f}").await.unwrap();
+            let during = world(directory.path());
+            let one = &during.quarantines()[0];
+            assert_eq!((one.name.as_str(), one.actor.as_str()), ("vm", "b"));
+            assert!(
+                one.reason.starts_with(&format!("a{}bä", " ".repeat(10))) && one.reason.len() <= 1024,
+                "{}",
+                one.reason
+            );
+            let selector = during.all_authorization_policies()[0].spec.selector.clone().unwrap();
+            assert_eq!(
+                selector.labels,
+                [(crate::model::quarantine::QUARANTINE_ANNOTATION.into(), "vm".into())].into()
+            );
+            // It is not known, and goes all the same.
+            assert!(store.lift(&before, "shop/vm").await.unwrap().changed && !file.exists());
+        }
+        std::fs::write(&file, "{").unwrap();
+        let nothing = load_str("x.yaml", "").into_result().unwrap();
+        assert!(store.lift(&nothing, "vm").await.is_err(), "nobody knows in which namespace");
+        assert!(store.lift(&nothing, "shop/vm").await.unwrap().changed && !file.exists());
+        assert!(store.lift(&nothing, "shop/vm").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_quarantine_that_no_proxy_knows_as_its_own_is_told() {
+        let two = ENTRIES.replace("10.0.0.2", "10.0.0.1");
+        let world = load_str("x.yaml", &two).into_result().unwrap();
+        assert_eq!(reaches(&world, "shop/cart-1"), Ok(()));
+        let why = reaches(&world, "shop/cart-2").unwrap_err();
+        assert!(why.contains("10.0.0.1") && why.contains("WorkloadEntry shop/cart-1"), "{why}");
+        assert_eq!(reaches(&world, "shop/gone"), Ok(()));
     }
 
     #[tokio::test]
