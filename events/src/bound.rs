@@ -1,10 +1,10 @@
-//! How many events of a kind are told in a second; the rest is counted. Whoever floods a proxy with what it denies fills no disk,
+//! How many events of a kind and outcome are told in a second; the rest is counted. Whoever floods a proxy with what it denies fills no disk,
 //! and drowns no event of another kind.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-/// One kind's bound. Workers share it without a lock: at the turn of a second a few more may pass.
+/// The bound of one kind's successes or failures. Workers share it without a lock: at the turn of a second a few more may pass.
 #[derive(Debug)]
 pub(crate) struct Bound {
     since: Instant,

@@ -66,6 +66,16 @@ impl Kind {
         !matches!(self, Self::Ejection | Self::Breaker | Self::Canary)
     }
 
+    /// Whether strangers' requests and connections make events of it, many in a second: one is made only if there is room for it.
+    pub(crate) const fn is_of_traffic(self) -> bool {
+        matches!(self, Self::Denied | Self::HandshakeFailed | Self::Ejection | Self::Breaker)
+    }
+
+    /// Whether what was done is told however much there is of it: who does it has been let in.
+    pub(crate) const fn is_of_hands(self) -> bool {
+        matches!(self, Self::Admin | Self::Quarantine)
+    }
+
     pub(crate) const fn index(self) -> usize {
         self as usize
     }

@@ -50,7 +50,8 @@ enum Message {
 
 struct Log {
     queue: SyncSender<Message>,
-    bounds: [Bound; Kind::ALL.len()],
+    /// Of each kind what did not succeed, and what did: who is refused often must not hide what somebody else has done.
+    bounds: [[Bound; 2]; Kind::ALL.len()],
     told: [AtomicU64; Kind::ALL.len()],
     dropped: AtomicU64,
     ring: Mutex<Ring>,
@@ -69,7 +70,7 @@ pub fn start(args: &EventArgs, origin: Origin) -> std::io::Result<()> {
     let (queue, waiting) = sync_channel(QUEUE);
     let log = Log {
         queue,
-        bounds: std::array::from_fn(|_| Bound::new(args.security_log_rate)),
+        bounds: std::array::from_fn(|_| [0, 1].map(|_| Bound::new(args.security_log_rate))),
         told: std::array::from_fn(|_| AtomicU64::new(0)),
         dropped: AtomicU64::new(0),
         ring: Mutex::default(),
@@ -84,11 +85,23 @@ pub fn start(args: &EventArgs, origin: Origin) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Tells an event. It is made only if there is room for it.
+/// Tells an event, if there is room for it.
 pub fn emit(kind: Kind, event: impl FnOnce() -> Event) {
     let Some(log) = LOG.get() else { return };
-    if log.bounds[kind.index()].admits() {
-        log.put(event());
+    let [refused, done] = &log.bounds[kind.index()];
+    if kind.is_of_traffic() {
+        if refused.admits() {
+            log.put(event());
+        }
+        return;
+    }
+    let event = event();
+    let admits = match event.outcome {
+        Outcome::Ok => kind.is_of_hands() || done.admits(),
+        Outcome::Failed | Outcome::Denied => refused.admits(),
+    };
+    if admits {
+        log.put(event);
     }
 }
 
@@ -115,7 +128,7 @@ pub fn numbers() -> Numbers {
     };
     Numbers {
         told: of(&|i| log.told[i].load(Relaxed)),
-        suppressed: of(&|i| log.bounds[i].suppressed()),
+        suppressed: of(&|i| log.bounds[i].iter().map(Bound::suppressed).sum()),
         dropped: log.dropped.load(Relaxed),
     }
 }
@@ -202,7 +215,7 @@ impl Writer {
 
     fn summarise(&mut self) {
         for kind in Kind::ALL {
-            let count = self.log.bounds[kind.index()].take();
+            let count: u64 = self.log.bounds[kind.index()].iter().map(Bound::take).sum();
             if count > 0 {
                 let words = format!("{count} more events of the kind {} were not told", kind.name());
                 let event = Event::new(Kind::Suppressed, Outcome::Ok, Severity::Medium, "bound", words)
@@ -246,7 +259,18 @@ mod tests {
         for _ in 0..1000 {
             emit(Kind::Denied, denied);
         }
-        emit(Kind::Admin, || Event::new(Kind::Admin, Outcome::Ok, Severity::Low, "admin", "drained"));
+        for _ in 0..200 {
+            emit(Kind::Admin, || Event::new(Kind::Admin, Outcome::Denied, Severity::Low, "admin", "refused"));
+            emit(Kind::Certificate, || {
+                Event::new(Kind::Certificate, Outcome::Failed, Severity::Low, "identity", "not renewed")
+            });
+        }
+        for _ in 0..100 {
+            emit(Kind::Admin, || Event::new(Kind::Admin, Outcome::Ok, Severity::Low, "admin", "drained"));
+        }
+        emit(Kind::Certificate, || {
+            Event::new(Kind::Certificate, Outcome::Ok, Severity::Low, "identity", "renewed")
+        });
         emit(Kind::Ejection, || Event::new(Kind::Ejection, Outcome::Ok, Severity::Low, "outlier", "ejected"));
         flush(Duration::from_secs(20));
         let text = std::fs::read_to_string(&path).unwrap();
@@ -255,9 +279,13 @@ mod tests {
         // The loop may see the turn of a second or two.
         let told = count("denied");
         assert!((5..=50).contains(&told), "{told} of 1000 were told");
-        assert_eq!((count("admin"), count("ejection")), (1, 0), "an ejection is no security event");
-        let summed: u64 =
-            lines.iter().filter(|l| l["event"] == "suppressed").map(|l| l["count"].as_u64().unwrap()).sum();
+        assert_eq!(count("ejection"), 0, "an ejection is no security event");
+        // Refusals do not hide what was done, of which an administrator's is told in any number.
+        let done = |kind: &str| lines.iter().filter(|l| l["event"] == kind && l["outcome"] == "ok").count();
+        assert_eq!((done("admin"), done("certificate")), (100, 1));
+        assert!(count("admin") < 200 && count("certificate") < 100);
+        let of_denied = |line: &&Value| line["event"] == "suppressed" && line["of"] == "denied";
+        let summed: u64 = lines.iter().filter(of_denied).map(|l| l["count"].as_u64().unwrap()).sum();
         assert_eq!(summed, 1000 - told);
         let (ring, next) = since(0);
         assert_eq!((ring.iter().filter(|e| e["event"] == "ejection").count(), next), (1, ring.len() as u64));
