@@ -15,6 +15,9 @@ use super::Verified;
 /// Its file in the state directory.
 const FILE: &str = "accepted-configuration.json";
 
+/// So much later than now by the clock here something may have been made.
+const AHEAD: time::Duration = time::Duration::DAY;
+
 /// What was taken last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Accepted {
@@ -59,22 +62,51 @@ impl Memory {
         let path = self.path();
         let damaged = |why: &dyn std::fmt::Display| {
             format!(
-                "{}: {why}; it says which configuration was taken last, so nobody knows whether this one is older: if it is right, take the file away",
+                "{}: {why}; it says which configuration was taken last, so nobody knows whether this one is older: if it is right, take the file away, or \
+                 start with --config-allow-older",
                 path.display()
             )
         };
-        let last: Accepted = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| damaged(&error))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(damaged(&error)),
+        let last = match std::fs::read(&path) {
+            Ok(bytes) => {
+                serde_json::from_slice::<Accepted>(&bytes).map_err(|error| damaged(&error)).map(Some)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(damaged(&error)),
         };
-        if last.digest == new.digest {
+        // What was taken before is taken again, whatever the clock says by now.
+        if last.as_ref().is_ok_and(|last| last.as_ref().is_some_and(|last| last.digest == new.digest)) {
             return Ok(());
         }
         let made = OffsetDateTime::parse(&new.created, &Rfc3339).map_err(|_| {
             format!("it was made at {:?}, which is no time (RFC 3339): sign it again", new.created)
         })?;
-        let before = OffsetDateTime::parse(&last.created, &Rfc3339).map_err(|error| damaged(&error))?;
+        let now = OffsetDateTime::now_utc();
+        if made - now > AHEAD && !self.older {
+            return Err(format!(
+                "it was made at {}, and the clock here says {}: taken, it would have everything refused that is made before that time. Set the \
+                 clock right that is wrong, here or where it was signed, and sign it again in the latter case; or start with --config-allow-older",
+                new.created,
+                now.format(&Rfc3339).unwrap_or_default()
+            ));
+        }
+        let last = last.and_then(|last| {
+            let Some(last) = last else { return Ok(None) };
+            let before = OffsetDateTime::parse(&last.created, &Rfc3339).map_err(|error| damaged(&error))?;
+            Ok(Some((last, before)))
+        });
+        let (last, before) = match last {
+            Ok(Some(last)) => last,
+            Ok(None) => return Ok(()),
+            Err(why) if self.older => {
+                tracing::warn!(
+                    revision = new.revision,
+                    "configuration is taken though nobody knows whether it is older than the last (--config-allow-older): {why}"
+                );
+                return Ok(());
+            }
+            Err(why) => return Err(why),
+        };
         if made >= before {
             return Ok(());
         }
@@ -165,8 +197,32 @@ mod tests {
         // Another start knows it still; what is damaged lets nothing in.
         assert!(Memory::new(directory.path(), false).check(&one).is_err());
         std::fs::write(directory.path().join(FILE), "{").unwrap();
-        assert!(
-            memory.check(&made("v4", "2026-01-02T03:04:07Z")).unwrap_err().contains("take the file away")
-        );
+        let four = made("v4", "2026-01-02T03:04:07Z");
+        assert!(memory.check(&four).unwrap_err().contains("take the file away"));
+        // Whoever wants to go back gets another file in its place.
+        let back = Memory::new(directory.path(), true);
+        back.begin();
+        back.check(&four).unwrap();
+        back.took(&four);
+        assert!(memory.check(&one).unwrap_err().contains("\"v4\""));
+    }
+
+    #[test]
+    fn a_time_that_is_none_or_is_far_ahead_is_refused_by_who_remembers_nothing_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let (memory, back) = (Memory::new(directory.path(), false), Memory::new(directory.path(), true));
+        assert!(memory.check(&made("v1", "yesterday")).unwrap_err().contains("no time"));
+        assert!(back.check(&made("v1", "yesterday")).is_err());
+        let ahead = |hours: i64| {
+            let at = OffsetDateTime::now_utc() + time::Duration::hours(hours);
+            made("v2", &at.format(&Rfc3339).unwrap())
+        };
+        memory.check(&ahead(23)).unwrap();
+        assert!(memory.check(&ahead(25)).unwrap_err().contains("the clock here says"));
+        let taken = ahead(1000);
+        back.check(&taken).unwrap();
+        back.begin();
+        back.took(&taken);
+        memory.check(&taken).unwrap();
     }
 }
