@@ -130,9 +130,13 @@ pub struct SignerArgs {
     /// The keys of a new root and intermediate; those of one that is there stay, and so do those of its successors
     #[arg(long, value_enum, default_value_t = Keys::Rsa)]
     pub ca_keys: Keys,
-    /// The life of a new root; that of one that is there stays, and so does that of its successors. 10 years without
-    #[arg(long, value_name = "DURATION", env = "CITADEL_SELF_SIGNED_CA_CERT_TTL", value_parser = life)]
+    /// The life of a new root; that of one that is there stays, and so does that of its successors. Without, the environment's
+    /// CITADEL_SELF_SIGNED_CA_CERT_TTL says it, or else it is 10 years
+    #[arg(long, value_name = "DURATION", value_parser = life)]
     pub ca_root_ttl: Option<Duration>,
+    /// The same as an installation of istiod's says it, which may have it without a meaning: what does not fit is told, and left out
+    #[arg(long, value_name = "DURATION", env = "CITADEL_SELF_SIGNED_CA_CERT_TTL", hide = true)]
+    pub citadel_self_signed_ca_cert_ttl: Option<String>,
     /// The same of a new intermediate. 1 year without, or the root's life if that is shorter
     #[arg(long, value_name = "DURATION", value_parser = life)]
     pub ca_intermediate_ttl: Option<Duration>,
@@ -180,16 +184,41 @@ pub struct SignerArgs {
     pub ca_jwt_file: PathBuf,
 }
 
+/// The longest life of a certificate that signs. There is a time for its end, whatever day it is.
+const LONGEST: Duration = Duration::from_secs(36525 * 24 * 3600);
+
 /// A life of certificates that sign: days, for what is shorter is a mistake.
 fn life(text: &str) -> Result<Duration, String> {
     let life = xds_protos::duration::parse(text)?;
     if life < Duration::from_secs(24 * 3600) {
         return Err(format!("{text:?} is less than a day, which is no time for an authority"));
     }
+    if life > LONGEST {
+        return Err(format!("{text:?} is more than 100 years (876600h), which no authority lasts"));
+    }
     Ok(life)
 }
 
 impl SignerArgs {
+    /// The life of a new root, if one is asked for; what of it does not count, and why, goes to `doubt`.
+    fn root_ttl(&self, doubt: impl FnOnce(String)) -> Option<Duration> {
+        let text = self.citadel_self_signed_ca_cert_ttl.as_deref().map(str::trim).unwrap_or_default();
+        if self.ca_root_ttl.is_some() || text.is_empty() {
+            return self.ca_root_ttl;
+        }
+        let counts = if self.ca == Signer::Own {
+            life(text).and_then(|life| match self.ca_intermediate_ttl {
+                Some(intermediate) if intermediate > life => {
+                    Err(format!("{text:?} is shorter than --ca-intermediate-ttl"))
+                }
+                _ => Ok(life),
+            })
+        } else {
+            Err("it is for the control plane's own authority (--ca own)".to_owned())
+        };
+        counts.map_err(|why| doubt(format!("CITADEL_SELF_SIGNED_CA_CERT_TTL has no effect: {why}"))).ok()
+    }
+
     /// What a new authority is made of.
     pub fn shape(&self) -> Shape {
         let (root_key, intermediate_key) = match self.ca_keys {
@@ -199,7 +228,7 @@ impl SignerArgs {
         };
         let usual = Shape::default();
         let given = |life: Duration| time::Duration::seconds(life.as_secs() as i64);
-        let root_life = self.ca_root_ttl.map_or(usual.root_life, given);
+        let root_life = self.root_ttl(|_| {}).map_or(usual.root_life, given);
         let intermediate_life =
             self.ca_intermediate_ttl.map_or(usual.intermediate_life.min(root_life), given);
         Shape { root_key, root_life, intermediate_key, intermediate_life }
@@ -226,6 +255,7 @@ impl SignerArgs {
                 "--ca-root-ttl and --ca-intermediate-ttl are for the control plane's own authority (--ca own)"
             );
         }
+        self.root_ttl(|doubt| tracing::warn!("{doubt}"));
         let shape = self.shape();
         if shape.intermediate_life > shape.root_life {
             bail!(
@@ -363,6 +393,30 @@ mod tests {
         assert!(refused(with(100, Some(101))).contains("is longer than the root lives"));
         assert!(refused(SignerArgs { ca: Signer::Openbao, ..with(100, None) }).contains("--ca own"));
         assert!(life("1h").is_err() && life("87600h").unwrap() == day * 3650);
+        assert!(life("876601h").unwrap_err().contains("100 years"));
+        assert!(State::create(with(36525, None).shape(), time::OffsetDateTime::now_utc()).is_ok());
+        // What istiod's environment says is no reason not to start.
+        for (ca, intermediate, text, days, doubts) in [
+            (Signer::Own, None, "2400h", 100, 0),
+            (Signer::Own, None, " ", 3650, 0),
+            (Signer::Own, Some(101), "2400h", 3650, 1),
+            (Signer::Own, None, "1h", 3650, 1),
+            (Signer::Own, None, "ten years", 3650, 1),
+            (Signer::Own, None, "2000000h", 3650, 1),
+            (Signer::KubernetesCsr, None, "2400h", 3650, 1),
+        ] {
+            let args = SignerArgs {
+                ca,
+                ca_root_ttl: None,
+                citadel_self_signed_ca_cert_ttl: Some(text.to_owned()),
+                ..with(1, intermediate)
+            };
+            let mut told = Vec::new();
+            args.root_ttl(|doubt| told.push(doubt));
+            assert_eq!((args.shape().root_life.whole_days(), told.len()), (days, doubts), "{text} {told:?}");
+            let error = args.elsewhere(None, time::Duration::days(90)).err();
+            assert!(error.is_none_or(|error| !error.to_string().contains("ttl")), "{text}");
+        }
         let shape = SignerArgs::default().shape();
         assert_eq!((shape.root_key, shape.intermediate_key), (KeyKind::Rsa4096, KeyKind::Rsa2048));
     }
