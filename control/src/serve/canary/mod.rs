@@ -55,7 +55,7 @@ struct Run {
     wrote: Duration,
     asked: usize,
     answered: usize,
-    /// The Prometheus that has answered, and is expected to know of all that is scraped since.
+    /// The Prometheus that has told of requests, and is expected to know of all that is scraped since.
     heard: Option<String>,
 }
 
@@ -359,25 +359,24 @@ async fn heard(
         }
     };
     let mut counts = Counts::default();
+    let address = &source.address;
+    let told = answer.map(|answer| match answer {
+        Ok(answer) => prometheus::since(&mut run.heard, before, address, wanted, answer).ok_or_else(|| {
+            format!(
+                "nothing is decided while {address} knows of no request to the version: does it scrape the proxies that call it?"
+            )
+        }),
+        Err(why) => Err(format!("nothing is decided while {address} does not say what was counted: {why}")),
+    });
     let problem = &mut run.trial.standing.problem;
-    match answer {
-        Some(Ok(answer)) => {
+    match told {
+        Some(Ok(more)) => {
             if problem.take().is_some() {
-                tracing::info!(trial = %format!("{}/{}", key.0, key.1), "the Prometheus of a trial answers again");
+                tracing::info!(trial = %format!("{}/{}", key.0, key.1), "the Prometheus of a trial says what was counted");
             }
-            let known = run.heard.as_deref() == Some(&source.address);
-            for (proxy, totals) in answer {
-                let proxy = format!("{} {proxy}", source.address);
-                if known {
-                    before.begin(&proxy, wanted);
-                }
-                counts.add(&before.since(&proxy, wanted, totals));
-            }
-            run.heard = Some(source.address);
+            counts = more;
         }
         Some(Err(why)) => {
-            let why =
-                format!("nothing is decided while {} does not say what was counted: {why}", source.address);
             if problem.as_ref() != Some(&why) {
                 tracing::warn!(trial = %format!("{}/{}", key.0, key.1), "{why}");
                 *problem = Some(why);

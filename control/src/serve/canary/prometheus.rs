@@ -14,7 +14,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::Key;
-use super::scrape::Totals;
+use super::machine::Counts;
+use super::scrape::{Before, Totals, Wanted};
 use crate::ca::http::Client;
 use crate::model::credentials::Credential;
 
@@ -88,6 +89,31 @@ impl Asked {
         }
         answer
     }
+}
+
+/// What was counted since the answer before; none while it knows of no request at all: then what it tells next is history. `heard`
+/// is the Prometheus that has told of some, and is expected to know of all that is scraped since.
+pub fn since(
+    heard: &mut Option<String>,
+    before: &mut Before,
+    address: &str,
+    wanted: &Wanted,
+    answer: Vec<(String, Totals)>,
+) -> Option<Counts> {
+    if answer.is_empty() {
+        return None;
+    }
+    let known = heard.as_deref() == Some(address);
+    let mut counts = Counts::default();
+    for (proxy, totals) in answer {
+        let proxy = format!("{address} {proxy}");
+        if known {
+            before.begin(&proxy, wanted);
+        }
+        counts.add(&before.since(&proxy, wanted, totals));
+    }
+    *heard = Some(address.to_owned());
+    Some(counts)
 }
 
 /// Asks for the answers by status, and for how long they took.
@@ -172,9 +198,6 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::serve::canary::machine::Counts;
-    use crate::serve::canary::scrape::{Before, Wanted};
-
     fn question(address: &str) -> Question {
         Question {
             address: address.to_owned(),
@@ -263,6 +286,29 @@ mod tests {
         }
         assert_eq!((counts.requests, counts.errors), (105, 10));
         assert_eq!(counts.times, [(5.0, 45), (f64::INFINITY, 60)]);
+    }
+
+    #[test]
+    fn the_first_that_is_told_is_history_also_after_nothing_was() {
+        let (mut heard, mut before) = (None, Before::default());
+        let wanted = Wanted { host: String::new(), subset: String::new() };
+        let answer = |all: &[(&str, u64)]| {
+            let one = |(proxy, requests): &(&str, u64)| {
+                let mut totals = Totals::default();
+                totals.requests += *requests;
+                ((*proxy).to_owned(), totals)
+            };
+            all.iter().map(one).collect::<Vec<_>>()
+        };
+        let mut counted = |address: &str, all: &[(&str, u64)]| {
+            since(&mut heard, &mut before, address, &wanted, answer(all)).map(|counts| counts.requests)
+        };
+        assert_eq!(counted("a", &[]), None);
+        assert_eq!(counted("a", &[("p", 1000)]), Some(0));
+        // From then on a proxy that is new has counted nothing before.
+        assert_eq!(counted("a", &[("p", 1001), ("q", 5)]), Some(6));
+        assert_eq!(counted("a", &[]), None);
+        assert_eq!(counted("b", &[("p", 1000)]), Some(0), "another one begins anew");
     }
 
     #[tokio::test]
