@@ -59,7 +59,8 @@ pub struct ControlArgs {
     /// is started, and later the last good state stays
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kubernetes", "kubeconfig"])]
     pub config_key: Vec<PathBuf>,
-    /// Take signed configuration that is older than what was taken last, which --state-dir remembers: to go back without signing it anew
+    /// Take signed configuration that is older than what was taken last, which --state-dir remembers: to go back without signing it
+    /// anew. Also what was made in the future, and where the memory of the last is damaged
     #[arg(long, requires_all = ["config_key", "state_dir"])]
     pub config_allow_older: bool,
     /// Which Kubernetes to read
@@ -221,12 +222,6 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         watcher.snapshot().world.mesh().trust_domain.parse().context("trustDomain of the mesh's settings")?;
     tokio::spawn(doubts(watcher.subscribe()));
     tokio::spawn(quarantine::tell(watcher.subscribe()));
-    let responders =
-        args.quarantine.quarantine_token_file.clone().map(|token| quarantine::http::Responders {
-            token,
-            store: args.store(client.as_ref()),
-            snapshots: watcher.subscribe(),
-        });
     if !args.address.is_loopback() {
         tracing::warn!(
             port = args.xds_port,
@@ -313,6 +308,10 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
             (registrar, registration::follow(watcher.subscribe(), entered))
         }
     };
+    // Workloads that entered themselves can be put under quarantine, too.
+    let responders = args.quarantine.quarantine_token_file.clone().map(|token| {
+        quarantine::http::Responders { token, store: args.store(client.as_ref()), snapshots: states.clone() }
+    });
     let registrar = registrar.with_most(args.registration.max_entries_per_identity);
     let registrar = args.registration.auto_registration.then_some(registrar);
     let trust = federation::follow(authority.trust(), watcher.subscribe()).await;
