@@ -376,13 +376,11 @@ async fn heard(
             }
             counts = more;
         }
-        Some(Err(why)) => {
-            if problem.as_ref() != Some(&why) {
-                tracing::warn!(trial = %format!("{}/{}", key.0, key.1), "{why}");
-                *problem = Some(why);
-            }
+        Some(Err(why)) if problem.as_ref() != Some(&why) => {
+            tracing::warn!(trial = %format!("{}/{}", key.0, key.1), "{why}");
+            *problem = Some(why);
         }
-        None => {}
+        Some(Err(_)) | None => {}
     }
     if run.trial.standing.problem.is_some() || run.heard.is_none() {
         run.trial.unseen(now);
