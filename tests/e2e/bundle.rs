@@ -154,6 +154,8 @@ fn what_is_older_than_what_was_taken_last_is_refused_also_after_a_restart() {
     );
     let control = Logged::weft(&[&start[..], &["--config-allow-older"]].concat());
     control.says(&["configuration that is older than the last is taken"]);
+    // It is remembered before it is served.
+    eventually("it serves what is older", || told().contains("\"generation\""));
     drop(control);
     // Once it was taken it is the last.
     let _control = Logged::weft(&start);
