@@ -134,8 +134,8 @@ pub struct SignerArgs {
     /// CITADEL_SELF_SIGNED_CA_CERT_TTL says it, or else it is 10 years
     #[arg(long, value_name = "DURATION", value_parser = life)]
     pub ca_root_ttl: Option<Duration>,
-    /// The same as an installation of istiod's says it, which may have it without a meaning: what does not fit is told, and left out
-    #[arg(long, value_name = "DURATION", env = "CITADEL_SELF_SIGNED_CA_CERT_TTL", hide = true)]
+    /// The same, as the environment of an installation of istiod says it, where it may be without a meaning: what does not fit is told, and left out
+    #[arg(long, value_name = "DURATION", env = "CITADEL_SELF_SIGNED_CA_CERT_TTL")]
     pub citadel_self_signed_ca_cert_ttl: Option<String>,
     /// The same of a new intermediate. 1 year without, or the root's life if that is shorter
     #[arg(long, value_name = "DURATION", value_parser = life)]

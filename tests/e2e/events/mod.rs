@@ -157,7 +157,10 @@ fn denials_handshakes_certificates_configuration_and_administration_are_told() {
             exchange(control, &post.replace("/healthcheck/ok", "/debug/syncz")).unwrap().0.get(9..12),
             Some("405")
         );
-        assert!(events().iter().any(|e| e["event"] == "admin" && e["outcome"] == "denied"));
+        // An event is in the list once the thread that writes events has seen it, and that may be after the answer.
+        eventually("the refusal of the control plane", || {
+            events().iter().any(|e| e["event"] == "admin" && e["outcome"] == "denied")
+        });
 
         let whole = std::fs::read_to_string(log("back")).unwrap();
         assert!(!whole.contains("hidden"), "a secret is in the log:\n{whole}");
