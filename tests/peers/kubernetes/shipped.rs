@@ -55,7 +55,7 @@ fn files(directory: &Path, found: &mut Vec<PathBuf>) {
     for path in entries {
         let name = path.file_name().unwrap().to_str().unwrap();
         // Objects that Gatekeeper is to refuse; charts and kustomizations, which are rendered first; what no cluster reads.
-        let others = ["cases", "helm", "kustomize", "images", "standalone", "crds", "observability"];
+        let others = ["cases", "helm", "kustomize", "images", "standalone", "crds", "observability", "falco"];
         let not_for_it = others.contains(&name) || name == "suite.yaml";
         // The file that is left out is laid over Emissary's own Deployment.
         if path.is_dir() && !not_for_it {
