@@ -1,8 +1,7 @@
 //! Collectors of logs and metrics as the tests play them (OTLP over gRPC and HTTP/2, Envoy's access log service), and a proxy that
 //! tells all of them of the same requests. Ours and an Envoy can run it.
 
-// Each of the two trees of tests uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each of the two trees of tests uses a part of it")]
 
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -12,7 +12,6 @@ use crate::router::{Flow, Scratch};
 use crate::telemetry::istio::Workload;
 use crate::telemetry::record::entry::{LONGEST, Looked, Named};
 use crate::telemetry::record::{self, Candidate, Choice, Class, Entry, Told};
-use crate::telemetry::trace::ids::{self, Found};
 use crate::telemetry::{Details, Flag, StreamInfo, tap};
 
 /// The fields of a request and of its answer, where they are at hand.
@@ -67,7 +66,7 @@ fn entry(
         start: info.start_time,
         took,
         id: info.trail.id.as_ref().map(|id| text(id.as_bytes())),
-        trace: info.trace.as_ref().map(|trace| trace.trace_id().into()).or_else(|| trace_of(head)),
+        trace: info.trace_id(head).map(Into::into),
         method: info.method.as_ref().map(|m| short(m.as_str())).unwrap_or_default(),
         authority: text(&info.authority),
         path: path(info.original_path.as_ref().unwrap_or(&info.path)),
@@ -124,14 +123,6 @@ fn ended_by(info: &StreamInfo) -> &'static str {
         "this proxy, in the middle of the answer"
     } else {
         "this proxy, with an answer of its own"
-    }
-}
-
-/// The trace that the request says to belong to, where this proxy traces nothing.
-fn trace_of(head: Option<&RequestHead>) -> Option<Box<str>> {
-    match ids::traceparent(&head?.headers) {
-        Found::Context(came) => Some(format!("{:032x}", came.ids.trace).into()),
-        _ => None,
     }
 }
 

@@ -1,15 +1,11 @@
 //! What of requests and connections is an event (docs/security-events.md): denials, and handshakes that failed. Nothing of a
 //! request is told but its name and its place: no header fields, no token, no query.
 
-use http::HeaderName;
 use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 use super::StreamInfo;
-use super::trace::ids::{Found, traceparent};
-use crate::codec::{Headers, RequestHead};
+use crate::codec::RequestHead;
 use crate::io::ConnectionInfo;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Who denied it, by the words of its end, and by which policy; none if nobody did.
 fn denial(details: &str) -> Option<(&'static str, Option<&str>)> {
@@ -47,21 +43,9 @@ pub fn request(info: &StreamInfo, connection: &ConnectionInfo, head: Option<&Req
             .with_some("status", info.status.map(|s| s.as_u16()))
             .with_some("route", info.route.as_deref())
             .with_some("client_address", info.client.map(|c| c.to_string()))
-            .with_some("request_id", head.and_then(|h| h.headers.get_str(&REQUEST_ID)));
-        let own = info.trace.as_ref().map(|trace| trace.ids.trace);
-        event.with_some(
-            "trace_id",
-            own.or_else(|| head.and_then(|h| came(&h.headers))).map(|id| format!("{id:032x}")),
-        )
+            .with_some("request_id", info.trail.id.as_ref().and_then(|id| id.to_str().ok()));
+        event.with_some("trace_id", info.trace_id(head))
     });
-}
-
-/// The trace that a request brought.
-fn came(headers: &Headers) -> Option<u128> {
-    match traceparent(headers) {
-        Found::Context(came) => Some(came.ids.trace),
-        Found::Nothing | Found::Nonsense => None,
-    }
 }
 
 /// Tells of a connection that was denied, or ended by a new policy.

@@ -14,7 +14,8 @@ use super::details::Details;
 use super::flags::Flags;
 use super::record::Trail;
 use super::trace::Trace;
-use crate::codec::Protocol;
+use super::trace::ids::{self, Found};
+use crate::codec::{Protocol, RequestHead};
 use crate::io::{DynamicMetadata, FilterState, TlsInfo};
 
 /// The record of a stream.
@@ -90,6 +91,17 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
+    /// The id of its trace, in hex digits: of its span, or, where this proxy traces nothing, of what its head says that it belongs to.
+    pub fn trace_id(&self, head: Option<&RequestHead>) -> Option<String> {
+        if let Some(trace) = &self.trace {
+            return Some(trace.trace_id());
+        }
+        match ids::traceparent(&head?.headers) {
+            Found::Context(came) => Some(format!("{:032x}", came.ids.trace)),
+            Found::Nothing | Found::Nonsense => None,
+        }
+    }
+
     /// The response code details, with what the transport said where the upstream's stream was reset.
     pub fn code_details(&self) -> Option<Cow<'_, str>> {
         let details: &str = self.details.as_ref()?;
