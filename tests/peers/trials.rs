@@ -234,8 +234,9 @@ fn a_prometheus_may_count_and_while_it_is_away_nothing_is_decided() {
     let counted_by = format!("prometheus: {{address: 'http://{prometheus_at}:9090'}}\n    trafficSplit");
     let text = yaml(&[&old], &new).replace(CLIENT, client_at).replace("trafficSplit", &counted_by);
     let text = text.replace("evaluationPeriod: 300s", "evaluationPeriod: 1s");
-    // Long enough to see how it goes on.
-    let text = text.replace("canary: 50}", "canary: 50}\n    steps: [60]");
+    // Many steps: it goes on, and is not through before the version has failed, also on a slow machine.
+    let steps = (51..100).map(|step| step.to_string()).collect::<Vec<_>>().join(", ");
+    let text = text.replace("canary: 50}", &format!("canary: 50}}\n    steps: [{steps}]"));
     std::fs::write(directory.path().join("config/mesh.yaml"), text).unwrap();
     let mut command = weft();
     command.args(["control", "--address", control_at, "--ca-keys", "p256", "--config-dir"]);
@@ -267,7 +268,7 @@ fn a_prometheus_may_count_and_while_it_is_away_nothing_is_decided() {
     let mut counts = prometheus(prometheus_at, client_at, directory.path());
     control.wait("going on", || {
         ask_some();
-        trial()["canaryPercent"] == 60
+        trial()["canaryPercent"].as_u64() > Some(50)
     });
     assert_eq!(trial()["problem"], Value::Null, "{:#}", trial());
     new.status.store(500, Ordering::Relaxed);
