@@ -304,7 +304,11 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
             (Registrar::in_cluster(cluster, grace), watcher.subscribe())
         }
         None => {
-            let (registrar, entered) = Registrar::in_memory(grace);
+            let (registrar, entered) = {
+                // Where nobody may enter, nothing that was entered comes back.
+                let state = args.state_dir.as_deref().filter(|_| args.registration.auto_registration);
+                Registrar::in_memory(grace, state)
+            };
             (registrar, registration::follow(watcher.subscribe(), entered))
         }
     };

@@ -11,7 +11,7 @@ use http_body_util::Full;
 use hyper::Request;
 use serde_json::{Value, json};
 use weft_control::model::World;
-use weft_control::serve::quarantine::{Done, Store};
+use weft_control::serve::quarantine::{Done, Store, lift_unread};
 
 use super::token::Output;
 use crate::client::Connection;
@@ -71,7 +71,14 @@ pub(super) fn main(args: &QuarantineArgs) -> anyhow::Result<()> {
                     args.dir.display()
                 );
             }
-            (configuration::read(&args.dir)?, Store::Directory(args.dir.clone()))
+            match (configuration::read(&args.dir), &args.workload) {
+                (Ok(world), _) => (world, Store::Directory(args.dir.clone())),
+                // What is wrong elsewhere does not keep anybody under quarantine.
+                (Err(why), Some(workload)) if args.undo => {
+                    return print(args, &told(lift_unread(&args.dir, workload, &format!("{why:#}"))?, true));
+                }
+                (Err(why), _) => return Err(why),
+            }
         }
     };
     print(args, &runtime.block_on(act(args, &world, &store))?)
@@ -82,12 +89,17 @@ async fn act(args: &QuarantineArgs, world: &World, store: &Store) -> anyhow::Res
         let one = |q: &weft_control::model::quarantine::Quarantine| json!({"workload": format!("{}/{}", q.namespace, q.name), "reason": q.reason, "by": q.actor, "source": q.source});
         return Ok(json!({"quarantines": world.quarantines().iter().map(one).collect::<Vec<_>>()}));
     };
-    let Done { target, changed, place } = match args.undo {
+    let done = match args.undo {
         true => store.lift(world, workload).await?,
         false => store.put(world, workload, &args.reason, &actor()).await?,
     };
-    let state = if args.undo { "released" } else { "quarantined" };
-    Ok(json!({"workload": target, "state": state, "changed": changed, "source": place}))
+    Ok(told(done, args.undo))
+}
+
+fn told(done: Done, undo: bool) -> Value {
+    let Done { target, changed, place, note } = done;
+    let state = if undo { "released" } else { "quarantined" };
+    json!({"workload": target, "state": state, "changed": changed, "source": place, "note": note})
 }
 
 /// Who wants it.
@@ -137,7 +149,12 @@ async fn ask(args: &QuarantineArgs, control: &str, token: &Path) -> anyhow::Resu
 fn print(args: &QuarantineArgs, answer: &Value) -> anyhow::Result<()> {
     match args.output {
         Output::Json => println!("{answer:#}"),
-        Output::Text => print!("{}", text(answer, args.control.is_some())),
+        Output::Text => {
+            print!("{}", text(answer, args.control.is_some()));
+            if let Some(note) = answer["note"].as_str().filter(|note| !note.is_empty()) {
+                eprintln!("note: {note}");
+            }
+        }
     }
     Ok(())
 }

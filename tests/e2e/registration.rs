@@ -77,7 +77,7 @@ fn endpoints(control: &Control) -> Vec<(String, String)> {
 
 #[test]
 fn a_workload_enters_itself_gets_requests_while_it_is_well_and_goes_with_its_proxy() {
-    let control = Control::start_with(CONTROL, MESH, &["--workload-entry-grace", "1s"]);
+    let mut control = Control::start_with(CONTROL, MESH, &["--workload-entry-grace", "1s"]);
     let here = || vec![(VM.to_owned(), "v7".to_owned())];
     let client = Logged::proxy(CONTROL, CLIENT, "shop", &["--interception-mode", "NONE"]);
     let knows = || {
@@ -103,6 +103,18 @@ fn a_workload_enters_itself_gets_requests_while_it_is_well_and_goes_with_its_pro
     eventually("it is not well", || endpoints(&control).is_empty() && !knows());
     let _application = TcpListener::bind((VM, HEALTH)).unwrap();
     eventually("it is well again", || endpoints(&control) == here() && knows());
+
+    // It is there after a restart of the control plane, as it was, before its proxy is back.
+    let kept = control.state().join("workload-entries.json");
+    let written = || std::fs::read_to_string(&kept).is_ok_and(|text| text.contains("\"unhealthy\": false"));
+    eventually("it is written down", written);
+    control.process.kill();
+    proxy.kill();
+    control.restart();
+    assert_eq!(endpoints(&control), here());
+    let mut proxy = vm(&control, "cart", &[("PROXY_CONFIG", &probe)]);
+    proxy.says(&["the application passes its probe"]);
+    assert_eq!(endpoints(&control), here());
 
     proxy.kill();
     eventually("it goes with its proxy", || endpoints(&control).is_empty() && !knows());

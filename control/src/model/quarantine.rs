@@ -9,10 +9,13 @@ use weft_certs::digest::sha256_hex;
 use super::authorization_policy::AuthorizationPolicy;
 use super::meta::Object;
 use super::service::Workload;
+use super::workload_group;
 use super::world::World;
 
 /// Annotation of an AuthorizationPolicy: the workload for which alone it is.
 pub const QUARANTINE_ANNOTATION: &str = "weft.dev/quarantine";
+/// Where that workload has entered itself, `GROUP/NAME` of its proxy: it is for whatever that one enters, at whatever address.
+pub const PROXY_ANNOTATION: &str = "weft.dev/quarantine-proxy";
 /// Why.
 pub const REASON_ANNOTATION: &str = "weft.dev/quarantine-reason";
 /// Who wanted it.
@@ -32,6 +35,8 @@ pub struct Quarantine {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// The group and name of its proxy, where it has entered itself; else empty.
+    pub proxy: String,
     /// Why.
     pub reason: String,
     /// Who wanted it.
@@ -47,6 +52,22 @@ impl Object<AuthorizationPolicy> {
     pub fn quarantined(&self) -> Option<&str> {
         self.meta.annotations.get(QUARANTINE_ANNOTATION).map(String::as_str)
     }
+
+    /// Whether it is a quarantine of this workload, under the name that it had then or another one by now.
+    pub fn quarantines(&self, world: &World, namespace: &str, name: &str) -> bool {
+        if self.meta.namespace != namespace {
+            return false;
+        }
+        let by_proxy = || {
+            let proxy = self.meta.annotations.get(PROXY_ANNOTATION)?;
+            let workload = world
+                .workloads()
+                .iter()
+                .find(|w| w.meta.namespace == namespace && w.meta.name == name && w.proxy_key().is_some())?;
+            (workload.proxy_key()? == *proxy).then_some(())
+        };
+        self.quarantined().is_some_and(|one| one == name || by_proxy().is_some())
+    }
 }
 
 impl World {
@@ -57,6 +78,7 @@ impl World {
             Some(Quarantine {
                 namespace: policy.meta.namespace.clone(),
                 name: policy.quarantined()?.to_owned(),
+                proxy: said(PROXY_ANNOTATION),
                 reason: said(REASON_ANNOTATION),
                 actor: said(ACTOR_ANNOTATION),
                 source: policy.meta.source.to_string(),
@@ -69,8 +91,18 @@ impl World {
     }
 }
 
-/// The object that puts a workload under quarantine.
-pub fn object(workload: &Workload, reason: &str, actor: &str) -> Value {
+impl Workload {
+    /// By what a workload that entered itself is known wherever it is: its group, and what its proxy calls itself.
+    pub fn proxy_key(&self) -> Option<String> {
+        let said = |annotation: &str| self.meta.annotations.get(annotation);
+        let (group, proxy) =
+            (said(workload_group::GROUP_ANNOTATION)?, said(workload_group::PROXY_ANNOTATION)?);
+        Some(format!("{group}/{proxy}"))
+    }
+}
+
+/// The object that puts a workload under quarantine. `proxy`: by what else it is known.
+pub fn object(workload: &Workload, proxy: Option<&str>, reason: &str, actor: &str) -> Value {
     // Only what a selector may have, and any reader of YAML takes: a workload that entered itself has chosen its labels.
     let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
     let mut labels = workload.labels().clone();
@@ -80,7 +112,11 @@ pub fn object(workload: &Workload, reason: &str, actor: &str) -> Value {
         labels.insert(QUARANTINE_ANNOTATION.to_owned(), label(&workload.meta.name));
     }
     let mut annotations = json!({QUARANTINE_ANNOTATION: workload.meta.name});
-    for (name, text) in [(REASON_ANNOTATION, reason), (ACTOR_ANNOTATION, actor)] {
+    for (name, text) in [
+        (PROXY_ANNOTATION, proxy.unwrap_or_default()),
+        (REASON_ANNOTATION, reason),
+        (ACTOR_ANNOTATION, actor),
+    ] {
         let text = told(text);
         if !text.is_empty() {
             annotations[name] = text.into();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::service::{Resolution, ServiceLocation};
 use super::values::{Labels, WorkloadSelector};
@@ -46,7 +46,7 @@ pub struct EntryPort {
 }
 
 /// The specification of a WorkloadEntry, and of an endpoint in a ServiceEntry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct WorkloadEntry {
     /// IP address, or a host name to resolve, or `unix:///path` in a ServiceEntry.

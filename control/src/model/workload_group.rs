@@ -17,6 +17,8 @@ pub const CONNECTED_ANNOTATION: &str = "istio.io/connectedAt";
 pub const DISCONNECTED_ANNOTATION: &str = "istio.io/disconnectedAt";
 /// The workload reports whether it is well: it gets requests only while it is.
 pub const HEALTH_ANNOTATION: &str = "proxy.istio.io/health-checks-enabled";
+/// What an entry's proxy calls itself: a workload that enters itself anew under another address is known by it.
+pub const PROXY_ANNOTATION: &str = "weft.dev/proxy-name";
 /// The condition of its status that says so.
 pub const HEALTHY: &str = "Healthy";
 
@@ -126,6 +128,8 @@ pub struct GrpcProbe {
 pub struct Entering {
     /// Its address.
     pub address: String,
+    /// What the proxy is called; empty when that says nothing.
+    pub proxy: String,
     /// Its network; empty for the mesh's.
     pub network: String,
     /// Its labels.
@@ -153,6 +157,9 @@ impl WorkloadGroup {
         spec.unhealthy = entering.reports;
         let mut annotations = metadata.annotations.clone();
         annotations.insert(GROUP_ANNOTATION.to_owned(), group.meta.name.clone());
+        if !entering.proxy.is_empty() {
+            annotations.insert(PROXY_ANNOTATION.to_owned(), entering.proxy.clone());
+        }
         if entering.reports {
             annotations.insert(HEALTH_ANNOTATION.to_owned(), "true".to_owned());
         }

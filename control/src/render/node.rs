@@ -217,6 +217,12 @@ impl ProxyNode {
         })
     }
 
+    /// What it calls itself within its namespace.
+    pub fn own_name(&self) -> &str {
+        let name = self.id.split('~').nth(2).unwrap_or_default();
+        name.strip_suffix(&self.namespace).and_then(|name| name.strip_suffix('.')).unwrap_or(name)
+    }
+
     /// Its first address.
     pub fn address(&self) -> &str {
         &self.addresses[0]
@@ -250,7 +256,8 @@ impl ProxyNode {
     pub(super) fn inputs(&self, world: &World) -> u64 {
         let mut hasher = DefaultHasher::new();
         (self.kind, &self.addresses, &self.namespace, &self.service_account).hash(&mut hasher);
-        self.name(world).hash(&mut hasher);
+        let here = world.workload_at(self.address()).filter(|w| w.meta.namespace == self.namespace);
+        here.map(|w| (&w.meta.name, w.proxy_key())).hash(&mut hasher);
         (self.selected_by(world), self.http_proxy_port, self.interception, self.extensions).hash(&mut hasher);
         self.topology(world).hash(&mut hasher);
         // What its spans say.

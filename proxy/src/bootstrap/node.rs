@@ -22,6 +22,22 @@ impl NodeArgs {
         Ok(node)
     }
 
+    /// What the workload is called. One that enters itself must be told apart from the others of its group, also when it comes back
+    /// under another address.
+    fn name(&self) -> String {
+        let enters = !self.auto_register_group.is_empty()
+            || std::env::var("ISTIO_META_AUTO_REGISTER_GROUP").is_ok_and(|group| !group.is_empty());
+        let machine = || {
+            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+            let name = name.trim();
+            // In a node's id it stands between tildes.
+            let fits = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b'~');
+            fits.then(|| name.to_owned())
+        };
+        let own = || if enters { machine() } else { None };
+        self.name.clone().or_else(own).unwrap_or_else(|| "proxy".to_owned())
+    }
+
     /// The node of another proxy, which says itself what it is called; `more` goes into its metadata.
     pub fn foreign_node(&self, more: &[(&str, &str)]) -> anyhow::Result<Node> {
         // What is said by flags counts before what Kubernetes says.
@@ -30,7 +46,9 @@ impl NodeArgs {
         labels.extend(self.labels.iter().cloned());
         let app = labels.iter().find(|(k, _)| k == "app").map(|(_, v)| v.clone());
         let app = app.as_deref();
-        let workload = self.workload_name.as_deref().or(app).unwrap_or(&self.name);
+        let name = self.name();
+        let name = name.as_str();
+        let workload = self.workload_name.as_deref().or(app).unwrap_or(name);
         let mut labels: Map<String, Value> =
             labels.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
         for (key, source) in [
@@ -46,7 +64,7 @@ impl NodeArgs {
         }
         let mut metadata = Map::new();
         for (key, value) in [
-            ("NAME", self.name.as_str()),
+            ("NAME", name),
             ("NAMESPACE", &self.namespace),
             ("SERVICE_ACCOUNT", &self.service_account),
             ("INSTANCE_IPS", &self.ip.to_string()),
@@ -95,7 +113,7 @@ impl NodeArgs {
             RoleArg::Sidecar => "sidecar",
             RoleArg::Gateway => "router",
         };
-        let (name, namespace) = (&self.name, &self.namespace);
+        let namespace = &self.namespace;
         Ok(Node {
             id: format!("{kind}~{}~{name}.{namespace}~{namespace}.svc.cluster.local", self.ip),
             cluster: format!("{}.{namespace}", app.unwrap_or(workload)),

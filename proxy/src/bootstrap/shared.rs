@@ -55,9 +55,9 @@ pub struct NodeArgs {
     /// What the proxy is for
     #[arg(long, value_enum, default_value_t = RoleArg::Sidecar)]
     pub role: RoleArg,
-    /// The workload's (pod's) name
-    #[arg(long, env = "POD_NAME", default_value = "proxy")]
-    pub name: String,
+    /// The workload's (pod's) name; by default the machine's where it enters itself (--auto-register-group), else `proxy`
+    #[arg(long, env = "POD_NAME")]
+    pub name: Option<String>,
     /// Its namespace
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub namespace: String,

@@ -10,7 +10,9 @@ use crate::model::authorization_policy::{
 };
 use crate::model::gateway_api::{GROUP, TargetRef};
 use crate::model::meta::Meta;
-use crate::model::quarantine::{ACTOR_ANNOTATION, PREFIX, QUARANTINE_ANNOTATION, REASON_ANNOTATION};
+use crate::model::quarantine::{
+    ACTOR_ANNOTATION, PREFIX, PROXY_ANNOTATION, QUARANTINE_ANNOTATION, REASON_ANNOTATION,
+};
 use crate::model::values::WorkloadSelector;
 
 /// Most service accounts in one list, and the longest that one may be: Istio's bounds.
@@ -22,7 +24,11 @@ pub(in super::super) fn authorization_policy(
     meta: &Meta,
     findings: &mut Findings,
 ) {
-    annotations(findings, meta, &[QUARANTINE_ANNOTATION, REASON_ANNOTATION, ACTOR_ANNOTATION]);
+    annotations(
+        findings,
+        meta,
+        &[QUARANTINE_ANNOTATION, PROXY_ANNOTATION, REASON_ANNOTATION, ACTOR_ANNOTATION],
+    );
     quarantine(spec, meta, findings);
     dry_run(spec, meta, findings);
     selector(findings, spec.selector.as_ref());

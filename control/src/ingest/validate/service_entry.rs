@@ -8,6 +8,7 @@ use super::{export_to, host, host_form, port};
 use crate::model::meta::Meta;
 use crate::model::service::{CALLS_ANNOTATION, COMMAND_ANNOTATION, Protocol, ROLE_ANNOTATION, Resolution};
 use crate::model::service_entry::{ServiceEntry, WorkloadEntry};
+use crate::model::workload_group::PROXY_ANNOTATION;
 
 pub(in super::super) fn service_entry(spec: &ServiceEntry, findings: &mut Findings) {
     if spec.hosts.is_empty() {
@@ -201,5 +202,6 @@ pub(in super::super) fn workload_entry(spec: &WorkloadEntry, meta: &Meta, findin
             findings.error(path, format!("{called:?} names no service"), help);
         }
     }
-    super::annotations(findings, meta, &[COMMAND_ANNOTATION, ROLE_ANNOTATION, CALLS_ANNOTATION]);
+    let known = [COMMAND_ANNOTATION, ROLE_ANNOTATION, CALLS_ANNOTATION, PROXY_ANNOTATION];
+    super::annotations(findings, meta, &known);
 }

@@ -25,7 +25,7 @@ impl World {
                     && policy.spec.action == action
                     && match policy.quarantined() {
                         // By name, whatever its labels are: they may change.
-                        Some(one) => policy.meta.namespace == namespace && name == Some(one),
+                        Some(_) => name.is_some_and(|name| policy.quarantines(self, namespace, name)),
                         None => policy.spec.applies(namespace, labels),
                     }
             })

@@ -86,7 +86,9 @@ impl Responders {
                 let word = if operation == "release" { "released" } else { "quarantined" };
                 (
                     StatusCode::OK,
-                    json!({"workload": done.target, "state": word, "changed": done.changed, "source": done.place}),
+                    json!({
+                        "workload": done.target, "state": word, "changed": done.changed, "source": done.place, "note": done.note,
+                    }),
                 )
             }
             Err(wrong) => {

@@ -15,7 +15,7 @@ use clap::Args;
 use tokio::sync::watch;
 use weft_events::{Event, Kind, Outcome, Severity, emit};
 
-pub use store::{Done, Store, Wrong, find, given, reaches};
+pub use store::{Done, Store, Wrong, find, given, lift_unread, reaches};
 
 use crate::ingest::Snapshot;
 use crate::model::quarantine::Quarantine;

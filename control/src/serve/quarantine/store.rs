@@ -32,6 +32,14 @@ pub struct Done {
     pub changed: bool,
     /// Where it is written.
     pub place: String,
+    /// What else whoever wants it is to know; usually nothing.
+    pub note: String,
+}
+
+impl Done {
+    fn new(target: String, changed: bool, place: String) -> Self {
+        Self { target, changed, place, note: String::new() }
+    }
 }
 
 /// Why it was not done.
@@ -67,14 +75,25 @@ pub fn find<'w>(world: &'w World, name: &str) -> Result<&'w Arc<Workload>, Wrong
     }
 }
 
-/// The quarantine of a workload, which may be gone itself by now.
+/// The quarantine of a workload, which may be gone itself by now, or have entered itself anew under another address.
 ///
 /// # Errors
 /// Several may be meant.
 pub fn given(world: &World, name: &str) -> Result<Option<Quarantine>, Wrong> {
     let (namespace, short) = split(name);
     let mut all = world.quarantines();
-    all.retain(|one| one.name == short && namespace.is_none_or(|n| one.namespace == n));
+    let key = match find(world, name) {
+        Ok(workload) => workload.proxy_key().map(|key| (workload.meta.namespace.clone(), key)),
+        Err(_) => None,
+    };
+    let by_proxy = |one: &Quarantine| {
+        key.as_ref().is_some_and(|(namespace, key)| one.namespace == *namespace && one.proxy == *key)
+    };
+    let by_name = |one: &Quarantine| one.name == short && namespace.is_none_or(|n| one.namespace == n);
+    match all.iter().any(by_name) {
+        true => all.retain(by_name),
+        false => all.retain(by_proxy),
+    }
     if all.len() > 1 && namespace.is_none() {
         let names: Vec<_> = all.iter().map(|one| format!("{}/{}", one.namespace, one.name)).collect();
         return Err(Wrong::Unknown(format!("{name} may be {}: say which", names.join(" or "))));
@@ -119,9 +138,10 @@ impl Store {
         let workload = find(world, name)?;
         let target = format!("{}/{}", workload.meta.namespace, workload.meta.name);
         if let Some(there) = given(world, &target)? {
-            return Ok(Done { target, changed: false, place: there.source });
+            return Ok(Done::new(target, false, there.source));
         }
-        let object = object(workload, reason, actor);
+        let (proxy, note) = lasting(world, workload);
+        let object = object(workload, proxy.as_deref(), reason, actor);
         let place = match self {
             Self::Closed(why) => return Err(Wrong::Failed((*why).to_owned())),
             Self::Directory(directory) => {
@@ -146,7 +166,7 @@ impl Store {
                 format!("AuthorizationPolicy {}/{name}", workload.meta.namespace)
             }
         };
-        Ok(Done { target, changed: true, place })
+        Ok(Done { target, changed: true, place, note })
     }
 
     /// Lifts a quarantine. One that is not there is lifted already.
@@ -160,7 +180,7 @@ impl Store {
             }
             let workload = find(world, name)?;
             let target = format!("{}/{}", workload.meta.namespace, workload.meta.name);
-            return Ok(Done { target, changed: false, place: String::new() });
+            return Ok(Done::new(target, false, String::new()));
         };
         let target = format!("{}/{}", there.namespace, there.name);
         match self {
@@ -187,7 +207,69 @@ impl Store {
                 }
             }
         }
-        Ok(Done { target, changed: true, place: there.source })
+        Ok(Done::new(target, true, there.source))
+    }
+}
+
+/// By what a workload that entered itself is known under another address, and what is to be said where nobody could tell it from others.
+fn lasting(world: &World, workload: &Workload) -> (Option<String>, String) {
+    let Some(key) = workload.proxy_key().filter(|_| workload.entered_itself()) else {
+        return (None, String::new());
+    };
+    let same = |other: &&Arc<Workload>| {
+        other.meta.namespace == workload.meta.namespace
+            && other.meta.name != workload.meta.name
+            && other.proxy_key().as_ref() == Some(&key)
+    };
+    let others: Vec<_> = world.workloads().iter().filter(same).map(|w| w.meta.name.as_str()).collect();
+    if others.is_empty() {
+        return (Some(key), String::new());
+    }
+    let note = format!(
+        "{} calls its proxy as {} do ({key}): if it enters itself anew under another address, nobody can tell that it is the one under          quarantine. Give each proxy a name of its own (--name)",
+        workload.meta.name,
+        others.join(", ")
+    );
+    (None, note)
+}
+
+/// Lifts a quarantine in a directory that cannot be read as a whole: the file that [`Store::put`] wrote goes. `why` it cannot be read.
+///
+/// # Errors
+/// There is no such file, or several are meant.
+pub fn lift_unread(directory: &Path, name: &str, why: &str) -> Result<Done, Wrong> {
+    let (namespace, short) = split(name);
+    let entries =
+        std::fs::read_dir(directory).map_err(|e| Wrong::Failed(format!("{}: {e}", directory.display())))?;
+    let of = |file: &str| {
+        let (namespace, name) =
+            file.strip_prefix("weft-quarantine.")?.strip_suffix(".yaml")?.split_once('.')?;
+        Some((namespace.to_owned(), name.to_owned()))
+    };
+    let mut found: Vec<_> = entries.flatten().filter_map(|entry| of(entry.file_name().to_str()?)).collect();
+    found.retain(|(of, one)| one == short && namespace.is_none_or(|namespace| of == namespace));
+    found.sort();
+    match found.as_slice() {
+        [(namespace, name)] => {
+            let file = directory.join(file_name(namespace, name));
+            std::fs::remove_file(&file).map_err(|e| Wrong::Failed(format!("{}: {e}", file.display())))?;
+            let (target, place) = (format!("{namespace}/{name}"), file.display().to_string());
+            let note = format!(
+                "the directory is refused as it is, and a control plane goes on with the last good state, where the quarantine holds: mend this,                  too
+{why}"
+            );
+            Ok(Done { target, changed: true, place, note })
+        }
+        [] => Err(Wrong::Unknown(format!(
+            "{} has no file of a quarantine of {name} (weft-quarantine.NAMESPACE.NAME.yaml), and cannot be read as a whole, so that nobody              knows whether another file has it:
+{why}",
+            directory.display()
+        ))),
+        several => {
+            let names: Vec<_> =
+                several.iter().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+            Err(Wrong::Unknown(format!("{name} may be {}: say which", names.join(" or "))))
+        }
     }
 }
 
@@ -209,7 +291,7 @@ impl Store {
         match std::fs::remove_file(&file) {
             Ok(()) => {
                 let (target, place) = (format!("{namespace}/{short}"), file.display().to_string());
-                Ok(Some(Done { target, changed: true, place }))
+                Ok(Some(Done::new(target, true, place)))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Wrong::Failed(format!("{}: {error}", file.display()))),
@@ -335,6 +417,31 @@ spec: {address: 10.0.0.3}
         assert!(store.lift(&nothing, "vm").await.is_err(), "nobody knows in which namespace");
         assert!(store.lift(&nothing, "shop/vm").await.unwrap().changed && !file.exists());
         assert!(store.lift(&nothing, "shop/vm").await.is_err());
+    }
+
+    #[test]
+    fn a_quarantine_is_lifted_though_another_file_of_the_directory_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |file: &str| directory.path().join(file);
+        for file in [
+            "weft-quarantine.shop.cart-1.yaml",
+            "weft-quarantine.other.cart-1.yaml",
+            "weft-quarantine.shop.a.b.yaml",
+        ] {
+            std::fs::write(at(file), "{}").unwrap();
+        }
+        let lift = |name: &str| lift_unread(directory.path(), name, "mesh.yaml:1: odd");
+        let error = lift("cart-1").unwrap_err().to_string();
+        assert!(error.contains("other/cart-1 or shop/cart-1"), "{error}");
+        let done = lift("shop/cart-1").unwrap();
+        assert_eq!((done.target.as_str(), done.changed), ("shop/cart-1", true));
+        assert!(done.note.contains("mesh.yaml:1: odd") && !at("weft-quarantine.shop.cart-1.yaml").exists());
+        // Now it is clear who is meant; and a name may have dots.
+        assert_eq!(lift("cart-1").unwrap().target, "other/cart-1");
+        assert_eq!(lift("a.b").unwrap().target, "shop/a.b");
+        for name in ["cart-1", "shop/../x", ""] {
+            assert!(lift(name).unwrap_err().to_string().contains("has no file of a quarantine"), "{name}");
+        }
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::Health;
 use crate::ingest::Snapshot;
 use crate::model::service_entry::WorkloadEntry;
-use crate::model::workload_group::CONNECTED_ANNOTATION;
+use crate::model::workload_group::{CONNECTED_ANNOTATION, PROXY_ANNOTATION};
 use crate::model::{Object, ObjectKey};
 
 /// What is entered.
@@ -75,6 +75,24 @@ impl Memory {
         Held { key, number }
     }
 
+    /// Enters what was there before a restart.
+    pub(super) fn put_back(&self, entries: Vec<Object<WorkloadEntry>>) -> Vec<Held> {
+        let held = {
+            let mut all = self.all.lock();
+            let put = |mut entry: Object<WorkloadEntry>| {
+                let key = entry.meta.key();
+                entry.meta.version = version(&entry);
+                all.next += 1;
+                let number = all.next;
+                all.entries.insert(key.clone(), (number, Arc::new(entry)));
+                Held { key, number }
+            };
+            entries.into_iter().map(put).collect()
+        };
+        self.tell();
+        held
+    }
+
     fn tell(&self) {
         let entries: Entered = self.all.lock().entries.values().map(|(_, entry)| entry.clone()).collect();
         self.told.send_if_modified(|told| {
@@ -132,7 +150,8 @@ impl Memory {
 fn version(entry: &Object<WorkloadEntry>) -> u64 {
     let mut hasher = DefaultHasher::new();
     let Object { meta, spec } = entry;
-    (&meta.namespace, &meta.name, &meta.labels).hash(&mut hasher);
+    let proxy = meta.annotations.get(PROXY_ANNOTATION);
+    (&meta.namespace, &meta.name, &meta.labels, proxy).hash(&mut hasher);
     format!("{spec:?}").hash(&mut hasher);
     hasher.finish()
 }

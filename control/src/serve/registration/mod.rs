@@ -2,16 +2,18 @@
 //! moment longer.
 //!
 //! Whoever has the stream keeps the entry; it says so on it, and who has the next stream takes it over. `memory` holds entries
-//! of a mesh in a directory, which become part of the state between reading and queue; `cluster` writes them into Kubernetes,
+//! of a mesh in a directory, which become part of the state between reading and queue, and `kept` has them over a restart; `cluster` writes them into Kubernetes,
 //! from where they come back as all other objects do.
 
 mod cluster;
+mod kept;
 mod memory;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +68,11 @@ pub struct RegistrationArgs {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub max_entries_per_identity: usize,
 }
+
+/// How long an entry stays after a restart of the control plane if its proxy does not come back: proxies try at least every 30 s.
+const RETURN: Duration = Duration::from_secs(60);
+/// The longest name of a proxy that its workload is known by.
+const LONGEST_NAME: usize = 253;
 
 /// Makes entries, and takes them away. Cloning it shares it.
 #[derive(Clone)]
@@ -157,10 +164,18 @@ impl Asked {
 }
 
 impl Registrar {
-    /// For a mesh in a directory; and what is entered.
-    pub fn in_memory(grace: Duration) -> (Self, watch::Receiver<Arc<Entered>>) {
+    /// For a mesh in a directory; and what is entered. With a state directory what was entered before a restart is there again, for
+    /// as long as its proxies may take to come back. It must be called within a runtime.
+    pub fn in_memory(grace: Duration, state: Option<&Path>) -> (Self, watch::Receiver<Arc<Entered>>) {
         let memory = Memory::default();
         let entered = memory.entered();
+        if let Some(path) = state.map(kept::file) {
+            for held in memory.put_back(kept::read(&path)) {
+                let (_, nobody) = watch::channel(None);
+                tokio::spawn(memory.clone().keep(held, nobody, grace.max(RETURN)));
+            }
+            tokio::spawn(kept::write(path, memory.entered()));
+        }
         (Self { keep: Keep::Memory(memory), grace, most: 0, connected: Connected::default() }, entered)
     }
 
@@ -295,8 +310,11 @@ fn entry(
     let place = &node.locality;
     let parts = [&place.region, &place.zone, &place.sub_zone].map(String::as_str);
     let locality = parts.join("/").trim_end_matches('/').to_owned();
+    let proxy = node.own_name();
+    let is_name = proxy.len() <= LONGEST_NAME && proxy.bytes().all(|byte| byte.is_ascii_graphic());
     let entering = Entering {
         address: address.to_owned(),
+        proxy: if is_name { proxy.to_owned() } else { String::new() },
         network: asked.network.clone(),
         labels: node.labels.clone(),
         locality,

@@ -144,7 +144,7 @@ fn who_entered_itself_speaks_for_nobody_else_at_its_address() {
 
 #[tokio::test(start_paused = true)]
 async fn an_entry_is_there_while_its_proxy_is_and_for_the_grace_period() {
-    let (registrar, entered) = Registrar::in_memory(GRACE);
+    let (registrar, entered) = Registrar::in_memory(GRACE, None);
     let count = || entered.borrow().len();
     let message = message("10.0.0.1", "vm", false);
     let first = enter(&registrar, &message, CART).unwrap();
@@ -165,7 +165,7 @@ async fn an_entry_is_there_while_its_proxy_is_and_for_the_grace_period() {
 
 #[tokio::test(start_paused = true)]
 async fn who_reports_gets_requests_only_while_it_is_well() {
-    let (registrar, mut entered) = Registrar::in_memory(GRACE);
+    let (registrar, mut entered) = Registrar::in_memory(GRACE, None);
     let of = |entered: &watch::Receiver<Arc<Entered>>| {
         let world = world().with_entries(&entered.borrow(), None);
         let service = world.services()[0].clone();
@@ -213,7 +213,7 @@ fn what_is_entered_is_in_no_other_state_than_one_with_its_group_and_gives_way_to
 
 #[tokio::test]
 async fn one_identity_has_so_many_entries_and_no_more() {
-    let (registrar, entered) = Registrar::in_memory(GRACE);
+    let (registrar, entered) = Registrar::in_memory(GRACE, None);
     let registrar = registrar.with_most(2);
     let come = |ip: &str| {
         // As states are made: with what is entered.
@@ -234,12 +234,12 @@ async fn one_identity_has_so_many_entries_and_no_more() {
 #[tokio::test]
 async fn who_comes_back_is_let_in_by_a_smaller_bound_and_who_is_new_is_counted_before_the_state_has_the_others()
  {
-    let (registrar, entered) = Registrar::in_memory(GRACE);
+    let (registrar, entered) = Registrar::in_memory(GRACE, None);
     let message = |ip: &str| message(ip, "vm", false);
     let held = ["10.0.0.1", "10.0.0.2"].map(|ip| enter(&registrar, &message(ip), CART).unwrap());
     let with = world().with_entries(&entered.borrow(), None);
     // As after an upgrade: the entries are there, and nobody is connected.
-    let (after, _entered) = Registrar::in_memory(GRACE);
+    let (after, _entered) = Registrar::in_memory(GRACE, None);
     let after = after.with_most(1);
     let come = |world: &World, ip: &str| {
         let asked = Asked::read(&message(ip)).unwrap();
@@ -253,4 +253,109 @@ async fn who_comes_back_is_let_in_by_a_smaller_bound_and_who_is_new_is_counted_b
     drop(back);
     come(&world(), "10.0.0.3").unwrap();
     drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_entered_is_there_after_a_restart_for_as_long_as_its_proxy_may_take() {
+    let state = tempfile::tempdir().unwrap();
+    let file = state.path().join("workload-entries.json");
+    let written = |count: usize| {
+        let all = std::fs::read(&file)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<Vec<serde_json::Value>>(&text).ok());
+        all.is_some_and(|all| all.len() == count)
+    };
+    let (registrar, entered) = Registrar::in_memory(GRACE, Some(state.path()));
+    let held = ["10.0.0.1", "10.0.0.2"].map(|ip| enter(&registrar, &message(ip, "vm", false), CART).unwrap());
+    let unwell = enter(&registrar, &message("10.0.0.3", "vm", true), CART).unwrap();
+    let before = entered.borrow().clone();
+    until(|| written(3)).await;
+
+    // Another control plane of the same state: as after a crash.
+    let (registrar, after) = Registrar::in_memory(GRACE, Some(state.path()));
+    let (was, is) = (before, after.borrow().clone());
+    assert_eq!(was.len(), is.len());
+    for (was, is) in was.iter().zip(is.iter()) {
+        assert_eq!((&was.spec, was.meta.key(), was.meta.version), (&is.spec, is.meta.key(), is.meta.version));
+    }
+    assert!(is[2].spec.unhealthy);
+    let world = world().with_entries(&is, None);
+    assert_eq!(world.services()[0].endpoints.len(), 2);
+    // One comes back and stays; the others are gone in the end, and no sooner than the grace period of those that are known.
+    let _back = enter(&registrar, &message("10.0.0.1", "vm", false), CART).unwrap();
+    assert!(Arc::ptr_eq(&after.borrow()[0], &is[0]), "it is nobody's news");
+    tokio::time::sleep(RETURN - Duration::from_secs(1)).await;
+    assert_eq!(after.borrow().len(), 3);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(after.borrow().len(), 1);
+    drop((held, unwell));
+}
+
+/// Waits for what another thread does, while time stands still here.
+async fn until(condition: impl Fn() -> bool) {
+    for _ in 0..2000 {
+        if condition() {
+            return;
+        }
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(5))).await.unwrap();
+    }
+    panic!("it does not come true");
+}
+
+#[tokio::test]
+async fn a_damaged_file_of_entries_is_put_aside_and_the_control_plane_goes_on() {
+    for text in
+        ["[{", r#"[{"namespace": "shop", "name": "x", "annotations": {}, "spec": {}, "unhealthy": false}]"#]
+    {
+        let state = tempfile::tempdir().unwrap();
+        std::fs::write(state.path().join("workload-entries.json"), text).unwrap();
+        let (registrar, entered) = Registrar::in_memory(GRACE, Some(state.path()));
+        assert_eq!(entered.borrow().len(), 0);
+        assert_eq!(std::fs::read_to_string(state.path().join("workload-entries.damaged")).unwrap(), text);
+        let _held = enter(&registrar, &message("10.0.0.1", "vm", false), CART).unwrap();
+        until(|| state.path().join("workload-entries.json").exists()).await;
+    }
+}
+
+/// Its name has its address in it: under another address it is another entry, and the same workload.
+#[tokio::test]
+async fn a_quarantine_goes_with_a_workload_that_enters_itself_anew_under_another_address() {
+    use crate::model::authorization_policy::AuthorizationAction::Deny;
+    use crate::serve::quarantine::{Store, given};
+
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("mesh.yaml"), MESH).unwrap();
+    let store = Store::Directory(directory.path().to_owned());
+    let (registrar, entered) = Registrar::in_memory(GRACE, None);
+    let named = |ip: &str, name: &str| {
+        let id = format!("sidecar~{ip}~{name}.shop~shop.svc.cluster.local");
+        Node { id, ..message(ip, "vm", false) }
+    };
+    let world = || {
+        let world = crate::ingest::load_dir(directory.path()).into_result().unwrap();
+        world.with_entries(&entered.borrow(), None)
+    };
+    let denied = |world: &World, ip: &str, name: &str| {
+        let node = ProxyNode::parse(&named(ip, name)).unwrap();
+        let labels = node.selected_by(world);
+        world.authorization_policies("shop", labels, node.name(world), Deny).len()
+    };
+    let first = enter(&registrar, &named("10.0.0.1", "a"), CART).unwrap();
+    let _other = enter(&registrar, &named("10.0.0.2", "b"), CART).unwrap();
+    let done = store.put(&world(), "vm-10.0.0.1", "odd", "me").await.unwrap();
+    assert_eq!(done.note, "");
+    assert_eq!((denied(&world(), "10.0.0.1", "a"), denied(&world(), "10.0.0.2", "b")), (1, 0));
+    drop(first);
+    let _again = enter(&registrar, &named("10.0.0.3", "a"), CART).unwrap();
+    assert_eq!((denied(&world(), "10.0.0.3", "a"), denied(&world(), "10.0.0.2", "b")), (1, 0));
+    // By either name it is found and lifted.
+    assert_eq!(given(&world(), "shop/vm-10.0.0.3").unwrap().unwrap().name, "vm-10.0.0.1");
+    assert!(!store.put(&world(), "vm-10.0.0.3", "", "me").await.unwrap().changed);
+    assert!(store.lift(&world(), "vm-10.0.0.3").await.unwrap().changed);
+    assert_eq!(denied(&world(), "10.0.0.3", "a"), 0);
+    // Of two that call themselves the same nobody can tell which one comes back.
+    let _twin = enter(&registrar, &named("10.0.0.4", "b"), CART).unwrap();
+    let done = store.put(&world(), "vm-10.0.0.2", "odd", "me").await.unwrap();
+    assert!(done.note.contains("vm-10.0.0.4") && done.note.contains("--name"), "{}", done.note);
+    assert_eq!((denied(&world(), "10.0.0.2", "b"), denied(&world(), "10.0.0.4", "b")), (1, 0));
 }
