@@ -1,7 +1,11 @@
 //! `weft agent` between a real control plane and a client that speaks as Envoy would.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -185,6 +189,82 @@ async fn a_foreign_proxy_gets_identity_and_configuration_over_the_sockets() {
     agent.terminate();
     assert!(agent.wait().success());
     assert!(!sds.exists() && !xds.exists());
+}
+
+/// What an Envoy's admin interface says of its readiness.
+fn admin(address: &str) -> Arc<AtomicBool> {
+    let (listener, ready) = (TcpListener::bind(address).unwrap(), Arc::new(AtomicBool::new(false)));
+    let told = ready.clone();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let body = match told.load(Ordering::SeqCst) {
+                true => {
+                    "cluster_manager.cds.update_success: 1\nlistener_manager.lds.update_success: 1\n\
+                     listener_manager.workers_started: 1\nserver.state: 0\n"
+                }
+                false => "server.state: 2\n",
+            };
+            let head =
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            let _ = stream.write_all((head + body).as_bytes());
+        }
+    });
+    ready
+}
+
+/// A workload that entered itself, asked by a command: it gets requests while that ends well and the proxy is ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_tells_how_a_workload_is_beside_a_proxy_that_must_be_ready_too() {
+    const IP: &str = "127.55.2.2";
+    let group = "
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {name: vm, namespace: shop}
+spec: {template: {serviceAccount: cart, ports: {http: 18080}, labels: {app: cart}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {selector: {app: cart}, ports: [{name: http, port: 80, targetPort: 18080}]}
+";
+    let control =
+        Control::start_with("127.55.2.1", &format!("{MESH}{group}"), &["--workload-entry-grace", "1s"]);
+    let directory = tempfile::tempdir().unwrap();
+    let token =
+        weft_control::ca::token::create(&control.state(), "shop", "cart", Duration::from_secs(600)).unwrap();
+    std::fs::write(directory.path().join("token"), token).unwrap();
+    let (ready, well) = (admin(&format!("{IP}:15000")), directory.path().join("well"));
+    let mut arguments = arguments(&control, directory.path(), IP);
+    arguments.extend(["--auto-register-group", "vm"].map(str::to_owned));
+    let probe = format!(
+        "{{readinessProbe: {{exec: {{command: [test, -e, {}]}}, periodSeconds: 1, failureThreshold: 1}}}}",
+        well.display()
+    );
+    let agent = Logged::weft_with(&arguments, &[("PROXY_CONFIG", &probe)]);
+    let file = directory.path().join("envoy.json");
+    eventually("the bootstrap", || file.exists());
+    let bootstrap: Bootstrap =
+        xds_protos::json::from_yaml_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let _stream = ads(&directory.path().join("run/xds"), &bootstrap.node.unwrap()).await;
+    let serves = || {
+        let services: serde_json::Value = serde_json::from_str(&control.page("/debug/endpointz")).unwrap();
+        let mut all = services.as_array().unwrap().iter().flat_map(|s| s["endpoints"].as_array().unwrap());
+        all.any(|endpoint| endpoint["address"] == IP)
+    };
+    agent.says(&["the application fails its probe", "the proxy is not ready"]);
+    control.process.says(&["a workload is not well", "the proxy is not ready"]);
+    std::fs::write(&well, "").unwrap();
+    assert!(!serves(), "a proxy that is not ready serves nobody");
+    ready.store(true, Ordering::SeqCst);
+    eventually("it serves", serves);
+    std::fs::remove_file(&well).unwrap();
+    eventually("its command has failed", || !serves());
+    std::fs::write(&well, "").unwrap();
+    eventually("it serves again", serves);
+    ready.store(false, Ordering::SeqCst);
+    eventually("its proxy is not ready", || !serves());
 }
 
 #[test]

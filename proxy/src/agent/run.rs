@@ -1,9 +1,11 @@
 //! An agent from start to end.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use anyhow::bail;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -14,7 +16,7 @@ use super::relay::Relay;
 use super::sds::SecretService;
 use super::stats::Stats;
 use super::status::{self, StatusPages};
-use super::{AgentArgs, bootstrap, dns, socket};
+use super::{AgentArgs, Reporter, bootstrap, dns, socket};
 use crate::admin::logging;
 use crate::bootstrap::endpoint;
 use crate::xds::{Client, ClientConfig, Credentials, Service, Subscriptions};
@@ -27,11 +29,11 @@ pub fn main(args: AgentArgs) -> anyhow::Result<()> {
     LocalSet::new().block_on(&runtime, run(&args))
 }
 
-/// Whether the workload enters itself and is to be asked how it is.
-fn reports(node: &xds_protos::envoy::config::core::v3::Node) -> anyhow::Result<bool> {
+/// How the workload is to be asked, if it enters itself and is to be.
+fn reporter(node: &xds_protos::envoy::config::core::v3::Node) -> anyhow::Result<Option<Reporter>> {
     let node = crate::bootstrap::node_info(node);
     let config = node.metadata.get("PROXY_CONFIG").unwrap_or(&serde_json::Value::Null);
-    Ok(super::Reporter::read(node.meta("AUTO_REGISTER_GROUP"), config)?.is_some())
+    Reporter::read(node.meta("AUTO_REGISTER_GROUP"), config)
 }
 
 async fn run(args: &AgentArgs) -> anyhow::Result<()> {
@@ -40,12 +42,7 @@ async fn run(args: &AgentArgs) -> anyhow::Result<()> {
         bail!("say where the control plane is (--xds-address HOST:PORT)");
     };
     let node = args.node.foreign_node(&[])?;
-    if reports(&node)? {
-        bail!(
-            "PROXY_CONFIG has a readinessProbe, and the agent does not tell the control plane how the workload is: take it out, or \
-             run weft proxy, which does"
-        );
-    }
+    let reporter = reporter(&node)?;
     let headers = vec![("clusterid".to_owned(), args.node.cluster_id.clone())];
     let identity = args.control.identity(&args.node, address).client(headers.clone())?;
     let (current, certificate) = (identity.current(), identity.status());
@@ -63,13 +60,19 @@ async fn run(args: &AgentArgs) -> anyhow::Result<()> {
         let wanted = Subscriptions::only(ResourceType::Names);
         tokio::task::spawn_local(Client::new(config, wanted, dns.before(dns::Nothing)).run());
     }
-    let relay = Relay::new(endpoint, credentials, current.clone(), stats.clone());
+    let (sender, report) = watch::channel(None);
+    let relay = Relay::new(endpoint, credentials, current.clone(), stats.clone())
+        .reporting(reporter.is_some().then_some(report));
     let secrets = SecretService::new(current.clone(), stats.clone());
 
     let (sds, _sds_file) = socket::listen(&args.sds_socket, "--sds-socket")?;
     let (xds, _xds_file) = socket::listen(&args.xds_socket, "--xds-socket")?;
-    let pages = StatusPages { current, certificate, stats, admin: args.admin_address, dns };
-    let status = status::listen(args.status_address, pages).await?;
+    let pages = Arc::new(StatusPages { current, certificate, stats, admin: args.admin_address, dns });
+    let status = status::listen(args.status_address, pages.clone()).await?;
+    if let Some(reporter) = reporter {
+        let unready = async move || pages.unready().await;
+        tokio::task::spawn_local(reporter.run(args.node.ip, sender, unready));
+    }
     // Last, so that whoever waits for the file finds the sockets.
     if let Some(path) = &args.bootstrap {
         bootstrap::write(path, &bootstrap::json(args, &node)?)?;

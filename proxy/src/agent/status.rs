@@ -35,7 +35,7 @@ pub(super) struct StatusPages {
 /// Listens; the future answers for ever.
 pub(super) async fn listen(
     address: SocketAddr,
-    pages: StatusPages,
+    pages: Arc<StatusPages>,
 ) -> anyhow::Result<impl Future<Output = Infallible>> {
     let listener = TcpListener::bind(address).await.with_context(|| {
         format!(
@@ -43,7 +43,7 @@ pub(super) async fn listen(
              shows)"
         )
     })?;
-    Ok(serve(listener, Arc::new(pages)))
+    Ok(serve(listener, pages))
 }
 
 async fn serve(listener: TcpListener, pages: Arc<StatusPages>) -> Infallible {
@@ -96,7 +96,7 @@ impl StatusPages {
     }
 
     /// Why the proxy cannot take traffic yet; none if it can.
-    async fn unready(&self) -> Option<String> {
+    pub(super) async fn unready(&self) -> Option<String> {
         if self.current.borrow().is_none() {
             let why = self.certificate.borrow().last_error.clone();
             return Some(format!(
@@ -159,13 +159,17 @@ async fn stats(admin: SocketAddr) -> anyhow::Result<String> {
         let response = client.send_request(request).await?;
         Ok::<_, hyper::Error>(response.into_body().collect().await?.to_bytes())
     };
-    tokio::select! {
-        body = answer => Ok(String::from_utf8_lossy(&body?).into_owned()),
+    tokio::pin!(answer);
+    let body = tokio::select! {
+        biased;
+        body = &mut answer => body,
         ended = connection => {
             ended?;
-            anyhow::bail!("it closed the connection")
+            // Whoever closes the connection with the answer has said all of it, which is here by now.
+            answer.await
         }
-    }
+    };
+    Ok(String::from_utf8_lossy(&body.context("it closed the connection")?).into_owned())
 }
 
 #[cfg(test)]

@@ -305,7 +305,8 @@ fn connect(
     if let Some(reporter) = reporter {
         let (sender, report) = tokio::sync::watch::channel(None);
         client = client.reporting(report);
-        tokio::task::spawn_local(reporter.run(start.pod, sender));
+        // Its own stream goes with it: what it cannot serve it does not report on.
+        tokio::task::spawn_local(reporter.run(start.pod, sender, async || None));
     }
     let stats = client.stats();
     tokio::task::spawn_local(client.run());

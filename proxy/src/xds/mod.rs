@@ -39,6 +39,16 @@ pub enum Variant {
     StateOfTheWorld,
 }
 
+/// The request by which a stream of this variant says how the workload is, in bytes, for streams that are relayed.
+pub fn health_report(variant: Variant, report: &Result<(), String>) -> Bytes {
+    use prost::Message;
+    use protocol::Protocol;
+    match variant {
+        Variant::Delta => delta::Delta::report(report).encode_to_vec().into(),
+        Variant::StateOfTheWorld => sotw::Sotw::report(report).encode_to_vec().into(),
+    }
+}
+
 /// A resource that was not taken, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {

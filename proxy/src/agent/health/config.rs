@@ -32,6 +32,8 @@ pub(super) enum Action {
     Tcp,
     /// The service to ask for.
     Grpc(String),
+    /// The command's words.
+    Exec(Vec<String>),
 }
 
 #[derive(Debug)]
@@ -50,6 +52,7 @@ struct Text {
     http_get: Option<HttpText>,
     tcp_socket: Option<TcpText>,
     grpc: Option<GrpcText>,
+    exec: Option<ExecText>,
     #[serde(default)]
     timeout_seconds: u32,
 }
@@ -86,6 +89,13 @@ struct TcpText {
 struct GrpcText {
     port: Port,
     service: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExecText {
+    #[serde(default)]
+    command: Vec<String>,
 }
 
 /// The injector has put numbers in the place of names.
@@ -154,6 +164,11 @@ impl Prober {
 }
 
 fn read(path: &str, text: Text) -> anyhow::Result<Prober> {
+    if text.exec.is_some() {
+        bail!(
+            "exec: kubelet runs commands itself, in the application's container; there is nothing to ask here"
+        );
+    }
     prober(text, kind(path)?)
 }
 
@@ -162,17 +177,23 @@ fn prober(text: Text, hook: bool) -> anyhow::Result<Prober> {
         0 => (!hook).then_some(super::TIMEOUT),
         seconds => Some(Duration::from_secs(seconds.into())),
     };
-    let (host, port, action) = match (text.http_get, text.tcp_socket, text.grpc) {
-        (Some(get), None, None) => {
+    let (host, port, action) = match (text.http_get, text.tcp_socket, text.grpc, text.exec) {
+        (Some(get), None, None, None) => {
             let host = get.host.clone();
             let (port, get) = http(get).context("httpGet")?;
             (host, port, Action::Http(get))
         }
-        (None, Some(tcp), None) => (tcp.host, tcp.port.read().context("tcpSocket")?, Action::Tcp),
-        (None, None, Some(grpc)) => {
+        (None, Some(tcp), None, None) => (tcp.host, tcp.port.read().context("tcpSocket")?, Action::Tcp),
+        (None, None, Some(grpc), None) => {
             (None, grpc.port.read().context("grpc")?, Action::Grpc(grpc.service.unwrap_or_default()))
         }
-        _ => bail!("must have one of httpGet, tcpSocket and grpc"),
+        (None, None, None, Some(exec)) => {
+            if exec.command.first().is_none_or(String::is_empty) {
+                bail!("exec.command: empty; give the command and its arguments");
+            }
+            (None, 0, Action::Exec(exec.command))
+        }
+        _ => bail!("must have one of httpGet, tcpSocket, grpc and (of a workload that enters itself) exec"),
     };
     Ok(Prober { host: host.filter(|h| !h.is_empty()), port, action, timeout })
 }
@@ -236,12 +257,12 @@ mod tests {
                 "/app-health/livez: must be /app-health/CONTAINER/",
             ),
             (r#"{"/app-health/a/prestopz": {"tcpSocket": {"port": 1}}}"#, "must be /app-health/CONTAINER/"),
-            (r#"{"/app-health/a/livez": {}}"#, "one of httpGet, tcpSocket and grpc"),
+            (r#"{"/app-health/a/livez": {}}"#, "one of httpGet, tcpSocket, grpc"),
             (r#"{"/app-health/a/livez": {"tcpSocket": {"port": 1}, "grpc": {"port": 1}}}"#, "one of"),
             (r#"{"/app-health/a/livez": {"httpGet": {"port": "web"}}}"#, "port \"web\""),
             (r#"{"/app-health/a/livez": {"tcpSocket": {"port": 70000}}}"#, "between 1 and 65535"),
             (r#"{"/app-health/a/livez": {"httpGet": {"port": 1, "scheme": "FTP"}}}"#, "scheme \"FTP\""),
-            (r#"{"/app-health/a/livez": {"exec": {"command": []}}}"#, "exec"),
+            (r#"{"/app-health/a/livez": {"exec": {"command": ["true"]}}}"#, "kubelet runs commands itself"),
         ] {
             let error = format!("{:#}", Probers::parse(text).unwrap_err());
             assert!(error.contains(words), "{text}: {error}");

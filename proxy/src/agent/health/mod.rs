@@ -3,10 +3,11 @@
 //! Kubelet has no certificate of the mesh, so an injector has it ask the agent (`/app-health/CONTAINER/readyz`) and tells the
 //! agent what to ask the application in turn ([`config`]). The agent does as kubelet would have done ([`http`], [`grpc`], a TCP
 //! connection), from the address that no redirection captures ([`dial`]), and passes on what came of it. Of a workload that no
-//! kubelet looks after, the proxy asks by itself ([`report`]).
+//! kubelet looks after, the proxy or the agent asks by itself ([`report`]), also by a command ([`exec`]).
 
 mod config;
 mod dial;
+mod exec;
 mod grpc;
 mod http;
 mod report;
@@ -111,8 +112,12 @@ impl Health {
 
 /// Asks once, as long as it takes.
 async fn ask(prober: &Prober, pod: IpAddr, asked: &Asked<'_>) -> anyhow::Result<Outcome> {
+    if let Action::Exec(command) = &prober.action {
+        return exec::probe(command).await;
+    }
     let target = Target::new(prober.host.as_deref(), prober.port, pod).await?;
     match &prober.action {
+        Action::Exec(command) => exec::probe(command).await,
         Action::Http(get) => http::probe(&target, get, asked).await,
         Action::Tcp => target.connect().await.map(|_| up()),
         Action::Grpc(service) => {

@@ -1,5 +1,6 @@
 //! How the application of a workload that entered itself is (metadata `AUTO_REGISTER_GROUP`): asked by the `readinessProbe` of the
-//! proxy's settings (`PROXY_CONFIG`), as kubelet would ask, and told to the control plane whenever it changes.
+//! proxy's settings (`PROXY_CONFIG`), as kubelet would ask, and told to the control plane whenever it changes. Where the proxy is
+//! another process, that must be ready, too: an application that nobody can reach is not well.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -55,15 +56,23 @@ impl Reporter {
         Ok(Self { prober, initial_delay, period, timeout, success, failure })
     }
 
-    /// Asks for ever; `report` gets what comes of it, whenever that changes.
-    pub(crate) async fn run(self, pod: IpAddr, report: watch::Sender<Report>) {
+    /// Asks for ever; `report` gets what comes of it, whenever that changes. `unready`: why the proxy cannot take requests.
+    pub(crate) async fn run(
+        self,
+        pod: IpAddr,
+        report: watch::Sender<Report>,
+        unready: impl AsyncFn() -> Option<String>,
+    ) {
         tokio::time::sleep(self.initial_delay).await;
         let mut clock = tokio::time::interval(self.period);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut good, mut bad) = (0, 0);
         loop {
             clock.tick().await;
-            let outcome = self.ask(pod).await;
+            let outcome = match unready().await {
+                Some(reason) => Err(format!("the proxy is not ready: {reason}")),
+                None => self.ask(pod).await,
+            };
             let told = report.borrow().as_ref().map(Result::is_ok);
             match outcome {
                 Ok(()) => {
@@ -116,8 +125,9 @@ mod tests {
         assert!(Reporter::read("", &config).unwrap().is_none());
         assert!(Reporter::read("vm", &Value::Null).unwrap().is_none());
         for (probe, words) in [
-            (json!({"exec": {"command": ["true"]}}), "exec"),
-            (json!({"periodSeconds": 1}), "one of httpGet, tcpSocket and grpc"),
+            (json!({"exec": {"command": []}}), "exec.command"),
+            (json!({"exec": {"command": ["true"]}, "tcpSocket": {"port": 1}}), "one of"),
+            (json!({"periodSeconds": 1}), "one of httpGet, tcpSocket, grpc"),
             (json!({"tcpSocket": {"port": 1}, "failureThreshold": -1}), "failureThreshold"),
             (json!("always"), "must be an object"),
         ] {
@@ -134,9 +144,20 @@ mod tests {
         reporter.period = Duration::from_millis(20);
         let (sender, mut report) = watch::channel(None);
         let local = tokio::task::LocalSet::new();
-        local.spawn_local(reporter.run(IpAddr::from([127, 0, 0, 1]), sender));
+        let proxy = std::rc::Rc::new(std::cell::Cell::new(true));
+        let ready = proxy.clone();
+        let unready = async move || (!ready.get()).then(|| "it drains".to_owned());
+        local.spawn_local(reporter.run(IpAddr::from([127, 0, 0, 1]), sender, unready));
         let seen = async {
             let limit = Duration::from_secs(10);
+            tokio::time::timeout(limit, report.changed()).await.unwrap().unwrap();
+            assert_eq!(*report.borrow_and_update(), Some(Ok(())));
+            // An application that nobody can reach is not well.
+            proxy.set(false);
+            tokio::time::timeout(limit, report.changed()).await.unwrap().unwrap();
+            let said = report.borrow_and_update().clone();
+            assert_eq!(said, Some(Err("the proxy is not ready: it drains".to_owned())));
+            proxy.set(true);
             tokio::time::timeout(limit, report.changed()).await.unwrap().unwrap();
             assert_eq!(*report.borrow_and_update(), Some(Ok(())));
             drop(listener);

@@ -2,13 +2,16 @@
 //!
 //! Messages pass as the bytes that they are, so that types and fields which this build does not know pass, too. Each stream of
 //! the proxy is one stream on a connection of its own to the control plane. When that ends, the proxy's ends with the same
-//! status: it keeps what it has, and asks again by its own back-off, which opens the next one.
+//! status: it keeps what it has, and asks again by its own back-off, which opens the next one. How the workload is, where it enters
+//! itself and is asked, is said between the proxy's own messages ([`Reporting`]).
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes};
+use tokio::sync::watch;
+use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -18,10 +21,14 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::stats::{Counter, Stats};
 use crate::identity::workload::Current;
-use crate::xds::{Address, Credentials, Endpoint, causes};
+use crate::xds::{Address, Credentials, Endpoint, Report, Variant, causes, health_report};
 
 /// Large meshes send large responses; gRPC's usual limit of 4 MiB would end the stream for ever.
 const MAX_MESSAGE: usize = 512 * 1024 * 1024;
+
+/// The ways of asking.
+const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+const STREAM: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 
 /// The aggregated discovery service, relayed.
 #[derive(Clone, Debug)]
@@ -30,13 +37,19 @@ pub(super) struct Relay {
     credentials: Credentials,
     current: Current,
     stats: Stats,
+    report: Option<watch::Receiver<Report>>,
 }
 
 impl Relay {
     /// Relays to `endpoint`; proves who we are by the token of `credentials` and, once there is one, by the certificate that
     /// the endpoint shows.
     pub(super) fn new(endpoint: Endpoint, credentials: Credentials, current: Current, stats: Stats) -> Self {
-        Self { endpoint, credentials, current, stats }
+        Self { endpoint, credentials, current, stats, report: None }
+    }
+
+    /// The same, telling the control plane how the workload is.
+    pub(super) fn reporting(self, report: Option<watch::Receiver<Report>>) -> Self {
+        Self { report, ..self }
     }
 
     async fn open(
@@ -87,7 +100,9 @@ impl Relay {
             stats.add(Counter::RelayRequests);
             message
         });
-        let mut request = Request::new(requests);
+        let variant = if path == DELTA { Variant::Delta } else { Variant::StateOfTheWorld };
+        let report = self.report.clone().map(WatchStream::new);
+        let mut request = Request::new(Reporting { requests, report, variant, began: false });
         *request.metadata_mut() = metadata;
         let mut client = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE);
         client.ready().await.map_err(|e| Status::unavailable(causes(&e)))?;
@@ -101,6 +116,38 @@ fn failed(stats: &Stats, status: &Status) {
         "the proxy's ADS stream is not relayed; it keeps what it has and asks again");
     stats.add(Counter::RelayFailures);
     stats.set_relay_error(Some(status.message().to_owned()));
+}
+
+/// The proxy's messages, and between them, from the first one on (which says who it is), how the workload is.
+struct Reporting<S> {
+    requests: S,
+    report: Option<WatchStream<Report>>,
+    variant: Variant,
+    began: bool,
+}
+
+impl<S: Stream<Item = Bytes> + Unpin> Stream for Reporting<S> {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Poll::Ready(next) = Pin::new(&mut self.requests).poll_next(cx) {
+            self.began = true;
+            return Poll::Ready(next);
+        }
+        let variant = self.variant;
+        while self.began
+            && let Some(report) = &mut self.report
+            && let Poll::Ready(said) = Pin::new(report).poll_next(cx)
+        {
+            match said {
+                Some(Some(said)) => return Poll::Ready(Some(health_report(variant, &said))),
+                // Nothing is known yet.
+                Some(None) => {}
+                None => self.report = None,
+            }
+        }
+        Poll::Pending
+    }
 }
 
 /// The control plane's side of a stream. Its end is counted, whoever ended it.
@@ -166,12 +213,8 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let path = match request.uri().path() {
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources" => {
-                "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
-            }
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources" => {
-                "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
-            }
+            STREAM => STREAM,
+            DELTA => DELTA,
             other => {
                 let status = Status::unimplemented(format!("the agent does not relay {other}"));
                 return Box::pin(async move { Ok(status.into_http()) });

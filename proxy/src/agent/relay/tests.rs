@@ -12,9 +12,6 @@ use tonic::{Code, metadata::MetadataMap};
 use super::*;
 use crate::agent::socket;
 
-const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-const STREAM: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
-
 /// A control plane that answers each message with its bytes reversed, and `end` with an error.
 #[derive(Clone, Default)]
 struct Upstream {
@@ -190,4 +187,35 @@ async fn without_a_token_or_for_another_method_the_proxy_is_told_why() {
     let other = "/envoy.service.discovery.v3.AggregatedDiscoveryService/Other";
     let status = Call::open(&channel, other).await.err().unwrap();
     assert_eq!(status.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn how_the_workload_is_is_said_after_the_first_message_and_whenever_it_changes() {
+    use xds_protos::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+    use xds_protos::prost::Message;
+
+    let (requests, incoming) = mpsc::channel(4);
+    let (sender, report) = watch::channel(Some(Ok(())));
+    let report = Some(WatchStream::new(report));
+    let requests_of_proxy = ReceiverStream::new(incoming);
+    let mut stream = Reporting { requests: requests_of_proxy, report, variant: Variant::Delta, began: false };
+    tokio::select! {
+        biased;
+        said = stream.next() => panic!("{said:?} before anybody knows who it is"),
+        () = tokio::task::yield_now() => {}
+    }
+    requests.send(Bytes::from_static(b"hello")).await.unwrap();
+    assert_eq!(stream.next().await.as_deref(), Some(b"hello".as_slice()));
+    let read = |bytes: Option<Bytes>| {
+        let request = DeltaDiscoveryRequest::decode(bytes.expect("a message")).unwrap();
+        assert_eq!(request.type_url, "type.googleapis.com/istio.v1.HealthInformation");
+        request.error_detail.map(|error| error.message)
+    };
+    assert_eq!(read(stream.next().await), None);
+    sender.send_replace(Some(Err("disk full".to_owned())));
+    assert_eq!(read(stream.next().await).as_deref(), Some("disk full"));
+    requests.send(Bytes::from_static(b"more")).await.unwrap();
+    assert_eq!(stream.next().await.as_deref(), Some(b"more".as_slice()));
+    drop(requests);
+    assert_eq!(stream.next().await, None, "it ends with the proxy's stream");
 }
