@@ -13,6 +13,7 @@ mod schema;
 
 pub mod cel;
 pub mod duration;
+pub mod format;
 pub mod json;
 pub mod type_url;
 pub mod typed_struct;

@@ -1022,6 +1022,8 @@ fn telemetries() {
         ("{tracing: [{providers: [{name: tempo}]}, {randomSamplingPercentage: 1.0}]}".to_owned(), "spec.tracing: has 2 items"),
         ("{tracing: [{randomSamplingPercentage: 1.0}]}".to_owned(), "warning: spec.tracing[0].randomSamplingPercentage: 1 is 1 %"),
         ("{tracing: [{randomSamplingPercentage: 101}]}".to_owned(), "spec.tracing[0].randomSamplingPercentage: 101 is no percentage"),
+        ("{tracing: [{customTags: {a: {formatter: {value: '%RESPONSE_COD%'}}}}]}".to_owned(), "spec.tracing[0].customTags.a.formatter.value: unknown command operator %RESPONSE_COD%"),
+        ("{tracing: [{customTags: {a: {formatter: {value: '50%'}}}}]}".to_owned(), "spec.tracing[0].customTags.a.formatter.value: the format ends inside a command"),
         ("{tracing: [{providers: [{}]}]}".to_owned(), "spec.tracing[0].providers[0].name: missing"),
         ("{tracing: [{customTags: {a: {}}}]}".to_owned(), "spec.tracing[0].customTags.a: says nothing"),
         ("{tracing: [{customTags: {a: {header: {}}}}]}".to_owned(), "spec.tracing[0].customTags.a.header.name: missing"),

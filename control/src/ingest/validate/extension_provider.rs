@@ -3,9 +3,10 @@
 use xds_protos::envoy::r#type::v3::StatusCode;
 
 use super::super::diagnostic::Findings;
+use super::telemetry::format;
 use super::{host_form, period, port};
 use crate::model::extension_provider::{
-    ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, FileAccessLog, HttpAls, RequestBody,
+    ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, FileAccessLog, HttpAls, LogFormat, RequestBody,
 };
 use crate::model::tracing::{JAEGER_PORT, OTLP_GRPC_PORT, OTLP_HTTP_PORT, OpenTelemetry, Zipkin};
 
@@ -51,6 +52,7 @@ pub(super) fn extension_providers(findings: &mut Findings, providers: &[Extensio
         }
         if let Some(given) = &provider.envoy_otel_als {
             place(findings, &format!("{path}.envoyOtelAls"), &given.service, given.port);
+            log_format(findings, &format!("{path}.envoyOtelAls"), given.log_format.as_ref());
         }
         if let Some(given) = &provider.envoy_http_als {
             http_als(findings, &format!("{path}.envoyHttpAls"), given);
@@ -116,12 +118,21 @@ fn file(findings: &mut Findings, path: &str, provider: &FileAccessLog) {
         let reason = format!("{:?} is no absolute path", provider.path);
         findings.error(format!("{path}.path"), reason, "write /PATH, or leave it out for /dev/stdout");
     }
+    log_format(findings, path, provider.log_format.as_ref());
     if provider.log_format.as_ref().is_some_and(|format| format.text.is_empty() == format.labels.is_empty()) {
         findings.error(
             format!("{path}.logFormat"),
             "is neither a text nor labels, or both",
             "give one of text and labels",
         );
+    }
+}
+
+fn log_format(findings: &mut Findings, path: &str, given: Option<&LogFormat>) {
+    let Some(given) = given else { return };
+    format(findings, &format!("{path}.logFormat.text"), &given.text);
+    for (name, value) in &given.labels {
+        format(findings, &format!("{path}.logFormat.labels.{name}"), value);
     }
 }
 

@@ -3,11 +3,11 @@
 use super::super::diagnostic::Findings;
 use super::extension_provider::{extension_providers, jaeger};
 use super::load_balancer::locality_setting;
-use super::telemetry::{sampling, span_tags};
+use super::telemetry::{format, sampling, span_tags};
 use super::virtual_service::retries;
 use super::{destination_rule, gateway_api, period, period_or_zero};
 use crate::model::gateway::TlsVersion;
-use crate::model::mesh_config::MeshConfig;
+use crate::model::mesh_config::{AccessLogEncoding, MeshConfig};
 
 pub(in super::super) fn mesh_config(spec: &MeshConfig, findings: &mut Findings) {
     if spec.trust_domain.is_empty() {
@@ -52,6 +52,7 @@ pub(in super::super) fn mesh_config(spec: &MeshConfig, findings: &mut Findings) 
         "defaultConfig.terminationDrainDuration",
         spec.default_config.termination_drain_duration,
     );
+    access_log(spec, findings);
     let tracing = &spec.default_config.tracing;
     sampling(findings, "defaultConfig.tracing.sampling", tracing.sampling);
     span_tags(findings, "defaultConfig.tracing.customTags", &tracing.custom_tags);
@@ -81,6 +82,38 @@ pub(in super::super) fn mesh_config(spec: &MeshConfig, findings: &mut Findings) 
     if matches!(spec.mesh_mtls.min_protocol_version, TlsVersion::V1_0 | TlsVersion::V1_1) {
         let help = "use TLSV1_2 or TLSV1_3";
         findings.error("meshMTLS.minProtocolVersion", "TLS below 1.2 is not supported by Weft", help);
+    }
+}
+
+/// How lines of access logs are written.
+fn access_log(spec: &MeshConfig, findings: &mut Findings) {
+    const PATH: &str = "accessLogFormat";
+    let given = spec.access_log_format.as_str();
+    match (spec.access_log_encoding, given) {
+        (_, "") => {}
+        (AccessLogEncoding::Text, _) => format(findings, PATH, given),
+        (AccessLogEncoding::Json, _) => match serde_json::from_str::<serde_json::Map<_, _>>(given) {
+            Ok(object) => {
+                object.iter().for_each(|(key, value)| strings(findings, &format!("{PATH}.{key}"), value))
+            }
+            Err(error) => {
+                let help = "write an object, such as {\"code\": \"%RESPONSE_CODE%\"}, or set accessLogEncoding: TEXT";
+                findings.error(PATH, format!("is no object of JSON (accessLogEncoding): {error}"), help);
+            }
+        },
+    }
+}
+
+fn strings(findings: &mut Findings, path: &str, value: &serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => format(findings, path, text),
+        serde_json::Value::Object(map) => {
+            map.iter().for_each(|(key, value)| strings(findings, &format!("{path}.{key}"), value));
+        }
+        serde_json::Value::Array(all) => {
+            all.iter().enumerate().for_each(|(i, value)| strings(findings, &format!("{path}[{i}]"), value));
+        }
+        _ => {}
     }
 }
 
@@ -122,6 +155,54 @@ fn ca_certificates(spec: &MeshConfig, findings: &mut Findings) {
                 let help = "give the roots as pem, or where their SPIFFE bundle is as spiffeBundleUrl";
                 findings.error(at("pem"), "exactly one of pem and spiffeBundleUrl is needed", help);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ingest::load_str;
+
+    #[test]
+    fn formats_of_logs_that_no_proxy_compiles_are_refused() {
+        let said = |settings: &str| {
+            let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    ";
+            let outcome = load_str("mesh.yaml", &format!("{map}{settings}\n"));
+            outcome.errors().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(said("accessLogFormat: '%REQ(:PATH)% %RESPONSE_CODE%'"), "");
+        assert_eq!(said(r#"{accessLogEncoding: JSON, accessLogFormat: '{"code": "%RESPONSE_CODE%"}'}"#), "");
+        let provider = |kind: &str, format: &str| {
+            format!(
+                "extensionProviders: [{{name: x, {kind}: {{service: a.b, port: 1, logFormat: {format}}}}}]"
+            )
+            .replace(if kind == "envoyFileAccessLog" { "service: a.b, port: 1, " } else { "\0" }, "")
+        };
+        for (settings, words) in [
+            (
+                "accessLogFormat: '%REQUEST_PATH%'".to_owned(),
+                "accessLogFormat: unknown command operator %REQUEST_PATH%",
+            ),
+            ("accessLogFormat: '%RESPONSE_CODES%'".to_owned(), "did you mean %RESPONSE_CODE%?"),
+            (
+                "{accessLogEncoding: JSON, accessLogFormat: '%RESPONSE_CODE%'}".to_owned(),
+                "accessLogFormat: is no object of JSON",
+            ),
+            (
+                r#"{accessLogEncoding: JSON, accessLogFormat: '{"a": {"b": ["%DURATION(x)%"]}}'}"#.to_owned(),
+                "accessLogFormat.a.b[0]: command %DURATION%: takes no arguments",
+            ),
+            (
+                provider("envoyFileAccessLog", "{labels: {a: '%X%'}}"),
+                "extensionProviders[0].envoyFileAccessLog.logFormat.labels.a: unknown command",
+            ),
+            (
+                provider("envoyOtelAls", "{text: '%START_TIME(%Q)%'}"),
+                "extensionProviders[0].envoyOtelAls.logFormat.text: command %START_TIME%: takes %Y",
+            ),
+        ] {
+            let said = said(&settings);
+            assert!(said.contains(words), "{settings}: {said}");
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Telemetry.
 
+use xds_protos::format::FormatError;
+
 use super::super::diagnostic::Findings;
+use super::super::suggest::closest;
 use super::annotations;
 use super::authorization_policy::{selector, targets};
 use crate::model::meta::Meta;
@@ -124,6 +127,9 @@ pub(super) fn span_tags(findings: &mut Findings, path: &str, tags: &SpanTags) {
                 findings.error(format!("{path}.{field}.value"), "missing", "write the value");
             }
         }
+        if let Some(formatter) = tag.formatter.as_ref().filter(|formatter| !formatter.value.is_empty()) {
+            format(findings, &format!("{path}.formatter.value"), &formatter.value);
+        }
         for (field, named) in [("environment", &tag.environment), ("header", &tag.header)] {
             let Some(named) = named else { continue };
             let at = format!("{path}.{field}.name");
@@ -134,6 +140,21 @@ pub(super) fn span_tags(findings: &mut Findings, path: &str, tags: &SpanTags) {
                 findings.error(at, reason, "write a name such as x-user-id");
             }
         }
+    }
+}
+
+/// A format string as a proxy compiles it.
+pub(super) fn format(findings: &mut Findings, path: &str, text: &str) {
+    if let Err(error) = xds_protos::format::check(text) {
+        let near = match &error {
+            FormatError::Unknown(name) => closest(name, xds_protos::format::commands()),
+            _ => None,
+        };
+        let help = match near {
+            Some(meant) => format!("did you mean %{meant}%?"),
+            None => "write Envoy's command operators, such as %REQ(X-ID)% or %RESPONSE_CODE%; %% is a percent sign".to_owned(),
+        };
+        findings.error(path, error.to_string(), help);
     }
 }
 

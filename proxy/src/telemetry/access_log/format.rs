@@ -1,23 +1,11 @@
-//! Envoy's format strings (`%COMMAND(ARGUMENTS):LENGTH%`), compiled once: text, and JSON objects of such strings.
+//! Envoy's format strings (`%COMMAND(ARGUMENTS):LENGTH%`), compiled once: text, and JSON objects of such strings. Their parts are told
+//! apart where the control plane does it, too ([`xds_protos::format`]).
+
+pub use xds_protos::format::FormatError;
+use xds_protos::format::{Part, parts};
 
 use super::LogContext;
 use super::operator::Operator;
-
-/// A format that cannot be honoured.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FormatError {
-    /// A `%` without its partner.
-    #[error(
-        "the format ends inside a command that starts at \"{0}\"; close it with %, or write %% for a percent sign"
-    )]
-    Unclosed(String),
-    /// A command that Weft does not know.
-    #[error("unknown command operator %{0}%; see Envoy's access log documentation for the names")]
-    Unknown(String),
-    /// A known command with arguments it does not take.
-    #[error("command %{0}%: {1}")]
-    Arguments(String, &'static str),
-}
 
 /// Literal text or a command.
 #[derive(Debug)]
@@ -32,31 +20,15 @@ struct Template(Vec<Piece>);
 
 impl Template {
     fn parse(source: &str) -> Result<Self, FormatError> {
-        let mut pieces = Vec::new();
-        let mut text = String::new();
-        let mut rest = source;
-        while let Some(start) = rest.find('%') {
-            text.push_str(&rest[..start]);
-            let command = &rest[start + 1..];
-            if let Some(after) = command.strip_prefix('%') {
-                text.push('%');
-                rest = after;
-                continue;
-            }
-            let end =
-                end_of_command(command).ok_or_else(|| FormatError::Unclosed(rest[start..].to_owned()))?;
-            if !text.is_empty() {
-                pieces.push(Piece::Text(std::mem::take(&mut text)));
-            }
-            let (name, arguments, length) = split(&command[..end])?;
-            pieces.push(Piece::Command(Operator::parse(name, arguments)?, length));
-            rest = &command[end + 1..];
-        }
-        text.push_str(rest);
-        if !text.is_empty() {
-            pieces.push(Piece::Text(text));
-        }
-        Ok(Self(pieces))
+        let piece = |part| {
+            Ok(match part {
+                Part::Text(text) => Piece::Text(text),
+                Part::Command { name, arguments, length } => {
+                    Piece::Command(Operator::parse(name, arguments)?, length)
+                }
+            })
+        };
+        parts(source)?.into_iter().map(piece).collect::<Result<_, FormatError>>().map(Self)
     }
 
     fn write(&self, context: &LogContext<'_>, absent: &[u8], out: &mut Vec<u8>) {
@@ -74,47 +46,6 @@ impl Template {
                 }
             }
         }
-    }
-}
-
-/// A command ends at the first `%` outside of its parentheses (a time format has percent signs inside them).
-fn end_of_command(command: &str) -> Option<usize> {
-    let mut depth = 0usize;
-    for (i, c) in command.char_indices() {
-        match c {
-            '(' => depth += 1,
-            ')' => depth = depth.saturating_sub(1),
-            '%' if depth == 0 => return Some(i),
-            _ => {}
-        }
-    }
-    None
-}
-
-/// `NAME(ARGUMENTS):LENGTH` in its parts.
-fn split(command: &str) -> Result<(&str, Option<&str>, Option<usize>), FormatError> {
-    let length = |text: &str| {
-        text.parse()
-            .map(Some)
-            .map_err(|_| FormatError::Arguments(command.to_owned(), "the length is not a number"))
-    };
-    match command.find('(') {
-        Some(open) => {
-            let close = command
-                .rfind(')')
-                .ok_or(FormatError::Arguments(command.to_owned(), "the parenthesis is not closed"))?;
-            let after = &command[close + 1..];
-            let length = match after.strip_prefix(':') {
-                Some(text) => length(text)?,
-                None if after.is_empty() => None,
-                None => return Err(FormatError::Arguments(command.to_owned(), "text after the parenthesis")),
-            };
-            Ok((&command[..open], Some(&command[open + 1..close]), length))
-        }
-        None => match command.split_once(':') {
-            Some((name, text)) => Ok((name, None, length(text)?)),
-            None => Ok((command, None, None)),
-        },
     }
 }
 

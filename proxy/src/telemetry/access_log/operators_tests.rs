@@ -253,3 +253,63 @@ fn operators_that_are_not_honoured_are_refused_by_name() {
         assert!(matches!(Format::text(wrong).unwrap_err(), FormatError::Arguments(..)), "{wrong}");
     }
 }
+
+/// The control plane refuses formats whose commands it does not know, and lets through no others than are compiled here.
+#[test]
+fn the_control_plane_knows_the_commands_that_are_compiled_and_what_they_take() {
+    use std::collections::BTreeSet;
+
+    use super::operator::Operator;
+
+    let arguments = [
+        None,
+        Some("x"),
+        Some("DYNAMIC:x"),
+        Some("DS_RX_BEG:DS_TX_END:ms"),
+        Some("request.method"),
+        Some("%s"),
+    ];
+    let known: BTreeSet<_> = xds_protos::format::commands().collect();
+    for name in &known {
+        let compiles = |given: &Option<&str>| Operator::parse(name, *given).is_ok();
+        assert!(arguments.iter().any(compiles), "{name}: no proxy compiles it");
+    }
+    // Every word of these files that is a command.
+    let sources = [include_str!("operator.rs"), include_str!("tls.rs")];
+    let is_word = |word: &&str| {
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+    };
+    for word in sources.iter().flat_map(|source| source.split('"')).filter(is_word) {
+        for name in [word.to_owned(), format!("DOWNSTREAM_{word}"), format!("UPSTREAM_{word}")] {
+            let unknown = matches!(Operator::parse(&name, None), Err(FormatError::Unknown(_)));
+            assert!(
+                unknown || known.contains(name.as_str()),
+                "{name} is compiled, and xds_protos::format does not know it"
+            );
+        }
+    }
+    for format in [
+        "%REQ(:PATH)%",
+        "%REQ%",
+        "%REQ(a b)%",
+        "%START_TIME(%Y%Q)%",
+        "%START_TIME(%E3S%9f)%",
+        "%GRPC_STATUS(X)%",
+        "%PATH(NQ:PATH)%",
+        "%PATH(NQ:X)%",
+        "%COMMON_DURATION(DS_RX_BEG:US_TX_END:ns)%",
+        "%COMMON_DURATION(DS_RX_BEG)%",
+        "%METADATA(DYNAMIC:a:b)%",
+        "%METADATA(CLUSTER:a)%",
+        "%FILTER_STATE(a:FIELD:b)%",
+        "%CEL(request.method)%",
+        "%CEL(1 +)%",
+        "%DURATION(x)%",
+        "%QUERY_PARAM%",
+        "%NOTHING%",
+        "%DURATION",
+    ] {
+        let (checked, compiled) = (xds_protos::format::check(format), Format::text(format));
+        assert_eq!(checked.is_ok(), compiled.is_ok(), "{format}: {checked:?}, {compiled:?}");
+    }
+}

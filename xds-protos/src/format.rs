@@ -1,0 +1,424 @@
+//! Envoy's format strings (`%COMMAND(ARGUMENTS):LENGTH%`), as access logs, tags of spans and added headers have them: their parts, and
+//! which commands there are. The proxy compiles what stands here; the control plane refuses what no proxy of ours would compile.
+
+/// A format that cannot be honoured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    /// A `%` without its partner.
+    #[error(
+        "the format ends inside a command that starts at \"{0}\"; close it with %, or write %% for a percent sign"
+    )]
+    Unclosed(String),
+    /// A command that Weft does not know.
+    #[error("unknown command operator %{0}%; see Envoy's access log documentation for the names")]
+    Unknown(String),
+    /// A known command with arguments it does not take.
+    #[error("command %{0}%: {1}")]
+    Arguments(String, &'static str),
+}
+
+/// A part of a format string.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part<'a> {
+    /// As it is.
+    Text(String),
+    /// What a request has in its place.
+    Command {
+        /// The operator.
+        name: &'a str,
+        /// What stands in its parentheses.
+        arguments: Option<&'a str>,
+        /// No more bytes than these.
+        length: Option<usize>,
+    },
+}
+
+/// The parts of a format string.
+///
+/// # Errors
+/// A command does not end, or its length is no number.
+pub fn parts(source: &str) -> Result<Vec<Part<'_>>, FormatError> {
+    let mut parts = Vec::new();
+    let mut text = String::new();
+    let mut rest = source;
+    while let Some(start) = rest.find('%') {
+        text.push_str(&rest[..start]);
+        let command = &rest[start + 1..];
+        if let Some(after) = command.strip_prefix('%') {
+            text.push('%');
+            rest = after;
+            continue;
+        }
+        let end = end_of_command(command).ok_or_else(|| FormatError::Unclosed(rest[start..].to_owned()))?;
+        if !text.is_empty() {
+            parts.push(Part::Text(std::mem::take(&mut text)));
+        }
+        parts.push(split(&command[..end])?);
+        rest = &command[end + 1..];
+    }
+    text.push_str(rest);
+    if !text.is_empty() {
+        parts.push(Part::Text(text));
+    }
+    Ok(parts)
+}
+
+/// A command ends at the first `%` outside of its parentheses (a time format has percent signs inside them).
+fn end_of_command(command: &str) -> Option<usize> {
+    let mut depth = 0usize;
+    for (i, c) in command.char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            '%' if depth == 0 => return Some(i),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// `NAME(ARGUMENTS):LENGTH` in its parts.
+fn split(command: &str) -> Result<Part<'_>, FormatError> {
+    let length = |text: &str| {
+        text.parse()
+            .map(Some)
+            .map_err(|_| FormatError::Arguments(command.to_owned(), "the length is not a number"))
+    };
+    let (name, arguments, length) = match command.find('(') {
+        Some(open) => {
+            let close = command
+                .rfind(')')
+                .ok_or(FormatError::Arguments(command.to_owned(), "the parenthesis is not closed"))?;
+            let after = &command[close + 1..];
+            let length = match after.strip_prefix(':') {
+                Some(text) => length(text)?,
+                None if after.is_empty() => None,
+                None => return Err(FormatError::Arguments(command.to_owned(), "text after the parenthesis")),
+            };
+            (&command[..open], Some(&command[open + 1..close]), length)
+        }
+        None => match command.split_once(':') {
+            Some((name, text)) => (name, None, length(text)?),
+            None => (command, None, None),
+        },
+    };
+    Ok(Part::Command { name, arguments, length })
+}
+
+/// What a command takes in its parentheses.
+#[derive(Clone, Copy, Debug)]
+enum Takes {
+    Nothing,
+    /// A form of times, if any.
+    Time,
+    /// The name of a header field, and behind `?` that of another.
+    Field,
+    /// Something; what it has to be.
+    Some(&'static str),
+    /// One of these, if anything.
+    OneOf(&'static [&'static str], &'static str),
+    /// An expression in CEL.
+    Cel,
+    /// `NAMESPACE:KEY:KEY...`
+    Metadata,
+    /// The same behind `DYNAMIC:`.
+    DynamicMetadata,
+    /// `POINT:POINT:UNIT`
+    Duration,
+    /// `KEY:PLAIN` or `KEY:TYPED`
+    FilterState,
+}
+
+/// Every command that the proxy compiles. (It knows best: a test of its own holds that it knows these, and no others.)
+const COMMANDS: &[(&str, Takes)] = {
+    use Takes::{Cel, Duration, DynamicMetadata, Field, FilterState, Metadata, Nothing, OneOf, Some, Time};
+    &[
+        ("ACCESS_LOG_TYPE", Nothing),
+        ("BYTES_RECEIVED", Nothing),
+        ("BYTES_SENT", Nothing),
+        ("CEL", Cel),
+        ("COMMON_DURATION", Duration),
+        ("CONNECTION_ID", Nothing),
+        ("CONNECTION_TERMINATION_DETAILS", Nothing),
+        ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS", Nothing),
+        ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", Nothing),
+        ("DOWNSTREAM_DIRECT_REMOTE_PORT", Nothing),
+        ("DOWNSTREAM_LOCAL_ADDRESS", Nothing),
+        ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Nothing),
+        ("DOWNSTREAM_LOCAL_PORT", Nothing),
+        ("DOWNSTREAM_LOCAL_URI_SAN", Nothing),
+        ("DOWNSTREAM_PEER_CERT", Nothing),
+        ("DOWNSTREAM_PEER_CERT_V_END", Time),
+        ("DOWNSTREAM_PEER_CERT_V_START", Time),
+        ("DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1", Nothing),
+        ("DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256", Nothing),
+        ("DOWNSTREAM_PEER_CHAIN_SERIALS", Nothing),
+        ("DOWNSTREAM_PEER_DNS_SAN", Nothing),
+        ("DOWNSTREAM_PEER_FINGERPRINT_1", Nothing),
+        ("DOWNSTREAM_PEER_FINGERPRINT_256", Nothing),
+        ("DOWNSTREAM_PEER_IP_SAN", Nothing),
+        ("DOWNSTREAM_PEER_ISSUER", Nothing),
+        ("DOWNSTREAM_PEER_SERIAL", Nothing),
+        ("DOWNSTREAM_PEER_SUBJECT", Nothing),
+        ("DOWNSTREAM_PEER_URI_SAN", Nothing),
+        ("DOWNSTREAM_REMOTE_ADDRESS", Nothing),
+        ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Nothing),
+        ("DOWNSTREAM_REMOTE_PORT", Nothing),
+        ("DOWNSTREAM_TLS_CIPHER", Nothing),
+        ("DOWNSTREAM_TLS_GROUP", Nothing),
+        ("DOWNSTREAM_TLS_VERSION", Nothing),
+        ("DURATION", Nothing),
+        ("DYNAMIC_METADATA", Metadata),
+        ("EMIT_TIME", Time),
+        ("ENVIRONMENT", Some("give it a variable's name")),
+        ("FILTER_CHAIN_NAME", Nothing),
+        ("FILTER_STATE", FilterState),
+        (
+            "GRPC_STATUS",
+            OneOf(&["CAMEL_STRING", "SNAKE_STRING", "NUMBER"], "takes CAMEL_STRING, SNAKE_STRING or NUMBER"),
+        ),
+        ("GRPC_STATUS_NUMBER", Nothing),
+        ("HOSTNAME", Nothing),
+        ("LOCAL_REPLY_BODY", Nothing),
+        ("METADATA", DynamicMetadata),
+        (
+            "PATH",
+            OneOf(
+                &[
+                    "WQ",
+                    "NQ",
+                    ":ORIG",
+                    ":PATH",
+                    ":ORIG_OR_PATH",
+                    "WQ:ORIG",
+                    "WQ:PATH",
+                    "WQ:ORIG_OR_PATH",
+                    "NQ:ORIG",
+                    "NQ:PATH",
+                    "NQ:ORIG_OR_PATH",
+                ],
+                "takes WQ or NQ, then a colon and ORIG, PATH or ORIG_OR_PATH",
+            ),
+        ),
+        ("PROTOCOL", Nothing),
+        ("QUERY_PARAM", Some("give it a parameter's name")),
+        ("REQ", Field),
+        ("REQUESTED_SERVER_NAME", Nothing),
+        ("REQUEST_DURATION", Nothing),
+        ("REQUEST_HEADER", Field),
+        ("REQUEST_HEADERS_BYTES", Nothing),
+        ("REQUEST_TX_DURATION", Nothing),
+        ("REQ_WITHOUT_QUERY", Field),
+        ("RESP", Field),
+        ("RESPONSE_CODE", Nothing),
+        ("RESPONSE_CODE_DETAILS", Nothing),
+        ("RESPONSE_DURATION", Nothing),
+        ("RESPONSE_FLAGS", Nothing),
+        ("RESPONSE_FLAGS_LONG", Nothing),
+        ("RESPONSE_HEADER", Field),
+        ("RESPONSE_HEADERS_BYTES", Nothing),
+        ("RESPONSE_TRAILER", Field),
+        ("RESPONSE_TRAILERS_BYTES", Nothing),
+        ("RESPONSE_TX_DURATION", Nothing),
+        ("ROUTE_NAME", Nothing),
+        ("SPAN_ID", Nothing),
+        ("START_TIME", Time),
+        ("STREAM_ID", Nothing),
+        ("TRACE_ID", Nothing),
+        ("TRAILER", Field),
+        ("UNIQUE_ID", Nothing),
+        ("UPSTREAM_CLUSTER", Nothing),
+        ("UPSTREAM_CLUSTER_RAW", Nothing),
+        ("UPSTREAM_HOST", Nothing),
+        ("UPSTREAM_LOCAL_ADDRESS", Nothing),
+        ("UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Nothing),
+        ("UPSTREAM_LOCAL_PORT", Nothing),
+        ("UPSTREAM_LOCAL_URI_SAN", Nothing),
+        ("UPSTREAM_PEER_CERT", Nothing),
+        ("UPSTREAM_PEER_CERT_V_END", Time),
+        ("UPSTREAM_PEER_CERT_V_START", Time),
+        ("UPSTREAM_PEER_DNS_SAN", Nothing),
+        ("UPSTREAM_PEER_IP_SAN", Nothing),
+        ("UPSTREAM_PEER_ISSUER", Nothing),
+        ("UPSTREAM_PEER_SUBJECT", Nothing),
+        ("UPSTREAM_PEER_URI_SAN", Nothing),
+        ("UPSTREAM_PROTOCOL", Nothing),
+        ("UPSTREAM_REMOTE_ADDRESS", Nothing),
+        ("UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Nothing),
+        ("UPSTREAM_REMOTE_PORT", Nothing),
+        ("UPSTREAM_REQUEST_ATTEMPT_COUNT", Nothing),
+        ("UPSTREAM_SERVER_NAME", Nothing),
+        ("UPSTREAM_TLS_CIPHER", Nothing),
+        ("UPSTREAM_TLS_GROUP", Nothing),
+        ("UPSTREAM_TLS_VERSION", Nothing),
+        ("UPSTREAM_TRANSPORT_FAILURE_REASON", Nothing),
+        ("VIRTUAL_CLUSTER_NAME", Nothing),
+    ]
+};
+
+/// The names of all commands.
+pub fn commands() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().map(|(name, _)| *name)
+}
+
+/// Whether a proxy compiles this format string.
+///
+/// # Errors
+/// Why it does not.
+pub fn check(source: &str) -> Result<(), FormatError> {
+    parts(source)?.iter().try_for_each(|part| match part {
+        Part::Text(_) => Ok(()),
+        Part::Command { name, arguments, .. } => command(name, *arguments),
+    })
+}
+
+fn command(name: &str, arguments: Option<&str>) -> Result<(), FormatError> {
+    let Some((_, takes)) = COMMANDS.iter().find(|(known, _)| *known == name) else {
+        return Err(FormatError::Unknown(name.to_owned()));
+    };
+    let bad = |why| Err(FormatError::Arguments(name.to_owned(), why));
+    let given = arguments.filter(|given| !given.is_empty());
+    match (takes, given) {
+        (Takes::Nothing, _) if arguments.is_some() => bad("takes no arguments"),
+        (Takes::Time, Some(form)) if !is_time(form) => bad(
+            "takes %Y %y %m %d %e %j %b %B %a %A %H %M %S %s %f %1f to %9f %E1S to %E9S %F %D %T %R %z %Z and text",
+        ),
+        (Takes::Field, given) if !given.is_some_and(are_fields) => {
+            bad("give it a header name, such as (X-REQUEST-ID)")
+        }
+        (Takes::Some(what), None) => bad(what),
+        (Takes::OneOf(words, what), Some(given)) if !words.contains(&given) => bad(what),
+        (Takes::Cel, None) => bad("give it an expression, such as request.method"),
+        (Takes::Cel, Some(text)) if crate::cel::compile(text).is_err() => Err(FormatError::Arguments(
+            format!("CEL({text})"),
+            "is no expression in CEL, or asks for what no stream has",
+        )),
+        (Takes::Metadata, given) if given.is_none_or(|path| path.starts_with(':')) => {
+            bad("give it a namespace, such as a filter's name")
+        }
+        (Takes::DynamicMetadata, given) => match given.and_then(|given| given.strip_prefix("DYNAMIC:")) {
+            None => bad("takes DYNAMIC and a namespace"),
+            Some(path) if path.is_empty() || path.starts_with(':') => {
+                bad("give it a namespace, such as a filter's name")
+            }
+            Some(_) => Ok(()),
+        },
+        (Takes::Duration, given) if !given.is_some_and(is_duration) => {
+            bad("takes two of DS_RX_BEG, DS_RX_END, US_TX_END, US_RX_BEG, DS_TX_END, and one of ms, us, ns")
+        }
+        (Takes::FilterState, None) => bad("give it an object's name, such as (KEY:PLAIN)"),
+        (Takes::FilterState, Some(given)) if given.contains(":FIELD:") => {
+            bad("objects are texts and have no fields")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `NAME` or `NAME?OTHER`, each a header field's or that of a pseudo header.
+fn are_fields(given: &str) -> bool {
+    const PSEUDO: [&str; 5] = [":method", ":path", ":authority", ":scheme", ":status"];
+    let is_field = |name: &str| {
+        // RFC 9110, section 5.6.2.
+        let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        PSEUDO.contains(&name.to_ascii_lowercase().as_str()) || !name.is_empty() && name.bytes().all(token)
+    };
+    match given.split_once('?') {
+        Some((first, other)) => is_field(first) && is_field(other),
+        None => is_field(given),
+    }
+}
+
+fn is_time(form: &str) -> bool {
+    let mut rest = form;
+    while let Some(start) = rest.find('%') {
+        let spec = &rest[start + 1..];
+        let length = match spec.as_bytes() {
+            [b'E', b'1'..=b'9', b'S', ..] => 3,
+            [b'1'..=b'9', b'f', ..] => 2,
+            [one, ..] if b"fYymdejbBaAHMSszZ%FDRT".contains(one) => 1,
+            _ => return false,
+        };
+        rest = &spec[length..];
+    }
+    true
+}
+
+fn is_duration(given: &str) -> bool {
+    const POINTS: [&str; 5] = ["DS_RX_BEG", "DS_RX_END", "US_TX_END", "US_RX_BEG", "DS_TX_END"];
+    match given.splitn(4, ':').collect::<Vec<_>>()[..] {
+        [from, to, unit, ..] => {
+            POINTS.contains(&from) && POINTS.contains(&to) && ["ms", "us", "ns"].contains(&unit)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_format_is_text_and_commands() {
+        let all = parts("a%%b %REQ(X?Y):3% %START_TIME(%s.%3f)%%PROTOCOL%:8%BYTES_SENT:2%").unwrap();
+        let text = |text: &str| Part::Text(text.to_owned());
+        let command = |name, arguments, length| Part::Command { name, arguments, length };
+        assert_eq!(
+            all,
+            [
+                text("a%b "),
+                command("REQ", Some("X?Y"), Some(3)),
+                text(" "),
+                command("START_TIME", Some("%s.%3f"), None),
+                command("PROTOCOL", None, None),
+                text(":8"),
+                command("BYTES_SENT", None, Some(2)),
+            ]
+        );
+        for (wrong, words) in [
+            ("a %REQ(", "ends inside a command"),
+            ("%REQ(X)x%", "text after"),
+            ("%REQ(X):y%", "not a number"),
+            ("50%", "write %%"),
+        ] {
+            assert!(parts(wrong).unwrap_err().to_string().contains(words), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_no_proxy_compiles_is_refused_with_the_reason() {
+        for fine in [
+            "plain",
+            "%REQ(:AUTHORITY)%%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+            "%START_TIME%",
+            "%START_TIME(%Y/%m/%dT%H:%M:%E3S)%",
+            "%GRPC_STATUS%",
+            "%GRPC_STATUS(NUMBER)%",
+            "%PATH(NQ:ORIG)%",
+            "%COMMON_DURATION(DS_RX_BEG:US_RX_BEG:ms)%",
+            "%METADATA(DYNAMIC:envoy.filters.http.rbac:key)%",
+            "%FILTER_STATE(wasm.upstream_peer:PLAIN)%",
+            "%CEL(request.method == 'GET')%",
+            "%DOWNSTREAM_PEER_CERT_V_END(%s)%",
+        ] {
+            assert_eq!(check(fine), Ok(()), "{fine}");
+        }
+        for (wrong, words) in [
+            ("%RESPONSE_COD%", "unknown command operator %RESPONSE_COD%"),
+            ("%RESPONSE_CODE(X)%", "takes no arguments"),
+            ("%REQ%", "give it a header name"),
+            ("%REQ(a b)%", "give it a header name"),
+            ("%START_TIME(%Q)%", "takes %Y"),
+            ("%GRPC_STATUS(LOUD)%", "CAMEL_STRING"),
+            ("%PATH(X)%", "WQ or NQ"),
+            ("%COMMON_DURATION(DS_RX_BEG:X:ms)%", "DS_RX_BEG"),
+            ("%METADATA(ROUTE:x)%", "takes DYNAMIC"),
+            ("%DYNAMIC_METADATA%", "give it a namespace"),
+            ("%FILTER_STATE(k:FIELD:x)%", "no fields"),
+            ("%CEL(nobody.knows)%", "no expression in CEL"),
+            ("%ENVIRONMENT%", "a variable's name"),
+        ] {
+            let error = check(wrong).unwrap_err().to_string();
+            assert!(error.contains(words), "{wrong}: {error}");
+        }
+    }
+}
