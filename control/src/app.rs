@@ -276,7 +276,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         memory.begin();
     }
     let (_, checker) = token::from_key(&token_key)?;
-    args.publish.start(client.as_ref(), &authority.trust())?;
+    args.publish.start(client.as_ref(), &authority.trust(), watcher.subscribe())?;
     let authenticators = args.tokens.authenticators(checker, domain, client.clone())?;
     let world = watcher.snapshot().world.clone();
     let aliases = world.mesh().trust_domain_aliases.iter().map(|a| a.parse());

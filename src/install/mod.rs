@@ -343,6 +343,7 @@ mod tests {
             [
                 "create configmaps.",
                 "create secrets.",
+                "get configmaps. istio-ca-root-cert",
                 "get mutatingwebhookconfigurations.admissionregistration.k8s.io istio-sidecar-injector",
                 "get secrets. weft-certificate-authority",
                 "get validatingwebhookconfigurations.admissionregistration.k8s.io istio-validator-istio-system",

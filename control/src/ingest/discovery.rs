@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::diagnostic::{Diagnostic, Severity};
-use crate::model::meta::NAMESPACE_NAME;
 use crate::model::{Labels, Objects};
 
 /// Takes out of `objects` what is in other namespaces than the mesh is to know, and says how much that is.
@@ -16,14 +15,8 @@ pub(super) fn narrow(objects: &mut Objects, diagnostics: &mut Vec<Diagnostic>) {
     let mut verdicts: HashMap<String, bool> = HashMap::new();
     let mut out: BTreeMap<String, usize> = BTreeMap::new();
     let mut known = |namespace: &str| {
-        if namespace == mesh.spec.root_namespace {
-            return true;
-        }
-        *verdicts.entry(namespace.to_owned()).or_insert_with(|| {
-            let mut own = labels.get(namespace).cloned().unwrap_or_default();
-            own.insert(NAMESPACE_NAME.to_owned(), namespace.to_owned());
-            mesh.spec.discovery_selectors.iter().any(|selector| selector.selects(&own))
-        })
+        let own = || labels.get(namespace).cloned().unwrap_or_default();
+        *verdicts.entry(namespace.to_owned()).or_insert_with(|| mesh.spec.knows(namespace, &own()))
     };
     objects.retain_namespaces(|namespace| {
         let stays = known(namespace);

@@ -6,9 +6,10 @@ use super::destination_rule::{H2UpgradePolicy, LocalityBalancer, TcpKeepalive};
 use super::extension_provider::ExtensionProvider;
 use super::gateway::TlsVersion;
 use super::gateway_api::LabelSelector;
+use super::meta::NAMESPACE_NAME;
 use super::sidecar::OutboundTrafficPolicy;
 use super::tracing::ProxyTracing;
-use super::values::Timespan;
+use super::values::{Labels, Timespan};
 use super::virtual_service::HttpRetry;
 
 /// The namespace whose policies hold for the whole mesh, where nothing else is said.
@@ -116,6 +117,18 @@ impl Default for MeshConfig {
             extension_providers: Vec::new(),
             discovery_selectors: Vec::new(),
         }
+    }
+}
+
+impl MeshConfig {
+    /// Whether the mesh knows a namespace with these labels.
+    pub fn knows(&self, namespace: &str, labels: &Labels) -> bool {
+        if self.discovery_selectors.is_empty() || namespace == self.root_namespace {
+            return true;
+        }
+        let mut own = labels.clone();
+        own.insert(NAMESPACE_NAME.to_owned(), namespace.to_owned());
+        self.discovery_selectors.iter().any(|selector| selector.selects(&own))
     }
 }
 

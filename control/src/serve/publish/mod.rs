@@ -1,7 +1,7 @@
 //! Whom to trust, for those who cannot ask: the API server finds the roots of the webhooks' certificate in the webhooks'
 //! configurations (`caBundle`), pods find those of the control plane in the ConfigMap `istio-ca-root-cert` of their namespace.
 //!
-//! Both are written when the roots change, and again whenever somebody else has written them otherwise. All replicas of a control
+//! Both are written when the roots change, and again whenever somebody else has written them otherwise; what is right is left alone. All replicas of a control
 //! plane write the same, so that none need be chosen for it.
 
 mod bundle;
@@ -15,6 +15,7 @@ use clap::Args;
 use kube::Client;
 use tokio::sync::watch;
 
+use crate::ingest::Snapshot;
 use crate::model::Trust;
 
 /// Between two looks at what others may have changed.
@@ -31,7 +32,8 @@ pub struct PublishArgs {
     /// The same in this ValidatingWebhookConfiguration
     #[arg(long, value_name = "NAME", requires = "webhook_port", conflicts_with = "webhook_cert")]
     pub validating_webhook: Vec<String>,
-    /// Keep the mesh's roots in the ConfigMap istio-ca-root-cert of every namespace, where pods with sidecars look for them
+    /// Keep the mesh's roots in the ConfigMap istio-ca-root-cert of every namespace that the mesh knows (discoverySelectors), where pods
+    /// with sidecars look for them
     #[arg(long)]
     pub publish_roots: bool,
 }
@@ -41,7 +43,12 @@ impl PublishArgs {
     ///
     /// # Errors
     /// There is no Kubernetes to write to.
-    pub fn start(&self, client: Option<&Client>, trust: &watch::Receiver<Arc<Trust>>) -> anyhow::Result<()> {
+    pub fn start(
+        &self,
+        client: Option<&Client>,
+        trust: &watch::Receiver<Arc<Trust>>,
+        states: watch::Receiver<Arc<Snapshot>>,
+    ) -> anyhow::Result<()> {
         use k8s_openapi::api::admissionregistration::v1 as hooks;
         if !self.publish_roots && self.mutating_webhook.is_empty() && self.validating_webhook.is_empty() {
             return Ok(());
@@ -60,7 +67,7 @@ impl PublishArgs {
             tokio::spawn(bundle::keep(api, name.clone(), trust.clone()));
         }
         if self.publish_roots {
-            tokio::spawn(roots::keep(client.clone(), trust.clone()));
+            tokio::spawn(roots::keep(client.clone(), trust.clone(), states));
         }
         Ok(())
     }
