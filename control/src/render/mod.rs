@@ -9,6 +9,7 @@ mod authorization;
 mod captured;
 mod cluster;
 mod compression;
+pub mod conflicts;
 mod deny_list;
 mod endpoint;
 mod external_credential;

@@ -210,7 +210,14 @@ impl Places {
         let target = entry.target_ref.as_ref().filter(|target| target.kind == "Pod");
         let pod = match target {
             // One that is not known, or not any more, cannot be spoken to: whether by mutual TLS, its labels would say.
-            Some(target) => Some(self.pods.get(&(namespace.to_owned(), target.name.clone()))?.1.as_ref()?),
+            Some(target) => {
+                let known = self.pods.get(&(namespace.to_owned(), target.name.clone()));
+                let pod = known.and_then(|(_, pod)| pod.as_ref());
+                if pod.is_none() {
+                    metrics::counter!("endpoint_no_pod").increment(1);
+                }
+                Some(pod?)
+            }
             None => None,
         };
         let mut endpoint = match pod {

@@ -35,13 +35,36 @@ struct Parts<'a> {
     ranges: Vec<(&'a Service, u16)>,
     /// The first service whose connections are nobody else's.
     rest: Option<(&'a Service, u16)>,
+    /// Another would be it as well, and is not reached.
+    contested: bool,
 }
 
 /// By their first address (none for all of them) and port.
 #[derive(Default)]
 struct Listeners<'a>(BTreeMap<(Option<String>, u16), Parts<'a>>);
 
+impl<'a> Parts<'a> {
+    /// What is nobody else's is the first service's.
+    fn rest(&mut self, service: &'a Service, number: u16) {
+        match self.rest {
+            Some((there, _)) => self.contested |= there.hostname != service.hostname,
+            None => self.rest = Some((service, number)),
+        }
+    }
+}
+
 impl<'a> Listeners<'a> {
+    /// Those of what a node reaches.
+    fn of(world: &World, node: &ProxyNode, all: &[Reached<'a>]) -> Self {
+        let mut listeners = Self::default();
+        for reached in all {
+            for port in reached.ports() {
+                add(world, node, reached, port, &mut listeners);
+            }
+        }
+        listeners
+    }
+
     /// The one for these addresses and this port.
     fn at(&mut self, binds: Vec<String>, port: u16) -> &mut Parts<'a> {
         let parts = self.0.entry((binds.first().cloned(), port)).or_default();
@@ -121,13 +144,8 @@ pub(in super::super) fn routes_of(node: &ProxyNode, reached: &Reached<'_>, port:
 }
 
 pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
-    let mut listeners = Listeners::default();
     let all = reached(world, node);
-    for reached in &all {
-        for port in reached.ports() {
-            add(world, node, reached, port, &mut listeners);
-        }
-    }
+    let listeners = Listeners::of(world, node, &all);
     let families = node.wildcards();
     // Proxies of one namespace with the same labels, as far as these matter, get the same listeners.
     let labels = node.client_labels(world);
@@ -141,6 +159,17 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
             listener(world, node, &name, (&binds, port), &parts)
         });
     }
+}
+
+/// The listeners, `ADDRESS_PORT`, of which a node reaches but the first of several services.
+pub(in super::super) fn contested(world: &World, node: &ProxyNode) -> BTreeSet<String> {
+    let all = reached(world, node);
+    let any = node.wildcards();
+    let of = |((address, port), parts): ((Option<String>, u16), Parts<'_>)| {
+        let address = address.as_deref().or(any.first().copied()).unwrap_or_default();
+        parts.contested.then(|| format!("{address}_{port}"))
+    };
+    Listeners::of(world, node, &all).0.into_iter().filter_map(of).collect()
 }
 
 impl Parts<'_> {
@@ -175,7 +204,7 @@ fn add<'a>(
     if service.origin == ServiceOrigin::Kubernetes && service.headless && reached.bind == ANY {
         for endpoint in service.endpoints.iter().filter(|e| !node.addresses.contains(&e.address)) {
             let parts = listeners.at(vec![endpoint.address.clone()], number);
-            parts.rest.get_or_insert((service, number));
+            parts.rest(service, number);
             if protocol.is_auto() {
                 parts.http.get_or_insert_with(|| routes_of(node, reached, port));
             }
@@ -191,7 +220,7 @@ fn add<'a>(
     } else if in_range {
         parts.ranges.push((service, number));
     } else {
-        parts.rest.get_or_insert((service, number));
+        parts.rest(service, number);
         if protocol.is_auto() {
             parts.http.get_or_insert_with(|| routes_of(node, reached, port));
         }

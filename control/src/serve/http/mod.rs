@@ -1,5 +1,6 @@
 //! The control plane's plain HTTP ports: metrics (15014) and debugging (8080), with istiod's paths.
 
+mod conflicts;
 mod debug;
 mod numbers;
 

@@ -51,6 +51,7 @@ fn begin() {
         "citadel_server_csr_rate_limited_count",
         "citadel_server_csr_sign_err_count",
         "citadel_server_success_cert_issuance_count",
+        "endpoint_no_pod",
         "pilot_jwks_resolver_network_fetch_fail_total",
         "pilot_jwks_resolver_network_fetch_success_total",
         "pilot_sds_certificate_errors_total",
@@ -93,6 +94,7 @@ impl Pages {
         metrics::gauge!("pilot_info", "version" => VERSION).set(1.0);
         metrics::gauge!("istio_build", "component" => "pilot", "tag" => VERSION).set(1.0);
         gauge("istiod_uptime_seconds", self.began.elapsed().as_secs_f64());
+        self.conflicts(world);
         let latest = self.queue.clone().latest();
         let (mut refusing, mut behind) = (0, 0);
         self.proxies.each(|proxy| {
