@@ -160,7 +160,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
             println!("{told}");
         }
         Output::Text => {
-            let Verified { revision, created, digest, key, files } = &found;
+            let Verified { revision, created, digest, key, files, .. } = &found;
             let revision = if revision.is_empty() { "no revision" } else { revision };
             println!("good: {revision}, made {created}, signed by the key {key}, {digest}");
             files.keys().for_each(|path| println!("  {path}"));

@@ -146,9 +146,20 @@ fn what_is_older_than_what_was_taken_last_is_refused_also_after_a_restart() {
     control.says(&["an older one is not taken again", "--config-allow-older"]);
     eventually("that is told", || told().contains("an older one is not taken again"));
     drop(control);
-    let output = weft(&start);
+    // Another start goes on with what it had, and says so.
+    let control = Logged::weft(&start);
+    control.says(&["goes on with what was taken last", "accepted-configuration.bundle"]);
+    eventually("it serves, and tells", || {
+        let told = told();
+        told.contains("\"generation\"") && told.contains("an older one is not taken again")
+    });
+    drop(control);
+    // Not by the signature of somebody who does not count.
+    let other = scene.text("other.pub");
+    let stranger = ["control", "--config-bundle", &followed, "--config-key", &other, "--address", REPLAY];
+    let output = weft(&[&stranger[..], &["--state-dir", &state, "--ca-keys", "p256"]].concat());
     assert!(
-        !output.status.success() && stderr(&output).contains("an older one is not taken again"),
+        !output.status.success() && stderr(&output).contains("accepted-configuration.bundle"),
         "{}",
         stderr(&output)
     );

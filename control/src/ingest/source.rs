@@ -72,7 +72,7 @@ impl Source {
             let diagnostics = vec![Diagnostic::file_error(&label, why, help)];
             LoadOutcome { world: None, diagnostics, skipped: Vec::new() }
         };
-        let mut verified = match self.verified() {
+        let verified = match self.verified() {
             Ok(verified) => verified,
             Err(error) => return refused(error),
         };
@@ -84,13 +84,48 @@ impl Source {
             return refused((why, "nothing of it is taken; docs/bundles.md tells how to go back"));
         }
         let label = |path: String| self.path.join(path).display().to_string();
-        let files = std::mem::take(&mut verified.files);
+        // What is taken is kept whole.
+        let files = verified.files.clone();
         let files: Vec<_> = files.into_iter().map(|(path, text)| (label(path), text)).collect();
         let outcome = load_texts(&files);
         if let (Some(memory), Some(_)) = (&self.memory, &outcome.world) {
             memory.took(&verified);
         }
         outcome
+    }
+
+    /// What was taken last, for a start that finds nothing good (`refused`): none where nothing of it is kept, or that is no good either.
+    pub(super) fn last(&self, refused: &mut LoadOutcome) -> Option<LoadOutcome> {
+        let memory = self.memory.as_ref().filter(|_| !self.keys.is_empty())?;
+        let keys: Result<Vec<_>, _> = self.keys.iter().map(|key| VerifyingKey::open(key)).collect();
+        let (path, last) = memory.last(&keys.ok()?)?;
+        let kept = path.display().to_string();
+        let no_good = |why: String| {
+            let help = "it is what was taken last, and would have been gone on with";
+            Diagnostic::file_error(&kept, why, help)
+        };
+        let last = match last {
+            Ok(last) => last,
+            Err(why) => {
+                refused.diagnostics.push(no_good(why));
+                return None;
+            }
+        };
+        let Verified { revision, created, files, .. } = last;
+        let files: Vec<_> = files.into_iter().map(|(file, text)| (format!("{kept}/{file}"), text)).collect();
+        let outcome = load_texts(&files);
+        if outcome.world.is_none() {
+            // Another version of Weft has taken it.
+            refused.diagnostics.extend(outcome.diagnostics);
+            return None;
+        }
+        tracing::warn!(
+            revision,
+            created,
+            kept,
+            "the configuration is refused, as the log says, and the control plane goes on with what was taken last"
+        );
+        Some(outcome)
     }
 
     /// The keys are read again each time: one follows another without a restart.

@@ -68,13 +68,20 @@ impl Watcher {
     /// As [`Self::start`].
     pub async fn follow(source: Source) -> Result<Self, LoadOutcome> {
         let (seen, outcome) = read(&source).await;
-        let LoadOutcome { world: Some(world), diagnostics, skipped } = outcome else { return Err(outcome) };
-        report(&diagnostics);
+        let refused = outcome.world.is_none();
+        let LoadOutcome { world, diagnostics, skipped } = match refused {
+            true => gone_on_with(&source, outcome).await?,
+            false => outcome,
+        };
+        let Some(world) = world else { return Err(LoadOutcome { world, diagnostics, skipped }) };
+        if !refused {
+            report(&diagnostics);
+        }
         let first = Snapshot {
             world,
             generation: 1,
             attempts: 1,
-            refused: false,
+            refused,
             diagnostics: diagnostics.into(),
             skipped: skipped.into(),
         };
@@ -135,6 +142,20 @@ impl Looks {
             .filter(|(_, looks)| looks.length == 0)
             .any(|(path, _)| earlier.0.iter().any(|(other, looks)| other == path && looks.length > 0))
     }
+}
+
+/// What a start goes on with whose configuration is refused: what was taken last, and what there is to say against the new one.
+async fn gone_on_with(source: &Source, mut refused: LoadOutcome) -> Result<LoadOutcome, LoadOutcome> {
+    let own = source.clone();
+    let reading = tokio::task::spawn_blocking(move || match own.last(&mut refused) {
+        Some(last) => {
+            report(&refused.diagnostics);
+            Ok(LoadOutcome { diagnostics: refused.diagnostics, ..last })
+        }
+        None => Err(refused),
+    });
+    let nothing = |_| Err(LoadOutcome { world: None, diagnostics: Vec::new(), skipped: Vec::new() });
+    reading.await.unwrap_or_else(nothing)
 }
 
 /// Looks before it reads: a change in between is seen the next time.
@@ -374,6 +395,67 @@ mod tests {
         let bare = until(&mut watcher.subscribe(), |snapshot| snapshot.refused).await;
         assert_eq!(bare.world.peer_authentications().len(), 1);
         assert!(bare.diagnostics[0].to_string().contains("holds no configuration any more"));
+    }
+
+    /// Who starts anew with something bad in place goes on as if it had run on.
+    #[tokio::test]
+    async fn a_start_that_finds_nothing_good_goes_on_with_what_was_taken_last() {
+        use crate::ingest::bundle::{Memory, SigningKey, create};
+
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        std::fs::create_dir(at("state")).unwrap();
+        let key = |name: &str| {
+            let (private, public) = SigningKey::generate().unwrap();
+            std::fs::write(at(name), &*private).unwrap();
+            std::fs::write(at(&format!("{name}.pub")), public).unwrap();
+            SigningKey::open(&at(name)).unwrap()
+        };
+        let (first, second) = (key("first"), key("second"));
+        let bundle = |text: String, day: u32, key: &SigningKey| {
+            let files = [("peer.yaml".to_owned(), text)].into();
+            create(files, &format!("v{day}"), &format!("2026-01-{day:02}T00:00:00Z"), key).unwrap()
+        };
+        let start = |key: &str| {
+            let memory = Memory::new(&at("state"), false);
+            memory.begin();
+            let source = Source::bundle(&at("mesh.bundle"), &[at(&format!("{key}.pub"))]).remembering(memory);
+            Watcher::follow(source)
+        };
+        replace(&at("mesh.bundle"), &bundle(rule("n", "STRICT"), 2, &first));
+        let good = start("first").await.unwrap().snapshot().world.version();
+        for bad in [
+            bundle(rule("n", "DISABLE"), 1, &first),
+            bundle(rule("n", "STRICKT"), 3, &first),
+            bundle(rule("n", "DISABLE"), 3, &second),
+            "{".to_owned(),
+        ] {
+            replace(&at("mesh.bundle"), &bad);
+            let watcher = start("first").await.unwrap();
+            let begun = watcher.snapshot();
+            assert_eq!((begun.world.version(), begun.refused), (good, true), "{bad}");
+            assert!(begun.diagnostics.iter().any(Diagnostic::is_error));
+            // And the next good one is taken, as by who has run on.
+            replace(&at("mesh.bundle"), &bundle(rule("n", "STRICT"), 2, &first));
+            until(&mut watcher.subscribe(), |s| !s.refused && s.world.version() == good).await;
+        }
+        std::fs::remove_file(at("mesh.bundle")).unwrap();
+        assert_eq!(start("first").await.unwrap().snapshot().world.version(), good);
+        // The word about it is damaged, and it is not.
+        std::fs::write(at("state/accepted-configuration.json"), "{").unwrap();
+        assert_eq!(start("first").await.unwrap().snapshot().world.version(), good);
+        // By whom it is signed counts no more; and it is damaged.
+        assert!(
+            start("second")
+                .await
+                .unwrap_err()
+                .diagnostics
+                .iter()
+                .any(|d| d.to_string().contains("was taken last"))
+        );
+        std::fs::write(at("state/accepted-configuration.bundle"), "{").unwrap();
+        let refused = start("first").await.unwrap_err();
+        assert!(refused.errors().any(|d| d.file.contains("accepted-configuration.bundle")), "{refused:?}");
     }
 
     #[tokio::test]

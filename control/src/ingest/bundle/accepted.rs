@@ -1,5 +1,6 @@
 //! Which signed configuration was taken last: an older one is not taken again, though its signature is still good. Whoever kept an old
-//! bundle, or took it from somewhere, cannot bring back with it what was put right since.
+//! bundle, or took it from somewhere, cannot bring back with it what was put right since. And the last one itself, for a start that finds
+//! nothing good.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,12 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::Verified;
+use super::{BundleError, Verified, VerifyingKey, verify};
 
 /// Its file in the state directory.
 const FILE: &str = "accepted-configuration.json";
+/// And that of what was taken, as a bundle.
+const BUNDLE: &str = "accepted-configuration.bundle";
 
 /// So much later than now by the clock here something may have been made.
 const AHEAD: time::Duration = time::Duration::DAY;
@@ -26,12 +29,19 @@ struct Accepted {
     digest: String,
 }
 
+/// It, and the whole of it.
+#[derive(Debug)]
+struct Taken {
+    accepted: Accepted,
+    bundle: Result<String, BundleError>,
+}
+
 /// Remembers what was taken. Cloning it shares it.
 #[derive(Clone, Debug)]
 pub struct Memory {
     directory: PathBuf,
     /// What was taken while nothing is started yet; none once everything is.
-    waits: Arc<Mutex<Option<Option<Accepted>>>>,
+    waits: Arc<Mutex<Option<Option<Taken>>>>,
     /// An older one is taken as well; once it was, those between them are newer.
     older: bool,
 }
@@ -126,29 +136,70 @@ impl Memory {
         ))
     }
 
+    /// What was taken last, if its signature counts still, and where it is kept. None where nothing is kept.
+    ///
+    /// # Errors
+    /// It is damaged, nobody who counts has signed it, or something else was taken since.
+    pub fn last(&self, keys: &[VerifyingKey]) -> Option<(PathBuf, Result<Verified, String>)> {
+        let path = self.directory.join(BUNDLE);
+        if !path.exists() {
+            return None;
+        }
+        let last = verify(&path, keys).map_err(|error| error.to_string()).and_then(|last| {
+            // The word about it may be damaged itself. What it says otherwise holds: that this one is not the last.
+            let damaged = |path: &Path| {
+                let text = std::fs::read(path);
+                text.is_ok_and(|text| serde_json::from_slice::<Accepted>(&text).is_err())
+            };
+            if !damaged(&self.path()) {
+                self.check(&last)?;
+            }
+            Ok(last)
+        });
+        Some((path, last))
+    }
+
     /// Whole or not at all, also where the power goes.
-    fn write(&self, text: &str) -> std::io::Result<()> {
-        let partial = self.directory.join(format!(".{FILE}.partial"));
+    fn write(&self, file: &str, text: &str) -> std::io::Result<()> {
+        let partial = self.directory.join(format!(".{file}.partial"));
         let mut out = std::fs::File::create(&partial)?;
         out.write_all(text.as_bytes())?;
         out.sync_all()?;
-        std::fs::rename(&partial, self.path())?;
+        std::fs::rename(&partial, self.directory.join(file))?;
         std::fs::File::open(&self.directory)?.sync_all()
     }
 
     /// It was taken.
     pub fn took(&self, new: &Verified) {
-        let Verified { revision, created, digest, .. } = new.clone();
-        let taken = Accepted { revision, created, digest };
+        let Verified { revision, created, digest, .. } = new;
+        let accepted =
+            Accepted { revision: revision.clone(), created: created.clone(), digest: digest.clone() };
+        let taken = Taken { accepted, bundle: new.bundle() };
         match &mut *self.waits.lock() {
             Some(waiting) => *waiting = Some(taken),
             None => self.keep(&taken),
         }
     }
 
-    fn keep(&self, taken: &Accepted) {
-        let written = serde_json::to_string_pretty(taken).map_err(std::io::Error::other);
-        if let Err(error) = written.and_then(|text| self.write(&text)) {
+    fn keep(&self, taken: &Taken) {
+        let known = std::fs::read(self.path()).ok();
+        let known = known.and_then(|text| serde_json::from_slice::<Accepted>(&text).ok());
+        if known.as_ref() == Some(&taken.accepted) && self.directory.join(BUNDLE).exists() {
+            return;
+        }
+        // It before the word about it: the other way round an older one would be kept as the last.
+        let kept = match &taken.bundle {
+            Ok(text) => self.write(BUNDLE, text).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = kept {
+            tracing::error!(
+                file = %self.directory.join(BUNDLE).display(), error,
+                "the configuration that was taken cannot be kept: a start that finds nothing good has nothing to go on with"
+            );
+        }
+        let written = serde_json::to_string_pretty(&taken.accepted).map_err(std::io::Error::other);
+        if let Err(error) = written.and_then(|text| self.write(FILE, &text)) {
             tracing::error!(
                 file = %self.path().display(), %error,
                 "which configuration was taken cannot be written down: an older one might be taken after it"
@@ -168,6 +219,7 @@ mod tests {
             digest: format!("sha256:{revision}"),
             key: "k".to_owned(),
             files: Default::default(),
+            signatures: Vec::new(),
         }
     }
 

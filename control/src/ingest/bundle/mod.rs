@@ -69,6 +69,24 @@ pub struct Verified {
     /// It.
     #[serde(skip)]
     pub files: Files,
+    /// By whom it is signed, as it was written.
+    #[serde(skip)]
+    signatures: Vec<Signature>,
+}
+
+impl Verified {
+    /// It as a bundle, whatever it was read from.
+    fn bundle(&self) -> Result<String, BundleError> {
+        let sealed = Sealed {
+            form: FORM.to_owned(),
+            revision: self.revision.clone(),
+            created: self.created.clone(),
+            digest: self.digest.clone(),
+            signatures: self.signatures.clone(),
+            files: Some(self.files.clone()),
+        };
+        serde_json::to_string(&sealed).map_err(|error| BundleError::Form(error.to_string()))
+    }
 }
 
 /// Why configuration is not taken.
@@ -238,8 +256,8 @@ fn check(sealed: Sealed, files: Files, keys: &[VerifyingKey]) -> Result<Verified
         let signature = BASE64.decode(&one.signature).unwrap_or_default();
         if key.verifies(text.as_bytes(), &signature) {
             let digest = format!("sha256:{}", sha256_hex(text.as_bytes()));
-            let Sealed { revision, created, .. } = sealed;
-            return Ok(Verified { revision, created, digest, key: key.name(), files });
+            let Sealed { revision, created, signatures, .. } = sealed;
+            return Ok(Verified { revision, created, digest, key: key.name(), files, signatures });
         }
         changed = Some(one.key.clone());
     }
