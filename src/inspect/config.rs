@@ -1,12 +1,17 @@
 //! `weft proxy-config`: what a proxy has of each kind, by its admin interface.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use http_body_util::Full;
 use serde_json::Value;
+use weft_control::model::World;
+
+use crate::configuration;
+use crate::explain::seen::Sources;
 
 use super::{Output, PATIENCE, address, ask, ask_json, rows};
 
@@ -25,6 +30,9 @@ pub struct ConfigArgs {
     /// log: what is to be logged from now on, such as debug, or info,weft_proxy::xds=debug
     #[arg(long, value_name = "RULES")]
     level: Option<String>,
+    /// clusters: the directory of YAML that describes the mesh, to tell where each cluster's DestinationRule is written
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// How it is printed
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -70,6 +78,10 @@ pub fn main(args: &ConfigArgs) -> anyhow::Result<()> {
     if args.level.is_some() {
         bail!("--level is for weft proxy-config log");
     }
+    if args.dir.is_some() && args.what != What::Clusters {
+        bail!("--dir is for weft proxy-config clusters");
+    }
+    let world = args.dir.as_ref().map(|dir| configuration::read(dir)).transpose()?;
     let page = match args.what {
         What::Endpoints => "/clusters?format=json",
         What::Secrets => "/certs",
@@ -79,6 +91,9 @@ pub fn main(args: &ConfigArgs) -> anyhow::Result<()> {
     let mut all = pick(args.what, &found);
     if let Some(part) = &args.name {
         all.retain(|(name, _)| name.contains(part));
+    }
+    if args.what == What::Clusters {
+        name_rules(&mut all, world.as_ref());
     }
     match (args.output, args.what) {
         (Output::Json, _) => {
@@ -165,6 +180,26 @@ fn pick(what: What, page: &Value) -> Vec<(String, Value)> {
     all
 }
 
+/// Says of each cluster which DestinationRule it follows, from the path that control planes write into its metadata.
+fn name_rules(clusters: &mut [(String, Value)], world: Option<&World>) {
+    let sources = Sources { world };
+    for (_, cluster) in clusters {
+        let path = cluster["metadata"]["filter_metadata"]["istio"]["config"].as_str();
+        let Some(rule) = path.and_then(|path| sources.object(path)) else { continue };
+        cluster["weft.dev/rule"] = serde_json::json!({"object": rule.object, "at": rule.at});
+    }
+}
+
+/// The same in a cell.
+fn rule(cluster: &Value) -> String {
+    let rule = &cluster["weft.dev/rule"];
+    match (text(&rule["object"]), text(&rule["at"])) {
+        (object, _) if object.is_empty() => dash(""),
+        (object, at) if at.is_empty() => object,
+        (object, at) => format!("{object} ({at})"),
+    }
+}
+
 /// Host and port.
 fn socket(address: &Value) -> String {
     let socket = &address["socket_address"];
@@ -220,11 +255,12 @@ fn table(what: What, all: &[(String, Value)]) -> String {
                         dash(subset),
                         (*direction).to_owned(),
                         kind,
+                        rule(one),
                     ],
-                    _ => vec![name.clone(), dash(""), dash(""), dash(""), kind],
+                    _ => vec![name.clone(), dash(""), dash(""), dash(""), kind, rule(one)],
                 });
             }
-            &["HOST", "PORT", "SUBSET", "DIRECTION", "TYPE"]
+            &["HOST", "PORT", "SUBSET", "DIRECTION", "TYPE", "RULE"]
         }
         What::Endpoints => {
             for (name, one) in all {
@@ -413,7 +449,30 @@ mod tests {
             of(What::Listeners),
             "virtualInbound 0.0.0.0:15006 port 80, to 10.0.0.0/8, over tls cluster inbound|80||"
         );
-        assert_eq!(of(What::Clusters), "a.b 80 v1 outbound EDS");
+        assert_eq!(of(What::Clusters), "a.b 80 v1 outbound EDS -");
         assert_eq!(of(What::Routes), "80 a, and 2 more /x* by canary 9 c1");
+    }
+
+    #[test]
+    fn a_clusters_rule_is_named_with_its_place_where_that_is_known() {
+        let path = "/apis/networking.istio.io/v1/namespaces/shop/destination-rule/cart";
+        let clusters = || {
+            let metadata = json!({"filter_metadata": {"istio": {"config": path}}});
+            let cluster = json!({"name": "outbound|80||a.b", "type": "EDS", "metadata": metadata});
+            vec![("outbound|80||a.b".to_owned(), cluster)]
+        };
+        let shown = |world: Option<&World>| {
+            let mut all = clusters();
+            name_rules(&mut all, world);
+            table(What::Clusters, &all).lines().nth(1).unwrap_or_default().to_owned()
+        };
+        assert!(shown(None).ends_with("DestinationRule shop/cart"), "{}", shown(None));
+        let rule = "\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: cart, namespace: shop}\nspec: {host: a.b}\n";
+        let world = weft_control::ingest::load_str("mesh.yaml", rule).into_result().unwrap();
+        assert!(
+            shown(Some(&world)).contains("DestinationRule shop/cart (mesh.yaml:2)"),
+            "{}",
+            shown(Some(&world))
+        );
     }
 }

@@ -376,6 +376,12 @@ fn outbound(
         "connect_timeout": seconds(connect.get()),
         "metadata": service_metadata(service, subset),
     });
+    if let Some(rule) = rule {
+        // As istiod names the object that says what the cluster is like; records of requests have it from here.
+        let (namespace, name) = (&rule.meta.namespace, &rule.meta.name);
+        let config = format!("/apis/networking.istio.io/v1/namespaces/{namespace}/destination-rule/{name}");
+        cluster["metadata"]["filter_metadata"]["istio"]["config"] = config.into();
+    }
     match service.resolution {
         _ if as_chosen(service, &policy) => {
             cluster["type"] = "ORIGINAL_DST".into();

@@ -454,6 +454,19 @@ spec: {host: a, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3}}}
 }
 
 #[test]
+fn a_cluster_names_the_rule_that_it_follows() {
+    let rule = |text: &str| cluster(text)["metadata"]["filter_metadata"]["istio"]["config"].clone();
+    let written = "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: fast, namespace: n}
+spec: {host: a}
+---
+";
+    assert_eq!(rule(written), "/apis/networking.istio.io/v1/namespaces/n/destination-rule/fast");
+    assert_eq!(rule(""), Value::Null);
+}
+
+#[test]
 fn the_proxy_protocol_wraps_every_transport() {
     let header = |socket: &Value| socket["typed_config"]["config"].clone();
     let rule = "trafficPolicy: {proxyProtocol: {version: V2}, tls: {mode: DISABLE}}";

@@ -11,7 +11,7 @@ use weft_control::model::World;
 use crate::inspect::{Proxies, Record};
 
 pub use join::Hop;
-use sources::Sources;
+pub(crate) use sources::Sources;
 
 /// A request, as its proxies have kept it.
 pub struct Told<'a> {

@@ -6,15 +6,15 @@ use weft_control::model::{Meta, World};
 use crate::explain::Origin;
 
 /// Where objects may be written.
-pub(super) struct Sources<'a> {
+pub(crate) struct Sources<'a> {
     /// A directory's state, or a cluster's; none if nobody named one.
-    pub(super) world: Option<&'a World>,
+    pub(crate) world: Option<&'a World>,
 }
 
 impl Sources<'_> {
     /// The object of a path such as `/apis/networking.istio.io/v1/namespaces/shop/virtual-service/canary`, which Istio writes into
     /// metadata of routes and clusters.
-    pub(super) fn object(&self, path: &str) -> Option<Origin> {
+    pub(crate) fn object(&self, path: &str) -> Option<Origin> {
         let mut parts = path.rsplit('/');
         let (name, kind, namespace) = (parts.next()?, parts.next()?, parts.next()?);
         let kind: String = kind.split('-').map(capital).collect();
