@@ -1,4 +1,5 @@
-//! What an operator asks of a cluster from outside: `weft analyze`, `weft describe` and `weft drift`.
+//! What an operator asks of a cluster from outside: `weft analyze`, `weft describe` and `weft drift`; and `weft quarantine`, which writes
+//! into it.
 
 use std::path::Path;
 use std::process::Output;
@@ -124,4 +125,40 @@ spec: {hosts: [lost.example], gateways: [nowhere], http: [{route: [{destination:
     let output = ask(&stranger, &["drift", directory.path().to_str().unwrap()]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("virtualservices"), "{said}");
+    a_pod_is_put_under_quarantine_and_released(&server, &admin);
+}
+
+fn a_pod_is_put_under_quarantine_and_released(server: &Server, admin: &Path) {
+    let done = |args: &[&str]| -> Value {
+        let output = ask(admin, &[&["quarantine", "--output", "json"], args].concat());
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let listed = || done(&["--list"])["quarantines"].clone();
+    let told = done(&["shop/v1", "--reason", "talks to a miner"]);
+    assert_eq!((&told["state"], &told["changed"]), (&"quarantined".into(), &true.into()), "{told:#}");
+    let policy = server.get("authorizationpolicy", "shop", "weft-quarantine-v1");
+    assert_eq!(policy["metadata"]["annotations"]["weft.dev/quarantine"], "v1", "{policy:#}");
+    assert_eq!(
+        (&policy["spec"]["action"], &policy["spec"]["rules"]),
+        (&"DENY".into(), &serde_json::json!([{}]))
+    );
+    let all = listed();
+    assert_eq!(
+        (&all[0]["workload"], &all[0]["reason"]),
+        (&"shop/v1".into(), &"talks to a miner".into()),
+        "{all:#}"
+    );
+    assert_eq!(done(&["v1"])["changed"], false, "once more changes nothing");
+
+    // Who is not there cannot be meant.
+    let output = ask(admin, &["quarantine", "shop/nobody"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("there is no workload shop/nobody"), "{said}");
+    let told = done(&["--undo", "shop/v1"]);
+    assert_eq!((&told["state"], &told["changed"]), (&"released".into(), &true.into()), "{told:#}");
+    let gone = server.try_kubectl(&["-n", "shop", "get", "authorizationpolicy", "weft-quarantine-v1"], "");
+    assert!(gone.is_err_and(|error| error.contains("NotFound")));
+    assert_eq!(listed(), serde_json::json!([]));
+    assert_eq!(done(&["--undo", "shop/v1"])["changed"], false);
 }
