@@ -546,3 +546,42 @@ async fn told_to_end() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches;
+
+    use super::*;
+
+    fn parse(flags: &[&str]) -> ControlArgs {
+        let command = ControlArgs::augment_args(clap::Command::new("control"));
+        let words = [&["control", "--config-dir", "mesh"], flags].concat();
+        ControlArgs::from_arg_matches(&command.try_get_matches_from(words).expect("flags"))
+            .expect("arguments")
+    }
+
+    /// They are two names of one setting.
+    #[tokio::test]
+    async fn as_many_proxies_are_brought_to_a_new_state_at_a_time_as_either_flag_says() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("mesh.yaml"), "").unwrap();
+        let watcher = Watcher::start(directory.path()).await.unwrap();
+        for (flags, most) in
+            [(&["--push-throttle", "2"][..], 2), (&["--max-concurrent-pushes", "3"], 3), (&[], 100)]
+        {
+            let (_trust, trust) = watch::channel(Arc::default());
+            let queue = Queue::follow(watcher.subscribe(), trust, parse(flags).push_throttle);
+            let mut held = Vec::new();
+            for _ in 0..most {
+                held.push(queue.permit().await.unwrap());
+            }
+            tokio::select! {
+                biased;
+                _ = queue.permit() => panic!("{flags:?}: more than {most} at a time"),
+                () = tokio::task::yield_now() => {}
+            }
+            held.pop();
+            drop(queue.permit().await.unwrap());
+        }
+    }
+}

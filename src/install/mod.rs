@@ -178,7 +178,10 @@ mod tests {
                 assert!(find(&all, kind, name).is_some(), "{kind} {name}");
             }
         }
-        assert!(notes.contains("PILOT_ENABLE_WORKLOAD_ENTRY_AUTOREGISTRATION"), "{notes}");
+        let variables = container["env"].as_array().unwrap();
+        let registration = json!({"name": "PILOT_ENABLE_WORKLOAD_ENTRY_AUTOREGISTRATION", "value": "true"});
+        assert!(variables.contains(&registration), "{variables:?}");
+        assert!(notes.contains("percent are traced"), "{notes}");
         // Mesh, cluster and network reach each sidecar.
         let injector =
             find(&all, "ConfigMap", "istiod-injector").unwrap()["data"]["values"].as_str().unwrap();
@@ -254,6 +257,36 @@ mod tests {
             ),
             (json!({"values": {"pilot": {"env": {"EXTERNAL_ISTIOD": true}}}}), vec!["EXTERNAL_ISTIOD"]),
             (json!({"namespace": "elsewhere"}), vec!["elsewhere", "istio-system"]),
+            // What would have no effect.
+            (
+                json!({"values": {"pilot": {"env": {"WEFT_LOG": "debug"}}}}),
+                vec!["WEFT_LOG", "values.pilot.logLevel"],
+            ),
+            (
+                json!({"components": {"pilot": {"k8s": {"replicaCount": 3}}}}),
+                vec!["components.pilot.k8s.replicaCount", "hpaSpec.minReplicas"],
+            ),
+            (
+                json!({"gateways": {"ingress": {"k8s": {"replicaCount": 3}}}}),
+                vec!["gateways.ingress.k8s.replicaCount", "hpaSpec.minReplicas"],
+            ),
+            (
+                json!({"gateways": {"egress": {"service": {"type": "NodePort"}}}}),
+                vec!["gateways.egress.enabled: true"],
+            ),
+            (
+                json!({"values": {"pilot": {"certificateSigner": {"name": "a.example/b"}}}}),
+                vec!["values.pilot.certificateSigner", "roots"],
+            ),
+            (
+                json!({"revision": "canary", "values": {"pilot": {"traceSampling": 5}}}),
+                vec!["traceSampling", "canary"],
+            ),
+            (
+                json!({"revision": "canary", "values": {"meshConfig": {"trustDomain": "x.org"}}}),
+                vec!["meshConfig", "canary"],
+            ),
+            (json!({"serviceMonitors": {"labels": {"a": "b"}}}), vec!["serviceMonitors.enabled: true"]),
             (
                 json!({"components": {"pilot": {"k8s": {"hpaSpec": {"minReplicas": 0}}}}}),
                 vec!["hpaSpec.minReplicas"],
@@ -267,6 +300,24 @@ mod tests {
             for word in words {
                 assert!(error.contains(word), "{values}: {error}");
             }
+        }
+    }
+
+    /// What the control plane reads of its environment, a value may set, but for what the chart says itself.
+    #[test]
+    fn the_chart_takes_the_variables_that_the_control_plane_reads() {
+        use clap::Args;
+        let command = weft_control::app::ControlArgs::augment_args(clap::Command::new("control"));
+        let read =
+            command.get_arguments().filter_map(|argument| argument.get_env()?.to_str().map(str::to_owned));
+        for name in read.filter(|name| !["POD_NAME", "POD_NAMESPACE", "WEFT_LOG"].contains(&name.as_str())) {
+            let mut values = json!({});
+            values["values"]["pilot"]["env"][&name] = "7s".into();
+            let all = objects(values).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            let istiod = find(&all, "Deployment", "istiod").unwrap();
+            let variables = &istiod["spec"]["template"]["spec"]["containers"][0]["env"];
+            let is_there = variables.as_array().unwrap().contains(&json!({"name": name, "value": "7s"}));
+            assert!(is_there, "{name}: {variables}");
         }
     }
 

@@ -69,8 +69,8 @@ fn helm_and_weft_install_give_the_same() {
             "ports": [{"name": "tcp", "port": 5432, "targetPort": 15432}]}}},
         "values": {
             "global": {"hub": "r.example:5000/x", "tag": "9", "imagePullPolicy": "Always", "imagePullSecrets": ["one", "two"]},
-            "meshConfig": {"trustDomain": "example.org", "defaultConfig": {"proxyMetadata": {"A": "yes"}}},
-            "pilot": {"env": {"PILOT_PUSH_THROTTLE": 50, "WEFT_LOG": "debug"},
+            "meshConfig": {"defaultConfig": {"proxyMetadata": {"A": "yes"}}},
+            "pilot": {"env": {"PILOT_PUSH_THROTTLE": 50, "PILOT_DEBOUNCE_MAX": "5s"},
                 "certificateSigner": {"name": "mesh.example.com/workloads", "roots": "mesh-roots"}},
             "sidecarInjectorWebhook": {"nativeSidecars": false, "failurePolicy": "Ignore",
                 "neverInjectSelector": [{"matchLabels": {"a": "b"}}]},
@@ -86,6 +86,7 @@ fn helm_and_weft_install_give_the_same() {
         profile("production"),
         file(&design),
         file(&own),
+        vec!["--set".to_owned(), "values.meshConfig.trustDomain=example.org".to_owned()],
     ] {
         let mut command = helm(home.path());
         command.args(["lint", "--strict", "--namespace", "istio-system"]).args(&arguments).arg(&chart);
@@ -127,6 +128,9 @@ fn both_refuse_the_same() {
         ("values.pilot.traceSamplin=1", vec!["traceSamplin"]),
         ("values.pilot.env.FOO=1", vec!["values.pilot.env.FOO", "PILOT_PUSH_THROTTLE"]),
         ("namespace=elsewhere", vec!["elsewhere"]),
+        ("components.pilot.k8s.replicaCount=3", vec!["replicaCount", "hpaSpec.minReplicas"]),
+        ("gateways.egress.k8s.replicaCount=3", vec!["gateways.egress", "enabled: true"]),
+        ("values.pilot.certificateSigner.name=a.example/b", vec!["certificateSigner", "roots"]),
         ("gateways.ingress.enabled=7", vec!["enabled", "boolean"]),
         ("values.pilot.traceSampling=101", vec!["traceSampling", "100"]),
     ] {
