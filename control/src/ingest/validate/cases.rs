@@ -154,6 +154,15 @@ fn virtual_services() {
         (routed("match: [{headers: {'a b': {exact: c}}}]"), "spec.http[0].match[0].headers.a b"),
         (routed("match: [{headers: {x-user: {}}}]"), ""),
         (
+            routed("headers: {request: {set: {x-a: '50%'}}}"),
+            "spec.http[0].headers.request.set.x-a: the format ends inside a command",
+        ),
+        (
+            routed("headers: {response: {add: {x-a: '%DOWNSTREAM_REMOTE_ADDRESS% %RESPONSE_COD%'}}}"),
+            "spec.http[0].headers.response.add.x-a: unknown command operator %RESPONSE_COD%",
+        ),
+        (routed("headers: {response: {add: {x-a: '%DOWNSTREAM_REMOTE_ADDRESS% 50%%'}}}"), ""),
+        (
             routed("headers: {request: {set: {x-a: b}, remove: ['a b']}}"),
             "spec.http[0].headers.request.remove",
         ),

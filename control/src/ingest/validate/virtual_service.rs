@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use base64::Engine;
 
 use super::super::diagnostic::Findings;
+use super::telemetry::format;
 use super::{export_to, host, period, period_or_zero, port, regex};
 use crate::model::host::covers;
 use crate::model::values::{Percent, StringMatch};
@@ -390,6 +391,9 @@ fn headers(findings: &mut Findings, path: &str, headers: Option<&Headers>) {
             if http::HeaderValue::from_str(value).is_err() {
                 let path = format!("{path}.headers.{side}.{what}.{name}");
                 findings.error(path, "the value has a character that headers cannot carry", "");
+            } else if value.contains('%') {
+                // Proxies put something in the place of commands.
+                format(findings, &format!("{path}.headers.{side}.{what}.{name}"), value);
             }
         }
     }
