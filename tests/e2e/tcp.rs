@@ -184,3 +184,84 @@ fn slow_readers_stop_their_writers_and_cost_the_proxy_next_to_no_memory() {
     drop((clients, servers));
     eventually("all of them are given back", || open() < 80);
 }
+
+/// A record that begins TLS and asks for a server.
+fn hello(name: &str) -> Vec<u8> {
+    let config = rustls::ClientConfig::builder_with_provider(weft_certs::provider().clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = rustls::pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    let mut connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut bytes = Vec::new();
+    connection.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_connection_goes_to_the_cluster_that_its_server_name_names() {
+    let (named, other) =
+        (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let server = Management::start();
+    let ip = "127.65.1.1";
+    let listener = format!(
+        "
+'@type': envoy.config.listener.v3.Listener
+name: tcp
+address: {{socket_address: {{address: {ip}, port_value: 8080}}}}
+listener_filters:
+- name: envoy.filters.listener.tls_inspector
+  typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}
+filter_chains:
+- filters:
+  - name: envoy.filters.network.sni_cluster
+    typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.sni_cluster.v3.SniCluster}}
+  - name: tcp
+    typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: named, cluster: other}}
+"
+    );
+    let at = |listener: &TcpListener| listener.local_addr().unwrap();
+    let name = "outbound_.80_.v1_.web.shop.svc.cluster.local";
+    server.push(&all(&[cluster(name, at(&named), ""), cluster("other", at(&other), ""), listener]));
+    let (xds, admin) = (server.address.to_string(), format!("{ip}:15000"));
+    let _proxy = Logged::weft(&[
+        "proxy",
+        "--xds-address",
+        &xds,
+        "--xds-plaintext",
+        "--admin-address",
+        &admin,
+        "--concurrency",
+        "1",
+    ]);
+    let admin: SocketAddr = admin.parse().unwrap();
+    eventually("the listener", || {
+        assert_eq!(server.heard(ResourceType::Listener, 1).flatten(), None);
+        get(admin, "/listeners").is_ok_and(|a| a.1.contains("8080"))
+    });
+    let send = |bytes: &[u8]| {
+        let mut client = TcpStream::connect(format!("{ip}:8080")).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client.write_all(bytes).unwrap();
+        client
+    };
+    // The case of a name does not matter, and its bytes come as they were sent.
+    let sent = hello("OUTBOUND_.80_.v1_.web.shop.svc.cluster.local");
+    let _client = send(&sent);
+    let (mut taken, _) = named.accept().unwrap();
+    let mut got = vec![0; sent.len()];
+    taken.read_exact(&mut got).unwrap();
+    assert_eq!(got, sent);
+    // Without a name it is as configured; a name that no cluster has leads nowhere.
+    let _plain = send(b"plain text");
+    let (mut taken, _) = other.accept().unwrap();
+    taken.read_exact(&mut [0; 10]).unwrap();
+    let mut nowhere = send(&hello("outbound_.80_.v9_.web.shop.svc.cluster.local"));
+    let ended = nowhere.read(&mut [0; 1]);
+    assert!(
+        ended.as_ref().is_ok_and(|n| *n == 0) || ended.is_err_and(|e| e.kind() == ErrorKind::ConnectionReset)
+    );
+    let text = get(admin, "/stats").unwrap().1;
+    assert!(text.lines().any(|line| line == "tcp.named.downstream_cx_no_route: 1"), "{text}");
+}

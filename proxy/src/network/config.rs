@@ -8,6 +8,7 @@ use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3
 use xds_protos::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit;
 use xds_protos::envoy::extensions::filters::network::ratelimit::v3::RateLimit;
 use xds_protos::envoy::extensions::filters::network::rbac::v3::Rbac;
+use xds_protos::envoy::extensions::filters::network::sni_cluster::v3::SniCluster;
 use xds_protos::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use xds_protos::envoy::tcp::metadataexchange::config::MetadataExchange;
 use xds_protos::stats::PluginConfig;
@@ -46,6 +47,7 @@ impl NetworkChain {
     ) -> Result<Self, Vec<ConfigError>> {
         let mut terminal = None;
         let mut reports = None;
+        let mut by_server_name = false;
         let (mut guards, mut admissions) = (Vec::new(), Vec::new());
         for (i, filter) in filters.iter().enumerate() {
             let path = format!("filters[{i}]");
@@ -62,7 +64,15 @@ impl NetworkChain {
                 .map_err(at("typed_config"))
                 .map_err(at(path))?
             {
-                Filter::Terminal(t) => terminal = Some(t),
+                Filter::Terminal(mut t) => {
+                    if let Terminal::Tcp(config) = &mut t
+                        && let Some(config) = Arc::get_mut(config).filter(|_| by_server_name)
+                    {
+                        config.go_by_server_name(ctx);
+                    }
+                    terminal = Some(t);
+                }
+                Filter::ByServerName => by_server_name = true,
                 Filter::Guard(guard) => guards.push(guard),
                 Filter::Admission(admission) => admissions.push(admission),
                 Filter::Stats(wanted) => reports = Some(wanted),
@@ -85,6 +95,8 @@ enum Filter {
     Admission(Admission),
     /// Istio's metrics are wanted of what follows.
     Stats(Reports),
+    /// What follows goes to the cluster that the TLS server name names.
+    ByServerName,
     /// Accepted for what others do with it.
     Nothing,
 }
@@ -138,6 +150,9 @@ fn one(
         }
         let changes = Changes::compile(&config)?;
         return Ok(Filter::Stats(Reports { every, changes: Arc::new(changes) }));
+    }
+    if any.is::<SniCluster>() {
+        return Ok(Filter::ByServerName);
     }
     if any.is::<MetadataExchange>() {
         return Ok(Filter::Nothing);

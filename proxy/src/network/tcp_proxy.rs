@@ -19,7 +19,7 @@ use crate::filters::peer_metadata::local_workload;
 use crate::identity::tls::ConnectOptions;
 use crate::io::{ConnectionInfo, CopyEnd, Direction, Io, Origin, TlsInfo, copy_bidirectional};
 use crate::state::error::collect;
-use crate::state::{CompileContext, ConfigError, Slot};
+use crate::state::{CompileContext, ConfigError, Slot, SlotTable};
 use crate::telemetry::access_log::{AccessLog, AccessLogConfig, LogContext, LogType};
 use crate::telemetry::istio::{Changes, Far, Reporter, Side};
 use crate::telemetry::registry::{Counter, Gauge, Group};
@@ -32,6 +32,8 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub struct TcpProxyConfig {
     /// Clusters and their weights.
     clusters: Vec<(Arc<Slot<Cluster>>, u32)>,
+    /// All clusters, where the TLS server name is the name of one.
+    by_server_name: Option<Arc<SlotTable<Cluster>>>,
     idle_timeout: Option<Duration>,
     max_duration: Option<Duration>,
     /// How much longer than that a connection may last by chance, as a part of it.
@@ -163,6 +165,7 @@ impl TcpProxyConfig {
         let side = if direction == Direction::Inbound { Side::Destination } else { Side::Source };
         Ok(Self {
             clusters,
+            by_server_name: None,
             idle_timeout: time(proto.idle_timeout.as_ref(), Some(IDLE)),
             max_duration: time(proto.max_downstream_connection_duration.as_ref(), None),
             duration_jitter: proto
@@ -178,8 +181,22 @@ impl TcpProxyConfig {
         })
     }
 
+    /// Connections go to the cluster that their TLS server name names, as far as they have one.
+    pub fn go_by_server_name(&mut self, ctx: &CompileContext) {
+        self.by_server_name = Some(ctx.clusters.table().clone());
+    }
+
+    /// The cluster that a connection goes to; none where it names one that is not there.
+    fn choose(&self, server_name: Option<&str>) -> Option<Arc<Slot<Cluster>>> {
+        match (&self.by_server_name, server_name.filter(|name| !name.is_empty())) {
+            // What strangers say must not make slots.
+            (Some(table), Some(name)) => table.find(name),
+            _ => Some(self.by_weight().clone()),
+        }
+    }
+
     /// One of the clusters, by weight.
-    fn choose(&self) -> &Arc<Slot<Cluster>> {
+    fn by_weight(&self) -> &Arc<Slot<Cluster>> {
         let total: u64 = self.clusters.iter().map(|(_, w)| u64::from(*w)).sum();
         let mut point = if self.clusters.len() > 1 { fastrand::u64(..total.max(1)) } else { 0 };
         for (slot, weight) in &self.clusters {
@@ -197,10 +214,10 @@ pub async fn serve(downstream: Io, info: &Rc<ConnectionInfo>, config: &TcpProxyC
     let mut stream = StreamInfo::new(None);
     config.stats.total.inc();
     config.stats.active.add(1);
-    let slot = config.choose();
+    let slot = config.choose(info.sni.as_deref());
     let mut callee = Callee::default();
     let living = Rc::new(Living::new(config.stats.rx_bytes, config.stats.tx_bytes));
-    relay(downstream, info, config, slot, &mut stream, &mut callee, &living, drain).await;
+    relay(downstream, info, config, slot.as_deref(), &mut stream, &mut callee, &living, drain).await;
     if let Some(notes) = &info.notes {
         stream.bytes_received += notes.refused.load(std::sync::atomic::Ordering::Relaxed);
         stream.metadata = notes.metadata.lock().clone();
@@ -264,13 +281,13 @@ async fn relay(
     mut downstream: Io,
     info: &ConnectionInfo,
     config: &TcpProxyConfig,
-    slot: &Slot<Cluster>,
+    slot: Option<&Slot<Cluster>>,
     stream: &mut StreamInfo,
     callee: &mut Callee,
     living: &Rc<Living>,
     mut drain: Drain,
 ) {
-    let Some(cluster) = slot.get() else {
+    let Some((slot, cluster)) = slot.and_then(|slot| Some((slot, slot.get()?))) else {
         config.stats.no_route.inc();
         stream.flags.set(Flag::NoClusterFound);
         return;
