@@ -11,12 +11,7 @@ const OF_ISTIOD: [&str; 2] = ["PILOT_", "CITADEL_"];
 const OF_SERVICES: [&str; 3] = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"];
 
 /// Variables that have no effect, each with the values that say what Weft does anyway, and what to do otherwise.
-const OBSOLETE: [(&str, &[&str], &str); 3] = [
-    (
-        "PILOT_ENABLE_CROSS_CLUSTER_WORKLOAD_ENTRY",
-        &["false"],
-        "WorkloadEntries of the one cluster that is read count, and those of no other one",
-    ),
+const OBSOLETE: [(&str, &[&str], &str); 2] = [
     (
         "PILOT_TRACE_SAMPLING",
         &[],
@@ -75,7 +70,6 @@ mod tests {
     fn what_has_no_effect_is_told_and_what_would_be_a_mistake_is_refused() {
         let fine = [
             ("PILOT_PUSH_THROTTLE", "5"),
-            ("PILOT_ENABLE_CROSS_CLUSTER_WORKLOAD_ENTRY", "false"),
             ("ENABLE_CA_SERVER", "true"),
             ("PILOT_SERVICE_HOST", "10.0.0.1"),
             ("PILOT_PORT_8080_TCP_ADDR", "10.0.0.1"),
@@ -83,15 +77,14 @@ mod tests {
         ];
         assert_eq!(of(&fine).unwrap(), [] as [&str; 0]);
         let told = of(&[
-            ("PILOT_ENABLE_CROSS_CLUSTER_WORKLOAD_ENTRY", "true"),
             ("PILOT_DISCOVERY_REFRESH_DELAY", "10s"),
             ("PILOT_TRACE_SAMPLING", "1"),
             ("PILOT_ENABLE_MAGIC", "true"),
         ])
         .unwrap();
-        assert_eq!(told.len(), 4);
-        assert!(told[0].contains("PILOT_DEBOUNCE_AFTER") && told[1].contains("of no other one"), "{told:?}");
-        assert!(told[2].contains("PILOT_ENABLE_MAGIC is no setting of Weft's"), "{told:?}");
+        assert_eq!(told.len(), 3);
+        assert!(told[0].contains("PILOT_DEBOUNCE_AFTER"), "{told:?}");
+        assert!(told[1].contains("PILOT_ENABLE_MAGIC is no setting of Weft's"), "{told:?}");
         assert!(of(&[("ENABLE_CA_SERVER", "false")]).unwrap_err().to_string().contains("--ca"));
     }
 }

@@ -16,8 +16,13 @@ use super::tls;
 /// What istiod writes for "no limit".
 const UNLIMITED: u64 = u32::MAX as u64;
 
-/// A cluster by its parts, as Istio names them: `outbound|PORT|SUBSET|HOST`.
+/// A cluster by its parts, as Istio names them: `outbound|PORT|SUBSET|HOST`, or `outbound_.PORT_.SUBSET_.HOST`, which is a server name
+/// as well.
 pub(super) fn name(cluster: &str) -> Value {
+    let by_name = cluster.strip_prefix("outbound_.").map(|rest| rest.splitn(3, "_.").collect::<Vec<_>>());
+    if let Some([port, subset, host]) = by_name.as_deref() {
+        return json!({"host": host, "subset": subset, "port": port.parse::<u16>().ok(), "byServerName": true});
+    }
     match cluster.split('|').collect::<Vec<_>>().as_slice() {
         ["outbound", port, subset, host] => json!({
             "host": host, "subset": subset, "port": port.parse::<u16>().ok(),

@@ -95,7 +95,13 @@ impl Workload {
 
 /// The workloads to run.
 pub fn workloads(world: &World) -> anyhow::Result<Vec<Workload>> {
-    let with_identity = || world.workloads().iter().filter(|w| !w.endpoint.service_account.is_empty());
+    // One that is known by its network's gateway alone runs elsewhere.
+    let with_identity = || {
+        let here = |w: &&std::sync::Arc<model::Workload>| {
+            !w.endpoint.service_account.is_empty() && !w.address().is_empty()
+        };
+        world.workloads().iter().filter(here)
+    };
     with_identity()
         .map(|entry| {
             let namesakes = with_identity().filter(|w| w.meta.name == entry.meta.name).count();
@@ -184,6 +190,8 @@ pub(crate) fn node(entry: &model::Workload, id: String) -> ProxyNode {
         own_tracing: None,
         mesh_id: String::new(),
         cluster_id: String::new(),
+        network: String::new(),
+        network_view: Vec::new(),
         interception: Interception::None,
         extensions: true,
         dns_capture: false,

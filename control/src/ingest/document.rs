@@ -13,9 +13,10 @@ use super::diagnostic::{Diagnostic, Finding, Findings};
 use super::support::{self, Class};
 use super::tree::{self, Node, Value};
 use super::{decode, normalize, validate};
-use crate::model::kubernetes::TlsSecret;
+use crate::model::kubernetes::{Ingress, KubernetesService, TlsSecret};
 use crate::model::mesh_config::MeshConfig;
 use crate::model::meta::{Kind, Meta, Object, ObjectKey, Source};
+use crate::model::networks::MeshNetworks;
 use crate::model::values::Labels;
 use crate::model::world::Objects;
 
@@ -103,6 +104,9 @@ impl Collector {
             (None, None) if looks_like_mesh_config(node) => {
                 self.take_mesh(&mut document, node, &mut findings)
             }
+            (None, None) if looks_like_networks(node) => {
+                self.take_networks(&mut document, node, &mut findings)
+            }
             _ if !matches!(node.value, Value::Map(_)) => {
                 findings.error("", format!("expected an object, found {}", node.value.describe()), "");
             }
@@ -164,7 +168,8 @@ impl Collector {
         let namespace = meta.namespace.clone();
         match kind {
             Kind::Service => {
-                if let Some(spec) = spec(document, kind, findings) {
+                if let Some(mut spec) = spec::<KubernetesService>(document, kind, findings) {
+                    spec.ingress = ingress(document.node);
                     validate::kubernetes_service(&spec, &meta, findings);
                     self.objects.services.push(Arc::new(Object { meta, spec }));
                 }
@@ -337,7 +342,7 @@ impl Collector {
                     self.objects.telemetries.push(Arc::new(Object { meta, spec }));
                 }
             }
-            Kind::Secret | Kind::MeshConfig | Kind::Pod => {}
+            Kind::Secret | Kind::MeshConfig | Kind::MeshNetworks | Kind::Pod => {}
         }
     }
 
@@ -439,13 +444,11 @@ impl Collector {
         }
     }
 
-    /// Istio's mesh-wide settings live in the ConfigMap `istio`, as text under the key `mesh`.
+    /// Istio's mesh-wide settings live in the ConfigMap `istio`, as text under the key `mesh`, and its networks beside them.
     fn take_config_map(&mut self, document: &Document<'_>, findings: &mut Findings) {
         let data = document.node.get("data");
         for entry in data.map(Node::entries).unwrap_or_default() {
-            let text = entry.node.text().unwrap_or_default();
-            let empty_networks = entry.key == "meshNetworks" && matches!(text.trim(), "" | "networks: {}");
-            if entry.key != "mesh" && !empty_networks {
+            if !["mesh", "meshNetworks"].contains(&entry.key.as_str()) {
                 findings.error(
                     format!("data.{}", entry.key),
                     "not supported by Weft yet",
@@ -457,20 +460,35 @@ impl Collector {
             findings.error("data.mesh", "missing", "put the MeshConfig there, as text");
             return;
         };
-        let Some(text) = mesh.text() else {
+        self.take_inner(document, "mesh", mesh, findings, Self::take_mesh);
+        if let Some(networks) = data.and_then(|data| data.get("meshNetworks")) {
+            self.take_inner(document, "meshNetworks", networks, findings, Self::take_networks);
+        }
+    }
+
+    /// Takes what is written as text under a key of a ConfigMap.
+    fn take_inner(
+        &mut self,
+        document: &Document<'_>,
+        key: &str,
+        value: &Node,
+        findings: &mut Findings,
+        take: impl FnOnce(&mut Self, &mut Document<'_>, &Node, &mut Findings),
+    ) {
+        let Some(text) = value.text() else {
             findings.error(
-                "data.mesh",
+                format!("data.{key}"),
                 "expected a text",
-                "begin it with \"mesh: |\" and indent the settings below",
+                format!("begin it with \"{key}: |\" and indent the settings below"),
             );
             return;
         };
         // A block of text is located by its own first line.
-        let above = mesh.line.saturating_sub(1);
+        let above = value.line.saturating_sub(1);
         match tree::parse(text) {
             Err(error) => {
                 let mut finding = Findings::default();
-                finding.error("data.mesh", error.reason, "");
+                finding.error(format!("data.{key}"), error.reason, "");
                 finding.0.iter_mut().for_each(|finding| finding.line = Some(above + error.line));
                 findings.0.append(&mut finding.0);
             }
@@ -479,9 +497,40 @@ impl Collector {
                 let node = documents.first().unwrap_or(&empty);
                 let mut inner = Document { file: document.file, node, offset: above, label: None };
                 let mut inner_findings = Findings::default();
-                self.take_mesh(&mut inner, node, &mut inner_findings);
+                take(self, &mut inner, node, &mut inner_findings);
                 inner.report(inner_findings, &mut self.diagnostics);
             }
+        }
+    }
+
+    fn take_networks(&mut self, document: &mut Document<'_>, node: &Node, findings: &mut Findings) {
+        document.label = Some("MeshNetworks".to_owned());
+        let kind = Kind::MeshNetworks;
+        let advice = |parent: &str, name: &str, known: bool| support::advise(kind, parent, name, known);
+        let Some(spec) = decode::decode::<MeshNetworks>(node, "", &advice, findings) else { return };
+        validate::mesh_networks(&spec, findings);
+        let meta = self.of_mesh(kind, "istio-system", document, node);
+        if self.enter(&meta, findings) {
+            self.objects.networks = Some(Arc::new(Object { meta, spec }));
+        }
+    }
+
+    /// The metadata of what holds for the whole mesh and has none.
+    fn of_mesh(&self, kind: Kind, namespace: &str, document: &Document<'_>, node: &Node) -> Meta {
+        Meta {
+            kind,
+            api_version: String::new(),
+            version: version_of(kind, namespace, "istio", node),
+            namespace: namespace.to_owned(),
+            name: "istio".to_owned(),
+            labels: Labels::new(),
+            annotations: Labels::new(),
+            created: None,
+            source: Source {
+                file: document.file.clone(),
+                line: node.line + document.offset,
+                position: self.position,
+            },
         }
     }
 
@@ -491,22 +540,7 @@ impl Collector {
         let advice = |parent: &str, name: &str, known: bool| support::advise(kind, parent, name, known);
         let Some(spec) = decode::decode::<MeshConfig>(node, "", &advice, findings) else { return };
         validate::mesh_config(&spec, findings);
-        let (namespace, name) = (spec.root_namespace.clone(), "istio".to_owned());
-        let meta = Meta {
-            kind,
-            api_version: String::new(),
-            version: version_of(kind, &namespace, &name, node),
-            namespace,
-            name,
-            labels: Labels::new(),
-            annotations: Labels::new(),
-            created: None,
-            source: Source {
-                file: document.file.clone(),
-                line: node.line + document.offset,
-                position: self.position,
-            },
-        };
+        let meta = self.of_mesh(kind, &spec.root_namespace, document, node);
         if self.enter(&meta, findings) {
             self.objects.mesh = Some(Arc::new(Object { meta, spec }));
         }
@@ -518,6 +552,14 @@ fn spec<T: DeserializeOwned>(document: &Document<'_>, kind: Kind, findings: &mut
     let node = document.node.get("spec").unwrap_or(&empty);
     let advice = |parent: &str, name: &str, known: bool| support::advise(kind, parent, name, known);
     decode::decode(node, "spec", &advice, findings)
+}
+
+/// The load balancers before a Service, as its status has them.
+fn ingress(node: &Node) -> Vec<Ingress> {
+    let listed = node.get("status").and_then(|s| s.get("loadBalancer")).and_then(|l| l.get("ingress"));
+    let Some(Value::List(items)) = listed.map(|listed| &listed.value) else { return Vec::new() };
+    let text = |item: &Node, key: &str| item.get(key).and_then(Node::text).unwrap_or_default().to_owned();
+    items.iter().map(|item| Ingress { ip: text(item, "ip"), hostname: text(item, "hostname") }).collect()
 }
 
 /// Key and chain of a Secret, under Kubernetes' names or Istio's older ones; `None` when it holds neither.
@@ -599,6 +641,11 @@ fn label(kind: &str, node: &Node) -> String {
         "" => kind.to_owned(),
         name => format!("{kind} {}/{name}", namespace.unwrap_or("default")),
     }
+}
+
+/// A document without apiVersion and kind is Istio's file of networks if it has them, and nothing else.
+fn looks_like_networks(node: &Node) -> bool {
+    matches!(node.entries(), [only] if only.key == "networks")
 }
 
 /// A document without apiVersion and kind is Istio's mesh file if it has one of its fields.

@@ -9,7 +9,7 @@ use crate::model::Kind;
 use crate::model::gateway_api::GROUP as GATEWAY_API_GROUP;
 
 /// Values of known enumerations that are not honoured yet.
-pub(super) const VALUES_NOT_YET: &[&str] = &["DYNAMIC_DNS", "ALLOW_ANY_DYNAMIC_DNS", "AUTO_PASSTHROUGH"];
+pub(super) const VALUES_NOT_YET: &[&str] = &["DYNAMIC_DNS", "ALLOW_ANY_DYNAMIC_DNS"];
 
 /// What an object is, by its apiVersion and kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,10 +165,6 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     (Kind::GrpcRoute, "rules", &["sessionPersistence"]),
     (Kind::GrpcRoute, "filters", &["extensionRef"]),
     (Kind::TlsRoute, "spec", &["useDefaultGateways"]),
-    // Endpoints behind another network's gateway; one network is all there is yet.
-    (Kind::WorkloadEntry, "spec", &["network"]),
-    (Kind::ServiceEntry, "endpoints", &["network"]),
-    (Kind::WorkloadGroup, "template", &["network"]),
     (
         Kind::MeshConfig,
         "",
@@ -268,7 +264,6 @@ const FIELDS_IGNORED: &[(Option<Kind>, &str, &[&str])] = &[
         "spec",
         &[
             "allocateLoadBalancerNodePorts",
-            "externalIPs",
             "externalTrafficPolicy",
             "healthCheckNodePort",
             "internalTrafficPolicy",

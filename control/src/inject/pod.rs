@@ -11,6 +11,7 @@ use super::settings::Settings;
 use super::workload::Workload;
 use super::{image, merge, metrics, probes};
 use crate::model::Labels;
+use crate::model::networks::NETWORK_LABEL;
 use crate::model::proxy_config::Layers;
 
 /// The annotation that says what was put in: who has it is not injected again.
@@ -201,6 +202,12 @@ fn environment(pod: &Value, workload: &Workload) -> Vec<(&'static str, String)> 
         ("ISTIO_META_APP_CONTAINERS", names.join(",")),
         ("ISTIO_META_POD_PORTS", Value::Array(ports).to_string()),
     ];
+    // A pod's own word goes before the installation's.
+    if let Some(network) =
+        pod["metadata"]["labels"][NETWORK_LABEL].as_str().filter(|network| !network.is_empty())
+    {
+        env.push(("ISTIO_META_NETWORK", network.to_owned()));
+    }
     if !workload.owner.name.is_empty() {
         env.push(("ISTIO_META_WORKLOAD_NAME", workload.owner.name.clone()));
         if !workload.namespace.is_empty() {
@@ -315,7 +322,7 @@ fn metadata(pod: &mut Value, workload: &Workload, settings: &Settings, status: S
         wanted.push(("security.istio.io/tlsMode", "istio".to_owned()));
     }
     if !settings.network.is_empty() {
-        wanted.push(("topology.istio.io/network", settings.network.clone()));
+        wanted.push((NETWORK_LABEL, settings.network.clone()));
     }
     for (key, value) in wanted {
         if labels[key].is_null() && !value.is_empty() {

@@ -49,6 +49,16 @@ impl World {
             moved.addresses.extend(was.symmetric_difference(&is).map(|(_, e)| Arc::from(e.address.as_str())));
         }
         moved.addresses.extend(self.moved_workloads(before));
+        // What is behind a network's gateways has moved with them.
+        let networks = self.networks().moved(before.networks());
+        if !networks.is_empty() {
+            let behind = |service: &Service| {
+                let mut of = service.endpoints.iter().map(|endpoint| self.networks().of(endpoint));
+                of.any(|network| networks.contains(network))
+            };
+            let services = self.services().iter().enumerate().filter(|(_, service)| behind(service));
+            moved.services.extend(services.map(|(index, _)| index));
+        }
         Change::Endpoints(moved)
     }
 }

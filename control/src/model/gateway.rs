@@ -33,6 +33,13 @@ pub struct Server {
     pub name: String,
 }
 
+impl Server {
+    /// Whether TLS goes on to the service that its server name says.
+    pub fn passes_by_name(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.mode == ServerTlsMode::AutoPassthrough)
+    }
+}
+
 /// A port of a gateway or of a Sidecar's listener.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

@@ -32,6 +32,22 @@ pub struct KubernetesService {
     pub publish_not_ready_addresses: bool,
     /// `None`, or `ClientIP`, which is for kube-proxy.
     pub session_affinity: String,
+    /// Addresses at which it is reached from outside.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Vec<String>,
+    /// Where load balancers take connections for it, as its status says.
+    #[serde(skip)]
+    pub ingress: Vec<Ingress>,
+}
+
+/// A load balancer's address, or its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(default)]
+pub struct Ingress {
+    /// The address; empty where there is a name.
+    pub ip: String,
+    /// The name.
+    pub hostname: String,
 }
 
 impl KubernetesService {

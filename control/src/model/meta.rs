@@ -78,6 +78,8 @@ pub enum Kind {
     WorkloadGroup,
     /// A metric of one's own.
     MetricDefinition,
+    /// Istio's networks, as a file or in the ConfigMap `istio`.
+    MeshNetworks,
 }
 
 impl Kind {
@@ -116,6 +118,7 @@ impl Kind {
             Self::ProxyConfig => "ProxyConfig",
             Self::WorkloadGroup => "WorkloadGroup",
             Self::MetricDefinition => "MetricDefinition",
+            Self::MeshNetworks => "MeshNetworks",
         }
     }
 }

@@ -153,6 +153,9 @@ impl WorkloadGroup {
         if spec.locality.is_empty() {
             spec.locality.clone_from(&entering.locality);
         }
+        if spec.network.is_empty() {
+            spec.network.clone_from(&entering.network);
+        }
         // Until the first report nobody knows.
         spec.unhealthy = entering.reports;
         let mut annotations = metadata.annotations.clone();

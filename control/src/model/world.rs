@@ -1,8 +1,9 @@
 //! The [`World`]: every object of one consistent state of the mesh, in order of precedence, with the services that
 //! follow from them.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::acme::{Acme, AcmeCertificate};
@@ -24,7 +25,9 @@ use super::lookup::{self, MergedRule};
 use super::mesh_config::MeshConfig;
 use super::meta::{Meta, Object};
 use super::metric_definition::MetricDefinition;
+use super::networks::{MeshNetworks, Networks, Sources};
 use super::peer_authentication::PeerAuthentication;
+use super::place::Place;
 use super::proxy_config::ProxyConfig;
 use super::rate_limit::RateLimit;
 use super::registry::{self, Registry};
@@ -44,6 +47,8 @@ use super::workload_group::{GROUP_ANNOTATION, WorkloadGroup};
 pub struct Objects {
     /// Mesh-wide settings; the defaults when absent.
     pub mesh: Option<Arc<Object<MeshConfig>>>,
+    /// Networks; one when absent.
+    pub networks: Option<Arc<Object<MeshNetworks>>>,
     /// Kubernetes Services.
     pub services: Vec<Arc<Object<KubernetesService>>>,
     /// ServiceEntries.
@@ -157,6 +162,9 @@ impl Objects {
         if other.mesh.is_some() {
             self.mesh.clone_from(&other.mesh);
         }
+        if other.networks.is_some() {
+            self.networks.clone_from(&other.networks);
+        }
         if let Some(backends) = &other.backends {
             let known = backends.iter().map(|(name, backends)| (name.clone(), backends.clone()));
             self.backends.get_or_insert_default().extend(known);
@@ -193,6 +201,8 @@ pub struct World {
     credentials: Arc<Credentials>,
     /// What versions on trial get.
     shares: Arc<Shares>,
+    /// Who is in which network, and how it is reached.
+    networks: Arc<Networks>,
 }
 
 #[derive(Debug)]
@@ -202,6 +212,7 @@ struct Parts {
     peer_version: u64,
     /// What the mesh-wide settings are from; none for the defaults.
     settings: Option<Arc<Object<MeshConfig>>>,
+    mesh_networks: Option<Arc<Object<MeshNetworks>>>,
     mesh: Arc<MeshConfig>,
     mesh_version: u64,
     domain: String,
@@ -282,6 +293,7 @@ impl World {
             true => (objects, Vec::new()),
             false => expand(&objects),
         };
+        let networks = networks(&objects);
         macro_rules! ordered {
             ($($kind:ident),*) => { $( let $kind = kept(in_order(objects.$kind), before.map(|b| &b.$kind)); )* };
         }
@@ -304,10 +316,12 @@ impl World {
             workload_groups,
             metric_definitions,
             secrets,
-            workload_entries,
             service_entries,
             destination_rules
         );
+        let entries =
+            objects.workload_entries.into_iter().filter(|entry| Place::here().takes(entry)).collect();
+        let workload_entries = kept(in_order(entries), before.map(|b| &b.workload_entries));
         let kubernetes = kept(in_order(objects.services), before.map(|b| &b.kubernetes));
         let written_routes = kept(in_order(objects.virtual_services), before.map(|b| &b.written_routes));
         let pods = kept(objects.pods, before.map(|b| &b.pods));
@@ -497,6 +511,7 @@ impl World {
                 shape_version,
                 peer_version,
                 settings,
+                mesh_networks: objects.networks,
                 mesh,
                 mesh_version,
                 domain: DEFAULT_DOMAIN.to_owned(),
@@ -543,6 +558,7 @@ impl World {
             denied: Arc::default(),
             credentials: Arc::default(),
             shares: Arc::default(),
+            networks: Arc::new(networks),
         }
     }
 
@@ -576,6 +592,26 @@ impl World {
         Self { shares, ..self.clone() }
     }
 
+    /// The same with these addresses for the names of networks' gateways.
+    pub fn with_gateway_names(&self, names: &BTreeMap<String, Vec<IpAddr>>) -> Self {
+        Self { networks: Arc::new(self.networks.resolved(names)), ..self.clone() }
+    }
+
+    /// Who is in which network, and how it is reached.
+    pub fn networks(&self) -> &Networks {
+        &self.networks
+    }
+
+    /// The mesh's settings of networks, where there are any.
+    pub fn mesh_networks(&self) -> Option<&Arc<Object<MeshNetworks>>> {
+        self.parts.mesh_networks.as_ref()
+    }
+
+    /// Every Kubernetes Service as it is written.
+    pub fn kubernetes_services(&self) -> &[Arc<Object<KubernetesService>>] {
+        &self.parts.kubernetes
+    }
+
     /// What versions on trial get.
     pub fn shares(&self) -> &Shares {
         &self.shares
@@ -600,7 +636,8 @@ impl World {
     pub fn version(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         let read = (self.acme.version(), self.denied.version(), self.credentials.version());
-        (self.with_keys_version(self.parts.version), read).hash(&mut hasher);
+        let networks = (self.networks.version(), self.networks.gateways_version());
+        (self.with_keys_version(self.parts.version), read, networks).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -630,6 +667,7 @@ impl World {
             && hash_of(&a.secrets) == hash_of(&b.secrets)
             && hash_of(&a.acme_certificates) == hash_of(&b.acme_certificates)
             && hash_of(&a.ip_deny_lists) == hash_of(&b.ip_deny_lists)
+            && self.networks.version() == other.networks.version()
             && self.acme.version() == other.acme.version()
             && self.denied.version() == other.denied.version()
             && self.credentials.version() == other.credentials.version()
@@ -659,6 +697,9 @@ impl World {
         same!(peer_authentications, authorization_policies, request_authentications, destination_rules);
         if self.services() != other.services() {
             return Some("services");
+        }
+        if self.networks != other.networks {
+            return Some("networks");
         }
         (!a.addresses.same(&b.addresses)).then_some("addresses")
     }
@@ -889,6 +930,21 @@ impl World {
         let indexes = self.parts.by_host.get(hostname).map(Vec::as_slice).unwrap_or_default();
         indexes.iter().map(|index| &self.services()[*index])
     }
+}
+
+/// The networks that follow from these.
+fn networks(objects: &Objects) -> Networks {
+    let settings = objects.mesh.as_ref().map(|object| object.spec.root_namespace.as_str());
+    let default = MeshConfig::default();
+    let root = settings.unwrap_or(&default.root_namespace);
+    let system = objects.namespaces.iter().find(|namespace| namespace.meta.name == root);
+    Networks::new(&Sources {
+        mesh: objects.networks.as_ref().map(|object| &object.spec),
+        system: system.map(|namespace| &namespace.meta.labels),
+        services: &objects.services,
+        domain: DEFAULT_DOMAIN,
+        cluster: &Place::here().cluster,
+    })
 }
 
 fn in_order<T>(mut objects: Vec<Arc<Object<T>>>) -> Vec<Arc<Object<T>>> {

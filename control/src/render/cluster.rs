@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::endpoint::Wanted;
 use super::health_check;
 use super::locality::Nearness;
 use super::memo::Output;
@@ -12,7 +13,7 @@ use crate::model::destination_rule::{
     ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, H2UpgradePolicy, Http2KeepAlive, HttpPool,
     OutlierDetection, ProxyProtocol, ProxyProtocolVersion, SimpleBalancer, TcpKeepalive, TcpPool, Warmup,
 };
-use crate::model::gateway::ServerTls;
+use crate::model::gateway::{Server, ServerTls};
 use crate::model::lookup::{MergedRule, PortPolicy, effective_policy};
 use crate::model::mesh_config::InboundMode;
 use crate::model::service::{Resolution, ServiceLocation};
@@ -55,15 +56,40 @@ pub(super) fn outbound_name(port: u16, subset: &str, host: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")
 }
 
+/// `outbound_.PORT_.SUBSET_.HOST`: the server name by which clients ask for it in mutual TLS, and the cluster of who passes that on.
+pub(super) fn server_name(port: u16, subset: &str, host: &str) -> String {
+    format!("outbound_.{port}_.{subset}_.{host}")
+}
+
+/// Whether the node is a gateway that passes TLS on to the service that its server name says (AUTO_PASSTHROUGH).
+pub(super) fn passes_by_name(world: &World, node: &ProxyNode) -> bool {
+    node.kind == ProxyKind::Router
+        && world
+            .gateways_for(&node.namespace, node.selected_by(world))
+            .iter()
+            .any(|gateway| gateway.spec.servers.iter().any(Server::passes_by_name))
+}
+
 /// Port, subset and host of such a name.
 pub(super) fn outbound_parts(name: &str) -> Option<(u16, Option<&str>, &str)> {
-    let mut parts = name.strip_prefix("outbound|")?.splitn(3, '|');
+    let mut parts = match name.strip_prefix("outbound_.") {
+        Some(rest) => rest.splitn(3, "_.").collect::<Vec<_>>(),
+        None => name.strip_prefix("outbound|")?.splitn(3, '|').collect(),
+    }
+    .into_iter();
     let (port, subset, host) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?);
     Some((port, (!subset.is_empty()).then_some(subset), host))
 }
 
-/// The clusters of one service.
-pub(super) fn of_service(world: &World, node: &ProxyNode, service: &Arc<Service>, out: &mut Output<'_>) {
+/// The clusters of one service. `by_name`: the node passes on what asks for the service by its server name.
+pub(super) fn of_service(
+    world: &World,
+    node: &ProxyNode,
+    service: &Arc<Service>,
+    by_name: bool,
+    out: &mut Output<'_>,
+) {
+    let by_name = by_name && service.location == ServiceLocation::MeshInternal;
     let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);
     let peer = world.namespace_peer_mode(service.namespace()) == EffectivePeerMode::Disable;
     for port in &service.ports {
@@ -83,18 +109,24 @@ pub(super) fn of_service(world: &World, node: &ProxyNode, service: &Arc<Service>
             let place = if endpoints == 0 { String::new() } else { nearness.key() };
             let check = world.health_check(&node.namespace, service, port.number);
             let ours = (node.kind, node.extensions, check.map(|c| c.meta.version));
-            let inputs = (versions, rule.map(|r| r.version), world.mesh_version(), peer, place, ours);
-            out.put(&name, inputs, || {
-                let rules = Rules { policy, rule, subset, nearness, check };
-                outbound(world, node, service, port, rules, &name)
-            });
+            let networks = if endpoints == 0 { 0 } else { world.networks().version() };
+            let inputs =
+                (versions, rule.map(|r| r.version), world.mesh_version(), peer, place, ours, networks);
+            let rules = Rules { policy: &policy, rule, subset, nearness: &nearness, check, by_name: false };
+            out.put(&name, &inputs, || outbound(world, node, service, port, &rules, &name));
+            if by_name {
+                let name = server_name(port.number, subset.unwrap_or_default(), &service.hostname);
+                let rules = Rules { by_name, ..rules };
+                out.put(&name, &inputs, || outbound(world, node, service, port, &rules, &name));
+            }
         }
     }
 }
 
 pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
+    let by_name = passes_by_name(world, node);
     for service in services(world, node) {
-        of_service(world, node, service, out);
+        of_service(world, node, service, by_name, out);
     }
     let connect = seconds(world.mesh().connect_timeout.get());
     out.put(
@@ -349,12 +381,15 @@ fn http2_options(common: &Value, http: &HttpPool) -> Value {
 }
 
 /// What is said about a cluster beside its service.
+#[derive(Clone, Copy)]
 struct Rules<'a> {
-    policy: PortPolicy,
+    policy: &'a PortPolicy,
     rule: Option<&'a Arc<MergedRule>>,
     subset: Option<&'a str>,
-    nearness: Nearness,
+    nearness: &'a Nearness,
     check: Option<&'a Arc<Object<HealthCheck>>>,
+    /// It gets bytes that are TLS already, of clients that asked for it by its name.
+    by_name: bool,
 }
 
 fn outbound(
@@ -362,10 +397,10 @@ fn outbound(
     node: &ProxyNode,
     service: &Service,
     port: &ServicePort,
-    rules: Rules<'_>,
+    rules: &Rules<'_>,
     name: &str,
 ) -> Value {
-    let Rules { policy, rule, subset, nearness, check } = rules;
+    let Rules { policy, rule, subset, nearness, check, by_name } = *rules;
     let mesh = world.mesh();
     let pool = policy.connection_pool.clone().unwrap_or_default();
     let (tcp, http) = (pool.tcp.unwrap_or_default(), pool.http.unwrap_or_default());
@@ -383,7 +418,7 @@ fn outbound(
         cluster["metadata"]["filter_metadata"]["istio"]["config"] = config.into();
     }
     match service.resolution {
-        _ if as_chosen(service, &policy) => {
+        _ if !by_name && as_chosen(service, policy) => {
             cluster["type"] = "ORIGINAL_DST".into();
         }
         Resolution::None | Resolution::Static => {
@@ -400,9 +435,10 @@ fn outbound(
             let labels = subset.and_then(|name| {
                 rule.and_then(|r| r.spec.subsets.iter().find(|s| s.name == name)).map(|s| &s.labels)
             });
-            let assignment = super::endpoint::assignment(world, service, port, labels, &nearness, name);
+            let wanted = Wanted { service, port, labels, nearness, view: None, mutual_only: by_name };
+            let assignment = super::endpoint::assignment(world, &wanted, name);
             let empty = assignment["endpoints"].as_array().is_none_or(Vec::is_empty);
-            cluster["load_assignment"] = if empty {
+            cluster["load_assignment"] = if empty && !by_name {
                 json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
                     {"socket_address": {"address": &*service.hostname, "port_value": port.number}}}}]}]})
             } else {
@@ -430,7 +466,7 @@ fn outbound(
     if let Some(window) = window {
         cluster["metadata"]["filter_metadata"]["weft.dev"] = json!({"return_window": seconds(window.get())});
     }
-    cluster["circuit_breakers"] = breakers(Some(&policy), tcp.max_connections, &http);
+    cluster["circuit_breakers"] = breakers(Some(policy), tcp.max_connections, &http);
     let panic = policy.outlier_detection.as_ref().and_then(|o| o.min_health_percent).unwrap_or_default();
     cluster["common_lb_config"] = json!({"healthy_panic_threshold": {"value": panic}});
     if matches!(nearness, Nearness::Shares(_)) {
@@ -441,6 +477,9 @@ fn outbound(
     }
     if let Some(own) = tcp.tcp_keepalive.as_ref().or(mesh.tcp_keepalive.as_ref()) {
         cluster["upstream_connection_options"] = keepalive(own);
+    }
+    if by_name {
+        return cluster;
     }
     let common = common_options(&tcp, &http);
     let upgrade = match http.h2_upgrade_policy {
@@ -465,7 +504,7 @@ fn outbound(
     }
     let selected = rule.is_some_and(|r| r.spec.workload_selector.is_some());
     let credentials = node.kind == ProxyKind::Router || selected;
-    secure(world, service, port, subset, &policy, http2, credentials, &mut cluster);
+    secure(world, service, port, subset, policy, http2, credentials, &mut cluster);
     // Where clients choose the endpoint there is none to ask; gRPC is not spoken by HTTP/1.
     if let Some(check) = check.filter(|c| !original && (http2 || c.spec.grpc.is_none())) {
         let mutual = policy.tls.as_ref().is_none_or(|tls| tls.mode == ClientTlsMode::IstioMutual)
@@ -623,7 +662,7 @@ fn secure(
     credentials: bool,
     cluster: &mut Value,
 ) {
-    let sni = format!("outbound_.{}_.{}_.{}", port.number, subset.unwrap_or_default(), service.hostname);
+    let sni = server_name(port.number, subset.unwrap_or_default(), &service.hostname);
     let Some(settings) = &policy.tls else {
         let inside = service.location == ServiceLocation::MeshInternal;
         let wanted = world.mesh().enable_auto_mtls

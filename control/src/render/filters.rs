@@ -159,6 +159,13 @@ pub(super) fn tcp_chain(world: &World, node: &ProxyNode, way: Way, cluster: &Val
         filters.extend(authorization::custom::network_filters(world, node));
         filters.extend(authorization::network_filters(world, node));
     }
+    filters.extend(bytes(world, node, way, cluster));
+    filters
+}
+
+/// The filters of a chain whose bytes go on without anybody being asked, at the end of one: metrics and the TCP proxy.
+pub(super) fn bytes(world: &World, node: &ProxyNode, way: Way, cluster: &Value) -> Vec<Value> {
+    let mut filters = Vec::new();
     if node.extensions {
         let config =
             typed_struct("type.googleapis.com/stats.PluginConfig", telemetry::metrics(world, node, way));

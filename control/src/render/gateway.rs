@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::filters::{Routes, Way, http_connection_manager, tcp_chain};
+use super::cluster::server_name;
+use super::filters::{Routes, Way, bytes, http_connection_manager, tcp_chain};
 use super::memo::Output;
 use super::{ProxyNode, acme, deny_list, layer4, rate_limit, route, tls};
 use crate::model::gateway::{Gateway, Server, ServerTls, ServerTlsMode};
 use crate::model::host::covers;
 use crate::model::lookup::served_hosts;
+use crate::model::service::ServiceLocation;
 use crate::model::virtual_service::RouteDestination;
-use crate::model::{Object, VirtualService, World};
+use crate::model::{Object, Service, VirtualService, World};
 
 /// One server at one port of the workload.
 struct Place<'a> {
@@ -70,6 +72,15 @@ impl Place<'_> {
             .tls
             .as_ref()
             .filter(|t| matches!(t.mode, Simple | Mutual | OptionalMutual | IstioMutual) && !t.https_redirect)
+    }
+
+    /// Whether one of its hosts, each of a namespace if it says so, takes a service in.
+    fn takes(&self, service: &Service) -> bool {
+        self.server.hosts.iter().any(|host| {
+            let (namespace, host) = host.rsplit_once('/').unwrap_or(("*", host));
+            let namespace = if namespace == "." { self.gateway.meta.namespace.as_str() } else { namespace };
+            (namespace == "*" || namespace == service.namespace()) && covers(host, &service.hostname)
+        })
     }
 
     /// The names of a chain of its own that ends TLS.
@@ -178,6 +189,10 @@ pub(super) fn render(world: &World, node: &ProxyNode, listeners: &mut Output<'_>
                         chain["transport_socket"].clone_from(&context);
                         chain
                     }));
+                }
+                ("TLS" | "HTTPS", _) if place.server.passes_by_name() => {
+                    sni = true;
+                    chains.extend(by_name(world, node, place, &mut names));
                 }
                 ("TLS" | "HTTPS", _) => {
                     sni = true;
@@ -316,6 +331,36 @@ fn passthrough(
                 chains.push(json!({
                     "filter_chain_match": {"server_names": names},
                     "filters": to(world, node, place, &tls.route),
+                }));
+            }
+        }
+    }
+    chains
+}
+
+/// What mutual TLS of the mesh offers, whichever proxy begins it.
+const MUTUAL: [&str; 5] = ["istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
+
+/// Mutual TLS that goes on to the service and subset that its server name says: those that the gateway's workload sees, and its
+/// hosts take in. Who the client is, the server asks; nobody is asked here, as with istiod.
+fn by_name(world: &World, node: &ProxyNode, place: &Place<'_>, taken: &mut HashSet<String>) -> Vec<Value> {
+    let mut chains = Vec::new();
+    for service in world.visible_services(&node.namespace) {
+        if service.location == ServiceLocation::MeshExternal || !place.takes(service) {
+            continue;
+        }
+        let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);
+        let subsets = || rule.iter().flat_map(|r| &r.spec.subsets).map(|subset| subset.name.as_str());
+        for port in &service.ports {
+            for subset in std::iter::once("").chain(subsets()) {
+                let name = server_name(port.number, subset, &service.hostname);
+                if !taken.insert(name.clone()) {
+                    continue;
+                }
+                let filters = bytes(world, node, Way::Gateway, &name.as_str().into());
+                chains.push(json!({
+                    "filter_chain_match": {"server_names": [name], "application_protocols": MUTUAL},
+                    "filters": limited(world, node, &[place], filters),
                 }));
             }
         }

@@ -8,10 +8,10 @@ use super::ProxyNode;
 use super::node::{REGION_LABEL, SUB_ZONE_LABEL, ZONE_LABEL};
 use crate::model::destination_rule::LocalityBalancer;
 use crate::model::lookup::PortPolicy;
+use crate::model::networks::NETWORK_LABEL;
+use crate::model::place::{CLUSTER_LABEL, Place};
 use crate::model::values::Locality;
 use crate::model::{Endpoint, Labels, World};
-
-const NETWORK_LABEL: &str = "topology.istio.io/network";
 
 /// How one client tells a service's endpoints apart.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +46,10 @@ impl Nearness {
             let labels = node.selected_by(world);
             let wanted = setting.failover_priority.iter().map(|entry| match entry.split_once('=') {
                 Some((label, value)) => (label.to_owned(), value.to_owned()),
-                None => (entry.clone(), label(labels, Some(own), "", entry).to_owned()),
+                None => {
+                    let at = (node.network(world), node.cluster());
+                    (entry.clone(), label(labels, Some(own), at, entry).to_owned())
+                }
             });
             return Self::Labels(wanted.collect());
         }
@@ -62,8 +65,8 @@ impl Nearness {
         }
     }
 
-    /// How far an endpoint is; 0 is nearest. Gaps are closed later.
-    pub(super) fn distance(&self, endpoint: &Endpoint) -> u32 {
+    /// How far an endpoint is, which is in this network; 0 is nearest. Gaps are closed later.
+    pub(super) fn distance(&self, endpoint: &Endpoint, network: &str) -> u32 {
         let nowhere = Locality::default();
         match self {
             Self::Alike | Self::Shares(_) => 0,
@@ -81,7 +84,8 @@ impl Nearness {
             Self::Labels(wanted) => {
                 let all = wanted.len() as u32;
                 let carries = |(key, value): &(String, String)| {
-                    label(&endpoint.labels, endpoint.locality.as_ref(), &endpoint.network, key) == value
+                    let at = (network, Place::here().cluster.as_str());
+                    label(&endpoint.labels, endpoint.locality.as_ref(), at, key) == value
                 };
                 // Another network is far, but what follows still tells its endpoints apart.
                 let (other_network, rest) = match wanted.split_first() {
@@ -114,8 +118,13 @@ impl Nearness {
     }
 }
 
-/// A label, those of the place included, which follow from the locality where they are not written down.
-fn label<'a>(labels: &'a Labels, place: Option<&'a Locality>, network: &'a str, key: &str) -> &'a str {
+/// A label, those of the place included, which follow from locality, network and cluster where they are not written down.
+fn label<'a>(
+    labels: &'a Labels,
+    place: Option<&'a Locality>,
+    (network, cluster): (&'a str, &'a str),
+    key: &str,
+) -> &'a str {
     if let Some(value) = labels.get(key) {
         return value;
     }
@@ -124,7 +133,7 @@ fn label<'a>(labels: &'a Labels, place: Option<&'a Locality>, network: &'a str, 
         (ZONE_LABEL, Some(place)) => &place.zone,
         (SUB_ZONE_LABEL, Some(place)) => &place.sub_zone,
         (NETWORK_LABEL, _) => network,
-        ("topology.istio.io/cluster", _) => "Kubernetes",
+        (CLUSTER_LABEL, _) => cluster,
         _ => "",
     }
 }

@@ -26,6 +26,7 @@ mod metric_definition;
 mod names;
 #[cfg(test)]
 mod names_tests;
+mod networks;
 mod node;
 mod rate_limit;
 mod route;
@@ -109,8 +110,9 @@ pub fn render_service(
     }
     let mut clusters = Output::new(memo, ResourceType::Cluster);
     let mut endpoints = Output::new(memo, ResourceType::Endpoint);
-    cluster::of_service(world, node, service, &mut clusters);
-    endpoint::of_service(world, node, service, &mut endpoints);
+    let by_name = cluster::passes_by_name(world, node);
+    cluster::of_service(world, node, service, by_name, &mut clusters);
+    endpoint::of_service(world, node, service, by_name, &mut endpoints);
     Some([clusters, endpoints].into_iter().map(Output::into_all).collect())
 }
 

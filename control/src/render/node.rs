@@ -7,6 +7,8 @@ use xds_protos::prost_types::{self, value::Kind};
 use xds_protos::value::to_json;
 
 use crate::model::mesh_config::Topology;
+use crate::model::networks::NETWORK_LABEL;
+use crate::model::place::Place;
 use crate::model::tracing::ProxyTracing;
 use crate::model::values::Locality;
 use crate::model::{Labels, World};
@@ -72,6 +74,10 @@ pub struct ProxyNode {
     pub mesh_id: String,
     /// The cluster that it says it is in (metadata `CLUSTER_ID`).
     pub cluster_id: String,
+    /// The network that it says it is in (metadata `NETWORK`); empty when it does not say.
+    pub network: String,
+    /// The networks of which alone it wants to know (metadata `REQUESTED_NETWORK_VIEW`); empty for all.
+    pub network_view: Vec<String>,
     /// It knows Istio's and our own filters (metadata `WEFT_EXTENSIONS`), which a plain Envoy does not.
     pub extensions: bool,
     /// It answers its application's DNS (metadata `DNS_CAPTURE`).
@@ -203,6 +209,12 @@ impl ProxyNode {
             own_tracing,
             mesh_id: text(metadata, "MESH_ID").to_owned(),
             cluster_id: text(metadata, "CLUSTER_ID").to_owned(),
+            network: text(metadata, "NETWORK").to_owned(),
+            network_view: text(metadata, "REQUESTED_NETWORK_VIEW")
+                .split(',')
+                .map(|network| network.trim().to_owned())
+                .filter(|network| !network.is_empty())
+                .collect(),
             id: node.id.clone(),
             kind,
             addresses,
@@ -279,6 +291,27 @@ impl ProxyNode {
         let here = world.workload_at(self.address()).filter(|w| w.meta.namespace == self.namespace);
         let entered = here.and_then(|w| w.endpoint.locality.as_ref());
         entered.unwrap_or(&self.locality)
+    }
+
+    /// The cluster that it is in: as it says itself, else the control plane's.
+    pub(super) fn cluster(&self) -> &str {
+        if self.cluster_id.is_empty() { &Place::here().cluster } else { &self.cluster_id }
+    }
+
+    /// The network that it is in: as it says itself, else as its workload's entry or its labels do, else by where it is; empty when
+    /// unknown.
+    pub fn network<'a>(&'a self, world: &'a World) -> &'a str {
+        if !self.network.is_empty() {
+            return &self.network;
+        }
+        let here = world.workload_at(self.address()).filter(|w| w.meta.namespace == self.namespace);
+        if let Some(workload) = here {
+            return world.networks().of(&workload.endpoint);
+        }
+        match self.labels.get(NETWORK_LABEL).filter(|network| !network.is_empty()) {
+            Some(network) => network,
+            None => world.networks().of_address(self.address()),
+        }
     }
 
     /// Those of its labels that can matter to where its own requests go.

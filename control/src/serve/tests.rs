@@ -354,6 +354,52 @@ fn one_moved_endpoint_among_a_thousand_services_is_one_assignment_for_all_proxie
 }
 
 #[test]
+fn a_networks_gateway_moves_what_is_behind_it_for_those_who_are_elsewhere() {
+    // Of two hundred services four are in another network.
+    let mesh = |gateway: &str| {
+        let networks = format!(
+            "networks: {{home: {{endpoints: [{{fromCidr: 10.0.0.0/8}}]}}, far: {{endpoints: [{{fromCidr: 10.0.7.0/24}}, {{fromCidr: 10.0.9.0/24}}], \
+             gateways: [{{address: {gateway}, port: 15443}}]}}}}\n---\n"
+        );
+        let mut text = networks;
+        for n in 0..200 {
+            let third = n % 100;
+            text += &format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: s{n}, namespace: shop}}\nspec: {{selector: {{app: s{n}}}, ports: [{{name: http, port: 80}}]}}\n---\n\
+                 apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w{n}, namespace: shop}}\n\
+                 spec: {{address: 10.0.{third}.{}, labels: {{app: s{n}}}, serviceAccount: s}}\n---\n",
+                1 + n / 100
+            );
+        }
+        load_str("mesh.yaml", &text).into_result().unwrap()
+    };
+    let node = |ip: &str| {
+        let id = format!("sidecar~{ip}~x.shop~shop.svc.cluster.local");
+        ProxyNode::parse(&Node { id, ..Node::default() }).unwrap()
+    };
+    let cache = RenderCache::new();
+    let (near, far) = (cache.place(&node("10.1.0.1"), false), cache.place(&node("10.0.9.200"), false));
+    let kinds = [ResourceType::Cluster, ResourceType::Endpoint, ResourceType::Listener, ResourceType::Route];
+    let rendered = || kinds.map(|kind| cache.memo().rendered(kind));
+    let first = revision(mesh("203.0.113.1"), 1);
+    cache.resources(&first, &near);
+    let before = cache.resources(&first, &far).1;
+    let [cds, eds, lds, rds] = rendered();
+    let second = revision(mesh("203.0.113.2"), 2);
+    let now = cache.resources(&second, &near).1;
+    // Two services in each of the two ranges.
+    assert_eq!(rendered(), [cds, eds + 4, lds, rds]);
+    let assignment = &now[&ResourceType::Endpoint]["outbound|80||s7.shop.svc.cluster.local"];
+    assert!(String::from_utf8_lossy(&assignment.bytes).contains("203.0.113.2"));
+    // Who is there goes directly, and gets nothing new.
+    let after = cache.resources(&second, &far).1;
+    assert_eq!(rendered(), [cds, eds + 4, lds, rds]);
+    for kind in kinds {
+        assert!(after[&kind].differing(&before[&kind]).is_empty(), "{kind}");
+    }
+}
+
+#[test]
 fn a_proxy_that_does_not_see_what_moved_is_not_concerned() {
     let mesh = |moved: &str, own: &str| {
         let text = MESH.replace("address: 10.0.0.2", &format!("address: {own}"))

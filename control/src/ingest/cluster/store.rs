@@ -135,6 +135,11 @@ impl Store {
         let version = version.and_then(|version| version.as_str().map(str::to_owned)).unwrap_or_default();
         let mut hasher = DefaultHasher::new();
         let unhealthy = is_unhealthy(kind, &json, &status);
+        // Where load balancers take connections for a Service is part of what it says.
+        if kind.kind == "Service" && !status["loadBalancer"]["ingress"].is_null() {
+            json["status"] =
+                serde_json::json!({"loadBalancer": {"ingress": status["loadBalancer"]["ingress"]}});
+        }
         (json.to_string(), unhealthy).hash(&mut hasher);
         let hash = hasher.finish();
         let generation = json["metadata"]["generation"].as_i64();

@@ -982,6 +982,84 @@ fn metric_definitions() {
 }
 
 #[test]
+fn networks() {
+    let whole = |network: &str| format!("networks: {{n: {{{network}}}}}");
+    let gateway =
+        |gateway: &str| whole(&format!("endpoints: [{{fromRegistry: c1}}], gateways: [{{{gateway}}}]"));
+    let service = "registryServiceName: ew.istio-system.svc.cluster.local, port: 443";
+    let cases = [
+        (whole("endpoints: [{fromCidr: 10.0.0.0/8}, {fromCidr: 'fd00::/8'}]"), ""),
+        (gateway(service), ""),
+        (gateway("address: gw.example.com, port: 15443"), ""),
+        ("networks: {}".to_owned(), ""),
+        (
+            whole("endpoints: [{fromCidr: 10.0.0.0}]"),
+            "networks.n.endpoints[0].fromCidr: \"10.0.0.0\" is no range",
+        ),
+        (whole("endpoints: [{}]"), "networks.n.endpoints[0]: exactly one of"),
+        (
+            whole("endpoints: [{fromCidr: 10.0.0.0/8, fromRegistry: a}]"),
+            "networks.n.endpoints[0]: exactly one of",
+        ),
+        (
+            "networks: {a: {endpoints: [{fromCidr: 10.0.0.0/8}]}, b: {endpoints: [{fromCidr: 10.1.0.0/8}]}}"
+                .to_owned(),
+            "networks.b.endpoints[0].fromCidr: 10.1.0.0/8 is in the network a already",
+        ),
+        (
+            "networks: {a: {endpoints: [{fromRegistry: c}]}, b: {endpoints: [{fromRegistry: c}]}}".to_owned(),
+            "networks.b.endpoints[0].fromRegistry: c is in the network a already",
+        ),
+        (gateway("port: 443"), "networks.n.gateways[0]: exactly one of"),
+        (gateway(&format!("address: 192.0.2.1, {service}")), "networks.n.gateways[0]: exactly one of"),
+        (gateway("address: '*.example.com', port: 443"), "networks.n.gateways[0].address: "),
+        (gateway("address: 0.0.0.0, port: 443"), "networks.n.gateways[0].address: "),
+        (gateway("address: 192.0.2.1"), "networks.n.gateways[0].port: a port is missing"),
+        (gateway("registryServiceName: ew, port: 1"), "networks.n.gateways[0].registryServiceName: \"ew\""),
+        (
+            whole(&format!("gateways: [{{{service}}}]")),
+            "networks.n.gateways[0].registryServiceName: the network has no cluster",
+        ),
+        (
+            gateway(&format!("{service}, locality: a/b")),
+            "warning: networks.n.gateways[0].locality: has no effect",
+        ),
+        (gateway(&format!("{service}, weight: 1")), "networks.n.gateways[0].weight: unknown field"),
+    ];
+    for (text, expected) in &cases {
+        let in_map = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: ''\n  meshNetworks: |\n    {text}\n"
+        );
+        for text in [text, &in_map] {
+            let outcome = load_str("x.yaml", text);
+            let of = |d: &super::super::Diagnostic| {
+                let mark = if d.is_error() { "" } else { "warning: " };
+                format!("{mark}{}: {}", d.path.as_deref().unwrap_or("-"), d.reason)
+            };
+            let found: Vec<_> = outcome.diagnostics.iter().map(of).collect();
+            let fits = if expected.is_empty() {
+                found.is_empty()
+            } else {
+                found.iter().any(|f| f.starts_with(expected))
+            };
+            assert!(fits, "{text}: {found:#?} is not {expected}");
+        }
+    }
+    let labelled = |port: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: ew, namespace: n, labels: {{topology.istio.io/network: n, networking.istio.io/gatewayPort: '{port}'}}}}\nspec: {{externalIPs: [192.0.2.1], ports: [{{port: 443, name: tls}}]}}\n"
+        );
+        load_str("x.yaml", &text)
+            .diagnostics
+            .iter()
+            .map(|d| d.path.clone().unwrap_or_default())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(labelled("443"), [] as [&str; 0]);
+    assert_eq!(labelled("https"), ["metadata.labels.networking.istio.io/gatewayPort"]);
+}
+
+#[test]
 fn workload_groups() {
     let with = |more: &str| format!("{{template: {{serviceAccount: a{more}}}}}");
     let probe = |probe: &str| format!("{{template: {{serviceAccount: a}}, probe: {{{probe}}}}}");
@@ -989,7 +1067,7 @@ fn workload_groups() {
         ("{}".to_owned(), "spec.template: missing"),
         (with(", labels: {app: a}, ports: {http: 8080}, weight: 2, locality: a/b"), ""),
         (with(", address: 10.0.0.1"), "spec.template.address: the workloads of a group"),
-        (with(", network: other"), "spec.template.network: not supported by Weft yet"),
+        (with(", network: other"), ""),
         (with(", ports: {http: 0}"), "spec.template.ports.http: "),
         ("{template: {ports: {http: 1}}}".to_owned(), "spec.template.serviceAccount: missing"),
         (probe("httpGet: {path: /, port: 80}, periodSeconds: 5"), ""),

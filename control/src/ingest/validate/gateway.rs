@@ -214,6 +214,14 @@ fn server_tls(findings: &mut Findings, path: &str, tls: &ServerTls, protocol: Pr
             client_certificates(findings, path, tls);
         }
         ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => {
+            if tls.mode == ServerTlsMode::AutoPassthrough && !protocol.is_tls() {
+                let help = "make the protocol TLS";
+                findings.error(
+                    format!("{path}.mode"),
+                    format!("AUTO_PASSTHROUGH goes by the server name of TLS, which {protocol} has not"),
+                    help,
+                );
+            }
             for (name, given) in sources(tls) {
                 if given {
                     findings.warn(format!("{path}.{name}"), "not used: TLS is passed through", "take it out");

@@ -6,9 +6,10 @@ use super::super::diagnostic::Findings;
 use super::port;
 use crate::model::kubernetes::KubernetesService;
 use crate::model::meta::Meta;
+use crate::model::networks::{GATEWAY_PORT, GATEWAY_PORT_LABEL, NETWORK_LABEL};
 use crate::model::service::Protocol;
 
-pub(in super::super) fn kubernetes_service(spec: &KubernetesService, _meta: &Meta, findings: &mut Findings) {
+pub(in super::super) fn kubernetes_service(spec: &KubernetesService, meta: &Meta, findings: &mut Findings) {
     if spec.is_external_name() {
         if spec.external_name.is_empty() {
             let help = "name the host that it stands for";
@@ -40,6 +41,22 @@ pub(in super::super) fn kubernetes_service(spec: &KubernetesService, _meta: &Met
             "ClientIP is honoured by kube-proxy alone, which proxies of the mesh do not ask",
             "write a DestinationRule with loadBalancer.consistentHash.useSourceIp: true",
         );
+    }
+    for (index, address) in spec.external_ips.iter().enumerate() {
+        if address.parse::<std::net::IpAddr>().is_err() {
+            let path = format!("spec.externalIPs[{index}]");
+            findings.error(path, format!("{address:?} is no IP address"), "");
+        }
+    }
+    if let Some(port) =
+        meta.labels.get(GATEWAY_PORT_LABEL).filter(|_| meta.labels.contains_key(NETWORK_LABEL))
+        && !port.parse::<u16>().is_ok_and(|port| port != 0)
+    {
+        let path = format!("metadata.labels.{GATEWAY_PORT_LABEL}");
+        let help = format!(
+            "give the port at which other networks come in, or take the label out for {GATEWAY_PORT}"
+        );
+        findings.error(path, format!("{port:?} is no port"), help);
     }
     let mut names = HashSet::new();
     let mut numbers = HashSet::new();

@@ -111,6 +111,11 @@ fn endpoints(spec: &ServiceEntry, findings: &mut Findings) {
                 "split the entry",
             );
         }
+        let by_dns = matches!(spec.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+        if by_dns && endpoint.address.is_empty() && !endpoint.network.is_empty() {
+            let help = "give it, or use resolution: STATIC";
+            findings.error(format!("{path}.address"), "a name is needed to look up in DNS", help);
+        }
         let is_address = endpoint.address.parse::<IpAddr>().is_ok() || unix(&endpoint.address);
         if spec.resolution == Resolution::Static && !is_address && !endpoint.address.is_empty() {
             let help = "give an IP address, or use resolution: DNS";
@@ -150,7 +155,11 @@ fn endpoints(spec: &ServiceEntry, findings: &mut Findings) {
 pub(super) fn entry(findings: &mut Findings, path: &str, entry: &WorkloadEntry) {
     let at = format!("{path}.address");
     if entry.address.is_empty() {
-        findings.error(&at, "missing", "give the workload's IP address");
+        // It is known by its network's gateway alone.
+        if entry.network.is_empty() {
+            let help = "give the workload's IP address, or the network by whose gateway it is reached";
+            findings.error(&at, "missing", help);
+        }
     } else if let Some(socket) = entry.address.strip_prefix("unix://") {
         if !socket.starts_with('/') {
             findings.error(&at, "the path of a UNIX socket is absolute", "write unix:///path/to/socket");

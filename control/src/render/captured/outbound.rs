@@ -202,7 +202,10 @@ fn add<'a>(
     }
     // Clients know the members of a headless service one by one, and may mean this one.
     if service.origin == ServiceOrigin::Kubernetes && service.headless && reached.bind == ANY {
-        for endpoint in service.endpoints.iter().filter(|e| !node.addresses.contains(&e.address)) {
+        let elsewhere = |e: &&std::sync::Arc<crate::model::Endpoint>| {
+            !e.address.is_empty() && !node.addresses.contains(&e.address)
+        };
+        for endpoint in service.endpoints.iter().filter(elsewhere) {
             let parts = listeners.at(vec![endpoint.address.clone()], number);
             parts.rest(service, number);
             if protocol.is_auto() {

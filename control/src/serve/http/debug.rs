@@ -20,6 +20,7 @@ pub(super) const INDEX: &str = "\
 /debug/trafficz                 versions on trial: their shares, what was counted, what was decided; circuits
 /debug/events                   what happened lately (?since=NUMBER)
 /debug/endpointz                services with their endpoints
+/debug/networkz                 networks and the gateways by which others reach them
 /debug/config_dump?proxyID=ID   everything that a connected proxy gets, secrets by name only
 ";
 
@@ -36,6 +37,7 @@ pub(super) fn page(pages: &Pages, path: &str, query: &str) -> Option<Answer> {
         "/debug/events" => events(query),
         "/debug/registryz" => super::json(&registry(pages, false)),
         "/debug/endpointz" => super::json(&registry(pages, true)),
+        "/debug/networkz" => super::json(&networks(pages)),
         "/debug/config_dump" => config_dump(pages, query),
         _ => return None,
     })
@@ -165,6 +167,7 @@ fn registry(pages: &Pages, endpoints: bool) -> Value {
                 json!({
                     "address": e.address, "labels": e.labels, "serviceAccount": e.service_account,
                     "mutualTLS": e.mutual_tls, "weight": e.weight,
+                    "network": snapshot.world.networks().of(e),
                 })
             });
             shown["endpoints"] = listed.collect();
@@ -172,6 +175,18 @@ fn registry(pages: &Pages, endpoints: bool) -> Value {
         shown
     };
     snapshot.world.services().iter().map(service).collect()
+}
+
+fn networks(pages: &Pages) -> Value {
+    let snapshot = pages.snapshots.borrow().clone();
+    let networks = snapshot.world.networks();
+    let one = |(network, written): (&String, &Vec<crate::model::NetworkGateway>)| {
+        let shown = |all: &[crate::model::NetworkGateway]| -> Vec<Value> {
+            all.iter().map(|g| json!({"address": g.address, "port": g.port})).collect()
+        };
+        json!({"network": network, "written": shown(written), "gateways": shown(networks.gateways(network))})
+    };
+    networks.with_gateways().map(one).collect()
 }
 
 fn config_dump(pages: &Pages, query: &str) -> Answer {

@@ -54,6 +54,9 @@ pub(super) fn written(random: &mut Rng, kind: &str) -> Value {
                 made["metadata"]["annotations"] =
                     json!({"networking.istio.io/exportTo": pick(random, &[".", "b", "*"])});
             }
+            if random.u32(..3) == 0 {
+                as_gateway_of_a_network(random, &mut made);
+            }
             made
         }
         "Pod" => pod(random),
@@ -84,6 +87,7 @@ pub(super) fn written(random: &mut Rng, kind: &str) -> Value {
                 "labels": {"app": format!("s{}", random.u32(..3)), "version": pick(random, &["v1", "v2"])},
                 "serviceAccount": pick(random, &["", "one", "two"]),
                 "locality": pick(random, &["", "eu/1", "us/1"]), "weight": 1 + random.u32(..3),
+                "network": pick(random, &["", "", "one", "two"]),
             }),
         ),
         "ServiceEntry" => {
@@ -154,6 +158,10 @@ pub(super) fn written(random: &mut Rng, kind: &str) -> Value {
                 2 => {
                     spec["trafficPolicy"] = json!({"outlierDetection": {"consecutive5xxErrors": 3},
                         "loadBalancer": {"localityLbSetting": {"enabled": true}}});
+                    if random.bool() {
+                        spec["trafficPolicy"]["loadBalancer"]["localityLbSetting"]["failoverPriority"] =
+                            json!(["topology.istio.io/network"]);
+                    }
                 }
                 _ => {}
             }
@@ -184,7 +192,10 @@ pub(super) fn written(random: &mut Rng, kind: &str) -> Value {
             "gw",
             json!({
                 "selector": {"istio": "ingress"},
-                "servers": [{"port": {"number": 80 + number, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}],
+                "servers": [
+                    {"port": {"number": 80 + number, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]},
+                    {"port": {"number": 15443, "name": "tls", "protocol": "TLS"}, "hosts": [pick(random, &["*.local", "b/*"])],
+                        "tls": {"mode": pick(random, &["AUTO_PASSTHROUGH", "PASSTHROUGH"])}}],
             }),
         ),
         "PeerAuthentication" => {
@@ -208,7 +219,8 @@ pub(super) fn written(random: &mut Rng, kind: &str) -> Value {
         "ConfigMap" => json!({"apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": "istio", "namespace": "istio-system"},
             "data": {"mesh": format!("outboundTrafficPolicy: {{mode: {}}}\ndefaultServiceExportTo: [\"{}\"]\n",
-                pick(random, &["ALLOW_ANY", "REGISTRY_ONLY"]), pick(random, &["*", "."]))}}),
+                pick(random, &["ALLOW_ANY", "REGISTRY_ONLY"]), pick(random, &["*", "."])),
+                "meshNetworks": networks(random)}}),
         _ => more(random, kind),
     }
 }
@@ -231,8 +243,13 @@ fn more(random: &mut Rng, kind: &str) -> Value {
             };
             object("v1", "Service", namespace, &name, json!({"type": "ExternalName", "externalName": leads}))
         }
-        "Namespace" => json!({"apiVersion": "v1", "kind": kind,
-            "metadata": {"name": namespace, "labels": {"expose": pick(random, &["yes", "no"])}}}),
+        "Namespace" => {
+            let mut labels = json!({"expose": pick(random, &["yes", "no"])});
+            if random.u32(..3) == 0 {
+                labels["topology.istio.io/network"] = pick(random, &["one", "two"]).into();
+            }
+            json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": anywhere, "labels": labels}})
+        }
         "Secret" => json!({"apiVersion": "v1", "kind": kind, "type": "kubernetes.io/tls",
             "metadata": {"name": "pair", "namespace": namespace},
             "stringData": {"tls.crt": format!("{PEM}{number}"), "tls.key": format!("{PEM}{number}")}}),
@@ -344,10 +361,41 @@ fn more(random: &mut Rng, kind: &str) -> Value {
     }
 }
 
+/// Makes a Service one of those before a network's gateways.
+fn as_gateway_of_a_network(random: &mut Rng, service: &mut Value) {
+    service["metadata"]["labels"] = json!({"topology.istio.io/network": pick(random, &["one", "two"])});
+    if random.bool() {
+        service["metadata"]["labels"]["networking.istio.io/gatewayPort"] = "443".into();
+    }
+    if random.bool() {
+        service["spec"]["externalIPs"] = json!([format!("203.0.113.{}", random.u32(..3))]);
+    }
+    let ingress: Vec<_> =
+        (0..random.u32(..3)).map(|_| json!({"ip": format!("203.0.113.{}", random.u32(..3))})).collect();
+    service["status"] = json!({"loadBalancer": {"ingress": ingress}});
+}
+
+/// Networks as the mesh's settings have them.
+fn networks(random: &mut Rng) -> String {
+    let endpoints = pick(random, &["", "{fromCidr: 10.0.0.0/30}", "{fromRegistry: Kubernetes}"]);
+    let gateways = pick(
+        random,
+        &[
+            "",
+            "{address: 198.51.100.1, port: 15443}",
+            "{address: 198.51.100.1, port: 15443}, {address: 198.51.100.2, port: 443}",
+        ],
+    );
+    format!(
+        "networks: {{{}: {{endpoints: [{endpoints}], gateways: [{gateways}]}}}}",
+        pick(random, &["one", "two"])
+    )
+}
+
 fn pod(random: &mut Rng) -> Value {
     let n = random.u32(..PODS);
     let namespace = pick(random, &["a", "b"]);
-    json!({
+    let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": format!("p{n}"), "namespace": namespace, "labels": {
             "app": format!("s{}", random.u32(..3)), "version": pick(random, &["v1", "v2"]),
@@ -357,7 +405,11 @@ fn pod(random: &mut Rng) -> Value {
             "containers": [{"name": "c", "image": "i"}]},
         "status": {"phase": "Running", "podIP": format!("10.0.0.{n}"),
             "conditions": [{"type": "Ready", "status": pick(random, &["True", "True", "False"])}]},
-    })
+    });
+    if random.u32(..3) == 0 {
+        pod["metadata"]["labels"]["topology.istio.io/network"] = pick(random, &["one", "two"]).into();
+    }
+    pod
 }
 
 pub(super) const KINDS: [&str; 26] = [

@@ -44,7 +44,14 @@ fn nodes() -> Vec<ProxyNode> {
             "10.9.9.9",
             "a",
             json!({"INTERCEPTION_MODE": "NONE", "LABELS": {"app": "s1",
-            "topology.kubernetes.io/region": "eu"}}),
+            "topology.kubernetes.io/region": "eu"}, "NETWORK": "one"}),
+        ),
+        // Behind the second network's gateways, and knows of that one alone.
+        node(
+            "router",
+            "10.9.9.8",
+            "a",
+            json!({"LABELS": {"istio": "ingress"}, "NETWORK": "two", "REQUESTED_NETWORK_VIEW": "two"}),
         ),
         node("router", "10.0.0.2", "a", json!({"LABELS": {"istio": "ingress"}, "SERVICE_ACCOUNT": "one"})),
         // Of the sort of the first, and with another account.

@@ -1,0 +1,143 @@
+//! What is in other networks, as one proxy reaches it: by that network's gateways, if there are any, and by mutual TLS alone.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::ProxyNode;
+use crate::model::destination_rule::ClientTlsMode;
+use crate::model::lookup::PortPolicy;
+use crate::model::networks::{NetworkGateway, Networks};
+use crate::model::service::ServiceLocation;
+use crate::model::{EffectivePeerMode, Endpoint, Service, World};
+
+/// The largest number by which weights are multiplied, so that they can be divided among gateways.
+const MOST: u32 = 1 << 12;
+
+/// How one proxy sees the networks of a service's endpoints.
+pub(super) struct View<'a> {
+    networks: &'a Networks,
+    own: &'a str,
+    asked: &'a [String],
+    /// What is outside of the mesh is in no network of it, unless it says so.
+    external: bool,
+    mutual: Mutual,
+}
+
+/// Whether connections to a service's endpoints are mutual TLS of the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Mutual {
+    /// As each of them can.
+    Each,
+    /// All are.
+    All,
+    /// None is.
+    None,
+}
+
+/// The way to an endpoint.
+pub(super) enum Reach<'a> {
+    /// To its own address.
+    Directly,
+    /// By one of its network's gateways.
+    Through(&'a [NetworkGateway]),
+    /// There is none.
+    Not,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(world: &'a World, node: &'a ProxyNode, service: &Service, policy: &PortPolicy) -> Self {
+        let external = service.location == ServiceLocation::MeshExternal;
+        let off = external
+            || !world.mesh().enable_auto_mtls
+            || world.namespace_peer_mode(service.namespace()) == EffectivePeerMode::Disable;
+        let mutual = match &policy.tls {
+            Some(tls) if tls.mode == ClientTlsMode::IstioMutual => Mutual::All,
+            Some(_) => Mutual::None,
+            None if off => Mutual::None,
+            None => Mutual::Each,
+        };
+        Self {
+            networks: world.networks(),
+            own: node.network(world),
+            asked: &node.network_view,
+            external,
+            mutual,
+        }
+    }
+
+    /// A hash of all in it that matters to the endpoints of a service; 0 where there is but one network. Who sees them alike has the same.
+    pub(super) fn key(&self, service: &Service) -> u64 {
+        let version = self.networks.version();
+        if self.networks.is_one() && self.asked.is_empty() {
+            return version;
+        }
+        let mut others: BTreeMap<&str, &[NetworkGateway]> = BTreeMap::new();
+        for endpoint in &service.endpoints {
+            let network = self.of(endpoint);
+            if !self.is_near(network) && !others.contains_key(network) {
+                others.insert(network, self.networks.gateways(network));
+            }
+        }
+        others.retain(|_, gateways| !gateways.is_empty());
+        let mut hasher = DefaultHasher::new();
+        (version, self.asked, &others).hash(&mut hasher);
+        if !others.is_empty() {
+            self.mutual.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    /// The network of an endpoint; empty when unknown.
+    fn of<'e>(&'e self, endpoint: &'e Endpoint) -> &'e str {
+        if self.external { Networks::said(endpoint) } else { self.networks.of(endpoint) }
+    }
+
+    fn is_near(&self, network: &str) -> bool {
+        network.is_empty() || self.own.is_empty() || network == self.own
+    }
+
+    /// The way to an endpoint, which takes mutual TLS by itself or does not.
+    pub(super) fn reach(&self, endpoint: &Endpoint, takes_mutual: bool) -> Reach<'a> {
+        let network = self.of(endpoint);
+        if !self.asked.is_empty() && !network.is_empty() && !self.asked.iter().any(|asked| asked == network) {
+            return Reach::Not;
+        }
+        let gateways = self.networks.gateways(network);
+        if self.is_near(network) || gateways.is_empty() {
+            // Of one without an address the gateway is all that is known.
+            return if endpoint.address.is_empty() { Reach::Not } else { Reach::Directly };
+        }
+        let mutual = match self.mutual {
+            Mutual::Each => takes_mutual,
+            Mutual::All => true,
+            Mutual::None => false,
+        };
+        if mutual { Reach::Through(gateways) } else { Reach::Not }
+    }
+}
+
+/// By what weights are multiplied, so that those of endpoints can be divided among so many gateways each.
+pub(super) fn scale(gateways: impl Iterator<Item = usize>) -> u32 {
+    let common = |a: u32, b: u32| {
+        let (mut x, mut y) = (a, b);
+        while y != 0 {
+            (x, y) = (y, x % y);
+        }
+        a.saturating_mul(b / x.max(1))
+    };
+    gateways.fold(1, |all, one| common(all, u32::try_from(one).unwrap_or(u32::MAX).max(1)).min(MOST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_multiplied_by_what_all_numbers_of_gateways_divide() {
+        assert_eq!(scale([].into_iter()), 1);
+        assert_eq!(scale([1, 1].into_iter()), 1);
+        assert_eq!(scale([2, 3].into_iter()), 6);
+        assert_eq!(scale([4, 6].into_iter()), 12);
+        assert_eq!(scale([4093, 4091, 4079].into_iter()), MOST);
+    }
+}
