@@ -27,6 +27,7 @@ use crate::ingest::bundle::Memory;
 use crate::ingest::{DebounceArgs, Snapshot, Source, Watcher, cluster};
 use crate::kubernetes::KubernetesArgs;
 use crate::model::Severity;
+use crate::model::place::Place;
 use crate::queue::Queue;
 use crate::serve::acme::{self, AcmeKeeper};
 use crate::serve::admission::tls::{Certificate, Files};
@@ -36,6 +37,7 @@ use crate::serve::canary::{self, CanaryKeeper};
 use crate::serve::credentials::CredentialArgs;
 use crate::serve::deny_lists::ListReader;
 use crate::serve::dispatch::Dispatch;
+use crate::serve::gateway_names::GatewayNames;
 use crate::serve::http::{Pages, Port};
 use crate::serve::keys::KeyFetcher;
 use crate::serve::publish::PublishArgs;
@@ -74,6 +76,19 @@ pub struct ControlArgs {
     /// namespace (--namespace), and made if it is not there. Its root stays as it is then
     #[arg(long, value_name = "NAME", conflicts_with_all = ["state_dir", "ca"])]
     pub ca_secret: Option<String>,
+    /// The name of the cluster that this control plane is of: meshNetworks (fromRegistry) and labels of WorkloadEntries
+    /// (topology.istio.io/cluster) refer to it
+    #[arg(long, value_name = "NAME", env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// WorkloadEntries that their label topology.istio.io/cluster says to be of another cluster count as well
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "PILOT_ENABLE_CROSS_CLUSTER_WORKLOAD_ENTRY",
+        default_value_t = true,
+        action = clap::ArgAction::Set
+    )]
+    pub enable_cross_cluster_workload_entry: bool,
     /// The address to listen on
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     pub address: IpAddr,
@@ -197,6 +212,7 @@ pub fn main(args: ControlArgs) -> anyhow::Result<()> {
 }
 
 async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()> {
+    Place { cluster: args.cluster_id.clone(), takes_others: args.enable_cross_cluster_workload_entry }.set();
     let client = args.kubernetes.client().await?;
     let (mut judged, mut beside) = (None, None);
     let memory = args.memory();
@@ -328,6 +344,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let snapshots = lists.follow(snapshots).await;
     let keys = KeyFetcher::new(args.jwks_root_cert.clone(), args.jwks_refresh_interval);
     let snapshots = keys.follow(snapshots).await;
+    let snapshots = GatewayNames::default().follow(snapshots).await;
     let certificates = AcmeKeeper::open(args.state_dir.as_deref(), &world)?;
     let snapshots = acme::follow(snapshots, certificates.acme());
     let (cache, proxies) = (RenderCache::new(), Proxies::default());

@@ -144,6 +144,12 @@ codes! {
     SettingsConflict = 234, Warning;
     /// A Sidecar's egress leaves out the collector to which its workloads send spans.
     CollectorHidden = 235, Warning;
+    /// Endpoints are in a network of which no gateway is known.
+    NetworkWithoutGateway = 236, Warning;
+    /// Endpoints behind a network's gateways take no mutual TLS.
+    NetworkNeedsMutualTls = 237, Warning;
+    /// A network's gateway has no address, or not the port, at which others come.
+    NetworkGatewayNotFound = 238, Warning;
 }
 
 impl fmt::Display for Code {

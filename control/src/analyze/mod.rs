@@ -15,6 +15,7 @@ mod exports;
 mod gateways;
 mod heard;
 mod matching;
+mod networks;
 mod peers;
 mod rate_limits;
 mod reach;
@@ -117,7 +118,7 @@ impl fmt::Display for Message {
 type Check = fn(&Scene<'_>, &mut Vec<Message>);
 
 /// All of them.
-const CHECKS: [Check; 15] = [
+const CHECKS: [Check; 16] = [
     selectors::find,
     authorization::find,
     edges::find,
@@ -133,11 +134,18 @@ const CHECKS: [Check; 15] = [
     sidecars::find,
     heard::find,
     exports::find,
+    networks::find,
 ];
 
 /// Everything that is found in a state of the mesh, by file and line.
 pub fn analyze(world: &World) -> Vec<Message> {
     look(world, || true).0
+}
+
+/// How many endpoints clients of other networks do not reach, because their networks' gateways pass on mutual TLS alone.
+pub fn endpoints_without_a_way(world: &World) -> usize {
+    let found = networks::in_plain_text(world);
+    found.iter().flat_map(|(_, networks)| networks.values()).map(Vec::len).sum()
 }
 
 /// The same for who cannot wait: what is found until then, and whether everything was looked at.

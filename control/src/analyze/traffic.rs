@@ -137,7 +137,9 @@ fn gateways(scene: &Scene<'_>, found: &mut Vec<Message>) {
             undeclared(scene, gateway, &outside, found);
         }
         let bound: Vec<_> = world.virtual_services().iter().filter(|rules| rules.spec.binds(&name)).collect();
-        if bound.is_empty() {
+        // What goes by the server name of mutual TLS needs no rules.
+        let ruled = gateway.spec.servers.iter().any(|server| !server.passes_by_name());
+        if bound.is_empty() && ruled {
             let (what, help) = match outside.is_empty() {
                 true => ("its ports answer nothing", "bind a VirtualService to it (spec.gateways)"),
                 false => (

@@ -16,6 +16,7 @@ pub mod credentials;
 pub mod deny_lists;
 pub mod dispatch;
 mod frames;
+pub mod gateway_names;
 pub mod http;
 #[cfg(test)]
 mod incremental_tests;
