@@ -43,6 +43,7 @@ mod ledger;
 mod limits;
 mod logs;
 mod metrics;
+mod networks;
 mod plan;
 mod quarantine;
 mod rate_limits;

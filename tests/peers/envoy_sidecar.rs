@@ -64,6 +64,9 @@ impl Sidecar {
         ] {
             agent.args([flag, &value]);
         }
+        if workload.gateway {
+            agent.args(["--role", "gateway"]);
+        }
         for (key, value) in &workload.labels {
             agent.arg("--label").arg(format!("{key}={value}"));
         }
@@ -92,13 +95,13 @@ impl Sidecar {
     }
 
     /// The sum of the counters whose names begin and end so.
-    fn sum(&self, begins: &str, ends: &str) -> u64 {
+    pub(crate) fn sum(&self, begins: &str, ends: &str) -> u64 {
         self.stats().iter().filter(|(n, _)| n.starts_with(begins) && n.ends_with(ends)).map(|(_, v)| v).sum()
     }
 }
 
 /// Asks `service` through a sidecar's HTTP proxy.
-async fn ask(proxy: SocketAddr, service: &str, canary: bool) -> (u16, Value) {
+pub(crate) async fn ask(proxy: SocketAddr, service: &str, canary: bool) -> (u16, Value) {
     let mut request =
         Request::get(format!("http://{service}:8080/")).header("host", format!("{service}:8080"));
     if canary {

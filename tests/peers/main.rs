@@ -22,6 +22,7 @@ mod logs;
 mod meshes;
 mod mutants;
 mod netns;
+mod networks;
 mod opa;
 mod postgres;
 mod programs;
