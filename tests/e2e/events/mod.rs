@@ -135,6 +135,7 @@ fn denials_handshakes_certificates_configuration_and_administration_are_told() {
             events().into_iter().find(|e| e["event"] == "certificate" && e["serial"] == own["serial"]);
         let issued = issued.unwrap_or_else(|| panic!("who issued {own:#}: {:#?}", events()));
         assert_eq!((&issued["component"], &issued["by"]), (&"control-plane".into(), &"authority".into()));
+        assert_eq!(own["expires"], issued["expires"]);
 
         // Configuration that is refused.
         let wrong = POLICY.replace("action: DENY", "action: REFUSE");

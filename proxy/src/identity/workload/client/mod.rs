@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use weft_certs::csr;
 use weft_certs::rotation::{Action, Rotation, Standing};
@@ -170,7 +171,7 @@ impl<S: Signer> IdentityClient<S> {
                 let error = error.to_string();
                 let now = (self.clock)();
                 self.rotation.failed(now, fastrand::f64());
-                let expires = self.published_expiry().map(|e| e.to_string());
+                let expires = self.published_expiry().map(in_rfc3339);
                 tracing::warn!(id = %self.config.id, %error, next = ?self.rotation.next(now), expires = expires.as_deref(),
                     "no new certificate; the one in force stays until it expires");
                 emit(Kind::Certificate, || {
@@ -204,7 +205,7 @@ impl<S: Signer> IdentityClient<S> {
             Event::new(Kind::Certificate, Outcome::Ok, Severity::Info, "identity", words)
                 .with("subject", certificate.id().to_string())
                 .with_some("serial", serial)
-                .with("expires", certificate.validity().expires.to_string())
+                .with("expires", in_rfc3339(certificate.validity().expires))
         });
         self.published.send_replace(Some(Arc::new(certificate)));
         let (rotations, renews) = (self.rotation.rotations(), self.rotation.renews());
@@ -236,6 +237,11 @@ async fn request<S: Signer>(
         tracing::warn!(%got, %wanted, "the control plane's trust domain is not the configured one; its own counts");
     }
     Ok(certificate)
+}
+
+/// As all times in events are.
+fn in_rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
 }
 
 #[cfg(test)]
