@@ -168,6 +168,18 @@ pub struct ControlArgs {
     /// What is logged: error, warn, info, debug, trace, or rules such as info,weft_control::serve=debug
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log_level: String,
+    /// The form of it: lines for people, or an object in JSON on each (timestamp, level, message, target, and what else was said of it)
+    #[arg(long, value_enum, env = "WEFT_LOG_FORMAT", default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// The form of what is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// Lifetimes are whole seconds, on the wire too.
@@ -185,11 +197,11 @@ pub fn main(args: ControlArgs) -> anyhow::Result<()> {
     let filter =
         EnvFilter::try_new(&args.log_level).with_context(|| format!("--log-level {}", args.log_level))?;
     // A second control plane in one process (tests) keeps the first one's log and numbers.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .try_init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let _ = match args.log_format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
     let command = ControlArgs::augment_args(clap::Command::new("control"));
     let known =
         command.get_arguments().filter_map(|argument| argument.get_env()?.to_str().map(str::to_owned));

@@ -1,6 +1,9 @@
 //! Where access logs go beside files: collectors of OTLP, Envoy's access log service; and files that are rotated.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use weft::up::{Mesh, Options, Part};
 use xds_protos::envoy::data::accesslog::v3::AccessLogType;
 use xds_protos::envoy::data::accesslog::v3::http_access_log_entry::HttpVersion;
 use xds_protos::opentelemetry::proto::collector::logs::v1::ExportLogsServiceRequest;
@@ -9,6 +12,8 @@ use crate::collectors::{Collector, bootstrap};
 use crate::support::eventually;
 use crate::support::http::{backend, exchange, get};
 use crate::support::logged::Logged;
+use crate::support::mesh::{alone, runtime};
+use crate::support::pair::Pair;
 
 /// A proxy that tells a collector of everything.
 struct World {
@@ -217,5 +222,38 @@ fn what_waits_for_collectors_goes_when_the_proxy_ends() {
     eventually("all of it", || {
         let came = world.collector.came();
         (came.http.len(), came.tcp.len(), came.records.len()) == (1, 1, 2) && !came.metrics.is_empty()
+    });
+}
+
+#[test]
+fn what_processes_say_of_themselves_is_json_where_that_is_asked_for() {
+    let _alone = alone();
+    runtime().block_on(async {
+        let pair = Pair::new(103);
+        let asked = "
+apiVersion: networking.istio.io/v1beta1
+kind: ProxyConfig
+metadata: {name: front, namespace: pair}
+spec: {selector: {matchLabels: {app: front}}, environmentVariables: {WEFT_LOG_FORMAT: json}}
+";
+        pair.write("format.yaml", asked);
+        let control_flags = ["--log-format", "json"].map(str::to_owned).into();
+        let mesh = Mesh::start(Options { control_flags, ..pair.options() }).await.unwrap();
+        mesh.wait_ready(Duration::from_secs(60)).await.unwrap();
+        let lines = |part: Part| -> Vec<Result<Value, _>> {
+            let text = std::fs::read_to_string(mesh.log(&part)).unwrap();
+            text.lines().map(|line| serde_json::from_str(line).map_err(|e| format!("{e}: {line}"))).collect()
+        };
+        for part in [Part::Control, Part::Proxy("front-1".to_owned())] {
+            let lines: Vec<Value> = lines(part.clone()).into_iter().map(|line| line.unwrap()).collect();
+            let told = |line: &Value| {
+                line["level"] == "INFO"
+                    && ["timestamp", "message", "target"].iter().all(|f| line[f].is_string())
+            };
+            assert!(lines.iter().any(told), "{part}: {lines:#?}");
+        }
+        // Who was not asked says it in words.
+        assert!(lines(Part::Proxy("back-1".to_owned())).iter().any(Result::is_err));
+        mesh.shutdown().await.unwrap();
     });
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::bootstrap::{ControlPlaneArgs, DnsArgs, NodeArgs};
+use crate::bootstrap::{ControlPlaneArgs, DnsArgs, LogArgs, NodeArgs};
 
 /// Serves identity (SDS) and xDS to a foreign proxy such as Envoy, on Istio's UNIX sockets
 #[derive(Args, Debug)]
@@ -40,7 +40,7 @@ pub struct AgentArgs {
     /// Where the agent answers /healthz/ready (certificate there, proxy configured and live) and /metrics
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15020")]
     pub status_address: SocketAddr,
-    /// What is logged: error, warn, info, debug, trace, or rules such as info,weft_proxy::agent=debug
-    #[arg(long, env = "WEFT_LOG", default_value = "info")]
-    pub log_level: String,
+    /// What it writes about itself
+    #[command(flatten)]
+    pub log: LogArgs,
 }

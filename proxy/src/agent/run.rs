@@ -24,7 +24,7 @@ use crate::xds::{Client, ClientConfig, Credentials, Service, Subscriptions};
 /// Runs an agent until it is told to end.
 pub fn main(args: AgentArgs) -> anyhow::Result<()> {
     weft_certs::memory::leave_no_core_dumps();
-    let _level = logging::start(&args.log_level)?;
+    let _level = logging::start(&args.log.log_level, args.log.log_format)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, run(&args))
 }

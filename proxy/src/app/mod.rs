@@ -34,7 +34,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Runs a proxy until it is told to end.
 pub fn main(args: ProxyArgs) -> anyhow::Result<()> {
     weft_certs::memory::leave_no_core_dumps();
-    let level = logging::start(&args.log_level)?;
+    let level = logging::start(&args.log.log_level, args.log.log_format)?;
     let start = args.start()?;
     tell_events(&args, &start)?;
     let dns = dns::start(&args.dns, &start.node)?;

@@ -10,7 +10,7 @@ use clap::Args;
 use xds_protos::duration::parse as duration;
 
 use super::shared::{ControlPlaneArgs, DnsArgs, NodeArgs};
-use super::{Ads, EndingArgs, RecordArgs, Start, StatsArgs};
+use super::{Ads, EndingArgs, LogArgs, RecordArgs, Start, StatsArgs};
 
 /// Runs a proxy: a sidecar or a gateway
 #[derive(Args, Debug)]
@@ -69,9 +69,9 @@ pub struct ProxyArgs {
     /// Events
     #[command(flatten)]
     pub events: weft_events::EventArgs,
-    /// What is logged: error, warn, info, debug, trace, or rules such as info,weft_proxy::xds=debug
-    #[arg(long, env = "WEFT_LOG", default_value = "info")]
-    pub log_level: String,
+    /// What it writes about itself
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 /// Istio's number.

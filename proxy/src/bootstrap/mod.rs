@@ -3,6 +3,7 @@
 mod args;
 mod ending;
 mod file;
+mod logged;
 mod node;
 mod pod_info;
 mod record;
@@ -20,6 +21,7 @@ use xds_protos::envoy::config::core::v3::Node;
 
 pub use args::ProxyArgs;
 pub use ending::{Early, Ending, EndingArgs};
+pub use logged::LogArgs;
 pub use node::node_info;
 pub use record::RecordArgs;
 pub use shared::{ControlPlaneArgs, DnsArgs, Interception, NodeArgs, RoleArg, XdsMode};

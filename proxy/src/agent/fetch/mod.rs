@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
 use self::files::Files;
-use crate::admin::logging;
+use crate::admin::logging::{self, LogFormat};
 use crate::bootstrap::Identity;
 use crate::identity::workload::WorkloadCertificate;
 
@@ -83,7 +83,7 @@ pub enum Output {
 /// There is no certificate in time, or the files cannot be written.
 pub fn main(args: &FetchArgs) -> anyhow::Result<()> {
     weft_certs::memory::leave_no_core_dumps();
-    let _level = logging::start(&args.log_level)?;
+    let _level = logging::start(&args.log_level, LogFormat::Text)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, run(args))
 }
