@@ -24,7 +24,12 @@ fn authority(loopback: u8) -> PathBuf {
 
 /// Runs the mesh of a directory at 127.`loopback`.x.y until it is ready.
 pub async fn start(directory: &Path, loopback: u8) -> Mesh {
-    let options = Options {
+    start_as(directory, loopback, |_| ()).await
+}
+
+/// The same, otherwise than usual.
+pub async fn start_as(directory: &Path, loopback: u8, change: impl FnOnce(&mut Options)) -> Mesh {
+    let mut options = Options {
         exe: env!("CARGO_BIN_EXE_weft").into(),
         state_dir: Some(authority(loopback)),
         loopback: Some(loopback),
@@ -32,6 +37,7 @@ pub async fn start(directory: &Path, loopback: u8) -> Mesh {
         concurrency: 1,
         ..Options::new(directory).unwrap()
     };
+    change(&mut options);
     let mesh = Mesh::start(options).await.unwrap();
     mesh.wait_ready(Duration::from_secs(90)).await.unwrap();
     mesh

@@ -81,8 +81,8 @@ fn the_rules_fire_when_they_should_and_never_on_certificates_of_a_day() {
     promtool(&["check", "config"], &path);
 }
 
-#[test]
-fn logs_have_few_labels_in_loki() {
+/// The labels that the shipped Promtail gives to lines.
+pub fn labels_in_loki() -> BTreeSet<String> {
     let text = std::fs::read_to_string(shipped("loki/promtail.yaml")).unwrap();
     let config: Value = serde_saphyr::from_str(&text).unwrap();
     let mut labels = BTreeSet::new();
@@ -94,6 +94,12 @@ fn logs_have_few_labels_in_loki() {
         }
     }
     labels.retain(|label| !label.starts_with("__"));
+    labels
+}
+
+#[test]
+fn logs_have_few_labels_in_loki() {
+    let labels = labels_in_loki();
     assert!((5..=10).contains(&labels.len()), "{labels:?}");
 }
 
