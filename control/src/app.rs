@@ -39,6 +39,9 @@ use crate::serve::deny_lists::ListReader;
 use crate::serve::dispatch::Dispatch;
 use crate::serve::gateway_names::GatewayNames;
 use crate::serve::http::{Pages, Port};
+use crate::serve::inspect::access::Access;
+use crate::serve::inspect::http::Operators;
+use crate::serve::inspect::{InspectArgs, Inspection, Links};
 use crate::serve::keys::KeyFetcher;
 use crate::serve::publish::PublishArgs;
 use crate::serve::quarantine::{self, QuarantineArgs, Store};
@@ -153,6 +156,9 @@ pub struct ControlArgs {
     /// Who may put workloads under quarantine
     #[command(flatten)]
     pub quarantine: QuarantineArgs,
+    /// Who may read proxies' admin pages
+    #[command(flatten)]
+    pub inspect: InspectArgs,
     /// How many proxies are brought to a new state at the same time
     #[arg(
         long,
@@ -313,6 +319,9 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         serving::Serving::new(authority.clone(), args.server_name.clone(), vec![args.address], aliases)
             .await?;
     tokio::spawn(serving.clone().rotate());
+    let (proxies, links) = (Proxies::default(), Links::default());
+    let access = Access::new(args.inspect.inspect_token_file.clone(), client.clone());
+    let operators = Operators::new(proxies.clone(), links.clone(), access);
     if let Some((webhooks, listener)) = webhooks {
         let certificate: Arc<dyn Certificate> =
             match (&args.webhooks.webhook_cert, &args.webhooks.webhook_key) {
@@ -321,7 +330,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
                 ),
                 _ => Arc::new(serving.for_webhooks()?),
             };
-        tokio::spawn(webhooks.serve(listener, certificate));
+        tokio::spawn(webhooks.serve(listener, certificate, operators.clone()));
     }
 
     // What workloads enter is part of every state in a directory; in a cluster it comes back as objects.
@@ -359,7 +368,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let snapshots = GatewayNames::default().follow(snapshots).await;
     let certificates = AcmeKeeper::open(args.state_dir.as_deref(), &world)?;
     let snapshots = acme::follow(snapshots, certificates.acme());
-    let (cache, proxies) = (RenderCache::new(), Proxies::default());
+    let cache = RenderCache::new();
     let election = client.as_ref().map(|client| args.kubernetes.stand(client.clone()));
     let keep = match (&client, &election, &judged) {
         (Some(client), Some(election), Some(judged)) => canary::Keep::Cluster(Box::new(canary::Cluster {
@@ -405,6 +414,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         trust,
         trials: trial_reports,
         responders,
+        operators,
         began: std::time::Instant::now(),
     };
     tokio::spawn(pages.clone().serve(numbers, Port::Metrics));
@@ -415,11 +425,14 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         xds = args.xds_port, secure = args.secure_port, metrics = args.metrics_port, debug = args.debug_port,
         "control plane serves"
     );
+    let inspection = |authenticators| Inspection::server(proxies.clone(), links.clone(), authenticators);
     let plain = server()
         .add_service(ads(None))
+        .add_service(inspection(None))
         .serve_with_incoming(TcpIncoming::from(plaintext).with_nodelay(Some(true)));
     let tls = server()
-        .add_service(ads(Some(authenticators)))
+        .add_service(ads(Some(authenticators.clone())))
+        .add_service(inspection(Some(authenticators)))
         .add_service(IstioCertificateServiceServer::new(certificates))
         .serve_with_incoming(serving.accept(secure));
     // Streams last as long as their proxies: they are not waited for. Proxies keep what they have and come back.

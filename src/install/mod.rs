@@ -396,6 +396,7 @@ mod tests {
                 "create secrets.",
                 "get configmaps. istio-ca-root-cert",
                 "get mutatingwebhookconfigurations.admissionregistration.k8s.io istio-sidecar-injector",
+                "get proxies/admin.weft.dev",
                 "get secrets. weft-certificate-authority",
                 "get validatingwebhookconfigurations.admissionregistration.k8s.io istio-validator-istio-system",
                 "patch configmaps. istio-ca-root-cert",

@@ -60,23 +60,27 @@ impl AdsService {
     pub fn with_registrar(self, registrar: Option<Registrar>) -> Self {
         Self { registrar, ..self }
     }
+}
 
-    async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        let identity = match &self.authenticators {
-            Some(authenticators) => Some(authenticators.of(request).await.inspect_err(|status| {
-                metrics::counter!("pilot_xds_auth_failures").increment(1);
-                emit(Kind::Denied, || {
-                    let words = format!("a stream of a proxy was denied: {}", status.message());
-                    Event::new(Kind::Denied, Outcome::Denied, Severity::Medium, "authentication", words)
-                        .with_some("source_address", address(request))
-                        .with("details", "xds_unauthenticated")
-                });
-            })?),
-            None => None,
-        };
-        let address = address(request).unwrap_or_default();
-        Ok(Caller { address, identity: identity.map(|i| i.spiffe) })
-    }
+/// Who opens a stream, by the credentials that a port asks for; on the plaintext port there are none.
+pub(super) async fn caller<T>(
+    authenticators: Option<&Authenticators>,
+    request: &Request<T>,
+) -> Result<Caller, Status> {
+    let identity = match authenticators {
+        Some(authenticators) => Some(authenticators.of(request).await.inspect_err(|status| {
+            metrics::counter!("pilot_xds_auth_failures").increment(1);
+            emit(Kind::Denied, || {
+                let words = format!("a stream of a proxy was denied: {}", status.message());
+                Event::new(Kind::Denied, Outcome::Denied, Severity::Medium, "authentication", words)
+                    .with_some("source_address", address(request))
+                    .with("details", "xds_unauthenticated")
+            });
+        })?),
+        None => None,
+    };
+    let address = address(request).unwrap_or_default();
+    Ok(Caller { address, identity: identity.map(|i| i.spiffe) })
 }
 
 /// Where a request comes from.
@@ -91,7 +95,7 @@ impl AdsService {
         let decoder = ProstCodec::<W, W>::default().decoder();
         let request = request.map(|body| Streaming::<W>::new_request(decoder, body, None, None));
         let request = Request::from_http(request);
-        let caller = match self.caller(&request).await {
+        let caller = match caller(self.authenticators.as_deref(), &request).await {
             Ok(caller) => caller,
             Err(status) => return status.into_http(),
         };

@@ -124,7 +124,7 @@ struct Connection {
 }
 
 /// The identity must be the one that the node claims; on the plaintext port there is none to compare.
-fn check(node: &ProxyNode, identity: Option<&SpiffeId>) -> Result<(), Status> {
+pub(super) fn check(node: &ProxyNode, identity: Option<&SpiffeId>) -> Result<(), Status> {
     let Some(identity) = identity else { return Ok(()) };
     let fits = identity.workload().is_some_and(|(namespace, account)| {
         namespace == node.namespace && (node.service_account.is_empty() || node.service_account == account)

@@ -2,7 +2,7 @@
 //!
 //! [`ads`] answers xDS on the plaintext and the secure port; each stream is a `connection`, whose protocol is in [`session`];
 //! [`cache`] renders for all of them, [`dispatch`] wakes those that a change is for, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by, and
-//! [`status`] writes into objects of Kubernetes what has become of them. [`registration`] has proxies enter their workloads. [`http`] has the metrics and debug ports,
+//! [`status`] writes into objects of Kubernetes what has become of them. [`registration`] has proxies enter their workloads. [`http`] has the metrics and debug ports, [`inspect`] lets operators read proxies' admin pages,
 //! [`admission`] answers a Kubernetes API server, and [`publish`] tells it, and pods, whom to trust.
 
 pub mod acme;
@@ -20,6 +20,7 @@ pub mod gateway_names;
 pub mod http;
 #[cfg(test)]
 mod incremental_tests;
+pub mod inspect;
 pub mod keys;
 pub mod proxies;
 pub mod publish;

@@ -1,7 +1,7 @@
 //! Envoy-compatible admin endpoints, served on the control thread.
 //!
 //! One page per file: each turns what the process knows into text or JSON. [`serve`] answers on the admin address, on the
-//! status port (`/healthz/ready`) and on the Prometheus port.
+//! status port (`/healthz/ready`) and on the Prometheus port; [`relay`] answers what is asked through the control plane.
 
 mod certs;
 mod clusters;
@@ -12,6 +12,7 @@ mod pages;
 mod process;
 pub mod prometheus;
 pub mod push;
+pub mod relay;
 mod requests;
 mod serve;
 pub mod snapshot;

@@ -140,13 +140,22 @@ async fn page(request: Request<Incoming>, surface: Surface, state: Arc<AdminStat
     if !allowed {
         return Page::error(StatusCode::NOT_FOUND, "this port answers one path only");
     }
-    let long = pages::is_long(path);
-    let page = move || {
-        let (uri, post) = (request.uri(), request.method() == Method::POST);
-        let accepted = request.headers().get_all(hyper::header::ACCEPT);
-        let open = accepted.iter().any(|v| v.to_str().is_ok_and(prometheus::wants_open_metrics));
-        pages::page(uri.path(), uri.query().unwrap_or_default(), post, open, &state)
-    };
+    let (path, query) = (path.to_owned(), request.uri().query().unwrap_or_default().to_owned());
+    let accepted = request.headers().get_all(hyper::header::ACCEPT);
+    let open = accepted.iter().any(|v| v.to_str().is_ok_and(prometheus::wants_open_metrics));
+    read(path, query, request.method() == Method::POST, open, state).await
+}
+
+/// A page that has an end. Without `post` nothing is changed.
+pub(super) async fn read(
+    path: String,
+    query: String,
+    post: bool,
+    open: bool,
+    state: Arc<AdminState>,
+) -> Page {
+    let long = pages::is_long(&path);
+    let page = move || pages::page(&path, &query, post, open, &state);
     if !long {
         return page();
     }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::admin::push::{self, Push};
-use crate::admin::{AdminState, Readiness, SetLevel, Surface, logging, serve};
+use crate::admin::{AdminState, Readiness, SetLevel, Surface, logging, relay, serve};
 use crate::agent::dns;
 use crate::agent::{Reporter, Sidecar};
 use crate::bootstrap::{Ads, Identity, Start, endpoint, node_info};
@@ -24,7 +24,7 @@ use crate::state::saved::{self, Store};
 use crate::state::{CompileContext, Engine, Kept, NodeInfo, Role, Tables};
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::{istio, record, tap};
-use crate::xds::{Client, ClientConfig, Credentials, ResourceSink, Service, Subscriptions};
+use crate::xds::{Client, ClientConfig, Credentials, ResourceSink, Service, Shared, Subscriptions};
 
 pub use crate::bootstrap::ProxyArgs;
 
@@ -90,6 +90,8 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     if identity.is_some() && start.ads.as_ref().is_some_and(|a| a.roots.is_some()) {
         engine.follow_roots();
     }
+    let (sharing, connections) = tokio::sync::watch::channel(None);
+    let beside = Beside { reporter, sharing };
     let ads = match &start.ads {
         Some(ads) => {
             let current = identity.as_ref().map(|(current, _)| current);
@@ -97,9 +99,9 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
                 // The names of the mesh come on the same stream.
                 Some(dns) => {
                     wanted.want_table();
-                    connect(ads, &start, current, wanted, dns.before(engine.clone()), &kept, reporter)?
+                    connect(ads, &start, current, wanted, dns.before(engine.clone()), &kept, beside)?
                 }
-                None => connect(ads, &start, current, wanted, engine.clone(), &kept, reporter)?,
+                None => connect(ads, &start, current, wanted, engine.clone(), &kept, beside)?,
             })
         }
         None => None,
@@ -124,6 +126,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
         tags: start.stats.stat_tags.unwrap_or_default(),
         tcp_aliases: start.stats.tcp_metric_aliases,
     });
+    tokio::task::spawn_local(relay::run(connections, state.clone()));
     for (address, surface) in [
         (start.admin, Surface::Admin),
         (start.status, Surface::Status),
@@ -289,6 +292,14 @@ fn restore(store: &Store, engine: &Engine, dns: Option<&dns::Dns>) -> Vec<Kept> 
 /// How renewing the workload's certificate goes, to be followed.
 type Renewal = tokio::sync::watch::Receiver<crate::identity::workload::Status>;
 
+/// What goes to the control plane beside what is asked for.
+struct Beside {
+    /// How the workload is.
+    reporter: Option<Reporter>,
+    /// Answers to what it asks.
+    sharing: tokio::sync::watch::Sender<Option<Shared>>,
+}
+
 /// Opens the stream to the control plane.
 fn connect(
     ads: &Ads,
@@ -297,12 +308,12 @@ fn connect(
     wanted: Subscriptions,
     sink: impl ResourceSink + 'static,
     kept: &[Kept],
-    reporter: Option<Reporter>,
+    beside: Beside,
 ) -> anyhow::Result<Arc<crate::xds::Stats>> {
     let config = client_config(ads, start, identity, Service::Aggregated)?;
     let held = kept.iter().map(|k| (k.kind, k.name.clone(), k.version.clone())).collect();
-    let mut client = Client::new(config, wanted, sink).holding(held);
-    if let Some(reporter) = reporter {
+    let mut client = Client::new(config, wanted, sink).holding(held).sharing(beside.sharing);
+    if let Some(reporter) = beside.reporter {
         let (sender, report) = tokio::sync::watch::channel(None);
         client = client.reporting(report);
         // Its own stream goes with it: what it cannot serve it does not report on.

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use xds_protos::ResourceType;
 
 pub use channel::{Address, Beside, ChannelError, Endpoint, Tls};
-pub use client::{Client, ClientConfig, Report, Service};
+pub use client::{Client, ClientConfig, Report, Service, Shared};
 pub use credentials::{Credentials, CredentialsError};
 pub use stats::{Stats, TypeStats};
 pub use subscriptions::Subscriptions;

@@ -12,6 +12,7 @@ mod tests;
 pub mod tls;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -31,6 +32,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use weft_events::{Event, Kind, Outcome, Severity, emit};
 
+use super::inspect::http::{Body, Operators, is_ours as is_of_proxies, whole};
 use crate::ingest::Snapshot;
 use crate::ingest::cluster::Beside;
 use objects::Surroundings;
@@ -99,16 +101,22 @@ impl Webhooks {
     }
 
     /// Answers on `listener` until the process ends.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, certificate: Arc<dyn Certificate>) {
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        certificate: Arc<dyn Certificate>,
+        operators: Operators,
+    ) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             // Never closed.
             let Ok(permit) = connections.clone().acquire_owned().await else { return };
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, from)) => {
                     let (webhooks, config) = (self.clone(), certificate.current());
+                    let operators = operators.clone();
                     tokio::spawn(async move {
-                        webhooks.connection(stream, TlsAcceptor::from(config)).await;
+                        webhooks.connection(stream, from, TlsAcceptor::from(config), operators).await;
                         drop(permit);
                     });
                 }
@@ -121,7 +129,13 @@ impl Webhooks {
         }
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, tls: TlsAcceptor) {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        from: SocketAddr,
+        tls: TlsAcceptor,
+        operators: Operators,
+    ) {
         let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -132,8 +146,14 @@ impl Webhooks {
             Err(_) => return tracing::warn!("handshake on the webhooks' port took too long"),
         };
         let service = service_fn(|request| {
-            let webhooks = self.clone();
-            async move { Ok::<_, Infallible>(webhooks.answer(request).await) }
+            let (webhooks, operators) = (self.clone(), operators.clone());
+            async move {
+                let request: Request<Incoming> = request;
+                Ok::<_, Infallible>(match is_of_proxies(request.uri().path()) {
+                    true => operators.answer(&request, Some(from), true).await,
+                    false => webhooks.answer(request).await,
+                })
+            }
         });
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
@@ -148,12 +168,12 @@ impl Webhooks {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
         match path.as_str() {
             "/inject" | "/validate" => {}
             "/ready" => return plain(StatusCode::OK, "ready\n"),
-            _ => return plain(StatusCode::NOT_FOUND, "there are /inject, /validate and /ready\n"),
+            _ => return plain(StatusCode::NOT_FOUND, "there are /inject, /validate, /proxies and /ready\n"),
         }
         if request.method() != Method::POST {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "the API server asks by POST\n");
@@ -233,16 +253,16 @@ fn tell(question: &Question, why: &str) {
     });
 }
 
-fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(text.into()));
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(whole(text));
     *response.status_mut() = status;
     let kind = header::HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }
 
-fn json(value: &Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(value.to_string().into()));
+fn json(value: &Value) -> Response<Body> {
+    let mut response = Response::new(whole(value.to_string()));
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
     response
 }

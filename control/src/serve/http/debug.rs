@@ -21,6 +21,8 @@ pub(super) const INDEX: &str = "\
 /debug/events                   what happened lately (?since=NUMBER)
 /debug/endpointz                services with their endpoints
 /debug/networkz                 networks and the gateways by which others reach them
+/proxies                        proxies whose admin pages can be read here, with a token (docs/inspection.md)
+/proxies/PROXY/admin/PAGE       such a page
 /debug/config_dump?proxyID=ID   everything that a connected proxy gets, secrets by name only
 ";
 

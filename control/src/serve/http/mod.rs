@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -21,6 +20,7 @@ use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 pub use numbers::record;
 
+use super::inspect::http::{Body, Operators, is_ours as is_of_proxies, whole};
 use super::quarantine::http::{self as quarantine, Responders};
 use super::{Proxies, RenderCache};
 use crate::ingest::Snapshot;
@@ -46,6 +46,8 @@ pub struct Pages {
     pub trials: tokio::sync::watch::Receiver<Arc<serde_json::Value>>,
     /// Who may put workloads under quarantine, if anybody may.
     pub responders: Option<Responders>,
+    /// Who may read proxies' admin pages.
+    pub operators: Operators,
     /// Since when.
     pub began: std::time::Instant,
 }
@@ -88,6 +90,9 @@ impl Pages {
                     let pages = pages.clone();
                     async move {
                         let head = request.method() == Method::HEAD;
+                        if port == Port::Debug && is_of_proxies(request.uri().path()) {
+                            return Ok(pages.operators.answer(&request, Some(from), false).await);
+                        }
                         let ours = port == Port::Debug && quarantine::is_ours(request.uri().path());
                         let answer = match pages.responders.as_ref().filter(|_| ours) {
                             Some(responders) => {
@@ -148,9 +153,9 @@ pub(super) fn tell<B>(from: SocketAddr, request: &Request<B>, status: StatusCode
     });
 }
 
-fn response(head: bool, (status, kind, text): Answer) -> Response<Full<Bytes>> {
+fn response(head: bool, (status, kind, text): Answer) -> Response<Body> {
     let body = if head { Bytes::new() } else { text.into() };
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(whole(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 use xds_protos::ResourceType;
@@ -43,6 +44,15 @@ pub struct ClientConfig {
 /// How the workload is, where the control plane is told; none while nobody knows.
 pub type Report = Option<Result<(), String>>;
 
+/// The connection of a stream that has brought something, for what else is to go over it: how the caller proves who it is, too.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The connection.
+    pub channel: Channel,
+    /// What the stream's call said.
+    pub metadata: MetadataMap,
+}
+
 /// What a server serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
@@ -63,6 +73,8 @@ pub struct Client<S> {
     held: Vec<(ResourceType, String, String)>,
     /// How the workload is.
     report: Option<watch::Receiver<Report>>,
+    /// Who else speaks over the stream's connection.
+    sharing: Option<watch::Sender<Option<Shared>>>,
 }
 
 /// Why a stream ended.
@@ -81,7 +93,7 @@ enum StreamError {
 impl<S: ResourceSink> Client<S> {
     /// A client that has not connected yet. The sink sets what it wants in `wanted`.
     pub fn new(config: ClientConfig, wanted: Subscriptions, sink: S) -> Self {
-        Self { config, wanted, stats: Arc::default(), sink, held: Vec::new(), report: None }
+        Self { config, wanted, stats: Arc::default(), sink, held: Vec::new(), report: None, sharing: None }
     }
 
     /// The sink has these already (kind, name, version): the control plane is told, sends what differs, and says what is no
@@ -94,6 +106,12 @@ impl<S: ResourceSink> Client<S> {
     /// The control plane is told how the workload is: on each stream, and when it changes.
     pub fn reporting(mut self, report: watch::Receiver<Report>) -> Self {
         self.report = Some(report);
+        self
+    }
+
+    /// Others are told of each stream's connection, once it has brought something, and of its end.
+    pub fn sharing(mut self, with: watch::Sender<Option<Shared>>) -> Self {
+        self.sharing = Some(with);
         self
     }
 
@@ -127,6 +145,7 @@ impl<S: ResourceSink> Client<S> {
                 Err(error) => error,
             };
             self.stats.set_connected(false);
+            self.share(None);
             let wait = backoff.next();
             tracing::warn!(
                 address = %self.config.endpoint.address,
@@ -138,6 +157,12 @@ impl<S: ResourceSink> Client<S> {
         }
     }
 
+    fn share(&self, shared: Option<Shared>) {
+        if let Some(sharing) = &self.sharing {
+            sharing.send_replace(shared);
+        }
+    }
+
     /// One stream, until it fails.
     async fn stream<P: Ads>(
         &mut self,
@@ -146,6 +171,7 @@ impl<S: ResourceSink> Client<S> {
     ) -> Result<Infallible, StreamError> {
         let metadata = self.config.credentials.metadata()?;
         let channel = self.config.endpoint.connect().await?;
+        let mut to_share = Some(Shared { channel: channel.clone(), metadata: metadata.clone() });
 
         // Requests are queued before the call: many servers send no headers before their first response.
         let (requests, queue) = mpsc::unbounded_channel();
@@ -170,6 +196,9 @@ impl<S: ResourceSink> Client<S> {
                     let response = message.map_err(Box::new)?.ok_or(StreamError::Ended)?;
                     backoff.reset();
                     self.stats.set_connected(true);
+                    if let Some(shared) = to_share.take() {
+                        self.share(Some(shared));
+                    }
                     send(protocol.response(response, &self.wanted, &mut self.sink, &self.stats))?;
                 }
             }
