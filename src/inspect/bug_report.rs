@@ -16,7 +16,9 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::json;
 
-use super::{address, ask};
+use super::proxies::Target;
+use super::through::Through;
+use super::{address, ask_target};
 use crate::configuration::ClusterArgs;
 
 /// Gathers what is needed to see what is wrong with a mesh into one file: states of control planes and proxies, and findings
@@ -28,6 +30,12 @@ pub struct BugReportArgs {
     /// A proxy's administration, IP:PORT; IP alone is port 15000. May be repeated
     #[arg(long, value_name = "ADDRESS")]
     proxy: Vec<String>,
+    /// Ask the proxies that are connected to the control planes, too, through these, with the token in this file (as weft top does)
+    #[arg(long, value_name = "FILE", requires = "control")]
+    token_file: Option<PathBuf>,
+    /// The root by which a control plane's certificate is checked (--control https://HOST:PORT)
+    #[arg(long, value_name = "FILE", requires = "token_file")]
+    root_cert: Option<PathBuf>,
     /// A directory of YAML that describes the mesh: what `weft analyze` finds in it
     #[arg(long, value_name = "DIR", conflicts_with_all = ["cluster", "kubeconfig"])]
     dir: Option<PathBuf>,
@@ -68,14 +76,26 @@ pub fn main(args: &BugReportArgs) -> anyhow::Result<()> {
     }
     let mut gathered: BTreeMap<String, String> = BTreeMap::new();
     let mut failed = Vec::new();
-    for (list, port, pages, kind) in
-        [(&args.control, 8080, &CONTROL[..], "control"), (&args.proxy, 15000, &PROXY[..], "proxy")]
-    {
-        for name in list {
-            let at = address(name, port)?;
-            eprintln!("asking {at} ({kind})");
-            pages_of(at, kind, pages, &mut gathered, &mut failed);
+    let through = Through {
+        control: args.control.clone(),
+        token_file: args.token_file.clone(),
+        root_cert: args.root_cert.clone(),
+    };
+    let named = |at: SocketAddr| Target::at(at.to_string(), at);
+    let controls = through.debug_ports()?.into_iter().map(named);
+    let proxies = args.proxy.iter().map(|name| Ok(named(address(name, 15000)?)));
+    let mut proxies = proxies.collect::<anyhow::Result<Vec<_>>>()?;
+    if through.is_meant() {
+        match through.targets() {
+            Ok(all) => proxies.extend(all),
+            Err(error) => failed.push(format!("proxies: {error:#}")),
         }
+    }
+    for target in controls {
+        pages_of(&target, "control", &CONTROL, &mut gathered, &mut failed);
+    }
+    for target in proxies {
+        pages_of(&target, "proxy", &PROXY, &mut gathered, &mut failed);
     }
     if let Some(found) = findings(args, &mut failed) {
         gathered.insert("analysis.txt".to_owned(), found);
@@ -98,16 +118,18 @@ pub fn main(args: &BugReportArgs) -> anyhow::Result<()> {
 }
 
 fn pages_of(
-    at: SocketAddr,
+    target: &Target,
     kind: &str,
     pages: &[(&str, &str)],
     gathered: &mut BTreeMap<String, String>,
     failed: &mut Vec<String>,
 ) {
+    let name = &target.name;
+    eprintln!("asking {name} ({kind})");
     for (path, file) in pages {
-        match ask(at, path, "it does not answer") {
-            Ok(text) => drop(gathered.insert(format!("{kind}-{at}/{file}"), without_secrets(text))),
-            Err(error) => failed.push(format!("http://{at}{path}: {error:#}")),
+        match ask_target(target, path, "it does not answer") {
+            Ok(text) => drop(gathered.insert(format!("{kind}-{name}/{file}"), without_secrets(text))),
+            Err(error) => failed.push(format!("{}{path}: {error:#}", target.key())),
         }
     }
 }

@@ -13,7 +13,9 @@ use weft_control::model::World;
 use crate::configuration;
 use crate::explain::seen::Sources;
 
-use super::{Output, PATIENCE, address, ask, ask_json, rows};
+use super::proxies::Target;
+use super::through::Through;
+use super::{Output, PATIENCE, address, ask_target, rows};
 
 /// Shows what a proxy has: its listeners, routes, clusters, endpoints, secrets, bootstrap, or what it logs
 #[derive(Args, Debug)]
@@ -21,9 +23,12 @@ pub struct ConfigArgs {
     /// What of it
     #[arg(value_enum)]
     what: What,
-    /// The proxy's admin interface, IP:PORT; IP alone is port 15000. In a cluster: kubectl port-forward POD 15000
-    #[arg(value_name = "ADDRESS")]
+    /// The proxy's admin interface, IP:PORT; IP alone is port 15000. In a cluster: kubectl port-forward POD 15000. With --token-file:
+    /// the proxy, NAME.NAMESPACE or its whole id, which is asked through its control plane
+    #[arg(value_name = "ADDRESS | PROXY")]
     address: String,
+    #[command(flatten)]
+    through: Through,
     /// Only what has this in its name
     #[arg(long)]
     name: Option<String>,
@@ -62,12 +67,22 @@ enum What {
 /// # Errors
 /// The proxy does not answer.
 pub fn main(args: &ConfigArgs) -> anyhow::Result<()> {
-    let at = address(&args.address, 15000)?;
-    let hint = format!("is a proxy's admin interface at {at}?");
+    let target = match args.through.is_meant() {
+        true => args.through.target(&args.address)?,
+        false => {
+            let at = address(&args.address, 15000)?;
+            Target::at(at.to_string(), at)
+        }
+    };
+    let hint = format!("is a proxy's admin interface at {}?", target.name);
     if args.what == What::Log {
         let now = match &args.level {
-            Some(level) => set_level(at, level)?,
-            None => ask(at, "/logging", &hint)?,
+            Some(_) if args.through.is_meant() => bail!(
+                "--level changes the proxy, and through the control plane pages are only read: ask its admin interface (kubectl port-forward \
+                 POD 15000)"
+            ),
+            Some(level) => set_level(target.site.address, level)?,
+            None => ask_target(&target, "/logging", &hint)?,
         };
         match args.output {
             Output::Text => println!("{}", now.trim()),
@@ -87,7 +102,9 @@ pub fn main(args: &ConfigArgs) -> anyhow::Result<()> {
         What::Secrets => "/certs",
         _ => "/config_dump",
     };
-    let found = ask_json(at, page, &hint)?;
+    let found = ask_target(&target, page, &hint)?;
+    let found: Value = serde_json::from_str(&found)
+        .with_context(|| format!("{page} of {} gives no JSON; is it what was meant?", target.name))?;
     let mut all = pick(args.what, &found);
     if let Some(part) = &args.name {
         all.retain(|(name, _)| name.contains(part));

@@ -53,9 +53,9 @@ fn kinds() -> [&'static str; 10] {
 
 /// Whom to ask, and from which event on.
 struct Reader {
-    control: Option<SocketAddr>,
+    controls: Vec<SocketAddr>,
     targets: Vec<Target>,
-    next: HashMap<SocketAddr, u64>,
+    next: HashMap<String, u64>,
 }
 
 /// Prints them.
@@ -67,8 +67,9 @@ pub fn main(args: &EventsArgs) -> anyhow::Result<()> {
         bail!("--interval: 100ms is the shortest, for proxies are asked each time");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let control = args.proxies.control()?;
-    let mut reader = Reader { control, targets: whom(args, control)?, next: HashMap::new() };
+    let controls = args.proxies.controls()?;
+    let targets = whom(args, &controls)?;
+    let mut reader = Reader { controls: controls.clone(), targets, next: HashMap::new() };
     let mut out = std::io::stdout();
     let mut round = 0_u32;
     loop {
@@ -98,7 +99,7 @@ pub fn main(args: &EventsArgs) -> anyhow::Result<()> {
         std::thread::sleep(args.interval);
         round += 1;
         if round.is_multiple_of(LOOK)
-            && let Ok(targets) = whom(args, control)
+            && let Ok(targets) = whom(args, &controls)
         {
             reader.targets = targets;
         }
@@ -106,12 +107,14 @@ pub fn main(args: &EventsArgs) -> anyhow::Result<()> {
 }
 
 /// The proxies; a control plane alone suffices, too.
-fn whom(args: &EventsArgs, control: Option<SocketAddr>) -> anyhow::Result<Vec<Target>> {
-    match (args.proxies.targets_at(PORT), control) {
-        (Ok(targets), _) => Ok(targets),
+fn whom(args: &EventsArgs, controls: &[SocketAddr]) -> anyhow::Result<Vec<Target>> {
+    match args.proxies.targets_at(PORT) {
+        Ok(targets) => Ok(targets),
+        // Who was asked with a token is not asked without.
+        Err(error) if args.proxies.are_asked_through() => Err(error),
         // It answers, and nobody is connected.
-        (Err(_), Some(at)) if super::ask(at, "/version", "").is_ok() => Ok(Vec::new()),
-        (Err(error), _) => Err(error),
+        Err(_) if controls.iter().any(|at| super::ask(*at, "/version", "").is_ok()) => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 
@@ -129,13 +132,13 @@ impl Reader {
         let mut asked = Asked { answers: Vec::new(), targets: 0, silent: Vec::new() };
         let mut all = Vec::new();
         let control =
-            self.control.map(|at| (Target { name: "control plane".to_owned(), at }, "/debug/events"));
+            self.controls.iter().map(|at| (Target::at("control plane".to_owned(), *at), "/debug/events"));
         let proxies = self.targets.iter().map(|target| (target.clone(), "/weft/events"));
-        let everybody: Vec<_> = control.into_iter().chain(proxies).collect();
+        let everybody: Vec<_> = control.chain(proxies).collect();
         for some in everybody.chunks(AT_ONCE) {
             let mut under_way = JoinSet::new();
             for (target, page) in some {
-                let since = self.next.get(&target.at).copied().unwrap_or_default();
+                let since = self.next.get(&target.key()).copied().unwrap_or_default();
                 let (target, path) = (target.clone(), format!("{page}?since={since}"));
                 under_way.spawn(async move {
                     (
@@ -154,7 +157,7 @@ impl Reader {
                     let page = page.unwrap_or_default();
                     let next = page["next"].as_u64().unwrap_or_default();
                     // One that began anew counts from the beginning; what it told before this look is asked for at the next.
-                    self.next.insert(target.at, if next < since { 0 } else { next });
+                    self.next.insert(target.key(), if next < since { 0 } else { next });
                     all.extend(page["events"].as_array().cloned().unwrap_or_default());
                     asked.answers.push((target, ()));
                 }

@@ -1,6 +1,6 @@
 //! What a running mesh is asked: `weft proxy-status` and `weft version` ask a control plane, `weft proxy-config` a proxy (Weft's,
 //! or an Envoy: the pages are the same), `weft top`, `weft graph` and `weft report` all proxies for what they have counted, and
-//! `weft events` and `weft bug-report` everybody.
+//! `weft events` and `weft bug-report` everybody. Proxies are asked themselves, or [`through`] their control planes.
 
 mod bug_report;
 mod compliance;
@@ -13,6 +13,7 @@ mod record;
 mod rows;
 mod status;
 mod tap;
+mod through;
 mod top;
 mod traffic;
 mod version;
@@ -68,6 +69,13 @@ fn ask(address: SocketAddr, path: &str, hint: &str) -> anyhow::Result<String> {
     if !answer.status.is_success() {
         bail!("http://{address}{path}: {}: {}", answer.status, answer.text().trim());
     }
+    Ok(answer.text().into_owned())
+}
+
+/// A proxy's page, from itself or through its control plane.
+fn ask_target(target: &proxies::Target, path: &str, hint: &str) -> anyhow::Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(target.get(path, PATIENCE)).with_context(|| hint.to_owned())?;
     Ok(answer.text().into_owned())
 }
 

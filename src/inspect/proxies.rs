@@ -8,7 +8,9 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use super::through::{Through, said};
 use super::{address, ask_json};
+use crate::client::{Answer, Site};
 
 /// Where proxies tell their counts, in Istio's pods as in Weft's.
 const PORT: u16 = 15090;
@@ -20,36 +22,71 @@ const AT_ONCE: usize = 64;
 /// Who is asked.
 #[derive(Args, Debug)]
 pub struct Proxies {
-    /// The control plane's debug port, IP:PORT; IP alone is port 8080. The proxies that are connected to it are asked
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", conflicts_with = "proxies")]
-    control: String,
+    #[command(flatten)]
+    through: Through,
     /// Ask this proxy, and no control plane: IP:PORT; IP alone is port 15090 where counts are asked for,
     /// and 15000, the admin interface, where requests are. May be given several times
-    #[arg(long = "proxy", value_name = "ADDRESS")]
+    #[arg(long = "proxy", value_name = "ADDRESS", conflicts_with_all = ["control", "token_file"])]
     proxies: Vec<String>,
 }
 
 /// One who is asked.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone)]
 pub(super) struct Target {
     /// What it is called.
     pub(super) name: String,
-    /// Where its metrics are.
-    pub(super) at: SocketAddr,
+    /// Who answers for it.
+    pub(super) site: Site,
+    /// What goes before a page's path there.
+    pub(super) prefix: String,
+    /// Why it cannot be asked, if it cannot.
+    pub(super) closed: Option<String>,
+}
+
+impl Target {
+    /// A proxy that is asked itself.
+    pub(super) fn at(name: String, at: SocketAddr) -> Self {
+        Self { name, site: Site::plain(at), prefix: String::new(), closed: None }
+    }
+
+    /// What no other proxy has.
+    pub(super) fn key(&self) -> String {
+        format!("{}{}", self.site, self.prefix)
+    }
+
+    /// Asks for a page.
+    ///
+    /// # Errors
+    /// There is no answer, or none of success.
+    pub(super) async fn get(&self, path: &str, limit: Duration) -> anyhow::Result<Answer> {
+        if let Some(why) = &self.closed {
+            bail!("{why}");
+        }
+        let answer = crate::client::get_of(&self.site, &format!("{}{path}", self.prefix), limit).await?;
+        if !answer.status.is_success() {
+            bail!("{} {}", answer.status, said(&answer));
+        }
+        Ok(answer)
+    }
 }
 
 impl Proxies {
-    /// Where the control plane is, unless proxies were named.
+    /// Where control planes tell their own pages, unless proxies were named.
     ///
     /// # Errors
-    /// It is no address.
-    pub(super) fn control(&self) -> anyhow::Result<Option<SocketAddr>> {
-        self.proxies.is_empty().then(|| address(&self.control, 8080)).transpose()
+    /// One is no address.
+    pub(super) fn controls(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        if self.are_named() { Ok(Vec::new()) } else { self.through.debug_ports() }
     }
 
     /// Whether they are named one by one.
     pub(super) fn are_named(&self) -> bool {
         !self.proxies.is_empty()
+    }
+
+    /// Whether they are asked through their control planes.
+    pub(super) fn are_asked_through(&self) -> bool {
+        self.through.is_meant()
     }
 
     /// Those who are there now, where they tell their counts.
@@ -60,29 +97,36 @@ impl Proxies {
         self.targets_at(PORT)
     }
 
-    /// Those who are there now, at this port.
+    /// Those who are there now, at this port, or through their control planes.
     ///
     /// # Errors
     /// The control plane does not answer, or nobody is connected to it.
     pub(super) fn targets_at(&self, port: u16) -> anyhow::Result<Vec<Target>> {
-        if !self.proxies.is_empty() {
+        if self.are_named() {
             let named = self.proxies.iter().map(|text| {
                 let at = address(text, port)?;
-                Ok(Target { name: at.to_string(), at })
+                Ok(Target::at(at.to_string(), at))
             });
             return named.collect::<anyhow::Result<Vec<_>>>();
         }
-        let at = address(&self.control, 8080)?;
-        let hint =
-            format!("is a control plane's debug port at {at}? (--control says where, --proxy names proxies)");
-        let page = ask_json(at, "/debug/syncz", &hint)?;
-        let mut found: Vec<Target> =
-            page.as_array().into_iter().flatten().filter_map(|line| target(line, port)).collect();
-        found.sort();
-        found.dedup();
+        if self.through.is_meant() {
+            return self.through.targets();
+        }
+        let (mut found, mut asked) = (Vec::new(), Vec::new());
+        for at in self.through.debug_ports()? {
+            let hint = format!(
+                "is a control plane's debug port at {at}? (--control says where, --proxy names proxies)"
+            );
+            let page = ask_json(at, "/debug/syncz", &hint)?;
+            found.extend(page.as_array().into_iter().flatten().filter_map(|line| target(line, port)));
+            asked.push(at.to_string());
+        }
+        found.sort_by_key(|target| (target.name.clone(), target.site.address));
+        found.dedup_by_key(|target| (target.name.clone(), target.site.address));
         if found.is_empty() {
             bail!(
-                "no proxy is connected to the control plane at {at}; of several control planes each knows its own"
+                "no proxy is connected to the control plane at {}; of several control planes each knows its own",
+                asked.join(", ")
             );
         }
         Ok(found)
@@ -109,7 +153,7 @@ impl<T> Asked<T> {
 fn target(line: &Value, port: u16) -> Option<Target> {
     let mut parts = line["proxy"].as_str()?.split('~').skip(1);
     let ip: IpAddr = parts.next()?.parse().ok()?;
-    Some(Target { name: parts.next()?.to_owned(), at: SocketAddr::new(ip, port) })
+    Some(Target::at(parts.next()?.to_owned(), SocketAddr::new(ip, port)))
 }
 
 /// What proxies have answered.
@@ -133,12 +177,8 @@ pub(super) async fn ask<T: Send + 'static>(targets: &[Target], path: &str, read:
         {
             let path = path.to_owned();
             under_way.spawn(async move {
-                let page = crate::client::get(target.at, &path, PATIENCE).await;
-                let page = page.and_then(|answer| {
-                    anyhow::ensure!(answer.status.is_success(), "{} {}", answer.status, answer.text().trim());
-                    Ok(read(&answer.text()))
-                });
-                (target, page)
+                let page = target.get(&path, PATIENCE).await;
+                (target, page.map(|answer| read(&answer.text())))
             });
         }
         match under_way.join_next().await {
@@ -148,7 +188,7 @@ pub(super) async fn ask<T: Send + 'static>(targets: &[Target], path: &str, read:
             None => break,
         }
     }
-    answers.sort_by(|(a, _), (b, _)| a.cmp(b));
+    answers.sort_by_cached_key(|(target, _)| (target.name.clone(), target.key()));
     silent.sort();
     Asked { answers, targets: targets.len(), silent }
 }
@@ -161,7 +201,7 @@ mod tests {
     fn a_connected_proxy_is_asked_where_its_node_id_says_that_it_is() {
         let found =
             target(&json!({"proxy": "sidecar~10.1.2.3~web-1.shop~shop.svc.cluster.local"}), PORT).unwrap();
-        assert_eq!((found.name.as_str(), found.at.to_string().as_str()), ("web-1.shop", "10.1.2.3:15090"));
-        assert_eq!(target(&json!({"proxy": "odd"}), PORT), None);
+        assert_eq!((found.name.as_str(), found.key().as_str()), ("web-1.shop", "http://10.1.2.3:15090"));
+        assert!(target(&json!({"proxy": "odd"}), PORT).is_none());
     }
 }

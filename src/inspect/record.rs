@@ -40,9 +40,12 @@ impl Record {
         let asked = runtime.block_on(ask(&targets, &path, read));
         if asked.answers.is_empty() {
             let why = asked.missing().unwrap_or_default();
+            if proxies.are_asked_through() {
+                bail!("{why}");
+            }
             bail!(
-                "{why}; requests are kept at proxies' admin interface, port {PORT}, which in a cluster is open in the pod alone: \
-                 kubectl port-forward POD 15000, and --proxy 127.0.0.1"
+                "{why}; requests are kept at proxies' admin interface, port {PORT}, which in a cluster is open in the pod alone: ask \
+                 through the control plane (--token-file), or kubectl port-forward POD 15000, and --proxy 127.0.0.1"
             );
         }
         let of = |(target, page): &(super::proxies::Target, Value)| {

@@ -132,7 +132,13 @@ async fn follow(args: &TapArgs, targets: Vec<Target>, path: String) -> anyhow::R
         tokio::spawn(async move {
             let name = target.name.clone();
             let heard = |line| Heard::Line(name.clone(), line);
-            let ended = crate::client::lines(target.at, &path, PATIENCE, &sender, heard).await;
+            let ended = match &target.closed {
+                Some(why) => Err(anyhow::anyhow!("{why}")),
+                None => {
+                    let path = format!("{}{path}", target.prefix);
+                    crate::client::lines(&target.site, &path, PATIENCE, &sender, heard).await
+                }
+            };
             let _ = sender.send(Heard::End(target.name, ended)).await;
         });
     }

@@ -34,6 +34,7 @@ mod hardening;
 mod health;
 mod inject;
 mod inspect;
+mod inspection;
 mod install;
 mod istiod;
 mod journey;

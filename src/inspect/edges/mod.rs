@@ -4,7 +4,6 @@
 mod counts;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -77,13 +76,13 @@ impl Both {
 pub(super) type Edges = BTreeMap<Between, Both>;
 
 /// Pages of metrics, by proxy.
-pub(super) type Pages = BTreeMap<SocketAddr, Edges>;
+pub(super) type Pages = BTreeMap<String, Edges>;
 
 /// Asks proxies for the edges that they have counted, and takes them apart from who was asked.
 pub(super) async fn ask(targets: &[Target]) -> (Pages, Asked<()>) {
     let Asked { answers, targets, silent } =
         super::proxies::ask(targets, "/stats/prometheus?filter=istio", read).await;
-    let pages = answers.into_iter().map(|(target, edges)| (target.at, edges)).collect();
+    let pages = answers.into_iter().map(|(target, edges)| (target.key(), edges)).collect();
     (pages, Asked { answers: Vec::new(), targets, silent })
 }
 
@@ -117,7 +116,7 @@ mod tests {
     use super::*;
 
     fn page(text: &str) -> Pages {
-        BTreeMap::from([("127.0.0.1:15090".parse().unwrap(), read(text))])
+        BTreeMap::from([("http://127.0.0.1:15090".to_owned(), read(text))])
     }
 
     fn requests(reporter: &str, code: u16, mutual: &str, count: u32) -> String {

@@ -5,6 +5,7 @@ mod commands;
 mod csr_api;
 mod gateway_api;
 mod gateway_secret;
+mod inspection;
 mod mesh;
 mod registration;
 mod roles;

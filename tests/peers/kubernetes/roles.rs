@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::Server;
 use super::gateway_api;
+use super::inspection;
 use super::mesh::{self, SHOP};
 use crate::programs::{Process, get, weft, weft_proxy};
 
@@ -203,6 +204,7 @@ spec:
             .is_ok_and(|(_, certificates)| certificates.contains("spiffe://cluster.local/ns/shop/sa/cart"))
     };
     good.wait("in possession of its certificate", || has(PROXY));
+    inspection::roles_say_who_may_read_proxies(&server, CONTROL);
     // A workload enters itself, and goes.
     server.apply(
         "apiVersion: networking.istio.io/v1
