@@ -358,6 +358,38 @@ fn a_watcher_leaves(scene: &Scene) {
     eventually("the place is free again", || watch().is_some());
 }
 
+/// Each of several control planes knows its own proxies; a command asks all that it is told of.
+fn several(scene: &Scene) {
+    let token: &'static str = scene.token.to_str().unwrap().to_owned().leak();
+    let more: &[&str] = vec!["--inspect-token-file", token].leak();
+    let mut second = Control::start_with("127.86.1.2", &mesh(backend("shop")), more);
+    let _late = Logged::proxy(
+        "127.86.1.2",
+        "127.86.2.3",
+        "shop",
+        &["--interception-mode", "NONE", "--name", "late-1"],
+    );
+    let both = || {
+        let control = ["--control", "127.86.1.1,127.86.1.2", "--token-file", token];
+        let output = weft(&[&["requests", "--output", "json"][..], &control].concat());
+        let page: Value = serde_json::from_str(&stdout(&output)).unwrap_or_default();
+        (page["proxies"].clone(), stderr(&output))
+    };
+    eventually("the proxies of both are asked", || {
+        let (proxies, _) = both();
+        proxies["asked"] == 4 && proxies["silent"].as_array().is_some_and(|silent| silent.len() == 1)
+    });
+    let (status, _, body) = ask("GET", "/proxies/late-1.shop/admin/stats", "open-sesame");
+    assert!(
+        status == 404 && body.contains("Each of several control planes knows its own"),
+        "{status} {body}"
+    );
+    second.process.kill();
+    let (proxies, said) = both();
+    assert_eq!(proxies["asked"], 3, "{said}");
+    assert!(said.contains("127.86.1.2:8080") && said.contains("left out"), "{said}");
+}
+
 #[test]
 fn proxies_are_read_through_the_control_plane_by_whom_it_lets_in() {
     let mut scene = Scene::start();
@@ -370,6 +402,7 @@ fn proxies_are_read_through_the_control_plane_by_whom_it_lets_in() {
     commands(&scene);
     refusals(&scene);
     a_watcher_leaves(&scene);
+    several(&scene);
     drop(old);
 
     // The control plane ends and comes back, and so do the streams. Nothing else notices.
