@@ -76,6 +76,13 @@ impl Through {
                     (address, Some(Tls { name, roots }))
                 }
             };
+            if tls.is_none() && !address.ip().to_canonical().is_loopback() {
+                bail!(
+                    "--control {text}: a token is not sent in plain text over a network: ask by https://{} (--webhook-port), or from its machine \
+                     (kubectl -n istio-system port-forward deploy/istiod 8080, and --control 127.0.0.1)",
+                    address.ip()
+                );
+            }
             Ok(Site { address, tls, token: Some(token.clone()) })
         };
         self.control.iter().map(site).collect()
@@ -219,6 +226,21 @@ mod tests {
         assert_eq!(both.debug_ports().unwrap(), ["127.0.0.2:8080".parse().unwrap()]);
         let refused = through(&["https://localhost"], false).debug_ports().unwrap_err().to_string();
         assert!(refused.contains("--token-file"), "{refused}");
+    }
+
+    #[test]
+    fn a_token_goes_in_plain_text_to_this_machine_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        std::fs::write(&file, "t\n").unwrap();
+        let sites = |control: &str| {
+            let root_cert = Some("root.pem".into());
+            Through { control: vec![control.to_owned()], token_file: Some(file.clone()), root_cert }.sites()
+        };
+        assert_eq!(sites("127.0.0.1").unwrap()[0].to_string(), "http://127.0.0.1:8080");
+        assert_eq!(sites("https://10.0.0.1").unwrap()[0].to_string(), "https://10.0.0.1:15017");
+        let refused = sites("10.0.0.1").err().unwrap().to_string();
+        assert!(refused.contains("https://10.0.0.1"), "{refused}");
     }
 
     #[test]
