@@ -11,7 +11,7 @@ use crate::model::host;
 use crate::model::service::ServiceOrigin;
 use crate::model::sidecar::OutboundMode;
 use crate::model::values::selects;
-use crate::model::virtual_service::HttpRoute;
+use crate::model::virtual_service::{HttpRoute, RETRY_ANY_ANNOTATION};
 use crate::model::{Kind, Object, Service, ServiceLocation, StringMatch, VirtualService};
 
 pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
@@ -51,10 +51,8 @@ fn retries(rules: &Object<VirtualService>, route: &HttpRoute, index: usize, foun
             found.push(Message::of(Code::RetriesCutShort, &rules.meta, path.as_str(), why, help));
         }
     }
-    // What makes a try again although the first may have been processed.
-    let again = ["5xx", "gateway-error", "reset", "retriable-4xx"];
-    let named: Vec<_> =
-        retries.retry_on.split(',').map(str::trim).filter(|condition| again.contains(condition)).collect();
+    let any = rules.meta.annotations.get(RETRY_ANY_ANNOTATION).is_some_and(|value| value == "true");
+    let named: Vec<_> = retries.after_processing().filter(|_| any).collect();
     let harmless = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"];
     let only_harmless = !route.matches.is_empty()
         && route.matches.iter().all(|one| {
@@ -62,10 +60,10 @@ fn retries(rules: &Object<VirtualService>, route: &HttpRoute, index: usize, foun
         });
     if !named.is_empty() && !only_harmless {
         let why = format!(
-            "retryOn {} tries again what may have been processed, a POST included: a payment may be made twice",
+            "{RETRY_ANY_ANNOTATION} and retryOn {} try again what may have been processed, a POST included: a payment may be made twice",
             named.join(",")
         );
-        let help = "retry on connect-failure and refused-stream (nothing was processed), or give this route's other methods a rule of their own (match.method)";
+        let help = "leave the annotation out: then methods that change something are tried again only where nothing was processed, or where the request has an idempotency-key";
         found.push(Message::of(Code::RetriesRepeatChanges, &rules.meta, path, why, help));
     }
 }

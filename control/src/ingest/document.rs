@@ -177,7 +177,7 @@ impl Collector {
             Kind::VirtualService => {
                 if let Some(mut spec) = spec(document, kind, findings) {
                     normalize::virtual_service(&mut spec, &namespace, findings);
-                    validate::virtual_service(&spec, findings);
+                    validate::virtual_service(&spec, &meta, findings);
                     self.objects.virtual_services.push(Arc::new(Object { meta, spec }));
                 }
             }

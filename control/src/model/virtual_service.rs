@@ -353,6 +353,9 @@ pub struct RegexRewrite {
     pub rewrite: String,
 }
 
+/// Annotation of a VirtualService: `true` has its retries repeat every request, a POST that was processed included.
+pub const RETRY_ANY_ANNOTATION: &str = "weft.dev/retry-any-request";
+
 /// When and how often to try again.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -369,6 +372,24 @@ pub struct HttpRetry {
     pub retry_ignore_previous_hosts: Option<bool>,
     /// Base interval between attempts.
     pub backoff: Option<Timespan>,
+}
+
+impl HttpRetry {
+    /// The conditions by which a try is followed by another although its request may have been processed.
+    pub fn after_processing(&self) -> impl Iterator<Item = &str> {
+        let conditions = self.retry_on.split(',').map(str::trim);
+        conditions.filter(|one| {
+            let named = [
+                "5xx",
+                "gateway-error",
+                "reset",
+                "retriable-4xx",
+                "retriable-status-codes",
+                "retriable-headers",
+            ];
+            named.contains(one) || one.parse::<u16>().is_ok()
+        })
+    }
 }
 
 /// Changes to the headers of request and response.

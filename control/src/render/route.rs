@@ -18,7 +18,7 @@ use crate::model::traffic_management::StickyBy;
 use crate::model::values::{StringMatch, selects};
 use crate::model::virtual_service::{
     Destination, HeaderOperations, Headers, HttpMatch, HttpRetry, HttpRoute, HttpRouteDestination,
-    VirtualService, routing_claim,
+    RETRY_ANY_ANNOTATION, VirtualService, routing_claim,
 };
 use crate::model::{Object, Protocol, Service, ServicePort, World};
 
@@ -276,8 +276,16 @@ fn default_route(world: &World, node: &ProxyNode, service: &Service, port: u16) 
         "route": route,
         "decorator": {"operation": format!("{}:{port}/*", service.hostname)},
     });
+    be_careful(node, world.mesh().default_http_retry_policy.as_ref(), &mut whole);
     external_credential::turn_on(world, node, &service.hostname, &mut whole);
     whole
+}
+
+/// Has a proxy of ours try again requests that must not be done twice only where nothing was done. Envoy cannot be told so.
+fn be_careful(node: &ProxyNode, retries: Option<&HttpRetry>, route: &mut Value) {
+    if node.extensions && retries.is_some_and(|r| r.attempts > 0 && r.after_processing().next().is_some()) {
+        route["metadata"]["filter_metadata"]["weft.dev"] = json!({"careful_retries": true});
+    }
 }
 
 /// `hashed`: the one destination balances by a hash. Its requests are tried again at the same host, where they belong.
@@ -523,6 +531,10 @@ fn route(
         return Some(route);
     }
     route["route"] = action(world, node, http, port)?;
+    if rules.meta.annotations.get(RETRY_ANY_ANNOTATION).is_none_or(|value| value != "true") {
+        let retries = http.retries.as_ref().or(world.mesh().default_http_retry_policy.as_ref());
+        be_careful(node, retries, &mut route);
+    }
     if let [only] = weighted(http).as_slice() {
         external_credential::turn_on(world, node, &only.destination.host, &mut route);
     }

@@ -84,6 +84,16 @@ impl RetryOn {
         Self(if grpc { self.0 & Self::GRPC.0 } else { self.0 & !Self::GRPC.0 })
     }
 
+    /// What is left of the conditions for a request that must not be done twice: tries of which it is certain that nothing was
+    /// done, and gRPC's own conditions, which a client of gRPC has to bear anyway.
+    #[must_use]
+    pub fn unprocessed(self) -> Self {
+        let certain = Self::CONNECT_FAILURE.and(Self::RESET_BEFORE_REQUEST).and(Self::REFUSED_STREAM);
+        let kept = Self(self.0 & (certain.0 | Self::ENVOY_RATE_LIMITED.0 | Self::GRPC.0));
+        let any = self.has(Self::SERVER_ERROR.and(Self::GATEWAY_ERROR).and(Self::RESET));
+        if any { kept.and(certain) } else { kept }
+    }
+
     /// The conditions of a comma-separated list, and the names in it that are none.
     pub fn parse(list: &str) -> (Self, Vec<&str>) {
         let mut on = Self::default();
@@ -140,6 +150,9 @@ impl ResetHeader {
 pub struct RetryPolicy {
     /// When.
     pub on: RetryOn,
+    /// Requests that must not be done twice are tried again only where nothing was done: what our own control plane says of a
+    /// route by its metadata.
+    pub careful: bool,
     /// How often beside the first attempt.
     pub retries: u32,
     /// For each attempt, from when it has a connection and the request is complete, to the answer's head; zero for none.
@@ -174,6 +187,7 @@ impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             on: RetryOn::default(),
+            careful: false,
             retries: 1,
             per_try_timeout: Duration::ZERO,
             per_try_idle_timeout: Duration::ZERO,

@@ -262,6 +262,31 @@ fn header_changes_follow_their_action_and_the_most_specific_come_first() {
 }
 
 #[test]
+fn our_control_plane_may_ask_for_care_with_retries() {
+    let with = |own: serde_json::Value| {
+        compile(host(json!([{"match": {"prefix": "/"}, "metadata": {"filter_metadata": {"weft.dev": own}},
+            "route": {"cluster": "c", "retry_policy": {"retry_on": "5xx"}}}])))
+    };
+    let careful = |own: serde_json::Value| {
+        let config = with(own).unwrap();
+        let head = head("GET", "h", "/", &[]);
+        let (route, _) = config.find(&Asked::new(&head)).unwrap().route.unwrap();
+        match &route.action {
+            action::Action::Forward(forward) => forward.retry.as_ref().unwrap().careful,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(careful(json!({"careful_retries": true})));
+    assert!(!careful(json!({"careful_retries": false})));
+    assert!(!careful(json!({"other": true})));
+    let error = with(json!({"careful_retries": "yes"})).unwrap_err();
+    assert!(
+        error.starts_with("virtual_hosts[0].routes[0].metadata.filter_metadata[weft.dev].careful_retries: "),
+        "{error}"
+    );
+}
+
+#[test]
 fn what_is_not_honoured_is_refused_with_its_path() {
     let bad = |route: serde_json::Value| compile(host(json!([route]))).unwrap_err();
     let prefix = "virtual_hosts[0].routes[0]";

@@ -15,6 +15,7 @@ const RETRY_ON: HeaderName = HeaderName::from_static("x-envoy-retry-on");
 const RETRY_GRPC_ON: HeaderName = HeaderName::from_static("x-envoy-retry-grpc-on");
 const MAX_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
 const STATUS_CODES: HeaderName = HeaderName::from_static("x-envoy-retriable-status-codes");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const HEADER_NAMES: HeaderName = HeaderName::from_static("x-envoy-retriable-header-names");
 
 /// What a request's retries go by: the route's policy and what a trusted caller asked for in header fields (the
@@ -71,7 +72,11 @@ impl Retries {
         let allowed = policy.is_none_or(|p| {
             p.request_headers.is_empty() || p.request_headers.iter().any(|h| h.matches(head))
         });
-        let on = policy.map(|p| p.on).unwrap_or_default().and(from_headers);
+        let own = |p: &RetryPolicy| match p.careful && !may_be_repeated(head) {
+            true => p.on.unprocessed(),
+            false => p.on,
+        };
+        let on = policy.map(own).unwrap_or_default().and(from_headers);
         if on.is_empty() || !allowed {
             return None;
         }
@@ -175,6 +180,12 @@ impl Retries {
         };
         policy.iter().flat_map(|p| &p.headers).chain(&self.headers).any(|h| h.matches(&head))
     }
+}
+
+/// Whether doing it twice is as good as once: its method says so (RFC 9110, section 9.2.2), or its sender does by a key by which
+/// the server knows it again.
+fn may_be_repeated(head: &RequestHead) -> bool {
+    head.method.is_idempotent() || head.headers.contains(&IDEMPOTENCY_KEY)
 }
 
 /// Rules that these fields be there.

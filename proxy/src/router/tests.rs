@@ -222,6 +222,50 @@ fn the_retry_conditions_decide_as_envoys_do() {
 }
 
 #[test]
+fn what_must_not_be_done_twice_is_tried_again_only_where_nothing_was_done() {
+    use ResetReason::{Remote, RemoteRefused};
+    // The conditions, what became of the first try, and whether a POST is sent again. Whatever may be repeated always is.
+    let cases: &[(&str, Result<Reply, Failure>, bool)] = &[
+        ("5xx", answer(500, &[]), false),
+        ("5xx", refused(), true),
+        ("5xx", reset(Remote, false), true),
+        ("5xx", reset(Remote, true), false),
+        ("5xx", reset(RemoteRefused, true), true),
+        ("5xx", Err(Failure::PerTryTimeout), false),
+        ("reset", reset(Remote, true), false),
+        ("reset", reset(RemoteRefused, true), true),
+        ("gateway-error", answer(503, &[]), false),
+        ("gateway-error", refused(), true),
+        ("retriable-4xx", answer(409, &[]), false),
+        ("retriable-status-codes", answer(418, &[]), false),
+        ("retriable-4xx,connect-failure", refused(), true),
+        ("connect-failure", refused(), true),
+        ("unavailable", answer(200, &[("grpc-status", "14")]), true),
+        ("envoy-ratelimited", answer(429, &[("x-envoy-ratelimited", "true")]), true),
+    ];
+    for (on, result, post) in cases {
+        let policy = RetryPolicy { careful: true, status_codes: vec![418], ..policy(on, 1) };
+        let wants = |mut head: RequestHead| {
+            Retries::of(Some(&policy), &mut head).is_some_and(|retries| match result {
+                Ok(reply) => retries.wants_after_response(Some(&policy), &reply.head),
+                Err(failure) => retries.wants_after_failure(failure),
+            })
+        };
+        assert_eq!(wants(head(&[])), *post, "POST {on} {result:?}");
+        assert!(wants(head(&[("idempotency-key", "7")])), "POST with a key {on} {result:?}");
+        for method in [Method::GET, Method::PUT, Method::DELETE] {
+            assert!(wants(RequestHead { method, ..head(&[]) }), "{on} {result:?}");
+        }
+        assert!(!wants(RequestHead { method: Method::PATCH, ..head(&[]) }) || *post, "PATCH {on} {result:?}");
+    }
+    // Who asks by header fields means this request.
+    let policy = RetryPolicy { careful: true, ..policy("5xx", 1) };
+    let mut asked = head(&[("x-envoy-retry-on", "5xx")]);
+    let retries = Retries::of(Some(&policy), &mut asked).unwrap();
+    assert!(retries.wants_after_response(Some(&policy), &answer(500, &[]).unwrap().head));
+}
+
+#[test]
 fn pauses_are_a_random_part_of_a_range_that_doubles_up_to_ten_times_the_base() {
     let policy = policy("5xx", 9);
     let mut retries = Retries::of(Some(&policy), &mut head(&[])).unwrap();

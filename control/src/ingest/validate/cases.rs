@@ -602,6 +602,25 @@ fn a_return_window_is_a_period() {
 }
 
 #[test]
+fn whether_any_request_is_tried_again_is_true_or_false() {
+    let with = |name: &str, value: &str| {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+             metadata: {{name: x, namespace: n, annotations: {{{name}: '{value}'}}}}\n\
+             spec: {{hosts: [a], http: [{{route: [{{destination: {{host: a}}}}]}}]}}\n"
+        );
+        load_str("x.yaml", &text).diagnostics
+    };
+    for good in ["true", "false"] {
+        assert!(with("weft.dev/retry-any-request", good).is_empty(), "{good}");
+    }
+    for (name, value) in [("weft.dev/retry-any-request", "yes"), ("weft.dev/retry-any-requests", "true")] {
+        let found = with(name, value);
+        assert_eq!(found[0].path, Some(format!("metadata.annotations.{name}")), "{found:?}");
+    }
+}
+
+#[test]
 fn authorization_policies() {
     let of = |rule: &str| format!("{{rules: [{rule}]}}");
     let from = |source: &str| of(&format!("{{from: [{{source: {source}}}]}}"));

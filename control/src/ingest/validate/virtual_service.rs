@@ -6,12 +6,14 @@ use base64::Engine;
 
 use super::super::diagnostic::Findings;
 use super::telemetry::format;
-use super::{export_to, host, period, period_or_zero, port, regex};
+use super::{annotations, export_to, host, period, period_or_zero, port, regex};
 use crate::model::host::covers;
+use crate::model::meta::Meta;
 use crate::model::values::{Percent, StringMatch};
 use crate::model::virtual_service::{
     CorsPolicy, Destination, GRPC_STATUSES, Headers, HttpBody, HttpFault, HttpMatch, HttpRedirect, HttpRetry,
-    HttpRewrite, HttpRoute, RouteDestination, TcpRoute, TlsRoute, VirtualService, grpc_status, routing_claim,
+    HttpRewrite, HttpRoute, RETRY_ANY_ANNOTATION, RouteDestination, TcpRoute, TlsRoute, VirtualService,
+    grpc_status, routing_claim,
 };
 
 /// Conditions that Envoy knows for `retryOn`, HTTP's and gRPC's.
@@ -39,7 +41,15 @@ const MAX_BODY: usize = 1024 * 1024;
 /// A fixed body beyond this is doubtful, in bytes.
 const LARGE_BODY: usize = 100 * 1024;
 
-pub(in super::super) fn virtual_service(spec: &VirtualService, findings: &mut Findings) {
+pub(in super::super) fn virtual_service(spec: &VirtualService, meta: &Meta, findings: &mut Findings) {
+    annotations(findings, meta, &[RETRY_ANY_ANNOTATION]);
+    if let Some(other) =
+        meta.annotations.get(RETRY_ANY_ANNOTATION).filter(|v| !matches!(v.as_str(), "true" | "false"))
+    {
+        let path = format!("metadata.annotations.{RETRY_ANY_ANNOTATION}");
+        let help = "write \"true\" to have every request tried again, or leave it out";
+        findings.error(path, format!("{other:?} is neither \"true\" nor \"false\""), help);
+    }
     if spec.hosts.is_empty() {
         delegate(spec, findings);
     }

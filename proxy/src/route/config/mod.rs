@@ -15,7 +15,7 @@ use xds_protos::envoy::config::route::v3 as proto;
 use xds_protos::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use xds_protos::envoy::r#type::v3 as r#type;
 
-use super::action::Mirror;
+use super::action::{Action, Mirror};
 use super::header_ops::{Addition, AppendAction, HeaderOps, Value};
 use super::hosts::{DomainError, Hosts};
 pub use super::matching::{Chance, HeaderMatch};
@@ -260,10 +260,19 @@ fn route(
             None
         }
     };
+    let metadata = route.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata));
     let action = match &route.action {
         Some(action) => {
             let matched = matching.as_ref().map(|m| &m.path);
-            collect(action::action(action, matched, inherited, shared), "", &mut errors)
+            let mut compiled = collect(action::action(action, matched, inherited, shared), "", &mut errors);
+            if let Some(Action::Forward(forward)) = &mut compiled
+                && collect(retry::careful(metadata.as_deref()).map_err(Vec::from), "", &mut errors)
+                    == Some(true)
+                && let Some(policy) = &forward.retry
+            {
+                forward.retry = Some(Arc::new(RetryPolicy { careful: true, ..RetryPolicy::clone(policy) }));
+            }
+            compiled
         }
         None => {
             errors.push(ConfigError::missing("action"));
@@ -298,7 +307,7 @@ fn route(
                 .then(|| RouteStats::new(format!("vhost.{}.route.{}", host.name, route.stat_prefix))),
             rate_limits: limits.unwrap_or_default(),
             include_vh_rate_limits: forward.is_some_and(|f| f.include_vh_rate_limits.unwrap_or(false)),
-            metadata: route.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata)),
+            metadata,
             operation: route.decorator.as_ref().map(|d| Operation {
                 name: d.operation.as_str().into(),
                 propagate: d.propagate.unwrap_or(true),

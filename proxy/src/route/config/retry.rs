@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use prost_types::value::Kind;
 use xds_protos::envoy::config::route::v3 as proto;
 use xds_protos::envoy::config::route::v3::retry_policy::{
     ResetHeaderFormat, retry_host_predicate, retry_priority,
@@ -13,6 +14,7 @@ use xds_protos::envoy::extensions::retry::priority::previous_priorities::v3::Pre
 
 use super::{duration, header_match};
 use crate::cluster::balance::Omit;
+use crate::cluster::endpoint::Metadata;
 use crate::route::retry::{ResetHeader, RetryOn, RetryPolicy};
 use crate::state::ConfigError;
 use crate::state::error::collect;
@@ -86,6 +88,18 @@ fn reset_headers(
     compiled.collect()
 }
 
+/// `metadata.filter_metadata["weft.dev"].careful_retries`, which only a control plane of ours sets.
+pub(super) fn careful(metadata: Option<&Metadata>) -> Result<bool, ConfigError> {
+    match metadata.and_then(|m| m.namespace("weft.dev")?.fields.get("careful_retries")?.kind.as_ref()) {
+        None => Ok(false),
+        Some(Kind::BoolValue(careful)) => Ok(*careful),
+        Some(_) => Err(ConfigError::new(
+            "metadata.filter_metadata[weft.dev].careful_retries",
+            "must be true or false",
+        )),
+    }
+}
+
 impl RetryPolicy {
     /// Compiles a retry policy.
     ///
@@ -148,6 +162,7 @@ impl RetryPolicy {
         }
         Ok(Self {
             on,
+            careful: false,
             retries: policy.num_retries.unwrap_or(1),
             per_try_timeout,
             per_try_idle_timeout,
