@@ -475,9 +475,9 @@ fn outbound(
     if let Some(outlier) = &policy.outlier_detection {
         cluster["outlier_detection"] = outlier_detection(outlier);
     }
-    if let Some(own) = tcp.tcp_keepalive.as_ref().or(mesh.tcp_keepalive.as_ref()) {
-        cluster["upstream_connection_options"] = keepalive(own);
-    }
+    let own = tcp.tcp_keepalive.as_ref().or(mesh.tcp_keepalive.as_ref()).map(keepalive);
+    cluster["upstream_connection_options"] =
+        own.unwrap_or_else(|| json!({"tcp_keepalive": {"keepalive_time": KEEPALIVE_SECONDS}}));
     if by_name {
         return cluster;
     }
@@ -517,6 +517,10 @@ fn outbound(
     }
     cluster
 }
+
+/// How long a connection is silent before the other side is asked whether it is there still, where nobody says anything. Load
+/// balancers of clouds forget connections after 350 s of silence, and the kernel's own two hours are beyond that.
+const KEEPALIVE_SECONDS: u32 = 300;
 
 fn keepalive(keepalive: &TcpKeepalive) -> Value {
     let mut fields = json!({});

@@ -121,3 +121,64 @@ spec: {hosts: [a], http: [{retries: {attempts: 5, perTryTimeout: 2s}, route: [{d
     assert_eq!(of("a", &both), (json!(5), json!("2s")));
     assert_eq!(of("b", &both), (json!(3), json!("10s")));
 }
+
+#[test]
+fn where_a_request_could_be_done_twice_our_proxies_are_asked_for_care_unless_somebody_wants_that() {
+    let rule = |retry_on: &str, annotations: &str| {
+        format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: a, namespace: n{annotations}}}
+spec: {{hosts: [a], http: [{{retries: {{attempts: 3, retryOn: '{retry_on}'}}, route: [{{destination: {{host: a}}}}]}}]}}
+---
+"
+        )
+    };
+    let of = |service: &str, resources: &Resources| {
+        let config = value(resources, ResourceType::Route, "80");
+        let hosts = config["virtual_hosts"].as_array().unwrap();
+        let host = hosts.iter().find(|h| h["name"] == format!("{service}.n.svc.cluster.local:80")).unwrap();
+        host["routes"][0]["metadata"]["filter_metadata"]["weft.dev"]["careful_retries"].clone()
+    };
+    for conditions in ["5xx", "reset,connect-failure", "gateway-error", "retriable-4xx", "503"] {
+        assert_eq!(of("a", &rendered(&rule(conditions, ""))), json!(true), "{conditions}");
+    }
+    // Nothing was done where these hold, and what is built in has no others.
+    for conditions in ["connect-failure,refused-stream", "unavailable,cancelled"] {
+        assert_eq!(of("a", &rendered(&rule(conditions, ""))), Value::Null, "{conditions}");
+    }
+    let resources = rendered(&rule("5xx", ", annotations: {weft.dev/retry-any-request: 'true'}"));
+    assert_eq!((of("a", &resources), of("b", &resources)), (Value::Null, Value::Null));
+    let of_mesh = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data: {mesh: 'defaultHttpRetryPolicy: {attempts: 3, retryOn: 5xx}'}
+---
+";
+    assert_eq!(of("b", &rendered(of_mesh)), json!(true));
+}
+
+#[test]
+fn the_other_side_of_a_silent_connection_is_asked_after_five_minutes_unless_another_time_is_set() {
+    let of = |more: &str| {
+        let cluster = value(&rendered(more), ResourceType::Cluster, "outbound|80||a.n.svc.cluster.local");
+        cluster["upstream_connection_options"]["tcp_keepalive"].clone()
+    };
+    let of_mesh = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data: {mesh: 'tcpKeepalive: {time: 60s}'}
+---
+";
+    let of_service =
+        OF_SERVICE.replace("maxConnections: 100", "tcpKeepalive: {time: 7200s, interval: 75s, probes: 9}");
+    assert_eq!(of(""), json!({"keepalive_time": 300}));
+    assert_eq!(of(OF_SERVICE), json!({"keepalive_time": 300}));
+    assert_eq!(of(of_mesh), json!({"keepalive_time": 60}));
+    let set = json!({"keepalive_probes": 9, "keepalive_time": 7200, "keepalive_interval": 75});
+    assert_eq!(of(&of_service), set);
+    assert_eq!(of(&format!("{of_mesh}{of_service}")), set);
+}
