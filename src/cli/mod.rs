@@ -66,6 +66,7 @@ pub enum Command {
     #[command(subcommand)]
     Authz(authz::AuthzCommand),
     /// Looks for what is wrong in a directory of YAML or in a cluster, or probably not meant so
+    #[command(visible_alias = "lint")]
     Analyze(analyze::AnalyzeArgs),
     /// Puts sidecars into the workloads of a file, as the control plane does in a cluster
     Inject(Box<inject::InjectArgs>),

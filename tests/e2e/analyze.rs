@@ -191,3 +191,43 @@ fn a_running_control_plane_says_the_same_of_each_state() {
     std::fs::write(control.config("mesh.yaml"), rule("c")).unwrap();
     control.process.says(&["WEFT0103", "app=c"]);
 }
+
+#[test]
+fn what_is_in_the_wrong_place_is_moved_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rule.yaml");
+    let rule = "apiVersion: networking.istio.io/v1beta1
+kind: DestinationRule
+metadata: {name: user-service, namespace: ecotrack}
+spec:
+  host: user-service
+  trafficPolicy:
+    connectionPool:
+      http:
+        maxRetries: 3
+        # The design's.
+        consecutiveGatewayErrors: 5
+        interval: 30s
+";
+    std::fs::write(&file, rule).unwrap();
+    let path = dir.path().to_str().unwrap();
+    let output = weft(&["analyze", path]);
+    assert!(!output.status.success());
+    let said = stdout(&output);
+    assert!(said.contains("did you mean trafficPolicy.outlierDetection.interval?"), "{said}");
+    assert!(said.contains("weft analyze --fix"), "{said}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), rule, "nothing was asked for");
+
+    let output = weft(&["lint", path, "--fix"]);
+    assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+    let said = stdout(&output);
+    assert!(said.contains("rule.yaml:12: DestinationRule ecotrack/user-service: spec.trafficPolicy.connectionPool.http.interval is trafficPolicy.outlierDetection.interval now"), "{said}");
+    let fixed = std::fs::read_to_string(&file).unwrap();
+    assert!(
+        fixed.ends_with("    outlierDetection:\n      consecutiveGatewayErrors: 5\n      interval: 30s\n"),
+        "{fixed}"
+    );
+    assert!(fixed.contains("        # The design's.\n"), "{fixed}");
+    // A cluster's objects are not files.
+    assert!(!weft(&["analyze", "--fix", "--cluster"]).status.success());
+}

@@ -361,10 +361,20 @@ pub(super) fn advise(kind: Kind, parent: &str, name: &str, known: bool) -> Optio
     if known {
         return None;
     }
-    let (_, _, home) =
-        MISPLACED.iter().find(|(place, names, _)| ends_with(&parent, place) && names.contains(&name))?;
-    let meant = if home.contains(' ') { (*home).to_owned() } else { format!("{home}.{name}") };
+    let home = misplaced(&parent, name)?;
+    let meant = if home.contains(' ') { home.to_owned() } else { format!("{home}.{name}") };
     Some(Counsel::Refuse("unknown field".to_owned(), format!("did you mean {meant}?")))
+}
+
+/// Where a field belongs that stands below `parent`, if it is known to be put there by mistake.
+fn misplaced(parent: &str, name: &str) -> Option<&'static str> {
+    let found = MISPLACED.iter().find(|(place, names, _)| ends_with(parent, place) && names.contains(&name));
+    found.map(|(_, _, home)| *home)
+}
+
+/// The same, where the place is a path and not only told in words.
+pub(super) fn home(parent: &str, name: &str) -> Option<&'static str> {
+    misplaced(&without_indexes(parent), name).filter(|home| !home.contains(' '))
 }
 
 /// One type serves both forms of workload selector; which of its two names is right depends on the kind.
