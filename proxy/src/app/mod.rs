@@ -5,6 +5,7 @@
 
 mod application;
 mod ending;
+mod pressure;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -150,6 +151,9 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     let tasks =
         pushes.map(|push| tokio::task::spawn_local(push.run(state.clone(), end.subscribe()))).collect();
     let pushing = ending::Pushing { tasks, end };
+    if start.shed {
+        tokio::task::spawn_local(pressure::watch());
+    }
     if !start.stats.metric_expiry.is_zero() {
         tokio::task::spawn_local(expire(start.stats.metric_expiry));
     }

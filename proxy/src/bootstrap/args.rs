@@ -60,6 +60,10 @@ pub struct ProxyArgs {
     /// Let connections and streams be that a new policy denies; without this they are closed when the policy changes
     #[arg(long)]
     pub no_recheck: bool,
+    /// Go on with everything until the kernel kills, where a cgroup limits memory; without this, requests are answered with
+    /// 503 from 90 % of the limit on, and connections refused from 95 %
+    #[arg(long)]
+    pub no_shedding: bool,
     /// Metrics
     #[command(flatten)]
     pub stats: StatsArgs,
@@ -126,6 +130,7 @@ impl ProxyArgs {
             state_dir: self.control.state_dir.clone(),
             listener_drain: self.listener_drain_time,
             recheck: !self.no_recheck,
+            shed: !self.no_shedding,
             stats: self.stats.clone(),
             file: None,
             record: self.record.clone(),

@@ -85,6 +85,7 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
         state_dir: args.control.state_dir.clone(),
         listener_drain: args.listener_drain_time,
         recheck: !args.no_recheck,
+        shed: !args.no_shedding,
         // A bootstrap of one's own stands in Envoy's place; its statistics are Envoy's.
         stats: StatsArgs { stat_tags: args.stats.stat_tags.or(Some(Tags::Envoy)), ..args.stats.clone() },
         record: args.record.clone(),

@@ -65,6 +65,8 @@ pub struct Start {
     pub listener_drain: Duration,
     /// Connections and streams that a new policy denies are closed.
     pub recheck: bool,
+    /// Where memory is nearly used up, requests and connections are refused.
+    pub shed: bool,
     /// How metrics are kept and called.
     pub stats: StatsArgs,
     /// The bootstrap file, where there is one: it says where metrics are pushed.

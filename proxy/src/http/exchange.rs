@@ -27,10 +27,12 @@ use crate::router::{self, Exchange, Expired, Flow, LocalReply, RequestBody, Rout
 use crate::telemetry::access_log::config::BodyFormat;
 use crate::telemetry::access_log::{LogContext, LogType};
 use crate::telemetry::trace::OPERATION;
-use crate::telemetry::{Flag, StreamInfo, tap};
+use crate::telemetry::{Flag, StreamInfo, pressure, tap};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const FORCE_TRACE: HeaderName = HeaderName::from_static("x-envoy-force-trace");
+/// Tells this proxy's want from an upstream's.
+const LOCAL_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-local-overloaded");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
 /// What is remembered of a request for its response.
@@ -133,6 +135,15 @@ async fn answer(
 
     // As in Envoy before anything else: a request that is refused is told to go on as well.
     answer_expectation(flow, head, config, &downstream);
+    if pressure::sheds_requests() {
+        config.stats.downstream_rq_overload_close.inc();
+        flow.flag(Flag::OverloadManager);
+        flow.keep(head);
+        let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "envoy overloaded", "overload");
+        let reply = reply.header(LOCAL_OVERLOADED, HeaderValue::from_static("true"));
+        // What the connection holds is to be given back as well.
+        return (local(LocalReply { close: true, ..reply }, before), None);
+    }
     let origin = match request::shape(head, config, &shared.connection) {
         Ok(origin) => origin,
         Err(reply) => {

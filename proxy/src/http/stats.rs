@@ -34,7 +34,7 @@ stats! {
         downstream_rq_non_relative_path, downstream_rq_rx_reset, downstream_rq_tx_reset,
         downstream_rq_response_before_rq_complete, downstream_rq_failed_path_normalization,
         downstream_rq_redirected_with_normalized_path, downstream_rq_ws_on_non_ws_route,
-        downstream_rq_too_large,
+        downstream_rq_too_large, downstream_rq_overload_close,
         downstream_cx_protocol_error, downstream_cx_idle_timeout, downstream_cx_max_duration_reached, downstream_rq_too_many_premature_resets, no_route, no_cluster, rq_total, rq_redirect, rq_direct_response,
         rq_reset_after_downstream_response_started,
     }

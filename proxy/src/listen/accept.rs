@@ -23,7 +23,10 @@ use crate::io::{ConnectionInfo, Io, PassedOn};
 use crate::network::NetworkChain;
 use crate::network::recheck::Successor;
 use crate::telemetry::access_log::{LogContext, LogType};
-use crate::telemetry::{Flag, StreamInfo, events};
+use crate::telemetry::{Flag, StreamInfo, events, pressure};
+
+/// How often it is said that no connection can be accepted.
+const SAY: Duration = Duration::from_secs(5);
 
 /// Does what the control thread says until it goes away. Runs on the worker's local runtime.
 pub async fn run(mut commands: mpsc::UnboundedReceiver<WorkerCommand>) {
@@ -57,17 +60,26 @@ async fn accept(
     directory: Arc<Directory>,
     mut stopped: oneshot::Receiver<()>,
 ) {
+    // Since when none could be accepted that was told of.
+    let mut told: Option<Instant> = None;
     loop {
         tokio::select! {
             // Dropping the sender is the signal.
             _ = &mut stopped => return,
             accepted = socket.accept() => match accepted {
+                Ok(_) if pressure::sheds_connections() => listener.stats.overloaded.inc(),
                 Ok((stream, remote)) => {
                     tokio::task::spawn_local(connection(stream, remote, listener.clone(), directory.clone()));
                 }
                 Err(error) => {
-                    // Out of file descriptors, most likely: it passes as connections end.
-                    tracing::warn!(listener = %listener.name(), %error, "cannot accept a connection");
+                    // Out of file descriptors, most likely: it passes as connections end, and until then it is tried often.
+                    if told.is_none_or(|at| at.elapsed() > SAY) {
+                        told = Some(Instant::now());
+                        tracing::warn!(
+                            listener = %listener.name(), %error,
+                            "cannot accept connections; if there are too many, raise the limit of open files (ulimit -n)"
+                        );
+                    }
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             },

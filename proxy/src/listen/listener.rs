@@ -101,6 +101,8 @@ pub struct ListenerStats {
     pub destroyed: Counter,
     /// `downstream_cx_length_ms`.
     pub length_ms: Histogram,
+    /// `downstream_cx_overload_reject`: closed as they came, for want of memory.
+    pub overloaded: Counter,
     /// `no_filter_chain_match`.
     pub no_chain: Counter,
     /// `downstream_pre_cx_timeout`.
@@ -124,6 +126,7 @@ impl ListenerStats {
             before_chain: group.gauge("downstream_pre_cx_active"),
             destroyed: group.counter("downstream_cx_destroy"),
             length_ms: group.histogram("downstream_cx_length_ms"),
+            overloaded: group.counter("downstream_cx_overload_reject"),
             no_chain: group.counter("no_filter_chain_match"),
             filters_timeout: group.counter("downstream_pre_cx_timeout"),
             filter_remote_close: group.counter("downstream_listener_filter_remote_close"),
