@@ -55,9 +55,6 @@ pub enum SignError {
     /// The authority failed.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
-    /// What the authority must remember cannot be stored.
-    #[error(transparent)]
-    Store(#[from] StoreError),
     /// The signer elsewhere does not sign.
     #[error(transparent)]
     OpenBao(#[from] OpenBaoError),
@@ -190,14 +187,21 @@ impl CertificateAuthority {
     }
 
     /// Remembers how long a leaf lives before anybody gets it. The store is ahead by half a life, so that it is written
-    /// seldom.
+    /// seldom. Where it cannot be written, leaves are issued all the same: a mesh whose certificates run out is worse than a
+    /// successor of the root that is in force a little early, should the process end before there is room again.
     fn note(&self, inner: &mut Inner, leaf: &CertificateDer<'_>, life: Duration) -> Result<(), SignError> {
         let facts = weft_certs::inspect::facts(leaf).map_err(|e| AuthorityError::Stored(e.to_string()))?;
-        let until = facts.not_after.unix_timestamp();
-        inner.leaves_until = inner.leaves_until.max(until);
-        if until > inner.state.ledger.leaves_until {
+        let until = facts.not_after.unix_timestamp().max(inner.leaves_until);
+        inner.leaves_until = until;
+        let stored = inner.state.ledger.leaves_until;
+        if until > stored {
             inner.state.ledger.leaves_until = until + life.whole_seconds() / 2;
-            self.store(&inner.state)?;
+            if let Err(error) = self.store(&inner.state) {
+                tracing::error!(%error, "certificates are issued, and their life is not remembered over a restart");
+                metrics::counter!("citadel_server_store_write_errors").increment(1);
+                // The next one tries again.
+                inner.state.ledger.leaves_until = stored;
+            }
         }
         Ok(())
     }

@@ -417,6 +417,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_store_that_cannot_be_written_refuses_changes_and_goes_on_issuing() {
+        let directory = tempfile::tempdir().unwrap();
+        let (place, away) = (directory.path().join("state"), directory.path().join("away"));
+        let authority = open(&place);
+        std::fs::rename(&place, &away).unwrap();
+        let lists = authority.trust().borrow().roots.clone();
+        assert!(matches!(authority.rotate_intermediate(now()), Err(ChangeError::Store(_))));
+        let first = leaf(&authority, 3600).await;
+        assert!(takes(&lists, &first));
+        assert_eq!(State::peek(&away).unwrap().ledger.leaves_until, 0);
+        // What could not be remembered is, as soon as there is room.
+        std::fs::rename(&away, &place).unwrap();
+        leaf(&authority, 60).await;
+        let until =
+            weft_certs::inspect::facts(&weft_certs::pem::certificates(first[0].as_bytes()).unwrap()[0]);
+        assert!(
+            State::peek(&place).unwrap().ledger.leaves_until >= until.unwrap().not_after.unix_timestamp()
+        );
+    }
+
+    #[tokio::test]
     async fn a_root_rotation_is_given_up_only_while_the_old_root_issues() {
         let directory = tempfile::tempdir().unwrap();
         let authority = open(directory.path());
