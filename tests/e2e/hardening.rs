@@ -1,7 +1,9 @@
 //! What is sent to do harm: each is refused, memory stays within bounds, and others are served meanwhile.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use xds_protos::ResourceType;
@@ -247,6 +249,119 @@ fn heads_that_come_byte_by_byte_run_out_of_time() {
         assert!(began.elapsed() < PATIENCE, "a connection is still open");
     }
     target.is_well();
+}
+
+#[test]
+fn bodies_that_come_byte_by_byte_run_out_of_time() {
+    let target = Target::new("127.58.8.1", "");
+    // An upstream that waits for all of it before it answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = silent.local_addr().unwrap();
+    std::thread::spawn(move || silent.incoming().flatten().collect::<Vec<_>>());
+    let limited = listener("main", target.world.ip, 8080, "")
+        .replace("      stat_prefix: test\n", "      stat_prefix: test\n      request_timeout: 3s\n");
+    let to_silent = "  - {match: {prefix: /slow}, route: {cluster: silent}}\n".to_owned();
+    let resources = all(&[
+        cluster("backend", target.world.backend, ""),
+        cluster("silent", at, ""),
+        limited,
+        routes(&(to_silent + TO_BACKEND)),
+    ]);
+    for kind in [ResourceType::Listener, ResourceType::Route] {
+        target.world.taken(kind, &resources);
+    }
+    let mut slow: Vec<_> = (0..200)
+        .map(|_| {
+            let mut stream = target.connect();
+            stream.write_all(b"POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n").unwrap();
+            stream.set_nonblocking(true).unwrap();
+            Some(stream)
+        })
+        .collect();
+    let began = Instant::now();
+    let mut answers = Vec::new();
+    while slow.iter().any(Option::is_some) {
+        assert!(began.elapsed() < PATIENCE, "{} are still open", slow.iter().flatten().count());
+        // Others are served meanwhile.
+        assert_eq!(target.world.get("/").unwrap().0, 200);
+        for place in &mut slow {
+            let Some(stream) = place else { continue };
+            let sent = stream.write_all(b"a").is_ok();
+            let mut buffer = [0; 512];
+            match stream.read(&mut buffer) {
+                Ok(count) => answers.push(String::from_utf8_lossy(&buffer[..count]).into_owned()),
+                Err(_) if sent => continue,
+                Err(_) => {}
+            }
+            *place = None;
+        }
+    }
+    assert!(began.elapsed() > Duration::from_secs(2), "nobody had a chance");
+    assert!(
+        answers.len() > 100 && answers.iter().all(|a| a.is_empty() || a.starts_with("HTTP/1.1 408")),
+        "{answers:?}"
+    );
+    target.is_well();
+}
+
+/// Answers with more than anybody waits for; how much of it was taken so far is in the counter.
+fn pour(mut stream: TcpStream, taken: &AtomicUsize) -> std::io::Result<()> {
+    let (mut head, mut buffer) = (Vec::new(), [0; 1024]);
+    while !head.ends_with(b"\r\n\r\n") {
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(());
+        }
+        head.extend_from_slice(&buffer[..count]);
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000000000\r\n\r\n")?;
+    loop {
+        taken.fetch_add(stream.write(&[b'x'; 65536])?, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn answers_that_nobody_reads_stop_their_upstream_and_cost_little() {
+    const READERS: usize = 48;
+    let target = Target::new("127.58.9.1", "");
+    let large = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = large.local_addr().unwrap();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counted = taken.clone();
+    std::thread::spawn(move || {
+        for stream in large.incoming().flatten() {
+            let counted = counted.clone();
+            std::thread::spawn(move || pour(stream, &counted));
+        }
+    });
+    let resources = all(&[
+        cluster("backend", target.world.backend, ""),
+        cluster("large", at, ""),
+        listener("main", target.world.ip, 8080, ""),
+        routes(&("  - {match: {prefix: /large}, route: {cluster: large}}\n".to_owned() + TO_BACKEND)),
+    ]);
+    target.world.taken(ResourceType::Route, &resources);
+    let mut readers: Vec<TcpStream> = (0..READERS).map(|_| target.connect()).collect();
+    for reader in &mut readers {
+        reader.write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    }
+    // Until everything that can take something is full: nothing more is taken for half a second.
+    let (began, mut last, mut since) = (Instant::now(), 0, Instant::now());
+    while since.elapsed() < Duration::from_millis(500) || last == 0 {
+        assert!(began.elapsed() < PATIENCE * 2, "{last} bytes, and still more");
+        let now = taken.load(Ordering::Relaxed);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let grown = target.world.proxy.resident().saturating_sub(target.before);
+    assert!(grown < 16 * 1024, "{READERS} readers cost {grown} KiB, {last} bytes were taken");
+    target.is_well();
+    // Who reads gets what is there, and more of it comes.
+    let reader = &mut readers[0];
+    reader.read_exact(&mut vec![0; 32 << 20]).unwrap();
+    assert!(taken.load(Ordering::Relaxed) > last);
 }
 
 #[test]

@@ -134,6 +134,54 @@ fn the_bytes_of_a_living_connection_are_counted_every_few_seconds_and_each_of_th
     eventually("the next one's byte", || counted() == (1303, 70_005));
 }
 
+#[test]
+fn of_two_servers_the_one_with_fewer_connections_gets_the_next() {
+    let world = World::new("127.57.3.1", "");
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = |at: SocketAddr| {
+        format!(
+            "{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}",
+            at.ip(),
+            at.port()
+        )
+    };
+    let (one, two) = (world.upstream.local_addr().unwrap(), other.local_addr().unwrap());
+    // Of so many choices one is nearly always the better one.
+    let more = "lb_policy: LEAST_REQUEST\nleast_request_lb_config: {choice_count: 20}\n";
+    let both = cluster("up", one, more).replace(&place(one), &format!("{}, {}", place(one), place(two)));
+    let version = world._server.push(&both);
+    eventually("both are known", || world._server.heard(ResourceType::Cluster, version).is_some());
+    assert_eq!(world._server.heard(ResourceType::Cluster, version), Some(None));
+    for listener in [&world.upstream, &other] {
+        listener.set_nonblocking(true).unwrap();
+    }
+    let mut held = (Vec::new(), Vec::new());
+    let connect = |count: usize, held: &mut (Vec<(TcpStream, TcpStream)>, Vec<(TcpStream, TcpStream)>)| {
+        for _ in 0..count {
+            let client = TcpStream::connect(world.at(8080)).unwrap();
+            let mut client = Some(client);
+            eventually("one of them gets it", || {
+                for (listener, held) in [(&world.upstream, &mut held.0), (&other, &mut held.1)] {
+                    if let Ok((server, _)) = listener.accept() {
+                        held.push((client.take().unwrap(), server));
+                        return true;
+                    }
+                }
+                false
+            });
+        }
+    };
+    connect(20, &mut held);
+    assert!(held.0.len().abs_diff(held.1.len()) <= 4, "{} and {}", held.0.len(), held.1.len());
+    // What one of them lost goes to it first.
+    held.0.clear();
+    let active = || world.sum("/stats", "tcp.bytes.downstream_cx_active:").0;
+    eventually("their ends are counted", || active() == held.1.len() as u64);
+    let before = held.1.len();
+    connect(6, &mut held);
+    assert!(held.0.len() >= 5, "{} of 6, and the other {}", held.0.len(), held.1.len() - before);
+}
+
 /// Writes into all of them until none takes anything more; how much each took.
 fn fill(streams: &mut [TcpStream]) -> Vec<usize> {
     let piece = vec![b'x'; 256 * 1024];

@@ -29,6 +29,7 @@ mod programs;
 mod prometheus;
 mod rate_limits;
 mod rendering;
+mod scarce;
 mod stores;
 #[path = "../authz/mod.rs"]
 mod tables;

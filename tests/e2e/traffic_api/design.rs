@@ -1,6 +1,8 @@
 //! The design's rules for user-service, as somebody outside sees them: which instance answers, how often it was asked, when, and
 //! what the caller is told.
 
+mod limits;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::atomic::AtomicU8;
@@ -53,6 +55,8 @@ impl Instance {
     }
 
     fn serve(&self, stream: TcpStream, connection: usize, act: &dyn Fn(usize) -> Act) -> std::io::Result<()> {
+        // An answer goes out in pieces, none of which is to wait for the one before.
+        stream.set_nodelay(true)?;
         let mut writer = stream.try_clone()?;
         let mut lines = BufReader::new(stream).lines();
         loop {

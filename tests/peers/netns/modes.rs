@@ -294,4 +294,22 @@ fn every_mode_takes_the_clients_that_it_is_to_take_and_strict_ports_say_nothing_
             assert_eq!(told, *mode != "STRICT", "{mode} {protocol:?}: whether {secret:?} is on the wire");
         }
     }
+
+    // One port's mode is another; every other port's is what it was.
+    let flipped = port(0, 1);
+    let changed =
+        mesh().replace(&format!("{flipped}: {{mode: STRICT}}"), &format!("{flipped}: {{mode: PERMISSIVE}}"));
+    assert_ne!(changed, mesh());
+    let plain = |at: u16| {
+        let text = net.client.inside(|| callers[0].ask(SocketAddr::new(WORKLOAD, at), "HTTP"));
+        application.heard(at);
+        text.contains(&secret(at))
+    };
+    let before: Vec<bool> = (0..9).map(|n| plain(port(n / 3, n % 3))).collect();
+    std::fs::write(file("config/mesh.yaml"), changed).unwrap();
+    crate::programs::until("the port takes plain text", || plain(flipped));
+    for (n, was) in before.into_iter().enumerate() {
+        let at = port(n / 3, n % 3);
+        assert_eq!(plain(at), was || at == flipped, "{at}");
+    }
 }

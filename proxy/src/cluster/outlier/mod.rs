@@ -465,6 +465,66 @@ mod tests {
         assert_eq!(stats.get().ejections_overflow.value(), 2);
     }
 
+    /// Answers and sweeps at random, with what must hold after each of them whatever came before.
+    #[test]
+    fn whatever_happens_no_more_are_out_than_may_be_nobody_without_five_failures_and_nobody_for_ever() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for round in 0..100 {
+            let percent = random.u32(0..=100);
+            let count = random.u16(1..8);
+            let base = Duration::from_millis(random.u64(100..5000));
+            let (detector, stats) = detector(|c| {
+                (c.max_percent, c.base_ejection, c.max_ejection) = (percent, base, base * 3);
+            });
+            let (hosts, mut now) = (hosts(count), Instant::now());
+            // Failures in a row of each, and since when it is out.
+            let mut rows = vec![0_u32; hosts.len()];
+            let mut out: Vec<Option<Instant>> = vec![None; hosts.len()];
+            for step in 0..400 {
+                let told = format!("round {round}, step {step}: {percent} % of {count}");
+                now += Duration::from_millis(random.u64(0..200));
+                let at = random.usize(0..hosts.len());
+                let failed = random.f32() < 0.8;
+                rows[at] = if failed { rows[at] + 1 } else { 0 };
+                let outcome = if failed { BAD } else { GOOD };
+                if detector.report(&hosts[at], outcome, hosts.len(), now, stats.get()) {
+                    assert!(
+                        rows[at] >= 5 && out[at].is_none(),
+                        "{told}: ejected after {} failures",
+                        rows[at]
+                    );
+                    out[at] = Some(now);
+                    rows[at] = 0;
+                }
+                if random.u8(0..4) == 0 {
+                    detector.sweep(&hosts, now, stats.get());
+                }
+                for (host, out) in hosts.iter().zip(&mut out) {
+                    match (*out, host.has_flag(HealthFlag::FailedOutlier)) {
+                        (Some(since), false) => {
+                            assert!(
+                                now - since >= base,
+                                "{told}: it was out for {:?} of {base:?}",
+                                now - since
+                            );
+                            *out = None;
+                        }
+                        (None, true) => panic!("{told}: it is out and nobody was told"),
+                        _ => {}
+                    }
+                }
+                let ejected = out.iter().flatten().count();
+                let most = (u32::from(count) * percent).div_ceil(100).max(1);
+                assert!(ejected as u32 <= most, "{told}: {ejected} are out");
+                assert_eq!(stats.get().ejections_active.value(), ejected as i64, "{told}");
+            }
+            // Who fails no more comes back.
+            now += base * 3;
+            detector.sweep(&hosts, now, stats.get());
+            assert!(hosts.iter().all(|h| !h.has_flag(HealthFlag::FailedOutlier)), "round {round}");
+        }
+    }
+
     #[test]
     fn our_own_failures_count_as_the_answers_they_cause_unless_they_are_split() {
         let now = Instant::now();

@@ -1,0 +1,115 @@
+//! A mesh of many services in little memory: a sidecar that knows them all, and the control plane that many proxies ask for them.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use super::cgroup::Cgroup;
+use super::server;
+use crate::programs::{Process, get, weft};
+
+/// Services with two endpoints each, of which the last one's answer.
+fn services(count: u32, server: SocketAddr, ip: &str) -> String {
+    let mut text = format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: default, namespace: shop}}
+spec:
+  egress:
+    - {{port: {{number: 8080, protocol: HTTP, name: http}}, bind: {ip}, captureMode: NONE, hosts: ['*/*']}}
+---
+"
+    );
+    for number in 0..count {
+        let endpoints = match number + 1 == count {
+            true => format!("{{address: 127.0.0.1, ports: {{http: {}}}}}", server.port()),
+            false => format!(
+                "{{address: 10.{0}.{1}.1, ports: {{http: 80}}}}, {{address: 10.{0}.{1}.2, ports: {{http: 80}}}}",
+                number / 250,
+                number % 250
+            ),
+        };
+        write!(
+            text,
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: s{number}, namespace: shop}}
+spec:
+  hosts: [s{number}.example]
+  ports: [{{number: 8080, name: http, protocol: HTTP}}]
+  resolution: STATIC
+  endpoints: [{endpoints}]
+---
+"
+        )
+        .unwrap();
+    }
+    text
+}
+
+fn ready(process: &mut Process, at: SocketAddr, path: &str) {
+    process.wait_within(std::time::Duration::from_secs(240), "is ready", || {
+        get(at, path).is_ok_and(|a| a.0 == 200)
+    });
+}
+
+fn control(directory: &Path, ip: &str, configuration: &str) -> Process {
+    let config = directory.join("config");
+    std::fs::create_dir(&config).unwrap();
+    std::fs::write(config.join("mesh.yaml"), configuration).unwrap();
+    let mut command = weft();
+    command.args(["control", "--address", ip, "--config-dir"]).arg(config);
+    let mut control = Process::start("control", &mut command, directory);
+    ready(&mut control, format!("{ip}:8080").parse().unwrap(), "/ready");
+    control
+}
+
+/// `WEFT_SCARCE_SERVICES` says how many.
+#[test]
+fn a_sidecar_that_knows_a_thousand_services_lives_in_128_mebibytes() {
+    let count = std::env::var("WEFT_SCARCE_SERVICES").map_or(1000, |n| n.parse().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let (plane, ip) = ("127.37.5.1", "127.37.5.2");
+    let control = control(directory.path(), plane, &services(count, server(), ip));
+    let memory = Cgroup::memory(128 << 20);
+    let mut command = weft();
+    command.args([
+        "proxy",
+        "--xds-address",
+        &format!("{plane}:15010"),
+        "--xds-plaintext",
+        "--namespace",
+        "shop",
+    ]);
+    command.args(["--ip", ip, "--admin-address", &format!("{ip}:15000"), "--interception-mode", "NONE"]);
+    command.args(["--concurrency", "2"]);
+    let mut proxy = Process::start("proxy", &mut memory.command(&command), directory.path());
+    ready(&mut proxy, format!("{ip}:15021").parse().unwrap(), "/healthz/ready");
+    let at = format!("{ip}:8080").parse().unwrap();
+    let ask = |number: u32| {
+        let request = format!("GET / HTTP/1.1\r\nhost: s{number}.example\r\nconnection: close\r\n\r\n");
+        super::ask(at, &request)
+    };
+    assert_eq!(ask(count - 1), Some(200), "{}", proxy.log());
+    let clusters = get(format!("{ip}:15000").parse().unwrap(), "/stats?filter=active_clusters").unwrap().1;
+    let known: u32 = clusters.trim().rsplit_once(": ").unwrap().1.parse().unwrap();
+    assert!(known >= count, "{clusters}");
+    println!(
+        "{count} services: {} MiB, {} MiB at most with files' pages",
+        memory.used() >> 20,
+        memory.peak() >> 20
+    );
+    // All of them change, and come once more beside the old ones.
+    let config = directory.path().join("config/mesh.yaml");
+    let text = std::fs::read_to_string(&config).unwrap().replace("http: 80}", "http: 81}");
+    std::fs::write(&config, text).unwrap();
+    let admin = format!("{ip}:15000").parse().unwrap();
+    proxy.wait_within(std::time::Duration::from_secs(120), "hears of the change", || {
+        get(admin, "/clusters").is_ok_and(|a| a.1.contains("10.0.0.1:81::") && !a.1.contains(":80::"))
+    });
+    assert_eq!(ask(count - 1), Some(200), "{}", proxy.log());
+    assert_eq!(memory.kills(), 0);
+    drop(control);
+}
