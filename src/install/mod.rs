@@ -310,7 +310,9 @@ mod tests {
         let command = weft_control::app::ControlArgs::augment_args(clap::Command::new("control"));
         let read =
             command.get_arguments().filter_map(|argument| argument.get_env()?.to_str().map(str::to_owned));
-        for name in read.filter(|name| !["POD_NAME", "POD_NAMESPACE", "WEFT_LOG"].contains(&name.as_str())) {
+        for name in read
+            .filter(|name| !["CLUSTER_ID", "POD_NAME", "POD_NAMESPACE", "WEFT_LOG"].contains(&name.as_str()))
+        {
             let mut values = json!({});
             values["values"]["pilot"]["env"][&name] = "7s".into();
             let all = objects(values).unwrap_or_else(|error| panic!("{name}: {error:#}"));
