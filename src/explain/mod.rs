@@ -202,6 +202,15 @@ fn admitted(world: &World, gateway: &Arc<Workload>, case: &Case) -> anyhow::Resu
     judge.answer(asked.port, &question).map(Some)
 }
 
+/// The network of which a gateway is here.
+fn network_behind(world: &World, at: SocketAddr) -> Option<&str> {
+    let address = at.ip().to_string();
+    let mut all = world.networks().with_gateways();
+    let found =
+        all.find(|(_, gateways)| gateways.iter().any(|g| g.port == at.port() && g.address == address));
+    found.map(|(network, _)| network.as_str())
+}
+
 /// Whether the workload at an endpoint lets it in.
 fn arrival(
     world: &World,
@@ -213,6 +222,11 @@ fn arrival(
     let address = endpoint["address"].as_str().unwrap_or_default().to_owned();
     let mut arrival = Arrival { address, workload: None, answer: None, unasked: None };
     let place: Result<SocketAddr, _> = arrival.address.parse();
+    if let Some(network) = place.as_ref().ok().and_then(|at| network_behind(world, *at)) {
+        arrival.unasked =
+            Some(format!("a gateway of the network {network} passes the TLS on: what is behind it decides"));
+        return Ok(arrival);
+    }
     let there = place.ok().and_then(|at| Some((at, world.workload_at(&at.ip().to_string())?)));
     let Some((at, target)) = there else {
         arrival.unasked = Some("no workload of the mesh: what answers there decides".to_owned());

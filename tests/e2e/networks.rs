@@ -15,9 +15,9 @@ use weft::client::Connection;
 use weft::up::{Mesh, Options};
 
 use crate::support::control::Control;
-use crate::support::eventually;
 use crate::support::http::get;
 use crate::support::mesh::{alone, options, runtime};
+use crate::support::{eventually, stderr, stdout, weft};
 
 const FRONT: &str = "spiffe://cluster.local/ns/shop/sa/front";
 
@@ -71,6 +71,17 @@ fn a_call_to_another_network_goes_by_its_gateway_which_sees_tls_alone() {
     runtime().block_on(async {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/networks");
         let flags = ["--cluster-id", "eks-learning-lab-cluster", "--mesh-id", "mesh1"].map(str::to_owned);
+        let shown = weft(&[
+            "explain",
+            "GET",
+            "http://back:8080/",
+            "--from",
+            "front-1",
+            "--dir",
+            dir.to_str().unwrap(),
+        ]);
+        let text = stdout(&shown);
+        assert!(text.contains("a gateway of the network two passes the TLS on"), "{text}{}", stderr(&shown));
         let mesh = Mesh::start(Options { dir, proxy_flags: flags.into(), ..options() }).await.unwrap();
         mesh.wait_ready(Duration::from_secs(60)).await.unwrap();
         let admin = |name: &str| mesh.workload(name).unwrap().admin();

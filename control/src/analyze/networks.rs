@@ -76,7 +76,9 @@ pub(crate) fn in_plain_text(world: &World) -> Vec<(&Service, BTreeMap<&str, Vec<
     let inhabited = inhabited(world);
     let mut found: Vec<(&Service, BTreeMap<&str, Vec<String>>)> = Vec::new();
     for (service, endpoint, network) in listed(world) {
-        let known = !world.networks().gateways(network).is_empty();
+        // Gateways are spoken to by what their servers say, and are the way in themselves.
+        let gateway = world.workload_at(&endpoint.address).is_some_and(|workload| workload.is_gateway());
+        let known = !gateway && !world.networks().gateways(network).is_empty();
         if !known || inhabited.iter().all(|other| *other == network) {
             continue;
         }
