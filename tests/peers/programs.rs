@@ -133,10 +133,20 @@ impl Drop for Process {
 
 /// A GET of a small page: status and body.
 pub fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    ask(address, "GET", path)
+}
+
+/// A POST of nothing: status and body.
+pub fn post(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    ask(address, "POST", path)
+}
+
+fn ask(address: SocketAddr, method: &str, path: &str) -> std::io::Result<(u16, String)> {
     use std::io::{Read, Write};
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    let end = "connection: close\r\ncontent-length: 0";
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: {address}\r\n{end}\r\n\r\n")?;
     let mut text = Vec::new();
     stream.read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text).into_owned();

@@ -147,6 +147,9 @@ async fn answer(
     let origin = match request::shape(head, config, &shared.connection) {
         Ok(origin) => origin,
         Err(reply) => {
+            if *reply.details == *request::UNDERSCORE {
+                flow.flag(Flag::DownstreamProtocolError);
+            }
             remember_unshaped(shared, flow, head);
             flow.info(|i| i.trail.id = head.headers.get(&REQUEST_ID).cloned());
             flow.keep(head);
@@ -340,6 +343,7 @@ fn direct_response(direct: &DirectResponse, exchange: &Exchange) -> LocalReply {
         let context = LogContext {
             request: Some(&exchange.head),
             body: Some(&direct.body),
+            configured: Some(&*exchange.flow),
             ..LogContext::new(info, &exchange.connection)
         };
         format.write(&context, &mut text);
@@ -417,6 +421,7 @@ fn log_start(shared: &Shared, flow: &Flow, head: &RequestHead) {
         let context = LogContext {
             request: Some(head),
             occasion: LogType::DownstreamStart,
+            configured: Some(flow),
             ..LogContext::new(info, &shared.connection)
         };
         shared.config.logs().iter().for_each(|log| log.log(&context));

@@ -80,6 +80,9 @@ pub fn shape(
     Ok(origin)
 }
 
+/// The details of a request of HTTP/1 that is refused for an underscore in a field's name.
+pub const UNDERSCORE: &str = "http1.unexpected_underscore";
+
 fn check(head: &mut RequestHead, config: &HcmConfig) -> Result<(), LocalReply> {
     // An HTTP/1 client may say that it is empty; then the codec leaves it among the fields.
     let told_empty = head.authority.is_empty() && head.headers.remove(&header::HOST);
@@ -93,7 +96,11 @@ fn check(head: &mut RequestHead, config: &HcmConfig) -> Result<(), LocalReply> {
         Underscores::Allow => {}
         Underscores::Drop => head.headers.retain(|name, _| !name.as_str().contains('_')),
         Underscores::Reject if head.headers.iter().any(|(name, _)| name.as_str().contains('_')) => {
-            return Err(LocalReply::new(StatusCode::BAD_REQUEST, "Bad Request", "unexpected_underscore"));
+            let details = match head.protocol {
+                Protocol::Http2 => "unexpected_underscore",
+                Protocol::Http10 | Protocol::Http11 => UNDERSCORE,
+            };
+            return Err(LocalReply::new(StatusCode::BAD_REQUEST, "Bad Request", details));
         }
         Underscores::Reject => {}
     }

@@ -199,6 +199,8 @@ impl ClusterUpstreams {
             (seen.local, seen.tls) = (upstream.local(), upstream.tls().cloned());
         }
         self.callee.borrow_mut().tls = upstream.tls().cloned();
+        // A request that is given up in the middle of the try is logged with its connection, too.
+        self.flow.info(|i| i.upstream_local = upstream.local());
         self.flow.sending(upstream.protocol());
         if let Some(charge) = &*self.flow.charge.borrow() {
             charge.began();
@@ -249,6 +251,10 @@ impl ClusterUpstreams {
         if self.auto_host && !name.is_empty() {
             let envoy_headers = !self.wishes.config.suppress_envoy_headers;
             set_authority(head, name.to_string().into(), self.append_forwarded_host, envoy_headers);
+            // Logs speak of the request as it went upstream.
+            if let Some(kept) = self.flow.kept_head.borrow_mut().as_mut() {
+                kept.authority = head.authority.clone();
+            }
         }
         let metadata = config.metadata.as_deref();
         if let Some(own) = &self.wishes.own_metadata {
@@ -352,7 +358,7 @@ fn reset(error: UpstreamError) -> Failure {
 const TOLD: usize = 16;
 
 /// The hosts of a cluster, none of which may be used.
-fn refused(cluster: &Cluster) -> Vec<Candidate> {
+pub fn refused(cluster: &Cluster) -> Vec<Candidate> {
     cluster.hosts().hosts().take(TOLD).map(|host| candidate(host)).collect()
 }
 

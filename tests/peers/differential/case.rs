@@ -137,6 +137,11 @@ pub struct Case {
     /// A difference that we want: its name in `differences.yaml`, and what our side must have seen. The test demands that it is
     /// there.
     pub deliberate: Option<(&'static str, &'static str)>,
+    /// The same of a difference that is in the access log alone.
+    pub logged: Option<(&'static str, &'static str)>,
+    /// Whether there is a connection to the upstream before the request breaks is up to chance, on both sides: our address on it is
+    /// not compared in the access log.
+    pub connects_by_chance: bool,
 }
 
 impl Case {
@@ -154,6 +159,8 @@ impl Case {
                 Play::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec()),
             ]]),
             deliberate: None,
+            logged: None,
+            connects_by_chance: false,
         }
     }
 
@@ -286,6 +293,18 @@ impl Case {
     /// A difference that we want: its name in `differences.yaml`, and what our client or our upstream must have seen.
     pub fn deliberate(mut self, difference: &'static str, ours: &'static str) -> Self {
         self.deliberate = Some((difference, ours));
+        self
+    }
+
+    /// Our address on the connection to the upstream is not compared in the access log.
+    pub fn connects_by_chance(mut self) -> Self {
+        self.connects_by_chance = true;
+        self
+    }
+
+    /// A difference that we want in the access log: its name in `differences.yaml`, and what our line must say.
+    pub fn logged(mut self, difference: &'static str, ours: &'static str) -> Self {
+        self.logged = Some((difference, ours));
         self
     }
 }

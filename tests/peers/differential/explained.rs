@@ -46,7 +46,8 @@ fn statuses(client: &str) -> Vec<u64> {
     client.lines().filter_map(of).collect()
 }
 
-fn kept(name: &str, since: SystemTime) -> Vec<Value> {
+/// What our proxy has kept of the case of this name since then, the oldest first.
+pub(super) fn kept(name: &str, since: SystemTime) -> Vec<Value> {
     let path = format!("/weft/requests?listener={name}&limit=100000");
     let page = get(Side::Weft.admin(), &path).map(|(_, text)| text).unwrap_or_default();
     let page: Value = serde_json::from_str(&page).unwrap_or_default();

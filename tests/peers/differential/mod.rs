@@ -11,6 +11,7 @@ pub mod configured;
 mod coverage;
 mod explained;
 mod h2;
+mod lines;
 mod normalize;
 mod pair;
 mod registry;

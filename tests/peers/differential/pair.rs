@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use serde_json::{Value, json};
 
 use super::case::Case;
-use super::cases;
+use super::{cases, lines};
 use crate::programs::{Process, get, peer, weft_proxy};
 
 /// Ports below those that the kernel gives to clients.
@@ -36,6 +36,11 @@ impl Side {
     pub fn admin(self) -> SocketAddr {
         SocketAddr::new(self.address(), 9901)
     }
+
+    /// The name of its access log.
+    fn access_log(self) -> &'static str {
+        if self == Self::Envoy { "envoy.access.log" } else { "weft.access.log" }
+    }
 }
 
 /// The port of a case, of its listener and of its upstream alike.
@@ -48,7 +53,7 @@ pub fn port(name: &str) -> u16 {
 pub struct Pair {
     _envoy: Process,
     _weft: Process,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 static RUNNING: Mutex<Weak<Pair>> = Mutex::new(Weak::new());
@@ -69,12 +74,15 @@ impl Pair {
         let directory = tempfile::tempdir().unwrap();
         let write = |side: Side, name: &str| {
             let path = directory.path().join(name);
-            std::fs::write(&path, serde_json::to_vec_pretty(&bootstrap(side)).unwrap()).unwrap();
+            let log = directory.path().join(side.access_log());
+            let bootstrap = bootstrap(side, log.to_str().unwrap());
+            std::fs::write(&path, serde_json::to_vec_pretty(&bootstrap).unwrap()).unwrap();
             path
         };
         let mut envoy = Command::new(peer("WEFT_ENVOY"));
         envoy.arg("-c").arg(write(Side::Envoy, "envoy.json"));
         envoy.args(["--concurrency", "1", "--disable-hot-restart", "-l", "warning"]);
+        envoy.args(["--file-flush-interval-msec", "20"]);
         let mut ours = weft_proxy();
         ours.arg("-c").arg(write(Side::Weft, "weft.json")).args(["--concurrency", "1"]);
         ours.args(["--request-sample", "1", "--request-record-kib", "65536"]);
@@ -83,14 +91,20 @@ impl Pair {
         let ready = |side: Side| move || get(side.admin(), "/ready").is_ok_and(|(status, _)| status == 200);
         envoy.wait("ready", ready(Side::Envoy));
         ours.wait("ready", ready(Side::Weft));
-        Self { _envoy: envoy, _weft: ours, _directory: directory }
+        Self { _envoy: envoy, _weft: ours, directory }
+    }
+
+    /// What a side has in its access log of a case, as far as all are to be equal.
+    pub fn log(&self, side: Side, case: &str) -> Vec<String> {
+        let text = std::fs::read(self.directory.path().join(side.access_log())).unwrap_or_default();
+        lines::of_case(&String::from_utf8_lossy(&text), case, false)
     }
 }
 
-fn bootstrap(side: Side) -> Value {
+fn bootstrap(side: Side, log: &str) -> Value {
     let cases = cases::all();
     let ports = FIRST_PORT..;
-    let listeners: Vec<_> = cases.iter().zip(ports.clone()).map(|(c, p)| listener(side, c, p)).collect();
+    let listeners: Vec<_> = cases.iter().zip(ports.clone()).map(|(c, p)| listener(side, c, p, log)).collect();
     let clusters: Vec<_> = cases.iter().zip(ports).map(|(c, p)| cluster(side, c, p)).collect();
     json!({
         "node": { "id": "differential", "cluster": "differential" },
@@ -114,16 +128,19 @@ fn merge(into: &mut Value, fields: &Value) {
     }
 }
 
-fn listener(side: Side, case: &Case, port: u16) -> Value {
+fn listener(side: Side, case: &Case, port: u16, log: &str) -> Value {
     let mut action = json!({ "cluster": case.name });
     merge(&mut action, &case.route);
     let routes =
         case.routes.clone().unwrap_or_else(|| json!([{ "match": { "prefix": "/" }, "route": action }]));
+    let mut logs = vec![lines::logger(log, Some(json!({ "json_format": { "case": case.name } })))];
+    logs.extend(lines::loggers(log));
     let mut manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": case.name,
         // Envoy closes this long after an answer that ends its connection; we close for sending at once.
         "delayed_close_timeout": "0.2s",
+        "access_log": logs,
         "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes }] },
         "http_filters": [{
             "name": "envoy.filters.http.router",

@@ -36,6 +36,9 @@ fn shown() -> BTreeMap<String, BTreeSet<String>> {
         if let Some((difference, _)) = case.deliberate {
             shown.entry(difference.to_owned()).or_default().insert(case.name.to_owned());
         }
+        if let Some((difference, _)) = case.logged {
+            shown.entry(difference.to_owned()).or_default().insert(case.name.to_owned());
+        }
     }
     for case in configured::all() {
         if let Some(deliberate) = case.deliberate {

@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::fmt::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::case::{Case, Client, Step, Upstream};
 use super::client::End;
 use super::normalize::{Message, render};
-use super::pair::{Side, pair, port};
+use super::pair::{Pair, Side, pair, port};
 use super::{cases, client, explained, h2, upstream};
+use crate::programs::post;
 
 /// What the two ends of a case tell each other, so that nothing depends on time.
 #[derive(Debug, Default)]
@@ -44,8 +45,8 @@ pub(super) struct Observed {
 /// Runs the case of this name through both and compares.
 pub fn run(name: &str) {
     let case = cases::all().into_iter().find(|c| c.name == name).expect("the list of all cases has it");
-    let _pair = pair();
-    let began = std::time::SystemTime::now();
+    let pair = pair();
+    let began = SystemTime::now();
     let (envoy, weft) = std::thread::scope(|scope| {
         let envoy = scope.spawn(|| observe(&case, Side::Envoy));
         let weft = scope.spawn(|| observe(&case, Side::Weft));
@@ -58,7 +59,7 @@ pub fn run(name: &str) {
         panic!("{why}");
     }
     match (case.deliberate, envoy == weft) {
-        (None, true) => {}
+        (None, true) => logged(&case, &pair, began),
         (None, false) => {
             let mut text = format!("{name}: Envoy's answer and ours differ (- Envoy, + ours)\n");
             for (what, a, b) in [
@@ -80,6 +81,49 @@ pub fn run(name: &str) {
         (Some((difference, _)), true) => {
             panic!("{name}: no difference any more; it is said to be {difference}")
         }
+    }
+}
+
+/// How long lines may take to be written.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Compares the lines of a case in the access logs of both.
+fn logged(case: &Case, pair: &Pair, since: SystemTime) {
+    let name = case.name;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // What is buffered is written before the file is opened anew.
+        let _ = post(Side::Weft.admin(), "/reopen_logs");
+        let log = |side: Side| {
+            let lines = pair.log(side, name);
+            if !case.connects_by_chance {
+                return lines;
+            }
+            let any = |line: String| {
+                line.replace(&format!(" {name} - "), &format!(" {name} 127.0.0.1:<port> "))
+                    .replace("upstream_local_address=null", "upstream_local_address=\"127.0.0.1:<port>\"")
+            };
+            lines.into_iter().map(any).collect()
+        };
+        let (envoy, weft) = (log(Side::Envoy), log(Side::Weft));
+        let whole = weft.len() >= explained::kept(name, since).len();
+        let text = |lines: &[String]| lines.join("\n\n") + "\n";
+        let as_wanted = match case.logged {
+            None => envoy == weft,
+            // Envoy's side is there before ours.
+            Some((_, ours)) => {
+                envoy != weft && text(&weft).contains(ours) && !(envoy.is_empty() && !weft.is_empty())
+            }
+        };
+        if whole && as_wanted {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{name}: Envoy's access log and ours differ (- Envoy, + ours)\n{}",
+            diff(&text(&envoy), &text(&weft))
+        );
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -250,12 +250,20 @@ impl BodyStream for Exchange {
         }
         let Some(connection) = &mut self.connection else { return Poll::Ready(None) };
         let trailers = connection.options.enable_trailers;
+        let framed = matches!(self.incoming, Incoming::Length(_) | Incoming::Chunked(_));
         let polled = connection.transport.poll_body(&mut self.incoming, trailers, cx);
         // A body whose last byte has been given is over: the connection need not wait for somebody to ask for more.
         if matches!(polled, Poll::Ready(None | Some(Ok(_)))) && matches!(self.incoming, Incoming::Done) {
             self.finish();
         }
-        polled
+        match polled {
+            // A body whose end is known and does not come breaks the protocol, as Envoy sees it.
+            Poll::Ready(Some(Err(error))) if framed && error.reason == ResetReason::ConnectionTermination => {
+                let reason = ResetReason::ProtocolError;
+                Poll::Ready(Some(Err(BodyError { reason, details: "http/1.1 protocol error" })))
+            }
+            polled => polled,
+        }
     }
 
     fn remaining(&self) -> Option<u64> {

@@ -234,7 +234,7 @@ pub(super) fn request(
         headers.append(http::header::HOST, http::HeaderValue::from_static(""));
     }
     if !is_authority(&authority) {
-        return Err(bad("http1.codec_error"));
+        return Err(bad("http.invalid_authority"));
     }
     headers.remove(&http::header::TRANSFER_ENCODING);
     let upgrade = match (facts.upgrade, headers.get(&http::header::UPGRADE)) {
@@ -259,6 +259,7 @@ fn malformed(error: httparse::Error, head: &[u8]) -> Refused {
         httparse::Error::TooManyHeaders => too_many(),
         // A request line of another version of HTTP, or of the one before versions: the client may try again with ours.
         httparse::Error::Version | httparse::Error::Token if other_version(head) => low_version(),
+        httparse::Error::HeaderValue => bad("http1.invalid_characters"),
         _ => bad("http1.codec_error"),
     }
 }
@@ -360,7 +361,7 @@ fn drop_length(facts: &mut Facts, headers: &mut Headers, options: &H1Options) {
 
 fn request_framing(facts: &Facts, method: &Method) -> Result<Framing, Refused> {
     if facts.bad_length {
-        return Err(bad("http1.unexpected_content_length"));
+        return Err(bad("http1.codec_error"));
     }
     if facts.other_coding {
         return Err(Refused {
@@ -423,9 +424,10 @@ fn split_target(
     }
     // Absolute form: its authority wins over the Host field.
     let text = std::str::from_utf8(&target).map_err(|_| bad("http1.invalid_url"))?;
-    let (scheme, rest) = text.split_once("://").ok_or(bad("http1.invalid_url"))?;
+    let details = if text == "*" { "http1.invalid_url" } else { "http1.codec_error" };
+    let (scheme, rest) = text.split_once("://").ok_or(bad(details))?;
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-        return Err(bad("http1.invalid_url"));
+        return Err(bad("http1.invalid_scheme"));
     }
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);

@@ -418,7 +418,7 @@ fn a_clean_exchange_gives_the_connection_back_and_an_unclean_one_does_not() {
         (b"HTTP/1.1 200 OK\r\n\r\nuntil the end", ok(200, "until the end"), false),
         (
             b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nshort",
-            Err("ConnectionTermination".to_owned()),
+            Err("ProtocolError".to_owned()),
             false,
         ),
     ] {

@@ -43,17 +43,22 @@ cases! {
         Case::raw(post("transfer-encoding: chunked\r\n", "5;a=\"x\"\r\nhello\r\n0\r\n\r\n")).answer();
     a_chunk_size_in_capitals_with_zeros =>
         Case::raw(post("transfer-encoding: chunked\r\n", "000A\r\nhello worl\r\n0\r\n\r\n")).answer();
-    a_chunk_size_that_is_no_number => Case::raw(post("transfer-encoding: chunked\r\n", "zz\r\nhello\r\n0\r\n\r\n")).answer();
-    a_chunk_size_with_a_sign => Case::raw(post("transfer-encoding: chunked\r\n", "+5\r\nhello\r\n0\r\n\r\n")).answer();
-    a_chunk_size_with_0x => Case::raw(post("transfer-encoding: chunked\r\n", "0x5\r\nhello\r\n0\r\n\r\n")).answer();
+    a_chunk_size_that_is_no_number => Case::raw(post("transfer-encoding: chunked\r\n", "zz\r\nhello\r\n0\r\n\r\n")).answer()
+        .connects_by_chance();
+    a_chunk_size_with_a_sign => Case::raw(post("transfer-encoding: chunked\r\n", "+5\r\nhello\r\n0\r\n\r\n")).answer()
+        .connects_by_chance();
+    a_chunk_size_with_0x => Case::raw(post("transfer-encoding: chunked\r\n", "0x5\r\nhello\r\n0\r\n\r\n")).answer()
+        .connects_by_chance();
     a_chunk_size_too_large_for_64_bits =>
-        Case::raw(post("transfer-encoding: chunked\r\n", "10000000000000000\r\nhello\r\n0\r\n\r\n")).answer();
+        Case::raw(post("transfer-encoding: chunked\r\n", "10000000000000000\r\nhello\r\n0\r\n\r\n")).answer()
+        .connects_by_chance();
     a_chunk_size_with_a_blank_behind => Case::raw(post("transfer-encoding: chunked\r\n", "5 \r\nhello\r\n0\r\n\r\n")).answer();
     a_chunk_that_is_longer_than_said => Case::raw(post("transfer-encoding: chunked\r\n", "5\r\nhelloX\r\n0\r\n\r\n"))
         .answer()
         .deliberate("garbage_behind_a_chunk", "400 Bad Request");
     a_chunk_line_that_ends_with_a_bare_line_feed =>
-        Case::raw(post("transfer-encoding: chunked\r\n", "5\nhello\r\n0\r\n\r\n")).answer();
+        Case::raw(post("transfer-encoding: chunked\r\n", "5\nhello\r\n0\r\n\r\n")).answer()
+        .connects_by_chance();
     an_empty_chunked_body => Case::raw(post("transfer-encoding: chunked\r\n", "0\r\n\r\n")).answer();
     chunks_and_a_length => Case::raw(post("content-length: 5\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n")).answer();
     a_transfer_coding_that_nobody_knows => Case::raw(post("transfer-encoding: gzip\r\n", "")).answer();
@@ -93,7 +98,8 @@ cases! {
         "2\r\nhi\r\n0\r\nnonsense\r\n\r\n",
     ))
     .hcm(json!({ "http_protocol_options": { "enable_trailers": true } }))
-    .answer();
+    .answer()
+        .connects_by_chance();
     trailers_of_an_answer_pass => get()
         .hcm(json!({ "http_protocol_options": { "enable_trailers": true } }))
         .upstream_trailers()

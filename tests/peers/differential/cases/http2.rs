@@ -82,7 +82,8 @@ cases! {
         ..get("/chat")
     }])
     .hcm(websockets())
-    .upstream(vec![Play::Head, send(GRANT), Play::Until("ping"), send("pong")]);
+    .upstream(vec![Play::Head, send(GRANT), Play::Until("ping"), send("pong")])
+        .logged("status_of_websockets_over_http2_in_the_log", " 200 ");
     h2_websocket_that_the_upstream_ends => Case::h2(vec![H2Request {
         method: "CONNECT",
         protocol: Some("websocket"),

@@ -173,12 +173,15 @@ cases! {
     an_absolute_target_where_that_is_not_allowed => Case::raw("GET http://b/x HTTP/1.1\r\nhost: a\r\n\r\n").answer().hcm(http1(json!({ "allow_absolute_url": false })));
     whole_urls_to_the_upstream => with_cluster(get(), upstream_http1(json!({ "send_fully_qualified_url": true })));
     a_bad_request_with_the_connection_kept => Case::raw("GET /a%2Fb HTTP/1.1\r\nhost: a\r\n\r\n").answer()
-        .hcm(json!({ "stream_error_on_invalid_http_message": true, "path_with_escaped_slashes_action": "REJECT_REQUEST" }));
+        .hcm(json!({ "stream_error_on_invalid_http_message": true, "path_with_escaped_slashes_action": "REJECT_REQUEST" }))
+        .logged("escaped_slashes_in_the_log", "/a%2Fb");
     a_bad_request_with_the_connection_closed => Case::raw("GET /a%2Fb HTTP/1.1\r\nhost: a\r\n\r\n").answer().end()
-        .hcm(json!({ "path_with_escaped_slashes_action": "REJECT_REQUEST" }));
+        .hcm(json!({ "path_with_escaped_slashes_action": "REJECT_REQUEST" }))
+        .logged("escaped_slashes_in_the_log", "/a%2Fb");
     a_bad_request_where_http_1_says_otherwise => Case::raw("GET /a%2Fb HTTP/1.1\r\nhost: a\r\n\r\n").answer().end()
         .hcm(json!({ "stream_error_on_invalid_http_message": true, "path_with_escaped_slashes_action": "REJECT_REQUEST",
-            "http_protocol_options": { "override_stream_error_on_invalid_http_message": false } }));
+            "http_protocol_options": { "override_stream_error_on_invalid_http_message": false } }))
+        .logged("escaped_slashes_in_the_log", "/a%2Fb");
 
     the_port_is_told => get().hcm(json!({ "use_remote_address": true, "append_x_forwarded_port": true }));
     the_port_is_not_told_where_the_peer_is_not_the_client => get().hcm(json!({ "append_x_forwarded_port": true }));

@@ -75,7 +75,8 @@ cases! {
             .answer();
     a_field_name_with_an_underscore_is_refused => Case::raw(get("x_a: 1\r\n"))
         .hcm(json!({ "common_http_protocol_options": { "headers_with_underscores_action": "REJECT_REQUEST" } }))
-        .answer();
+        .answer()
+        .logged("underscores_in_the_log", "GET / HTTP/1.1");
     a_field_name_with_an_underscore_is_dropped => Case::raw(get("x_a: 1\r\nx-b: 2\r\n"))
         .hcm(json!({ "common_http_protocol_options": { "headers_with_underscores_action": "DROP_HEADER" } }))
         .answer();

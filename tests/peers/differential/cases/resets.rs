@@ -19,7 +19,8 @@ cases! {
     closed_in_the_status_line => get().upstream(vec![Play::Request, send("HTTP/1.1 2"), Play::Close]).answer();
     closed_after_an_informational_head => get()
         .upstream(vec![Play::Request, send("HTTP/1.1 103 Early Hints\r\nlink: 1\r\n\r\n"), Play::Close])
-        .answer();
+        .answer()
+        .logged("answers_after_1xx_in_the_log", "upstream_reset_before_response_started");
     closed_after_the_head => get()
         .upstream(vec![
             Play::Request,

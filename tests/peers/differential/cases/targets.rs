@@ -10,7 +10,8 @@ fn request(line: &str, fields: &str) -> String {
 
 cases! {
     no_host => Case::raw(request("GET /", "")).answer();
-    an_empty_host => Case::raw(request("GET /", "host:\r\n")).answer();
+    an_empty_host => Case::raw(request("GET /", "host:\r\n")).answer()
+        .logged("an_empty_authority_in_the_log", "authority=null");
     two_hosts => Case::raw(request("GET /", "host: a\r\nhost: b\r\n")).answer().deliberate("two_hosts", "400 Bad Request");
     two_equal_hosts => Case::raw(request("GET /", "host: a\r\nhost: a\r\n")).answer().deliberate("two_hosts", "400 Bad Request");
     a_host_with_a_port_and_capitals => Case::raw(request("GET /", "host: A.Example:8080\r\n")).answer();
@@ -44,7 +45,8 @@ cases! {
         .answer();
     an_escaped_slash_is_refused => Case::raw(request("GET /a%2Fb", "host: a\r\n"))
         .hcm(json!({ "path_with_escaped_slashes_action": "REJECT_REQUEST" }))
-        .answer();
+        .answer()
+        .logged("escaped_slashes_in_the_log", "/a%2Fb");
     an_escaped_slash_is_redirected => Case::raw(request("GET /a%2Fb?q", "host: a\r\n"))
         .hcm(json!({ "path_with_escaped_slashes_action": "UNESCAPE_AND_REDIRECT", "normalize_path": true }))
         .answer();

@@ -55,11 +55,13 @@ cases! {
         .upstream(vec![Play::Until("ping"), send("pong"), Play::Close]);
     a_post_that_is_none => Case::h2(vec![H2Request { until: None, ..h2("POST", None, "/") }]).routes(post("a_post_that_is_none", false));
     a_connect_passed_on => Case::raw(CONNECT).routes(tunnel("a_connect_passed_on", json!({ "upgrade_type": "CONNECT" })))
-        .upstream(vec![Play::Head, send(GRANT), Play::Until("ping"), send("pong"), Play::Until("bye")]).until("\r\n\r\n").send("ping").until("pong").send("bye");
+        .upstream(vec![Play::Head, send(GRANT), Play::Until("ping"), send("pong"), Play::Until("bye")]).until("\r\n\r\n").send("ping").until("pong").send("bye")
+        .logged("tunnels_that_end_in_the_log", "via_upstream");
     a_connect_refused_by_the_upstream => Case::raw(CONNECT).routes(tunnel("a_connect_refused_by_the_upstream", json!({ "upgrade_type": "CONNECT" })))
         .reply("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno").answer();
     a_websocket_over_http_2_to_an_http_1_upstream => Case::h2(vec![H2Request { body: vec![], ..h2("CONNECT", Some("websocket"), "/chat") }]).hcm(websocket())
-        .upstream(vec![Play::Head, send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\npong"), Play::Pause(300)]);
+        .upstream(vec![Play::Head, send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\npong"), Play::Pause(300)])
+        .logged("status_of_websockets_over_http2_in_the_log", " 200 ");
     a_websocket_over_http_2_that_is_refused => Case::h2(vec![H2Request { until: Some("no"), body: vec![], ..h2("CONNECT", Some("websocket"), "/chat") }]).hcm(websocket())
         .reply("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno");
     a_websocket_over_http_2_where_none_is_configured => Case::h2(vec![H2Request { until: None, ..h2("CONNECT", Some("websocket"), "/chat") }]).hcm(json!({ "http2_protocol_options": { "allow_connect": true } }));

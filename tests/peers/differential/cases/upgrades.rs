@@ -17,22 +17,27 @@ cases! {
         .until("\r\n\r\n")
         .send("ping")
         .until("pong")
-        .send("bye");
+        .send("bye")
+        .logged("tunnels_that_end_in_the_log", "via_upstream");
     a_websocket_whose_first_bytes_come_with_the_request => websocket(&format!("{ASK}ping"))
         .upstream(vec![Play::Head, send(GRANT), Play::Until("ping"), send("pong")])
-        .until("pong");
+        .until("pong")
+        .logged("tunnels_that_end_in_the_log", "via_upstream");
     a_websocket_whose_first_bytes_come_with_the_answer => websocket(ASK)
         .upstream(vec![Play::Head, send(format!("{GRANT}hello"))])
-        .until("hello");
+        .until("hello")
+        .logged("tunnels_that_end_in_the_log", "via_upstream");
     a_websocket_that_the_client_ends => websocket(ASK)
         .upstream(vec![Play::Head, send(GRANT)])
         .until("\r\n\r\n")
-        .fin();
+        .fin()
+        .logged("tunnels_that_end_in_the_log", "via_upstream");
     a_websocket_that_the_upstream_ends => websocket(ASK)
         .upstream(vec![Play::Head, send(format!("{GRANT}bye")), Play::Await("bye"), Play::Fin])
         .until("bye")
         .tell("bye")
-        .end();
+        .end()
+        .logged("tunnels_that_end_in_the_log", "via_upstream");
     a_websocket_that_is_refused => websocket(ASK)
         .reply("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno")
         .answer();
@@ -43,7 +48,8 @@ cases! {
     a_websocket_whose_connection_field_says_more =>
         websocket(&ASK.replace("Connection: Upgrade", "connection: keep-alive, upgrade, x-gone\r\nx-gone: 1"))
             .upstream(vec![Play::Head, send(GRANT)])
-            .until("\r\n\r\n");
+            .until("\r\n\r\n")
+        .logged("tunnels_that_end_in_the_log", "via_upstream");
     a_websocket_without_an_answer => websocket(ASK).upstream(vec![Play::Head, Play::Close]).answer();
     a_websocket_where_none_is_configured => Case::raw(ASK).answer();
     another_protocol_than_configured => websocket(&ASK.replace("websocket\r\nsec", "other\r\nsec")).answer();
@@ -54,5 +60,6 @@ cases! {
     upgrade_without_connection => websocket("GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\n\r\n").answer();
     a_websocket_with_a_body_length => websocket(&ASK.replace("host: a\r\n", "host: a\r\ncontent-length: 2\r\n"))
         .upstream(vec![Play::Head, send(GRANT)])
-        .until("\r\n\r\n");
+        .until("\r\n\r\n")
+        .logged("tunnels_that_end_in_the_log", "UC");
 }

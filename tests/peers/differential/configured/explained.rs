@@ -52,7 +52,8 @@ fn word(value: &Value) -> String {
 
 /// Status, flags, details, route, cluster, host and number of tries of each request in the log.
 fn logged(case: &Case, pair: &Pair) -> Vec<String> {
-    let text = std::fs::read_to_string(pair.access_log(Side::Weft)).unwrap_or_default();
+    let text = std::fs::read(pair.access_log(Side::Weft)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let mark = format!("{:?}", case.name);
     let of_case = text.lines().filter(|line| line.contains(&mark));
     let lines = of_case.filter_map(|line| serde_json::from_str::<Value>(line).ok());

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::pair::Side;
 use super::spec::Case;
 use super::upstream::Arrived;
+use crate::differential::lines;
 use crate::programs::get;
 
 /// How often each first line came.
@@ -89,6 +90,8 @@ pub struct Observed {
     pub upstream: String,
     pub shares: BTreeMap<String, usize>,
     pub log: Vec<String>,
+    /// The default lines.
+    pub lines: Vec<String>,
     /// Hosts that were ejected.
     pub ejected: Vec<String>,
     pub counters: BTreeMap<String, u64>,
@@ -106,6 +109,9 @@ impl Observed {
                     let _ = writeln!(out, "{line}");
                 }
             }
+        }
+        for line in &self.lines {
+            let _ = writeln!(out, "as it is by default:\n{line}");
         }
         if !self.ejected.is_empty() && self.tallies.is_empty() {
             out.push_str("the ejections:\n");
@@ -175,6 +181,14 @@ pub fn arrived(case: &Case, book: &[Arrived], side: Side) -> (String, BTreeMap<S
     } else {
         of_side.sort_by(|a, b| (&a.cluster, a.endpoint).cmp(&(&b.cluster, b.endpoint)));
     }
+    // Nor does the order of what is noted at its end: some end at one moment, and it is up to chance which is noted first.
+    let at_end = |a: &&mut Arrived| a.text.starts_with("  span:") || a.text.starts_with("bytes:");
+    let place = |a: &Arrived| (a.cluster.clone(), if case.any_endpoint { 0 } else { a.endpoint });
+    let mut ended: Vec<_> = of_side.iter_mut().filter(at_end).map(|a| (place(a), a.text.clone())).collect();
+    ended.sort();
+    for (arrived, (_, text)) in of_side.iter_mut().filter(at_end).zip(ended) {
+        arrived.text = text;
+    }
     let (mut text, mut shares) = (String::new(), BTreeMap::new());
     for arrival in of_side {
         let place = format!("{}[{}]", arrival.cluster, arrival.endpoint);
@@ -187,7 +201,8 @@ pub fn arrived(case: &Case, book: &[Arrived], side: Side) -> (String, BTreeMap<S
 
 /// The lines of a case in an access log, without the case's name.
 pub fn log(case: &Case, path: &Path) -> Vec<String> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     // Of thousands of lines only these are worth taking apart.
     let mark = format!("{:?}", case.name);
     let mut lines: Vec<_> = text
@@ -213,6 +228,15 @@ pub fn log(case: &Case, path: &Path) -> Vec<String> {
         .collect();
     lines.sort();
     lines
+}
+
+/// The default lines of a case in an access log.
+pub fn lines(case: &Case, path: &Path) -> Vec<String> {
+    if !case.has_default_lines() {
+        return Vec::new();
+    }
+    let text = std::fs::read(path).unwrap_or_default();
+    lines::of_case(&String::from_utf8_lossy(&text), &case.name, case.any_endpoint)
 }
 
 /// The lines of a case's clusters in a log of outlier detection that say that a host was ejected, without their times.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::all;
 use super::certificates;
 use super::spec::{Case, Cluster, Endpoint, cluster_name, extension, merge, substitute};
+use crate::differential::lines;
 use crate::programs::{Process, get, peer, weft_proxy};
 
 /// Ports below those that the kernel gives to clients.
@@ -171,31 +172,32 @@ fn bootstrap(side: Side, cases: &[Case], first_port: u16, directory: &Path) -> V
 }
 
 fn access_log(case: &Case) -> Value {
-    let mut log = json!({ "name": "envoy.access_loggers.file", "typed_config": {
-        "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
-        "path": "{dir}/{side}.access.log",
-        "log_format": { "json_format": {
-            "case": case.name,
-            "request": "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%",
-            "status": "%RESPONSE_CODE%",
-            "flags": "%RESPONSE_FLAGS%",
-            "details": "%RESPONSE_CODE_DETAILS%",
-            "termination": "%CONNECTION_TERMINATION_DETAILS%",
-            "route": "%ROUTE_NAME%",
-            "cluster": "%UPSTREAM_CLUSTER_RAW%",
-            "host": "%UPSTREAM_HOST%",
-            "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
-            "received": "%BYTES_RECEIVED%",
-            "sent": "%BYTES_SENT%",
-            "sni": "%REQUESTED_SERVER_NAME%",
-            "peer": "%DOWNSTREAM_PEER_URI_SAN%",
-            "upstream_tls": "%UPSTREAM_PEER_URI_SAN% %UPSTREAM_PEER_DNS_SAN% %UPSTREAM_PEER_SUBJECT% %UPSTREAM_LOCAL_URI_SAN%"
-        } }
+    let path = "{dir}/{side}.access.log";
+    let named = json!({ "json_format": {
+        "case": case.name,
+        "request": "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%",
+        "status": "%RESPONSE_CODE%",
+        "flags": "%RESPONSE_FLAGS%",
+        "details": "%RESPONSE_CODE_DETAILS%",
+        "termination": "%CONNECTION_TERMINATION_DETAILS%",
+        "route": "%ROUTE_NAME%",
+        "cluster": "%UPSTREAM_CLUSTER_RAW%",
+        "host": "%UPSTREAM_HOST%",
+        "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+        "received": "%BYTES_RECEIVED%",
+        "sent": "%BYTES_SENT%",
+        "sni": "%REQUESTED_SERVER_NAME%",
+        "peer": "%DOWNSTREAM_PEER_URI_SAN%",
+        "upstream_tls": "%UPSTREAM_PEER_URI_SAN% %UPSTREAM_PEER_DNS_SAN% %UPSTREAM_PEER_SUBJECT% %UPSTREAM_LOCAL_URI_SAN%"
     } });
-    if !case.log_filter.is_null() {
-        log["filter"] = case.log_filter.clone();
+    let mut logs = vec![lines::logger(path, Some(named))];
+    if case.has_default_lines() {
+        logs.extend(lines::loggers(path));
     }
-    json!([log])
+    if !case.log_filter.is_null() {
+        logs.iter_mut().for_each(|log| log["filter"] = case.log_filter.clone());
+    }
+    json!(logs)
 }
 
 fn manager(case: &Case, fields: &Value) -> Value {

@@ -84,6 +84,7 @@ fn one(case: &Case, index: usize, pair: &Pair) -> Result<(), String> {
                 upstream,
                 shares,
                 log: observed::log(case, &pair.access_log(side)),
+                lines: observed::lines(case, &pair.access_log(side)),
                 ejected: observed::ejected(case, &pair.event_log(side)),
                 counters: if counters { observed::counters(case, pair.admin(side)) } else { BTreeMap::new() },
             }

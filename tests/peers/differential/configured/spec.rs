@@ -273,6 +273,14 @@ pub struct Tls {
     pub again: bool,
 }
 
+impl Case {
+    /// Whether the default lines of the access log are written and compared: of each case that was thought of, and not of
+    /// thousands of requests that are only counted or were made up.
+    pub fn has_default_lines(&self) -> bool {
+        !self.no_log && self.file != "generated" && self.send.iter().all(|s| s.ask().times <= 1)
+    }
+}
+
 impl Ask {
     /// Method and target.
     pub fn method_and_target(&self) -> (&str, &str) {
