@@ -31,7 +31,7 @@ pub use config::{ConfigArgs, main as config};
 pub use events::{EventsArgs, main as events};
 pub use graph::{GraphArgs, main as graph};
 pub use proxies::Proxies;
-pub use record::{Record, RequestsArgs, Seen, main as requests};
+pub use record::{Record, RequestsArgs, Seen, main as requests, what};
 pub use rows::plain;
 pub use status::{StatusArgs, main as status};
 pub use tap::{TapArgs, main as tap};

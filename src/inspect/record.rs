@@ -97,7 +97,7 @@ impl Record {
     }
 }
 
-/// Lists the requests that proxies keep: the last that failed, were refused or slow, and a sample of the others
+/// Lists the requests and TCP connections that proxies keep: the last that failed, were refused or slow, and a sample of the others
 #[derive(Args, Debug)]
 pub struct RequestsArgs {
     #[command(flatten)]
@@ -105,6 +105,9 @@ pub struct RequestsArgs {
     /// Only these
     #[arg(long, value_enum)]
     class: Option<Class>,
+    /// Only requests, or only connections
+    #[arg(long, value_enum)]
+    kind: Option<Kind>,
     /// So many of each proxy, the newest
     #[arg(long, default_value_t = 20)]
     limit: usize,
@@ -126,6 +129,15 @@ enum Class {
     Good,
 }
 
+/// What is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// Requests of HTTP.
+    Request,
+    /// Connections of bytes, and those that were not let in.
+    Connection,
+}
+
 /// Prints them.
 ///
 /// # Errors
@@ -133,7 +145,9 @@ enum Class {
 pub fn main(args: &RequestsArgs) -> anyhow::Result<()> {
     let class = args.class.and_then(|class| class.to_possible_value());
     let class = class.map_or_else(String::new, |class| format!("&class={}", class.get_name()));
-    let mut record = Record::ask(&args.proxies, &format!("limit={}{class}", args.limit))?;
+    let kind = args.kind.and_then(|kind| kind.to_possible_value());
+    let kind = kind.map_or_else(String::new, |kind| format!("&kind={}", kind.get_name()));
+    let mut record = Record::ask(&args.proxies, &format!("limit={}{class}{kind}", args.limit))?;
     record.seen.sort_by_key(|one| std::cmp::Reverse(text(&one.request, "start")));
     match args.output {
         Output::Json => {
@@ -163,6 +177,17 @@ fn text(request: &Value, key: &str) -> String {
     }
 }
 
+/// What a request asks for, or what a connection is for.
+pub fn what(request: &Value) -> String {
+    let of = |key| text(request, key);
+    if request["kind"] != "connection" {
+        return format!("{} {}{}", of("method"), of("authority"), of("path"));
+    }
+    let name = request["serverName"].as_str().map_or_else(String::new, |name| format!(" ({name})"));
+    let to = request["cluster"].as_str().map_or_else(String::new, |cluster| format!(" for {cluster}"));
+    format!("connection to {}{name}{to}", of("local"))
+}
+
 fn row(seen: &Seen) -> Vec<String> {
     let of = |key| text(&seen.request, key);
     let time = of("start");
@@ -170,7 +195,7 @@ fn row(seen: &Seen) -> Vec<String> {
         time.split('.').next().unwrap_or(&time).trim_end_matches('Z').replace('T', " "),
         seen.proxy.clone(),
         of("class"),
-        format!("{} {}{}", of("method"), of("authority"), of("path")),
+        what(&seen.request),
         of("status"),
         of("flags"),
         format!("{} ms", of("durationMs")),

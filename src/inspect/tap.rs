@@ -15,7 +15,7 @@ const PORT: u16 = 15000;
 /// Lines that wait to be printed.
 const WAITING: usize = 1024;
 
-/// Shows the requests of a workload while they are served, each when it has ended. Values of fields that may be secrets, by their
+/// Shows the requests and TCP connections of a workload while they are served, each when it has ended. Values of fields that may be secrets, by their
 /// names (authorization, cookie, x-api-key, x-session-id and the like), are not shown, nor are queries
 #[derive(Args, Debug)]
 pub struct TapArgs {
@@ -196,15 +196,17 @@ fn text(page: &Value) -> String {
     let time = start.split_once('T').map_or(start.as_str(), |(_, time)| time.trim_end_matches('Z'));
     let flags = Some(word("flags")).filter(|f| f != "-").map_or_else(String::new, |f| format!(" {f}"));
     let from = page["peer"].as_str().map_or_else(|| word("remote"), str::to_owned);
+    let outcome = match page["kind"] == "connection" {
+        true => format!("{} B received, {} B sent", word("bytesReceived"), word("bytesSent")),
+        false => word("status"),
+    };
     let line = format!(
-        "{:.12} {} {} {} {}{} {}{flags} {} ms from {from} id {}",
+        "{:.12} {} {} {} {}{flags} {} ms from {from} id {}",
         time,
         word("proxy"),
         word("direction"),
-        word("method"),
-        word("authority"),
-        word("path"),
-        word("status"),
+        super::record::what(page),
+        outcome,
         word("durationMs"),
         word("id"),
     );

@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use xds_protos::ResourceType;
 
 use crate::support::eventually;
@@ -11,6 +12,7 @@ use crate::support::http::get;
 use crate::support::logged::Logged;
 use crate::support::management::Management;
 use crate::support::world::{all, cluster};
+use crate::support::{stderr, stdout, weft};
 
 /// A proxy with one TCP listener at port 8080 of its address, and what it leads to.
 struct World {
@@ -22,7 +24,13 @@ struct World {
 
 impl World {
     fn new(ip: &'static str, filters: &str) -> Self {
+        Self::with(ip, filters, None, &["--tcp-metric-aliases"])
+    }
+
+    /// One that leads to this address, if it is named, with these flags.
+    fn with(ip: &'static str, filters: &str, to: Option<SocketAddr>, flags: &[&str]) -> Self {
         let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = to.unwrap_or_else(|| upstream.local_addr().unwrap());
         let server = Management::start();
         let listener = format!(
             "
@@ -36,10 +44,10 @@ filter_chains:
     typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: bytes, cluster: up}}
 "
         );
-        server.push(&all(&[cluster("up", upstream.local_addr().unwrap(), ""), listener]));
+        server.push(&all(&[cluster("up", to, ""), listener]));
         let xds = server.address.to_string();
         let admin = format!("{ip}:15000");
-        let proxy = Logged::weft(&[
+        let usual = [
             "proxy",
             "--xds-address",
             &xds,
@@ -48,8 +56,8 @@ filter_chains:
             &admin,
             "--concurrency",
             "1",
-            "--tcp-metric-aliases",
-        ]);
+        ];
+        let proxy = Logged::weft(&[&usual[..], flags].concat());
         let world = Self { ip, proxy, upstream, _server: server };
         eventually("the listener", || {
             let refused = world._server.heard(ResourceType::Listener, 1).flatten();
@@ -180,6 +188,126 @@ fn of_two_servers_the_one_with_fewer_connections_gets_the_next() {
     let before = held.1.len();
     connect(6, &mut held);
     assert!(held.0.len() >= 5, "{} of 6, and the other {}", held.0.len(), held.1.len() - before);
+}
+
+/// Keeps every connection that comes.
+const KEEP_ALL: [&str; 2] = ["--request-sample", "1"];
+
+/// What proxies have kept of connections, the newest first, once it is so many.
+fn kept(worlds: &[&World], many: usize) -> Vec<Value> {
+    let mut arguments = vec!["requests", "--kind", "connection", "--output", "json"];
+    worlds.iter().for_each(|world| arguments.extend(["--proxy", world.ip]));
+    let mut found = Vec::new();
+    eventually("connections are kept", || {
+        let page: Value = serde_json::from_str(&stdout(&weft(&arguments))).unwrap_or_default();
+        found = page["requests"].as_array().cloned().unwrap_or_default();
+        found.len() == many
+    });
+    found.into_iter().map(|one| one["request"].clone()).collect()
+}
+
+fn explained(worlds: &[&World], connection: &Value, more: &[&str]) -> (Option<i32>, String) {
+    let mut arguments = vec!["explain", connection["id"].as_str().unwrap()];
+    worlds.iter().for_each(|world| arguments.extend(["--proxy", world.ip]));
+    let output = weft(&[&arguments[..], more].concat());
+    assert!(output.status.code() != Some(2), "{}", stderr(&output));
+    (output.status.code(), stdout(&output))
+}
+
+#[test]
+fn what_became_of_a_connection_is_told_by_each_proxy_that_it_passed() {
+    let server = World::with("127.57.5.2", "", None, &KEEP_ALL);
+    let client = World::with("127.57.5.1", "", Some(server.at(8080)), &KEEP_ALL);
+    let mut end = TcpStream::connect(client.at(8080)).unwrap();
+    let (mut other, _) = server.upstream.accept().unwrap();
+    end.write_all(b"what?").unwrap();
+    other.read_exact(&mut [0; 5]).unwrap();
+    other.write_all(b"that").unwrap();
+    end.read_exact(&mut [0; 4]).unwrap();
+    end.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(other.read(&mut [0; 1]).unwrap(), 0);
+    drop((end, other));
+
+    let both = [&client, &server];
+    let first = kept(&[&client], 1).remove(0);
+    kept(&[&server], 1);
+    assert_eq!(
+        (&first["class"], &first["endedBy"]),
+        (&"good".into(), &"the client, in order".into()),
+        "{first}"
+    );
+    assert_eq!((&first["bytesReceived"], &first["bytesSent"]), (&5.into(), &4.into()));
+    assert_eq!((&first["cluster"], &first["listener"]), (&"up".into(), &"tcp".into()));
+    let tried = &first["attempts"][0];
+    assert_eq!(
+        (&tried["outcome"], &tried["host"]),
+        (&"connected".into(), &server.at(8080).to_string().into())
+    );
+    // From either end of it, both are found.
+    let second = kept(&[&server], 1).remove(0);
+    for connection in [&first, &second] {
+        let (code, text) = explained(&both, connection, &["--output", "json"]);
+        let told: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(code, Some(0), "{told}");
+        let hop = &told["hops"][0];
+        assert_eq!((&hop["id"], &hop["hops"][0]["id"]), (&first["id"], &second["id"]), "{told}");
+        assert_eq!(hop["upstreamLocal"], hop["hops"][0]["remote"], "{told}");
+    }
+    let (_, text) = explained(&both, &first, &[]);
+    for part in [
+        "connection tcp-",
+        ": connection to 127.57.5.1:8080 for up: 5 bytes received, 4 sent in ",
+        "try 1 at 127.57.5.2:8080: connected after ",
+        "ended by the client, in order: connection ",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+
+    // Nobody takes it on.
+    drop(server);
+    assert_eq!(TcpStream::connect(client.at(8080)).unwrap().read(&mut [0; 1]).unwrap_or(0), 0);
+    let failed = kept(&[&client], 2).remove(0);
+    assert_eq!((&failed["class"], &failed["flags"]), (&"failed".into(), &"UF,URX".into()), "{failed}");
+    assert_eq!(failed["attempts"][0]["outcome"], "not connected");
+    assert_eq!(explained(&[&client], &failed, &[]).0, Some(1));
+}
+
+#[test]
+fn a_connection_that_is_denied_is_told_with_its_policy_to_those_who_watch_as_well() {
+    let world = World::with(
+        "127.57.6.1",
+        "  - name: rbac
+    typed_config:
+      '@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC
+      stat_prefix: r
+      rules: {action: DENY, policies: {'ns[a]-policy[nobody]-rule[0]': {permissions: [{any: true}], principals: [{any: true}]}}}",
+        None,
+        &[],
+    );
+    let watching =
+        std::thread::spawn(|| weft(&["tap", "--proxy", "127.57.6.1", "--max", "1", "--output", "json"]));
+    let mut number = 0;
+    while !watching.is_finished() {
+        number += 1;
+        assert!(number < 400, "nothing was seen");
+        let mut client = TcpStream::connect(world.at(8080)).unwrap();
+        let _ = client.write_all(b"x");
+        let _ = client.read(&mut [0; 1]);
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    let output = watching.join().unwrap();
+    let seen: Value = serde_json::from_str(stdout(&output).trim()).unwrap();
+    let policy = "ns[a]-policy[nobody]-rule[0]";
+    let decided = serde_json::json!([{"filter": "rbac", "verdict": "denied", "name": policy}]);
+    let refused = kept(&[&world], number.min(20)).remove(0);
+    for one in [&seen, &refused] {
+        assert_eq!((&one["kind"], &one["class"]), (&"connection".into(), &"refused".into()), "{one}");
+        assert_eq!(
+            (&one["decisions"], &one["endedBy"]),
+            (&decided, &"this proxy, by what was decided".into())
+        );
+        assert_eq!(one["termination"], format!("rbac_access_denied_matched_policy[{policy}]"));
+    }
 }
 
 /// Writes into all of them until none takes anything more; how much each took.

@@ -1,23 +1,27 @@
-//! `/weft/requests`: the record of requests, the newest first.
+//! `/weft/requests`: the record of requests and connections, the newest first.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
 use super::AdminState;
+use crate::telemetry::record::entry::Kind;
 use crate::telemetry::record::{self, Class, Entry};
 
 /// As many are told unless more are asked for.
 const LIMIT: usize = 100;
 
-/// The requests that are asked for: `id` (of the request, or of its trace), `class`, `listener`, and at most `limit` of them.
+/// The requests and connections that are asked for: `id` (of the request, of its trace, or of the connection), `class`, `kind`,
+/// `listener`, `end` (an address that is a connection's client, or this proxy's end of what it went on by), and at most `limit` of
+/// them.
 ///
 /// # Errors
 /// What is wrong with a parameter.
 pub(super) fn page(state: &AdminState, parameters: &BTreeMap<String, String>) -> Result<Value, String> {
     for name in parameters.keys() {
-        if !["id", "class", "listener", "limit"].contains(&name.as_str()) {
-            return Err(format!("{name}: there are id, class, listener and limit"));
+        if !["id", "class", "kind", "listener", "end", "limit"].contains(&name.as_str()) {
+            return Err(format!("{name}: there are id, class, kind, listener, end and limit"));
         }
     }
     let limit = match parameters.get("limit") {
@@ -30,6 +34,21 @@ pub(super) fn page(state: &AdminState, parameters: &BTreeMap<String, String>) ->
             format!("class: {text:?}: there are {}", Class::ALL.map(Class::as_str).join(", "))
         })?),
     };
+    let kind = match parameters.get("kind") {
+        None => None,
+        Some(text) => {
+            let known = [Kind::Request, Kind::Connection].into_iter().find(|k| k.as_str() == text);
+            Some(known.ok_or_else(|| format!("kind: {text:?}: there are request and connection"))?)
+        }
+    };
+    let end: Option<SocketAddr> = match parameters.get("end") {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|_| format!("end: {text:?} is no address with a port"))?),
+    };
+    let is_end = |entry: &Entry, end: SocketAddr| {
+        let onward = entry.onward.as_ref().is_some_and(|onward| onward.local == end);
+        entry.kind == Kind::Connection && (entry.ends.0 == end || onward)
+    };
     let id = parameters.get("id").map(String::as_str);
     let listener = parameters.get("listener").map(String::as_str);
     let wanted = |entry: &Entry| {
@@ -39,6 +58,8 @@ pub(super) fn page(state: &AdminState, parameters: &BTreeMap<String, String>) ->
         });
         named
             && class.is_none_or(|class| entry.class == class)
+            && kind.is_none_or(|kind| entry.kind == kind)
+            && end.is_none_or(|end| is_end(entry, end))
             && listener.is_none_or(|listener| *entry.listener.0 == *listener)
     };
     let all = record::read();

@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::cluster::endpoint::Metadata;
 use crate::cluster::{Cluster, Host};
 use crate::codec::{Headers, RequestHead};
 use crate::io::ConnectionInfo;
 use crate::router::{Flow, Scratch};
 use crate::telemetry::istio::Workload;
-use crate::telemetry::record::entry::{LONGEST, Looked, Named};
+use crate::telemetry::record::entry::{Kind, LONGEST, Looked, Named};
 use crate::telemetry::record::{self, Candidate, Choice, Class, Entry, Told};
 use crate::telemetry::{Details, Flag, StreamInfo, tap};
 
@@ -56,12 +57,14 @@ fn entry(
     head: Option<&RequestHead>,
 ) -> Entry {
     let matched = flow.route.borrow();
-    let origin = |metadata: Option<&crate::cluster::endpoint::Metadata>, key: &str| {
-        metadata.and_then(|m| m.get_str("istio", key)).map(short)
-    };
     let cluster = flow.cluster.borrow().as_ref().and_then(|slot| slot.get());
     let of_cluster = cluster.as_ref().and_then(|c| c.config().metadata.as_deref());
     Entry {
+        kind: Kind::Request,
+        connection: connection.id,
+        onward: None,
+        termination: None,
+        said: None,
         class,
         start: info.start_time,
         took,
@@ -85,7 +88,7 @@ fn entry(
         route_origin: matched.as_ref().and_then(|m| origin(m.route().metadata.as_deref(), "config")),
         cluster: info.cluster.clone(),
         cluster_origin: (origin(of_cluster, "config"), origin(of_cluster, "subset")),
-        tries: tries(info, cluster.as_deref()),
+        tries: tries(info, cluster.as_deref(), "answered"),
         moments: [info.request_end, info.request_sent, info.upstream_first_byte]
             .map(|at| at.map(|at| at.saturating_duration_since(info.start))),
         status: info.status.map_or(0, |status| status.as_u16()),
@@ -126,8 +129,13 @@ fn ended_by(info: &StreamInfo) -> &'static str {
     }
 }
 
-/// Tries that were listed, and the last one, which is not unless it failed.
-fn tries(info: &StreamInfo, cluster: Option<&Cluster>) -> Vec<Told> {
+/// What Istio says of the object that a route or a cluster was written in.
+pub fn origin(metadata: Option<&Metadata>, key: &str) -> Option<Box<str>> {
+    metadata.and_then(|m| m.get_str("istio", key)).map(short)
+}
+
+/// Tries that were listed, and the last one, which is not unless it failed. `good`: what one brought that did not.
+pub fn tries(info: &StreamInfo, cluster: Option<&Cluster>, good: &'static str) -> Vec<Told> {
     let trail = &info.trail;
     let since = |at: Instant| at.saturating_duration_since(info.start);
     let mut all: Vec<Told> = trail
@@ -137,7 +145,7 @@ fn tries(info: &StreamInfo, cluster: Option<&Cluster>) -> Vec<Told> {
             began: since(t.began),
             took: Some(t.took),
             host: t.host,
-            outcome: t.failure.unwrap_or("answered").into(),
+            outcome: t.failure.unwrap_or(good).into(),
             status: t.status,
             words: t.words.clone(),
             flags: t.flags,
@@ -146,12 +154,12 @@ fn tries(info: &StreamInfo, cluster: Option<&Cluster>) -> Vec<Told> {
         })
         .collect();
     if let (Some(began), true) = (trail.began, all.len() < info.attempts as usize) {
-        let answered = info.upstream_first_byte;
+        let answered = info.upstream_first_byte.or(trail.connected);
         all.push(Told {
             began: since(began),
             took: answered.map(|at| at.saturating_duration_since(began)),
             host: info.upstream_host,
-            outcome: if answered.is_some() { "answered" } else { "given up" }.into(),
+            outcome: if answered.is_some() { good } else { "given up" }.into(),
             status: info.status.filter(|_| answered.is_some()).map(|status| status.as_u16()),
             ..choice(trail.choice.as_ref(), cluster)
         });
@@ -188,7 +196,8 @@ fn text(bytes: &[u8]) -> Box<str> {
     String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]).into()
 }
 
-fn short(text: &str) -> Box<str> {
+/// The same of what is text already.
+pub fn short(text: &str) -> Box<str> {
     self::text(text.as_bytes())
 }
 

@@ -35,6 +35,8 @@ pub struct Copied {
     pub received: Cell<u64>,
     /// From the second stream to the first.
     pub sent: Cell<u64>,
+    /// Whether the first stream was the first to end its sending; none while neither has.
+    pub first_ended: Cell<Option<bool>>,
 }
 
 /// Copies until both directions have ended; the end of one is handed on (half-close) while the other goes on. Buffers exist
@@ -47,7 +49,7 @@ pub async fn copy_bidirectional(
     idle: Option<Duration>,
     copied: &Copied,
 ) -> CopyEnd {
-    let Copied { received, sent } = copied;
+    let Copied { received, sent, first_ended } = copied;
     let (mut up, mut down) = (Way::default(), Way::default());
     let mut timer = Idle { limit: idle, alarm: Alarm::default(), last: now() };
     poll_fn(|cx| {
@@ -58,6 +60,9 @@ pub async fn copy_bidirectional(
         let moved = received.get() + sent.get();
         let forth = up.poll(downstream, upstream, received, cx);
         let back = down.poll(upstream, downstream, sent, cx);
+        if first_ended.get().is_none() && (up.ended || down.ended) {
+            first_ended.set(Some(up.ended));
+        }
         for (way, first) in [(&forth, true), (&back, false)] {
             if let Poll::Ready(Err(broken)) = way {
                 // The reading side of one direction is the writing side of the other.

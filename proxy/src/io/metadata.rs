@@ -97,6 +97,45 @@ pub struct Notes {
     pub termination: Mutex<Option<Arc<str>>>,
     /// Why a service that was asked about the connection had it ended, in Envoy's words.
     pub unauthorized: Mutex<Option<&'static str>>,
+    /// What filters decided about it.
+    pub rulings: Mutex<Vec<Ruling>>,
+}
+
+impl Notes {
+    /// Notes what a filter decided. One that decides over each piece alike says it once.
+    pub fn ruled(&self, ruling: Ruling) {
+        let mut all = self.rulings.lock();
+        if all.len() < MOST_RULINGS && !all.contains(&ruling) {
+            all.push(ruling);
+        }
+    }
+}
+
+/// As many decisions about one connection are kept: a filter that is asked again and again may not decide alike.
+const MOST_RULINGS: usize = 16;
+
+/// What kind of filter decides about connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ruler {
+    /// Policies.
+    Policy,
+    /// A service that was asked.
+    Service,
+    /// A limit.
+    Limit,
+}
+
+/// What a filter decided about a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    /// Who did.
+    pub by: Ruler,
+    /// The connection goes on.
+    pub allowed: bool,
+    /// Rules that are only tried would have it so.
+    pub tried: bool,
+    /// The policy that decided.
+    pub name: Option<Arc<str>>,
 }
 
 /// The value at a path inside of a struct; none where a step leads nowhere.

@@ -22,6 +22,7 @@ use crate::codec::Drain;
 use crate::io::{ConnectionInfo, Io, PassedOn};
 use crate::network::NetworkChain;
 use crate::network::recheck::Successor;
+use crate::network::record::{self, End};
 use crate::telemetry::access_log::{LogContext, LogType};
 use crate::telemetry::{Flag, StreamInfo, events, pressure};
 
@@ -178,7 +179,10 @@ async fn connection(
     let mut info = early_info(&accepted, &listener, &policy);
     let Some(chosen) = chosen else {
         listener.stats.no_chain.inc();
-        log_early(&policy, &info, Some((Flag::NoRouteFound, "filter_chain_not_found")));
+        let (flag, details) = (Flag::NoRouteFound, "filter_chain_not_found");
+        log_early(&policy, &info, Some((flag, details)));
+        let end = End::by("this proxy, which has no filter chain for it");
+        record::early(&info, Instant::now().into_std(), Some(flag), details.into(), end);
         return discard(&accepted.io);
     };
     info.filter_chain = chosen.name.clone();
@@ -299,6 +303,12 @@ async fn filter(accepted: &mut Accepted, policy: &ListenerConfig, listener: &Lis
 
 async fn secure(io: Io, chain: &FilterChain, listener: &Listener, info: &mut ConnectionInfo) -> Option<Io> {
     let Some(context) = &chain.tls else { return Some(io) };
+    let began = Instant::now().into_std();
+    let failed = |info: &ConnectionInfo, words: &str| {
+        let end =
+            End { words: Some(words.into()), ..End::by("this proxy, because the TLS handshake failed") };
+        record::early(info, began, None, "tls_handshake_failed".into(), end);
+    };
     let handshake = context.accept(io, &listener.stats.tls);
     let accepted = match chain.handshake_timeout {
         None => handshake.await,
@@ -307,6 +317,7 @@ async fn secure(io: Io, chain: &FilterChain, listener: &Listener, info: &mut Con
             Err(_) => {
                 listener.stats.handshake_timeout.inc();
                 events::downstream_handshake(info, "timeout", "the TLS handshake took too long");
+                failed(info, "it took too long");
                 return None;
             }
         },
@@ -321,6 +332,7 @@ async fn secure(io: Io, chain: &FilterChain, listener: &Listener, info: &mut Con
             tracing::debug!(listener = %listener.name(), remote = %info.remote, %error, "TLS handshake failed");
             if let Some(reason) = error.reason() {
                 events::downstream_handshake(info, reason, &error.to_string());
+                failed(info, &error.to_string());
             }
             None
         }

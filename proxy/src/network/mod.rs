@@ -12,6 +12,7 @@ mod living;
 pub mod rate_limit;
 pub mod rbac;
 pub mod recheck;
+pub mod record;
 pub mod tcp_proxy;
 
 use std::pin::pin;

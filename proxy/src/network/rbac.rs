@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use xds_protos::envoy::extensions::filters::network::rbac::v3 as pb;
 
 use crate::filters::rbac::{Engine, Finding, Keys, RbacStats, Subject, details};
+use crate::io::metadata::{Ruler, Ruling};
 use crate::io::{ConnectionInfo, DynamicMetadata, Pass};
 use crate::state::ConfigError;
 use crate::state::error::collect;
@@ -100,11 +101,20 @@ impl NetworkRbac {
             if let Some(notes) = &info.notes {
                 let result = if decision.allowed { &self.allowed } else { &self.denied };
                 self.shadow_keys.write(&mut notes.metadata.lock(), NAMESPACE, &decision, result);
+                if let Some((_, policy)) = decision.policy {
+                    notes.ruled(ruling(decision.allowed, true, Some(&policy.name)));
+                }
             }
         }
         let Some(engine) = &self.enforced else { return self.pass() };
         let decision = engine.decide(&subject(info, &metadata));
         self.stats.enforced(decision.allowed);
+        // That no rule denies it is no decision to be told.
+        if let Some(notes) = &info.notes
+            && (decision.policy.is_some() || !decision.allowed)
+        {
+            notes.ruled(ruling(decision.allowed, false, decision.policy.map(|(_, policy)| &policy.name)));
+        }
         if decision.allowed {
             return self.pass();
         }
@@ -135,6 +145,10 @@ impl NetworkRbac {
     fn pass(&self) -> Pass {
         if self.continuous { Pass::Once } else { Pass::Always }
     }
+}
+
+fn ruling(allowed: bool, tried: bool, name: Option<&Arc<str>>) -> Ruling {
+    Ruling { by: Ruler::Policy, allowed, tried, name: name.cloned() }
 }
 
 /// A connection without a request: no header fields, and nothing that HTTP filters said.

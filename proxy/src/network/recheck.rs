@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::{Guard, NetworkChain, Terminal};
 use crate::http::{HcmConfig, Newest};
+use crate::io::metadata::{Ruler, Ruling};
 use crate::io::{Bell, ConnectionInfo};
 
 /// Connections and streams that a new policy denies are closed.
@@ -52,6 +53,12 @@ pub(super) async fn follow(successor: Rc<dyn Successor>, info: Rc<ConnectionInfo
             tracing::info!(remote = %info.remote, listener = %info.listener, %details, "a new policy ends a connection");
             crate::telemetry::events::connection(&info, &details);
             if let Some(notes) = &info.notes {
+                notes.ruled(Ruling {
+                    by: Ruler::Policy,
+                    allowed: false,
+                    tried: false,
+                    name: Some(details.clone()),
+                });
                 *notes.termination.lock() = Some(details);
             }
             return cut.ring();

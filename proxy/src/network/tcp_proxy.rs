@@ -1,9 +1,11 @@
 //! The terminal filter for bytes: picks a cluster and a host, connects, and copies both ways.
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -11,17 +13,22 @@ use xds_protos::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 
 use super::living::{EVERY, Living, walk};
 use super::rate_limit::Refusal;
+use super::record::{self, End};
 use crate::cluster::balance::xxh64;
 use crate::cluster::connect::{Connected, connect};
 use crate::cluster::{Cluster, ConnectFailure, Outcome, PickContext, RoutingPriority};
 use crate::codec::{Drain, DrainPhase};
 use crate::filters::peer_metadata::local_workload;
 use crate::identity::tls::ConnectOptions;
+use crate::io::metadata::{Ruler, Ruling};
 use crate::io::{ConnectionInfo, CopyEnd, Direction, Io, Origin, TlsInfo, copy_bidirectional};
+use crate::router::refused_hosts;
 use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Slot, SlotTable};
-use crate::telemetry::access_log::{AccessLog, AccessLogConfig, LogContext, LogType};
+use crate::telemetry::access_log::{AccessLog, AccessLogConfig, Configured, LogContext, LogType};
+use crate::telemetry::flags::Flags;
 use crate::telemetry::istio::{Changes, Far, Reporter, Side};
+use crate::telemetry::record::{Choice, Compared, Try};
 use crate::telemetry::registry::{Counter, Gauge, Group};
 use crate::telemetry::{Flag, StreamInfo};
 
@@ -217,7 +224,7 @@ pub async fn serve(downstream: Io, info: &Rc<ConnectionInfo>, config: &TcpProxyC
     let slot = config.choose(info.sni.as_deref());
     let mut callee = Callee::default();
     let living = Rc::new(Living::new(config.stats.rx_bytes, config.stats.tx_bytes));
-    relay(downstream, info, config, slot.as_deref(), &mut stream, &mut callee, &living, drain).await;
+    let by = relay(downstream, info, config, slot.as_deref(), &mut stream, &mut callee, &living, drain).await;
     if let Some(notes) = &info.notes {
         stream.bytes_received += notes.refused.load(std::sync::atomic::Ordering::Relaxed);
         stream.metadata = notes.metadata.lock().clone();
@@ -232,7 +239,8 @@ pub async fn serve(downstream: Io, info: &Rc<ConnectionInfo>, config: &TcpProxyC
     if let Some(reporter) = &config.reporter {
         reporter.tcp_closed(&stream, info, callee.far(info), last);
     }
-    log(&stream, info, config);
+    log(&stream, info, config, callee.cluster.as_deref());
+    record::ended(info, &stream, callee.cluster.as_deref(), End::by(by));
 }
 
 /// Counts and logs a connection that was not let in.
@@ -243,11 +251,19 @@ pub fn refused(info: &ConnectionInfo, config: &TcpProxyConfig, refusal: Refusal)
         stream.flags.set(flag);
     }
     stream.connection_termination_details = refusal.limit;
-    log(&stream, info, config);
+    log(&stream, info, config, None);
+    if let Some(notes) = &info.notes {
+        notes.ruled(Ruling { by: Ruler::Limit, allowed: false, tried: false, name: None });
+    }
+    record::ended(info, &stream, None, End::by("this proxy, before it read anything"));
 }
 
-fn log(stream: &StreamInfo, info: &ConnectionInfo, config: &TcpProxyConfig) {
-    let context = LogContext { occasion: LogType::TcpConnectionEnd, ..LogContext::new(stream, info) };
+fn log(stream: &StreamInfo, info: &ConnectionInfo, config: &TcpProxyConfig, cluster: Option<&Cluster>) {
+    let context = LogContext {
+        occasion: LogType::TcpConnectionEnd,
+        configured: cluster.map(|cluster| cluster as &dyn Configured),
+        ..LogContext::new(stream, info)
+    };
     config.logs.iter().for_each(|log| log.log(&context));
 }
 
@@ -286,15 +302,15 @@ async fn relay(
     callee: &mut Callee,
     living: &Rc<Living>,
     mut drain: Drain,
-) {
+) -> &'static str {
     let Some((slot, cluster)) = slot.and_then(|slot| Some((slot, slot.get()?))) else {
         config.stats.no_route.inc();
         stream.flags.set(Flag::NoClusterFound);
-        return;
+        return NOT_CONNECTED;
     };
     stream.cluster = Some(slot.name().clone());
     callee.cluster = Some(cluster.clone());
-    let Some((connected, active)) = open(&cluster, info, config, stream).await else { return };
+    let Some((connected, active)) = open(&cluster, info, config, stream).await else { return NOT_CONNECTED };
     let Connected { io: mut upstream, tls, local, guard } = connected;
     callee.tls.clone_from(&tls);
     (stream.upstream_local, stream.upstream_tls) = (local, tls);
@@ -327,18 +343,47 @@ async fn relay(
     stream.bytes_received = copied.received.get();
     stream.bytes_sent = copied.sent.get();
     match end {
-        None | Some(CopyEnd::Finished) => {}
+        None if stream.flags.has(Flag::DurationTimeout) => "this proxy, after as long as it may last",
+        None => "this proxy, which drained",
+        Some(CopyEnd::Finished) if copied.first_ended.get() == Some(true) => "the client, in order",
+        Some(CopyEnd::Finished) => "the upstream, in order",
         // Envoy has no flag for it.
-        Some(CopyEnd::Idle) => config.stats.idle_timeout.inc(),
+        Some(CopyEnd::Idle) => {
+            config.stats.idle_timeout.inc();
+            "this proxy, because nothing moved for as long as that may be"
+        }
         // A network filter closed it, not the client.
-        Some(CopyEnd::DownstreamError) if denied(info) => {}
-        Some(CopyEnd::DownstreamError) => stream.flags.set(Flag::DownstreamConnectionTermination),
-        Some(CopyEnd::UpstreamError) => stream.flags.set(Flag::UpstreamConnectionTermination),
+        Some(CopyEnd::DownstreamError) if denied(info) => "this proxy, by what was decided",
+        Some(CopyEnd::DownstreamError) => {
+            stream.flags.set(Flag::DownstreamConnectionTermination);
+            "the client, by breaking it off"
+        }
+        Some(CopyEnd::UpstreamError) => {
+            stream.flags.set(Flag::UpstreamConnectionTermination);
+            "the upstream, by breaking it off"
+        }
     }
 }
 
+const NOT_CONNECTED: &str = "this proxy, which reached no upstream";
+
 fn denied(info: &ConnectionInfo) -> bool {
     info.notes.as_ref().is_some_and(|n| n.termination.lock().is_some() || n.unauthorized.lock().is_some())
+}
+
+/// Lists a try that brought no connection.
+fn failed(stream: &mut StreamInfo, began: Instant, host: Option<SocketAddr>, failure: &'static str) {
+    stream.trail.tries.push(Try {
+        began,
+        took: began.elapsed(),
+        host,
+        status: None,
+        failure: Some(failure),
+        words: stream.upstream_failure.clone().filter(|_| host.is_some()),
+        flags: Flags::default(),
+        choice: stream.trail.choice.take(),
+        pause: None,
+    });
 }
 
 /// Connects to one host after the other.
@@ -354,12 +399,28 @@ async fn open(
     let mut wait = config.backoff;
     while stream.attempts < config.max_attempts {
         let Some(permit) = limits.connections.try_acquire() else {
+            failed(stream, Instant::now(), None, "circuit breaker open");
             stream.flags.set(Flag::UpstreamOverflow);
             return None;
         };
         let original_dst = info.local_restored.then_some(info.local);
-        let context = PickContext { hash, tried: &tried, repicks: 5, original_dst, ..PickContext::default() };
-        let Ok(picked) = cluster.pick(&context) else {
+        let compared = Cell::new(Compared::default());
+        let context = PickContext {
+            hash,
+            tried: &tried,
+            repicks: 5,
+            original_dst,
+            compared: Some(&compared),
+            ..PickContext::default()
+        };
+        let picked = cluster.pick(&context);
+        stream.trail.choice = Some(Choice {
+            policy: cluster.config().balancing.policy.name(),
+            compared: compared.get(),
+            refused: if picked.is_ok() { Vec::new() } else { refused_hosts(cluster) },
+        });
+        let Ok(picked) = picked else {
+            failed(stream, Instant::now(), None, "no healthy host");
             stream.flags.set(Flag::NoHealthyUpstream);
             return None;
         };
@@ -367,14 +428,18 @@ async fn open(
         stream.attempts += 1;
         stream.upstream_host = host.address().ip();
         if !cluster.allows_connection(&host, RoutingPriority::Default) {
+            failed(stream, Instant::now(), host.address().ip(), "circuit breaker open");
             stream.flags.set(Flag::UpstreamOverflow);
             return None;
         }
         let header = cluster.config().transport(&host).is_some_and(|t| t.proxy.is_some());
         let origin = Origin::of(info, header);
         let options = ConnectOptions { origin: origin.as_ref(), ..ConnectOptions::default() };
+        let began = Instant::now();
+        stream.trail.began = Some(began);
         match connect(cluster, &host, permit, options).await {
             Ok(connected) => {
+                stream.trail.connected = Some(Instant::now());
                 cluster.connected(&host);
                 cluster.stats().upstream_rq_total.inc();
                 cluster.report(&host, Outcome::Answered(http::StatusCode::OK));
@@ -382,7 +447,9 @@ async fn open(
             }
             Err(ConnectFailure { reason, .. }) => {
                 cluster.report(&host, Outcome::ConnectFailed);
-                stream.upstream_failure = Some((*reason).into());
+                stream.upstream_failure =
+                    Some(reason.replace(' ', "_").into()).filter(|words: &Box<str>| !words.is_empty());
+                failed(stream, began, host.address().ip(), "not connected");
                 tried.push(host.id());
                 if let Some((next, most)) = wait.as_mut().filter(|_| stream.attempts < config.max_attempts) {
                     tokio::time::sleep(next.mul_f64(fastrand::f64())).await;

@@ -43,6 +43,7 @@ use self::drive::{ATTEMPT_COUNT, Tries, drive};
 use self::retry::Retries;
 use self::timeouts::Announce;
 use self::upstream::ClusterUpstreams;
+pub use self::upstream::refused as refused_hosts;
 use crate::cluster::Cluster;
 use crate::cluster::balance::xxhash::xxh64;
 use crate::codec::headers::Of;
@@ -293,6 +294,7 @@ pub fn change_response(matched: &Matched, flow: &Flow, connection: &ConnectionIn
             let context = LogContext {
                 request: kept.as_ref(),
                 response: Some(headers),
+                configured: Some(flow),
                 ..LogContext::new(info, connection)
             };
             ops.additions(headers, &context)

@@ -33,10 +33,23 @@ fn distance(sender: &Seen, seen: &Seen) -> Option<Duration> {
     if sender.request["direction"] == "inbound" {
         return None;
     }
+    // A connection is known by the address that it came from.
+    if sender.request["upstreamLocal"].is_string()
+        && sender.request["upstreamLocal"] != seen.request["remote"]
+    {
+        return None;
+    }
     let tries = sender.request["attempts"].as_array()?.iter();
     let here = tries.filter(|one| one["host"].is_string() && one["host"] == seen.request["local"]);
     let apart = here.map(|one| (start(&seen.request) - after(&sender.request, &one["beganMs"])).abs());
     apart.min().filter(|apart| *apart <= SKEW)
+}
+
+/// Whether two were there at the same time, as far as clocks can tell.
+pub(super) fn overlap(one: &Seen, other: &Seen) -> bool {
+    let ends = |seen: &Seen| (start(&seen.request), after(&seen.request, &seen.request["durationMs"]));
+    let ((from, until), (other_from, other_until)) = (ends(one), ends(other));
+    from <= other_until + SKEW && other_from <= until + SKEW
 }
 
 /// Whether `seen` was sent by the workload of the same proxy while it was serving `outer`.

@@ -8,7 +8,7 @@ use anyhow::bail;
 use serde_json::{Value, json};
 use weft_control::model::World;
 
-use crate::inspect::{Proxies, Record};
+use crate::inspect::{Proxies, Record, Seen};
 
 pub use join::Hop;
 pub(crate) use sources::Sources;
@@ -37,8 +37,38 @@ pub fn told<'a>(proxies: &Proxies, id: Option<&str>, world: Option<&'a World>) -
         let missing = record.missing().map_or_else(String::new, |missing| format!(". {missing}"));
         bail!("no proxy has kept a request {id:?}: {}{missing}", record.holds());
     }
+    let mut record = record;
+    follow(proxies, &mut record)?;
     let hops = join::tree(&record.seen);
     Ok(Told { id, hops, sources: Sources { world }, record })
+}
+
+/// As many proxies a connection passes at most.
+const MOST_HOPS: usize = 16;
+
+/// A connection has no id that goes with its bytes: the other proxies know it by the address from which one reached the next.
+fn follow(proxies: &Proxies, record: &mut Record) -> anyhow::Result<()> {
+    let ends = |seen: &[Seen]| -> Vec<String> {
+        let connections = seen.iter().filter(|one| one.request["kind"] == "connection");
+        let both = connections.flat_map(|one| [&one.request["upstreamLocal"], &one.request["remote"]]);
+        both.filter_map(|end| end.as_str().map(str::to_owned)).collect()
+    };
+    let mut asked: Vec<String> = Vec::new();
+    while let Some(end) = ends(&record.seen).into_iter().find(|end| !asked.contains(end)) {
+        if asked.len() >= 2 * MOST_HOPS || record.seen.len() >= MOST_HOPS {
+            break;
+        }
+        let more = Record::ask(proxies, &format!("kind=connection&end={}&limit=10", escaped(&end)))?;
+        // The same address may have served another connection before.
+        let near = |one: &Seen| record.seen.iter().any(|known| join::overlap(known, one));
+        let known = |one: &Seen| {
+            record.seen.iter().any(|own| own.proxy == one.proxy && own.request["id"] == one.request["id"])
+        };
+        let new: Vec<_> = more.seen.into_iter().filter(|one| !known(one) && near(one)).collect();
+        record.seen.extend(new);
+        asked.push(end);
+    }
+    Ok(())
 }
 
 fn last_failed(proxies: &Proxies) -> anyhow::Result<String> {
@@ -60,6 +90,10 @@ impl Told<'_> {
     /// Whether the first who sent it got what it asked for.
     pub fn arrived(&self) -> bool {
         let good = |hop: &Hop| {
+            if hop.seen.request["kind"] == "connection" {
+                let class = &hop.seen.request["class"];
+                return class != "failed" && class != "refused";
+            }
             let status = hop.seen.request["status"].as_u64().unwrap_or(0);
             (100..400).contains(&status) && hop.seen.request["grpcStatus"].as_u64().unwrap_or(0) == 0
         };

@@ -6,13 +6,14 @@ use super::join::Hop;
 use super::sources::Sources;
 use crate::explain::Origin;
 use crate::explain::text::Node;
-use crate::inspect::plain;
+use crate::inspect::{plain, what};
 
 /// The tree.
 pub(super) fn text(id: &str, hops: &[Hop], sources: &Sources<'_>) -> String {
     let first = hops.first().map(|hop| &hop.seen.request);
     let when = first.map(|request| word(&request["start"])).unwrap_or_default();
-    let mut root = Node::new(format!("request {id}, {when}"));
+    let what = if first.is_some_and(is_connection) { "connection" } else { "request" };
+    let mut root = Node::new(format!("{what} {id}, {when}"));
     root.below.extend(hops.iter().map(|one| hop(one, sources)));
     let mut out = format!("{}\n", plain(&root.line));
     root.print(&mut out, "");
@@ -36,8 +37,13 @@ fn also(what: &str, value: &Value) -> String {
     if value.is_null() { String::new() } else { format!(", {what}{}", word(value)) }
 }
 
+fn is_connection(request: &Value) -> bool {
+    request["kind"] == "connection"
+}
+
 fn hop(hop: &Hop, sources: &Sources<'_>) -> Node {
     let request = &hop.seen.request;
+    let connection = is_connection(request);
     let status = match request["status"].as_u64() {
         Some(0) | None => "no answer".to_owned(),
         Some(status) => status.to_string(),
@@ -46,13 +52,20 @@ fn hop(hop: &Hop, sources: &Sources<'_>) -> Node {
         Some("unspecified") | None => "gateway",
         Some(side) => side,
     };
+    let outcome = match connection {
+        true => {
+            format!(
+                "{} bytes received, {} sent",
+                word(&request["bytesReceived"]),
+                word(&request["bytesSent"])
+            )
+        }
+        false => format!("{status}{}", also("gRPC status ", &request["grpcStatus"])),
+    };
     let mut node = Node::new(format!(
-        "{} ({side}): {} {}{}: {status}{} in {} ms ({})",
+        "{} ({side}): {}: {outcome} in {} ms ({})",
         hop.seen.proxy,
-        word(&request["method"]),
-        word(&request["authority"]),
-        word(&request["path"]),
-        also("gRPC status ", &request["grpcStatus"]),
+        what(request),
         word(&request["durationMs"]),
         word(&request["class"]),
     ));
@@ -70,10 +83,16 @@ fn hop(hop: &Hop, sources: &Sources<'_>) -> Node {
     for decision in request["decisions"].as_array().into_iter().flatten() {
         say(decided(decision, sources));
     }
-    node.below.extend(route(request, sources));
+    if !connection {
+        node.below.extend(route(request, sources));
+    }
     node.below.extend(cluster(request, sources));
     for (number, one) in request["attempts"].as_array().into_iter().flatten().enumerate() {
         node.below.push(attempt(number + 1, one));
+    }
+    if let Some(local) = request["upstreamLocal"].as_str() {
+        let (tls, peer) = (also("", &request["upstreamTls"]), also("peer ", &request["upstreamPeer"]));
+        node.below.push(Node::new(format!("went on from {local}{tls}{peer}")));
     }
     let mut times: Vec<String> = Vec::new();
     for (key, what) in [
@@ -87,11 +106,14 @@ fn hop(hop: &Hop, sources: &Sources<'_>) -> Node {
     }
     times.push(format!("end at {} ms", word(&request["durationMs"])));
     node.below.push(Node::new(times.join(", ")));
+    let ended = if connection { format!("connection {}", word(&request["connectionId"])) } else { status };
     node.below.push(Node::new(format!(
-        "ended by {}: {status}, flags {}, details {}",
+        "ended by {}: {ended}, flags {}, details {}{}{}",
         word(&request["endedBy"]),
         word(&request["flags"]),
-        word(&request["details"])
+        word(&request["details"]),
+        also("", &request["termination"]),
+        also("", &request["said"]),
     )));
     node.below.extend(hop.below.iter().map(|below| self::hop(below, sources)));
     node

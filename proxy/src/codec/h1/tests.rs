@@ -416,11 +416,7 @@ fn a_clean_exchange_gives_the_connection_back_and_an_unclean_one_does_not() {
         ),
         (b"HTTP/1.1 200 OK\r\nx: keep\r\ncontent-length: 2\r\n\r\nok-and-more", ok(200, "ok"), false),
         (b"HTTP/1.1 200 OK\r\n\r\nuntil the end", ok(200, "until the end"), false),
-        (
-            b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nshort",
-            Err("ProtocolError".to_owned()),
-            false,
-        ),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nshort", Err("ProtocolError".to_owned()), false),
     ] {
         let (result, came_back) = run(|| exchange(answer, Body::Empty));
         assert_eq!((result, came_back), (expected, Some(back)), "{}", String::from_utf8_lossy(answer));

@@ -65,9 +65,49 @@ pub struct Named {
     pub namespace: Box<str>,
 }
 
-/// A request.
+/// What is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A request.
+    Request,
+    /// A connection of bytes, or one that never had a request.
+    Connection,
+}
+
+impl Kind {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Connection => "connection",
+        }
+    }
+}
+
+/// The connection that took a connection's bytes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Onward {
+    /// Our end of it, which the next proxy sees as its client.
+    pub local: SocketAddr,
+    /// The server's identity.
+    pub peer: Option<Arc<str>>,
+    /// The version of TLS.
+    pub tls: Option<&'static str>,
+}
+
+/// A request, or a connection.
 #[derive(Clone, Debug)]
 pub struct Entry {
+    /// Which of them.
+    pub kind: Kind,
+    /// The downstream connection's number in this proxy, as in its logs.
+    pub connection: u64,
+    /// Where a connection's bytes went on.
+    pub onward: Option<Onward>,
+    /// Envoy's connection termination details.
+    pub termination: Option<Details>,
+    /// What the transport said of a connection's end.
+    pub said: Option<Box<str>>,
     /// Why it is kept.
     pub class: Class,
     /// When it came.
@@ -122,7 +162,7 @@ pub struct Entry {
     pub flags: Flags,
     /// Envoy's response code details.
     pub details: Option<Details>,
-    /// Bytes of the bodies, of the request and of the answer.
+    /// Bytes of the bodies, of the request and of the answer; or those of the connection.
     pub bytes: (u64, u64),
     /// Who ended it.
     pub ended: &'static str,
@@ -167,6 +207,9 @@ impl Entry {
             + text(&self.cluster_origin.0)
             + text(&self.cluster_origin.1)
             + self.details.as_ref().map_or(0, |d| d.len())
+            + self.termination.as_ref().map_or(0, |d| d.len())
+            + text(&self.said)
+            + self.onward.as_ref().map_or(0, |o| shared(&o.peer))
             + tries.sum::<usize>()
             + decisions.sum::<usize>()
     }
@@ -194,17 +237,21 @@ impl Entry {
         let route = self.route.as_ref().map(|[config, host, route]| {
             json!({"configuration": &**config, "virtualHost": &**host, "name": &**route, "origin": self.route_origin})
         });
+        let request = self.kind == Kind::Request;
+        let of_request = |text: &str| request.then(|| text.to_owned());
         let [received, sent, answered] = self.moments.map(|moment| moment.map(millis));
         let mut page = json!({
+            "kind": self.kind.as_str(),
+            "connectionId": self.connection,
             "class": self.class.as_str(),
             "start": start,
             "durationMs": millis(self.took),
             "id": self.id,
             "traceId": self.trace,
-            "method": self.method,
-            "authority": self.authority,
-            "path": self.path,
-            "protocol": self.protocol,
+            "method": of_request(&self.method),
+            "authority": of_request(&self.authority),
+            "path": of_request(&self.path),
+            "protocol": of_request(self.protocol),
             "listener": &*self.listener.0,
             "direction": self.direction(),
             "filterChain": &*self.chain,
@@ -224,7 +271,7 @@ impl Entry {
             "receivedMs": received,
             "sentUpstreamMs": sent,
             "answerBeganMs": answered,
-            "status": self.status,
+            "status": request.then_some(self.status),
             "grpcStatus": self.grpc,
             "flags": self.flags.to_string(),
             "details": self.details.as_deref(),
@@ -232,8 +279,24 @@ impl Entry {
             "bytesSent": self.bytes.1,
             "endedBy": self.ended,
         });
+        if !request && let Some(fields) = page.as_object_mut() {
+            fields.extend(self.of_connection());
+        }
         prune(&mut page);
         page
+    }
+
+    /// What there is of a connection alone.
+    fn of_connection(&self) -> Map<String, Value> {
+        let onward = self.onward.as_ref();
+        let all = [
+            ("termination", json!(self.termination.as_deref())),
+            ("said", json!(self.said)),
+            ("upstreamLocal", json!(onward.map(|o| o.local))),
+            ("upstreamPeer", json!(onward.and_then(|o| o.peer.as_deref()))),
+            ("upstreamTls", json!(onward.and_then(|o| o.tls))),
+        ];
+        all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 
@@ -281,6 +344,11 @@ pub(crate) mod tests {
     pub(crate) fn entry(class: Class, id: &str) -> Entry {
         let address = "127.0.0.1:80".parse().unwrap();
         Entry {
+            kind: Kind::Request,
+            connection: 7,
+            onward: None,
+            termination: None,
+            said: None,
             class,
             start: SystemTime::UNIX_EPOCH,
             took: Duration::from_micros(1500),

@@ -166,7 +166,7 @@ fn is_servers(code: u32) -> bool {
 
 /// Whether the request of this id is one of the sample: the same at every proxy that it passes. One without an id is no sample, unless
 /// all are.
-fn sampled(id: Option<&[u8]>, share: f64) -> bool {
+pub fn sampled(id: Option<&[u8]>, share: f64) -> bool {
     if share >= 1.0 || share <= 0.0 {
         return share >= 1.0;
     }

@@ -171,6 +171,8 @@ pub struct Trail {
     pub decisions: Decisions,
     /// When the last try began.
     pub began: Option<Instant>,
+    /// When a connection's bytes had somewhere to go.
+    pub connected: Option<Instant>,
     /// How its host was chosen.
     pub choice: Option<Choice>,
     /// Tries before it, and the last one if it failed.

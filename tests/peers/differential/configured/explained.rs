@@ -50,16 +50,18 @@ fn word(value: &Value) -> String {
     }
 }
 
-/// Status, flags, details, route, cluster, host and number of tries of each request in the log.
+/// Status, flags, details, route, cluster, host and number of tries of each request in the log, or of each connection of bytes.
 fn logged(case: &Case, pair: &Pair) -> Vec<String> {
     let text = std::fs::read(pair.access_log(Side::Weft)).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let mark = format!("{:?}", case.name);
     let of_case = text.lines().filter(|line| line.contains(&mark));
     let lines = of_case.filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    // A connection that carried no request has no method.
+    // A connection that carried no request has no method; one of bytes never has.
+    let bytes = case.tcp.is_some();
     let requests = lines.filter(|line| {
-        line["case"] == case.name.as_str() && line["request"].as_str().is_some_and(|r| !r.starts_with('-'))
+        let request = line["request"].as_str();
+        line["case"] == case.name.as_str() && request.is_some_and(|r| r.starts_with('-') == bytes)
     });
     let fields = ["status", "flags", "details", "route", "cluster", "host", "attempts"];
     requests.map(|line| fields.map(|field| word(&line[field])).join(" ")).collect()
@@ -79,7 +81,13 @@ fn explained(case: &Case, pair: &Pair, since: SystemTime) -> Vec<String> {
         let tries = one["attempts"].as_array().map(Vec::as_slice).unwrap_or_default();
         let host = tries.iter().rev().find_map(|one| one["host"].as_str()).unwrap_or("-").to_owned();
         let mut fields = ["status", "flags", "details"].map(|field| word(&one[field])).to_vec();
-        fields.extend([word(&one["route"]["name"]), word(&one["cluster"]), host, tries.len().to_string()]);
+        let mut count = tries.len();
+        if one["kind"] == "connection" {
+            "0".clone_into(&mut fields[0]);
+            // As logs count them: with a host.
+            count = tries.iter().filter(|one| one["host"].is_string()).count();
+        }
+        fields.extend([word(&one["route"]["name"]), word(&one["cluster"]), host, count.to_string()]);
         fields.join(" ")
     };
     page["requests"].as_array().into_iter().flatten().filter(recent).map(line).collect()
