@@ -36,13 +36,19 @@ pub struct Collector {
     /// Where it is, on 127.0.0.1.
     pub port: u16,
     came: Arc<Mutex<Came>>,
+    /// It takes nothing, and answers calls of gRPC with this status and these words.
+    refuses: Arc<Mutex<Option<(u32, &'static str)>>>,
 }
 
 impl Collector {
     /// Starts one, until the process ends.
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let collector = Self { port: listener.local_addr().unwrap().port(), came: Arc::default() };
+        let collector = Self {
+            port: listener.local_addr().unwrap().port(),
+            came: Arc::default(),
+            refuses: Arc::default(),
+        };
         let own = collector.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -54,6 +60,11 @@ impl Collector {
     /// What came so far.
     pub fn came(&self) -> MutexGuard<'_, Came> {
         self.came.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// From now on it takes nothing, and answers calls of gRPC with this status; or takes all again.
+    pub fn refuse(&self, status: Option<(u32, &'static str)>) {
+        *self.refuses.lock().unwrap() = status;
     }
 
     async fn serve(self, listener: TcpListener) {
@@ -83,10 +94,19 @@ impl Collector {
             let _ = stream.flow_control().release_capacity(piece.len());
             data.extend_from_slice(&piece);
             while is_grpc && let Some(message) = message(&mut data) {
-                self.take(&path, &message);
+                if self.refuses.lock().unwrap().is_none() {
+                    self.take(&path, &message);
+                }
             }
         }
         let head = http::Response::builder();
+        let refused = *self.refuses.lock().unwrap();
+        if let Some((status, words)) = refused.filter(|_| is_grpc) {
+            let head = head.header("content-type", "application/grpc");
+            let head = head.header("grpc-status", status).header("grpc-message", words);
+            let _ = respond.send_response(head.body(()).unwrap(), true);
+            return;
+        }
         if !is_grpc {
             self.take(&path, &data);
             let _ = respond.send_response(head.body(()).unwrap(), true);

@@ -203,6 +203,23 @@ fn what_is_counted_is_pushed_as_it_is_at_the_admin_interface() {
 }
 
 #[test]
+fn a_collector_that_refuses_is_told_by_its_status_and_its_words() {
+    let world = World::new("127.0.71.5");
+    world.collector.refuse(Some((16, "no%20token")));
+    assert!(world.ask("/a").starts_with("HTTP/1.1 200"));
+    let (logs, metrics) = ("access_logs.open_telemetry_access_log", "stats_sinks.open_telemetry");
+    eventually("what is lost is counted", || {
+        [logs, metrics].iter().all(|group| world.stat(&format!("{group}.exports_refused")) > 0)
+    });
+    for what in ["log records", "metrics"] {
+        world.proxy.says(&["a collector does not take", what, "gRPC status 16", "no token"]);
+    }
+    assert_eq!(world.stat(&format!("{logs}.exports_unanswered")), 0);
+    world.collector.refuse(None);
+    world.proxy.says(&["the collector takes metrics again"]);
+}
+
+#[test]
 fn what_waits_for_collectors_goes_when_the_proxy_ends() {
     let mut world = World::at_intervals("127.0.71.4", |text| {
         text.replace("\"0.1s\"", "\"200s\"").replace("\"0.3s\"", "\"200s\"")

@@ -14,7 +14,7 @@ use crate::filters::ext_authz::check::Told;
 use crate::filters::ext_authz::config::TIMEOUT;
 use crate::filters::ext_authz::grpc::{METHOD, read};
 use crate::filters::ext_authz::{Answer, NETWORK_NAMESPACE};
-use crate::io::metadata::Datum;
+use crate::io::metadata::{Datum, Ruler, Ruling};
 use crate::io::{ConnectionInfo, Pass};
 use crate::route::config::metadata_match;
 use crate::route::values::MetadataMatch;
@@ -143,8 +143,8 @@ impl NetworkExtAuthz {
         let failure_mode_allow = self.failure_mode_allow;
         let task = tokio::task::spawn_local(async move {
             let answer = match service.ask(METHOD, &request, &info).await {
-                Some(response) => read(response),
-                None => Answer::Error(None),
+                Ok(response) => read(response),
+                Err(_) => Answer::Error(None),
             };
             let (allowed, details) = match answer {
                 Answer::Ok(changes) => {
@@ -169,6 +169,9 @@ impl NetworkExtAuthz {
                     (failure_mode_allow, "ext_authz_error")
                 }
             };
+            if let Some(notes) = &info.notes {
+                notes.ruled(Ruling { by: Ruler::Service, allowed, tried: false, name: None });
+            }
             if !allowed {
                 stats.cx_closed.inc();
                 crate::telemetry::events::connection(&info, details);

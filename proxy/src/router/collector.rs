@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
+use parking_lot::Mutex;
 use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::extensions::tracers::opentelemetry::resource_detectors::v3 as detectors;
 use xds_protos::typed_struct;
 
 use super::call;
+use super::grpc::CallError;
 use crate::cluster::Cluster;
 use crate::codec::{Body, RequestHead};
 use crate::filters::jwt_authn::config::http_cluster;
@@ -19,6 +21,7 @@ use crate::route::config::{duration, header_ops};
 use crate::state::{CompileContext, ConfigError, Slot};
 use crate::telemetry::StreamInfo;
 use crate::telemetry::access_log::LogContext;
+use crate::telemetry::registry::{Counter, Group};
 
 /// How long a collector is waited for, where the configuration does not say.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,6 +72,18 @@ impl HttpCollector {
         })
     }
 
+    /// Sends a body of OTLP.
+    ///
+    /// # Errors
+    /// There is no answer, or one of an error.
+    pub async fn export(&self, body: Vec<u8>, connection: &Arc<ConnectionInfo>) -> Result<(), CallError> {
+        match self.post("application/x-protobuf", body, connection).await {
+            Some(status) if status.is_success() => Ok(()),
+            Some(status) => Err(CallError::Http(status.as_u16())),
+            None => Err(CallError::Unanswered),
+        }
+    }
+
     /// Sends a body; gives the answer's status.
     pub async fn post(
         &self,
@@ -106,6 +121,63 @@ impl HttpCollector {
             };
             additions.make(&mut head.headers, crate::codec::headers::Of::Request);
         }
+    }
+}
+
+/// What becomes of messages to a collector of OTLP: counted, and told when it changes, not with each message.
+pub struct Fate {
+    /// What the collector takes.
+    what: &'static str,
+    counts: FateCounts,
+    last: Mutex<Option<CallError>>,
+}
+
+impl std::fmt::Debug for Fate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Fate({}, {:?})", self.what, self.last.lock())
+    }
+}
+
+/// How many messages failed, by whether somebody answered.
+#[derive(Clone, Copy)]
+pub struct FateCounts {
+    refused: Counter,
+    unanswered: Counter,
+}
+
+impl FateCounts {
+    /// As a group's `exports_refused` and `exports_unanswered`.
+    pub fn of(group: &Arc<Group>) -> Self {
+        Self { refused: group.counter("exports_refused"), unanswered: group.counter("exports_unanswered") }
+    }
+}
+
+impl Fate {
+    /// Of a collector that takes this.
+    pub fn new(what: &'static str, counts: FateCounts) -> Self {
+        Self { what, counts, last: Mutex::new(None) }
+    }
+
+    /// Notes what became of a message to the collector of this cluster.
+    pub fn note<T>(&self, cluster: &str, answer: &Result<T, CallError>) {
+        let error = answer.as_ref().err();
+        match error {
+            Some(error) if error.is_answer() => self.counts.refused.inc(),
+            Some(_) => self.counts.unanswered.inc(),
+            None => {}
+        }
+        let mut last = self.last.lock();
+        if last.as_ref() == error {
+            return;
+        }
+        let what = self.what;
+        match error {
+            Some(error) => {
+                tracing::warn!(cluster, %error, "a collector does not take {what}; they are lost until it does")
+            }
+            None => tracing::info!(cluster, "the collector takes {what} again"),
+        }
+        *last = error.cloned();
     }
 }
 

@@ -10,16 +10,63 @@ use xds_protos::prost::Message;
 
 use super::call;
 use crate::cluster::Cluster;
-use crate::codec::{Body, Protocol, RequestHead};
+use crate::codec::{Body, Headers, Protocol, RequestHead};
 use crate::io::ConnectionInfo;
 use crate::route::config::duration;
 use crate::state::{CompileContext, ConfigError, Slot};
 
 const TRAILERS: HeaderName = HeaderName::from_static("te");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The most of an answer that is read, in bytes.
 const LONGEST: usize = 4 << 20;
+
+/// Why a call brought nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// Nobody answered, or not in time.
+    #[error("there was no answer; is it there, and does its cluster have hosts?")]
+    Unanswered,
+    /// The service answered with an error of its own.
+    #[error("it answered with the gRPC status {code}: {message:?}")]
+    Status {
+        /// The number of gRPC.
+        code: u32,
+        /// Its words.
+        message: String,
+    },
+    /// Something answered that does not take such requests.
+    #[error("it answered with the HTTP status {0}; is that the right port and path?")]
+    Http(u16),
+    /// An answer that is none of gRPC's.
+    #[error("its answer is none of the called method's; is that the right port?")]
+    Malformed,
+}
+
+/// The most of a status's words that is kept, in bytes.
+const WORDS: usize = 512;
+
+impl CallError {
+    /// Whether somebody answered.
+    pub fn is_answer(&self) -> bool {
+        *self != Self::Unanswered
+    }
+
+    /// The error that an answer's fields tell of; none for success.
+    fn of_fields(fields: &Headers) -> Option<Result<(), Self>> {
+        let status = fields.get_str(&GRPC_STATUS)?;
+        if status == "0" {
+            return Some(Ok(()));
+        }
+        // What is no number is UNKNOWN, as in gRPC's own libraries.
+        let code = status.parse().unwrap_or(2);
+        let message = fields.get_str(&GRPC_MESSAGE).unwrap_or_default();
+        let message = percent_encoding::percent_decode_str(message).decode_utf8_lossy();
+        let end = message.floor_char_boundary(message.len().min(WORDS));
+        Some(Err(Self::Status { code, message: message[..end].to_owned() }))
+    }
+}
 
 /// A gRPC service.
 #[derive(Debug)]
@@ -101,33 +148,54 @@ impl GrpcService {
         }
     }
 
-    /// Calls a method, by its path; none if there is no answer.
+    /// Calls a method, by its path.
+    ///
+    /// # Errors
+    /// There is no answer, or one of an error.
     pub async fn ask<A: Message + Default>(
         &self,
         method: &'static str,
         request: &impl Message,
         connection: &Arc<ConnectionInfo>,
-    ) -> Option<A> {
-        let head = self.head(method, self.timeout);
+    ) -> Result<A, CallError> {
+        self.ask_with(method, request, connection, |_| ()).await
+    }
+
+    /// The same with further fields.
+    ///
+    /// # Errors
+    /// There is no answer, or one of an error.
+    pub async fn ask_with<A: Message + Default>(
+        &self,
+        method: &'static str,
+        request: &impl Message,
+        connection: &Arc<ConnectionInfo>,
+        tell: impl FnOnce(&mut Headers),
+    ) -> Result<A, CallError> {
+        let mut head = self.head(method, self.timeout);
+        tell(&mut head.headers);
         let work = async {
             let body = Body::Full(framed(request));
-            let mut reply =
-                call::call(&self.cluster, head, body, self.timeout, connection.clone()).await.ok()?;
-            if reply.head.status != StatusCode::OK {
-                return None;
+            let mut reply = call::call(&self.cluster, head, body, self.timeout, connection.clone())
+                .await
+                .map_err(|_| CallError::Unanswered)?;
+            let in_head = CallError::of_fields(&reply.head.headers);
+            if reply.head.status != StatusCode::OK && in_head.is_none() {
+                return Err(CallError::Http(reply.head.status.as_u16()));
             }
-            let (bytes, trailers) = call::read(&mut reply.body, LONGEST).await.ok()?;
-            let status = trailers.as_ref().and_then(|t| t.get_str(&GRPC_STATUS).map(str::to_owned));
-            let status = status.or_else(|| reply.head.headers.get_str(&GRPC_STATUS).map(str::to_owned))?;
-            if status != "0" {
-                return None;
-            }
-            A::decode(unframed(&bytes)?).ok()
+            let read = call::read(&mut reply.body, LONGEST).await;
+            let (bytes, trailers) = read.map_err(|_| CallError::Unanswered)?;
+            trailers
+                .as_ref()
+                .and_then(CallError::of_fields)
+                .or(in_head)
+                .unwrap_or(Err(CallError::Malformed))?;
+            unframed(&bytes).and_then(|message| A::decode(message).ok()).ok_or(CallError::Malformed)
         };
         if self.timeout.is_zero() {
             return work.await;
         }
-        tokio::time::timeout(self.timeout, work).await.ok().flatten()
+        tokio::time::timeout(self.timeout, work).await.unwrap_or(Err(CallError::Unanswered))
     }
 }
 
@@ -165,6 +233,22 @@ mod tests {
     use xds_protos::envoy::service::auth::v3 as auth;
 
     use super::*;
+
+    #[test]
+    fn a_status_is_told_with_its_words() {
+        let fields = |status: &'static str, message: &'static str| {
+            let mut fields = Headers::new();
+            fields.append(GRPC_STATUS, HeaderValue::from_static(status));
+            fields.append(GRPC_MESSAGE, HeaderValue::from_static(message));
+            CallError::of_fields(&fields)
+        };
+        assert_eq!(fields("0", ""), Some(Ok(())));
+        let error = fields("7", "no%20token").unwrap().unwrap_err();
+        assert_eq!(error, CallError::Status { code: 7, message: "no token".into() });
+        assert_eq!(error.to_string(), "it answered with the gRPC status 7: \"no token\"");
+        assert!(matches!(fields("x", ""), Some(Err(CallError::Status { code: 2, .. }))));
+        assert_eq!(CallError::of_fields(&Headers::new()), None);
+    }
 
     #[test]
     fn a_message_is_framed_and_only_a_whole_one_is_taken() {

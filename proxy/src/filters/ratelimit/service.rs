@@ -70,7 +70,7 @@ impl Service {
         request: &rls::RateLimitRequest,
         connection: &Arc<ConnectionInfo>,
     ) -> Option<rls::RateLimitResponse> {
-        self.0.ask(METHOD, request, connection).await
+        self.0.ask(METHOD, request, connection).await.ok()
     }
 }
 

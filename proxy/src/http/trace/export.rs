@@ -15,7 +15,7 @@ use xds_protos::prost::Message;
 
 use crate::io::ConnectionInfo;
 use crate::router::call;
-use crate::router::collector::HttpCollector;
+use crate::router::collector::{Fate, FateCounts, HttpCollector};
 use crate::router::grpc::GrpcService;
 use crate::state::NodeInfo;
 use crate::telemetry::registry::{Counter, Group};
@@ -68,6 +68,7 @@ struct Stats {
     reports_dropped: Counter,
     reports_failed: Counter,
     reports_skipped: Counter,
+    exports: FateCounts,
 }
 
 impl Stats {
@@ -81,6 +82,7 @@ impl Stats {
             reports_dropped: group.counter("reports_dropped"),
             reports_failed: group.counter("reports_failed"),
             reports_skipped: group.counter("reports_skipped_no_cluster"),
+            exports: FateCounts::of(&group),
             _group: group,
         }
     }
@@ -97,6 +99,7 @@ fn stats(flavor: Flavor) -> &'static Stats {
 struct Work {
     provider: Provider,
     spans: mpsc::Receiver<Box<Span>>,
+    fate: Fate,
 }
 
 /// The tracers that configuration names. Those that are alike are one.
@@ -130,7 +133,8 @@ impl Tracers {
         let (tracer, spans) = Tracer::new(provider.flavor, said, provider.capacity, dropped);
         let tracer = Arc::new(tracer);
         known.insert(key, Arc::downgrade(&tracer));
-        self.new.lock().push(Work { provider, spans });
+        let fate = Fate::new("spans", stats(provider.flavor).exports);
+        self.new.lock().push(Work { provider, spans, fate });
         self.added.notify_one();
         tracer
     }
@@ -210,17 +214,18 @@ impl Work {
             Target::Grpc(service) => {
                 stats.spans_sent.add(count);
                 let request = otlp::request(&self.provider.otlp, spans);
-                let answer: Option<ExportTraceServiceResponse> =
-                    service.ask(METHOD, &request, connection).await;
-                if answer.is_none() {
+                let answer = service.ask::<ExportTraceServiceResponse>(METHOD, &request, connection).await;
+                self.fate.note(service.cluster.name(), &answer);
+                if answer.is_err() {
                     lost();
                 }
             }
             Target::Otlp(collector) => {
                 stats.spans_sent.add(count);
                 let body = otlp::request(&self.provider.otlp, spans).encode_to_vec();
-                let answer = collector.post("application/x-protobuf", body, connection).await;
-                if !answer.is_some_and(|status| status.is_success()) {
+                let answer = collector.export(body, connection).await;
+                self.fate.note(collector.cluster.name(), &answer);
+                if answer.is_err() {
                     lost();
                 }
             }

@@ -23,7 +23,7 @@ use xds_protos::prost::Message;
 
 use self::stream::Service;
 use super::call;
-use super::collector::HttpCollector;
+use super::collector::{Fate, FateCounts, HttpCollector};
 use super::grpc::GrpcService;
 use crate::telemetry::access_log::queue::{Queue, Taker, Waiting, queue};
 use crate::telemetry::registry::{Counter, Group};
@@ -42,6 +42,7 @@ struct Stats {
     written: Counter,
     /// Entries that found no room, or that no collector took.
     dropped: Counter,
+    exports: FateCounts,
 }
 
 /// The numbers under a prefix, for the life of the process: configurations that are alike in it count together.
@@ -53,7 +54,11 @@ fn stats(prefix: &str) -> Stats {
         return *stats;
     }
     let group = Group::new(format!("access_logs.{prefix}"), Vec::new());
-    let stats = Stats { written: group.counter("logs_written"), dropped: group.counter("logs_dropped") };
+    let stats = Stats {
+        written: group.counter("logs_written"),
+        dropped: group.counter("logs_dropped"),
+        exports: FateCounts::of(&group),
+    };
     all.insert(prefix.to_owned(), (group, stats));
     stats
 }
@@ -189,6 +194,7 @@ impl Work {
 impl Otlp {
     async fn run(self, mut taker: Taker<LogRecord>, stats: Stats) {
         let connection = call::nobody();
+        let fate = Fate::new("log records", stats.exports);
         while let Some(mut batch) = taker.batch(self.every).await {
             let log_records = std::mem::take(&mut batch.entries);
             let count = log_records.len() as u64;
@@ -202,15 +208,17 @@ impl Otlp {
             let sending = async {
                 match &self.target {
                     Target::Grpc(service) => {
-                        let answer: Option<ExportLogsServiceResponse> =
-                            service.ask(METHOD, &request, &connection).await;
+                        let answer =
+                            service.ask::<ExportLogsServiceResponse>(METHOD, &request, &connection).await;
+                        fate.note(service.cluster.name(), &answer);
                         // What it refused of them is lost as well.
-                        answer.map(|a| a.partial_success.unwrap_or_default().rejected_log_records)
+                        answer.ok().map(|a| a.partial_success.unwrap_or_default().rejected_log_records)
                     }
                     Target::Http(collector) => {
                         let body = request.encode_to_vec();
-                        let status = collector.post("application/x-protobuf", body, &connection).await;
-                        status.filter(http::StatusCode::is_success).map(|_| 0)
+                        let answer = collector.export(body, &connection).await;
+                        fate.note(collector.cluster.name(), &answer);
+                        answer.ok().map(|()| 0)
                     }
                 }
             };
