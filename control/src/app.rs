@@ -38,7 +38,7 @@ use crate::serve::credentials::CredentialArgs;
 use crate::serve::deny_lists::ListReader;
 use crate::serve::dispatch::Dispatch;
 use crate::serve::gateway_names::GatewayNames;
-use crate::serve::http::{Pages, Port};
+use crate::serve::http::{Pages, Port, PushArgs};
 use crate::serve::inspect::access::Access;
 use crate::serve::inspect::http::Operators;
 use crate::serve::inspect::{InspectArgs, Inspection, Links};
@@ -122,6 +122,9 @@ pub struct ControlArgs {
     /// Events
     #[command(flatten)]
     pub events: weft_events::EventArgs,
+    /// Who is told what is counted
+    #[command(flatten)]
+    pub push: PushArgs,
     /// Whose tokens are taken
     #[command(flatten)]
     pub tokens: TokenArgs,
@@ -417,6 +420,9 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         operators,
         began: std::time::Instant::now(),
     };
+    let (over, end) = tokio::sync::oneshot::channel();
+    let pushing = args.push.push(&pages, &args.kubernetes.namespace)?;
+    let pushing = pushing.map(|push| tokio::spawn(push.run(end)));
     tokio::spawn(pages.clone().serve(numbers, Port::Metrics));
     tokio::spawn(pages.serve(debug, Port::Debug));
 
@@ -443,6 +449,10 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     }
     if let Some(election) = election {
         election.resign().await;
+    }
+    drop(over);
+    if let Some(pushing) = pushing {
+        let _ = tokio::time::timeout(Duration::from_secs(1), pushing).await;
     }
     weft_events::flush(Duration::from_secs(1));
     tracing::info!("control plane ends");

@@ -8,6 +8,8 @@ use http_body_util::Full;
 use hyper::Request;
 use weft::client::Connection;
 
+use crate::collectors::Collector;
+use crate::support::control::Control;
 use crate::support::http::get;
 use crate::support::mesh::{alone, runtime};
 use crate::support::pair::{Pair, workload};
@@ -426,6 +428,60 @@ spec: {hosts: [back], http: [{timeout: 7s, route: [{destination: {host: back}}]}
 }
 
 /// What `weft report compliance` says of a mesh in which one of two workloads has a policy.
+#[test]
+fn a_control_plane_pushes_what_its_page_says_and_once_more_at_its_end() {
+    let collector = Collector::start();
+    let place: &'static str = format!("127.0.0.1:{}", collector.port).leak();
+    let more = vec!["--otlp-metrics", place, "--otlp-metrics-interval", "1s"].leak();
+    let mesh = "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: b}\nspec: {ports: [{name: http, port: 80}]}\n";
+    let mut control = Control::start_with("127.57.9.1", mesh, more);
+    // The newest points of a metric: attributes and values.
+    let pushed = |name: &str| -> Vec<(String, f64)> {
+        let came = collector.came();
+        let Some((path, request)) = came.metrics.last() else { return Vec::new() };
+        assert_eq!(path, "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export");
+        let all = xds_protos::json::to_value(&request.resource_metrics[0].scope_metrics[0]);
+        let metric = all["metrics"].as_array().unwrap().iter().find(|m| m["name"] == name).cloned();
+        let metric = metric.unwrap_or_default();
+        let points =
+            ["sum", "gauge", "histogram"].iter().find_map(|kind| metric[kind]["data_points"].as_array());
+        let number = |value: &serde_json::Value| value.to_string().trim_matches('"').parse::<f64>().ok();
+        let value = |point: &serde_json::Value| {
+            let found = ["as_int", "as_double", "count"].iter().find_map(|kind| number(&point[kind]));
+            (
+                point["attributes"][0]["value"]["string_value"].as_str().unwrap_or_default().to_owned(),
+                found.unwrap(),
+            )
+        };
+        points.into_iter().flatten().map(value).collect()
+    };
+    crate::support::eventually("a service is pushed", || pushed("pilot_services") == [(String::new(), 1.0)]);
+    let pushes = pushed("pilot_xds_pushes");
+    let page = get("127.57.9.1:15014".parse().unwrap(), "/metrics").unwrap().1;
+    for kind in ["cds", "eds", "lds", "rds", "sds"] {
+        assert!(pushes.contains(&(kind.to_owned(), 0.0)), "{pushes:?}");
+        assert!(page.contains(&format!("pilot_xds_pushes{{type=\"{kind}\"}} 0")), "{page}");
+    }
+    let sent = || page_number("weft_otlp_points_sent_total");
+    crate::support::eventually("it is counted", || sent() > 0.0);
+    // A collector that refuses is told by its own words.
+    collector.refuse(Some((7, "not%20you")));
+    control.process.says(&["the collector does not take metrics", "PermissionDenied: not you"]);
+    assert!(page_number("weft_otlp_points_dropped_total") > 0.0);
+    collector.refuse(None);
+    control.process.says(&["the collector takes metrics again"]);
+    let before = collector.came().metrics.len();
+    control.process.terminate();
+    assert!(control.process.wait().success());
+    assert!(collector.came().metrics.len() > before, "nothing came at the end");
+}
+
+fn page_number(name: &str) -> f64 {
+    let page = get("127.57.9.1:15014".parse().unwrap(), "/metrics").unwrap().1;
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.unwrap_or(0.0)
+}
+
 #[test]
 fn a_report_says_how_the_mesh_stands() {
     let _alone = alone();

@@ -15,6 +15,7 @@ pub mod cel;
 pub mod duration;
 pub mod format;
 pub mod json;
+pub mod otlp;
 pub mod type_url;
 pub mod typed_struct;
 pub mod validate;

@@ -4,10 +4,8 @@
 //! A round that takes longer than the interval makes the next ones wait; nothing is kept for later. What a collector does not
 //! take is counted, and comes again with the next round, for these are sums.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -19,34 +17,27 @@ use xds_protos::envoy::extensions::stat_sinks::open_telemetry::v3::{SinkConfig, 
 use xds_protos::opentelemetry::proto::collector::metrics::v1::{
     ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
-use xds_protos::opentelemetry::proto::common::v1::InstrumentationScope;
-use xds_protos::opentelemetry::proto::metrics::v1::{
-    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics,
-    ScopeMetrics, Sum, metric, number_data_point,
-};
-use xds_protos::opentelemetry::proto::resource::v1::Resource as ProtoResource;
+use xds_protos::otlp::{self, Beginnings, Number};
 use xds_protos::prost::Message;
 
 use super::prometheus::{Tags, dotted};
 use super::snapshot::{Sample, Value};
 use super::{AdminState, pages};
 use crate::router::call;
-use crate::router::collector::{HttpCollector, Resource, TIMEOUT};
-use crate::router::grpc::GrpcService;
+use crate::router::collector::{Fate, FateCounts, HttpCollector, Resource, TIMEOUT};
+use crate::router::grpc::{CallError, GrpcService};
 use crate::state::error::{at, collect};
 use crate::state::{CompileContext, ConfigError};
-use crate::telemetry::access_log::otlp::pair;
 use crate::telemetry::registry::{BUCKETS, Counter, Group};
 
 type Errors = Vec<ConfigError>;
 
-const METHOD: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+/// What is pushed, in words.
+const WHAT: &str = "metrics";
 /// How often, where nobody says: Envoy's interval.
 pub const EVERY: Duration = Duration::from_secs(5);
 /// The most points of a message where nobody says.
 const MOST: usize = 2000;
-/// The most bytes of a message: collectors take 4 MiB at once.
-const FULL: usize = 1024 * 1024;
 /// A collector that has not answered by then never does, whatever its timeout.
 const LATEST: Duration = Duration::from_secs(60);
 
@@ -70,6 +61,7 @@ pub struct Push {
     tags: bool,
     most: usize,
     every: Duration,
+    fate: Fate,
 }
 
 /// What became of points.
@@ -77,11 +69,17 @@ struct Stats {
     _group: Arc<Group>,
     sent: Counter,
     dropped: Counter,
+    exports: FateCounts,
 }
 
 static STATS: LazyLock<Stats> = LazyLock::new(|| {
     let group = Group::new("stats_sinks.open_telemetry", Vec::new());
-    Stats { sent: group.counter("points_sent"), dropped: group.counter("points_dropped"), _group: group }
+    Stats {
+        sent: group.counter("points_sent"),
+        dropped: group.counter("points_dropped"),
+        exports: FateCounts::of(&group),
+        _group: group,
+    }
 });
 
 /// The sinks of a bootstrap.
@@ -136,6 +134,7 @@ impl Push {
             tags: config.emit_tags_as_attributes.unwrap_or(true),
             most: if most == 0 { MOST } else { most },
             every,
+            fate: Fate::new(WHAT, STATS.exports),
         })
     }
 
@@ -162,13 +161,14 @@ impl Push {
             tags: true,
             most: MOST,
             every,
+            fate: Fate::new(WHAT, STATS.exports),
         }
     }
 
     /// Pushes for the life of the process; on the control thread. Told of the end, it makes a last round, which is over by the
     /// time that it is told.
     pub async fn run(self, state: Arc<AdminState>, mut end: watch::Receiver<Option<Instant>>) {
-        let began = nanos(SystemTime::now() - state.started.elapsed());
+        let began = otlp::nanos(SystemTime::now() - state.started.elapsed());
         let beginnings = Arc::new(Mutex::new(Beginnings::new(began)));
         let mut interval = tokio::time::interval(self.every);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -199,10 +199,10 @@ impl Push {
         let (of, beginnings) = (state.clone(), beginnings.clone());
         // There may be many, and this thread has more urgent work.
         let read = tokio::task::spawn_blocking(move || {
-            let now = nanos(SystemTime::now());
+            let now = otlp::nanos(SystemTime::now());
             let mut samples = pages::samples(&of);
             samples.sort_by(|a, b| (&a.prefix, &a.name).cmp(&(&b.prefix, &b.name)));
-            (beginnings.lock().of(samples, now), now)
+            (since(&mut beginnings.lock(), samples, now), now)
         });
         let Ok((points, now)) = read.await else { return };
         self.push(&points, state.tags, now, end).await;
@@ -210,7 +210,8 @@ impl Push {
 
     async fn push(&self, points: &[Point], tags: Tags, now: u64, end: Option<Instant>) {
         let mut parts: Vec<&[Point]> = points.rchunks(self.most).collect();
-        while let Some((request, count)) = self.next(&mut parts, tags, now) {
+        let message = |part: &[Point]| self.request(part, tags, now);
+        while let Some((request, count)) = otlp::next(&mut parts, message) {
             let latest = Instant::now() + LATEST;
             let latest = end.map_or(latest, |end| end.min(latest));
             match tokio::time::timeout_at(latest, self.send(&request)).await.ok().flatten() {
@@ -228,130 +229,42 @@ impl Push {
         }
     }
 
-    /// The next message, not longer than it may be, and how many points are in it; `parts` are in reverse.
-    fn next(
-        &self,
-        parts: &mut Vec<&[Point]>,
-        tags: Tags,
-        now: u64,
-    ) -> Option<(ExportMetricsServiceRequest, u64)> {
-        loop {
-            let part = parts.pop()?;
-            let request = self.request(part, tags, now);
-            if part.len() < 2 || request.encoded_len() <= FULL {
-                return Some((request, part.len() as u64));
-            }
-            let (first, second) = part.split_at(part.len() / 2);
-            parts.extend([second, first]);
-        }
-    }
-
-    /// Gives how many points were refused; none if there was no answer.
+    /// Gives how many points were refused; none if there is nobody who would take the others.
     async fn send(&self, request: &ExportMetricsServiceRequest) -> Option<u64> {
         let connection = call::nobody();
         match &self.target {
             Target::Grpc(service) => {
-                let answer: Option<ExportMetricsServiceResponse> =
-                    service.ask(METHOD, request, &connection).await;
-                let refused = answer?.partial_success.unwrap_or_default().rejected_data_points;
-                Some(u64::try_from(refused).unwrap_or(0))
+                let answer =
+                    service.ask::<ExportMetricsServiceResponse>(otlp::METRICS, request, &connection).await;
+                self.fate.note(service.cluster.name(), &answer);
+                match answer {
+                    Ok(answer) => {
+                        let refused = answer.partial_success.unwrap_or_default().rejected_data_points;
+                        Some(u64::try_from(refused).unwrap_or(0))
+                    }
+                    Err(error) => refused(&error),
+                }
             }
             Target::Http(collector) => {
                 let body = request.encode_to_vec();
-                let status = collector.post("application/x-protobuf", body, &connection).await;
-                // Not this message; the others are not the same.
-                status.map(|status| if status.is_success() { 0 } else { u64::MAX })
+                let answer = collector.export(body, &connection).await;
+                self.fate.note(collector.cluster.name(), &answer);
+                answer.map_or_else(|error| refused(&error), |()| Some(0))
             }
         }
     }
 
     fn request(&self, points: &[Point], tags: Tags, now: u64) -> ExportMetricsServiceRequest {
-        let mut metrics: Vec<Metric> = Vec::new();
-        let mut places: HashMap<(String, u8), usize> = HashMap::new();
-        for (sample, began) in points {
-            let began = *began;
-            let (name, labels) = self.name(sample, tags);
-            let attributes = labels.into_iter().map(|(key, value)| pair(key, value)).collect();
-            let number = |value| NumberDataPoint {
-                attributes: Vec::new(),
-                start_time_unix_nano: began,
-                time_unix_nano: now,
-                value: Some(number_data_point::Value::AsInt(value)),
-                flags: 0,
+        let points = points.iter().map(|(sample, began)| {
+            let (name, attributes) = self.name(sample, tags);
+            let number = match &sample.value {
+                Value::Counter(count) => Number::Sum(i64::try_from(*count).unwrap_or(i64::MAX)),
+                Value::Gauge(value) => Number::Gauge(*value),
+                Value::Histogram(buckets, sum) => Number::Histogram(&buckets[..], &BUCKETS, *sum),
             };
-            let kind = match sample.value {
-                Value::Counter(_) => 0,
-                Value::Gauge(_) => 1,
-                Value::Histogram(..) => 2,
-            };
-            let place = *places.entry((name.clone(), kind)).or_insert_with(|| {
-                metrics.push(Metric { name, ..Metric::default() });
-                metrics.len() - 1
-            });
-            let data = &mut metrics[place].data;
-            match &sample.value {
-                Value::Counter(count) => {
-                    let sum = data.get_or_insert_with(|| {
-                        metric::Data::Sum(Sum {
-                            data_points: Vec::new(),
-                            aggregation_temporality: AggregationTemporality::Cumulative.into(),
-                            is_monotonic: true,
-                        })
-                    });
-                    if let metric::Data::Sum(sum) = sum {
-                        let point = number(i64::try_from(*count).unwrap_or(i64::MAX));
-                        sum.data_points.push(NumberDataPoint { attributes, ..point });
-                    }
-                }
-                Value::Gauge(value) => {
-                    let gauge = data.get_or_insert_with(|| metric::Data::Gauge(Gauge::default()));
-                    if let metric::Data::Gauge(gauge) = gauge {
-                        let point = number(*value);
-                        gauge.data_points.push(NumberDataPoint {
-                            attributes,
-                            start_time_unix_nano: 0,
-                            ..point
-                        });
-                    }
-                }
-                Value::Histogram(buckets, sum) => {
-                    let histogram = data.get_or_insert_with(|| {
-                        metric::Data::Histogram(Histogram {
-                            data_points: Vec::new(),
-                            aggregation_temporality: AggregationTemporality::Cumulative.into(),
-                        })
-                    });
-                    if let metric::Data::Histogram(histogram) = histogram {
-                        histogram.data_points.push(HistogramDataPoint {
-                            attributes,
-                            start_time_unix_nano: began,
-                            time_unix_nano: now,
-                            count: buckets.iter().sum(),
-                            sum: Some(*sum),
-                            bucket_counts: buckets.to_vec(),
-                            explicit_bounds: BUCKETS.to_vec(),
-                            flags: 0,
-                        });
-                    }
-                }
-            }
-        }
-        let scope = InstrumentationScope {
-            name: "weft".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            ..InstrumentationScope::default()
-        };
-        let attributes = self.resource.0.iter().map(|(key, value)| pair(key.as_str(), value.as_str()));
-        ExportMetricsServiceRequest {
-            resource_metrics: vec![ResourceMetrics {
-                resource: Some(ProtoResource {
-                    attributes: attributes.collect(),
-                    dropped_attributes_count: 0,
-                }),
-                scope_metrics: vec![ScopeMetrics { scope: Some(scope), metrics, schema_url: String::new() }],
-                schema_url: String::new(),
-            }],
-        }
+            otlp::Point { name, attributes, began: *began, number }
+        });
+        otlp::metrics(&self.resource.0, points, now)
     }
 
     /// What a metric is called, and its labels.
@@ -377,45 +290,24 @@ impl Push {
 /// A sample, and since when it counts.
 type Point = (Sample, u64);
 
-/// Since when series count: metrics go with what they are of, or when they were idle, and begin anew at zero.
-struct Beginnings {
-    /// By a hash of what a series is called: what it said, and since when it counts.
-    known: HashMap<u64, (u64, u64)>,
-    hasher: RandomState,
-    /// When they were last looked at: what was not there then began after it.
-    looked: u64,
-}
-
-impl Beginnings {
-    fn new(began: u64) -> Self {
-        Self { known: HashMap::new(), hasher: RandomState::new(), looked: began }
-    }
-
-    fn of(&mut self, samples: Vec<Sample>, now: u64) -> Vec<Point> {
-        let mut seen = HashMap::with_capacity(samples.len());
-        let point = |sample: Sample| {
-            let count = match &sample.value {
-                Value::Counter(count) => *count,
-                Value::Histogram(buckets, _) => buckets.iter().sum(),
-                // Says what is now.
-                Value::Gauge(_) => return (sample, self.looked),
-            };
-            let key = self.hasher.hash_one((&sample.prefix, &sample.name, &sample.labels));
-            let began = match self.known.get(&key) {
-                Some((said, began)) if *said <= count => *began,
-                _ => self.looked,
-            };
-            seen.insert(key, (count, began));
-            (sample, began)
+/// Samples with since when each counts.
+fn since(beginnings: &mut Beginnings, samples: Vec<Sample>, now: u64) -> Vec<Point> {
+    let named = samples.iter().map(|sample| {
+        let counted = match &sample.value {
+            Value::Counter(count) => Some(*count),
+            Value::Histogram(buckets, _) => Some(buckets.iter().sum()),
+            // Says what is now.
+            Value::Gauge(_) => None,
         };
-        let points = samples.into_iter().map(point).collect();
-        (self.known, self.looked) = (seen, now);
-        points
-    }
+        ((&sample.prefix, &sample.name, &sample.labels), counted)
+    });
+    let began = beginnings.of(named, now);
+    samples.into_iter().zip(began).collect()
 }
 
-fn nanos(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+/// All of a message, where somebody does not take this one: the others are not the same.
+fn refused(error: &CallError) -> Option<u64> {
+    error.is_answer().then_some(u64::MAX)
 }
 
 #[cfg(test)]
@@ -527,30 +419,11 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_not_longer_than_collectors_take_and_all_points_are_in_them() {
-        let push = push(json!({"grpc_service": service()})).unwrap();
-        let long = "long".repeat(FULL / 16);
-        let long: Vec<Point> = (0..28)
-            .map(|at: usize| {
-                let (sample, began) = points().remove(at % 4);
-                (Sample { prefix: format!("{at}{long}").into(), ..sample }, began)
-            })
-            .collect();
-        let (mut parts, mut counts) = (vec![&long[..]], Vec::new());
-        while let Some((request, count)) = push.next(&mut parts, Tags::Envoy, 2) {
-            assert!(count == 1 || request.encoded_len() <= FULL);
-            counts.push(count);
-        }
-        assert_eq!(counts.iter().sum::<u64>(), 28);
-        assert!(counts.len() > 1, "{counts:?}");
-    }
-
-    #[test]
     fn a_series_that_began_anew_or_later_counts_since_the_round_before() {
         let mut beginnings = Beginnings::new(1);
         let counter = |at: usize, count| Sample { value: Value::Counter(count), ..samples().remove(at) };
         let mut began = |samples: Vec<Sample>, now| -> Vec<u64> {
-            beginnings.of(samples, now).into_iter().map(|(_, began)| began).collect()
+            since(&mut beginnings, samples, now).into_iter().map(|(_, began)| began).collect()
         };
         assert_eq!(began(vec![counter(0, 4)], 10), [1]);
         assert_eq!(began(vec![counter(0, 4), counter(1, 1)], 20), [1, 10]);

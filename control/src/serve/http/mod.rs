@@ -3,6 +3,7 @@
 mod conflicts;
 mod debug;
 mod numbers;
+mod push;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use tokio::net::TcpListener;
 use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 pub use numbers::record;
+pub use push::PushArgs;
 
 use super::inspect::http::{Body, Operators, is_ours as is_of_proxies, whole};
 use super::quarantine::http::{self as quarantine, Responders};
@@ -112,6 +114,13 @@ impl Pages {
         }
     }
 
+    /// What the metrics port says.
+    fn numbers(&self) -> String {
+        self.gauges();
+        self.metrics.run_upkeep();
+        self.metrics.render()
+    }
+
     fn answer(&self, request: &Request<Incoming>, port: Port, from: SocketAddr) -> Answer {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             tell(from, request, StatusCode::METHOD_NOT_ALLOWED);
@@ -120,11 +129,7 @@ impl Pages {
         tracing::debug!(path = request.uri().path(), %from, "page");
         let path = request.uri().path();
         match (path, port) {
-            ("/metrics", _) => {
-                self.gauges();
-                self.metrics.run_upkeep();
-                (StatusCode::OK, "text/plain; version=0.0.4", self.metrics.render())
-            }
+            ("/metrics", _) => (StatusCode::OK, "text/plain; version=0.0.4", self.numbers()),
             ("/version", _) => {
                 (StatusCode::OK, TEXT, concat!("weft-", env!("CARGO_PKG_VERSION"), "\n").to_owned())
             }
