@@ -294,6 +294,14 @@ fn metrics_of_application_and_proxy_come_in_one_answer_in_the_applications_forma
             let kind = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
             response("200 OK", kind, "# TYPE app_requests counter\napp_requests_total 8\n# EOF\n")
         }
+        "/clash" => {
+            let kind = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
+            response(
+                "200 OK",
+                kind,
+                "# TYPE istio_agent_scrapes counter\nistio_agent_scrapes_total 8\n# EOF\n",
+            )
+        }
         "/proto" => response(
             "200 OK",
             "content-type: application/vnd.google.protobuf; encoding=delimited\r\n",
@@ -351,6 +359,24 @@ fn metrics_of_application_and_proxy_come_in_one_answer_in_the_applications_forma
             "{body}"
         );
         assert!(value(&body, "envoy_server_live").is_some(), "{body}");
+        // Strict all through: counters are called as the format has it, and no line is without its family.
+        assert!(body.contains("# TYPE istio_agent_scrapes counter\nistio_agent_scrapes_total 1\n"), "{body}");
+        let types: Vec<_> =
+            body.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let different: std::collections::BTreeSet<_> = types.iter().collect();
+        assert_eq!(types.len(), different.len(), "{body}");
+    }
+    {
+        // A family of ours: that cannot be said in OpenMetrics, and the application speaks nothing else.
+        let _proxy = annotated("127.63.6.1", "/clash");
+        let (_, head, body) = ask("127.63.6.1", "/stats/prometheus", asked).unwrap();
+        assert!(head.contains("content-type: text/plain"), "{head}");
+        assert_eq!(
+            (value(&body, FAILURES), value(&body, "istio_agent_scrapes_total")),
+            (Some(1), Some(1)),
+            "{body}"
+        );
+        assert!(application.last().contains("accept: text/plain;version=0.0.4\n"), "{}", application.last());
     }
     // Whatever is wrong with the application, the proxy's own metrics are there, and it is counted.
     for (n, path) in ["/proto", "/broken", "/failing"].into_iter().enumerate() {

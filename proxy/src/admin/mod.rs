@@ -32,6 +32,7 @@ use crate::state::{DrainScope, Engine, Role};
 use crate::xds;
 
 pub use pages::metrics;
+pub use prometheus::{OPEN_METRICS, wants_open_metrics};
 pub use serve::{Surface, serve, tell};
 
 /// Changes what is logged; gives what is logged now, or why the rules are wrong.

@@ -178,13 +178,13 @@ fn index() -> String {
         .collect()
 }
 
-/// All statistics for Prometheus, as `/stats/prometheus` with this query gives them.
+/// All statistics for Prometheus, as `/stats/prometheus` with this query gives them; `open`: in OpenMetrics, without its end.
 ///
 /// # Errors
 /// What is wrong with the query.
-pub fn metrics(query: &str, state: &AdminState) -> Result<String, String> {
+pub fn metrics(query: &str, open: bool, state: &AdminState) -> Result<String, String> {
     let filter = filter(&parameters(query))?;
-    Ok(prometheus::render(&samples(state), &filter, state.tags))
+    Ok(prometheus::write(&samples(state), &filter, state.tags, open))
 }
 
 fn filter(parameters: &BTreeMap<String, String>) -> Result<Filter, String> {

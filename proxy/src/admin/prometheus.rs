@@ -43,10 +43,10 @@ static BOUNDS: LazyLock<Vec<String>> =
     LazyLock::new(|| BUCKETS.iter().map(f64::to_string).chain(std::iter::once("+Inf".to_owned())).collect());
 
 /// The type of OpenMetrics.
-pub(super) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Whether an `Accept` asks for version 1 of OpenMetrics.
-pub(super) fn wants_open_metrics(accept: &str) -> bool {
+pub fn wants_open_metrics(accept: &str) -> bool {
     accept.split(',').any(|range| {
         let mut parts = range.split(';').map(str::trim);
         let open = parts.next() == Some("application/openmetrics-text");
@@ -76,7 +76,8 @@ pub fn render(samples: &[Sample], filter: &Filter, tags: Tags) -> String {
     write(samples, filter, tags, false)
 }
 
-fn write(samples: &[Sample], filter: &Filter, tags: Tags, open: bool) -> String {
+/// The same in one of both formats, without OpenMetrics' end.
+pub(super) fn write(samples: &[Sample], filter: &Filter, tags: Tags, open: bool) -> String {
     let mut found: Vec<(Cow<'_, str>, Rc<str>, &Sample)> = Vec::with_capacity(samples.len());
     // Metrics of one set of labels follow each other: the set is written out once.
     let mut last: Option<(&Labels, Rc<str>)> = None;

@@ -13,6 +13,7 @@
 mod args;
 mod bootstrap;
 pub mod dns;
+mod exposition;
 mod fetch;
 mod health;
 mod relay;

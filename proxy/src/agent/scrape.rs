@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 
 use super::health::Target;
+use crate::admin;
 
 /// The environment variable in which an injector leaves the pod's annotations.
 const VARIABLE: &str = "ISTIO_PROMETHEUS_ANNOTATIONS";
@@ -20,6 +21,8 @@ const VARIABLE: &str = "ISTIO_PROMETHEUS_ANNOTATIONS";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What an application may say at most; Istio's limit.
 const LONGEST: usize = 10 << 20;
+/// Prometheus' own text.
+const TEXT: &str = "text/plain;version=0.0.4";
 const TIMEOUT: HeaderName = HeaderName::from_static("x-prometheus-scrape-timeout-seconds");
 /// Ports of the mesh's own, at which no application is.
 const OWN: [u16; 9] = [15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090];
@@ -90,16 +93,16 @@ fn parse(text: &str, own_port: u16) -> anyhow::Result<Vec<Place>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Text,
-    OpenMetrics1,
-    OpenMetrics0,
+    OpenMetrics,
+    /// A draft of it.
+    Older,
 }
 
 impl Format {
     pub(super) fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
-            Self::OpenMetrics1 => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            Self::OpenMetrics0 => "application/openmetrics-text; version=0.0.1; charset=utf-8",
+            Self::OpenMetrics | Self::Older => admin::OPEN_METRICS,
         }
     }
 
@@ -111,8 +114,8 @@ impl Format {
         if media == "application/openmetrics-text" {
             let version = parts.find_map(|p| p.strip_prefix("version=")).map(|v| v.trim_matches('"'));
             return Ok(match version {
-                Some("1.0.0") => Self::OpenMetrics1,
-                None | Some("" | "0.0.1") => Self::OpenMetrics0,
+                Some("1.0.0") => Self::OpenMetrics,
+                None | Some("" | "0.0.1") => Self::Older,
                 // A later version is text all the same.
                 Some(_) => Self::Text,
             });
@@ -130,6 +133,20 @@ pub(super) struct Scraped {
     pub(super) format: Format,
     /// Without the end that OpenMetrics has, with the end of the last line.
     pub(super) text: Bytes,
+}
+
+/// Asks the application, for Prometheus' text alone where that is what is wanted.
+pub(super) async fn scrape_text(place: &Place, asked: &HeaderMap, pod: IpAddr) -> anyhow::Result<Scraped> {
+    let mut asked = asked.clone();
+    asked.insert(header::ACCEPT, http::HeaderValue::from_static(TEXT));
+    let scraped = scrape(place, &asked, pod).await?;
+    if scraped.format != Format::Text {
+        bail!(
+            "it answers in OpenMetrics though it was asked for text, and its metrics cannot stand beside the others in that: \
+             does a metric of it have the name of one of the proxy's, or is there an application that knows text only?"
+        );
+    }
+    Ok(scraped)
 }
 
 /// Asks the application, with what Prometheus said of the format, of itself and of its patience.
@@ -227,8 +244,8 @@ mod tests {
             ("", Some(Format::Text)),
             ("text/plain; version=0.0.4", Some(Format::Text)),
             ("text/html", Some(Format::Text)),
-            ("application/openmetrics-text; version=1.0.0; charset=utf-8", Some(Format::OpenMetrics1)),
-            ("application/openmetrics-text; charset=utf-8", Some(Format::OpenMetrics0)),
+            ("application/openmetrics-text; version=1.0.0; charset=utf-8", Some(Format::OpenMetrics)),
+            ("application/openmetrics-text; charset=utf-8", Some(Format::Older)),
             ("application/openmetrics-text; version=9", Some(Format::Text)),
             ("application/vnd.google.protobuf; encoding=delimited", None),
         ] {

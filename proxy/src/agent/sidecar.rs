@@ -14,12 +14,13 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
+use super::exposition;
 use super::health::{Asked, Health, Probers};
-use super::scrape::{self, Format, Place, scrape};
+use super::scrape::{self, Format, Place, Scraped};
 use crate::admin::{self, AdminState};
 use crate::state::{DrainScope, Role};
 
@@ -153,73 +154,121 @@ impl Sidecar {
     }
 
     /// The agent's numbers, the proxy's and the application's. Whoever fails is missing, and counted.
+    ///
+    /// OpenMetrics is answered where it is asked for and can be: all of the application speaks it, and no family is in two parts. All
+    /// else is Prometheus' text, for which an application that has answered in OpenMetrics is asked once more.
     async fn metrics(&self, request: &Request<Incoming>, state: &Arc<AdminState>) -> Response<Full<Bytes>> {
         self.counts.scrapes.fetch_add(1, Relaxed);
+        let headers = request.headers();
+        let accepted = headers.get_all(hyper::header::ACCEPT).iter();
+        let open = accepted.filter_map(|v| v.to_str().ok()).any(admin::wants_open_metrics);
         let query = request.uri().query().unwrap_or_default().to_owned();
-        let proxy = {
-            let state = state.clone();
-            // The control thread has more urgent work.
-            tokio::task::spawn_blocking(move || admin::metrics(&query, &state))
-        };
-        let mut application = Vec::new();
+        let mut application = self.application(headers).await;
+        // Whoever asks for nothing gets what the application has, as from Istio's agent.
+        if (open || !application.is_empty())
+            && application.iter().all(|(_, scraped)| scraped.format == Format::OpenMetrics)
+        {
+            let parts = self.own(&query, true, state).await;
+            let parts = match parts {
+                Ok(parts) => parts,
+                Err(wrong) => return text(StatusCode::BAD_REQUEST, format!("{wrong}\n")),
+            };
+            let all =
+                || std::iter::once(parts.as_bytes()).chain(application.iter().map(|(_, s)| &s.text[..]));
+            if exposition::can_be_one(all()) {
+                return answer(Format::OpenMetrics, all().chain([&b"# EOF\n"[..]]));
+            }
+        }
+        for (place, scraped) in &mut application {
+            if scraped.format != Format::Text {
+                match scrape::scrape_text(place, headers, self.pod).await {
+                    Ok(text) => *scraped = text,
+                    Err(error) => {
+                        self.missing(place, &error);
+                        scraped.text = Bytes::new();
+                    }
+                }
+            }
+        }
+        match self.own(&query, false, state).await {
+            Ok(own) => {
+                let all = application.iter().map(|(_, scraped)| &scraped.text[..]);
+                answer(Format::Text, std::iter::once(own.as_bytes()).chain(all))
+            }
+            Err(wrong) => text(StatusCode::BAD_REQUEST, format!("{wrong}\n")),
+        }
+    }
+
+    /// What each place of the application says.
+    async fn application(&self, headers: &HeaderMap) -> Vec<(Place, Scraped)> {
         let asking: Vec<_> = self
             .places
             .iter()
             .map(|place| {
-                let (place, headers, pod) = (place.clone(), request.headers().clone(), self.pod);
-                tokio::spawn(async move { scrape(&place, &headers, pod).await.map_err(|e| (place, e)) })
+                let (place, headers, pod) = (place.clone(), headers.clone(), self.pod);
+                tokio::spawn(async move {
+                    let scraped = scrape::scrape(&place, &headers, pod).await;
+                    (place, scraped)
+                })
             })
             .collect();
+        let mut all = Vec::new();
         for asked in asking {
             match asked.await {
-                Ok(Ok(scraped)) => application.push(scraped),
-                Ok(Err((place, error))) => {
-                    self.counts.application.fetch_add(1, Relaxed);
-                    let error = format!("{error:#}");
-                    tracing::warn!(?place, error, "the application's metrics are missing");
-                }
+                Ok((place, Ok(scraped))) => all.push((place, scraped)),
+                Ok((place, Err(error))) => self.missing(&place, &error),
                 Err(_) => drop(self.counts.application.fetch_add(1, Relaxed)),
             }
         }
+        all
+    }
+
+    fn missing(&self, place: &Place, error: &anyhow::Error) {
+        self.counts.application.fetch_add(1, Relaxed);
+        let error = format!("{error:#}");
+        tracing::warn!(?place, error, "the application's metrics are missing");
+    }
+
+    /// The agent's numbers and the proxy's; an error says what is wrong with the query.
+    async fn own(&self, query: &str, open: bool, state: &Arc<AdminState>) -> Result<String, String> {
+        let (query, state) = (query.to_owned(), state.clone());
+        // The control thread has more urgent work.
+        let proxy = tokio::task::spawn_blocking(move || admin::metrics(&query, open, &state));
         let proxy = match proxy.await {
-            Ok(Ok(text)) => text,
-            Ok(Err(wrong)) => return text(StatusCode::BAD_REQUEST, format!("{wrong}\n")),
+            Ok(proxy) => proxy?,
             Err(_) => {
                 self.counts.proxy.fetch_add(1, Relaxed);
                 String::new()
             }
         };
-        // One format for all: OpenMetrics, if all of the application speaks it. It is text with an end.
-        let format = application.first().map_or(Format::Text, |s| s.format);
-        let format = if application.iter().all(|s| s.format == format) { format } else { Format::Text };
-        let mut body = self.counts.text();
-        body.push_str(&proxy);
-        let mut body = body.into_bytes();
-        application.iter().for_each(|s| body.extend_from_slice(&s.text));
-        if format != Format::Text {
-            body.extend_from_slice(b"# EOF\n");
-        }
-        let mut response = Response::new(Full::from(body));
-        response
-            .headers_mut()
-            .insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
-        response
+        Ok(self.counts.text(open) + &proxy)
     }
 }
 
+fn answer<'a>(format: Format, parts: impl Iterator<Item = &'a [u8]>) -> Response<Full<Bytes>> {
+    let mut body = Vec::new();
+    parts.for_each(|part| body.extend_from_slice(part));
+    let mut response = Response::new(Full::from(body));
+    let kind = HeaderValue::from_static(format.content_type());
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
+    response
+}
+
 impl Counts {
-    fn text(&self) -> String {
+    fn text(&self, open: bool) -> String {
         let mut out = String::new();
+        // OpenMetrics has the suffix in the samples' names alone.
+        let total = if open { "" } else { "_total" };
         let (scrapes, application, proxy) =
             (self.scrapes.load(Relaxed), self.application.load(Relaxed), self.proxy.load(Relaxed));
         // Writing to a string does not fail.
         let _ = write!(
             out,
-            "# HELP istio_agent_scrapes_total Times that these metrics were asked for.\n\
-             # TYPE istio_agent_scrapes_total counter\n\
+            "# HELP istio_agent_scrapes{total} Times that these metrics were asked for.\n\
+             # TYPE istio_agent_scrapes{total} counter\n\
              istio_agent_scrapes_total {scrapes}\n\
-             # HELP istio_agent_scrape_failures_total Times that a part of them was missing.\n\
-             # TYPE istio_agent_scrape_failures_total counter\n\
+             # HELP istio_agent_scrape_failures{total} Times that a part of them was missing.\n\
+             # TYPE istio_agent_scrape_failures{total} counter\n\
              istio_agent_scrape_failures_total{{type=\"application\"}} {application}\n\
              istio_agent_scrape_failures_total{{type=\"envoy\"}} {proxy}\n"
         );
