@@ -40,16 +40,40 @@ pub fn nobody() -> Arc<ConnectionInfo> {
     Arc::new(ConnectionInfo::between(nowhere, nowhere))
 }
 
+/// Who was asked, as far as anybody was.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked {
+    /// The host.
+    pub host: Option<SocketAddr>,
+    /// Its version.
+    pub protocol: Option<Protocol>,
+}
+
 /// Sends a request and gives the answer's head; `timeout` is for everything until then, zero for no limit.
 ///
 /// # Errors
 /// There is no answer.
 pub async fn call(
     cluster: &Arc<Slot<Cluster>>,
+    head: RequestHead,
+    body: Body,
+    timeout: Duration,
+    connection: Arc<ConnectionInfo>,
+) -> Result<Reply, Failure> {
+    call_noting(cluster, head, body, timeout, connection, &mut Asked::default()).await
+}
+
+/// The same; notes who was asked.
+///
+/// # Errors
+/// There is no answer.
+pub async fn call_noting(
+    cluster: &Arc<Slot<Cluster>>,
     mut head: RequestHead,
     body: Body,
     timeout: Duration,
     connection: Arc<ConnectionInfo>,
+    asked: &mut Asked,
 ) -> Result<Reply, Failure> {
     if !timeout.is_zero() {
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
@@ -60,7 +84,7 @@ pub async fn call(
     let flow = Rc::new(Flow::new(info));
     flow.scheme_of_upstream.set(true);
     let body = RequestBody::wrap(body, &flow);
-    let upstreams = ClusterUpstreams::own(cluster.clone(), connection, flow);
+    let upstreams = ClusterUpstreams::own(cluster.clone(), connection, flow.clone());
     let mut request = Request { head, body };
     let attempt =
         Attempt { request: &mut request, tried: &[], omit: None, repicks: 0, timeout: Duration::ZERO };
@@ -78,6 +102,7 @@ pub async fn call(
             }
         }
     };
+    *asked = flow.info(|i| Asked { host: i.upstream_host, protocol: i.upstream_protocol });
     let status = match &result {
         Ok(reply) => reply.head.status,
         Err(failure) => failure.reply(false, http::StatusCode::SERVICE_UNAVAILABLE, false).status,

@@ -10,6 +10,7 @@ use xds_protos::prost_types::value::Kind;
 use xds_protos::prost_types::{Struct, Value};
 
 use super::check::any;
+use super::span::Question;
 use super::verdict::{Answer, Change, Changes, Denial};
 use crate::cluster::Cluster;
 use crate::codec::{Body, Headers};
@@ -54,14 +55,16 @@ pub struct HttpService {
 impl HttpService {
     /// Asks. `told` is what may be told.
     pub async fn ask(&self, told: &auth::CheckRequest, body: Bytes, exchange: &Exchange) -> Answer {
-        let head = self.head(told, &body, exchange);
+        let mut head = self.head(told, &body, exchange);
+        let question = Question::begin(&exchange.flow);
+        question.iter().for_each(|question| question.tell(&mut head.headers));
+        let mut reached = call::Asked::default();
         let connection: &Arc<ConnectionInfo> = &exchange.connection;
         let asked = Instant::now();
         let work = async {
-            let mut reply =
-                call::call(&self.cluster, head, Body::full(body), self.timeout, connection.clone())
-                    .await
-                    .ok()?;
+            let (body, connection) = (Body::full(body), connection.clone());
+            let called = call::call_noting(&self.cluster, head, body, self.timeout, connection, &mut reached);
+            let mut reply = called.await.ok()?;
             let (bytes, _) = call::read(&mut reply.body, LONGEST).await.ok()?;
             let mut headers = reply.head.headers;
             // As for any upstream's answer.
@@ -73,6 +76,11 @@ impl HttpService {
         } else {
             tokio::time::timeout(self.timeout, work).await.ok().flatten()
         };
+        if let Some(question) = question {
+            // Where nobody answers, the proxy does in the service's place.
+            let status = answered.as_ref().map_or(StatusCode::SERVICE_UNAVAILABLE, |(status, ..)| *status);
+            question.of_http(self.cluster.name(), reached.host, reached.protocol, status);
+        }
         match answered {
             None => Answer::Error(None),
             Some((status, ..)) if status.is_server_error() => Answer::Error(None),

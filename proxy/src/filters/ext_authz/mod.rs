@@ -5,6 +5,7 @@ pub mod check;
 pub mod config;
 pub mod grpc;
 mod http_service;
+mod span;
 mod verdict;
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,6 +20,7 @@ use xds_protos::prost_types::{Struct, Value};
 use self::body::Kept;
 use self::check::Told;
 use self::http_service::HttpService;
+use self::span::Question;
 pub use self::verdict::Answer;
 use self::verdict::{Changes, Denial};
 use super::Verdict;
@@ -193,10 +195,18 @@ impl ExtAuthz {
         let request = self.told.of_request(exchange, told.as_ref(), extensions);
         let asked = Instant::now();
         let answer = match &self.service {
-            Service::Grpc(service) => match service.ask(grpc::METHOD, &request, &exchange.connection).await {
-                Some(response) => grpc::read(response),
-                None => Answer::Error(None),
-            },
+            Service::Grpc(service) => {
+                let question = Question::begin(&exchange.flow);
+                let tell = |headers: &mut Headers| question.iter().for_each(|q| q.tell(headers));
+                let answer = service.ask_with(grpc::METHOD, &request, &exchange.connection, tell).await;
+                if let Some(question) = question {
+                    question.of_grpc(service.cluster.name(), &answer);
+                }
+                match answer {
+                    Ok(response) => grpc::read(response),
+                    Err(_) => Answer::Error(None),
+                }
+            }
             Service::Http(service) => {
                 let body = told.map(|kept| kept.bytes).unwrap_or_default();
                 service.ask(&request, body, exchange).await

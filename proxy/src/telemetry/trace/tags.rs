@@ -89,7 +89,7 @@ fn short(mut text: String) -> String {
 
 /// `tracestate` as a span keeps it: a copy, for what came is a piece of the whole head. A vendor's longer ones may be left out (W3C
 /// Trace Context, section 3.3.1.5).
-fn kept(trace: &Trace) -> Option<http::HeaderValue> {
+pub fn kept(trace: &Trace) -> Option<http::HeaderValue> {
     let state = trace.state.as_ref().filter(|state| state.len() <= LONGEST)?;
     http::HeaderValue::from_bytes(state.as_bytes()).ok()
 }

@@ -11,6 +11,7 @@ use xds_protos::prost::Message;
 
 use super::spec::FullAnswer;
 use super::upstream::fields;
+use crate::differential::normalize::field;
 
 /// The method that asks whether a limit is reached.
 const LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
@@ -26,7 +27,7 @@ pub async fn text(request: http::Request<h2::RecvStream>) -> String {
     let data = body(http::Request::new(stream)).await;
     let mut text = format!("{} {}\n", parts.method, parts.uri);
     let mut lines: Vec<_> =
-        parts.headers.iter().map(|(n, v)| format!("{n}: {}", v.as_bytes().escape_ascii())).collect();
+        parts.headers.iter().map(|(n, v)| field(&format!("{n}: {}", v.as_bytes().escape_ascii()))).collect();
     lines.sort();
     lines.iter().for_each(|line| _ = writeln!(text, "{line}"));
     if parts.uri.path() == LIMIT {
