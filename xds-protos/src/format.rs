@@ -121,22 +121,26 @@ enum Takes {
     Cel,
     /// `NAMESPACE:KEY:KEY...`
     Metadata,
-    /// The same behind `DYNAMIC:`.
-    DynamicMetadata,
+    /// The same behind what it is of: `DYNAMIC:`.
+    MetadataOf,
     /// `POINT:POINT:UNIT`
     Duration,
     /// `KEY:PLAIN` or `KEY:TYPED`
     FilterState,
 }
 
+/// What metadata may be of.
+const OF: &str = "takes DYNAMIC, CLUSTER, ROUTE or UPSTREAM_HOST, and behind a colon a namespace";
+
 /// Every command that the proxy compiles. (It knows best: a test of its own holds that it knows these, and no others.)
 const COMMANDS: &[(&str, Takes)] = {
-    use Takes::{Cel, Duration, DynamicMetadata, Field, FilterState, Metadata, Nothing, OneOf, Some, Time};
+    use Takes::{Cel, Duration, Field, FilterState, Metadata, MetadataOf, Nothing, OneOf, Some, Time};
     &[
         ("ACCESS_LOG_TYPE", Nothing),
         ("BYTES_RECEIVED", Nothing),
         ("BYTES_SENT", Nothing),
         ("CEL", Cel),
+        ("CLUSTER_METADATA", Metadata),
         ("COMMON_DURATION", Duration),
         ("CONNECTION_ID", Nothing),
         ("CONNECTION_TERMINATION_DETAILS", Nothing),
@@ -180,7 +184,7 @@ const COMMANDS: &[(&str, Takes)] = {
         ("GRPC_STATUS_NUMBER", Nothing),
         ("HOSTNAME", Nothing),
         ("LOCAL_REPLY_BODY", Nothing),
-        ("METADATA", DynamicMetadata),
+        ("METADATA", MetadataOf),
         (
             "PATH",
             OneOf(
@@ -234,6 +238,7 @@ const COMMANDS: &[(&str, Takes)] = {
         ("UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Nothing),
         ("UPSTREAM_LOCAL_PORT", Nothing),
         ("UPSTREAM_LOCAL_URI_SAN", Nothing),
+        ("UPSTREAM_METADATA", Metadata),
         ("UPSTREAM_PEER_CERT", Nothing),
         ("UPSTREAM_PEER_CERT_V_END", Time),
         ("UPSTREAM_PEER_CERT_V_START", Time),
@@ -296,9 +301,10 @@ fn command(name: &str, arguments: Option<&str>) -> Result<(), FormatError> {
         (Takes::Metadata, given) if given.is_none_or(|path| path.starts_with(':')) => {
             bad("give it a namespace, such as a filter's name")
         }
-        (Takes::DynamicMetadata, given) => match given.and_then(|given| given.strip_prefix("DYNAMIC:")) {
-            None => bad("takes DYNAMIC and a namespace"),
-            Some(path) if path.is_empty() || path.starts_with(':') => {
+        (Takes::MetadataOf, given) => match given.and_then(|given| given.split_once(':')) {
+            None => bad(OF),
+            Some((of, _)) if !["DYNAMIC", "CLUSTER", "ROUTE", "UPSTREAM_HOST"].contains(&of) => bad(OF),
+            Some((_, path)) if path.is_empty() || path.starts_with(':') => {
                 bad("give it a namespace, such as a filter's name")
             }
             Some(_) => Ok(()),
@@ -396,6 +402,8 @@ mod tests {
             "%PATH(NQ:ORIG)%",
             "%COMMON_DURATION(DS_RX_BEG:US_RX_BEG:ms)%",
             "%METADATA(DYNAMIC:envoy.filters.http.rbac:key)%",
+            "%METADATA(CLUSTER:istio:services)%",
+            "%UPSTREAM_METADATA(istio:workload)%",
             "%FILTER_STATE(wasm.upstream_peer:PLAIN)%",
             "%CEL(request.method == 'GET')%",
             "%DOWNSTREAM_PEER_CERT_V_END(%s)%",
@@ -411,7 +419,8 @@ mod tests {
             ("%GRPC_STATUS(LOUD)%", "CAMEL_STRING"),
             ("%PATH(X)%", "WQ or NQ"),
             ("%COMMON_DURATION(DS_RX_BEG:X:ms)%", "DS_RX_BEG"),
-            ("%METADATA(ROUTE:x)%", "takes DYNAMIC"),
+            ("%METADATA(LISTENER:x)%", "takes DYNAMIC"),
+            ("%METADATA(ROUTE:)%", "give it a namespace"),
             ("%DYNAMIC_METADATA%", "give it a namespace"),
             ("%FILTER_STATE(k:FIELD:x)%", "no fields"),
             ("%CEL(nobody.knows)%", "no expression in CEL"),

@@ -17,6 +17,7 @@ pub mod outlier;
 pub mod pool;
 pub mod proxy_header;
 pub mod stats;
+
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +47,8 @@ use self::health::Health;
 use self::host::{Facts, HealthFlag};
 use self::host_set::{HostSetPolicy, LocalityHosts};
 use self::outlier::Detector;
+use crate::telemetry::StreamInfo;
+use crate::telemetry::access_log::{Configured, Of};
 use crate::telemetry::record::Compared;
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -500,6 +503,26 @@ impl Drop for Cluster {
             ] {
                 gauge.set(0);
             }
+        }
+    }
+}
+
+impl Configured for Cluster {
+    fn namespace(
+        &self,
+        of: Of,
+        stream: &StreamInfo,
+        namespace: &str,
+    ) -> Option<xds_protos::prost_types::Struct> {
+        match of {
+            Of::Cluster => self.config().metadata.as_ref()?.namespace(namespace).cloned(),
+            Of::Host => {
+                let (address, hosts) = (stream.upstream_host?, self.hosts());
+                let host = hosts.hosts().find(|host| host.address().ip() == Some(address))?;
+                let facts = host.facts();
+                facts.metadata.as_ref()?.namespace(namespace).cloned()
+            }
+            Of::Route => None,
         }
     }
 }

@@ -98,7 +98,11 @@ impl HeaderMutation {
             for ops in all.iter().flat_map(|m| &m.request) {
                 // Formats see the request as the changes before left it.
                 let mut changed = head.headers.clone();
-                let context = LogContext { request: Some(head), ..LogContext::new(info, connection) };
+                let context = LogContext {
+                    request: Some(head),
+                    configured: Some(&**flow),
+                    ..LogContext::new(info, connection)
+                };
                 ops.apply(&mut changed, &context);
                 head.headers = changed;
             }
@@ -120,6 +124,7 @@ impl HeaderMutation {
                 let context = LogContext {
                     request: kept.as_ref(),
                     response: Some(&before),
+                    configured: Some(flow),
                     ..LogContext::new(info, connection)
                 };
                 ops.apply(headers, &context);

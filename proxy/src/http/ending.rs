@@ -70,6 +70,7 @@ impl Ending {
                 response: self.response.as_ref(),
                 trailers: self.trailers.as_ref(),
                 occasion: LogType::DownstreamEnd,
+                configured: Some(&*self.flow),
                 ..LogContext::new(info, &self.shared.connection)
             };
             for log in config.logs() {

@@ -105,6 +105,7 @@ impl LocalReplies {
                 let context = LogContext {
                     request,
                     response: Some(&before),
+                    configured: Some(flow),
                     ..LogContext::new(info, &shared.connection)
                 };
                 let taken = mapper.filter.matches(&context);
@@ -133,6 +134,7 @@ impl LocalReplies {
                 request,
                 response: Some(headers),
                 body: Some(&reply.body),
+                configured: Some(flow),
                 ..LogContext::new(info, &shared.connection)
             };
             format.write(&context, &mut text);

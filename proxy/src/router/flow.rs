@@ -9,12 +9,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use xds_protos::prost_types::Struct;
+
 use super::charge::Charge;
 use crate::cluster::Cluster;
 use crate::codec::{Body, BodyError, BodyStream, Frame, Protocol, RequestHead};
 use crate::io::Alarm;
 use crate::route::Matched;
 use crate::state::Slot;
+use crate::telemetry::access_log::{Configured, Of};
 use crate::telemetry::{Details, Flag, StreamInfo};
 
 /// A stream's record and clocks.
@@ -303,5 +306,16 @@ impl BodyStream for RequestBody {
 
     fn remaining(&self) -> Option<u64> {
         self.inner.remaining()
+    }
+}
+
+impl Configured for Flow {
+    fn namespace(&self, of: Of, stream: &StreamInfo, namespace: &str) -> Option<Struct> {
+        if of == Of::Route {
+            let matched = self.route.borrow();
+            return matched.as_ref()?.route().metadata.as_ref()?.namespace(namespace).cloned();
+        }
+        let cluster = self.cluster.borrow().as_ref()?.get()?;
+        cluster.namespace(of, stream, namespace)
     }
 }

@@ -29,7 +29,11 @@ pub fn prepare(
     let change = |head: &mut RequestHead, ops: &HeaderOps| {
         ops.remove_from(&mut head.headers);
         let additions = flow.info(|info| {
-            let context = LogContext { request: Some(head), ..LogContext::new(info, connection) };
+            let context = LogContext {
+                request: Some(head),
+                configured: Some(flow),
+                ..LogContext::new(info, connection)
+            };
             ops.additions(&head.headers, &context)
         });
         additions.make(&mut head.headers, Of::Request);

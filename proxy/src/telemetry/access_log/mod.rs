@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use xds_protos::envoy::data::accesslog::v3 as entries;
 use xds_protos::opentelemetry::proto::logs::v1::LogRecord;
+use xds_protos::prost_types::Struct;
 
 use self::entry::Extras;
 use self::otlp::Record;
@@ -58,6 +59,23 @@ impl LogType {
     }
 }
 
+/// Of what configuration says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// The cluster.
+    Cluster,
+    /// The route.
+    Route,
+    /// The upstream host.
+    Host,
+}
+
+/// What configuration says of where a stream goes, in metadata.
+pub trait Configured {
+    /// The fields of a namespace.
+    fn namespace(&self, of: Of, stream: &StreamInfo, namespace: &str) -> Option<Struct>;
+}
+
 /// What a line may speak of.
 #[derive(Clone, Copy)]
 pub struct LogContext<'a> {
@@ -75,13 +93,24 @@ pub struct LogContext<'a> {
     pub body: Option<&'a [u8]>,
     /// The occasion.
     pub occasion: LogType,
+    /// What configuration says of where it goes.
+    pub configured: Option<&'a dyn Configured>,
 }
 
 impl<'a> LogContext<'a> {
     /// A stream of which nothing is there but its record.
     pub fn new(stream: &'a StreamInfo, connection: &'a ConnectionInfo) -> Self {
         let (request, response, trailers, body) = (None, None, None, None);
-        Self { stream, connection, request, response, trailers, body, occasion: LogType::NotSet }
+        Self {
+            stream,
+            connection,
+            request,
+            response,
+            trailers,
+            body,
+            occasion: LogType::NotSet,
+            configured: None,
+        }
     }
 }
 

@@ -9,10 +9,11 @@ use xds_protos::value::{struct_to_json, to_json};
 
 use super::time::TimeFormat;
 use super::tls::{self, Side, TlsPart};
-use super::{FormatError, LogContext, sizes};
+use super::{FormatError, LogContext, Of, sizes};
 use crate::codec::digits::{self, millis};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, RequestHead};
+use crate::io::metadata::at_path;
 use crate::telemetry::cel::{Expression, Seen};
 
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -272,6 +273,7 @@ pub(super) enum Operator {
     GrpcStatus(GrpcShape),
     Hostname(String),
     DynamicMetadata(Vec<String>),
+    ConfiguredMetadata(Of, Vec<String>),
     TraceId,
     SpanId,
     HeaderBytes(Head),
@@ -347,11 +349,22 @@ impl Operator {
             "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Self::UpstreamHost(Part::Ip),
             "UPSTREAM_REMOTE_PORT" => Self::UpstreamHost(Part::Port),
             "DOWNSTREAM_DIRECT_REMOTE_PORT" => Self::DownstreamDirectRemote(Part::Port),
-            "DYNAMIC_METADATA" => return metadata(name, arguments),
-            "METADATA" => match arguments.and_then(|a| a.strip_prefix("DYNAMIC:")) {
-                Some(rest) => return metadata(name, Some(rest)),
-                None => return Err(FormatError::Arguments(name.to_owned(), "takes DYNAMIC and a namespace")),
-            },
+            "DYNAMIC_METADATA" => return metadata(name, arguments).map(Self::DynamicMetadata),
+            "CLUSTER_METADATA" => return configured(Of::Cluster, name, arguments),
+            "UPSTREAM_METADATA" => return configured(Of::Host, name, arguments),
+            "METADATA" => {
+                let (what, rest) = arguments.and_then(|a| a.split_once(':')).unwrap_or_default();
+                return match what {
+                    "DYNAMIC" => metadata(name, Some(rest)).map(Self::DynamicMetadata),
+                    "CLUSTER" => configured(Of::Cluster, name, Some(rest)),
+                    "ROUTE" => configured(Of::Route, name, Some(rest)),
+                    "UPSTREAM_HOST" => configured(Of::Host, name, Some(rest)),
+                    _ => Err(FormatError::Arguments(
+                        name.to_owned(),
+                        "takes DYNAMIC, CLUSTER, ROUTE or UPSTREAM_HOST, and behind a colon a namespace",
+                    )),
+                };
+            }
             "TRACE_ID" => Self::TraceId,
             "SPAN_ID" => Self::SpanId,
             "PROTOCOL" => Self::Protocol,
@@ -398,8 +411,12 @@ impl Operator {
 
     /// The value that a JSON log shows as it is, where the operator has such values.
     pub(super) fn json(&self, context: &LogContext<'_>) -> Option<serde_json::Value> {
-        let Self::DynamicMetadata(path) = self else { return None };
-        Some(found(context, path).unwrap_or(serde_json::Value::Null))
+        let found = match self {
+            Self::DynamicMetadata(path) => found(context, path),
+            Self::ConfiguredMetadata(of, path) => found_configured(context, *of, path),
+            _ => return None,
+        };
+        Some(found.unwrap_or(serde_json::Value::Null))
     }
 
     /// Whether a JSON log shows it as a number.
@@ -551,11 +568,8 @@ impl Operator {
             }
             Self::TraceId => text(out, stream.trace.as_ref().map(|t| t.trace_id()).as_deref()),
             Self::SpanId => text(out, stream.trace.as_ref().and_then(|t| t.span_id()).as_deref()),
-            Self::DynamicMetadata(path) => match found(context, path) {
-                None => false,
-                Some(serde_json::Value::String(s)) => text(out, Some(&s)),
-                Some(other) => show(out, other),
-            },
+            Self::DynamicMetadata(path) => value(out, found(context, path)),
+            Self::ConfiguredMetadata(of, path) => value(out, found_configured(context, *of, path)),
         }
     }
 }
@@ -583,12 +597,33 @@ fn unique_id() -> String {
 }
 
 /// `NAMESPACE:KEY:KEY...`; without keys it is the whole namespace.
-fn metadata(name: &str, arguments: Option<&str>) -> Result<Operator, FormatError> {
+fn metadata(name: &str, arguments: Option<&str>) -> Result<Vec<String>, FormatError> {
     let path: Vec<_> = arguments.unwrap_or_default().split(':').map(str::to_owned).collect();
     if path[0].is_empty() {
         return Err(FormatError::Arguments(name.to_owned(), "give it a namespace, such as a filter's name"));
     }
-    Ok(Operator::DynamicMetadata(path))
+    Ok(path)
+}
+
+fn configured(of: Of, name: &str, arguments: Option<&str>) -> Result<Operator, FormatError> {
+    metadata(name, arguments).map(|path| Operator::ConfiguredMetadata(of, path))
+}
+
+fn found_configured(context: &LogContext<'_>, of: Of, path: &[String]) -> Option<serde_json::Value> {
+    let (namespace, keys) = path.split_first()?;
+    let fields = context.configured?.namespace(of, context.stream, namespace)?;
+    match keys {
+        [] => Some(struct_to_json(&fields)),
+        keys => at_path(&fields, keys).map(to_json),
+    }
+}
+
+fn value(out: &mut Vec<u8>, found: Option<serde_json::Value>) -> bool {
+    match found {
+        None => false,
+        Some(serde_json::Value::String(s)) => text(out, Some(&s)),
+        Some(other) => show(out, other),
+    }
 }
 
 fn found(context: &LogContext<'_>, path: &[String]) -> Option<serde_json::Value> {

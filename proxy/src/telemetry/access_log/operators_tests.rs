@@ -6,6 +6,8 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use rustls_pki_types::CertificateDer;
+use xds_protos::prost_types::Value;
+use xds_protos::prost_types::value::Kind;
 
 use super::*;
 use crate::codec::{Headers, Protocol};
@@ -92,6 +94,21 @@ fn stream() -> StreamInfo {
     stream
 }
 
+/// What a configuration says: each place has its own name under `k`.
+struct Said;
+
+impl Configured for Said {
+    fn namespace(&self, of: Of, _: &StreamInfo, namespace: &str) -> Option<Struct> {
+        let text = |text: String| Value { kind: Some(Kind::StringValue(text)) };
+        let deep = Struct { fields: [("er".to_owned(), text("in".to_owned()))].into() };
+        let fields = [
+            ("k".to_owned(), text(format!("{of:?}"))),
+            ("deep".to_owned(), Value { kind: Some(Kind::StructValue(deep)) }),
+        ];
+        (namespace == "a.place").then(|| Struct { fields: fields.into() })
+    }
+}
+
 const SHA256: &str = "9d908ce2e847fe496069c3bcfa203da33eb35f214b0f3a452c8a7deb0d94af5a";
 const SHA1: &str = "6519b7adfa2e5bf7b951933fc0d70cff129889f8";
 
@@ -105,6 +122,7 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
         trailers: Some(&trailers),
         body: Some(b"no"),
         occasion: LogType::DownstreamEnd,
+        configured: Some(&Said),
         ..LogContext::new(&stream, &connection)
     };
     let plain =
@@ -158,6 +176,10 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
         ("%GRPC_STATUS(SNAKE_STRING)%", "INVALID_ARGUMENT", "-"),
         ("%GRPC_STATUS(NUMBER)% %GRPC_STATUS_NUMBER%", "3 3", "- -"),
         ("%DYNAMIC_METADATA(a.filter:k)% %METADATA(DYNAMIC:a.filter:k)%", "v v", "- -"),
+        ("%CLUSTER_METADATA(a.place:k)% %METADATA(CLUSTER:a.place:k)%", "Cluster Cluster", "- -"),
+        ("%UPSTREAM_METADATA(a.place:k)% %METADATA(UPSTREAM_HOST:a.place:k)%", "Host Host", "- -"),
+        ("%METADATA(ROUTE:a.place:deep)% %METADATA(ROUTE:a.place:deep:er)%", "{\"er\":\"in\"} in", "- -"),
+        ("%METADATA(ROUTE:a.place:none)% %CLUSTER_METADATA(b:k)%", "- -", "- -"),
         ("%FILTER_STATE(an.object:PLAIN)%", "said \"so\"", "-"),
         ("%FILTER_STATE(an.object)%", "\"said \\\"so\\\"\"", "-"),
         ("%FILTER_STATE(an.object:TYPED)%", "\"said \\\"so\\\"\"", "-"),
@@ -233,8 +255,6 @@ fn operators_that_are_not_honoured_are_refused_by_name() {
     for name in [
         "UPSTREAM_WIRE_BYTES_SENT",
         "DOWNSTREAM_HEADER_BYTES_RECEIVED",
-        "CLUSTER_METADATA(a)",
-        "UPSTREAM_METADATA(a)",
         "DOWNSTREAM_TLS_SESSION_ID",
         "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
         "START_TIME_LOCAL",
@@ -245,6 +265,8 @@ fn operators_that_are_not_honoured_are_refused_by_name() {
     for wrong in [
         "%CEL(a +)%",
         "%CEL%",
+        "%CLUSTER_METADATA%",
+        "%METADATA(LISTENER:a)%",
         "%FILTER_STATE%",
         "%FILTER_STATE(a:FIELD:b)%",
         "%STREAM_ID(a)%",
