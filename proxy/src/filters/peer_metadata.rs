@@ -22,8 +22,8 @@ use crate::router::{OwnMetadata, PEER_METADATA, PEER_METADATA_ID};
 use crate::state::NodeInfo;
 use crate::telemetry::istio::Workload;
 
-/// Peers whose metadata a worker keeps decoded.
-const REMEMBERED: usize = 500;
+/// What a worker keeps decoded of its peers' metadata takes at most so many bytes: a few hundred usual ones.
+const REMEMBERED: usize = 512 * 1024;
 /// As much of each word of a peer's is taken, in bytes: nobody has verified them, and they become labels of metrics.
 const LONGEST: usize = 256;
 
@@ -102,25 +102,52 @@ fn read(headers: &mut Headers) -> (Option<Arc<Workload>>, bool) {
     (workload, true)
 }
 
+/// Peers by their ids, with what was last read of each.
+#[derive(Default)]
+struct Peers {
+    known: HashMap<Bytes, (HeaderValue, Arc<Workload>)>,
+    bytes: usize,
+}
+
+impl Peers {
+    /// What one takes: what it has said, its words decoded, and its places in the table.
+    fn size(id: &[u8], metadata: &HeaderValue) -> usize {
+        256 + id.len() + 2 * metadata.len() + size_of::<Workload>()
+    }
+
+    fn keep(&mut self, id: &[u8], metadata: &HeaderValue, workload: Arc<Workload>) {
+        let size = Self::size(id, metadata);
+        if size > REMEMBERED {
+            return;
+        }
+        if self.bytes + size > REMEMBERED {
+            (self.bytes, self.known) = (0, HashMap::new());
+        }
+        // A copy: what came is a piece of the whole head that it came in.
+        let Ok(metadata) = HeaderValue::from_bytes(metadata.as_bytes()) else { return };
+        self.bytes += size;
+        if let Some((before, _)) = self.known.insert(Bytes::copy_from_slice(id), (metadata, workload)) {
+            self.bytes -= Self::size(id, &before);
+        }
+    }
+}
+
 thread_local! {
-    static PEERS: RefCell<HashMap<Bytes, (HeaderValue, Arc<Workload>)>> = RefCell::default();
+    static PEERS: RefCell<Peers> = RefCell::default();
 }
 
 /// The workload of this metadata, decoded once per peer and worker.
 fn remembered(id: Option<&HeaderValue>, metadata: &HeaderValue) -> Option<Arc<Workload>> {
     let key = id.map(|i| i.as_bytes()).unwrap_or_default();
     PEERS.with_borrow_mut(|peers| {
-        if let Some((known, workload)) = peers.get(key)
+        if let Some((known, workload)) = peers.known.get(key)
             && known == metadata
         {
             return Some(workload.clone());
         }
         let bytes = STANDARD.decode(metadata.as_bytes()).ok()?;
         let workload = Arc::new(workload(&Struct::decode(bytes.as_slice()).ok()?));
-        if peers.len() >= REMEMBERED {
-            peers.clear();
-        }
-        peers.insert(Bytes::copy_from_slice(key), (metadata.clone(), workload.clone()));
+        peers.keep(key, metadata, workload.clone());
         Some(workload)
     })
 }
@@ -210,6 +237,23 @@ mod tests {
         let workload = workload.unwrap();
         assert_eq!((workload.name.as_str(), workload.app.as_str()), ("order", "order-service"));
         assert_eq!(*workload, local_workload(&node));
+    }
+
+    #[test]
+    fn what_is_remembered_of_peers_has_a_bound_in_bytes() {
+        let (mut peers, workload) = (Peers::default(), Arc::new(Workload::default()));
+        let value = |length: usize| HeaderValue::from_str(&"a".repeat(length)).unwrap();
+        for number in 0..10_000_usize {
+            peers.keep(number.to_string().as_bytes(), &value(number % 4000), workload.clone());
+            let held: usize = peers.known.iter().map(|(id, (m, _))| Peers::size(id, m)).sum();
+            assert!(held == peers.bytes && held <= REMEMBERED, "{number}: {held} of {}", peers.bytes);
+        }
+        // One that says something else takes its own place, and one that says too much none.
+        let before = peers.known.len();
+        peers.keep(b"9999", &value(10), workload.clone());
+        peers.keep(b"large", &value(REMEMBERED), workload);
+        assert_eq!(peers.known.len(), before);
+        assert_eq!(peers.known[&b"9999"[..]].0, "a".repeat(10));
     }
 
     #[test]
