@@ -43,6 +43,7 @@ mod ledger;
 #[path = "../rate_limits/mod.rs"]
 mod limits;
 mod logs;
+mod messages;
 mod metrics;
 mod networks;
 mod plan;

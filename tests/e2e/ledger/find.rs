@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// Where each crate's, or test binary's, modules begin.
-const ROOTS: [(&str, &str); 7] = [
+const ROOTS: [(&str, &str); 8] = [
     ("weft", "src/lib.rs"),
     ("weft_proxy", "proxy/src/lib.rs"),
     ("weft_control", "control/src/lib.rs"),
     ("weft_certs", "certs/src/lib.rs"),
+    ("weft_events", "events/src/lib.rs"),
     ("xds_protos", "xds-protos/src/lib.rs"),
     ("e2e", "tests/e2e/main.rs"),
     ("peers", "tests/peers/main.rs"),
