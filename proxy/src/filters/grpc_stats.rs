@@ -75,8 +75,7 @@ impl GrpcStats {
                 },
             ));
         }
-        let body = std::mem::take(&mut exchange.body);
-        exchange.body = Messages::wrap(body, &exchange.flow, true);
+        count_messages(exchange);
     }
 
     fn counters(&self, cluster: Arc<str>, path: &[u8]) -> Option<Arc<MethodCounters>> {
@@ -109,6 +108,17 @@ impl GrpcStats {
         let service = if self.replace_dots { service.replace('.', "_") } else { service.to_owned() };
         format!("grpc.{service}.{method}.")
     }
+}
+
+/// Counts the messages of a request of gRPC as they pass, and has those of its answer counted: once, whichever filter wants it.
+pub(super) fn count_messages(exchange: &mut Exchange) {
+    if !exchange.flow.info(|i| i.is_grpc)
+        || std::mem::replace(&mut exchange.scratch.later().counts_messages, true)
+    {
+        return;
+    }
+    let body = std::mem::take(&mut exchange.body);
+    exchange.body = Messages::wrap(body, &exchange.flow, true);
 }
 
 impl MethodCounters {

@@ -35,7 +35,7 @@ use self::credential_injector::CredentialInjector;
 use self::decompressor::Decompressor;
 use self::ext_authz::ExtAuthz;
 use self::fault::{Fault, FaultStats};
-use self::grpc_stats::{GrpcStats, Messages};
+use self::grpc_stats::{GrpcStats, Messages, count_messages};
 use self::header_mutation::HeaderMutation;
 use self::jwt_authn::JwtAuthn;
 use self::local_ratelimit::LocalRateLimit;
@@ -269,6 +269,7 @@ impl FilterList {
                 }
                 Filter::CredentialInjector(filter) => filter.request_head(&mut exchange.head.headers),
                 Filter::IstioStats(reporter) => {
+                    count_messages(&mut exchange);
                     if reporter.looks_at_requests() {
                         let head = Box::new(exchange.head.clone());
                         exchange.scratch.later().noted = Some(head);
@@ -392,7 +393,7 @@ impl FilterList {
     /// Gives filters the response's body, which most leave alone.
     pub fn response_body(&self, body: Body, scratch: &mut Scratch, flow: &Rc<Flow>) -> Body {
         let Some(later) = &mut scratch.later else { return body };
-        let body = if later.at_end.is_empty() { body } else { Messages::wrap(body, flow, false) };
+        let body = if later.counts_messages { Messages::wrap(body, flow, false) } else { body };
         let body = later.encode.drain(..).fold(body, |body, encode| encode(body));
         match later.slow.take() {
             Some(rate) => Slow::wrap(body, rate),

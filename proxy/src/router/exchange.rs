@@ -80,6 +80,8 @@ pub struct Later {
     pub slow: Option<u64>,
     /// Who is told the record when the request ended.
     pub at_end: Vec<AtEnd>,
+    /// The messages of gRPC are counted.
+    pub counts_messages: bool,
     /// The request's head as it came to the filter that keeps metrics, where labels are made of it.
     pub noted: Option<Box<RequestHead>>,
     /// What is let go at the request's end.
