@@ -2,7 +2,7 @@
 //! would make its greatest cost.
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -16,8 +16,27 @@ pub(crate) fn number(out: &mut Vec<u8>, value: impl itoa::Integer) {
 pub(crate) fn padded(out: &mut Vec<u8>, value: u32, width: usize) {
     let mut buffer = itoa::Buffer::new();
     let digits = buffer.format(value).as_bytes();
-    out.extend((digits.len()..width).map(|_| b'0'));
+    out.resize(out.len() + width.saturating_sub(digits.len()), b'0');
     out.extend_from_slice(digits);
+}
+
+/// Writes an address, which takes fifteen bytes at most, and gives how many it took.
+fn v4(text: &mut [u8; 45], address: Ipv4Addr) -> usize {
+    let mut at = 0;
+    for octet in address.octets() {
+        if octet >= 100 {
+            text[at] = b'0' + octet / 100;
+            at += 1;
+        }
+        if octet >= 10 {
+            text[at] = b'0' + octet / 10 % 10;
+            at += 1;
+        }
+        text[at] = b'0' + octet % 10;
+        text[at + 1] = b'.';
+        at += 2;
+    }
+    at - 1
 }
 
 /// An address as text, on the stack.
@@ -31,20 +50,15 @@ impl IpText {
     /// The text of this address.
     pub(crate) fn new(address: IpAddr) -> Self {
         let mut text = [0; 45];
-        let mut left = &mut text[..];
-        // There is room for the longest.
-        let _ = match address {
-            IpAddr::V4(address) => {
-                let mut buffer = itoa::Buffer::new();
-                let [a, b, c, d] = address.octets();
-                [(a, &b"."[..]), (b, b"."), (c, b"."), (d, b"")].into_iter().try_for_each(|(octet, end)| {
-                    left.write_all(buffer.format(octet).as_bytes())?;
-                    left.write_all(end)
-                })
+        let len = match address {
+            IpAddr::V4(address) => v4(&mut text, address),
+            IpAddr::V6(address) => {
+                let mut left = &mut text[..];
+                // There is room for the longest.
+                let _ = write!(left, "{address}");
+                45 - left.len()
             }
-            IpAddr::V6(address) => write!(left, "{address}"),
         };
-        let len = 45 - left.len();
         Self { text, len }
     }
 
@@ -62,10 +76,15 @@ pub(crate) fn ip(out: &mut Vec<u8>, address: IpAddr) {
 /// Appends an address with its port.
 pub(crate) fn socket(out: &mut Vec<u8>, address: SocketAddr) {
     match address {
-        SocketAddr::V4(_) => {
-            ip(out, address.ip());
-            out.push(b':');
-            number(out, address.port());
+        SocketAddr::V4(v4_address) => {
+            let mut text = [0; 45];
+            let mut at = v4(&mut text, *v4_address.ip());
+            let mut buffer = itoa::Buffer::new();
+            let port = buffer.format(address.port()).as_bytes();
+            text[at] = b':';
+            at += 1;
+            text[at..at + port.len()].copy_from_slice(port);
+            out.extend_from_slice(&text[..at + port.len()]);
         }
         SocketAddr::V6(_) => drop(write!(out, "{address}")),
     }

@@ -123,11 +123,13 @@ impl Headers {
 
     /// Removes every field of `name`; says whether there was one.
     pub fn remove(&mut self, name: &HeaderName) -> bool {
-        let found = self.contains(name);
-        if found {
+        let Some(first) = self.fields.iter().position(|(n, _)| n == name) else { return false };
+        self.fields.remove(first);
+        // Nearly no message has another.
+        if self.fields[first..].iter().any(|(n, _)| n == name) {
             self.fields.retain(|(n, _)| n != name);
         }
-        found
+        true
     }
 
     /// Keeps the fields for which `keep` is true.

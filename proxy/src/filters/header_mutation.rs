@@ -94,6 +94,9 @@ impl HeaderMutation {
     pub(super) fn request_head(&self, exchange: &mut Exchange, name: &str) {
         let Exchange { head, matched, flow, connection, .. } = exchange;
         let all = self.all(matched.as_ref(), name);
+        if all.iter().flat_map(|m| &m.response).any(HeaderOps::speaks) {
+            flow.keep_whole();
+        }
         flow.info(|info| {
             for ops in all.iter().flat_map(|m| &m.request) {
                 // Formats see the request as the changes before left it.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use http::HeaderValue;
 use prost::Message;
 use prost_types::value::Kind;
@@ -91,21 +92,20 @@ impl PeerMetadata {
 }
 
 fn read(headers: &mut Headers) -> (Option<Arc<Workload>>, bool) {
-    let found = headers.get(&PEER_METADATA).cloned();
-    let id = headers.get(&PEER_METADATA_ID).cloned();
+    let (found, id) = (headers.get(&PEER_METADATA), headers.get(&PEER_METADATA_ID));
     if found.is_none() && id.is_none() {
         return (None, false);
     }
+    let workload = found.and_then(|metadata| remembered(id, metadata));
     headers.remove(&PEER_METADATA);
     headers.remove(&PEER_METADATA_ID);
-    let workload = found.and_then(|metadata| remembered(id.as_ref(), &metadata));
     (workload, true)
 }
 
 /// Peers by their ids, with what was last read of each.
 #[derive(Default)]
 struct Peers {
-    known: HashMap<Bytes, (HeaderValue, Arc<Workload>)>,
+    known: HashMap<Bytes, (HeaderValue, Arc<Workload>), RandomState>,
     bytes: usize,
 }
 
@@ -121,7 +121,7 @@ impl Peers {
             return;
         }
         if self.bytes + size > REMEMBERED {
-            (self.bytes, self.known) = (0, HashMap::new());
+            (self.bytes, self.known) = (0, HashMap::default());
         }
         // A copy: what came is a piece of the whole head that it came in.
         let Ok(metadata) = HeaderValue::from_bytes(metadata.as_bytes()) else { return };

@@ -30,8 +30,8 @@ use crate::route::RouteConfig;
 use crate::route::config::duration;
 use crate::state::error::collect;
 use crate::state::{CompileContext, ConfigError, Slot};
-use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::access_log::config::AccessLogConfig;
+use crate::telemetry::access_log::{AccessLog, Wanted};
 
 /// Which HTTP version a connection speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -229,6 +229,7 @@ pub struct HcmConfig {
     pub log_start: bool,
     logs: Vec<AccessLogConfig>,
     opened: OnceLock<Vec<AccessLog>>,
+    wanted: OnceLock<Arc<Wanted>>,
 }
 
 impl std::fmt::Debug for HcmConfig {
@@ -412,6 +413,7 @@ impl HcmConfig {
             log_start: log_options.is_some_and(|o| o.flush_access_log_on_new_request),
             logs,
             opened: OnceLock::new(),
+            wanted: OnceLock::new(),
         })
     }
 
@@ -422,6 +424,13 @@ impl HcmConfig {
     /// A log's file cannot be opened.
     pub fn open_logs(&self) -> std::io::Result<()> {
         let opened = self.logs.iter().map(AccessLogConfig::open).collect::<Result<Vec<_>, _>>()?;
+        if !opened.is_empty() {
+            let mut wanted = Wanted::default();
+            // What is told of a denied request names its trace.
+            wanted.request.add(&crate::telemetry::trace::ids::TRACEPARENT);
+            opened.iter().for_each(|log| log.wants(&mut wanted));
+            let _ = self.wanted.set(Arc::new(wanted));
+        }
         let _ = self.opened.set(opened);
         Ok(())
     }
@@ -429,6 +438,11 @@ impl HcmConfig {
     /// The access logs; none before [`open_logs`](Self::open_logs).
     pub fn logs(&self) -> &[AccessLog] {
         self.opened.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// What the access logs speak of; none where there are none.
+    pub fn wanted(&self) -> Option<&Arc<Wanted>> {
+        self.wanted.get()
     }
 
     /// The route configuration as it is now.

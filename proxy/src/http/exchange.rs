@@ -53,8 +53,11 @@ pub fn handle(
     downstream: Downstream,
 ) -> impl Future<Output = Reply> + use<> {
     let flow = Rc::new(Flow::new(record(&request.head)));
-    let wanted = !shared.config.logs().is_empty() || shared.config.local_replies.is_some() || tap::is_on();
-    flow.keep_head.set(wanted);
+    if shared.config.local_replies.is_some() || tap::is_on() {
+        flow.keep_whole();
+    } else if let Some(wanted) = shared.config.wanted() {
+        flow.keep_for_logs(wanted.clone());
+    }
     let mut ending = Ending::new(shared.clone(), flow.clone());
     shared.count_request(request.head.protocol);
     // An answer to a request that goes no further tells the id that the request came with.
@@ -110,9 +113,12 @@ pub fn handle(
                 info.grpc_status = reply.head.headers.get_str(&GRPC_STATUS).and_then(|s| s.parse().ok());
             }
         });
-        if !shared.config.logs().is_empty() || shared.config.tracing.is_some() || tap::is_on() {
-            ending.response = Some(reply.head.headers.clone());
-        }
+        ending.response =
+            if tap::is_on() || flow.info(|info| info.trace.as_ref().is_some_and(|t| t.ids.sampled)) {
+                Some(reply.head.headers.clone())
+            } else {
+                shared.config.wanted().map(|wanted| wanted.response.of(&reply.head.headers))
+            };
         reply.close |= shared.is_spent(stream, before.head.protocol);
         reply.body = shared.config.filters.response_body(reply.body, &mut ending.scratch, &flow);
         reply.body = ResponseBody::guard(reply.body, &flow, ending);
@@ -316,7 +322,7 @@ fn log_rewritten(
     matched: &PathMatch,
     envoy_headers: bool,
 ) {
-    let Some(path) = rewrite_path(rewrite, matched, &head.path).filter(|_| flow.keep_head.get()) else {
+    let Some(path) = rewrite_path(rewrite, matched, &head.path).filter(|_| flow.keeps()) else {
         return;
     };
     let mut head = head.clone();

@@ -119,7 +119,7 @@ pub struct Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         // A request that went on has left its head; nothing is kept of it where nobody asks.
-        if self.flow.keep_head.get() {
+        if self.flow.keeps() {
             self.flow.keep(&mut self.head);
         }
     }
@@ -191,7 +191,9 @@ mod tests {
         let address = "127.0.0.1:80".parse().unwrap();
         for asked in [false, true] {
             let flow = Rc::new(Flow::new(StreamInfo::new(None)));
-            flow.keep_head.set(asked);
+            if asked {
+                flow.keep_whole();
+            }
             drop(Exchange {
                 head: RequestHead::empty(Protocol::Http11),
                 body: Body::Empty,

@@ -17,7 +17,7 @@ use crate::codec::{Body, BodyError, BodyStream, Frame, Protocol, RequestHead};
 use crate::io::Alarm;
 use crate::route::Matched;
 use crate::state::Slot;
-use crate::telemetry::access_log::{Configured, Of};
+use crate::telemetry::access_log::{Configured, Of, Wanted};
 use crate::telemetry::{Details, Flag, StreamInfo};
 
 /// A stream's record and clocks.
@@ -48,10 +48,17 @@ pub struct Flow {
     pub cluster: RefCell<Option<Arc<Slot<Cluster>>>>,
     /// The request's head as it went upstream, or as it was when it was answered here, where logs want it.
     pub kept_head: RefCell<Option<RequestHead>>,
-    /// Whether logs want it.
-    pub keep_head: Cell<bool>,
+    keep: RefCell<Keep>,
     /// What is kept of the request for whoever looks at the stream again later.
     pub standing: RefCell<Option<Box<dyn Any>>>,
+}
+
+/// What is kept of a request's head until the stream ends.
+enum Keep {
+    Nothing,
+    /// What logs speak of.
+    Fields(Arc<Wanted>),
+    Whole,
 }
 
 /// Why a stream took too long.
@@ -91,7 +98,7 @@ impl Flow {
             cluster: RefCell::new(None),
             scheme_of_upstream: Cell::new(false),
             kept_head: RefCell::new(None),
-            keep_head: Cell::new(false),
+            keep: RefCell::new(Keep::Nothing),
             standing: RefCell::new(None),
         }
     }
@@ -99,6 +106,31 @@ impl Flow {
     /// Reads or changes the record. Must not be called from within itself.
     pub fn info<R>(&self, f: impl FnOnce(&mut StreamInfo) -> R) -> R {
         f(&mut self.info.borrow_mut())
+    }
+
+    /// Has those fields of the head kept that logs speak of.
+    pub fn keep_for_logs(&self, wanted: Arc<Wanted>) {
+        *self.keep.borrow_mut() = Keep::Fields(wanted);
+    }
+
+    /// Has the whole head kept.
+    pub fn keep_whole(&self) {
+        *self.keep.borrow_mut() = Keep::Whole;
+    }
+
+    /// Whether anything of the head is to be kept.
+    pub fn keeps(&self) -> bool {
+        !matches!(*self.keep.borrow(), Keep::Nothing)
+    }
+
+    /// Keeps what is wanted of the head of a request that goes upstream now.
+    pub fn keep_of(&self, head: &RequestHead) {
+        let kept = match &*self.keep.borrow() {
+            Keep::Nothing => return,
+            Keep::Fields(wanted) => wanted.of_request(head),
+            Keep::Whole => head.clone(),
+        };
+        *self.kept_head.borrow_mut() = Some(kept);
     }
 
     /// Keeps the head of a request that goes no further, for logs and events that have none yet.

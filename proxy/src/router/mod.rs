@@ -125,10 +125,8 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     }
     // As the request goes upstream, so it is judged.
     let retries = Retries::of(policy, &mut head);
-    if flow.keep_head.get() {
-        // Logs speak of the request as it went upstream.
-        *flow.kept_head.borrow_mut() = Some(head.clone());
-    }
+    // Logs speak of the request as it went upstream.
+    flow.keep_of(&head);
     let host = matched.virtual_host();
     let buffer_limit = matched.route().buffer_limit.or(host.buffer_limit).unwrap_or(buffer_limit);
     let addresses = || format!("{}{}", connection.remote, connection.local);
@@ -314,7 +312,7 @@ pub fn remember(flow: &Flow, matched: Option<&Matched>, head: &RequestHead) {
     });
     *flow.route.borrow_mut() = matched.cloned();
     if matched.is_some_and(|m| m.header_ops(false).any(HeaderOps::speaks)) {
-        flow.keep_head.set(true);
+        flow.keep_whole();
     }
 }
 

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
+use foldhash::fast::RandomState;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -176,7 +177,7 @@ impl Pool {
 }
 
 thread_local! {
-    static POOLS: RefCell<HashMap<Key, Pool>> = RefCell::default();
+    static POOLS: RefCell<HashMap<Key, Pool, RandomState>> = RefCell::default();
     /// Connections being made whose requests were given up.
     static LEFT: RefCell<Vec<Attempt>> = RefCell::default();
 }

@@ -94,7 +94,7 @@ impl Tracing {
             false => Vec::new(),
         };
         if ids.sampled {
-            flow.keep_head.set(true);
+            flow.keep_whole();
         }
         let trace = Trace {
             tracer: tracer.clone(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{LogContext, LogType};
+use super::{LogContext, LogType, Wanted};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, Protocol, RequestHead};
 use crate::route::config::{Chance, HeaderMatch};
@@ -66,6 +66,24 @@ pub enum Filter {
 }
 
 impl Filter {
+    /// Adds what it reads of the heads.
+    pub fn wants(&self, wanted: &mut Wanted) {
+        match self {
+            Self::Header(_) => wanted.request.all(),
+            Self::GrpcStatus(_) => wanted.response.add(&GRPC_STATUS),
+            Self::Chance(_, independent) if !independent => wanted.request.add(&REQUEST_ID),
+            Self::Not(filter) => filter.wants(wanted),
+            Self::And(filters) | Self::Or(filters) => filters.iter().for_each(|f| f.wants(wanted)),
+            Self::Expression(_) => wanted.whole(),
+            Self::Status(_)
+            | Self::Duration(_)
+            | Self::ResponseFlags(_)
+            | Self::Occasion(_)
+            | Self::Chance(..)
+            | Self::Any => {}
+        }
+    }
+
     /// Whether the stream is to be logged.
     pub fn matches(&self, context: &LogContext<'_>) -> bool {
         let stream = context.stream;

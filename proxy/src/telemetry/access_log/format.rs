@@ -4,8 +4,8 @@
 pub use xds_protos::format::FormatError;
 use xds_protos::format::{Part, parts};
 
-use super::LogContext;
 use super::operator::Operator;
+use super::{LogContext, Wanted};
 
 /// Literal text or a command.
 #[derive(Debug)]
@@ -49,6 +49,16 @@ impl Template {
     }
 }
 
+impl Template {
+    fn wants(&self, wanted: &mut Wanted) {
+        for piece in &self.0 {
+            if let Piece::Command(operator, _) = piece {
+                operator.wants(wanted);
+            }
+        }
+    }
+}
+
 /// A value of a JSON format.
 #[derive(Debug)]
 enum JsonNode {
@@ -72,6 +82,15 @@ impl JsonNode {
             }
             other => Self::Other(other.clone()),
         })
+    }
+
+    fn wants(&self, wanted: &mut Wanted) {
+        match self {
+            Self::Template(template) => template.wants(wanted),
+            Self::Object(fields) => fields.iter().for_each(|(_, node)| node.wants(wanted)),
+            Self::List(items) => items.iter().for_each(|node| node.wants(wanted)),
+            Self::Other(_) => {}
+        }
     }
 
     /// The value; none where it is absent and such are left out.
@@ -162,6 +181,14 @@ impl Format {
     /// Whether it makes objects.
     pub fn is_json(&self) -> bool {
         matches!(self.kind, Kind::Json(_))
+    }
+
+    /// Adds what it speaks of.
+    pub fn wants(&self, wanted: &mut Wanted) {
+        match &self.kind {
+            Kind::Text(template) => template.wants(wanted),
+            Kind::Json(node) => node.wants(wanted),
+        }
     }
 
     fn absent(&self) -> &'static [u8] {

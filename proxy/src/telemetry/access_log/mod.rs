@@ -15,11 +15,13 @@ pub mod sink;
 mod sizes;
 mod time;
 mod tls;
+pub mod wanted;
 
 pub use config::AccessLogConfig;
 pub use filter::Filter;
 pub use format::{Format, FormatError};
 pub use sink::Sink;
+pub use wanted::Wanted;
 
 use std::sync::Arc;
 
@@ -154,6 +156,15 @@ impl std::fmt::Debug for Destination {
 }
 
 impl AccessLog {
+    /// Adds what it speaks of.
+    pub fn wants(&self, wanted: &mut Wanted) {
+        self.filter.iter().for_each(|filter| filter.wants(wanted));
+        match &self.destination {
+            Destination::Line(format, _) => format.wants(wanted),
+            Destination::Otlp(..) | Destination::Http(..) | Destination::Tcp(..) => wanted.whole(),
+        }
+    }
+
     /// Tells of the stream, if the filter wants it. Never blocks on whom it is told.
     pub fn log(&self, context: &LogContext<'_>) {
         if !self.filter.as_ref().is_none_or(|f| f.matches(context)) {

@@ -9,7 +9,8 @@ use xds_protos::value::{struct_to_json, to_json};
 
 use super::time::TimeFormat;
 use super::tls::{self, Side, TlsPart};
-use super::{FormatError, LogContext, Of, sizes};
+use super::wanted::Fields;
+use super::{FormatError, LogContext, Of, Wanted, sizes};
 use crate::codec::digits::{self, millis};
 use crate::codec::headers::HeaderName;
 use crate::codec::{Headers, RequestHead};
@@ -78,6 +79,14 @@ impl FieldOr {
             Field::parse(first).ok_or_else(bad)?,
             other.map(|o| Field::parse(o).ok_or_else(bad)).transpose()?,
         ))
+    }
+
+    fn wants(&self, fields: &mut Fields) {
+        for field in std::iter::once(&self.0).chain(&self.1) {
+            if let Field::Name(name) = field {
+                fields.add(name);
+            }
+        }
     }
 
     fn find<'a>(&self, look: impl Fn(&Field) -> Option<&'a [u8]>) -> Option<&'a [u8]> {
@@ -442,6 +451,64 @@ impl Operator {
                 | Self::DownstreamLocal(Part::Port)
                 | Self::DownstreamRemote(Part::Port)
         )
+    }
+
+    /// Adds what it reads of the heads.
+    pub(super) fn wants(&self, wanted: &mut Wanted) {
+        match self {
+            Self::Request(field, _) => field.wants(&mut wanted.request),
+            Self::Response(field) => field.wants(&mut wanted.response),
+            Self::Path { .. } => wanted.request.add(&ORIGINAL_PATH),
+            Self::StreamId => wanted.request.add(&REQUEST_ID),
+            Self::HeaderBytes(Head::Request) => wanted.request.all(),
+            Self::HeaderBytes(Head::Response) => wanted.response.all(),
+            Self::Cel(_) => wanted.whole(),
+            // These read none of their fields. A new one that does must be above.
+            Self::Trailer(_)
+            | Self::HeaderBytes(Head::Trailers)
+            | Self::Query(_)
+            | Self::StartTime(_)
+            | Self::EmitTime(_)
+            | Self::Protocol
+            | Self::UpstreamProtocol
+            | Self::ResponseCode
+            | Self::ResponseFlags(_)
+            | Self::LocalReplyBody
+            | Self::LogType
+            | Self::VirtualCluster
+            | Self::Environment(_)
+            | Self::CommonDuration(..)
+            | Self::ResponseCodeDetails
+            | Self::ConnectionTerminationDetails
+            | Self::UpstreamTransportFailureReason
+            | Self::BytesReceived
+            | Self::BytesSent
+            | Self::Duration
+            | Self::RequestDuration
+            | Self::RequestTxDuration
+            | Self::ResponseDuration
+            | Self::ResponseTxDuration
+            | Self::UpstreamHost(_)
+            | Self::UpstreamCluster
+            | Self::UpstreamLocal(_)
+            | Self::DownstreamLocal(_)
+            | Self::DownstreamRemote(_)
+            | Self::DownstreamDirectRemote(_)
+            | Self::RequestedServerName
+            | Self::RouteName
+            | Self::FilterChainName
+            | Self::ConnectionId
+            | Self::AttemptCount
+            | Self::Tls(..)
+            | Self::GrpcStatus(_)
+            | Self::Hostname(_)
+            | Self::DynamicMetadata(_)
+            | Self::ConfiguredMetadata(..)
+            | Self::TraceId
+            | Self::SpanId
+            | Self::UniqueId
+            | Self::FilterState(..) => {}
+        }
     }
 
     /// Appends the value; false, with nothing appended, where there is none.

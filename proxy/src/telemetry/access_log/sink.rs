@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex};
 
 /// How long a line may stay in memory; Envoy's default is longer (10 s), a tail on the file should see lines soon.
@@ -55,7 +56,7 @@ pub struct Sink {
 }
 
 thread_local! {
-    static BUFFERS: RefCell<HashMap<u64, Buffer>> = RefCell::default();
+    static BUFFERS: RefCell<HashMap<u64, Buffer, RandomState>> = RefCell::default();
 }
 
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Sink>>>> = LazyLock::new(Mutex::default);
@@ -235,7 +236,7 @@ mod tests {
             sink.append(|lines| lines.extend_from_slice(b"a line\n"));
             number += 1;
             // Writers end in their own time; of many sinks not all are held.
-            if BUFFERS.with_borrow(HashMap::len) < number {
+            if BUFFERS.with_borrow(|buffers| buffers.len()) < number {
                 break;
             }
             assert!(Instant::now() < deadline, "{number} buffers");

@@ -1,6 +1,10 @@
 //! Times in format strings: `%START_TIME(...)%` and its like, a subset of strftime with Envoy's additions.
+//!
+//! Within a second only fractions of it change: each thread keeps what it wrote last in a format, and writes the fractions anew.
 
-use std::time::SystemTime;
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 
@@ -9,7 +13,30 @@ use crate::codec::digits;
 
 /// The pieces of `%START_TIME(...)%`, a subset of strftime.
 #[derive(Clone, Debug)]
-pub(super) struct TimeFormat(Vec<TimePiece>);
+pub(super) struct TimeFormat {
+    pieces: Vec<TimePiece>,
+    /// No two that were parsed have the same.
+    id: u64,
+}
+
+/// What was last written in a format.
+struct Written {
+    id: u64,
+    /// Seconds since 1970.
+    second: u64,
+    text: Vec<u8>,
+    /// Where fractions stand in it, and of how many digits.
+    fractions: Vec<(usize, u8)>,
+}
+
+/// Formats whose last text a thread keeps.
+const KEPT: usize = 8;
+
+thread_local! {
+    static WRITTEN: RefCell<Vec<Written>> = const { RefCell::new(Vec::new()) };
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Clone, Debug)]
 enum TimePiece {
@@ -90,13 +117,46 @@ impl TimeFormat {
         if !rest.is_empty() {
             pieces.push(TimePiece::Text(rest.to_owned()));
         }
-        Ok(Self(pieces))
+        Ok(Self { pieces, id: NEXT.fetch_add(1, Relaxed) })
     }
 
     pub(super) fn write(&self, at: SystemTime, out: &mut Vec<u8>) {
+        let Ok(since) = at.duration_since(UNIX_EPOCH) else { return drop(self.write_anew(at, out)) };
+        WRITTEN.with_borrow_mut(|all| {
+            let known = all.iter().position(|written| written.id == self.id);
+            let place = known.unwrap_or_else(|| {
+                if all.len() == KEPT {
+                    all.remove(0);
+                }
+                all.push(Written { id: self.id, second: u64::MAX, text: Vec::new(), fractions: Vec::new() });
+                all.len() - 1
+            });
+            let Some(written) = all.get_mut(place) else { return };
+            if written.second != since.as_secs() {
+                written.text.clear();
+                written.fractions = self.write_anew(at, &mut written.text);
+                written.second = since.as_secs();
+            }
+            let start = out.len();
+            out.extend_from_slice(&written.text);
+            for (at, count) in &written.fractions {
+                let end = start + at + usize::from(*count);
+                let mut rest = since.subsec_nanos() / 10_u32.pow(9 - u32::from(*count));
+                for digit in out[start + at..end].iter_mut().rev() {
+                    *digit = b'0' + (rest % 10) as u8;
+                    rest /= 10;
+                }
+            }
+        });
+    }
+
+    /// Gives where in the text fractions of a second stand.
+    fn write_anew(&self, at: SystemTime, out: &mut Vec<u8>) -> Vec<(usize, u8)> {
+        let start = out.len();
+        let mut fractions = Vec::new();
         let at = OffsetDateTime::from(at);
         let ((year, month, day), (hour, minute, second)) = (at.to_calendar_date(), at.to_hms());
-        for piece in &self.0 {
+        for piece in &self.pieces {
             match piece {
                 TimePiece::Text(t) => out.extend_from_slice(t.as_bytes()),
                 // A clock before the year 0 is not worth a sign.
@@ -108,6 +168,7 @@ impl TimeFormat {
                 TimePiece::Second => digits::padded(out, second.into(), 2),
                 TimePiece::Fraction(count) => {
                     let digits = at.nanosecond() / 10_u32.pow(9 - u32::from(*count));
+                    fractions.push((out.len() - start, *count));
                     digits::padded(out, digits, (*count).into());
                 }
                 TimePiece::ShortYear => digits::padded(out, year.unsigned_abs() % 100, 2),
@@ -122,6 +183,7 @@ impl TimeFormat {
                 TimePiece::Epoch => digits::number(out, at.unix_timestamp()),
             }
         }
+        fractions
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 pub use changes::Changes;
@@ -155,7 +156,7 @@ pub struct Reporter {
 }
 
 thread_local! {
-    static SEEN: RefCell<HashMap<u64, Remembered>> = RefCell::default();
+    static SEEN: RefCell<HashMap<u64, Remembered, RandomState>> = RefCell::default();
     static EPOCH: Cell<u64> = const { Cell::new(0) };
 }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::Key;
@@ -89,7 +90,7 @@ impl<H> Series<H> {
 }
 
 /// Sets of one reporter and one kind.
-pub(super) type Sets<H> = HashMap<Key, Arc<Series<H>>>;
+pub(super) type Sets<H> = HashMap<Key, Arc<Series<H>>, RandomState>;
 
 /// All sets of a reporter.
 pub(super) struct Known<H, T> {
@@ -99,7 +100,7 @@ pub(super) struct Known<H, T> {
 
 impl<H, T> Default for Known<H, T> {
     fn default() -> Self {
-        Self { http: HashMap::new(), tcp: HashMap::new() }
+        Self { http: HashMap::default(), tcp: HashMap::default() }
     }
 }
 

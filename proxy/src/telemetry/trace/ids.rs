@@ -198,10 +198,12 @@ fn hex(id: u64) -> [u8; 16] {
     text
 }
 
-fn digits(text: &mut [u8], mut number: u128) {
-    for place in text.iter_mut().rev() {
-        *place = b"0123456789abcdef"[(number & 0xf) as usize];
-        number >>= 4;
+/// Fills the text, two digits for each byte, with the last bytes of the number.
+fn digits(text: &mut [u8], number: u128) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (pair, byte) in text.rchunks_exact_mut(2).zip(number.to_le_bytes()) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 0xf)];
     }
 }
 
@@ -209,7 +211,30 @@ fn number(text: &[u8]) -> Option<u128> {
     if text.is_empty() || text.len() > 32 {
         return None;
     }
-    text.iter().try_fold(0u128, |sum, byte| Some((sum << 4) | u128::from(char::from(*byte).to_digit(16)?)))
+    let (high, low) = text.split_at(text.len().saturating_sub(16));
+    Some((u128::from(half(high)?) << 64) | u128::from(half(low)?))
+}
+
+/// Sixteen digits at most; a request has up to three such numbers, so each digit is one look-up.
+fn half(text: &[u8]) -> Option<u64> {
+    const NONE: u8 = 0xff;
+    const VALUES: [u8; 256] = {
+        let mut values = [NONE; 256];
+        let mut digit = 0;
+        while digit < 16 {
+            values[b"0123456789abcdef"[digit] as usize] = digit as u8;
+            values[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
+            digit += 1;
+        }
+        values
+    };
+    let (mut sum, mut seen) = (0u64, 0u8);
+    for byte in text {
+        let value = VALUES[usize::from(*byte)];
+        seen |= value;
+        sum = (sum << 4) | u64::from(value & 0xf);
+    }
+    (seen <= 0xf).then_some(sum)
 }
 
 fn short(text: &[u8]) -> Option<u64> {

@@ -1,0 +1,123 @@
+//! Which header fields the logs of a connection manager speak of, known when configuration is compiled: only those are kept of a
+//! request and its answer until it ends.
+
+use crate::codec::headers::HeaderName;
+use crate::codec::{Headers, RequestHead};
+
+/// What is to be kept of the fields of a message.
+#[derive(Clone, Debug, Default)]
+pub struct Fields {
+    all: bool,
+    names: Vec<HeaderName>,
+    /// A bit for each length of a name; most fields are passed over by it.
+    lengths: u64,
+}
+
+/// What is to be kept of a request and its answer.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Of the request.
+    pub request: Fields,
+    /// Of the answer.
+    pub response: Fields,
+}
+
+/// Lengths from 63 on have one bit.
+fn bit(name: &HeaderName) -> u64 {
+    1 << name.as_str().len().min(63)
+}
+
+impl Fields {
+    /// Every field.
+    pub fn all(&mut self) {
+        self.all = true;
+    }
+
+    /// Fields of this name.
+    pub fn add(&mut self, name: &HeaderName) {
+        if !self.names.contains(name) {
+            self.names.push(name.clone());
+            self.lengths |= bit(name);
+        }
+    }
+
+    /// Whether every field is to be kept.
+    pub fn are_all(&self) -> bool {
+        self.all
+    }
+
+    /// Those fields of a message, in order.
+    pub fn of(&self, headers: &Headers) -> Headers {
+        if self.all {
+            return headers.clone();
+        }
+        let mut kept = Headers::with_capacity(self.names.len());
+        for (name, value) in headers.iter() {
+            if self.lengths & bit(name) != 0 && self.names.contains(name) {
+                kept.append(name.clone(), value.clone());
+            }
+        }
+        kept
+    }
+}
+
+impl Wanted {
+    /// Everything.
+    pub fn whole(&mut self) {
+        self.request.all();
+        self.response.all();
+    }
+
+    /// A request's head with those fields.
+    pub fn of_request(&self, head: &RequestHead) -> RequestHead {
+        RequestHead {
+            method: head.method.clone(),
+            scheme: head.scheme.clone(),
+            authority: head.authority.clone(),
+            path: head.path.clone(),
+            protocol: head.protocol,
+            upgrade: head.upgrade.clone(),
+            headers: self.request.of(&head.headers),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::telemetry::access_log::Format;
+
+    fn wanted(format: &str) -> Wanted {
+        let mut wanted = Wanted::default();
+        Format::text(format).unwrap().wants(&mut wanted);
+        wanted
+    }
+
+    #[test]
+    fn of_a_message_those_fields_are_kept_that_a_format_names() {
+        let fields = ["user-agent", "x-a", "x-b", "x-envoy-original-path", "x-request-id", "grpc-status"];
+        let headers: Headers = fields
+            .into_iter()
+            .chain(["x-a"])
+            .map(|name| (HeaderName::from_static(name), HeaderValue::from_static("1")))
+            .collect();
+        let kept =
+            |fields: &Fields| fields.of(&headers).iter().map(|(n, _)| n.to_string()).collect::<Vec<_>>();
+        for (format, request, response) in [
+            ("%REQ(:METHOD)% %RESPONSE_CODE%", &[][..], &[][..]),
+            ("%REQ(X-A?X-B)% %RESP(X-B)%", &["x-a", "x-b", "x-a"], &["x-b"]),
+            ("%REQ_WITHOUT_QUERY(USER-AGENT)% %STREAM_ID%", &["user-agent", "x-request-id"], &[]),
+            ("%PATH(NQ:ORIG)%", &["x-envoy-original-path"], &[]),
+            ("%REQUEST_HEADERS_BYTES%", &[&fields[..], &["x-a"]].concat(), &[]),
+            ("%RESPONSE_HEADERS_BYTES%", &[], &[&fields[..], &["x-a"]].concat()),
+        ] {
+            let wanted = wanted(format);
+            assert_eq!(kept(&wanted.request), request, "{format}");
+            assert_eq!(kept(&wanted.response), response, "{format}");
+        }
+        let everything = wanted("%CEL(request.headers['x-a'])%");
+        assert!(everything.request.are_all() && everything.response.are_all());
+    }
+}
