@@ -5,7 +5,7 @@
 //! the threads' cells up. Metrics live in a [`Group`] (a cluster's, a listener's); dropping the group frees its cells.
 
 use std::borrow::Cow;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::HashSet;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -53,9 +53,10 @@ impl Slab {
 
 #[derive(Default)]
 struct Cells {
-    slabs: Vec<Arc<Slab>>,
+    /// None ever goes: they are as many as there were threads at once.
+    slabs: Vec<&'static Slab>,
     /// Those of threads that have ended. Their counts stay; the next thread counts on in them.
-    spare: Vec<Arc<Slab>>,
+    spare: Vec<&'static Slab>,
     next: u32,
     /// Freed runs of cells, by their length (1 or [`HISTOGRAM_CELLS`]).
     free: [Vec<u32>; 2],
@@ -67,35 +68,52 @@ struct Cells {
 static CELLS: LazyLock<Mutex<Cells>> = LazyLock::new(Mutex::default);
 
 /// A thread's slab, which it hands on when it ends: threads that come and go must not leave one behind each.
-struct Own(Arc<Slab>);
+struct Own(&'static Slab);
 
 impl Drop for Own {
     fn drop(&mut self) {
-        CELLS.lock().spare.push(self.0.clone());
+        MINE.set(None);
+        CELLS.lock().spare.push(self.0);
     }
 }
 
 thread_local! {
     static SLAB: OnceCell<Own> = const { OnceCell::new() };
+    /// The same as long as the thread does not end: a request counts dozens of things, and this is one look.
+    static MINE: Cell<Option<&'static Slab>> = const { Cell::new(None) };
 }
 
 /// Counts of threads that are ending: what their connections still count when they are dropped with the thread.
-static LAST: LazyLock<Mutex<Arc<Slab>>> = LazyLock::new(|| Mutex::new(register()));
+static LAST: LazyLock<Mutex<&'static Slab>> = LazyLock::new(|| Mutex::new(register()));
 
-fn register() -> Arc<Slab> {
+fn register() -> &'static Slab {
     let mut cells = CELLS.lock();
     if let Some(slab) = cells.spare.pop() {
         return slab;
     }
-    let slab = Arc::new(Slab::new());
-    cells.slabs.push(slab.clone());
+    let slab = Box::leak(Box::new(Slab::new()));
+    cells.slabs.push(slab);
     slab
 }
 
 /// Runs `f` on this thread's slab. A thread that ends leaves its slab, and so its counts, in the registry.
 #[inline]
 fn with_slab(f: impl Fn(&Slab)) {
-    if SLAB.try_with(|slab| f(&slab.get_or_init(|| Own(register())).0)).is_err() {
+    match MINE.get() {
+        Some(slab) => f(slab),
+        None => with_first(f),
+    }
+}
+
+/// The first time of a thread, or when it is ending.
+#[cold]
+fn with_first(f: impl Fn(&Slab)) {
+    let first = SLAB.try_with(|slab| {
+        let slab = slab.get_or_init(|| Own(register())).0;
+        MINE.set(Some(slab));
+        f(slab);
+    });
+    if first.is_err() {
         f(&LAST.lock());
     }
 }
@@ -181,7 +199,7 @@ fn total(index: u32) -> u64 {
 
 /// One look at all threads' cells: the list of threads is taken once, and then nothing is locked.
 pub struct Reading {
-    slabs: Vec<Arc<Slab>>,
+    slabs: Vec<&'static Slab>,
 }
 
 impl Reading {

@@ -40,14 +40,15 @@ impl Session {
             for (name, version) in &request.initial_resource_versions {
                 let held = Resource { version: version.as_str().into(), ..unknown() };
                 watch.holds(name.as_str().into(), Some(held));
-                if !kind.wildcard() {
-                    watch.names.insert(name.as_str().into());
-                }
+            }
+            if !kind.wildcard() {
+                watch.names.add(request.initial_resource_versions.keys().map(|name| name.as_str().into()));
             }
             watch.wildcard = kind.wildcard() && request.resource_names_subscribe.is_empty();
             watch.owed = true;
             heard = Heard::Subscribed(kind);
         }
+        let mut wanted = Vec::new();
         for name in named(&request.resource_names_subscribe) {
             if &*name == "*" {
                 watch.subscribe_all();
@@ -60,9 +61,10 @@ impl Session {
             }
             // One copy of a name serves all clients.
             let name = all.and_then(|all| all.entry(&name)).map_or(name.clone(), |(known, _)| known.clone());
-            watch.subscribe(name);
+            wanted.push(name);
             heard = Heard::Subscribed(kind);
         }
+        watch.subscribe(wanted);
         for name in named(&request.resource_names_unsubscribe) {
             if &*name == "*" {
                 watch.unsubscribe_all();

@@ -6,6 +6,7 @@
 //! skips states instead of queueing them.
 
 mod delta;
+mod names;
 mod sotw;
 #[cfg(test)]
 mod tests;

@@ -37,7 +37,7 @@ impl Session {
         let names: BTreeSet<Arc<str>> = named(&request.resource_names).filter(|n| &**n != "*").collect();
         if request.response_nonce.is_empty() || !known {
             watch.wildcard = kind.wildcard() && names.is_empty();
-            watch.names = names;
+            watch.names = names.into_iter().collect();
             watch.holds_nothing();
             watch.current = false;
             watch.unanswered = None;
@@ -47,12 +47,10 @@ impl Session {
         if !watch.answered(&request.response_nonce, None) {
             return Heard::Expired(kind);
         }
-        let added: Vec<_> = names.difference(&watch.names).cloned().collect();
-        let gone: Vec<_> = watch.names.difference(&names).cloned().collect();
+        let added: Vec<_> = names.iter().filter(|name| !watch.names.contains(name)).cloned().collect();
+        let gone: Vec<_> = watch.names.iter().filter(|name| !names.contains(*name)).cloned().collect();
         watch.current &= added.is_empty() && gone.is_empty();
-        for name in &added {
-            watch.subscribe(name.clone());
-        }
+        watch.subscribe(added.clone());
         for name in &gone {
             match kind.wildcard() {
                 // It holds it until the next full set.

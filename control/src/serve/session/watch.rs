@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use xds_protos::ResourceType;
 
+use super::names::Names;
 use crate::render::{Resource, answered_empty, empty};
 use crate::serve::set::Set;
 
@@ -27,7 +28,7 @@ pub(super) struct Watch {
     /// Gets everything there is.
     pub(super) wildcard: bool,
     /// Asked for by name.
-    pub(super) names: BTreeSet<Arc<str>>,
+    pub(super) names: Names,
     /// What the client was sent, or said that it holds.
     held: Held,
     /// How many that are.
@@ -107,13 +108,15 @@ impl Watch {
         self.held = Held::default();
     }
 
-    /// Asks for a name too.
-    pub(super) fn subscribe(&mut self, name: Arc<str>) {
-        if !self.wants(&name) && !self.held.except.contains_key(&name) {
-            // The base may have it, and this client does not.
-            self.holds(name.clone(), None);
+    /// Asks for names too.
+    pub(super) fn subscribe(&mut self, names: Vec<Arc<str>>) {
+        for name in &names {
+            if !self.wants(name) && !self.held.except.contains_key(name) {
+                // The base may have it, and this client does not.
+                self.holds(name.clone(), None);
+            }
         }
-        self.names.insert(name);
+        self.names.add(names);
     }
 
     /// Asks for it no more. A client that gets everything keeps it.
@@ -144,7 +147,7 @@ impl Watch {
             && let Some(base) = self.held.base.take()
         {
             // Of the base it holds what it asked for.
-            for name in &self.names {
+            for name in self.names.iter() {
                 if let Some((name, resource)) = base.entry(name) {
                     self.held.except.entry(name.clone()).or_insert_with(|| Some(resource.clone()));
                 }
