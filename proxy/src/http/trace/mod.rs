@@ -125,9 +125,12 @@ impl Tracing {
             }
             return decorated.map(|o| o.name.clone());
         }
-        let given = head.headers.get_str(&OPERATION).filter(|v| !v.is_empty()).map(Arc::from);
-        head.headers.remove(&OPERATION);
-        given.or(decorated.map(|o| o.name.clone()))
+        let given =
+            head.headers.get(&OPERATION).map(|v| v.to_str().ok().filter(|v| !v.is_empty()).map(Arc::from));
+        if given.is_some() {
+            head.headers.remove(&OPERATION);
+        }
+        given.flatten().or(decorated.map(|o| o.name.clone()))
     }
 
     /// Whether the configuration names spans, so that no decorator does.

@@ -1,7 +1,7 @@
 //! Whether a request's trace is kept, and why: forced by the client, forced by a service, or by chance that the request's id
 //! decides, so that every proxy that looks at the id decides alike.
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 use crate::codec::Headers;
 use crate::http::request_id::{self, REQUEST_ID};
@@ -35,9 +35,9 @@ impl Reason {
         }
     }
 
-    /// What the request's id tells.
-    pub fn told(headers: &Headers) -> Self {
-        match request_id::told(headers) {
+    /// What a request's id tells.
+    pub fn told(id: &[u8]) -> Self {
+        match request_id::told(id) {
             Some(b'9') => Self::Sampled,
             Some(b'a') => Self::Forced,
             Some(b'b') => Self::Client,
@@ -65,13 +65,24 @@ impl Sampling {
 
     /// Decides by the request's fields. What its id tells already holds, unless the overall share is against it.
     pub fn decide(self, headers: &Headers) -> Reason {
-        let before = Reason::told(headers);
+        let Some(id) = headers.get(&REQUEST_ID).map(HeaderValue::as_bytes) else { return Reason::Not };
         // Whatever such an id tells, it is none.
-        let Some(number) = number(headers) else { return Reason::Not };
-        let reason = match before {
-            Reason::Not if headers.contains(&CLIENT_TRACE_ID) && self.client.hits(number) => Reason::Client,
-            Reason::Not if headers.contains(&FORCE) => Reason::Forced,
-            Reason::Not if self.random.hits(number) => Reason::Sampled,
+        let Some(number) = number(id) else { return Reason::Not };
+        let reason = match Reason::told(id) {
+            Reason::Not => {
+                // Nearly no request has either field: one pass finds that out.
+                let asks = |wanted| headers.contains(wanted);
+                let asked = headers.iter().any(|(name, _)| *name == CLIENT_TRACE_ID || *name == FORCE);
+                if asked && asks(&CLIENT_TRACE_ID) && self.client.hits(number) {
+                    Reason::Client
+                } else if asked && asks(&FORCE) {
+                    Reason::Forced
+                } else if self.random.hits(number) {
+                    Reason::Sampled
+                } else {
+                    Reason::Not
+                }
+            }
             before => before,
         };
         if reason != Reason::Not && !self.overall.hits(number) { Reason::Not } else { reason }
@@ -79,15 +90,12 @@ impl Sampling {
 }
 
 /// The number by which chance decides: the first eight digits of the request's id.
-fn number(headers: &Headers) -> Option<u64> {
-    let id = headers.get(&REQUEST_ID)?.as_bytes();
+fn number(id: &[u8]) -> Option<u64> {
     u64::from_str_radix(std::str::from_utf8(id.get(..8)?).ok()?, 16).ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     const ALL: Sampling =
