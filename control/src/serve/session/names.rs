@@ -53,7 +53,9 @@ impl Names {
     pub(super) fn remove(&mut self, name: &str) {
         if self.contains(name) {
             let sum = self.hash.wrapping_sub(hash(name));
-            self.change(sum, self.all.len() - 1, |all| drop(all.remove(name)));
+            self.change(sum, self.all.len() - 1, |all| {
+                all.remove(name);
+            });
         }
     }
 

@@ -71,11 +71,10 @@ impl Sampling {
         let reason = match Reason::told(id) {
             Reason::Not => {
                 // Nearly no request has either field: one pass finds that out.
-                let asks = |wanted| headers.contains(wanted);
                 let asked = headers.iter().any(|(name, _)| *name == CLIENT_TRACE_ID || *name == FORCE);
-                if asked && asks(&CLIENT_TRACE_ID) && self.client.hits(number) {
+                if asked && headers.contains(&CLIENT_TRACE_ID) && self.client.hits(number) {
                     Reason::Client
-                } else if asked && asks(&FORCE) {
+                } else if asked && headers.contains(&FORCE) {
                     Reason::Forced
                 } else if self.random.hits(number) {
                     Reason::Sampled
