@@ -232,7 +232,9 @@ fn filters(
 fn headers(all: &[Filter]) -> Option<istio::Headers> {
     let operations = |given: &HeaderFilter| {
         let list = |headers: &[crate::model::gateway_api::HeaderValue]| {
-            headers.iter().map(|h| (h.name.clone(), h.value.clone())).collect::<BTreeMap<_, _>>()
+            // Here a value means itself; where it goes, a percent sign begins a command.
+            let value = |h: &crate::model::gateway_api::HeaderValue| h.value.replace('%', "%%");
+            headers.iter().map(|h| (h.name.clone(), value(h))).collect::<BTreeMap<_, _>>()
         };
         istio::HeaderOperations { set: list(&given.set), add: list(&given.add), remove: given.remove.clone() }
     };
