@@ -218,6 +218,7 @@ spec:
             .collect();
         let slow = Call { delay: Duration::from_secs(1), ..Call::new(1, 1, 10, 1000) };
         let all: Vec<_> = (0..8).map(|_| tokio::spawn(call(client.clone(), slow))).collect();
+        let all_of = all.len() as f64;
         let mut measured = Duration::ZERO;
         for one in all {
             measured += one.await.unwrap().1;
@@ -230,10 +231,11 @@ spec:
             };
             eventually("all calls are counted", || since("count") == 8.0);
             let (counted, measured) = (since("sum"), measured.as_secs_f64() * 1000.0);
-            assert!(
-                (counted / measured - 1.0).abs() < 0.05,
-                "{reporter}: {counted} ms, and its client {measured} ms"
-            );
+            // Each proxy sees more of a call than its server, and less than its client. On a machine that is not busy these two are
+            // nearly the same; on one that is, what lies between is not the proxy's.
+            let waited = all_of * slow.delay.as_secs_f64() * 1000.0;
+            let bounds = (waited * 0.999)..=(measured * 1.001);
+            assert!(bounds.contains(&counted), "{reporter}: {counted} ms, and its client {measured} ms");
         }
         mesh.shutdown().await.unwrap();
     });

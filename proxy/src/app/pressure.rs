@@ -27,8 +27,8 @@ pub(super) async fn watch() {
     let mut interval = tokio::time::interval(LOOK);
     loop {
         interval.tick().await;
-        let Some((used, limit)) = memory.used_of() else { continue };
-        let percent = used * 100 / limit;
+        let seen = memory.used_of();
+        let (percent, (used, limit)) = (share(seen), seen.unwrap_or_default());
         percent_now.set(percent as i64);
         sheds.set(i64::from(percent >= REQUESTS));
         rejects.set(i64::from(percent >= CONNECTIONS));
@@ -46,6 +46,12 @@ pub(super) async fn watch() {
             tracing::info!(used_mib = used >> 20, limit_mib = limit >> 20, "there is memory enough again");
         }
     }
+}
+
+/// How much of what may be used is, in percent. Where nothing limits it any more, or others use most of it, that is nothing: what
+/// is shed then would not help, and would be shed for ever.
+fn share(seen: Option<(u64, u64)>) -> u64 {
+    seen.map_or(0, |(used, limit)| used.saturating_mul(100) / limit.max(1))
 }
 
 fn read(path: &Path) -> String {
@@ -88,8 +94,11 @@ impl Memory {
         let number = |file: &str| read(&self.directory.join(file)).trim().parse::<u64>().ok();
         let limit = number(self.limit).filter(|limit| (1..1 << 60).contains(limit))?;
         let stat = read(&self.directory.join("memory.stat"));
-        let cache =
-            stat.lines().find_map(|line| line.strip_prefix(self.cache)?.trim().parse().ok()).unwrap_or(0);
+        let of = |name: &str| -> u64 {
+            stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
+        };
+        // What is in files of memory alone counts as pages of files, too, and is never taken back.
+        let cache = of(self.cache).saturating_sub(of("shmem "));
         let used = number(self.used)?.saturating_sub(cache);
         let status = read(Path::new("/proc/self/status"));
         let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
@@ -101,6 +110,14 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_longer_known_sheds_nothing() {
+        assert_eq!(
+            [share(Some((96, 100))), share(Some((5, 100))), share(None), share(Some((1, 0)))],
+            [96, 5, 0, 100]
+        );
+    }
 
     #[test]
     fn the_limit_is_found_in_either_version_and_where_there_is_none_nothing_is_done() {
@@ -124,6 +141,12 @@ mod tests {
         put("memory.current", format!("{}\n", 41 << 10));
         put("memory.stat", format!("anon 1\nfile {}\n", 1 << 10));
         assert_eq!(second.used_of(), Some((40 << 10, 100 << 20)), "files do not count");
+        put("memory.stat", format!("anon 1\nfile {}\nshmem {}\n", 1 << 10, 1 << 9));
+        assert_eq!(
+            second.used_of(),
+            Some(((40 << 10) + (1 << 9), 100 << 20)),
+            "unless they are in memory alone"
+        );
         // Of the first, by its path.
         put("memory/pod/c/memory.limit_in_bytes", "9223372036854771712\n".to_owned());
         put("memory/pod/c/memory.usage_in_bytes", format!("{}", 50 << 10));

@@ -158,8 +158,10 @@ fn one_that_returned_gets_ever_more_until_it_has_its_share() {
     });
     a.status.store(200, Ordering::Relaxed);
     eventually("it is half open", || circuit() == "half-open");
+    let began = Instant::now();
     let at_first = of_a(20);
-    assert!(at_first <= 6, "{at_first} of 20");
+    // On a machine that stood still meanwhile a later share is due.
+    assert!(at_first <= 6 || began.elapsed() > Duration::from_secs(1), "{at_first} of 20");
     // More than at first, and not yet its half; then that.
     eventually("it gets more", || (at_first + 1..10).contains(&of_a(20)) || circuit() == "closed");
     eventually("it has its share", || of_a(20) == 10);
