@@ -3,11 +3,11 @@
 //! Pages of control planes and of proxies as they are: they hold no private keys, nor tokens. They do hold names, addresses and
 //! the configuration, so whoever sends the file on should know that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
@@ -91,11 +91,14 @@ pub fn main(args: &BugReportArgs) -> anyhow::Result<()> {
             Err(error) => failed.push(format!("proxies: {error:#}")),
         }
     }
+    let mut directories = Directories::default();
     for target in controls {
-        pages_of(&target, "control", &CONTROL, &mut gathered, &mut failed);
+        let directory = directories.of("control", &target.name);
+        pages_of(&target, &directory, &CONTROL, &mut gathered, &mut failed);
     }
     for target in proxies {
-        pages_of(&target, "proxy", &PROXY, &mut gathered, &mut failed);
+        let directory = directories.of("proxy", &target.name);
+        pages_of(&target, &directory, &PROXY, &mut gathered, &mut failed);
     }
     if let Some(found) = findings(args, &mut failed) {
         gathered.insert("analysis.txt".to_owned(), found);
@@ -103,9 +106,10 @@ pub fn main(args: &BugReportArgs) -> anyhow::Result<()> {
     if gathered.is_empty() {
         bail!("nobody answers:\n{}", failed.join("\n"));
     }
-    let about = json!({"version": env!("CARGO_PKG_VERSION"), "failed": failed});
+    let about =
+        json!({"version": env!("CARGO_PKG_VERSION"), "directories": directories.names, "failed": failed});
     gathered.insert("report.json".to_owned(), format!("{about:#}\n"));
-    write(args, &gathered).with_context(|| format!("{} cannot be written", args.file.display()))?;
+    write(&args.file, &gathered).with_context(|| format!("{} cannot be written", args.file.display()))?;
     for why in &failed {
         eprintln!("left out: {why}");
     }
@@ -117,18 +121,47 @@ pub fn main(args: &BugReportArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The directories of those that are asked.
+#[derive(Default)]
+struct Directories {
+    /// Who each is of.
+    names: BTreeMap<String, String>,
+    /// As a system knows them that takes large letters for small ones.
+    taken: BTreeSet<String>,
+}
+
+impl Directories {
+    /// A directory for one who is called this, which nobody else has. Proxies give themselves their names: what leads elsewhere, or some
+    /// systems do not like in names (the colons of IPv6), is replaced.
+    fn of(&mut self, kind: &str, name: &str) -> String {
+        const LONGEST: usize = 200;
+        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' };
+        let all: String = name.chars().map(plain).take(LONGEST).collect();
+        let rest = all.trim_start_matches('.');
+        let name_of = format!("{}{rest}", "_".repeat(all.len() - rest.len())).replace("..", "__");
+        let mut directory = format!("{kind}-{name_of}");
+        let mut number = 1;
+        while !self.taken.insert(directory.to_ascii_lowercase()) {
+            number += 1;
+            directory = format!("{kind}-{name_of}-{number}");
+        }
+        self.names.insert(directory.clone(), name.to_owned());
+        directory
+    }
+}
+
 fn pages_of(
     target: &Target,
-    kind: &str,
+    directory: &str,
     pages: &[(&str, &str)],
     gathered: &mut BTreeMap<String, String>,
     failed: &mut Vec<String>,
 ) {
     let name = &target.name;
-    eprintln!("asking {name} ({kind})");
+    eprintln!("asking {name} ({directory})");
     for (path, file) in pages {
         match ask_target(target, path, "it does not answer") {
-            Ok(text) => drop(gathered.insert(format!("{kind}-{name}/{file}"), without_secrets(text))),
+            Ok(text) => drop(gathered.insert(format!("{directory}/{file}"), without_secrets(text))),
             Err(error) => failed.push(format!("{}{path}: {error:#}", target.key())),
         }
     }
@@ -188,9 +221,9 @@ fn findings(args: &BugReportArgs, failed: &mut Vec<String>) -> Option<String> {
     }
 }
 
-fn write(args: &BugReportArgs, gathered: &BTreeMap<String, String>) -> anyhow::Result<()> {
+fn write(to: &Path, gathered: &BTreeMap<String, String>) -> anyhow::Result<()> {
     let mut options = std::fs::OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&args.file)?;
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(to)?;
     let mut archive = tar::Builder::new(GzEncoder::new(file, Compression::default()));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     for (name, text) in gathered {
@@ -198,12 +231,7 @@ fn write(args: &BugReportArgs, gathered: &BTreeMap<String, String>) -> anyhow::R
         header.set_size(text.len() as u64);
         header.set_mode(0o600);
         header.set_mtime(now);
-        // Addresses of IPv6 have colons, which some systems do not like in names.
-        archive.append_data(
-            &mut header,
-            format!("weft-bug-report/{}", name.replace(':', "_")),
-            text.as_bytes(),
-        )?;
+        archive.append_data(&mut header, format!("weft-bug-report/{name}"), text.as_bytes())?;
     }
     archive.into_inner()?.finish()?.flush()?;
     Ok(())
@@ -211,6 +239,48 @@ fn write(args: &BugReportArgs, gathered: &BTreeMap<String, String>) -> anyhow::R
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Read;
+
+    #[test]
+    fn whatever_proxies_call_themselves_each_has_a_directory_of_its_own() {
+        let mut directories = super::Directories::default();
+        let mut gathered = BTreeMap::new();
+        let (long, cut) = ("ä/".repeat(1000), format!("proxy-{}", "_".repeat(200)));
+        for (name, wanted) in [
+            ("../x.shop", "proxy-___x.shop"),
+            ("../x.shop", "proxy-___x.shop-2"),
+            ("___X.shop", "proxy-___X.shop-3"),
+            ("web-1.shop", "proxy-web-1.shop"),
+            ("[::1]:15000", "proxy-___1__15000"),
+            ("a...b", "proxy-a__.b"),
+            (".", "proxy-_"),
+            ("", "proxy-"),
+            ("a\0b\n", "proxy-a_b_"),
+            (long.as_str(), cut.as_str()),
+        ] {
+            let directory = directories.of("proxy", name);
+            assert_eq!(directory, wanted, "{name}");
+            gathered.insert(format!("{directory}/ready.txt"), name.to_owned());
+        }
+        assert_eq!(directories.of("control", "web-1.shop"), "control-web-1.shop");
+        assert_eq!(directories.names["proxy-___x.shop-2"], "../x.shop");
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("report.tar.gz");
+        super::write(&file, &gathered).unwrap();
+        let mut archive =
+            tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(&file).unwrap()));
+        let mut found = BTreeMap::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let name = entry.path().unwrap().strip_prefix("weft-bug-report").unwrap().display().to_string();
+            let mut text = String::new();
+            entry.read_to_string(&mut text).unwrap();
+            found.insert(name, text);
+        }
+        assert_eq!(found, gathered);
+    }
+
     #[test]
     fn what_proves_an_identity_is_hidden() {
         let page = r#"{"a": [{"header": {"key": "Authorization", "value": "Bearer x"}}, {"key": "x-a", "value": "y"}], "set": {"cookie": "z", "b": "c"}}"#;

@@ -439,6 +439,16 @@ mod tests {
             replace(&at("mesh.bundle"), &bundle(rule("n", "STRICT"), 2, &first));
             until(&mut watcher.subscribe(), |s| !s.refused && s.world.version() == good).await;
         }
+        // What was damaged, or is an older one because there was no room for the last, is put right once the last is read again.
+        for kept in ["{".to_owned(), bundle(rule("n", "DISABLE"), 1, &first)] {
+            std::fs::write(at("state/accepted-configuration.bundle"), kept).unwrap();
+            assert!(!start("first").await.unwrap().snapshot().refused);
+            let right = std::fs::read_to_string(at("mesh.bundle")).unwrap();
+            replace(&at("mesh.bundle"), "{");
+            let begun = start("first").await.unwrap().snapshot();
+            assert_eq!((begun.world.version(), begun.refused), (good, true));
+            replace(&at("mesh.bundle"), &right);
+        }
         std::fs::remove_file(at("mesh.bundle")).unwrap();
         assert_eq!(start("first").await.unwrap().snapshot().world.version(), good);
         // The word about it is damaged, and it is not.

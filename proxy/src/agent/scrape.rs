@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::health::Target;
 use crate::admin;
@@ -19,6 +20,10 @@ use crate::admin;
 const VARIABLE: &str = "ISTIO_PROMETHEUS_ANNOTATIONS";
 /// How long the application may take where Prometheus does not say.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// And at most.
+const MOST_PATIENCE: Duration = Duration::from_secs(3600);
+/// Of the time that Prometheus waits, this is for the answer's way, at most a tenth of it: what is there is lost if it comes too late.
+const WAY: Duration = Duration::from_millis(500);
 /// What an application may say at most; Istio's limit.
 const LONGEST: usize = 10 << 20;
 /// Prometheus' own text.
@@ -64,7 +69,7 @@ pub(super) fn from_environment(own_port: u16) -> anyhow::Result<Vec<Place>> {
 }
 
 /// Istio's defaults: port 80, path /metrics; `scrape` is on unless it is `false`; `targets` take the place of port and path.
-fn parse(text: &str, own_port: u16) -> anyhow::Result<Vec<Place>> {
+pub(super) fn parse(text: &str, own_port: u16) -> anyhow::Result<Vec<Place>> {
     let annotations: Annotations = serde_json::from_str(text)?;
     if annotations.scrape == "false" {
         return Ok(Vec::new());
@@ -135,26 +140,40 @@ pub(super) struct Scraped {
     pub(super) text: Bytes,
 }
 
-/// Asks the application, for Prometheus' text alone where that is what is wanted.
-pub(super) async fn scrape_text(place: &Place, asked: &HeaderMap, pod: IpAddr) -> anyhow::Result<Scraped> {
+/// Until when everything is to be there, however often the application is asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline {
+    patience: Duration,
+    at: Instant,
+}
+
+impl Deadline {
+    /// As Prometheus says, from now on.
+    pub(super) fn of(asked: &HeaderMap) -> Self {
+        let seconds = asked.get(&TIMEOUT).and_then(|v| v.to_str().ok()?.parse::<f64>().ok());
+        let said =
+            seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).map(|said| said.min(MOST_PATIENCE));
+        let patience = said.map_or(PATIENCE, |said| said - WAY.min(said / 10));
+        Self { patience, at: Instant::now() + patience }
+    }
+}
+
+/// What is asked where Prometheus' text alone is wanted.
+pub(super) fn for_text(asked: &HeaderMap) -> HeaderMap {
     let mut asked = asked.clone();
     asked.insert(header::ACCEPT, http::HeaderValue::from_static(TEXT));
-    let scraped = scrape(place, &asked, pod).await?;
-    if scraped.format != Format::Text {
-        bail!(
-            "it answers in OpenMetrics though it was asked for text, and its metrics cannot stand beside the others in that: \
-             does a metric of it have the name of one of the proxy's, or is there an application that knows text only?"
-        );
-    }
-    Ok(scraped)
+    asked
 }
 
 /// Asks the application, with what Prometheus said of the format, of itself and of its patience.
-pub(super) async fn scrape(place: &Place, asked: &HeaderMap, pod: IpAddr) -> anyhow::Result<Scraped> {
-    let seconds = asked.get(&TIMEOUT).and_then(|v| v.to_str().ok()?.parse::<f64>().ok());
-    let patience = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(PATIENCE);
-    let answered = tokio::time::timeout(patience, ask(place, asked, pod)).await;
-    answered.with_context(|| format!("not within {patience:?}"))?
+pub(super) async fn scrape(
+    place: &Place,
+    asked: &HeaderMap,
+    pod: IpAddr,
+    deadline: Deadline,
+) -> anyhow::Result<Scraped> {
+    let answered = tokio::time::timeout_at(deadline.at, ask(place, asked, pod)).await;
+    answered.with_context(|| format!("not within {:?}", deadline.patience))?
 }
 
 async fn ask(place: &Place, asked: &HeaderMap, pod: IpAddr) -> anyhow::Result<Scraped> {
@@ -255,6 +274,27 @@ mod tests {
         let said = "application/vnd.google.protobuf;q=0.7, application/openmetrics-text;version=1.0.0;q=0.6,*/*;q=0.1";
         asked.insert(header::ACCEPT, http::HeaderValue::from_static(said));
         assert_eq!(accept(&asked).unwrap(), "application/openmetrics-text;version=1.0.0;q=0.6,*/*;q=0.1");
+    }
+
+    #[test]
+    fn all_is_there_before_prometheus_gives_up() {
+        let patience = |said: &'static str| {
+            let mut asked = HeaderMap::new();
+            asked.insert(TIMEOUT, http::HeaderValue::from_static(said));
+            Deadline::of(&asked).patience
+        };
+        for (said, millis) in [
+            ("10", 9_500),
+            ("3.5", 3_150),
+            ("0", 0),
+            ("-1", 10_000),
+            ("soon", 10_000),
+            ("1e15", 3_599_500),
+            ("1e300", 10_000),
+        ] {
+            assert_eq!(patience(said), Duration::from_millis(millis), "{said}");
+        }
+        assert_eq!(Deadline::of(&HeaderMap::new()).patience, PATIENCE);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,10 +17,11 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use super::exposition;
 use super::health::{Asked, Health, Probers};
-use super::scrape::{self, Format, Place, Scraped};
+use super::scrape::{self, Deadline, Format, Place, Scraped};
 use crate::admin::{self, AdminState};
 use crate::state::{DrainScope, Role};
 
@@ -28,10 +29,28 @@ use crate::state::{DrainScope, Role};
 #[derive(Debug)]
 pub struct Sidecar {
     health: Health,
-    places: Vec<Place>,
+    places: Vec<Known>,
     pod: IpAddr,
     port: u16,
     counts: Counts,
+}
+
+/// A place where the application gives metrics.
+#[derive(Debug)]
+struct Known {
+    place: Place,
+    /// It has answered in OpenMetrics where that was of no use: it is asked for text at once.
+    text: AtomicBool,
+}
+
+/// What one of them says.
+#[derive(Debug)]
+struct Said {
+    /// Which of them.
+    at: usize,
+    /// It was asked for text alone.
+    for_text: bool,
+    scraped: Scraped,
 }
 
 /// Istio's numbers of an agent.
@@ -56,7 +75,13 @@ impl Sidecar {
         let health = Health::new(Probers::from_environment()?, if legacy { localhost } else { pod });
         // The port of a gateway is open to others.
         let places = if role == Role::Sidecar { scrape::from_environment(port)? } else { Vec::new() };
-        Ok(Self { health, places, pod, port, counts: Counts::default() })
+        Ok(Self::asking(places, health, pod, port))
+    }
+
+    fn asking(places: Vec<Place>, health: Health, pod: IpAddr, port: u16) -> Self {
+        let known = |place| Known { place, text: AtomicBool::new(false) };
+        let places = places.into_iter().map(known).collect();
+        Self { health, places, pod, port, counts: Counts::default() }
     }
 
     /// Listens and answers for ever; an error says why it cannot listen.
@@ -156,43 +181,35 @@ impl Sidecar {
     /// The agent's numbers, the proxy's and the application's. Whoever fails is missing, and counted.
     ///
     /// OpenMetrics is answered where it is asked for and can be: all of the application speaks it, and no family is in two parts. All
-    /// else is Prometheus' text, for which an application that has answered in OpenMetrics is asked once more.
+    /// else is Prometheus' text, for which an application that has answered in OpenMetrics is asked once more, and from then on at once.
     async fn metrics(&self, request: &Request<Incoming>, state: &Arc<AdminState>) -> Response<Full<Bytes>> {
         self.counts.scrapes.fetch_add(1, Relaxed);
         let headers = request.headers();
         let accepted = headers.get_all(hyper::header::ACCEPT).iter();
         let open = accepted.filter_map(|v| v.to_str().ok()).any(admin::wants_open_metrics);
         let query = request.uri().query().unwrap_or_default().to_owned();
-        let mut application = self.application(headers).await;
+        let deadline = Deadline::of(headers);
+        let application = self.application(headers, deadline).await;
         // Whoever asks for nothing gets what the application has, as from Istio's agent.
         if (open || !application.is_empty())
-            && application.iter().all(|(_, scraped)| scraped.format == Format::OpenMetrics)
+            && application.iter().all(|said| said.scraped.format == Format::OpenMetrics)
         {
             let parts = self.own(&query, true, state).await;
             let parts = match parts {
                 Ok(parts) => parts,
                 Err(wrong) => return text(StatusCode::BAD_REQUEST, format!("{wrong}\n")),
             };
-            let all =
-                || std::iter::once(parts.as_bytes()).chain(application.iter().map(|(_, s)| &s.text[..]));
+            let all = || {
+                std::iter::once(parts.as_bytes()).chain(application.iter().map(|said| &said.scraped.text[..]))
+            };
             if exposition::can_be_one(all()) {
                 return answer(Format::OpenMetrics, all().chain([&b"# EOF\n"[..]]));
             }
         }
-        for (place, scraped) in &mut application {
-            if scraped.format != Format::Text {
-                match scrape::scrape_text(place, headers, self.pod).await {
-                    Ok(text) => *scraped = text,
-                    Err(error) => {
-                        self.missing(place, &error);
-                        scraped.text = Bytes::new();
-                    }
-                }
-            }
-        }
+        let application = self.in_text(application, open, headers, deadline).await;
         match self.own(&query, false, state).await {
             Ok(own) => {
-                let all = application.iter().map(|(_, scraped)| &scraped.text[..]);
+                let all = application.iter().map(|said| &said.scraped.text[..]);
                 answer(Format::Text, std::iter::once(own.as_bytes()).chain(all))
             }
             Err(wrong) => text(StatusCode::BAD_REQUEST, format!("{wrong}\n")),
@@ -200,26 +217,71 @@ impl Sidecar {
     }
 
     /// What each place of the application says.
-    async fn application(&self, headers: &HeaderMap) -> Vec<(Place, Scraped)> {
-        let asking: Vec<_> = self
-            .places
-            .iter()
-            .map(|place| {
-                let (place, headers, pod) = (place.clone(), headers.clone(), self.pod);
-                tokio::spawn(async move {
-                    let scraped = scrape::scrape(&place, &headers, pod).await;
-                    (place, scraped)
-                })
-            })
-            .collect();
+    async fn application(&self, headers: &HeaderMap, deadline: Deadline) -> Vec<Said> {
+        let all = self.places.iter().enumerate().map(|(at, known)| (at, known.text.load(Relaxed)));
+        self.ask(all, headers, deadline).await
+    }
+
+    /// The same where it cannot be answered in OpenMetrics. `open`: that is what was asked for.
+    async fn in_text(
+        &self,
+        application: Vec<Said>,
+        open: bool,
+        headers: &HeaderMap,
+        deadline: Deadline,
+    ) -> Vec<Said> {
+        let (mut texts, others): (Vec<_>, Vec<_>) =
+            application.into_iter().partition(|said| said.scraped.format == Format::Text);
+        let (again, stubborn): (Vec<_>, Vec<_>) = others.into_iter().partition(|said| !said.for_text);
+        for said in &again {
+            // Who asks for an older version himself says nothing of what Prometheus gets.
+            if open || said.scraped.format == Format::OpenMetrics {
+                self.places[said.at].text.store(true, Relaxed);
+            }
+        }
+        let again = again.into_iter().map(|said| (said.at, true));
+        let (found, still): (Vec<_>, Vec<_>) = self
+            .ask(again, headers, deadline)
+            .await
+            .into_iter()
+            .partition(|said| said.scraped.format == Format::Text);
+        for said in stubborn.iter().chain(&still) {
+            let error = anyhow::anyhow!(
+                "it answers in OpenMetrics though it was asked for text, and its metrics cannot stand beside the others in that: \
+                 does a metric of it have the name of one of the proxy's, or is there an application that knows text only?"
+            );
+            self.missing(&self.places[said.at].place, &error);
+        }
+        texts.extend(found);
+        texts.sort_by_key(|said| said.at);
+        texts
+    }
+
+    /// Asks these places, all at the same time: for text alone or not.
+    async fn ask(
+        &self,
+        which: impl Iterator<Item = (usize, bool)>,
+        headers: &HeaderMap,
+        deadline: Deadline,
+    ) -> Vec<Said> {
+        let mut asking = JoinSet::new();
+        for (at, for_text) in which {
+            let (place, pod) = (self.places[at].place.clone(), self.pod);
+            let headers = if for_text { scrape::for_text(headers) } else { headers.clone() };
+            asking.spawn(async move {
+                let scraped = scrape::scrape(&place, &headers, pod, deadline).await;
+                (at, for_text, scraped)
+            });
+        }
         let mut all = Vec::new();
-        for asked in asking {
-            match asked.await {
-                Ok((place, Ok(scraped))) => all.push((place, scraped)),
-                Ok((place, Err(error))) => self.missing(&place, &error),
+        while let Some(asked) = asking.join_next().await {
+            match asked {
+                Ok((at, for_text, Ok(scraped))) => all.push(Said { at, for_text, scraped }),
+                Ok((at, _, Err(error))) => self.missing(&self.places[at].place, &error),
                 Err(_) => drop(self.counts.application.fetch_add(1, Relaxed)),
             }
         }
+        all.sort_by_key(|said| said.at);
         all
     }
 
@@ -294,7 +356,96 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
+
+    /// An application whose places speak OpenMetrics, and text where they are asked for that alone, once so many ask at the same time.
+    /// It tells what each was asked for.
+    async fn application(places: usize, at_once: usize) -> (Sidecar, Arc<Mutex<Vec<String>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (asked, together) = (Arc::default(), Arc::new(tokio::sync::Barrier::new(at_once)));
+        let heard: Arc<Mutex<Vec<String>>> = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (heard, together) = (heard.clone(), together.clone());
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let accept = request.headers()[hyper::header::ACCEPT].to_str().unwrap().to_owned();
+                    heard.lock().unwrap().push(accept.clone());
+                    let together = together.clone();
+                    async move {
+                        let open = accept.contains("openmetrics");
+                        if !open {
+                            together.wait().await;
+                        }
+                        let kind = if open { admin::OPEN_METRICS } else { "text/plain" };
+                        let answer = Response::builder().header("content-type", kind);
+                        answer.body(Full::new(Bytes::from(request.uri().path().to_owned())))
+                    }
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        let targets = (0..places).map(|at| format!(r#"{{"port": "{port}", "path": "/{at}"}}"#));
+        let targets = targets.collect::<Vec<_>>().join(", ");
+        let places = scrape::parse(&format!(r#"{{"targets": [{targets}]}}"#), 15020).unwrap();
+        let pod = IpAddr::from([127, 0, 0, 1]);
+        (Sidecar::asking(places, Health::new(Probers::default(), pod), pod, 15020), asked)
+    }
+
+    fn prometheus() -> HeaderMap {
+        let accept = HeaderValue::from_static("application/openmetrics-text;version=1.0.0,text/plain;q=0.5");
+        [(hyper::header::ACCEPT, accept)].into_iter().collect()
+    }
+
+    #[tokio::test]
+    async fn who_is_to_say_it_in_text_is_asked_with_the_others_and_from_then_on_at_once() {
+        let (sidecar, asked) = application(3, 3).await;
+        let headers = prometheus();
+        // In text none answers before all are asked.
+        for round in 1..=2 {
+            let deadline = Deadline::of(&headers);
+            let said = sidecar.application(&headers, deadline).await;
+            let text = sidecar.in_text(said, true, &headers, deadline).await;
+            let texts: Vec<_> = text.iter().map(|said| &said.scraped.text[..]).collect();
+            assert_eq!(texts, [b"/0\n", b"/1\n", b"/2\n"], "{round}");
+        }
+        let asked = std::mem::take(&mut *asked.lock().unwrap());
+        let open: Vec<_> = asked.iter().map(|accept| accept.contains("openmetrics")).collect();
+        assert_eq!(open, [[true; 3], [false; 3], [false; 3]].concat());
+        assert_eq!(sidecar.counts.application.load(Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn who_is_asked_twice_has_the_time_of_one() {
+        let (sidecar, _) = application(1, 1).await;
+        let mut headers = prometheus();
+        let open = sidecar.application(&headers, Deadline::of(&headers)).await;
+        headers.insert("x-prometheus-scrape-timeout-seconds", HeaderValue::from_static("0"));
+        let over = Deadline::of(&headers);
+        // What Prometheus would wait for one answer is not what counts.
+        let text = sidecar.in_text(open, true, &prometheus(), over).await;
+        assert!(text.is_empty());
+        assert_eq!(sidecar.counts.application.load(Relaxed), 1);
+        // The next time it is asked for text at once, and has all of the time for it.
+        let headers = prometheus();
+        let said = sidecar.application(&headers, Deadline::of(&headers)).await;
+        assert!(said.len() == 1 && said[0].scraped.format == Format::Text, "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn who_knows_openmetrics_alone_is_not_asked_for_text_twice() {
+        let (sidecar, asked) = application(1, 1).await;
+        let headers = prometheus();
+        let mut said = sidecar.application(&headers, Deadline::of(&headers)).await;
+        said[0].for_text = true;
+        assert!(sidecar.in_text(said, true, &headers, Deadline::of(&headers)).await.is_empty());
+        assert_eq!((asked.lock().unwrap().len(), sidecar.counts.application.load(Relaxed)), (1, 1));
+    }
 
     #[test]
     fn only_the_loopback_is_this_pod() {

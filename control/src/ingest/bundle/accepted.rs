@@ -163,9 +163,12 @@ impl Memory {
     fn write(&self, file: &str, text: &str) -> std::io::Result<()> {
         let partial = self.directory.join(format!(".{file}.partial"));
         let mut out = std::fs::File::create(&partial)?;
-        out.write_all(text.as_bytes())?;
-        out.sync_all()?;
-        std::fs::rename(&partial, self.directory.join(file))?;
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.sync_all());
+        if let Err(error) = written.and_then(|()| std::fs::rename(&partial, self.directory.join(file))) {
+            // A half would take the room that the word about it needs.
+            let _ = std::fs::remove_file(&partial);
+            return Err(error);
+        }
         std::fs::File::open(&self.directory)?.sync_all()
     }
 
@@ -184,7 +187,12 @@ impl Memory {
     fn keep(&self, taken: &Taken) {
         let known = std::fs::read(self.path()).ok();
         let known = known.and_then(|text| serde_json::from_slice::<Accepted>(&text).ok());
-        if known.as_ref() == Some(&taken.accepted) && self.directory.join(BUNDLE).exists() {
+        // The word may be right beside something else: it may have been written when there was no room for the whole, or that was
+        // damaged since.
+        let whole = || std::fs::read_to_string(self.directory.join(BUNDLE)).ok();
+        if known.as_ref() == Some(&taken.accepted)
+            && taken.bundle.as_ref().is_ok_and(|text| whole().as_ref() == Some(text))
+        {
             return;
         }
         // It before the word about it: the other way round an older one would be kept as the last.

@@ -226,7 +226,8 @@ fn lasting(world: &World, workload: &Workload) -> (Option<String>, String) {
         return (Some(key), String::new());
     }
     let note = format!(
-        "{} calls its proxy as {} do ({key}): if it enters itself anew under another address, nobody can tell that it is the one under          quarantine. Give each proxy a name of its own (--name)",
+        "{} calls its proxy as {} do ({key}): if it enters itself anew under another address, nobody can tell that it is the one under \
+         quarantine. Give each proxy a name of its own (--name)",
         workload.meta.name,
         others.join(", ")
     );
@@ -255,14 +256,14 @@ pub fn lift_unread(directory: &Path, name: &str, why: &str) -> Result<Done, Wron
             std::fs::remove_file(&file).map_err(|e| Wrong::Failed(format!("{}: {e}", file.display())))?;
             let (target, place) = (format!("{namespace}/{name}"), file.display().to_string());
             let note = format!(
-                "the directory is refused as it is, and a control plane goes on with the last good state, where the quarantine holds: mend this,                  too
-{why}"
+                "the directory is refused as it is, and a control plane goes on with the last good state, where the quarantine holds: mend \
+                 this, too\n{why}"
             );
             Ok(Done { target, changed: true, place, note })
         }
         [] => Err(Wrong::Unknown(format!(
-            "{} has no file of a quarantine of {name} (weft-quarantine.NAMESPACE.NAME.yaml), and cannot be read as a whole, so that nobody              knows whether another file has it:
-{why}",
+            "{} has no file of a quarantine of {name} (weft-quarantine.NAMESPACE.NAME.yaml), and cannot be read as a whole, so that nobody \
+             knows whether another file has it:\n{why}",
             directory.display()
         ))),
         several => {
@@ -435,12 +436,24 @@ spec: {address: 10.0.0.3}
         assert!(error.contains("other/cart-1 or shop/cart-1"), "{error}");
         let done = lift("shop/cart-1").unwrap();
         assert_eq!((done.target.as_str(), done.changed), ("shop/cart-1", true));
-        assert!(done.note.contains("mesh.yaml:1: odd") && !at("weft-quarantine.shop.cart-1.yaml").exists());
+        assert_eq!(
+            done.note,
+            "the directory is refused as it is, and a control plane goes on with the last good state, where the quarantine holds: mend this, too\n\
+             mesh.yaml:1: odd"
+        );
+        assert!(!at("weft-quarantine.shop.cart-1.yaml").exists());
         // Now it is clear who is meant; and a name may have dots.
         assert_eq!(lift("cart-1").unwrap().target, "other/cart-1");
         assert_eq!(lift("a.b").unwrap().target, "shop/a.b");
         for name in ["cart-1", "shop/../x", ""] {
-            assert!(lift(name).unwrap_err().to_string().contains("has no file of a quarantine"), "{name}");
+            assert_eq!(
+                lift(name).unwrap_err().to_string(),
+                format!(
+                    "{} has no file of a quarantine of {name} (weft-quarantine.NAMESPACE.NAME.yaml), and cannot be read as a whole, so that nobody \
+                     knows whether another file has it:\nmesh.yaml:1: odd",
+                    directory.path().display()
+                )
+            );
         }
     }
 
@@ -452,6 +465,30 @@ spec: {address: 10.0.0.3}
         let why = reaches(&world, "shop/cart-2").unwrap_err();
         assert!(why.contains("10.0.0.1") && why.contains("WorkloadEntry shop/cart-1"), "{why}");
         assert_eq!(reaches(&world, "shop/gone"), Ok(()));
+    }
+
+    #[test]
+    fn proxies_of_one_name_are_told_apart_by_nobody_and_that_is_said() {
+        use crate::model::workload_group::{GROUP_ANNOTATION, PROXY_ANNOTATION};
+
+        let entry = |name: &str, address: &str, proxy: &str| {
+            format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+                 metadata: {{name: {name}, namespace: shop, annotations: {{{GROUP_ANNOTATION}: vms, {PROXY_ANNOTATION}: {proxy}}}}}\n\
+                 spec: {{address: {address}, labels: {{app: vm}}}}\n"
+            )
+        };
+        let text = [
+            entry("vm-1", "10.0.0.1", "vm"),
+            entry("vm-2", "10.0.0.2", "vm"),
+            entry("vm-3", "10.0.0.3", "x"),
+        ];
+        let world = load_str("x.yaml", &text.concat()).into_result().unwrap_or_else(|all| panic!("{all:?}"));
+        let of = |name: &str| lasting(&world, find(&world, name).unwrap());
+        assert_eq!(of("vm-3"), (Some("vms/x".to_owned()), String::new()));
+        let note = "vm-1 calls its proxy as vm-2 do (vms/vm): if it enters itself anew under another address, nobody can tell that it is the one \
+                    under quarantine. Give each proxy a name of its own (--name)";
+        assert_eq!(of("vm-1"), (None, note.to_owned()));
     }
 
     #[tokio::test]

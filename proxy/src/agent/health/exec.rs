@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
+use tokio::task::JoinSet;
 
 use super::{Outcome, up};
 
@@ -41,17 +42,24 @@ pub(super) async fn probe(command: &[String]) -> anyhow::Result<Outcome> {
     // Dropped before the child is waited for by somebody else: the number is still its own.
     let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     let mut group = Group(id);
-    let mut said =
-        [tokio::spawn(beginning(child.stderr.take())), tokio::spawn(beginning(child.stdout.take()))];
+    let (errors, output) = (child.stderr.take(), child.stdout.take());
+    // They end with whoever waits for them: a process that left the group may hold its output open for ever.
+    let mut reading = JoinSet::new();
+    reading.spawn(async { (0, beginning(errors).await) });
+    reading.spawn(async { (1, beginning(output).await) });
     let status = child.wait().await.context("the command cannot be waited for")?;
     group.0 = None;
-    let mut text = Vec::new();
-    for task in &mut said {
-        match tokio::time::timeout(PATIENCE, &mut *task).await {
-            Ok(read) => text.extend(read.unwrap_or_default()),
-            Err(_) => task.abort(),
+    let mut said = [Vec::new(), Vec::new()];
+    let all = async {
+        while let Some(read) = reading.join_next().await {
+            if let Ok((at, text)) = read {
+                said[at] = text;
+            }
         }
-    }
+    };
+    // What did not come by then is not told.
+    let _ = tokio::time::timeout(PATIENCE, all).await;
+    let text = said.concat();
     if status.success() {
         return Ok(up());
     }
@@ -117,5 +125,32 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), gone).await.expect("they are ended");
+    }
+
+    #[tokio::test]
+    async fn nothing_reads_on_when_nobody_waits_any_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        // It has left the group, and holds the output open.
+        let away = format!("echo $$ > {0}.part; mv {0}.part {0}; exec sleep 60", file.display());
+        let script = format!("setsid sh -c '{away}' & wait");
+        let until = async |what: &str, done: &dyn Fn() -> bool| {
+            let waited = async {
+                while !done() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), waited).await.expect(what);
+        };
+        let begun = || file.exists();
+        tokio::select! {
+            ended = shell(&script) => panic!("{ended:?}"),
+            () = until("it has begun", &begun) => {}
+        }
+        let pid =
+            std::fs::read_to_string(&file).unwrap().trim().parse().ok().and_then(Pid::from_raw).unwrap();
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        until("the readers end", &|| tasks() == 0).await;
+        rustix::process::kill_process(pid, Signal::KILL).expect("it still holds the output");
     }
 }
