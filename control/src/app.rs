@@ -368,7 +368,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let snapshots = lists.follow(snapshots).await;
     let keys = KeyFetcher::new(args.jwks_root_cert.clone(), args.jwks_refresh_interval);
     let snapshots = keys.follow(snapshots).await;
-    let snapshots = GatewayNames::default().follow(snapshots).await;
+    let snapshots = GatewayNames::new(args.state_dir.as_deref()).follow(snapshots).await;
     let certificates = AcmeKeeper::open(args.state_dir.as_deref(), &world)?;
     let snapshots = acme::follow(snapshots, certificates.acme());
     let cache = RenderCache::new();

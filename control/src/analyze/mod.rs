@@ -142,10 +142,9 @@ pub fn analyze(world: &World) -> Vec<Message> {
     look(world, || true).0
 }
 
-/// How many endpoints clients of other networks do not reach, because their networks' gateways pass on mutual TLS alone.
+/// How many endpoints clients of other networks do not reach: their networks' gateways pass on mutual TLS alone, or none is known.
 pub fn endpoints_without_a_way(world: &World) -> usize {
-    let found = networks::in_plain_text(world);
-    found.iter().flat_map(|(_, networks)| networks.values()).map(Vec::len).sum()
+    networks::without_a_way(world)
 }
 
 /// The same for who cannot wait: what is found until then, and whether everything was looked at.

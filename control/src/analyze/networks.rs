@@ -68,25 +68,41 @@ fn without_gateway(world: &World, found: &mut Vec<Message>) {
     }
 }
 
-/// Services with endpoints behind gateways that pass on mutual TLS alone, and that do not take it: their addresses, by network.
-pub(crate) fn in_plain_text(world: &World) -> Vec<(&Service, BTreeMap<&str, Vec<String>>)> {
+/// The endpoints that somebody reaches by gateways alone.
+fn behind(world: &World) -> Vec<(&Service, &Endpoint, &str)> {
     if world.networks().is_one() {
         return Vec::new();
     }
     let inhabited = inhabited(world);
-    let mut found: Vec<(&Service, BTreeMap<&str, Vec<String>>)> = Vec::new();
-    for (service, endpoint, network) in listed(world) {
+    let behind = |(_, endpoint, network): &(&Service, &Endpoint, &str)| {
         // Gateways are spoken to by what their servers say, and are the way in themselves.
         let gateway = world.workload_at(&endpoint.address).is_some_and(|workload| workload.is_gateway());
-        let known = !gateway && !world.networks().gateways(network).is_empty();
-        if !known || inhabited.iter().all(|other| *other == network) {
-            continue;
-        }
-        let mut ports = service.ports.iter().filter_map(|port| service.endpoint_port(port, endpoint));
-        let takes = |port: u16| {
-            world.peer_mode(&endpoint.namespace, &endpoint.labels, Some(port)) != EffectivePeerMode::Disable
-        };
-        if endpoint.mutual_tls && ports.any(takes) {
+        !gateway && world.networks().ways(network).is_some() && inhabited.iter().any(|other| other != network)
+    };
+    listed(world).filter(behind).collect()
+}
+
+fn takes_mutual_tls(world: &World, service: &Service, endpoint: &Endpoint) -> bool {
+    let mut ports = service.ports.iter().filter_map(|port| service.endpoint_port(port, endpoint));
+    let takes = |port: u16| {
+        world.peer_mode(&endpoint.namespace, &endpoint.labels, Some(port)) != EffectivePeerMode::Disable
+    };
+    endpoint.mutual_tls && ports.any(takes)
+}
+
+/// How many endpoints somebody does not reach: gateways pass on mutual TLS alone, or none of them is known (yet).
+pub(super) fn without_a_way(world: &World) -> usize {
+    let lost = |(service, endpoint, network): &(&Service, &Endpoint, &str)| {
+        world.networks().gateways(network).is_empty() || !takes_mutual_tls(world, service, endpoint)
+    };
+    behind(world).into_iter().filter(lost).count()
+}
+
+/// Services with endpoints behind gateways that pass on mutual TLS alone, and that do not take it: their addresses, by network.
+fn in_plain_text(world: &World) -> Vec<(&Service, BTreeMap<&str, Vec<String>>)> {
+    let mut found: Vec<(&Service, BTreeMap<&str, Vec<String>>)> = Vec::new();
+    for (service, endpoint, network) in behind(world) {
+        if takes_mutual_tls(world, service, endpoint) {
             continue;
         }
         if found.last().is_none_or(|(last, _)| !std::ptr::eq(*last, service)) {

@@ -208,9 +208,9 @@ impl Networks {
         all.filter(|gateway| gateway.is_named()).map(|gateway| gateway.address.clone()).collect()
     }
 
-    /// Whether there is but one network, as far as anybody knows.
+    /// Whether there is but one network: nobody has written of a gateway to another.
     pub fn is_one(&self) -> bool {
-        self.gateways.is_empty()
+        self.written.is_empty()
     }
 
     /// The network of an endpoint: as it says itself, or by its label, or by where it is; empty when unknown.
@@ -246,6 +246,11 @@ impl Networks {
         self.gateways.get(network).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// How a network is reached from others: by these gateways, of which none may be known (yet); none if nobody has written of any.
+    pub fn ways(&self, network: &str) -> Option<&[NetworkGateway]> {
+        self.written.contains_key(network).then(|| self.gateways(network))
+    }
+
     /// Every network that has gateways, or should have them by a name that is not known (yet).
     pub fn with_gateways(&self) -> impl Iterator<Item = (&String, &Vec<NetworkGateway>)> {
         self.written.iter()
@@ -273,8 +278,8 @@ impl Networks {
 
     /// The networks whose gateways are others than in `before`.
     pub fn moved<'a>(&'a self, before: &'a Self) -> BTreeSet<&'a str> {
-        let names = self.gateways.keys().chain(before.gateways.keys());
-        names.filter(|n| self.gateways(n) != before.gateways(n)).map(String::as_str).collect()
+        let names = self.written.keys().chain(before.written.keys());
+        names.filter(|n| self.ways(n) != before.ways(n)).map(String::as_str).collect()
     }
 }
 
@@ -322,6 +327,20 @@ spec: {ports: [{name: tls, port: 15443}]}
         let known = networks.resolved(&names);
         assert_eq!(at(&known, "two"), ["203.0.113.10:15443", "203.0.113.12:15443", "203.0.113.9:15443"]);
         assert_eq!(known.moved(networks), BTreeSet::from(["two"]));
+        // One that is written, and one that nobody knows, are two things.
+        let unwritten = Networks::default();
+        assert_eq!(networks.moved(&unwritten), BTreeSet::from(["two", "three"]));
+        assert_eq!((networks.ways("four"), unwritten.ways("two")), (None, None));
+        let waiting = self::world(
+            &GATEWAY.replace("externalIPs: [203.0.113.9], ", "").replace("{ip: 203.0.113.10}, ", ""),
+        );
+        let waiting = waiting.networks();
+        assert_eq!(waiting.ways("two"), Some(&[] as &[NetworkGateway]));
+        assert_eq!(
+            waiting.moved(&unwritten),
+            BTreeSet::from(["two", "three"]),
+            "the way there is another one already"
+        );
     }
 
     const NETWORKS: &str = "

@@ -70,6 +70,11 @@ pub(super) fn passes_by_name(world: &World, node: &ProxyNode) -> bool {
             .any(|gateway| gateway.spec.servers.iter().any(Server::passes_by_name))
 }
 
+/// Whether a service is one of those: it is part of the mesh, and has a name that can be said. No server name has a star in it.
+pub(super) fn is_passed_on(service: &Service) -> bool {
+    service.location == ServiceLocation::MeshInternal && !service.hostname.starts_with('*')
+}
+
 /// Port, subset and host of such a name.
 pub(super) fn outbound_parts(name: &str) -> Option<(u16, Option<&str>, &str)> {
     let mut parts = match name.strip_prefix("outbound_.") {
@@ -89,7 +94,7 @@ pub(super) fn of_service(
     by_name: bool,
     out: &mut Output<'_>,
 ) {
-    let by_name = by_name && service.location == ServiceLocation::MeshInternal;
+    let by_name = by_name && is_passed_on(service);
     let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);
     let peer = world.namespace_peer_mode(service.namespace()) == EffectivePeerMode::Disable;
     for port in &service.ports {
@@ -99,11 +104,10 @@ pub(super) fn of_service(
             let policy = rule.map(|r| effective_policy(&r.spec, subset, port.number)).unwrap_or_default();
             let nearness = Nearness::new(world, node, &policy);
             // Where clients choose the endpoint, all have to take mutual TLS, or none gets it; by DNS, endpoints are part of
-            // the cluster itself.
+            // the cluster itself, each with whether it takes mutual TLS.
             let (endpoints, peers) = match service.resolution {
-                _ if as_chosen(service, &policy) => (service.versions.endpoints, world.peer_version()),
-                Resolution::Static => (0, 0),
-                _ => (service.versions.endpoints, 0),
+                Resolution::Static if !as_chosen(service, &policy) => (0, 0),
+                _ => (service.versions.endpoints, world.peer_version()),
             };
             let versions = (service.versions.shape, service.versions.identities, endpoints, peers);
             let place = if endpoints == 0 { String::new() } else { nearness.key() };
@@ -427,23 +431,34 @@ fn outbound(
                 "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}});
         }
         Resolution::Dns | Resolution::DnsRoundRobin => {
-            let logical = matches!(service.resolution, Resolution::DnsRoundRobin);
-            cluster["type"] = if logical { "LOGICAL_DNS" } else { "STRICT_DNS" }.into();
-            cluster["dns_refresh_rate"] = seconds(mesh.dns_refresh_rate.get());
-            cluster["respect_dns_ttl"] = true.into();
-            cluster["dns_lookup_family"] = "V4_ONLY".into();
             let labels = subset.and_then(|name| {
                 rule.and_then(|r| r.spec.subsets.iter().find(|s| s.name == name)).map(|s| &s.labels)
             });
             let wanted = Wanted { service, port, labels, nearness, view: None, mutual_only: by_name };
             let assignment = super::endpoint::assignment(world, &wanted, name);
             let empty = assignment["endpoints"].as_array().is_none_or(Vec::is_empty);
-            cluster["load_assignment"] = if empty && !by_name {
-                json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
-                    {"socket_address": {"address": &*service.hostname, "port_value": port.number}}}}]}]})
+            // Without endpoints of its own it is found by its own name, if that is one.
+            let own_name = !by_name
+                && !service.hostname.starts_with('*')
+                && service.endpoints.iter().all(|endpoint| !endpoint.address.is_empty());
+            if empty && !own_name {
+                // A DNS cluster without a name is refused, and all clusters with it.
+                cluster["type"] = "STATIC".into();
+                cluster["load_assignment"] = assignment;
             } else {
-                assignment
-            };
+                let logical = matches!(service.resolution, Resolution::DnsRoundRobin);
+                cluster["type"] = if logical { "LOGICAL_DNS" } else { "STRICT_DNS" }.into();
+                cluster["dns_refresh_rate"] = seconds(mesh.dns_refresh_rate.get());
+                cluster["respect_dns_ttl"] = true.into();
+                cluster["dns_lookup_family"] = "V4_ONLY".into();
+                cluster["load_assignment"] = match empty {
+                    true => {
+                        json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
+                        {"socket_address": {"address": &*service.hostname, "port_value": port.number}}}}]}]})
+                    }
+                    false => assignment,
+                };
+            }
         }
     }
     let original = cluster["type"] == "ORIGINAL_DST";

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::ProxyNode;
-use super::cluster::{outbound_name, passes_by_name, server_name, services};
+use super::cluster::{is_passed_on, outbound_name, passes_by_name, server_name, services};
 use super::locality::Nearness;
 use super::memo::Output;
-use super::networks::{Reach, View, scale};
+use super::networks::{Reach, View, directly, network, scale};
 use crate::model::lookup::effective_policy;
 use crate::model::networks::NetworkGateway;
 use crate::model::place::{CLUSTER_LABEL, Place};
-use crate::model::service::{Resolution, ServiceLocation};
+use crate::model::service::Resolution;
 use crate::model::values::{Labels, Locality, selects};
 use crate::model::{EffectivePeerMode, Endpoint, Service, ServicePort, World};
 
@@ -32,9 +32,7 @@ pub(super) fn of_service(
     out: &mut Output<'_>,
 ) {
     let listed = matches!(service.resolution, Resolution::Static);
-    let by_name = by_name
-        && service.location == ServiceLocation::MeshInternal
-        && (listed || service.resolution == Resolution::None);
+    let by_name = by_name && is_passed_on(service) && (listed || service.resolution == Resolution::None);
     if !listed && !by_name {
         return;
     }
@@ -133,12 +131,12 @@ pub(super) fn assignment(world: &World, wanted: &Wanted<'_>, name: &str) -> Valu
         let Some(number) = service.endpoint_port(port, endpoint) else { continue };
         let peer = world.peer_mode(&endpoint.namespace, &endpoint.labels, Some(number));
         let mutual = endpoint.mutual_tls && peer != EffectivePeerMode::Disable;
-        let reach = view.map_or(Reach::Directly, |view| view.reach(endpoint, mutual));
+        let reach = view.map_or_else(|| directly(endpoint), |view| view.reach(endpoint, mutual));
         if matches!(reach, Reach::Not) || (mutual_only && !mutual) {
             continue;
         }
         let place = endpoint.locality.clone().unwrap_or_default();
-        let distance = nearness.distance(endpoint, world.networks().of(endpoint));
+        let distance = nearness.distance(endpoint, network(world, service, endpoint));
         let group = groups.entry((distance, place)).or_default();
         match reach {
             Reach::Through(gateways) => group.far.push((endpoint.weight.max(1), gateways)),

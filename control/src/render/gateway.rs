@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::cluster::server_name;
+use super::cluster::{is_passed_on, server_name};
 use super::filters::{Routes, Way, bytes, http_connection_manager, tcp_chain};
 use super::memo::Output;
 use super::{ProxyNode, acme, deny_list, layer4, rate_limit, route, tls};
 use crate::model::gateway::{Gateway, Server, ServerTls, ServerTlsMode};
 use crate::model::host::covers;
 use crate::model::lookup::served_hosts;
-use crate::model::service::ServiceLocation;
 use crate::model::virtual_service::RouteDestination;
 use crate::model::{Object, Service, VirtualService, World};
 
@@ -346,7 +345,7 @@ const MUTUAL: [&str; 5] = ["istio", "istio-peer-exchange", "istio-http/1.0", "is
 fn by_name(world: &World, node: &ProxyNode, place: &Place<'_>, taken: &mut HashSet<String>) -> Vec<Value> {
     let mut chains = Vec::new();
     for service in world.visible_services(&node.namespace) {
-        if service.location == ServiceLocation::MeshExternal || !place.takes(service) {
+        if !is_passed_on(service) || !place.takes(service) {
             continue;
         }
         let rule = world.destination_rule(&node.namespace, node.selected_by(world), service);

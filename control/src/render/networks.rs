@@ -1,4 +1,4 @@
-//! What is in other networks, as one proxy reaches it: by that network's gateways, if there are any, and by mutual TLS alone.
+//! What is in other networks, as one proxy reaches it: by that network's gateways, if any are written, and by mutual TLS alone.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -74,11 +74,13 @@ impl<'a> View<'a> {
         let mut others: BTreeMap<&str, &[NetworkGateway]> = BTreeMap::new();
         for endpoint in &service.endpoints {
             let network = self.of(endpoint);
-            if !self.is_near(network) && !others.contains_key(network) {
-                others.insert(network, self.networks.gateways(network));
+            if !self.is_near(network)
+                && !others.contains_key(network)
+                && let Some(gateways) = self.networks.ways(network)
+            {
+                others.insert(network, gateways);
             }
         }
-        others.retain(|_, gateways| !gateways.is_empty());
         let mut hasher = DefaultHasher::new();
         (version, self.asked, &others).hash(&mut hasher);
         if !others.is_empty() {
@@ -89,7 +91,7 @@ impl<'a> View<'a> {
 
     /// The network of an endpoint; empty when unknown.
     fn of<'e>(&'e self, endpoint: &'e Endpoint) -> &'e str {
-        if self.external { Networks::said(endpoint) } else { self.networks.of(endpoint) }
+        of(self.networks, self.external, endpoint)
     }
 
     fn is_near(&self, network: &str) -> bool {
@@ -102,10 +104,12 @@ impl<'a> View<'a> {
         if !self.asked.is_empty() && !network.is_empty() && !self.asked.iter().any(|asked| asked == network) {
             return Reach::Not;
         }
-        let gateways = self.networks.gateways(network);
-        if self.is_near(network) || gateways.is_empty() {
-            // Of one without an address the gateway is all that is known.
-            return if endpoint.address.is_empty() { Reach::Not } else { Reach::Directly };
+        let Some(gateways) = self.networks.ways(network).filter(|_| !self.is_near(network)) else {
+            return directly(endpoint);
+        };
+        // Their names are not looked up (yet), and what is behind them is nowhere else.
+        if gateways.is_empty() {
+            return Reach::Not;
         }
         let mutual = match self.mutual {
             Mutual::Each => takes_mutual,
@@ -114,6 +118,20 @@ impl<'a> View<'a> {
         };
         if mutual { Reach::Through(gateways) } else { Reach::Not }
     }
+}
+
+/// The network of a service's endpoint; empty when unknown. What is outside of the mesh is in none, unless it says so.
+pub(super) fn network<'a>(world: &'a World, service: &Service, endpoint: &'a Endpoint) -> &'a str {
+    of(world.networks(), service.location == ServiceLocation::MeshExternal, endpoint)
+}
+
+fn of<'a>(networks: &'a Networks, external: bool, endpoint: &'a Endpoint) -> &'a str {
+    if external { Networks::said(endpoint) } else { networks.of(endpoint) }
+}
+
+/// The way to an endpoint's own address. Of one without it, its network's gateways are all that is known.
+pub(super) fn directly(endpoint: &Endpoint) -> Reach<'static> {
+    if endpoint.address.is_empty() { Reach::Not } else { Reach::Directly }
 }
 
 /// By what weights are multiplied, so that those of endpoints can be divided among so many gateways each.
@@ -130,7 +148,68 @@ pub(super) fn scale(gateways: impl Iterator<Item = usize>) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use xds_protos::ResourceType;
+
     use super::*;
+    use crate::render::tests::{mesh, node, value};
+    use crate::render::{Memo, render};
+
+    #[test]
+    fn what_is_looked_up_takes_mutual_tls_as_policies_say_now() {
+        let memo = Memo::default();
+        for (mode, expected) in [("PERMISSIVE", "istio"), ("DISABLE", ""), ("STRICT", "istio")] {
+            let world = mesh(&format!(
+                "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: n, namespace: shop}}
+spec:
+  hosts: [n.shop.local]
+  location: MESH_INTERNAL
+  resolution: DNS
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  endpoints: [{{address: n.example, labels: {{app: n}}, serviceAccount: n}}]
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: n, namespace: shop}}
+spec: {{selector: {{matchLabels: {{app: n}}}}, mtls: {{mode: {mode}}}}}
+"
+            ));
+            let resources = render(&world, &node("sidecar", "127.0.9.1", "shop"), false, &memo);
+            let cluster = value(&resources, ResourceType::Cluster, "outbound|80||n.shop.local");
+            let endpoint = &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0];
+            let mode = &endpoint["metadata"]["filter_metadata"]["envoy.transport_socket_match"]["tlsMode"];
+            assert_eq!(mode.as_str().unwrap_or_default(), expected, "{endpoint:#}");
+        }
+    }
+
+    #[test]
+    fn who_is_there_and_who_waits_for_its_gateways_are_told_apart() {
+        let memo = Memo::default();
+        let world = mesh(
+            "
+networks:
+  here: {endpoints: [{fromCidr: 10.1.0.0/16}]}
+  there: {endpoints: [{fromCidr: 10.2.0.0/16}], gateways: [{address: gateway.invalid, port: 15443}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: n, namespace: shop}
+spec: {selector: {app: n}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: n, namespace: shop}
+spec: {address: 10.2.0.1, labels: {app: n}, serviceAccount: n}
+",
+        );
+        for (address, expected) in [("10.2.0.9", true), ("10.1.0.9", false), ("10.9.0.9", true)] {
+            let resources = render(&world, &node("sidecar", address, "shop"), false, &memo);
+            let found = value(&resources, ResourceType::Endpoint, "outbound|80||n.shop.svc.cluster.local");
+            assert_eq!(found.to_string().contains("10.2.0.1"), expected, "{address}: {found:#}");
+        }
+    }
 
     #[test]
     fn weights_are_multiplied_by_what_all_numbers_of_gateways_divide() {

@@ -1,9 +1,11 @@
 //! Names of networks' gateways: load balancers that are known by a name alone are looked up here, because proxies take addresses.
 //!
-//! A state of the mesh goes out when each name has been asked for once. What a name stood for last stays while nobody answers.
+//! A state of the mesh goes out when each name has been asked for once. What a name stood for last stays while nobody answers; it is
+//! kept in the state directory as well, for a start while nobody does.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -33,7 +35,52 @@ struct Name {
 pub struct GatewayNames {
     names: HashMap<String, Name>,
     every: Duration,
+    /// Where answers are kept, and what is there.
+    kept: Option<PathBuf>,
+    before: BTreeMap<String, Vec<IpAddr>>,
     under_way: JoinSet<(String, Result<Vec<IpAddr>, String>)>,
+}
+
+impl GatewayNames {
+    /// What looks names up, and keeps what they stand for below `state`.
+    pub fn new(state: Option<&Path>) -> Self {
+        let kept = state.map(|directory| directory.join("gateway-names.json"));
+        let read = |path: &PathBuf| match std::fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| e.to_string()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(error) => Err(error.to_string()),
+        };
+        let before = match kept.as_ref().map(|path| (path, read(path))) {
+            Some((_, Ok(names))) => names,
+            Some((path, Err(error))) => {
+                tracing::warn!(path = %path.display(), error, "kept addresses of networks' gateways are left aside; they are looked up anew");
+                BTreeMap::new()
+            }
+            None => BTreeMap::new(),
+        };
+        Self { kept, before, ..Self::default() }
+    }
+
+    /// What is known.
+    fn known(&self) -> BTreeMap<String, Vec<IpAddr>> {
+        let known = |(name, found): (&String, &Name)| Some((name.clone(), found.good.clone()?));
+        self.names.iter().filter_map(known).collect()
+    }
+
+    /// Writes down what is known, if it is something else than before.
+    async fn keep(&mut self, known: &BTreeMap<String, Vec<IpAddr>>) {
+        let Some(path) = self.kept.clone().filter(|_| self.before != *known) else { return };
+        self.before.clone_from(known);
+        let Ok(bytes) = serde_json::to_vec(known) else { return };
+        let new = path.with_extension("new");
+        let write = async {
+            tokio::fs::write(&new, bytes).await?;
+            tokio::fs::rename(&new, &path).await
+        };
+        if let Err(error) = write.await {
+            tracing::warn!(path = %path.display(), %error, "addresses of networks' gateways cannot be kept; they stay known until the control plane ends");
+        }
+    }
 }
 
 async fn look_up(name: &str) -> Result<Vec<IpAddr>, String> {
@@ -55,7 +102,7 @@ impl Reads for GatewayNames {
         let now = Instant::now();
         for wanted in wanted {
             let name = self.names.entry(wanted.clone()).or_insert_with(|| Name {
-                good: None,
+                good: self.before.get(&wanted).cloned(),
                 due: now,
                 error: None,
                 tried: false,
@@ -110,19 +157,15 @@ impl Reads for GatewayNames {
                 }
             }
         }
-        metrics::gauge!("weft_network_gateway_names_unknown")
-            .set(self.names.values().filter(|name| name.error.is_some()).count() as f64);
     }
 
     async fn world(&mut self, world: &World) -> World {
-        let world = match self.names.is_empty() {
-            true => world.clone(),
-            false => {
-                let known = |(name, found): (&String, &Name)| Some((name.clone(), found.good.clone()?));
-                let names: BTreeMap<_, _> = self.names.iter().filter_map(known).collect();
-                world.with_gateway_names(&names)
-            }
-        };
+        let known = self.known();
+        self.keep(&known).await;
+        let world = if self.names.is_empty() { world.clone() } else { world.with_gateway_names(&known) };
+        // Here, and not where answers come: a name that nobody wants any more has none.
+        metrics::gauge!("weft_network_gateway_names_unknown")
+            .set(self.names.values().filter(|name| name.error.is_some()).count() as f64);
         metrics::gauge!("weft_network_endpoints_dropped").set(endpoints_without_a_way(&world) as f64);
         world
     }
@@ -132,11 +175,42 @@ impl Reads for GatewayNames {
 mod tests {
     use super::*;
 
+    const MESH: &str = "
+networks:
+  two: {gateways: [{address: localhost, port: 15443}]}
+  three: {gateways: [{address: nowhere.invalid, port: 15443}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: s, namespace: n}
+spec: {selector: {app: s}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: a, namespace: n}
+spec: {address: 10.0.0.1, network: two, labels: {app: s}, serviceAccount: s}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: b, namespace: n}
+spec: {address: 10.0.0.2, network: three, labels: {app: s}, serviceAccount: s}
+";
+
+    fn world(text: &str) -> World {
+        crate::ingest::load_str("x.yaml", text).into_result().unwrap_or_else(|e| panic!("{e:#?}"))
+    }
+
     #[tokio::test]
-    async fn a_gateway_that_has_a_name_alone_is_looked_up_and_one_that_nobody_knows_is_none() {
-        let text = "networks: {two: {gateways: [{address: localhost, port: 15443}]}, three: {gateways: [{address: nowhere.invalid, port: 15443}]}}";
-        let world = crate::ingest::load_str("x.yaml", text).into_result().unwrap();
-        assert!(world.networks().is_one());
+    async fn a_gateway_that_has_a_name_alone_is_looked_up_and_one_that_nobody_knows_is_waited_for() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let numbers = recorder.handle();
+        // All tasks are on this thread.
+        let _counted = metrics::set_default_local_recorder(&recorder);
+        let says = |line: &str| {
+            let page = numbers.render();
+            assert!(page.lines().any(|is| is == line), "{line}: {page}");
+        };
+        let world = world(MESH);
         let mut names = GatewayNames::default();
         let known = names.settle(&world).await;
         let gateways = known.networks().gateways("two");
@@ -145,10 +219,47 @@ mod tests {
             "{gateways:?}"
         );
         assert!(gateways.iter().all(|g| g.address.parse::<IpAddr>().unwrap().is_loopback()));
-        assert!(known.networks().gateways("three").is_empty());
+        assert!(known.networks().gateways("three").is_empty() && known.networks().ways("three").is_some());
         assert_ne!(known.version(), world.version());
+        says("weft_network_gateway_names_unknown 1");
+        says("weft_network_endpoints_dropped 1");
         // What was answered last stays.
         names.take(("localhost".to_owned(), Err("gone".to_owned())));
         assert_eq!(names.world(&world).await.networks(), known.networks());
+        says("weft_network_gateway_names_unknown 2");
+        // Who is not wanted is not missed.
+        names.settle(&self::world(&MESH.replace("nowhere.invalid", "192.0.2.3"))).await;
+        says("weft_network_gateway_names_unknown 1");
+        says("weft_network_endpoints_dropped 0");
+        names.settle(&World::default()).await;
+        says("weft_network_gateway_names_unknown 0");
+    }
+
+    #[tokio::test]
+    async fn what_a_name_stood_for_is_known_after_a_restart_while_nobody_answers() {
+        let state = tempfile::tempdir().unwrap();
+        let world = world(MESH);
+        let waiting = MESH.replace("localhost", "was.invalid");
+        let addresses = vec!["192.0.2.9".parse::<IpAddr>().unwrap()];
+        let mut names = GatewayNames::new(Some(state.path()));
+        let known = names.settle(&world).await;
+        let mut again = GatewayNames::new(Some(state.path()));
+        assert_eq!(again.known(), BTreeMap::new(), "nobody has asked");
+        again.ask(&world);
+        assert_eq!(world.with_gateway_names(&again.known()).networks(), known.networks());
+        // One that has an answer once, and then none.
+        let mut names = GatewayNames::new(Some(state.path()));
+        let other = self::world(&waiting);
+        names.ask(&other);
+        names.take(("was.invalid".to_owned(), Ok(addresses.clone())));
+        names.world(&other).await;
+        let after = GatewayNames::new(Some(state.path())).settle(&other).await;
+        assert_eq!(after.networks().gateways("two")[0].address, "192.0.2.9");
+        let nowhere = GatewayNames::new(None).settle(&other).await;
+        assert!(nowhere.networks().gateways("two").is_empty());
+        // What cannot be read is left aside.
+        std::fs::write(state.path().join("gateway-names.json"), "nonsense").unwrap();
+        let anew = GatewayNames::new(Some(state.path())).settle(&world).await;
+        assert_eq!(anew.networks(), known.networks());
     }
 }

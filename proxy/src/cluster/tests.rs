@@ -519,6 +519,10 @@ fn what_is_wrong_is_refused_at_its_path() {
         ),
         ("name: c\ntype: STRICT_DNS", "load_assignment"),
         (
+            "name: c\ntype: STRICT_DNS\nload_assignment: {endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {port_value: 1}}}}]}]}",
+            "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address",
+        ),
+        (
             "name: c\nload_assignment: {endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: \
              {address: host, port_value: 1}}}}]}]}",
             "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address",

@@ -111,6 +111,10 @@ pub(super) fn written(random: &mut Rng, kind: &str) -> Value {
                     }
                 }
             }
+            if resolution == "DNS" && random.bool() {
+                spec["endpoints"] = json!([{"address": format!("h{number}.example"), "labels": {"app": format!("s{}", random.u32(..3))},
+                    "serviceAccount": pick(random, &["", "one"])}]);
+            }
             if random.bool() {
                 spec["addresses"] = json!([format!("10.97.0.{number}")]);
             }

@@ -690,6 +690,9 @@ fn dns_name(proto: &ep::LbEndpoint) -> Result<DnsName, ConfigError> {
         return Err(ConfigError::new("endpoint.address", "a DNS cluster needs a name and a port"));
     };
     let port = port(&socket)?;
+    if socket.address.is_empty() {
+        return Err(ConfigError::missing("endpoint.address.socket_address.address"));
+    }
     let nowhere = SocketAddr::from(([0, 0, 0, 0], port));
     Ok(DnsName { host: socket.address.clone(), port, endpoint: finish(proto, &inner, nowhere.into()) })
 }
