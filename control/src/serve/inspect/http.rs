@@ -4,7 +4,7 @@
 //! A token is somebody's own, so it is taken over TLS (the webhooks' port), or from this machine (the debug port, also by
 //! `kubectl port-forward`), and not in plain text over a network.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,18 +15,16 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 use weft_events::{Event, Kind, Outcome, Severity, emit};
 
 use super::super::Proxies;
 use super::access::{Access, Denied, Somebody};
-use super::{Links, Missing, Refused, find, short, there};
+use super::places::Places;
+use super::{Links, Missing, Refused, There, find, is_called, is_named_rightly, meant, short, there};
 
 /// A body of any kind.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
-/// As many pages are read at the same time, of all proxies together.
-const AT_ONCE: usize = 128;
 /// A page that somebody reads again and again is told so often.
 const AGAIN: Duration = Duration::from_secs(60);
 /// As many readers and pages are kept apart for that.
@@ -38,7 +36,7 @@ pub struct Operators {
     proxies: Proxies,
     links: Links,
     access: Access,
-    running: Arc<Semaphore>,
+    places: Places,
     told: Arc<Mutex<HashMap<Reading, (Instant, u64)>>>,
 }
 
@@ -63,7 +61,7 @@ pub fn is_ours(path: &str) -> bool {
 impl Operators {
     /// Answers for the connected `proxies`, whose streams are in `links`, to whom `access` lets in.
     pub fn new(proxies: Proxies, links: Links, access: Access) -> Self {
-        Self { proxies, links, access, running: Arc::new(Semaphore::new(AT_ONCE)), told: Arc::default() }
+        Self { proxies, links, access, places: Places::default(), told: Arc::default() }
     }
 
     /// Answers a request, which came over TLS or in plain text.
@@ -104,6 +102,8 @@ impl Operators {
                 "pages are read by GET, and nothing is changed here".to_owned(),
             );
         }
+        // Before anything is looked for: whoever asks again and again gets no more of it than others.
+        let place = self.places.take(&who.name)?;
         let path = request.uri().path();
         if path == "/proxies" || path == "/proxies/" {
             return self.list(&who).await;
@@ -117,29 +117,28 @@ impl Operators {
             );
         };
         let name = name.as_str();
-        let all = there(&self.proxies, &self.links);
+        let named = short(name).rsplit_once('.').map_or("", |(_, namespace)| namespace);
+        let mut has_proxies = false;
+        let all = there(&self.proxies, &self.links, |proxy| {
+            has_proxies |= proxy.node.namespace == named;
+            is_called(&proxy.node.id, name)
+        });
+        let all = meant(&all);
         // Of whom nothing is known it is asked by the name, so that nobody is told who is there who may not know it.
-        let known: BTreeSet<_> = all
-            .iter()
-            .filter(|one| one.id == name || short(&one.id) == name)
-            .map(|one| one.namespace.clone())
-            .collect();
-        let named = short(name).rsplit_once('.').map_or("", |(_, namespace)| namespace).to_owned();
-        for namespace in if known.is_empty() { BTreeSet::from([named]) } else { known } {
-            self.access.allow(&who, &namespace).await?;
+        let known: BTreeSet<_> = all.iter().map(|one| one.namespace.as_str()).collect();
+        for namespace in &known {
+            self.access.allow(&who, namespace, true).await?;
         }
-        let link = match find(&all, name) {
+        if known.is_empty() {
+            self.access.allow(&who, named, has_proxies).await?;
+        }
+        let link = match find(&all) {
             Ok(link) => link,
             Err(missing) => {
-                let (status, why) = explain(name, missing, &all);
+                let near = || self.near(named);
+                let (status, why) = explain(name, missing, near);
                 return deny(status, why);
             }
-        };
-        let Ok(permit) = self.running.clone().try_acquire_owned() else {
-            return deny(
-                StatusCode::TOO_MANY_REQUESTS,
-                format!("{AT_ONCE} pages are read through this control plane already"),
-            );
         };
         let page = format!("/{page}");
         let query = request.uri().query().unwrap_or_default();
@@ -157,9 +156,9 @@ impl Operators {
         self.tell(&who, link.id(), named, from);
         let kind = HeaderValue::from_str(&asked.kind)
             .unwrap_or(HeaderValue::from_static("application/octet-stream"));
-        // The permit goes with the last of the body.
+        // The place goes with the last of the body.
         let body = asked.map_frame(move |frame| {
-            let _ = &permit;
+            let _ = &place;
             frame
         });
         let mut response = Response::new(body.boxed_unsync());
@@ -169,32 +168,34 @@ impl Operators {
     }
 
     async fn list(&self, who: &Somebody) -> Result<Response<Body>, Denied> {
-        let all = there(&self.proxies, &self.links);
+        let all = there(&self.proxies, &self.links, |_| true);
         let namespaces: BTreeSet<_> = all.iter().map(|one| one.namespace.clone()).collect();
         let allowed = self.access.allowed(who, &namespaces).await?;
         if allowed.is_empty()
             && let Some(one) = namespaces.first()
         {
-            self.access.allow(who, one).await?;
+            self.access.allow(who, one, true).await?;
         }
-        let mut lines: Vec<Value> = Vec::new();
-        let mut ids = BTreeSet::new();
+        // An id may be there several times, and of several namespaces where it is not the proxy's own.
+        let mut ids: BTreeMap<(&str, &str), Vec<&There>> = BTreeMap::new();
         for one in all.iter().filter(|one| allowed.contains(&one.namespace)) {
-            if !ids.insert(one.id.as_str()) {
-                continue;
-            }
-            let why = find(&all, &one.id).err().map(|missing| explain(&one.id, missing, &all).1);
-            lines.push(json!({
-                "proxy": one.id, "name": short(&one.id), "namespace": one.namespace, "agent": one.agent, "address": one.address,
-                "asked": why.is_none(), "why": why,
-            }));
+            ids.entry((&one.id, &one.namespace)).or_default().push(one);
         }
+        let lines: Vec<Value> = ids.into_values().filter_map(|these| line(&these)).collect();
         let hidden = namespaces.difference(&allowed).count();
         let page = json!({"proxies": lines, "hiddenNamespaces": hidden});
         let mut response = Response::new(whole(format!("{page:#}\n")));
         let kind = HeaderValue::from_static("application/json");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
         Ok(response)
+    }
+
+    /// The names of a namespace's proxies.
+    fn near(&self, namespace: &str) -> Vec<String> {
+        let all = there(&self.proxies, &self.links, |proxy| proxy.node.namespace == namespace);
+        let all = all.iter().filter(|one| is_named_rightly(&one.id, &one.namespace));
+        let names: BTreeSet<_> = all.map(|one| short(&one.id).to_owned()).collect();
+        names.into_iter().collect()
     }
 
     /// Tells who read what. Who reads a page again and again (a table that follows) is told once a minute, with how often.
@@ -248,17 +249,38 @@ fn unescaped(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// What is said of a proxy that cannot be asked here.
-fn explain(name: &str, missing: Missing, all: &[super::There]) -> (StatusCode, String) {
+/// The line of the list for those of one id and namespace.
+fn line(these: &[&There]) -> Option<Value> {
+    let all = meant(these.iter().copied());
+    let Some(one) = all.first() else {
+        // Not under the name that it has no right to.
+        let one = these.first()?;
+        let why = format!(
+            "the name in its id does not end in .{}, the namespace that it is of: it is not asked under another's name",
+            one.namespace
+        );
+        return Some(json!({
+            "proxy": one.id, "name": one.id, "namespace": one.namespace, "agent": one.agent, "address": one.address,
+            "verified": one.verified, "asked": false, "why": why,
+        }));
+    };
+    let why = find(&all).err().map(|missing| explain(&one.id, missing, Vec::new).1);
+    Some(json!({
+        "proxy": one.id, "name": short(&one.id), "namespace": one.namespace, "agent": one.agent, "address": one.address,
+        "verified": one.verified, "asked": why.is_none(), "why": why,
+    }))
+}
+
+/// What is said of a proxy that cannot be asked here; `near` are the names of its namespace.
+fn explain(name: &str, missing: Missing, near: impl Fn() -> Vec<String>) -> (StatusCode, String) {
     match missing {
         Missing::Unknown => {
             let namespace = short(name).rsplit_once('.').map_or("", |(_, namespace)| namespace);
-            let near: BTreeSet<_> =
-                all.iter().filter(|one| one.namespace == namespace).map(|one| short(&one.id)).collect();
+            let near = near();
             let near = match near.is_empty() {
                 true => format!("none of namespace {namespace:?} is"),
                 false => {
-                    format!("of its namespace there are {}", near.into_iter().collect::<Vec<_>>().join(", "))
+                    format!("of its namespace there are {}", near.join(", "))
                 }
             };
             let why = format!(
@@ -373,6 +395,19 @@ mod tests {
                 "{method} {path} {token} {from} {tls}: {said} {text}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn nobody_looks_for_proxies_who_has_no_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let operators = operators(directory.path());
+        let all: Vec<_> = std::iter::from_fn(|| operators.places.take("inspect token").ok()).collect();
+        for path in ["/proxies", "/proxies/a.shop/admin/stats"] {
+            let (status, text) = ask(&operators, "GET", path, "t", "127.0.0.1", false).await;
+            assert!(status == 429 && text.contains("already"), "{path}: {status} {text}");
+        }
+        drop(all);
+        assert_eq!(ask(&operators, "GET", "/proxies", "t", "127.0.0.1", false).await.0, 200);
     }
 
     #[test]

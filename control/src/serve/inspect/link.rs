@@ -30,6 +30,8 @@ const AT_ONCE: usize = 16;
 const WAITING: usize = 256;
 /// How long a proxy may take to begin its answer.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// No type of a page's is as long.
+const TYPE: usize = 256;
 /// An asker that reads nothing for so long, while something waits for it, is cut off.
 const STALLED: Duration = Duration::from_secs(30);
 
@@ -56,6 +58,8 @@ struct Questions {
 #[derive(Debug)]
 struct UnderWay {
     parts: mpsc::Sender<Part>,
+    /// Its head was there.
+    begun: bool,
     /// So many bytes may still come.
     credit: u32,
     /// When the asker last took something.
@@ -90,9 +94,9 @@ impl Link {
         (Arc::new(Self { id, address, questions, running, ended }), outgoing)
     }
 
-    /// Whether it is this proxy's, on this connection.
-    pub(super) fn is_of(&self, id: &str, address: &str) -> bool {
-        self.id == id && self.address == address
+    /// Whose it is, and on which connection.
+    pub(super) fn key(&self) -> (String, String) {
+        (self.id.clone(), self.address.clone())
     }
 
     /// Its proxy's node id.
@@ -116,7 +120,7 @@ impl Link {
             }
             running.next += 1;
             let id = running.next;
-            let one = UnderWay { parts: sender, credit: CREDIT, taken: Instant::now() };
+            let one = UnderWay { parts: sender, begun: false, credit: CREDIT, taken: Instant::now() };
             running.under_way.insert(id, one);
             id
         };
@@ -160,14 +164,26 @@ impl Link {
         let mut running = self.running.lock();
         // What was taken back meanwhile may have been answered already.
         let Some(one) = running.under_way.get_mut(&answer.id) else { return Ok(()) };
-        let part = match answer.part {
+        let mut part = match answer.part {
             Some(Part::Node(_)) => return Err("it said who it is once more"),
             None => return Ok(()),
             Some(part) => part,
         };
-        if let Part::Body(bytes) = &part {
-            let rest = u32::try_from(bytes.len()).ok().and_then(|many| one.credit.checked_sub(many));
-            one.credit = rest.ok_or("it sent more than it was asked for")?;
+        match &mut part {
+            // Heads do not count against the credit, so there is one, and it is short.
+            Part::Head(_) if one.begun => return Err("it began an answer twice"),
+            Part::Head(head) if head.content_type.len() > TYPE => {
+                return Err("the type of its answer is longer than 256 bytes");
+            }
+            Part::Head(_) => one.begun = true,
+            Part::Body(_) if !one.begun => return Err("it sent a body before its head"),
+            Part::Body(bytes) => {
+                let rest = u32::try_from(bytes.len()).ok().and_then(|many| one.credit.checked_sub(many));
+                one.credit = rest.ok_or("it sent more than it was asked for")?;
+                // A piece of a message keeps all of it in memory, whatever else was in there.
+                *bytes = Bytes::copy_from_slice(bytes);
+            }
+            Part::Node(_) | Part::End(_) => {}
         }
         let last = matches!(part, Part::End(_));
         let lost = one.parts.try_send(part).is_err();
@@ -179,6 +195,11 @@ impl Link {
             self.say(answer.id, What::Cancel(Cancel {}));
         }
         Ok(())
+    }
+
+    /// Tells the proxy why its stream ends.
+    pub(super) fn refuse(&self, wrong: &str) {
+        let _ = self.questions.try_send(Err(Status::invalid_argument(wrong)));
     }
 
     /// Whether something is asked.
@@ -356,6 +377,26 @@ mod tests {
         assert!(matches!(more, What::More(More { credit }) if credit == CREDIT / 4), "{more:?}");
         part(&link, id, body(CREDIT as usize / 4)).unwrap();
         assert_eq!(part(&link, id, body(1)), Err("it sent more than it was asked for"));
+    }
+
+    #[tokio::test]
+    async fn a_proxy_begins_an_answer_once_and_shortly_before_its_body() {
+        let (link, mut outgoing) = link();
+        let (id, _asked) = begun(&link, &mut outgoing).await;
+        assert_eq!(part(&link, id, head(200)), Err("it began an answer twice"));
+        let asking = tokio::spawn({
+            let link = link.clone();
+            async move { link.ask("/stats", "").await.map(|asked| asked.kind.clone()) }
+        });
+        let id = outgoing.recv().await.unwrap().unwrap().id;
+        assert_eq!(part(&link, id, body(1)), Err("it sent a body before its head"));
+        let long = |bytes: usize| Part::Head(Head { status: 200, content_type: "t".repeat(bytes) });
+        assert!(part(&link, id, long(TYPE + 1)).unwrap_err().contains("longer than 256 bytes"));
+        part(&link, id, long(TYPE)).unwrap();
+        assert_eq!(asking.await.unwrap().unwrap().len(), TYPE);
+        link.refuse("it began an answer twice");
+        let last = std::iter::from_fn(|| outgoing.try_recv().ok()).last().unwrap();
+        assert_eq!(last.unwrap_err().message(), "it began an answer twice");
     }
 
     #[tokio::test]

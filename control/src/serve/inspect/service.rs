@@ -15,7 +15,7 @@ use xds_protos::weft::inspect::v1alpha1::{Answer, Question};
 use super::super::ads::caller;
 use super::super::connection::check;
 use super::super::proxies::Proxies;
-use super::{Link, Links};
+use super::{Link, Links, is_named_rightly};
 use crate::ca::Authenticators;
 use crate::render::ProxyNode;
 
@@ -72,6 +72,14 @@ impl InspectionService for Inspection {
         };
         let node = ProxyNode::parse(&node).map_err(|e| Status::invalid_argument(e.to_string()))?;
         check(&node, caller.identity.as_ref())?;
+        // Ids are self-given; the namespace is proven.
+        if !is_named_rightly(&node.id, &node.namespace) {
+            tracing::warn!(proxy = %node.id, namespace = node.namespace, from = %caller.address, "a stream of answers is refused: the proxy's id names another namespace than its own");
+            return Err(Status::permission_denied(format!(
+                "the name in the id {} must end in .{}, the namespace of the proxy: pages are not asked for under other names",
+                node.id, node.namespace
+            )));
+        }
         let identity = caller.identity.as_ref().map(ToString::to_string);
         // Whoever has the connection of another's xDS stream is that other.
         if !self.is_known(&node.id, &caller.address, identity.as_deref()) {
@@ -101,6 +109,7 @@ impl InspectionService for Inspection {
                 let Ok(Some(answer)) = heard else { return };
                 if let Err(wrong) = link.hear(answer) {
                     tracing::warn!(proxy = link.id(), wrong, "a stream of answers is ended");
+                    link.refuse(wrong);
                     return;
                 }
             }
