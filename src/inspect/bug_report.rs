@@ -17,7 +17,7 @@ use flate2::write::GzEncoder;
 use serde_json::json;
 
 use super::proxies::Target;
-use super::through::Through;
+use super::through::{Through, not_told};
 use super::{address, ask_target};
 use crate::configuration::ClusterArgs;
 
@@ -85,6 +85,7 @@ pub fn main(args: &BugReportArgs) -> anyhow::Result<()> {
     let controls = through.debug_ports()?.into_iter().map(named);
     let proxies = args.proxy.iter().map(|name| Ok(named(address(name, 15000)?)));
     let mut proxies = proxies.collect::<anyhow::Result<Vec<_>>>()?;
+    failed.extend(not_told("pages", &through.without_debug_ports()));
     if through.is_meant() {
         match through.targets() {
             Ok(all) => proxies.extend(all),

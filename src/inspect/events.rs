@@ -13,13 +13,12 @@ use time::format_description::well_known::Rfc3339;
 use tokio::task::JoinSet;
 
 use super::Output;
-use super::proxies::{Asked, Proxies, Target, ask};
+use super::proxies::{Asked, Proxies, Target, ask, at_once};
+use super::through::not_told;
 use crate::cli::parse_duration;
 
 /// Where proxies tell their events: the admin interface.
 const PORT: u16 = 15000;
-/// As many are asked at the same time.
-const AT_ONCE: usize = 64;
 /// Who is new, or gone, is looked for every so many rounds.
 const LOOK: u32 = 10;
 
@@ -70,6 +69,11 @@ pub fn main(args: &EventsArgs) -> anyhow::Result<()> {
     let controls = args.proxies.controls()?;
     let targets = whom(args, &controls)?;
     let mut reader = Reader { controls: controls.clone(), targets, next: HashMap::new() };
+    let without = args.proxies.controls_without_pages();
+    let not_told = not_told("events", &without);
+    if let Some(why) = &not_told {
+        eprintln!("weft: {why}");
+    }
     let mut out = std::io::stdout();
     let mut round = 0_u32;
     loop {
@@ -79,7 +83,13 @@ pub fn main(args: &EventsArgs) -> anyhow::Result<()> {
         }
         let events: Vec<Value> = events.into_iter().filter(|event| args.wants(event)).collect();
         let shown = match (args.output, args.follow) {
-            (Output::Json, false) => format!("{:#}\n", json!({"events": events, "proxies": asked.proxies()})),
+            (Output::Json, false) => {
+                let mut page = json!({"events": events, "proxies": asked.proxies()});
+                if let Some(why) = &not_told {
+                    page["controlPlanes"] = json!({"leftOut": without, "why": why});
+                }
+                format!("{page:#}\n")
+            }
             (Output::Json, true) => events.iter().map(|event| format!("{event}\n")).collect(),
             (Output::Text, _) => events.iter().map(line).collect(),
         };
@@ -135,7 +145,7 @@ impl Reader {
             self.controls.iter().map(|at| (Target::at("control plane".to_owned(), *at), "/debug/events"));
         let proxies = self.targets.iter().map(|target| (target.clone(), "/weft/events"));
         let everybody: Vec<_> = control.chain(proxies).collect();
-        for some in everybody.chunks(AT_ONCE) {
+        for some in everybody.chunks(at_once(&self.targets)) {
             let mut under_way = JoinSet::new();
             for (target, page) in some {
                 let since = self.next.get(&target.key()).copied().unwrap_or_default();

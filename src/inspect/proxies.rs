@@ -18,6 +18,8 @@ const PORT: u16 = 15090;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// As many are asked at the same time.
 const AT_ONCE: usize = 64;
+/// And through a control plane, where each reader may have 48 pages at the same time: two commands find room.
+const AT_ONCE_THROUGH: usize = 24;
 
 /// Who is asked.
 #[derive(Args, Debug)]
@@ -77,6 +79,11 @@ impl Proxies {
     /// One is no address.
     pub(super) fn controls(&self) -> anyhow::Result<Vec<SocketAddr>> {
         if self.are_named() { Ok(Vec::new()) } else { self.through.debug_ports() }
+    }
+
+    /// Control planes that do not tell their own pages where they are named.
+    pub(super) fn controls_without_pages(&self) -> Vec<String> {
+        if self.are_named() { Vec::new() } else { self.through.without_debug_ports() }
     }
 
     /// Whether they are named one by one.
@@ -166,13 +173,19 @@ pub(super) struct Asked<T> {
     pub(super) silent: Vec<(String, String)>,
 }
 
+/// As many of these are asked at the same time.
+pub(super) fn at_once(targets: &[Target]) -> usize {
+    if targets.iter().any(|target| !target.prefix.is_empty()) { AT_ONCE_THROUGH } else { AT_ONCE }
+}
+
 /// Asks them for a page, of which `read` makes what is kept. Answers are in the order of their names.
 pub(super) async fn ask<T: Send + 'static>(targets: &[Target], path: &str, read: fn(&str) -> T) -> Asked<T> {
     let mut waiting = targets.iter().cloned();
     let mut under_way: JoinSet<(Target, anyhow::Result<T>)> = JoinSet::new();
     let (mut answers, mut silent) = (Vec::new(), Vec::new());
+    let at_once = at_once(targets);
     loop {
-        while under_way.len() < AT_ONCE
+        while under_way.len() < at_once
             && let Some(target) = waiting.next()
         {
             let path = path.to_owned();

@@ -183,11 +183,11 @@ struct Old {
 }
 
 impl Old {
-    async fn connect() -> Self {
+    async fn connect(id: &str) -> Self {
         let channel = tonic::transport::Endpoint::from_shared(format!("http://{CONTROL}:15010")).unwrap();
         let channel = channel.connect().await.unwrap();
         let (requests, queue) = mpsc::channel(4);
-        let node = Node { id: OLD.into(), user_agent_name: "envoy".into(), ..Node::default() };
+        let node = Node { id: id.into(), user_agent_name: "envoy".into(), ..Node::default() };
         let type_url = "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned();
         let first = DeltaDiscoveryRequest { node: Some(node), type_url, ..DeltaDiscoveryRequest::default() };
         requests.send(first).await.unwrap();
@@ -209,6 +209,39 @@ impl Old {
             Err(status) => status,
         }
     }
+}
+
+/// Those who say that they are web-1.shop, which has proven it.
+fn impostors(scene: &Scene, runtime: &tokio::runtime::Runtime) {
+    let (dev, plain) = (
+        "sidecar~127.86.2.7~web-1.shop~dev.svc.cluster.local",
+        "sidecar~127.86.2.8~web-1.shop~shop.svc.cluster.local",
+    );
+    let of_dev = runtime.block_on(Old::connect(dev));
+    let refused = runtime.block_on(of_dev.answer_for(dev));
+    assert!(
+        refused.code() == Code::PermissionDenied && refused.message().contains("must end in .dev"),
+        "{refused}"
+    );
+    let in_plain_text = runtime.block_on(Old::connect(plain));
+    let taken = runtime.block_on(in_plain_text.answer_for(plain));
+    assert_eq!(taken.code(), Code::Ok, "{taken}");
+    eventually("all are listed as what they are", || {
+        let all = scene.listed();
+        let of = |id: &str| all.iter().find(|one| one["proxy"] == id).cloned().unwrap_or_default();
+        let web = all.iter().find(|one| one["name"] == "web-1.shop" && one["verified"] == true);
+        web.is_some_and(|one| one["asked"] == true)
+            && (of(dev)["asked"] == false && of(dev)["name"] == dev)
+            && of(plain)["verified"] == false
+            && of(CART_ID)["verified"] == false
+    });
+    let (status, _, body) = ask("GET", "/proxies/web-1.shop/admin/server_info", "open-sesame");
+    assert!(status == 200 && body.contains(WEB), "{status} {body}");
+    let output = scene.run(&["proxy-config", "log", "web-1.shop"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("connected in plain text"), "{}", stderr(&output));
+    drop((of_dev, in_plain_text));
+    eventually("they are gone", || scene.listed().len() == 3);
 }
 
 fn commands(scene: &Scene) {
@@ -282,6 +315,11 @@ fn commands(scene: &Scene) {
     let output = weft(&[&secure[..], &token, &["--root-cert", root.to_str().unwrap()]].concat());
     let listed: Value = serde_json::from_str(&stdout(&output)).unwrap_or_default();
     assert_eq!(listed["requests"][0]["proxy"], "cart-1.shop", "{}", stderr(&output));
+    let secure_events = ["events", "--control", "https://127.86.1.1", "--output", "json"];
+    let output = weft(&[&secure_events[..], &token, &["--root-cert", root.to_str().unwrap()]].concat());
+    let page: Value = serde_json::from_str(&stdout(&output)).unwrap_or_default();
+    assert_eq!(page["controlPlanes"]["leftOut"][0], "https://127.86.1.1", "{page}");
+    assert!(stderr(&output).contains("own events are left out"), "{}", stderr(&output));
     let without = weft(&[&secure[..], &token].concat());
     assert!(stderr(&without).contains("--root-cert"), "{}", stderr(&without));
 }
@@ -394,11 +432,12 @@ fn several(scene: &Scene) {
 fn proxies_are_read_through_the_control_plane_by_whom_it_lets_in() {
     let mut scene = Scene::start();
     let runtime = runtime();
-    let old = runtime.block_on(Old::connect());
+    let old = runtime.block_on(Old::connect(OLD));
     eventually("all three are known", || scene.listed().len() == 3);
     let rogue = runtime.block_on(old.answer_for(CART_ID));
     assert_eq!(rogue.code(), Code::PermissionDenied, "{rogue}");
     assert!(rogue.message().contains("answers for itself alone"), "{rogue}");
+    impostors(&scene, &runtime);
     commands(&scene);
     refusals(&scene);
     a_watcher_leaves(&scene);
