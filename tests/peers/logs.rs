@@ -197,7 +197,7 @@ fn a_real_collector_takes_logs_and_metrics_and_its_counts_are_those_of_the_admin
     let config = format!(
         "
 receivers:
-  otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:43170'}}}}}}
+  otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:24317'}}}}}}
 exporters:
   file/logs: {{path: '{}', flush_interval: 100ms}}
   file/metrics: {{path: '{}', flush_interval: 100ms}}
@@ -214,8 +214,8 @@ service:
     let mut command = std::process::Command::new(peer("WEFT_COLLECTOR"));
     command.arg("--config").arg(format!("file:{}", file("collector.yaml").display()));
     let mut collector = Process::start("collector", &mut command, directory.path());
-    collector.wait("listening", || TcpStream::connect("127.0.0.1:43170").is_ok());
-    let config = bootstrap(IP, backend(), 43170, file("access.log").to_str().unwrap());
+    collector.wait("listening", || TcpStream::connect("127.0.0.1:24317").is_ok());
+    let config = bootstrap(IP, backend(), 24317, file("access.log").to_str().unwrap());
     std::fs::write(file("bootstrap.json"), config.to_string()).unwrap();
     let mut command = weft_proxy();
     command.arg("-c").arg(file("bootstrap.json")).args(["--concurrency", "2"]);

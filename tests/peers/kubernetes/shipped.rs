@@ -72,7 +72,7 @@ pub(super) fn is_taken(server: &Server) {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": definitions});
     server.apply(&list.to_string());
     server.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
-    for namespace in ["ecotrack", "argocd", "ambassador", "emissary"] {
+    for namespace in ["ecotrack", "argocd", "ambassador", "emissary", "edge"] {
         server.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}"));
     }
     let mut all = Vec::new();
