@@ -423,12 +423,10 @@ mod tests {
     #[tokio::test]
     async fn who_is_asked_twice_has_the_time_of_one() {
         let (sidecar, _) = application(1, 1).await;
-        let mut headers = prometheus();
+        let headers = prometheus();
         let open = sidecar.application(&headers, Deadline::of(&headers)).await;
-        headers.insert("x-prometheus-scrape-timeout-seconds", HeaderValue::from_static("0"));
-        let over = Deadline::of(&headers);
         // What Prometheus would wait for one answer is not what counts.
-        let text = sidecar.in_text(open, true, &prometheus(), over).await;
+        let text = sidecar.in_text(open, true, &headers, Deadline::passed()).await;
         assert!(text.is_empty());
         assert_eq!(sidecar.counts.application.load(Relaxed), 1);
         // The next time it is asked for text at once, and has all of the time for it.
