@@ -54,8 +54,19 @@ fn files(directory: &Path, found: &mut Vec<PathBuf>) {
     entries.sort();
     for path in entries {
         let name = path.file_name().unwrap().to_str().unwrap();
-        // Objects that Gatekeeper is to refuse; charts and kustomizations, which are rendered first; what no cluster reads.
-        let others = ["cases", "helm", "kustomize", "images", "standalone", "crds", "observability", "falco"];
+        // Objects that Gatekeeper is to refuse; charts and kustomizations, which are rendered first; what no cluster reads, as the
+        // two networks that one machine plays by addresses of its own.
+        let others = [
+            "cases",
+            "helm",
+            "kustomize",
+            "images",
+            "standalone",
+            "crds",
+            "observability",
+            "falco",
+            "networks",
+        ];
         let not_for_it = others.contains(&name) || name == "suite.yaml";
         // The file that is left out is laid over Emissary's own Deployment.
         if path.is_dir() && !not_for_it {
@@ -72,7 +83,7 @@ pub(super) fn is_taken(server: &Server) {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": definitions});
     server.apply(&list.to_string());
     server.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
-    for namespace in ["ecotrack", "argocd", "ambassador", "emissary", "edge"] {
+    for namespace in ["ecotrack", "argocd", "ambassador", "emissary"] {
         server.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}"));
     }
     let mut all = Vec::new();
