@@ -115,6 +115,8 @@ fn a_workload_enters_itself_gets_requests_while_it_is_well_and_goes_with_its_pro
     let mut proxy = vm(&control, "cart", &[("PROXY_CONFIG", &probe)]);
     proxy.says(&["the application passes its probe"]);
     assert_eq!(endpoints(&control), here());
+    // One that never came back has a minute.
+    eventually("its proxy is back", || control.page("/debug/syncz").contains(VM));
 
     proxy.kill();
     eventually("it goes with its proxy", || endpoints(&control).is_empty() && !knows());
