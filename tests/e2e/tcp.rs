@@ -164,7 +164,9 @@ fn of_two_servers_the_one_with_fewer_connections_gets_the_next() {
         listener.set_nonblocking(true).unwrap();
     }
     let mut held = (Vec::new(), Vec::new());
-    let connect = |count: usize, held: &mut (Vec<(TcpStream, TcpStream)>, Vec<(TcpStream, TcpStream)>)| {
+    // Both ends of each connection.
+    type Held = Vec<(TcpStream, TcpStream)>;
+    let connect = |count: usize, held: &mut (Held, Held)| {
         for _ in 0..count {
             let client = TcpStream::connect(world.at(8080)).unwrap();
             let mut client = Some(client);

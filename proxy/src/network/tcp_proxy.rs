@@ -448,7 +448,7 @@ async fn open(
             Err(ConnectFailure { reason, .. }) => {
                 cluster.report(&host, Outcome::ConnectFailed);
                 stream.upstream_failure =
-                    Some(reason.replace(' ', "_").into()).filter(|words: &Box<str>| !words.is_empty());
+                    Some(reason.replace(' ', "_")).filter(|words| !words.is_empty()).map(Into::into);
                 failed(stream, began, host.address().ip(), "not connected");
                 tried.push(host.id());
                 if let Some((next, most)) = wait.as_mut().filter(|_| stream.attempts < config.max_attempts) {

@@ -112,7 +112,7 @@ fn logged(case: &Case, pair: &Pair, since: SystemTime) {
             None => envoy == weft,
             // Envoy's side is there before ours.
             Some((_, ours)) => {
-                envoy != weft && text(&weft).contains(ours) && !(envoy.is_empty() && !weft.is_empty())
+                envoy != weft && text(&weft).contains(ours) && (weft.is_empty() || !envoy.is_empty())
             }
         };
         if whole && as_wanted {

@@ -35,11 +35,14 @@ pub struct InspectArgs {
     pub inspect_token_file: Option<PathBuf>,
 }
 
+/// By a proxy's id and address; with a number of its own.
+type ById = HashMap<(String, String), (u64, Arc<Link>)>;
+
 /// The streams of proxies that can be asked, by the proxy's id and its connection. Cloning it shares it.
 #[derive(Clone, Debug, Default)]
 pub struct Links {
     next: Arc<AtomicU64>,
-    all: Arc<Mutex<HashMap<(String, String), (u64, Arc<Link>)>>>,
+    all: Arc<Mutex<ById>>,
 }
 
 /// A place among them; dropping it takes the link out, and ends what is asked on it.
