@@ -1,6 +1,7 @@
 //! The loggers of a provider: a file, a collector of OTLP, Envoy's access log services; and which requests they take.
 
 use serde_json::{Map, Value, json};
+use xds_protos::format;
 
 use super::authorization::custom::service;
 use crate::model::World;
@@ -9,44 +10,8 @@ use crate::model::mesh_config::AccessLogEncoding;
 use crate::model::telemetry::BUILT_IN_LOG;
 use crate::model::tracing::Share;
 
-/// Istio's default text format.
-const LOG_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
-%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \
-\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
-%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \
-\"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% \
-%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
-
 /// The objects that Istio has told unless a provider says otherwise.
 const PEERS: [&str; 2] = ["upstream_peer", "downstream_peer"];
-
-/// The keys of Istio's default JSON log, and what they show.
-const LOG_JSON: [(&str, &str); 24] = [
-    ("start_time", "%START_TIME%"),
-    ("route_name", "%ROUTE_NAME%"),
-    ("method", "%REQ(:METHOD)%"),
-    ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
-    ("protocol", "%PROTOCOL%"),
-    ("response_code", "%RESPONSE_CODE%"),
-    ("response_flags", "%RESPONSE_FLAGS%"),
-    ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
-    ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
-    ("bytes_received", "%BYTES_RECEIVED%"),
-    ("bytes_sent", "%BYTES_SENT%"),
-    ("duration", "%DURATION%"),
-    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
-    ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
-    ("user_agent", "%REQ(USER-AGENT)%"),
-    ("request_id", "%REQ(X-REQUEST-ID)%"),
-    ("authority", "%REQ(:AUTHORITY)%"),
-    ("upstream_host", "%UPSTREAM_HOST%"),
-    ("upstream_cluster", "%UPSTREAM_CLUSTER_RAW%"),
-    ("upstream_local_address", "%UPSTREAM_LOCAL_ADDRESS%"),
-    ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
-    ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
-    ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
-    ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
-];
 
 /// Which requests a provider is told.
 #[derive(Clone, Debug)]
@@ -112,7 +77,7 @@ fn file_format(file: &FileAccessLog) -> Value {
     let mut format = match &file.log_format {
         Some(format) if !format.labels.is_empty() => json!({"json_format": format.labels}),
         Some(format) => text_format(&format.text),
-        None => text_format(LOG_FORMAT),
+        None => text_format(format::ISTIO_TEXT),
     };
     if file.omit_empty_values {
         format["omit_empty_values"] = true.into();
@@ -139,7 +104,7 @@ fn named<'a>(given: &'a str, otherwise: &'a str) -> &'a str {
 fn otel(world: &World, given: &OtelAls) -> Option<Value> {
     let name = named(&given.log_name, "otel_envoy_accesslog");
     let format = given.log_format.as_ref();
-    let text = format.map(|f| f.text.as_str()).filter(|text| !text.is_empty()).unwrap_or(LOG_FORMAT);
+    let text = format.map(|f| f.text.as_str()).filter(|text| !text.is_empty()).unwrap_or(format::ISTIO_TEXT);
     let mut config = json!({
         "@type": "type.googleapis.com/envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig",
         "common_config": common(world, &given.service, given.port, name, &[])?,
@@ -187,11 +152,11 @@ fn mesh_format(world: &World) -> Value {
     match (mesh.access_log_encoding, mesh.access_log_format.as_str()) {
         (AccessLogEncoding::Json, given) => {
             let given = serde_json::from_str(given).unwrap_or_else(|_| {
-                LOG_JSON.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect::<Map<_, _>>()
+                format::ISTIO_JSON.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect::<Map<_, _>>()
             });
             json!({"json_format": given})
         }
-        (AccessLogEncoding::Text, "") => text_format(LOG_FORMAT),
+        (AccessLogEncoding::Text, "") => text_format(format::ISTIO_TEXT),
         (AccessLogEncoding::Text, given) => text_format(given),
     }
 }

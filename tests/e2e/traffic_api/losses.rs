@@ -160,8 +160,9 @@ fn one_that_returned_gets_ever_more_until_it_has_its_share() {
     eventually("it is half open", || circuit() == "half-open");
     let began = Instant::now();
     let at_first = of_a(20);
-    // On a machine that stood still meanwhile a later share is due.
-    assert!(at_first <= 6 || began.elapsed() > Duration::from_secs(1), "{at_first} of 20");
+    // Its share grows to half of them within the six seconds; a slow machine is further on.
+    let most = 6 + (10.0 * began.elapsed().as_secs_f64() / 6.0) as usize;
+    assert!(at_first <= most.min(9), "{at_first} of 20, in {:?}", began.elapsed());
     // More than at first, and not yet its half; then that.
     eventually("it gets more", || (at_first + 1..10).contains(&of_a(20)) || circuit() == "closed");
     eventually("it has its share", || of_a(20) == 10);

@@ -56,7 +56,7 @@ fn line(format: &Format) -> String {
 
 #[test]
 fn istios_default_line_has_every_field_in_its_place() {
-    let text = line(&Format::text(Format::ISTIO).unwrap());
+    let text = line(&Format::text(xds_protos::format::ISTIO_TEXT).unwrap());
     assert_eq!(
         text,
         "[2023-11-14T22:13:20.123Z] \"GET /api/users?token=1 HTTP/1.1\" 503 UF \
