@@ -35,8 +35,8 @@ pub struct Fleet {
     pub received: Arc<AtomicU64>,
     /// Bytes that went.
     pub sent: Arc<AtomicU64>,
-    /// Where changes are told that were acknowledged.
-    pub seen: mpsc::UnboundedSender<Seen>,
+    /// Where changes are told that were acknowledged: all of one round together, for each telling may wake a thread.
+    pub seen: mpsc::UnboundedSender<Vec<Seen>>,
 }
 
 struct Member {
@@ -46,6 +46,20 @@ struct Member {
     socket: TcpStream,
     /// Its socket is watched for room to write.
     full: bool,
+}
+
+/// A socket that is read, and whether there may be more: one that did not fill the buffer has been read empty, and need not be asked.
+struct Reading<'a> {
+    socket: &'a TcpStream,
+    full: bool,
+}
+
+impl Read for Reading<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.socket.read(buffer)?;
+        self.full = n == buffer.len();
+        Ok(n)
+    }
 }
 
 impl Fleet {
@@ -66,15 +80,20 @@ impl Fleet {
                 members.push(member);
             }
             poll.wait(Duration::from_millis(100), &mut ready)?;
+            let mut seen = Vec::new();
             for number in &ready {
                 let Some(member) = members.get_mut(*number) else { continue };
                 let before = member.proxy.there();
-                self.turn(member, &mut buffer).with_context(|| format!("proxy {number}"))?;
+                self.turn(member, &mut buffer, &mut seen).with_context(|| format!("proxy {number}"))?;
                 there += usize::from(!before && member.proxy.there());
                 if member.tls.wants_write() != member.full {
                     member.full = !member.full;
                     poll.change(&member.socket, *number, if member.full { BOTH } else { READ })?;
                 }
+            }
+            if !seen.is_empty() {
+                // Nobody listens at the end of a run.
+                let _ = self.seen.send(seen);
             }
         }
         Ok(())
@@ -102,14 +121,17 @@ impl Fleet {
         Ok(Member { proxy, stream, tls, socket, full: false })
     }
 
-    fn turn(&self, member: &mut Member, buffer: &mut [u8]) -> anyhow::Result<()> {
-        loop {
-            match member.tls.read_tls(&mut member.socket) {
+    fn turn(&self, member: &mut Member, buffer: &mut [u8], seen: &mut Vec<Seen>) -> anyhow::Result<()> {
+        let mut more = true;
+        while more {
+            let mut socket = Reading { socket: &member.socket, full: false };
+            match member.tls.read_tls(&mut socket) {
                 Ok(0) => bail!("the control plane closed the connection"),
                 Ok(n) => self.received.fetch_add(n as u64, Relaxed),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error.into()),
             };
+            more = socket.full;
             let left = member.tls.process_new_packets()?.plaintext_bytes_to_read();
             let mut left = left;
             while left > 0 {
@@ -117,7 +139,7 @@ impl Fleet {
                 let n = member.tls.reader().read(&mut buffer[..most])?;
                 left -= n;
                 let Member { proxy, stream, .. } = member;
-                stream.take(&buffer[..n], |stream, message| proxy.answer(stream, message, &self.seen))?;
+                stream.take(&buffer[..n], |stream, message| proxy.answer(stream, message, seen))?;
             }
         }
         self.flush(member)

@@ -1,11 +1,16 @@
 //! A simulated proxy: one delta stream that asks for what a sidecar asks for, and acknowledges all of it.
+//!
+//! It reads of a response what an acknowledgement needs, its type and its nonce, and in assignments the endpoint that says which
+//! change it is; it compiles nothing, and keeps nothing. What a real proxy does with a change is no part of what is measured.
 
 use std::time::Instant;
+
+use anyhow::Context;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use prost::Message;
-use tokio::sync::mpsc;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -89,24 +94,31 @@ impl Proxy {
         &mut self,
         stream: &mut Stream,
         message: &[u8],
-        seen: &mpsc::UnboundedSender<Seen>,
+        seen: &mut Vec<Seen>,
     ) -> anyhow::Result<()> {
-        let response = DeltaDiscoveryResponse::decode(message)?;
-        let kind = ResourceType::from_type_url(&response.type_url);
-        stream.send(&DeltaDiscoveryRequest {
-            type_url: response.type_url,
-            response_nonce: response.nonce,
-            ..Default::default()
-        });
-        let tell = |mark| {
-            // Nobody listens at the end of a run.
-            let _ = seen.send(Seen { proxy: self.number, mark, at: Instant::now() });
-        };
-        if kind == Some(ResourceType::Endpoint) {
-            let values = response.resources.iter().filter_map(|r| r.resource.as_ref());
-            if let Some(mark) = values.filter_map(|any| mark_of(&any.value)).max() {
-                tell(Some(mark));
+        let (mut type_url, mut nonce, mut mark) = (&message[..0], &message[..0], None);
+        each_field(message, |field, bytes| {
+            match field {
+                RESPONSE_TYPE => type_url = bytes,
+                RESPONSE_NONCE => nonce = bytes,
+                _ => {}
             }
+            Ok(())
+        })?;
+        let kind = ResourceType::from_type_url(std::str::from_utf8(type_url)?);
+        stream.send_fields(&[(REQUEST_TYPE, type_url), (REQUEST_NONCE, nonce)]);
+        if kind == Some(ResourceType::Endpoint) {
+            each_field(message, |field, bytes| match field {
+                RESPONSE_RESOURCES => {
+                    mark = mark.max(mark_of_resource(bytes)?);
+                    Ok(())
+                }
+                _ => Ok(()),
+            })?;
+        }
+        let mut tell = |mark| seen.push(Seen { proxy: self.number, mark, at: Instant::now() });
+        if mark.is_some() {
+            tell(mark);
         }
         let ask = |kind: ResourceType, names: Vec<String>| DeltaDiscoveryRequest {
             type_url: kind.type_url().to_owned(),
@@ -114,6 +126,7 @@ impl Proxy {
             ..Default::default()
         };
         if kind == Some(ResourceType::Cluster) && !std::mem::replace(&mut self.asked, true) {
+            let response = DeltaDiscoveryResponse::decode(message)?;
             let names = response.resources.into_iter().map(|r| r.name);
             let names = names.filter(|name| name.starts_with("outbound|")).collect();
             stream.send(&ask(ResourceType::Endpoint, names));
@@ -127,4 +140,47 @@ impl Proxy {
         }
         Ok(())
     }
+}
+
+/// Fields of `DeltaDiscoveryResponse`, of `Resource` and `Any` in it, and of `DeltaDiscoveryRequest`.
+const RESPONSE_RESOURCES: u32 = 2;
+const RESPONSE_TYPE: u32 = 4;
+const RESPONSE_NONCE: u32 = 5;
+const RESOURCE_ANY: u32 = 2;
+const ANY_VALUE: u32 = 2;
+const REQUEST_TYPE: u32 = 2;
+const REQUEST_NONCE: u32 = 6;
+
+/// Goes through the fields of a message that hold bytes.
+fn each_field<'a>(
+    mut message: &'a [u8],
+    mut each: impl FnMut(u32, &'a [u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    while !message.is_empty() {
+        let (field, wire) = decode_key(&mut message)?;
+        if wire != WireType::LengthDelimited {
+            skip_field(wire, field, &mut message, DecodeContext::default())?;
+            continue;
+        }
+        let length = usize::try_from(decode_varint(&mut message)?)?;
+        let (bytes, rest) = message.split_at_checked(length).context("a field that is cut off")?;
+        message = rest;
+        each(field, bytes)?;
+    }
+    Ok(())
+}
+
+/// Which change an assignment is of, if it is of one.
+fn mark_of_resource(resource: &[u8]) -> anyhow::Result<Option<u16>> {
+    let mut mark = None;
+    each_field(resource, |field, any| match field {
+        RESOURCE_ANY => each_field(any, |field, value| {
+            if field == ANY_VALUE {
+                mark = mark_of(value);
+            }
+            Ok(())
+        }),
+        _ => Ok(()),
+    })?;
+    Ok(mark)
 }

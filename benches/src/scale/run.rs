@@ -1,6 +1,6 @@
 //! One run: the mesh is there, the proxies connect, changes are made and timed.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt::{self, Display, Formatter};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -159,13 +159,35 @@ struct Bench {
     options: Options,
     api: Api,
     plane: Plane,
-    seen: mpsc::UnboundedReceiver<Seen>,
+    seen: Told,
     broken: mpsc::UnboundedReceiver<String>,
     received: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
     mark: u16,
     /// The proxies, until they run, and where it is told that one broke.
     fleet: Option<(Fleet, mpsc::UnboundedSender<String>)>,
+}
+
+/// What proxies have acknowledged, one by one.
+struct Told {
+    rounds: mpsc::UnboundedReceiver<Vec<Seen>>,
+    waiting: VecDeque<Seen>,
+}
+
+impl Told {
+    /// The next one; none once all proxies are gone. Nothing is lost if it is not waited for.
+    async fn recv(&mut self) -> Option<Seen> {
+        while self.waiting.is_empty() {
+            self.waiting.extend(self.rounds.recv().await?);
+        }
+        self.waiting.pop_front()
+    }
+
+    /// Nothing that was told so far counts.
+    fn forget(&mut self) {
+        self.waiting.clear();
+        while self.rounds.try_recv().is_ok() {}
+    }
 }
 
 /// Runs it.
@@ -188,6 +210,7 @@ pub async fn run(options: Options) -> anyhow::Result<Report> {
         sent: sent.clone(),
         seen: sender,
     };
+    let seen = Told { rounds: seen, waiting: VecDeque::new() };
     let mut bench =
         Bench { options, api, plane, seen, broken, received, sent, mark: 0, fleet: Some((fleet, breaks)) };
     bench.measure().await.with_context(|| format!("the control plane said:\n{}", bench.plane.process.words()))
@@ -260,7 +283,7 @@ impl Bench {
         // The first one warms up.
         self.change(service);
         tokio::time::sleep(self.options.gap.max(Duration::from_secs(2))).await;
-        while self.seen.try_recv().is_ok() {}
+        self.seen.forget();
         let cpu = self.plane.process.cpu()?;
         let bytes = || [&self.received, &self.sent].map(|b| b.load(Ordering::Relaxed));
         let before = bytes();
@@ -300,7 +323,7 @@ impl Bench {
     async fn sustained(&mut self, rate: u32) -> anyhow::Result<Sustained> {
         let (every, duration) = (Duration::from_secs(1) / rate, self.options.sustained);
         let mut lags = [histogram()?, histogram()?];
-        while self.seen.try_recv().is_ok() {}
+        self.seen.forget();
         let cpu = self.plane.process.cpu()?;
         let (began, first) = (Instant::now(), self.mark + 1);
         let mut made: Vec<Instant> = Vec::new();

@@ -3,6 +3,7 @@
 
 use anyhow::bail;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -89,6 +90,20 @@ impl Stream {
         self.waiting.push(0);
         self.waiting.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
         self.waiting.extend_from_slice(&bytes);
+        self.flush();
+    }
+
+    /// The same for a message of these fields, which hold bytes.
+    pub fn send_fields(&mut self, fields: &[(u32, &[u8])]) {
+        let length: usize =
+            fields.iter().map(|(tag, b)| key_len(*tag) + encoded_len_varint(b.len() as u64) + b.len()).sum();
+        self.waiting.push(0);
+        self.waiting.extend_from_slice(&(length as u32).to_be_bytes());
+        for (tag, bytes) in fields {
+            encode_key(*tag, WireType::LengthDelimited, &mut self.waiting);
+            encode_varint(bytes.len() as u64, &mut self.waiting);
+            self.waiting.extend_from_slice(bytes);
+        }
         self.flush();
     }
 
