@@ -12,8 +12,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 use tracing_subscriber::EnvFilter;
 use xds_protos::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 
@@ -47,7 +46,9 @@ use crate::serve::publish::PublishArgs;
 use crate::serve::quarantine::{self, QuarantineArgs, Store};
 use crate::serve::reading::Reads;
 use crate::serve::registration::{self, Registrar, RegistrationArgs};
+use crate::serve::spread::{Crowd, SpreadArgs};
 use crate::serve::status::StatusWriter;
+use crate::serve::transport;
 use crate::serve::{AdsService, Proxies, RenderCache};
 
 /// Runs the control plane on a directory of YAML, or on what a Kubernetes API has
@@ -174,6 +175,9 @@ pub struct ControlArgs {
     /// How changes are gathered
     #[command(flatten)]
     pub debounce: DebounceArgs,
+    /// How proxies are spread over several control planes
+    #[command(flatten)]
+    pub spread: SpreadArgs,
     /// What is logged: error, warn, info, debug, trace, or rules such as info,weft_control::serve=debug
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log_level: String,
@@ -373,6 +377,10 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let snapshots = acme::follow(snapshots, certificates.acme());
     let cache = RenderCache::new();
     let election = client.as_ref().map(|client| args.kubernetes.stand(client.clone()));
+    let crowd = Crowd::default();
+    let reached = args.server_name.first().map_or("", String::as_str);
+    let board = client.as_ref().map(|client| args.kubernetes.board(client.clone(), reached));
+    args.spread.start(&crowd, board);
     let keep = match (&client, &election, &judged) {
         (Some(client), Some(election), Some(judged)) => canary::Keep::Cluster(Box::new(canary::Cluster {
             client: client.clone(),
@@ -385,7 +393,6 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let trials = CanaryKeeper::new(keep, proxies.clone(), &world);
     let (snapshots, trial_reports) = (canary::follow(snapshots, trials.shares()), trials.reports());
     tokio::spawn(trials.run(known));
-    tokio::spawn(crate::purge::run());
     let queue = Queue::follow(snapshots, trust.clone(), args.push_throttle);
     let dispatch = Dispatch::start(queue.clone(), cache.clone());
     tokio::spawn(certificates.run(watcher.subscribe(), queue.clone(), proxies.clone()));
@@ -406,9 +413,11 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let ads = |authenticators| {
         AdsService::new(queue.clone(), cache.clone(), proxies.clone(), dispatch.clone(), authenticators)
             .with_registrar(registrar.clone())
+            .with_crowd(crowd.clone())
     };
     let limit = RateLimit::new(args.max_csrs_per_minute);
     let certificates = CertificateService::new(authority, authenticators.clone(), limit, audit);
+    tokio::spawn(upkeep(metrics.clone()));
     let pages = Pages {
         snapshots: states,
         proxies: proxies.clone(),
@@ -433,19 +442,16 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         "control plane serves"
     );
     let inspection = |authenticators| Inspection::server(proxies.clone(), links.clone(), authenticators);
-    let plain = server()
-        .add_service(ads(None))
-        .add_service(inspection(None))
-        .serve_with_incoming(TcpIncoming::from(plaintext).with_nodelay(Some(true)));
-    let tls = server()
-        .add_service(ads(Some(authenticators.clone())))
+    let plain = Routes::new(ads(None)).add_service(inspection(None));
+    let plain = transport::plain(plaintext, plain.prepare());
+    let tls = Routes::new(ads(Some(authenticators.clone())))
         .add_service(inspection(Some(authenticators)))
-        .add_service(IstioCertificateServiceServer::new(certificates))
-        .serve_with_incoming(serving.accept(secure));
+        .add_service(IstioCertificateServiceServer::new(certificates));
+    let tls = transport::secure(serving.accept(secure), tls.prepare());
     // Streams last as long as their proxies: they are not waited for. Proxies keep what they have and come back.
     tokio::select! {
-        ended = plain => ended.context("the plaintext port ended")?,
-        ended = tls => ended.context("the secure port ended")?,
+        () = plain => bail!("the plaintext port ended"),
+        () = tls => bail!("the secure port ended"),
         told = told_to_end() => told?,
     }
     if let Some(election) = election {
@@ -515,6 +521,8 @@ async fn follow(source: Source) -> anyhow::Result<Watcher> {
 
 /// How often the state is looked through for what is probably not meant so, where it changes all the time.
 const DOUBT: Duration = Duration::from_secs(5);
+/// How long it waits before that, so that proxies come first.
+const FIRST: Duration = Duration::from_millis(500);
 
 /// Says of each new state what is probably not meant so, and was not said of the one before. It looks at whole states and takes
 /// its time: those that follow each other closely are looked at once, beside everything else.
@@ -539,16 +547,18 @@ async fn doubts(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
         if snapshots.changed().await.is_err() {
             return;
         }
+        tokio::time::sleep(FIRST).await;
     }
 }
 
-/// Keepalives find a proxy that is gone without a word; a proxy's first request may name many resources.
-fn server() -> Server {
-    Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .initial_stream_window_size(1024 * 1024)
-        .initial_connection_window_size(2 * 1024 * 1024)
+/// How often what was counted is put into its buckets; until then each number takes memory.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+async fn upkeep(metrics: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        metrics.run_upkeep();
+    }
 }
 
 async fn listen(args: &ControlArgs, port: u16, flag: &str) -> anyhow::Result<TcpListener> {

@@ -24,7 +24,6 @@ mod scene;
 mod selectors;
 mod services;
 mod sidecars;
-mod size;
 mod tokens;
 mod traffic;
 
@@ -119,7 +118,7 @@ impl fmt::Display for Message {
 type Check = fn(&Scene<'_>, &mut Vec<Message>);
 
 /// All of them.
-const CHECKS: [Check; 17] = [
+const CHECKS: [Check; 16] = [
     selectors::find,
     authorization::find,
     edges::find,
@@ -136,7 +135,6 @@ const CHECKS: [Check; 17] = [
     heard::find,
     exports::find,
     networks::find,
-    size::find,
 ];
 
 /// Everything that is found in a state of the mesh, by file and line.

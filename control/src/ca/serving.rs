@@ -13,7 +13,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::Connected;
 use weft_certs::rustls_verifiers::{ClientCertificate, PeerVerifier};
 use weft_certs::spiffe::TrustDomain;
 use weft_certs::verify::{Bundle, Expected, Usage, ValidationContext, verify_peer};
@@ -126,10 +125,7 @@ impl Serving {
     }
 
     /// Connections of a port, each with its handshake done in a task of its own, so that a slow client holds up nobody.
-    pub fn accept(
-        self: Arc<Self>,
-        listener: TcpListener,
-    ) -> tokio_stream::wrappers::ReceiverStream<std::io::Result<Secure>> {
+    pub fn accept(self: Arc<Self>, listener: TcpListener) -> tokio::sync::mpsc::Receiver<Secure> {
         let (sender, receiver) = tokio::sync::mpsc::channel(64);
         tokio::spawn(async move {
             loop {
@@ -148,7 +144,7 @@ impl Serving {
                 let (serving, sender) = (self.clone(), sender.clone());
                 tokio::spawn(async move {
                     match tokio::time::timeout(HANDSHAKE, serving.handshake(stream)).await {
-                        Ok(Ok(connection)) => drop(sender.send(Ok(connection)).await),
+                        Ok(Ok(connection)) => drop(sender.send(connection).await),
                         Ok(Err(error)) => {
                             tracing::warn!(%error, "handshake on the secure port failed");
                             // Whoever only looks whether the port is open goes away at once.
@@ -165,7 +161,7 @@ impl Serving {
                 });
             }
         });
-        tokio_stream::wrappers::ReceiverStream::new(receiver)
+        receiver
     }
 
     async fn handshake(&self, stream: TcpStream) -> anyhow::Result<Secure> {
@@ -231,15 +227,15 @@ async fn issue(
     Ok(CertifiedKey::new(chain, key))
 }
 
-/// A connection to the secure port. Requests on it carry its [`PeerInfo`] among their extensions.
+/// A connection to the secure port.
 pub struct Secure {
     stream: TlsStream<TcpStream>,
     peer: PeerInfo,
 }
 
-impl Connected for Secure {
-    type ConnectInfo = PeerInfo;
-    fn connect_info(&self) -> PeerInfo {
+impl Secure {
+    /// Who is at its other end.
+    pub fn peer(&self) -> PeerInfo {
         self.peer.clone()
     }
 }
@@ -263,6 +259,19 @@ impl AsyncWrite for Secure {
         std::pin::Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
+    /// What belongs together (a frame's head and its content) goes into one record, and to the kernel at once.
+    fn poll_write_vectored(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buffers: &[std::io::IoSlice<'_>],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        std::pin::Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
     fn poll_flush(
         mut self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
@@ -277,6 +286,7 @@ impl AsyncWrite for Secure {
         std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
 /// Tells of a client whose handshake failed.
 fn tell(from: std::net::SocketAddr, words: &str) {
     emit(Kind::HandshakeFailed, || {

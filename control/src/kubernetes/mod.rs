@@ -2,8 +2,10 @@
 //!
 //! It stands before all stages: `ingest` reads by it, `ca` asks about tokens, and `serve` writes what has become of objects.
 
+mod board;
 mod lease;
 
+pub use board::Board;
 pub use lease::Election;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +35,8 @@ pub struct KubernetesArgs {
 
 /// The Lease of who leads.
 const LEASE: &str = "weft-control-leader";
+/// The Lease on which all say how many streams they have.
+const STREAMS: &str = "weft-control-streams";
 
 /// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -74,6 +78,11 @@ impl KubernetesArgs {
     /// Stands for election among the control planes of the namespace.
     pub fn stand(&self, client: Client) -> Election {
         Election::stand(client, &self.namespace, LEASE, self.name())
+    }
+
+    /// What the control planes of the namespace that proxies reach by the same name say of themselves.
+    pub fn board(&self, client: Client, reached: &str) -> Board {
+        Board::new(client, &self.namespace, STREAMS, &self.name(), reached)
     }
 }
 

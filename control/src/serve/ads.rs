@@ -7,28 +7,25 @@ use std::task::{Context, Poll};
 
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
-use tokio::sync::mpsc;
 use tonic::body::Body;
-use tonic::codec::Codec;
 use tonic::codegen::Service;
 use tonic::server::NamedService;
-use tonic::{Request, Status, Streaming};
-use tonic_prost::ProstCodec;
+use tonic::{Request, Status};
 use weft_events::{Event, Kind, Outcome, Severity, emit};
 use xds_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
-use xds_protos::prost::Message;
 
 use super::cache::RenderCache;
 use super::connection::{self, Caller, Wire};
 use super::dispatch::Dispatch;
 use super::frames::Responses;
 use super::proxies::Proxies;
+use super::pushes::Numbers;
 use super::registration::Registrar;
+use super::requests::Requests;
+use super::spread::Crowd;
+use super::transport::Leave;
 use crate::ca::{Authenticators, PeerInfo};
 use crate::queue::Queue;
-
-/// Responses that may wait for the network, per stream; the session holds back the rest.
-const WINDOW: usize = 4;
 
 /// The service. One for each port.
 #[derive(Clone)]
@@ -39,6 +36,9 @@ pub struct AdsService {
     pub(super) dispatch: Dispatch,
     /// None where workloads do not enter themselves.
     pub(super) registrar: Option<Registrar>,
+    pub(super) numbers: Arc<Numbers>,
+    /// Who may be sent to another control plane.
+    pub(super) crowd: Crowd,
     /// None on the plaintext port.
     authenticators: Option<Arc<Authenticators>>,
 }
@@ -52,7 +52,14 @@ impl AdsService {
         dispatch: Dispatch,
         authenticators: Option<Arc<Authenticators>>,
     ) -> Self {
-        Self { queue, cache, proxies, dispatch, registrar: None, authenticators }
+        let (numbers, crowd) = (Arc::new(Numbers::new()), Crowd::default());
+        Self { queue, cache, proxies, dispatch, registrar: None, numbers, crowd, authenticators }
+    }
+
+    /// The same, with its streams among those that may be sent away.
+    #[must_use]
+    pub fn with_crowd(self, crowd: Crowd) -> Self {
+        Self { crowd, ..self }
     }
 
     /// The same where proxies may enter their workloads.
@@ -80,7 +87,8 @@ pub(super) async fn caller<T>(
         None => None,
     };
     let address = address(request).unwrap_or_default();
-    Ok(Caller { address, identity: identity.map(|i| i.spiffe) })
+    let leave = request.extensions().get::<Leave>().cloned();
+    Ok(Caller { address, identity: identity.map(|i| i.spiffe), leave })
 }
 
 /// Where a request comes from.
@@ -90,18 +98,17 @@ fn address<T>(request: &Request<T>) -> Option<String> {
 }
 
 impl AdsService {
-    /// Serves one stream: its requests are read as tonic reads them; its responses are written by [`Responses`].
-    async fn stream<W: Wire + Message + Default>(self, request: http::Request<Body>) -> http::Response<Body> {
-        let decoder = ProstCodec::<W, W>::default().decoder();
-        let request = request.map(|body| Streaming::<W>::new_request(decoder, body, None, None));
-        let request = Request::from_http(request);
-        let caller = match caller(self.authenticators.as_deref(), &request).await {
+    /// Serves one stream: its requests are read by [`Requests`], its responses written by [`Responses`].
+    async fn stream<W: Wire>(self, request: http::Request<Body>) -> http::Response<Body> {
+        let (metadata, extensions, body) = Request::from_http(request).into_parts();
+        let head = Request::from_parts(metadata, extensions, ());
+        let caller = match caller(self.authenticators.as_deref(), &head).await {
             Ok(caller) => caller,
             Err(status) => return status.into_http(),
         };
-        let (sender, receiver) = mpsc::channel(WINDOW);
-        tokio::spawn(connection::run(self, caller, request.into_inner(), sender));
-        let mut response = http::Response::new(Body::new(Responses::new(W::VARIANT, receiver)));
+        let requests = Requests::<W>::new(body);
+        let responses = Responses::new(W::VARIANT, |outlet| connection::run(self, caller, requests, outlet));
+        let mut response = http::Response::new(Body::new(responses));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         response
     }

@@ -2,8 +2,8 @@
 //! endpoints only those are rendered, for the proxies that see them.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 
@@ -25,6 +25,37 @@ struct Class {
 const STEPS: usize = 256;
 /// How often what nobody holds is looked for: every so many revisions.
 const SWEEP: u64 = 16;
+
+/// What has moved since some revision. Most are one step behind, and share it.
+enum Since {
+    Nothing,
+    Step(Arc<Change>),
+    Steps(Box<Moved>),
+}
+
+impl Since {
+    fn moved(&self) -> &Moved {
+        static NOTHING: LazyLock<Moved> = LazyLock::new(Moved::default);
+        match self {
+            Self::Step(step) => match &**step {
+                Change::Endpoints(moved) => moved,
+                // None is made of such a step.
+                Change::Anything => &NOTHING,
+            },
+            Self::Steps(moved) => moved,
+            Self::Nothing => &NOTHING,
+        }
+    }
+}
+
+/// Which of the services that moved proxies see, by what clusters they have: thousands have the same.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Up to which revision.
+    to: u64,
+    /// By clusters, and the revision from which on.
+    by: HashMap<(u64, u64), Arc<[usize]>>,
+}
 
 /// What proxies of one sort get.
 #[derive(Debug, Default)]
@@ -64,17 +95,26 @@ const ROOM: usize = 64;
 
 impl State {
     /// What has moved since a revision; none if more than that has changed, or nobody knows any more.
-    fn moved_since(&self, revision: u64) -> Option<Moved> {
+    fn moved_since(&self, revision: u64) -> Option<Since> {
         let back = usize::try_from(self.latest.as_ref()?.number.checked_sub(revision)?).ok()?;
         let first = self.steps.len().checked_sub(back)?;
-        let mut moved = Moved::default();
-        for step in self.steps.iter().skip(first) {
-            match &**step {
-                Change::Endpoints(more) => moved.absorb(more),
-                Change::Anything => return None,
-            }
+        let mut steps = self.steps.iter().skip(first);
+        if steps.clone().any(|step| matches!(**step, Change::Anything)) {
+            return None;
         }
-        Some(moved)
+        Some(match (steps.next(), back) {
+            (None, _) => Since::Nothing,
+            (Some(step), 1) => Since::Step(step.clone()),
+            (Some(step), _) => {
+                let mut moved = Moved::default();
+                for step in std::iter::once(step).chain(steps) {
+                    if let Change::Endpoints(more) = &**step {
+                        moved.absorb(more);
+                    }
+                }
+                Since::Steps(Box::new(moved))
+            }
+        })
     }
 }
 
@@ -84,6 +124,7 @@ pub struct RenderCache {
     state: Mutex<State>,
     sets: Sets,
     memo: Memo,
+    seen: Mutex<Seen>,
 }
 
 impl RenderCache {
@@ -154,10 +195,12 @@ impl RenderCache {
         };
         let now = match (&*result, moved) {
             (Some((number, last)), _) if *number == revision.number => last.clone(),
-            (Some((_, last)), Some(moved)) => match self.moved(&revision, place, last, &moved) {
-                Some(now) => now,
-                None => self.whole(&revision, place),
-            },
+            (Some((number, last)), Some(since)) => {
+                match self.moved(&revision, place, (*number, last), since.moved()) {
+                    Some(now) => now,
+                    None => self.whole(&revision, place),
+                }
+            }
             _ => self.whole(&revision, place),
         };
         if result.as_ref().is_none_or(|(_, last)| !Arc::ptr_eq(last, &now)) {
@@ -177,8 +220,12 @@ impl RenderCache {
             let state = self.state.lock();
             (state.latest.as_ref().map_or(0, |latest| latest.number), state.moved_since(*number))
         };
-        let Some(moved) = moved else { return true };
-        if latest != revision.number || touches(&moved, place) || !seen(revision, last, &moved).is_empty() {
+        let Some(since) = moved else { return true };
+        let moved = since.moved();
+        if latest != revision.number
+            || touches(moved, place)
+            || !self.seen(revision, (*number, &**last), moved).is_empty()
+        {
             return true;
         }
         *number = revision.number;
@@ -207,7 +254,7 @@ impl RenderCache {
         &self,
         revision: &Revision,
         place: &Place,
-        last: &Arc<Served>,
+        last: (u64, &Arc<Served>),
         moved: &Moved,
     ) -> Option<Arc<Served>> {
         if touches(moved, place) {
@@ -215,11 +262,12 @@ impl RenderCache {
         }
         let world = &revision.world;
         let mut patches: HashMap<ResourceType, Patch> = HashMap::new();
-        let seen = seen(revision, last, moved);
+        let (from, last) = last;
+        let seen = self.seen(revision, (from, &**last), moved);
         if seen.is_empty() {
             return Some(last.clone());
         }
-        for index in seen {
+        for index in seen.iter().copied() {
             let service = world.services().get(index)?;
             // Of several of one name each proxy sees one, which only all rules together tell.
             if world.services_with_host(&service.hostname).nth(1).is_some() {
@@ -239,6 +287,36 @@ impl RenderCache {
         Some(Arc::new(now))
     }
 
+    /// Those of the services that moved since what was served at a revision, of which who got that has clusters.
+    fn seen(&self, revision: &Revision, last: (u64, &Served), moved: &Moved) -> Arc<[usize]> {
+        let (from, last) = last;
+        let Some(clusters) = last.get(&ResourceType::Cluster) else {
+            return moved.services.iter().copied().collect();
+        };
+        // Clusters of services are of the common part: a proxy's own are those of its inbound half.
+        let key = (clusters.common_hash(), from);
+        {
+            let mut seen = self.seen.lock();
+            if seen.to != revision.number {
+                seen.by.clear();
+                seen.to = revision.number;
+            }
+            if let Some(found) = seen.by.get(&key) {
+                return found.clone();
+            }
+        }
+        let sees = |index: &usize| {
+            let service = revision.world.services().get(*index);
+            service.is_none_or(|service| cluster_names(service).any(|name| clusters.get(&name).is_some()))
+        };
+        let found: Arc<[usize]> = moved.services.iter().copied().filter(sees).collect();
+        let mut seen = self.seen.lock();
+        if seen.to == revision.number {
+            seen.by.insert(key, found.clone());
+        }
+        found
+    }
+
     /// How many resources were rendered and encoded so far, by what they are. For tests and the metrics port.
     pub fn memo(&self) -> &Memo {
         &self.memo
@@ -248,16 +326,4 @@ impl RenderCache {
 /// Whether those in this place serve something else, or are others themselves.
 fn touches(moved: &Moved, place: &Place) -> bool {
     place.class.node.addresses.iter().any(|address| moved.addresses.contains(address.as_str()))
-}
-
-/// Those of the services that moved of which a proxy has clusters.
-fn seen(revision: &Revision, last: &Served, moved: &Moved) -> Vec<usize> {
-    let Some(clusters) = last.get(&ResourceType::Cluster) else {
-        return moved.services.iter().copied().collect();
-    };
-    let sees = |index: &&usize| {
-        let service = revision.world.services().get(**index);
-        service.is_none_or(|service| cluster_names(service).any(|name| clusters.get(&name).is_some()))
-    };
-    moved.services.iter().filter(sees).copied().collect()
 }

@@ -4,20 +4,24 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::mpsc;
-use tonic::{Status, Streaming};
+use tonic::Status;
 use weft_certs::spiffe::SpiffeId;
 use weft_events::{Event, Kind, Outcome, Severity, emit};
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
 use xds_protos::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use xds_protos::prost::Message;
 
 use super::ads::AdsService;
 use super::cache::Place;
 use super::dispatch::Wake;
+use super::frames::Outlet;
 use super::proxies::{Entry, Proxy};
 use super::registration::{Asked, Registration};
-use super::session::{Heard, Push, Session, Variant};
+use super::requests::Requests;
+use super::session::{Heard, Session, Variant};
+use super::spread::Member;
+use super::transport::{GRACE, Leave};
 use crate::queue::Revision;
 use crate::render::ProxyNode;
 
@@ -26,10 +30,12 @@ use crate::render::ProxyNode;
 pub(super) struct Caller {
     pub(super) address: String,
     pub(super) identity: Option<SpiffeId>,
+    /// Whether its connection is to end; none where nobody can say so.
+    pub(super) leave: Option<Leave>,
 }
 
 /// A variant's requests.
-pub(super) trait Wire: Send + 'static {
+pub(super) trait Wire: Message + Default + Send + 'static {
     const VARIANT: Variant;
     fn node(&self) -> Option<&Node>;
     fn type_url(&self) -> &str;
@@ -85,26 +91,26 @@ const HEALTH: &str = "type.googleapis.com/istio.v1.HealthInformation";
 pub(super) async fn run<W: Wire>(
     service: AdsService,
     caller: Caller,
-    mut requests: Streaming<W>,
-    responses: mpsc::Sender<Result<Push, Status>>,
+    mut requests: Requests<W>,
+    responses: Outlet,
 ) {
     let first = loop {
         match requests.message().await {
             Ok(Some(request)) if request.node().is_none() && request.type_url() == HEALTH => {}
             Ok(Some(request)) => break request,
-            Ok(None) | Err(_) => return,
+            Ok(None) => return,
+            Err(status) => return responses.send(Err(status)).await,
         }
     };
     match Connection::open(service, &caller, &first) {
         Ok(mut connection) => {
             tracing::info!(proxy = %connection.node.id, from = %caller.address, "proxy connected");
             connection.serve(first, requests, &responses).await;
-            tracing::info!(proxy = %connection.node.id, "proxy disconnected");
         }
         Err(status) => {
             tracing::warn!(from = %caller.address, reason = status.message(), "stream refused");
             metrics::counter!("pilot_xds_stream_refusals").increment(1);
-            drop(responses.send(Err(status)).await);
+            responses.send(Err(status)).await;
         }
     }
 }
@@ -119,6 +125,8 @@ struct Connection {
     converged: bool,
     entry: Arc<Entry>,
     wake: Arc<Wake>,
+    /// Its place among those that may be sent to another control plane.
+    member: Option<Member>,
     /// Its workload is entered as long as it is connected.
     registration: Option<Registration>,
 }
@@ -190,35 +198,53 @@ impl Connection {
         entry.update(|proxy| proxy.revision = proxy.revision.max(number));
         let stream = stream_number();
         let session = Session::new(W::VARIANT, stream, resources, revision.version.clone(), Instant::now());
-        Ok(Self { service, node, place, session, revision, converged: true, entry, wake, registration })
+        let member = caller.leave.clone().map(|leave| service.crowd.enter(leave, Instant::now()));
+        Ok(Self {
+            service,
+            node,
+            place,
+            session,
+            revision,
+            converged: true,
+            entry,
+            wake,
+            member,
+            registration,
+        })
     }
 
-    async fn serve<W: Wire>(
-        &mut self,
-        first: W,
-        mut requests: Streaming<W>,
-        responses: &mpsc::Sender<Result<Push, Status>>,
-    ) {
+    async fn serve<W: Wire>(&mut self, first: W, mut requests: Requests<W>, responses: &Outlet) {
         self.hear(&first);
+        // The first request may name thousands of resources.
+        drop(first);
         let wake = self.wake.clone();
+        // When it was told to go.
+        let mut told: Option<Instant> = None;
         loop {
-            if self.send(responses).await.is_err() {
+            self.send(responses).await;
+            self.settle();
+            let now = Instant::now();
+            // What is on its way is waited for, as far as the connection waits itself.
+            if told.is_some_and(|told| self.session.settled(now) || now >= told + GRACE / 2) {
                 return;
             }
-            self.settle();
-            let deadline = self.session.deadline(Instant::now());
+            let deadline = self.session.deadline(now);
+            let deadline = deadline.into_iter().chain(told.map(|told| told + GRACE / 2)).min();
             let deadline = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
                     None => std::future::pending().await,
                 }
             };
+            let told_to_go = self.member.as_ref().filter(|_| told.is_none());
             tokio::select! {
                 request = requests.message() => match request {
                     Ok(Some(request)) => self.hear(&request),
-                    Ok(None) | Err(_) => return,
+                    Ok(None) => return,
+                    Err(status) => return responses.send(Err(status)).await,
                 },
                 () = wake.woken() => self.update().await,
+                () = Member::told(told_to_go) => told = Some(Instant::now()),
                 () = deadline => {}
             }
         }
@@ -267,51 +293,76 @@ impl Connection {
     fn settle(&mut self) {
         if !self.converged && self.session.settled(Instant::now()) {
             self.converged = true;
-            metrics::histogram!("pilot_proxy_convergence_time")
-                .record(self.revision.read.elapsed().as_secs_f64());
+            self.service.numbers.convergence.record(self.revision.read.elapsed().as_secs_f64());
         }
-        let types = self.session.status();
-        self.entry.update(|proxy| proxy.types = types);
+        if self.session.is_touched() {
+            let (session, revision) = (&mut self.session, self.revision.number);
+            self.entry.update(|proxy| {
+                proxy.revision = proxy.revision.max(revision);
+                session.tell(&mut proxy.types);
+            });
+        }
     }
 
     /// Takes the latest state.
     async fn update(&mut self) {
         let _permit = self.service.queue.permit().await;
         let revision = self.service.queue.latest();
-        metrics::histogram!("pilot_proxy_queue_time").record(revision.read.elapsed().as_secs_f64());
+        self.service.numbers.queue.record(revision.read.elapsed().as_secs_f64());
         let (revision, resources) = self.service.cache.resources(&revision, &self.place);
         self.session.set(resources, revision.version.clone(), Instant::now());
         let number = revision.number;
         self.wake.has(number);
         self.revision = revision;
         self.converged = false;
-        self.entry.update(|proxy| proxy.revision = proxy.revision.max(number));
+        if !self.session.is_touched() {
+            self.entry.update(|proxy| proxy.revision = proxy.revision.max(number));
+        }
     }
 
-    async fn send(
-        &mut self,
-        responses: &mpsc::Sender<Result<Push, Status>>,
-    ) -> Result<(), mpsc::error::SendError<Result<Push, Status>>> {
+    async fn send(&mut self, responses: &Outlet) {
         let mut began = Instant::now();
         while let Some(push) = self.session.next(began) {
-            let kind = push.kind.short();
-            metrics::counter!("pilot_xds_pushes", "type" => kind).increment(1);
+            let numbers = self.service.numbers.of(push.kind);
+            numbers.pushes.increment(1);
             let bytes: usize = push.upserts.iter().map(|(_, resource)| resource.bytes.len()).sum();
-            metrics::histogram!("pilot_xds_config_size_bytes", "type" => kind).record(bytes as f64);
+            numbers.size.record(bytes as f64);
             tracing::debug!(
                 proxy = %self.node.id, kind = %push.kind, resources = push.upserts.len(),
                 removed = push.removed.len(), "push"
             );
             let sending = Instant::now();
-            responses.send(Ok(push)).await.inspect_err(|_| {
-                metrics::counter!("pilot_xds_pushes", "type" => format!("{kind}_senderr")).increment(1);
-            })?;
+            let unsent = Unsent(Some(push.kind));
+            responses.send(Ok(push)).await;
+            unsent.sent();
             let now = Instant::now();
-            metrics::histogram!("pilot_xds_send_time").record((now - sending).as_secs_f64());
-            metrics::histogram!("pilot_xds_push_time", "type" => kind).record((now - began).as_secs_f64());
+            self.service.numbers.send.record((now - sending).as_secs_f64());
+            numbers.time.record((now - began).as_secs_f64());
             began = now;
         }
-        Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        tracing::info!(proxy = %self.node.id, "proxy disconnected");
+    }
+}
+
+/// A response that its client has not made room for. If it goes before it does, that is counted.
+struct Unsent(Option<ResourceType>);
+
+impl Unsent {
+    fn sent(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        if let Some(kind) = self.0 {
+            metrics::counter!("pilot_xds_pushes", "type" => format!("{}_senderr", kind.short())).increment(1);
+        }
     }
 }
 

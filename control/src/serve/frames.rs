@@ -2,13 +2,17 @@
 //!
 //! A response may be megabytes, and thousands of proxies may get it at once. Each has a block of it at a time, and none before
 //! its client has room for it; what waits are references.
+//!
+//! What makes the responses is polled here, too, when the last one is written: a session has no task of its own, and is asked for
+//! nothing that its client has no room for.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use hyper::body::{Body, Frame};
-use tokio::sync::mpsc;
+use parking_lot::Mutex;
 use tonic::Status;
 use xds_protos::prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
@@ -142,24 +146,60 @@ impl Message {
     }
 }
 
+/// Where a session puts its next response.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Outlet(Arc<Mutex<Option<Result<Push, Status>>>>);
+
+impl Outlet {
+    /// Waits until the last one is being written, and puts this one.
+    ///
+    /// Whoever takes it polls who puts it, so that there is nobody to be woken.
+    pub(super) async fn send(&self, response: Result<Push, Status>) {
+        let mut response = Some(response);
+        std::future::poll_fn(|_| {
+            let mut place = self.0.lock();
+            if place.is_some() {
+                return Poll::Pending;
+            }
+            *place = response.take();
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    fn take(&self) -> Option<Result<Push, Status>> {
+        self.0.lock().take()
+    }
+}
+
+type Session = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// The body of a stream's answer.
-#[derive(Debug)]
 pub(super) struct Responses {
     variant: Variant,
-    pushes: mpsc::Receiver<Result<Push, Status>>,
+    outlet: Outlet,
+    /// What fills the outlet; none once it came to its end.
+    session: Option<Session>,
     now: Option<Message>,
     /// The end has been told.
     ended: bool,
 }
 
 impl Responses {
-    pub(super) fn new(variant: Variant, pushes: mpsc::Receiver<Result<Push, Status>>) -> Self {
-        Self { variant, pushes, now: None, ended: false }
+    /// What `session` makes of the outlet that it is given.
+    pub(super) fn new<S>(variant: Variant, session: impl FnOnce(Outlet) -> S) -> Self
+    where
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let outlet = Outlet::default();
+        let session: Session = Box::pin(session(outlet.clone()));
+        Self { variant, outlet, session: Some(session), now: None, ended: false }
     }
 
     fn end(&mut self, status: &Status) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         self.ended = true;
         self.now = None;
+        self.session = None;
         let mut trailers = http::HeaderMap::new();
         Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
@@ -182,13 +222,20 @@ impl Body for Responses {
                 Some(Err(status)) => return self.end(&status),
                 None => self.now = None,
             }
-            match ready!(self.pushes.poll_recv(context)) {
+            match self.outlet.take() {
                 Some(Ok(push)) => {
                     let variant = self.variant;
                     self.now = Some(Message { push, variant, begun: false, next: (0, 0) });
+                    continue;
                 }
                 Some(Err(status)) => return self.end(&status),
-                None => return self.end(&Status::ok("")),
+                None => {}
+            }
+            let Some(session) = &mut self.session else { return self.end(&Status::ok("")) };
+            if session.as_mut().poll(context).is_ready() {
+                self.session = None;
+            } else if self.outlet.0.lock().is_none() {
+                return Poll::Pending;
             }
         }
     }
@@ -250,25 +297,28 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_written_before_it_is_asked_for_and_the_end_is_told() {
         use http_body_util::BodyExt;
-        let (sender, receiver) = mpsc::channel(4);
-        let mut body = Responses::new(Variant::Delta, receiver);
         let large = push(&[200_000]);
         let shared = large.upserts[0].1.bytes.clone();
-        sender.send(Ok(large)).await.unwrap();
+        let mut body = Responses::new(Variant::Delta, |outlet| async move {
+            outlet.send(Ok(large)).await;
+            outlet.send(Ok(push(&[1]))).await;
+        });
         let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
         assert!(first.len() <= BLOCK + 256);
-        // The rest is no copy: it is what all others have.
+        // The rest is no copy: it is what all others have. And who makes responses waits until it is written.
         let left = &body.now.as_ref().unwrap().push.upserts[0].1.bytes;
         assert_eq!(left.as_ptr(), shared.as_ptr());
-        drop(sender);
-        let mut last = None;
+        assert!(body.session.is_some() && body.outlet.take().is_none());
+        let (mut last, mut messages) = (None, 1);
         while let Some(frame) = body.frame().await {
-            last = Some(frame.unwrap());
+            let frame = frame.unwrap();
+            messages += usize::from(frame.data_ref().is_some_and(|data| data.len() < 200));
+            last = Some(frame);
         }
+        assert_eq!(messages, 2);
         assert_eq!(last.unwrap().into_trailers().unwrap()["grpc-status"], "0");
-        let (sender, receiver) = mpsc::channel(4);
-        let mut body = Responses::new(Variant::Delta, receiver);
-        sender.send(Err(Status::permission_denied("no"))).await.unwrap();
+        let denied = |outlet: Outlet| async move { outlet.send(Err(Status::permission_denied("no"))).await };
+        let mut body = Responses::new(Variant::Delta, denied);
         assert_eq!(body.frame().await.unwrap().unwrap().into_trailers().unwrap()["grpc-status"], "7");
         assert!(body.frame().await.is_none());
     }

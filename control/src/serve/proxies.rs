@@ -34,13 +34,14 @@ pub struct Proxy {
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
     next: Arc<AtomicU64>,
-    all: Arc<Mutex<BTreeMap<u64, Proxy>>>,
+    all: Arc<Mutex<BTreeMap<u64, Arc<Mutex<Proxy>>>>>,
 }
 
 /// A place in the list; dropping it takes the proxy out.
 #[derive(Debug)]
 pub struct Entry {
     number: u64,
+    proxy: Arc<Mutex<Proxy>>,
     proxies: Proxies,
 }
 
@@ -48,28 +49,27 @@ impl Proxies {
     /// Puts a proxy on the list.
     pub fn enter(&self, proxy: Proxy) -> Entry {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.all.lock().insert(number, proxy);
+        let proxy = Arc::new(Mutex::new(proxy));
+        self.all.lock().insert(number, proxy.clone());
         metrics::gauge!("pilot_xds", "version" => env!("CARGO_PKG_VERSION")).increment(1.0);
-        Entry { number, proxies: self.clone() }
+        Entry { number, proxy, proxies: self.clone() }
     }
 
     /// Looks at everyone who is connected now.
-    pub fn each(&self, look: impl FnMut(&Proxy)) {
-        self.all.lock().values().for_each(look);
+    pub fn each(&self, mut look: impl FnMut(&Proxy)) {
+        self.all.lock().values().for_each(|proxy| look(&proxy.lock()));
     }
 
     /// Everyone who is connected now, in the order in which they came.
     pub fn list(&self) -> Vec<Proxy> {
-        self.all.lock().values().cloned().collect()
+        self.all.lock().values().map(|proxy| proxy.lock().clone()).collect()
     }
 }
 
 impl Entry {
-    /// Changes what is known.
+    /// Changes what is known. What connections do many times a second each has to itself.
     pub fn update(&self, change: impl FnOnce(&mut Proxy)) {
-        if let Some(proxy) = self.proxies.all.lock().get_mut(&self.number) {
-            change(proxy);
-        }
+        change(&mut self.proxy.lock());
     }
 }
 

@@ -78,6 +78,11 @@ impl Set {
             && (Arc::ptr_eq(&self.own, &other.own) || (self.own.is_empty() && other.own.is_empty()))
     }
 
+    /// Tells what is common to many proxies from other such parts.
+    pub(super) fn common_hash(&self) -> u64 {
+        self.common.hash
+    }
+
     /// Names of everything that is not the same in `before`, and of what is in one of them alone.
     pub(super) fn differing(&self, before: &Self) -> Vec<Arc<str>> {
         let mut names: Vec<Arc<str>> = Vec::new();

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Server};
+use tonic::service::Routes;
+use tonic::transport::Channel;
 use tonic::{Code, Request, Streaming};
 use xds_protos::ResourceType;
 use xds_protos::envoy::config::core::v3::Node;
@@ -18,7 +19,8 @@ use xds_protos::envoy::service::discovery::v3::{
 use xds_protos::prost_types::{Struct, Value, value::Kind};
 
 use super::dispatch::Dispatch;
-use super::{AdsService, Proxies, RenderCache};
+use super::spread::Crowd;
+use super::{AdsService, Proxies, RenderCache, transport};
 use crate::ca::store::State;
 use crate::ca::store::tests::SMALL;
 use crate::ca::{Authenticators, token};
@@ -61,6 +63,7 @@ struct Plane {
     guarded: SocketAddr,
     issuer: token::Issuer,
     proxies: Proxies,
+    crowd: Crowd,
     _watcher: Watcher,
 }
 
@@ -73,16 +76,16 @@ async fn plane(dir: &Path) -> Plane {
     let state = State::create(SMALL, time::OffsetDateTime::now_utc()).unwrap();
     let (issuer, checker) = token::from_key(&state.token_key).unwrap();
     let authenticators = Authenticators::new(checker, "cluster.local".parse().unwrap());
-    let mut addresses = Vec::new();
+    let (mut addresses, crowd) = (Vec::new(), Crowd::default());
     for authenticators in [None, Some(authenticators)] {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         addresses.push(listener.local_addr().unwrap());
         let (queue, cache, proxies) = (queue.clone(), cache.clone(), proxies.clone());
         let service = AdsService::new(queue, cache, proxies, dispatch.clone(), authenticators);
-        let server = Server::builder().add_service(service);
-        tokio::spawn(server.serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener)));
+        let service = service.with_crowd(crowd.clone());
+        tokio::spawn(transport::plain(listener, Routes::new(service).prepare()));
     }
-    Plane { open: addresses[0], guarded: addresses[1], issuer, proxies, _watcher: watcher }
+    Plane { open: addresses[0], guarded: addresses[1], issuer, proxies, crowd, _watcher: watcher }
 }
 
 async fn client(address: SocketAddr) -> AggregatedDiscoveryServiceClient<Channel> {
@@ -449,8 +452,7 @@ async fn a_stream_that_does_not_read_holds_up_nobody_and_keeps_no_states() {
     let service = AdsService::new(queue.clone(), cache.clone(), proxies.clone(), dispatch, None);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = Server::builder().add_service(service);
-    tokio::spawn(server.serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener)));
+    tokio::spawn(transport::plain(listener, Routes::new(service).prepare()));
 
     // It asks for all clusters, which are more than its window takes, and never reads.
     let _stuck = Stream::open_as(address, "10.9.0.1", Some(1024)).await;
@@ -487,4 +489,41 @@ async fn a_stream_that_does_not_read_holds_up_nobody_and_keeps_no_states() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(proxies.list().len(), 2, "it is still there");
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_sent_away_has_acknowledged_what_it_was_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mesh.yaml");
+    std::fs::write(&file, MESH).unwrap();
+    let plane = plane(dir.path()).await;
+    let mut stream = Stream::open(plane.open).await;
+    let clusters = stream.next().await;
+    stream.answer(&clusters, None).await;
+    stream.subscribe(ResourceType::Endpoint, &[SEEN]).await;
+    let endpoints = stream.next().await;
+    let soon = std::time::Instant::now() + Duration::from_secs(1);
+    assert_eq!(plane.crowd.age(Duration::from_millis(1), soon), 1);
+    assert_eq!((plane.crowd.len(), plane.proxies.list().len()), (0, 1));
+    // It goes on as long as a response is on its way: what changes meanwhile comes, too.
+    std::fs::write(&file, MESH.replace("address: 10.0.0.2", "address: 10.0.0.3")).unwrap();
+    let began = std::time::Instant::now();
+    while plane.proxies.list()[0].revision < 2 {
+        assert!(began.elapsed() < DEADLINE);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    stream.answer(&endpoints, None).await;
+    let changed = stream.next().await;
+    assert!(format!("{changed:?}").contains("10.0.0.3"), "{changed:?}");
+    stream.answer(&changed, None).await;
+    let end = tokio::time::timeout(Duration::from_secs(4), stream.responses.message()).await;
+    assert!(end.expect("at once, and not when its time is over").unwrap().is_none());
+    while !plane.proxies.list().is_empty() {
+        assert!(began.elapsed() < DEADLINE);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // It may come again.
+    let mut stream = Stream::open(plane.open).await;
+    assert_eq!(stream.next().await.type_url, ResourceType::Cluster.type_url());
+    assert_eq!(plane.crowd.len(), 1);
 }

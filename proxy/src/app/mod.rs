@@ -6,7 +6,6 @@
 mod application;
 mod ending;
 mod pressure;
-mod purge;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -152,7 +151,6 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     let tasks =
         pushes.map(|push| tokio::task::spawn_local(push.run(state.clone(), end.subscribe()))).collect();
     let pushing = ending::Pushing { tasks, end };
-    tokio::task::spawn_local(purge::run(engine.clone()));
     if start.shed {
         tokio::task::spawn_local(pressure::watch());
     }

@@ -17,6 +17,7 @@ impl Session {
     /// Takes a delta request.
     pub fn delta(&mut self, request: &DeltaDiscoveryRequest) -> Heard {
         let Some(kind) = ResourceType::from_type_url(&request.type_url) else { return Heard::Nothing };
+        self.touched.add(kind);
         let first = !self.watches.contains_key(&kind);
         let all = self.resources.get(&kind);
         let watch = self.watches.entry(kind).or_default();

@@ -78,6 +78,22 @@ pub struct Session {
     sent: u64,
     /// Since when the present state is being sent.
     began: Instant,
+    /// Types whose status may be another than was last told.
+    touched: Touched,
+}
+
+/// Some of the types.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Touched(u16);
+
+impl Touched {
+    fn add(&mut self, kind: ResourceType) {
+        self.0 |= 1 << kind as u16;
+    }
+
+    fn has(self, kind: ResourceType) -> bool {
+        self.0 & (1 << kind as u16) != 0
+    }
 }
 
 impl Session {
@@ -98,6 +114,7 @@ impl Session {
             stream,
             sent: 0,
             began: now,
+            touched: Touched::default(),
         }
     }
 
@@ -109,6 +126,9 @@ impl Session {
         for (kind, watch) in &mut self.watches {
             // Most changes are of one kind.
             watch.current = watch.is_at(self.resources.get(kind).unwrap_or(&self.nothing));
+            if !watch.current {
+                self.touched.add(*kind);
+            }
         }
     }
 
@@ -148,20 +168,44 @@ impl Session {
     }
 
     /// What there is to see of each type: sent, acknowledged and refused.
+    #[cfg(test)]
     pub fn status(&self) -> Vec<TypeStatus> {
-        let status = |(kind, watch): (&ResourceType, &Watch)| TypeStatus {
-            kind: *kind,
+        self.watches.iter().map(|(kind, watch)| self.status_of(*kind, watch)).collect()
+    }
+
+    /// Whether [`Self::tell`] has anything to tell.
+    pub fn is_touched(&self) -> bool {
+        self.touched != Touched::default()
+    }
+
+    /// Brings what was told of each type to what there is to see now: most requests and responses are of one.
+    pub fn tell(&mut self, all: &mut Vec<TypeStatus>) {
+        let touched = std::mem::take(&mut self.touched);
+        for kind in ResourceType::ALL.into_iter().filter(|kind| touched.has(*kind)) {
+            let place = all.binary_search_by_key(&kind, |status| status.kind);
+            match (place, self.watches.get(&kind).map(|watch| self.status_of(kind, watch))) {
+                (Ok(at), Some(status)) => all[at] = status,
+                (Err(at), Some(status)) => all.insert(at, status),
+                (Ok(at), None) => drop(all.remove(at)),
+                (Err(_), None) => {}
+            }
+        }
+    }
+
+    fn status_of(&self, kind: ResourceType, watch: &Watch) -> TypeStatus {
+        let roots = kind == ResourceType::Secret && watch.names.contains(ROOTS);
+        TypeStatus {
+            kind,
             sent: watch.nonce.clone(),
             acknowledged: watch.acked.clone(),
             refused: watch.refused.clone(),
             resources: watch.count(),
-            synced: watch.unanswered.is_none() && watch.difference(*kind, self.all(*kind)).is_empty(),
-            roots: watch.names.contains(ROOTS).then(|| {
+            synced: watch.unanswered.is_none() && watch.difference(kind, self.all(kind)).is_empty(),
+            roots: roots.then(|| {
                 let taken = watch.unanswered.is_none() && watch.refused.is_none();
                 watch.held(ROOTS).filter(|_| taken).map(|r| r.version.clone())
             }),
-        };
-        self.watches.iter().map(status).collect()
+        }
     }
 
     /// Whether every subscribed type is as it should be, and acknowledged.
@@ -223,7 +267,9 @@ impl Session {
         let nonce: Arc<str> = format!("{}/{:x}-{}", self.version, self.stream, self.sent).into();
         watch.nonce = Some(nonce.clone());
         watch.unanswered = Some(now);
+        self.touched.add(kind);
         if kind == ResourceType::Cluster {
+            self.touched.add(ResourceType::Endpoint);
             // A replaced cluster waits for its endpoints anew; a client that has them already would not ask.
             if let Some(endpoints) = self.watches.get_mut(&ResourceType::Endpoint) {
                 let again = changed.into_iter().filter(|name| endpoints.names.contains(name));

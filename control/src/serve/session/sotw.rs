@@ -20,6 +20,7 @@ impl Session {
     /// Takes a state-of-the-world request.
     pub fn sotw(&mut self, request: &DiscoveryRequest) -> Heard {
         let Some(kind) = ResourceType::from_type_url(&request.type_url) else { return Heard::Nothing };
+        self.touched.add(kind);
         let known = self.watches.contains_key(&kind);
         if let Some(error) = &request.error_detail {
             let Some(watch) = self.watches.get_mut(&kind) else { return Heard::Nothing };

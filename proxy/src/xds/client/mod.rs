@@ -147,12 +147,18 @@ impl<S: ResourceSink> Client<S> {
             self.stats.set_connected(false);
             self.share(None);
             let wait = backoff.next();
-            tracing::warn!(
-                address = %self.config.endpoint.address,
-                error = causes(&error),
-                retry_in_ms = wait.as_millis() as u64,
-                "no stream to the control plane; what is configured stays"
-            );
+            let (address, retry_in_ms) = (&self.config.endpoint.address, wait.as_millis() as u64);
+            match error {
+                // It has the proxy look for another one from time to time, and nothing is wrong.
+                StreamError::Ended => tracing::info!(
+                    %address, retry_in_ms,
+                    "the control plane ended the stream; what is configured stays, and a new one is asked for"
+                ),
+                error => tracing::warn!(
+                    %address, error = causes(&error), retry_in_ms,
+                    "no stream to the control plane; what is configured stays"
+                ),
+            }
             tokio::time::sleep(wait).await;
         }
     }
