@@ -10,7 +10,6 @@ mod events;
 mod graph;
 mod proxies;
 mod record;
-mod replicas;
 mod rows;
 mod status;
 mod tap;

@@ -31,6 +31,7 @@ mod rate_limits;
 mod rendering;
 mod scarce;
 mod stores;
+mod streams;
 #[path = "../authz/mod.rs"]
 mod tables;
 mod tracing;

@@ -21,6 +21,8 @@ struct Shared {
     over: AtomicBool,
     /// Requests that were answered, by kind of client.
     done: [AtomicUsize; 3],
+    /// What was said into WebSockets and came back.
+    said: AtomicUsize,
     /// HTTP/2 requests that were sent while the last GOAWAY was on its way: their client sends them again.
     again: AtomicUsize,
     errors: Mutex<Vec<String>>,
@@ -144,6 +146,7 @@ fn websocket(shared: &Shared) -> std::io::Result<()> {
         let mut heard = [0; 8];
         stream.read_exact(&mut heard)?;
         assert_eq!(heard, said.to_be_bytes());
+        shared.said.fetch_add(1, Relaxed);
         std::thread::sleep(Duration::from_millis(5));
     }
     shared.done[2].fetch_add(1, Relaxed);
@@ -158,6 +161,7 @@ fn gateways_are_replaced_under_load_and_nobody_notices() {
         turn: AtomicUsize::new(0),
         over: AtomicBool::new(false),
         done: std::array::from_fn(|_| AtomicUsize::new(0)),
+        said: AtomicUsize::new(0),
         again: AtomicUsize::new(0),
         errors: Mutex::default(),
     });
@@ -206,6 +210,7 @@ fn gateways_are_replaced_under_load_and_nobody_notices() {
         }
     };
     goes_on("both");
+    let began = Instant::now();
     for round in 0..2 {
         for number in [0, 1] {
             let name = ["gateway-0", "gateway-1"][number];
@@ -217,12 +222,21 @@ fn gateways_are_replaced_under_load_and_nobody_notices() {
             goes_on(&format!("round {round}, {name} is back"));
         }
     }
+    let took = began.elapsed().as_secs_f64();
     drop(over);
     for thread in threads {
         thread.join().unwrap();
     }
     let again = shared.again.load(Relaxed);
-    println!("{:?} requests of HTTP/1.1, HTTP/2 and WebSockets, {again} of them sent again", counted());
+    let [first, second, sockets] = counted();
+    let said = shared.said.load(Relaxed);
+    let rate = (first + second + said) as f64 / took;
+    println!(
+        "{first} requests of HTTP/1.1, {second} of HTTP/2, {said} messages on {sockets} WebSockets, {rate:.0} a second of all; \
+         {again} requests sent again"
+    );
+    // Many times that on a machine that has nothing else to do.
+    assert!(rate > 1000.0, "{rate} a second are no load");
     // Four gateways ended, three clients each: more than a request each is not a race any more.
     assert!(again <= 12, "{again} requests met a gateway's end");
     assert!(errors().is_empty(), "{:#?}\n{}", errors(), edge.pods.logs());

@@ -8,7 +8,6 @@ mod gateway_secret;
 mod inspection;
 mod mesh;
 mod registration;
-mod replicas;
 mod roles;
 mod server;
 mod several;
