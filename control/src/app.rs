@@ -393,6 +393,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let trials = CanaryKeeper::new(keep, proxies.clone(), &world);
     let (snapshots, trial_reports) = (canary::follow(snapshots, trials.shares()), trials.reports());
     tokio::spawn(trials.run(known));
+    tokio::spawn(crate::purge::run());
     let queue = Queue::follow(snapshots, trust.clone(), args.push_throttle);
     let dispatch = Dispatch::start(queue.clone(), cache.clone());
     tokio::spawn(certificates.run(watcher.subscribe(), queue.clone(), proxies.clone()));

@@ -14,6 +14,7 @@ pub mod ingest;
 pub mod inject;
 pub mod kubernetes;
 pub mod model;
+mod purge;
 pub mod queue;
 pub mod render;
 pub mod serve;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 use weft_control::model::meta::Meta;
+use weft_control::model::networks::NetworkGateway;
 use weft_control::model::{Workload, World};
 
 use crate::authz::{Answer, Decision, Judge, Question, Request, identity, workload};
@@ -127,6 +128,7 @@ impl Explanation {
 /// # Errors
 /// The workload is not known, what is asked cannot be read, or a proxy does not take its configuration.
 pub fn explain(world: &World, imagined: &Imagined) -> anyhow::Result<Explanation> {
+    let world = &world.with_gateways_as_written();
     let sender = workload(world, &imagined.from)?;
     let gateway = sender.is_gateway();
     let own = format!("{}/{}", sender.meta.namespace, sender.meta.name);
@@ -202,13 +204,14 @@ fn admitted(world: &World, gateway: &Arc<Workload>, case: &Case) -> anyhow::Resu
     judge.answer(asked.port, &question).map(Some)
 }
 
-/// The network of which a gateway is here.
-fn network_behind(world: &World, at: SocketAddr) -> Option<&str> {
-    let address = at.ip().to_string();
+/// The network of which a gateway is at this address and port, or at this name.
+fn network_behind<'a>(world: &'a World, at: &str) -> Option<&'a str> {
+    let (address, port) = at.rsplit_once(':')?;
+    let (address, port) = (address.trim_matches(['[', ']']), port.parse::<u16>().ok()?);
+    let is_here =
+        |gateways: &[NetworkGateway]| gateways.iter().any(|g| g.port == port && g.address == address);
     let mut all = world.networks().with_gateways();
-    let found =
-        all.find(|(_, gateways)| gateways.iter().any(|g| g.port == at.port() && g.address == address));
-    found.map(|(network, _)| network.as_str())
+    all.find(|(_, gateways)| is_here(gateways)).map(|(network, _)| network.as_str())
 }
 
 /// Whether the workload at an endpoint lets it in.
@@ -222,9 +225,12 @@ fn arrival(
     let address = endpoint["address"].as_str().unwrap_or_default().to_owned();
     let mut arrival = Arrival { address, workload: None, answer: None, unasked: None };
     let place: Result<SocketAddr, _> = arrival.address.parse();
-    if let Some(network) = place.as_ref().ok().and_then(|at| network_behind(world, *at)) {
-        arrival.unasked =
-            Some(format!("a gateway of the network {network} passes the TLS on: what is behind it decides"));
+    if let Some(network) = network_behind(world, &arrival.address) {
+        let named =
+            if place.is_err() { ", at the addresses that the control plane finds for its name" } else { "" };
+        arrival.unasked = Some(format!(
+            "a gateway of the network {network}{named} passes the TLS on: what is behind it decides"
+        ));
         return Ok(arrival);
     }
     let there = place.ok().and_then(|at| Some((at, world.workload_at(&at.ip().to_string())?)));

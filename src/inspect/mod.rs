@@ -10,6 +10,7 @@ mod events;
 mod graph;
 mod proxies;
 mod record;
+mod replicas;
 mod rows;
 mod status;
 mod tap;

@@ -4,16 +4,17 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::Value;
 
-use super::{Output, address, ask_json, rows};
+use super::{Output, address, ask_json, replicas, rows};
 
 /// Shows the proxies that are connected to a control plane, and how far they follow it
 #[derive(Args, Debug)]
 pub struct StatusArgs {
     /// One proxy alone: NAME.NAMESPACE, or its whole id
     proxy: Option<String>,
-    /// The control plane's debug port, IP:PORT; IP alone is port 8080
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    control: String,
+    /// The control plane's debug port, IP:PORT; IP alone is port 8080. Several, with commas between them, where several control planes run;
+    /// `cluster`, or `cluster/NAMESPACE`: all of the cluster that $KUBECONFIG or ~/.kube/config names, through its API server
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', default_value = "127.0.0.1")]
+    control: Vec<String>,
     /// How it is printed
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -28,10 +29,14 @@ const TYPES: [(&str, &str); 5] =
 /// # Errors
 /// The control plane does not answer, or does not know the proxy.
 pub fn main(args: &StatusArgs) -> anyhow::Result<()> {
-    let at = address(&args.control, 8080)?;
-    let hint = format!("is a control plane's debug port at {at}? (--control says where)");
-    let page = ask_json(at, "/debug/syncz", &hint)?;
-    let all: Vec<Value> = page.as_array().cloned().unwrap_or_default();
+    let mut all: Vec<Value> = Vec::new();
+    for control in replicas::expanded(&args.control)? {
+        let at = address(&control, 8080)?;
+        let hint = format!("is a control plane's debug port at {at}? (--control says where)");
+        let page = ask_json(at, "/debug/syncz", &hint)?;
+        all.extend(page.as_array().cloned().unwrap_or_default());
+    }
+    all.sort_by_key(|one| short(one).to_owned());
     let chosen: Vec<Value> = match &args.proxy {
         None => all,
         Some(name) => {

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::proxies::Target;
 use super::tap::escaped;
-use super::{PATIENCE, address};
+use super::{PATIENCE, address, replicas};
 use crate::client::{Answer, Site, Tls, get_of};
 
 /// Where control planes are, and as whom they are asked.
@@ -19,7 +19,8 @@ use crate::client::{Answer, Site, Tls, get_of};
 pub struct Through {
     /// The control plane's debug port, IP:PORT; IP alone is port 8080. The proxies that are connected to it are asked. Several, with commas
     /// between them or by several flags, where several control planes run. With --token-file also https://HOST:PORT, the webhooks' port,
-    /// 15017 if none is named
+    /// 15017 if none is named. `cluster`, or `cluster/NAMESPACE`: every control plane in the cluster that $KUBECONFIG or ~/.kube/config names,
+    /// reached through its API server
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',', default_value = "127.0.0.1")]
     pub(super) control: Vec<String>,
     /// Ask the proxies through the control plane, with the token in this file: that of its --inspect-token-file, or in a cluster one
@@ -47,7 +48,8 @@ impl Through {
         {
             bail!("--control {one}: only with --token-file are proxies asked by HTTPS");
         }
-        let plain = self.control.iter().filter(|text| !is_secure(text));
+        let controls = replicas::expanded(&self.control)?;
+        let plain = controls.iter().filter(|text| !is_secure(text));
         plain.map(|text| address(text.strip_prefix("http://").unwrap_or(text), 8080)).collect()
     }
 
@@ -89,7 +91,7 @@ impl Through {
             }
             Ok(Site { address, tls, token: Some(token.clone()) })
         };
-        self.control.iter().map(site).collect()
+        replicas::expanded(&self.control)?.iter().map(site).collect()
     }
 
     /// Everybody who is connected to the control planes.

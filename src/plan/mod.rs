@@ -69,6 +69,7 @@ type Key = (ResourceType, Arc<str>, Option<Arc<str>>, Option<Arc<str>>);
 
 /// Compares what every proxy gets. `captured`: the kernel redirects the workloads' connections, as in a pod.
 pub fn plan(before: &World, after: &World, captured: bool) -> Plan {
+    let (before, after) = (&before.with_gateways_as_written(), &after.with_gateways_as_written());
     let (old, new) = (by_name(before), by_name(after));
     let memos = (Memo::default(), Memo::default());
     let mut groups: BTreeMap<Vec<Key>, Vec<String>> = BTreeMap::new();

@@ -231,3 +231,39 @@ spec:
     // A cluster's objects are not files.
     assert!(!weft(&["analyze", "--fix", "--cluster"]).status.success());
 }
+
+/// The corpus says beside each line what is said of it (control/src/serve/admission/corpus.rs compares directories and webhooks).
+#[test]
+fn what_the_corpus_says_of_each_line_is_what_the_command_says() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+    for file in std::fs::read_dir(corpus).unwrap().map(|file| file.unwrap().path()) {
+        let output = weft(&["analyze", file.to_str().unwrap(), "--output", "json"]);
+        let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines = (1u64..).zip(text.lines());
+        let mut expected: Vec<(u64, String)> = lines
+            .flat_map(|(line, text)| {
+                text.split("#! ").skip(1).map(move |said| (line, said.trim_end().to_owned()))
+            })
+            .collect();
+        let refused = expected.iter().any(|(_, said)| said.starts_with("error: "));
+        assert_eq!(output.status.code(), Some(i32::from(refused)), "{}", file.display());
+        let told = |key: &str, one: &Value| one[key].as_str().map(str::to_owned);
+        let all = answer["messages"].as_array().unwrap();
+        let of_reader =
+            all.iter().filter(|one| ["Refused", "Doubted"].contains(&one["name"].as_str().unwrap()));
+        let mut found: Vec<(u64, String)> = of_reader
+            .map(|one| {
+                let severity = one["severity"].as_str().unwrap().replace("info", "note");
+                let path = told("path", one).map(|path| format!("{path}: ")).unwrap_or_default();
+                let help = told("help", one).map(|help| format!("; {help}")).unwrap_or_default();
+                let why = told("why", one).unwrap();
+                let said = format!("{severity}: {path}{why}{help}").replace('\n', "\\n");
+                (one["line"].as_u64().unwrap(), said)
+            })
+            .collect();
+        expected.sort();
+        found.sort();
+        assert_eq!(found, expected, "{}", file.display());
+    }
+}

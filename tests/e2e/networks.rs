@@ -82,6 +82,20 @@ fn a_call_to_another_network_goes_by_its_gateway_which_sees_tls_alone() {
         ]);
         let text = stdout(&shown);
         assert!(text.contains("a gateway of the network two passes the TLS on"), "{text}{}", stderr(&shown));
+        // A load balancer that has but a name is shown by it: nothing is looked up for a question.
+        let named = tempfile::tempdir().unwrap();
+        let text = std::fs::read_to_string(dir.join("mesh.yaml")).unwrap();
+        let text = text.replace("  externalIPs: [127.0.12.1]\n", "").replacen(
+            "---\napiVersion: networking.istio.io/v1\nkind: Gateway",
+            "status: {loadBalancer: {ingress: [{hostname: lb.invalid}]}}\n---\napiVersion: networking.istio.io/v1\nkind: Gateway",
+            1,
+        );
+        std::fs::write(named.path().join("mesh.yaml"), text).unwrap();
+        let at = named.path().to_str().unwrap();
+        let shown = weft(&["explain", "GET", "http://back:8080/", "--from", "front-1", "--dir", at]);
+        let text = stdout(&shown);
+        assert!(text.contains("lb.invalid:15443"), "{text}{}", stderr(&shown));
+        assert!(text.contains("a gateway of the network two, at the addresses that"), "{text}");
         let mesh = Mesh::start(Options { dir, proxy_flags: flags.into(), ..options() }).await.unwrap();
         mesh.wait_ready(Duration::from_secs(60)).await.unwrap();
         let admin = |name: &str| mesh.workload(name).unwrap().admin();

@@ -150,6 +150,8 @@ codes! {
     NetworkNeedsMutualTls = 237, Warning;
     /// A network's gateway has no address, or not the port, at which others come.
     NetworkGatewayNotFound = 238, Warning;
+    /// Proxies are told of so many services that their memory goes into it.
+    ProxyKnowsTooMuch = 239, Warning;
 }
 
 impl fmt::Display for Code {

@@ -24,6 +24,7 @@ mod scene;
 mod selectors;
 mod services;
 mod sidecars;
+mod size;
 mod tokens;
 mod traffic;
 
@@ -118,7 +119,7 @@ impl fmt::Display for Message {
 type Check = fn(&Scene<'_>, &mut Vec<Message>);
 
 /// All of them.
-const CHECKS: [Check; 16] = [
+const CHECKS: [Check; 17] = [
     selectors::find,
     authorization::find,
     edges::find,
@@ -135,6 +136,7 @@ const CHECKS: [Check; 16] = [
     heard::find,
     exports::find,
     networks::find,
+    size::find,
 ];
 
 /// Everything that is found in a state of the mesh, by file and line.

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::scene::{Scene, few};
 use super::{Code, Message};
-use crate::model::networks::{GATEWAY_PORT_LABEL, NETWORK_LABEL};
+use crate::model::kubernetes::NODE_SELECTOR;
+use crate::model::networks::{GATEWAY_PORT_LABEL, NETWORK_LABEL, by_nodes, gateway_port};
 use crate::model::place::Place;
 use crate::model::service::{Resolution, ServiceLocation};
 use crate::model::{EffectivePeerMode, Endpoint, Service, World};
@@ -120,9 +121,19 @@ fn not_found(world: &World, found: &mut Vec<Message>) {
     for service in world.kubernetes_services() {
         let Some(network) = service.meta.labels.get(NETWORK_LABEL) else { continue };
         let ports = service.spec.ports.iter().map(|port| port.port);
-        let port = service.meta.labels.get(GATEWAY_PORT_LABEL).and_then(|port| port.parse().ok());
-        let port = port.unwrap_or(crate::model::networks::GATEWAY_PORT);
-        if service.spec.ingress.is_empty() && service.spec.external_ips.is_empty() {
+        let port = gateway_port(&service.meta.labels);
+        let unassigned = service.spec.ingress.is_empty() && service.spec.external_ips.is_empty();
+        if let Some((selector, at)) = by_nodes(service, port).filter(|_| unassigned) {
+            if world.networks().gateways(network).iter().all(|gateway| gateway.port != at) {
+                let labels = selector.iter().map(|(key, value)| format!("{key}={value}"));
+                let of = if selector.is_empty() { String::new() } else { format!(" with {}", few(labels)) };
+                let why = format!(
+                    "it is to be the gateway of the network {network} at its nodes, and no node{of} has an address of type ExternalIP: other networks do not find it"
+                );
+                let help = format!("give nodes such addresses, or name others in {NODE_SELECTOR}");
+                found.push(Message::of(Code::NetworkGatewayNotFound, &service.meta, "", why, help));
+            }
+        } else if unassigned {
             let why = format!(
                 "it is to be the gateway of the network {network}, and has no address outside of its cluster: other networks do not find it"
             );

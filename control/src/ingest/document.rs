@@ -13,6 +13,7 @@ use super::diagnostic::{Diagnostic, Finding, Findings};
 use super::support::{self, Class};
 use super::tree::{self, Node, Value};
 use super::{decode, normalize, validate};
+use crate::model::gateway_api::{AddressKind, ApiGateway, GatewayAddress};
 use crate::model::kubernetes::{Ingress, KubernetesService, TlsSecret};
 use crate::model::mesh_config::MeshConfig;
 use crate::model::meta::{Kind, Meta, Object, ObjectKey, Source};
@@ -166,6 +167,7 @@ impl Collector {
             return;
         };
         let namespace = meta.namespace.clone();
+        validate::istios_annotations(&meta, findings);
         match kind {
             Kind::Service => {
                 if let Some(mut spec) = spec::<KubernetesService>(document, kind, findings) {
@@ -282,8 +284,9 @@ impl Collector {
                 }
             }
             Kind::ApiGateway => {
-                if let Some(spec) = spec(document, kind, findings) {
-                    validate::api_gateway(&spec, &namespace, findings);
+                if let Some(mut spec) = spec::<ApiGateway>(document, kind, findings) {
+                    spec.found_at = found_at(document.node);
+                    validate::api_gateway(&spec, &meta, findings);
                     self.objects.api_gateways.push(Arc::new(Object { meta, spec }));
                 }
             }
@@ -456,12 +459,15 @@ impl Collector {
                 );
             }
         }
-        let Some(mesh) = data.and_then(|data| data.get("mesh")) else {
+        let given = |key: &str| data.and_then(|data| data.get(key));
+        let (mesh, networks) = (given("mesh"), given("meshNetworks"));
+        if mesh.is_none() && networks.is_none() {
             findings.error("data.mesh", "missing", "put the MeshConfig there, as text");
-            return;
-        };
-        self.take_inner(document, "mesh", mesh, findings, Self::take_mesh);
-        if let Some(networks) = data.and_then(|data| data.get("meshNetworks")) {
+        }
+        if let Some(mesh) = mesh {
+            self.take_inner(document, "mesh", mesh, findings, Self::take_mesh);
+        }
+        if let Some(networks) = networks {
             self.take_inner(document, "meshNetworks", networks, findings, Self::take_networks);
         }
     }
@@ -560,6 +566,19 @@ fn ingress(node: &Node) -> Vec<Ingress> {
     let Some(Value::List(items)) = listed.map(|listed| &listed.value) else { return Vec::new() };
     let text = |item: &Node, key: &str| item.get(key).and_then(Node::text).unwrap_or_default().to_owned();
     items.iter().map(|item| Ingress { ip: text(item, "ip"), hostname: text(item, "hostname") }).collect()
+}
+
+/// Where a Gateway of the Gateway API is found, as its status has it.
+fn found_at(node: &Node) -> Vec<GatewayAddress> {
+    let listed = node.get("status").and_then(|status| status.get("addresses"));
+    let Some(Value::List(items)) = listed.map(|listed| &listed.value) else { return Vec::new() };
+    let text = |item: &Node, key: &str| item.get(key).and_then(Node::text).unwrap_or_default().to_owned();
+    let kind = |item: &Node| match text(item, "type").as_str() {
+        "Hostname" => AddressKind::Hostname,
+        "" | "IPAddress" => AddressKind::IPAddress,
+        _ => AddressKind::NamedAddress,
+    };
+    items.iter().map(|item| GatewayAddress { kind: kind(item), value: text(item, "value") }).collect()
 }
 
 /// Key and chain of a Secret, under Kubernetes' names or Istio's older ones; `None` when it holds neither.

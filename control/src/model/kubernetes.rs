@@ -108,6 +108,28 @@ impl<'de> Deserialize<'de> for IntOrName {
     }
 }
 
+/// Annotation of a Service of type NodePort before a network's gateways: labels of the nodes at which others find it, as JSON.
+pub const NODE_SELECTOR: &str = "traffic.istio.io/nodeSelector";
+
+/// A node that is reached from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesNode {
+    /// Its labels.
+    pub labels: Labels,
+    /// The address for those outside.
+    pub address: String,
+}
+
+impl KubernetesNode {
+    /// Reads the annotation: empty selects every node.
+    ///
+    /// # Errors
+    /// It is no object of texts.
+    pub fn selector(text: &str) -> Result<Labels, serde_json::Error> {
+        if text.trim().is_empty() { Ok(Labels::new()) } else { serde_json::from_str(text) }
+    }
+}
+
 /// A pod of Kubernetes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pod {

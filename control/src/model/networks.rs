@@ -11,10 +11,10 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::kubernetes::KubernetesService;
+use super::kubernetes::{KubernetesNode, KubernetesService, NODE_SELECTOR};
 use super::meta::Object;
 use super::service::Endpoint;
-use super::values::Labels;
+use super::values::{Labels, selects};
 
 /// Label of a workload, of the root namespace, or of the Service before a network's gateways: the network.
 pub const NETWORK_LABEL: &str = "topology.istio.io/network";
@@ -102,15 +102,46 @@ pub(super) struct Sources<'a> {
     /// Labels of the root namespace.
     pub(super) system: Option<&'a Labels>,
     pub(super) services: &'a [Arc<Object<KubernetesService>>],
+    /// Those of the Gateway API.
+    pub(super) gateways: &'a [(String, NetworkGateway)],
+    pub(super) nodes: &'a [Arc<KubernetesNode>],
     pub(super) domain: &'a str,
     /// The name of this cluster.
     pub(super) cluster: &'a str,
 }
 
-/// Where connections from outside come to a Service.
-fn external(service: &KubernetesService) -> impl Iterator<Item = &String> {
-    let balancers = service.ingress.iter().map(|i| if i.ip.is_empty() { &i.hostname } else { &i.ip });
-    service.external_ips.iter().chain(balancers).filter(|address| !address.is_empty())
+/// The class of Gateways that describe another network's gateway, and are served there.
+pub const REMOTE_CLASS: &str = "istio-remote";
+
+/// Where connections from outside come to a port of a Service: to load balancers, or to its nodes.
+pub fn external(
+    service: &Object<KubernetesService>,
+    port: u16,
+    nodes: &[Arc<KubernetesNode>],
+) -> Vec<NetworkGateway> {
+    let spec = &service.spec;
+    let balancers = spec.ingress.iter().map(|i| if i.ip.is_empty() { &i.hostname } else { &i.ip });
+    let addresses = spec.external_ips.iter().chain(balancers).filter(|address| !address.is_empty());
+    let mut found: Vec<_> =
+        addresses.map(|address| NetworkGateway { address: address.clone(), port }).collect();
+    if let Some((selector, port)) = by_nodes(service, port) {
+        let selected = nodes.iter().filter(|node| selects(&selector, &node.labels));
+        found.extend(selected.map(|node| NetworkGateway { address: node.address.clone(), port }));
+    }
+    found
+}
+
+/// The labels of the nodes at which a port of a Service is found, and the port there, if that is where it is to be found.
+pub fn by_nodes(service: &Object<KubernetesService>, port: u16) -> Option<(Labels, u16)> {
+    let annotation = service.meta.annotations.get(NODE_SELECTOR)?;
+    let port = service.spec.ports.iter().find(|one| one.port == port && one.node_port != 0)?;
+    let is_meant = service.spec.service_type == "NodePort";
+    is_meant.then_some((KubernetesNode::selector(annotation).ok()?, port.node_port))
+}
+
+/// The port at which other networks come in, by the labels of what stands before a network's gateways.
+pub fn gateway_port(labels: &Labels) -> u16 {
+    labels.get(GATEWAY_PORT_LABEL).and_then(|port| port.parse().ok()).unwrap_or(GATEWAY_PORT)
 }
 
 impl Networks {
@@ -148,8 +179,7 @@ impl Networks {
             let meta = &service.meta;
             let places: Vec<(&String, u16)> = match meta.labels.get(NETWORK_LABEL).filter(|n| !n.is_empty()) {
                 Some(network) => {
-                    let port = meta.labels.get(GATEWAY_PORT_LABEL).and_then(|port| port.parse().ok());
-                    vec![(network, port.unwrap_or(GATEWAY_PORT))]
+                    vec![(network, gateway_port(&meta.labels))]
                 }
                 None if named.is_empty() => continue,
                 None => {
@@ -158,11 +188,13 @@ impl Networks {
                 }
             };
             for (network, port) in places {
-                for address in external(&service.spec) {
-                    let gateway = NetworkGateway { address: address.clone(), port };
+                for gateway in external(service, port, sources.nodes) {
                     of_services.entry(network.clone()).or_default().insert(gateway);
                 }
             }
+        }
+        for (network, gateway) in sources.gateways {
+            of_services.entry(network.clone()).or_default().insert(gateway.clone());
         }
         for (network, gateways) in of_services {
             of_mesh.insert(network, gateways);
@@ -200,6 +232,12 @@ impl Networks {
             }
         }
         Self { gateways, ..self.clone() }
+    }
+
+    /// The same with gateways as they are written, host names among them: for who is told where it goes, and goes nowhere.
+    #[must_use]
+    pub fn as_written(&self) -> Self {
+        Self { gateways: self.written.clone(), ..self.clone() }
     }
 
     /// The host names of gateways, which somebody has to look up.

@@ -20,12 +20,12 @@ use super::health_check::HealthCheck;
 use super::host::DEFAULT_DOMAIN;
 use super::ip_deny_list::{DenyLists, IpDenyList};
 use super::keys::KeySets;
-use super::kubernetes::{Backends, KubernetesService, Pod, TlsSecret};
+use super::kubernetes::{Backends, KubernetesNode, KubernetesService, Pod, TlsSecret};
 use super::lookup::{self, MergedRule};
 use super::mesh_config::MeshConfig;
 use super::meta::{Meta, Object};
 use super::metric_definition::MetricDefinition;
-use super::networks::{MeshNetworks, Networks, Sources};
+use super::networks::{MeshNetworks, NetworkGateway, Networks, Sources};
 use super::peer_authentication::PeerAuthentication;
 use super::place::Place;
 use super::proxy_config::ProxyConfig;
@@ -49,6 +49,10 @@ pub struct Objects {
     pub mesh: Option<Arc<Object<MeshConfig>>>,
     /// Networks; one when absent.
     pub networks: Option<Arc<Object<MeshNetworks>>>,
+    /// Networks' gateways that Gateways of the Gateway API describe, as the reader found them.
+    pub network_gateways: Vec<(String, NetworkGateway)>,
+    /// Nodes that are reached from outside.
+    pub nodes: Vec<Arc<KubernetesNode>>,
     /// Kubernetes Services.
     pub services: Vec<Arc<Object<KubernetesService>>>,
     /// ServiceEntries.
@@ -597,6 +601,11 @@ impl World {
         Self { networks: Arc::new(self.networks.resolved(names)), ..self.clone() }
     }
 
+    /// The same with networks' gateways as they are written, be it by names that nobody has looked up.
+    pub fn with_gateways_as_written(&self) -> Self {
+        Self { networks: Arc::new(self.networks.as_written()), ..self.clone() }
+    }
+
     /// Who is in which network, and how it is reached.
     pub fn networks(&self) -> &Networks {
         &self.networks
@@ -942,6 +951,8 @@ fn networks(objects: &Objects) -> Networks {
         mesh: objects.networks.as_ref().map(|object| &object.spec),
         system: system.map(|namespace| &namespace.meta.labels),
         services: &objects.services,
+        gateways: &objects.network_gateways,
+        nodes: &objects.nodes,
         domain: DEFAULT_DOMAIN,
         cluster: &Place::here().cluster,
     })

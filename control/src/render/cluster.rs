@@ -1,5 +1,6 @@
 //! Clusters: one for each port and subset of each service that the node may call, the fixed ones, and its own inbound ones.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -37,15 +38,10 @@ pub(super) fn services<'a>(world: &'a World, node: &ProxyNode) -> Vec<&'a Arc<Se
     let sidecar = world.sidecar_for(&node.namespace, node.selected_by(world));
     match sidecar {
         Some(sidecar) if !sidecar.spec.egress.is_empty() => {
-            let mut all: Vec<&Arc<Service>> = Vec::new();
-            for listener in &sidecar.spec.egress {
-                for service in world.imported_services(&node.namespace, Some(listener)) {
-                    if !all.iter().any(|s| Arc::ptr_eq(s, service)) {
-                        all.push(service);
-                    }
-                }
-            }
-            all
+            let mut known = HashSet::new();
+            let listeners = sidecar.spec.egress.iter();
+            let all = listeners.flat_map(|listener| world.imported_services(&node.namespace, Some(listener)));
+            all.filter(|service| known.insert(Arc::as_ptr(service))).collect()
         }
         _ => world.imported_services(&node.namespace, None),
     }
@@ -446,7 +442,16 @@ fn outbound(
                 cluster["type"] = "STATIC".into();
                 cluster["load_assignment"] = assignment;
             } else {
-                let logical = matches!(service.resolution, Resolution::DnsRoundRobin);
+                // A selector may find several entries. A logical cluster has but one name, and proxies refuse another.
+                let several = assignment["endpoints"].as_array().is_some_and(|places| {
+                    places
+                        .iter()
+                        .filter_map(|place| place["lb_endpoints"].as_array())
+                        .map(Vec::len)
+                        .sum::<usize>()
+                        > 1
+                });
+                let logical = service.resolution == Resolution::DnsRoundRobin && !several;
                 cluster["type"] = if logical { "LOGICAL_DNS" } else { "STRICT_DNS" }.into();
                 cluster["dns_refresh_rate"] = seconds(mesh.dns_refresh_rate.get());
                 cluster["respect_dns_ttl"] = true.into();

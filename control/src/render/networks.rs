@@ -185,6 +185,42 @@ spec: {{selector: {{matchLabels: {{app: n}}}}, mtls: {{mode: {mode}}}}}
     }
 
     #[test]
+    fn a_service_of_one_name_at_a_time_whose_selector_finds_several_is_looked_up_by_all_of_them() {
+        let entry = |name: &str| {
+            format!(
+                "---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: {name}, namespace: shop}}
+spec: {{address: {name}.example, labels: {{app: n}}}}
+"
+            )
+        };
+        let service = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: n, namespace: shop}
+spec:
+  hosts: [n.example]
+  resolution: DNS_ROUND_ROBIN
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  workloadSelector: {labels: {app: n}}
+";
+        for (entries, expected) in [
+            (vec![], "LOGICAL_DNS"),
+            (vec!["a"], "LOGICAL_DNS"),
+            // One name is all that a logical cluster can have; with two, proxies would refuse it.
+            (vec!["a", "b"], "STRICT_DNS"),
+        ] {
+            let text: String = entries.iter().map(|name| entry(name)).collect();
+            let world = mesh(&format!("{service}{text}"));
+            let resources = render(&world, &node("sidecar", "127.0.9.1", "shop"), false, &Memo::default());
+            let cluster = value(&resources, ResourceType::Cluster, "outbound|80||n.example");
+            assert_eq!(cluster["type"], expected, "{entries:?}: {cluster:#}");
+        }
+    }
+
+    #[test]
     fn who_is_there_and_who_waits_for_its_gateways_are_told_apart() {
         let memo = Memo::default();
         let world = mesh(

@@ -194,9 +194,15 @@ fn filter(parameters: &BTreeMap<String, String>) -> Result<Filter, String> {
     Ok(Filter { regex, used_only, kind: parameters.get("type").cloned() })
 }
 
-/// Everything that is counted, as it is now.
+/// Everything that is counted, as it is now. Of clusters that nobody has called there is but how many hosts they have.
 pub(super) fn samples(state: &AdminState) -> Vec<snapshot::Sample> {
+    read(state, None)
+}
+
+/// The same; with a filter also the zeros of clusters that nobody has called.
+fn read(state: &AdminState, zeros: Option<&stats::Filter>) -> Vec<snapshot::Sample> {
     let mut samples = snapshot::read();
+    snapshot::add_quiet(&mut samples, state.engine.tables().clusters.all(), zeros);
     samples.extend(process::samples(state, &samples));
     if state.tcp_aliases {
         process::aliases(&mut samples);
@@ -209,8 +215,9 @@ fn statistics(path: &str, parameters: &BTreeMap<String, String>, open: bool, sta
         Ok(filter) => filter,
         Err(wrong) => return Page::error(StatusCode::BAD_REQUEST, wrong),
     };
-    let samples = samples(state);
     let format = parameters.get("format").map(String::as_str);
+    let all = path == "/stats" && format != Some("prometheus");
+    let samples = read(state, all.then_some(&filter));
     match (path, format) {
         ("/stats/prometheus", _) | (_, Some("prometheus")) if open => Page {
             kind: prometheus::OPEN_METRICS,

@@ -58,8 +58,7 @@ pub(super) fn samples(state: &AdminState, others: &[Sample]) -> Vec<Sample> {
     put("listener_manager", "workers_started", gauge(1));
     put("listener_manager", "total_listeners_active", gauge(state.engine.listeners().len() as u64));
     put("listener_manager", "total_listeners_warming", gauge(state.engine.warming().len() as u64));
-    let clusters =
-        others.iter().filter(|s| s.prefix.starts_with("cluster.") && s.name == "upstream_rq_total");
+    let clusters = others.iter().filter(|s| s.prefix.starts_with("cluster.") && s.name == "membership_total");
     put("cluster_manager", "active_clusters", gauge(clusters.count() as u64));
     let Some(ads) = &state.ads else { return samples };
     put("control_plane", "connected_state", gauge(u64::from(ads.connected())));

@@ -1,10 +1,13 @@
 //! One reading of the metrics registry, with full names: what `/stats` in all its formats prints.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::stats::Filter;
+use crate::cluster::{Cluster, ClusterStats};
+use crate::state::Slot;
 use crate::telemetry::registry::{self, BUCKETS, Labels, Metric, Reading};
 
 /// A metric's reading.
@@ -106,6 +109,52 @@ pub fn read() -> Vec<Sample> {
         }
     }
     samples
+}
+
+/// Adds clusters that nobody has called: how many hosts they have, and with a filter all else that they would count, as far as it lets that
+/// through. There may be ten thousand of them.
+pub(super) fn add_quiet(
+    samples: &mut Vec<Sample>,
+    clusters: Vec<Arc<Slot<Cluster>>>,
+    zeros: Option<&Filter>,
+) {
+    let told = samples.iter().filter(|sample| sample.name == "membership_total");
+    let told: HashSet<Arc<str>> = told.map(|sample| sample.prefix.clone()).collect();
+    for cluster in clusters.into_iter().filter_map(|slot| slot.get()) {
+        let Some((prefix, quiet)) = cluster.kept_stats().quiet() else { continue };
+        if told.contains(prefix) {
+            continue;
+        }
+        let mut add = |name: &Cow<'static, str>, labels: &Labels, value: Value| {
+            let (name, labels) = (name.clone(), labels.clone());
+            let sample = Sample { prefix: prefix.clone(), name, labels, value };
+            if zeros.is_none_or(|filter| filter.admits(&sample) || sample.name == "membership_total") {
+                samples.push(sample);
+            }
+        };
+        let [all, healthy, degraded] = quiet.hosts.map(Value::Gauge);
+        let known = [
+            ("membership_total", all),
+            ("membership_healthy", healthy),
+            ("membership_degraded", degraded),
+            ("membership_change", Value::Counter(quiet.changes)),
+            ("update_success", Value::Counter(quiet.updates)),
+        ];
+        if zeros.is_some() {
+            for entry in ClusterStats::all().iter().filter(|e| known.iter().all(|(name, _)| *name != e.name))
+            {
+                let value = match entry.metric {
+                    Metric::Counter(_) => Value::Counter(0),
+                    Metric::Gauge(_) => Value::Gauge(0),
+                    Metric::Histogram(_) => Value::Histogram(Box::new([0; BUCKETS.len() + 1]), 0.0),
+                };
+                add(&entry.name, &entry.labels, value);
+            }
+        }
+        for (name, value) in known {
+            add(&name.into(), &Labels::default(), value);
+        }
+    }
 }
 
 /// The value below which a share `q` of what was recorded lies, interpolated within its bucket; none if nothing was.

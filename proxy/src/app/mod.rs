@@ -6,6 +6,7 @@
 mod application;
 mod ending;
 mod pressure;
+mod purge;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -151,6 +152,7 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
     let tasks =
         pushes.map(|push| tokio::task::spawn_local(push.run(state.clone(), end.subscribe()))).collect();
     let pushing = ending::Pushing { tasks, end };
+    tokio::task::spawn_local(purge::run(engine.clone()));
     if start.shed {
         tokio::task::spawn_local(pressure::watch());
     }

@@ -1,8 +1,15 @@
 //! What a load assignment, or DNS, says of one endpoint: the compiled form that host sets are made from.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Weak};
+
+use parking_lot::Mutex;
+use xds_protos::prost::Message;
+
+use crate::telemetry::registry::label_value;
 
 /// Where an endpoint is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -63,24 +70,36 @@ pub enum EndpointHealth {
     Draining,
 }
 
-/// Metadata by namespace (`envoy.transport_socket_match`, `istio`), as `envoy.config.core.v3.Metadata` holds it.
+/// Metadata by namespace (`envoy.transport_socket_match`, `istio`), as `envoy.config.core.v3.Metadata` holds it. What is the same is
+/// there once: a workload's endpoints differ in nothing but their addresses, and there may be thousands.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata {
-    namespaces: Vec<(Box<str>, prost_types::Struct)>,
+    namespaces: Box<[(Arc<str>, Arc<prost_types::Struct>)]>,
 }
+
+static WHOLE: Shared<Metadata> = Shared::new();
+static FIELDS: Shared<prost_types::Struct> = Shared::new();
 
 impl Metadata {
     /// Metadata of these namespaces; none if there is no namespace at all.
     pub fn new(namespaces: impl IntoIterator<Item = (String, prost_types::Struct)>) -> Option<Arc<Self>> {
-        let mut namespaces: Vec<_> =
-            namespaces.into_iter().map(|(name, value)| (name.into_boxed_str(), value)).collect();
+        let mut hashes = DefaultHasher::new();
+        let mut namespaces: Vec<_> = namespaces.into_iter().collect();
         namespaces.sort_by(|a, b| a.0.cmp(&b.0));
-        (!namespaces.is_empty()).then(|| Arc::new(Self { namespaces }))
+        let namespaces: Box<[_]> = namespaces
+            .into_iter()
+            .map(|(name, fields)| {
+                let hash = hash(&fields.encode_to_vec());
+                (&name, hash).hash(&mut hashes);
+                (label_value(&name), FIELDS.get(hash, fields))
+            })
+            .collect();
+        (!namespaces.is_empty()).then(|| WHOLE.get(hashes.finish(), Self { namespaces }))
     }
 
     /// The fields of one namespace.
     pub fn namespace(&self, name: &str) -> Option<&prost_types::Struct> {
-        self.namespaces.iter().find(|(n, _)| **n == *name).map(|(_, value)| value)
+        self.namespaces.iter().find(|(n, _)| **n == *name).map(|(_, value)| &**value)
     }
 
     /// A text value: `get_str("istio", "workload")`.
@@ -93,7 +112,41 @@ impl Metadata {
 
     /// All namespaces, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &prost_types::Struct)> {
-        self.namespaces.iter().map(|(name, value)| (&**name, value))
+        self.namespaces.iter().map(|(name, value)| (&**name, &**value))
+    }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Values that somebody has, by their hashes. Those that nobody has any more go when the table would grow.
+struct Shared<T>(LazyLock<Mutex<(HashMap<u64, Weak<T>>, usize)>>);
+
+impl<T: PartialEq> Shared<T> {
+    const fn new() -> Self {
+        Self(LazyLock::new(Mutex::default))
+    }
+
+    /// The one that is equal, or this one from now on.
+    fn get(&self, hash: u64, value: T) -> Arc<T> {
+        let mut shared = self.0.lock();
+        let known = shared.0.get(&hash).and_then(Weak::upgrade);
+        match known {
+            Some(known) if *known == value => return known,
+            // Another one of the same hash.
+            Some(_) => return Arc::new(value),
+            None => {}
+        }
+        if shared.0.len() >= shared.1 {
+            shared.0.retain(|_, value| value.strong_count() > 0);
+            shared.1 = (2 * shared.0.len()).max(1024);
+        }
+        let value = Arc::new(value);
+        shared.0.insert(hash, Arc::downgrade(&value));
+        value
     }
 }
 
@@ -176,5 +229,41 @@ impl LoadAssignment {
             localities: vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }],
             ..Self::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost_types::value::Kind;
+
+    use super::*;
+
+    fn fields(key: &str, text: &str) -> prost_types::Struct {
+        let value = prost_types::Value { kind: Some(Kind::StringValue(text.to_owned())) };
+        prost_types::Struct { fields: [(key.to_owned(), value)].into() }
+    }
+
+    #[test]
+    fn what_is_the_same_is_there_once_and_goes_with_the_last_who_has_it() {
+        let of = |workload: &str| {
+            Metadata::new([
+                ("istio".to_owned(), fields("workload", workload)),
+                ("envoy.transport_socket_match".to_owned(), fields("tlsMode", "istio")),
+            ])
+            .unwrap()
+        };
+        let (one, same, other) = (of("metadata-a"), of("metadata-a"), of("metadata-b"));
+        assert!(Arc::ptr_eq(&one, &same));
+        assert_eq!(
+            (one.get_str("istio", "workload"), other.get_str("istio", "workload")),
+            (Some("metadata-a"), Some("metadata-b"))
+        );
+        let tls = |of: &Metadata| of.namespaces[0].1.clone();
+        assert!(Arc::ptr_eq(&tls(&one), &tls(&other)), "what they have in common is there once as well");
+        let gone = Arc::downgrade(&one);
+        drop((one, same));
+        assert!(gone.upgrade().is_none());
+        assert_eq!(of("metadata-a").get_str("istio", "workload"), Some("metadata-a"));
+        assert!(Metadata::new([]).is_none());
     }
 }

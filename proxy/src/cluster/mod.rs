@@ -22,8 +22,8 @@ pub mod stats;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -38,7 +38,7 @@ pub use self::host_set::HostSet;
 pub use self::limits::{Limits, RoutingPriority};
 pub use self::outlier::Outcome;
 pub use self::pool::{AcquireError, Upstream, Want, acquire};
-pub use self::stats::{ClusterStats, LazyStats};
+pub use self::stats::{ClusterStats, LazyStats, Quiet};
 
 use self::balance::OriginalDst;
 use self::balance::ramp::Moment;
@@ -60,7 +60,8 @@ pub struct Cluster {
     config: ClusterConfig,
     hosts: ArcSwap<HostSet>,
     members: Mutex<Members>,
-    limits: [Limits; 2],
+    /// Made when they are first asked for: most clusters of a large mesh are never called.
+    limits: [OnceLock<Box<Limits>>; 2],
     stats: Arc<LazyStats>,
     outlier: Option<Detector>,
     health: Option<Arc<Health>>,
@@ -94,8 +95,6 @@ impl Cluster {
     /// A cluster by this configuration; a static one has its hosts at once.
     pub fn new(config: ClusterConfig) -> Arc<Self> {
         let stats = LazyStats::new(&config.stat_name, config.thresholds.clone());
-        let limits = [RoutingPriority::Default, RoutingPriority::High]
-            .map(|p| Limits::new(&config.thresholds[p as usize], p, &stats));
         let cluster = Arc::new(Self {
             id: NEXT.fetch_add(1, Relaxed),
             hosts: ArcSwap::from_pointee(HostSet::empty()),
@@ -106,7 +105,7 @@ impl Cluster {
                 weighted_health: false,
                 assigned: false,
             }),
-            limits,
+            limits: Default::default(),
             stats,
             outlier: config.outlier.clone().map(|outlier| {
                 let window = config.balancing.ramps.back.map(|ramp| ramp.window);
@@ -132,7 +131,11 @@ impl Cluster {
             }
         }
         match (&self.outlier, &before.outlier) {
-            (Some(detector), Some(earlier)) => detector.adopt(earlier, self.stats()),
+            (Some(detector), Some(earlier)) if before.stats.made().is_some() => {
+                detector.adopt(earlier, self.stats());
+            }
+            // Nobody has called it, and none of its hosts is ejected.
+            (Some(_), Some(_)) => {}
             (None, Some(earlier)) => earlier.pardon(),
             (_, None) => {}
         }
@@ -160,7 +163,8 @@ impl Cluster {
 
     /// Its circuit breakers.
     pub fn limits(&self, priority: RoutingPriority) -> &Limits {
-        &self.limits[priority as usize]
+        let make = || Limits::new(&self.config.thresholds[priority as usize], priority, &self.stats);
+        self.limits[priority as usize].get_or_init(|| Box::new(make()))
     }
 
     /// Its statistics, for those who may count when it is gone.
@@ -253,10 +257,10 @@ impl Cluster {
         if let Some(health) = &self.health {
             health.members_changed();
         }
-        self.stats().update_success.inc();
-        if changed {
-            self.stats().membership_change.inc();
-        }
+        self.stats.tell(|quiet| {
+            quiet.updates += 1;
+            quiet.changes += u64::from(changed);
+        });
     }
 
     /// Whether a host stays while it passes its checks, though it is no longer assigned.
@@ -274,10 +278,9 @@ impl Cluster {
             ramps: self.config.balancing.ramps,
         };
         let set = HostSet::build(&members.localities, policy);
-        let stats = self.stats();
-        stats.membership_total.set(set.len() as i64);
-        stats.membership_healthy.set(set.healthy_len() as i64);
-        stats.membership_degraded.set(set.degraded_len() as i64);
+        self.stats.tell(|quiet| {
+            quiet.hosts = [set.len(), set.healthy_len(), set.degraded_len()].map(|n| n as i64);
+        });
         if let Some(health) = &self.health {
             health.count(&set);
         }
@@ -305,7 +308,7 @@ impl Cluster {
         }
         let panicked = || self.stats().lb_healthy_panic.inc();
         let in_flight = match balancing.policy.balance_factor() {
-            Some(_) => self.limits.iter().map(|l| l.requests.held()).sum(),
+            Some(_) => self.limits.iter().filter_map(OnceLock::get).map(|l| l.requests.held()).sum(),
             None => 0,
         };
         match balance::choose(&balancing.policy, &set, context, in_flight, balancing.fail_on_panic, panicked)
@@ -389,7 +392,7 @@ impl Cluster {
         host.set_flag(HealthFlag::Removed, true);
         self.rebuild(&members);
         drop(members);
-        self.stats().membership_change.inc();
+        self.stats.tell(|quiet| quiet.changes += 1);
         if let Some(health) = &self.health {
             health.members_changed();
         }
@@ -472,6 +475,10 @@ impl Cluster {
     pub fn sweep(&self, now: Instant) {
         self.original.sweep();
         let Some(detector) = &self.outlier else { return };
+        // Nobody has called it.
+        if self.stats.made().is_none() {
+            return;
+        }
         let present: Vec<_> = self.hosts.load().hosts().cloned().collect();
         if detector.sweep(&present, now, self.stats()) {
             self.rebuild(&self.members.lock());
@@ -494,14 +501,9 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // Statistics that two versions of a cluster share by name are summed at a scrape.
         if self.members.get_mut().assigned {
-            let stats = self.stats.get();
-            for gauge in [
-                stats.membership_total,
-                stats.membership_healthy,
-                stats.membership_degraded,
-                stats.ejections_active,
-            ] {
-                gauge.set(0);
+            self.stats.tell(|quiet| quiet.hosts = [0; 3]);
+            if let Some(stats) = self.stats.made() {
+                stats.ejections_active.set(0);
             }
         }
     }
@@ -515,7 +517,7 @@ impl Configured for Cluster {
         namespace: &str,
     ) -> Option<xds_protos::prost_types::Struct> {
         match of {
-            Of::Cluster => self.config().metadata.as_ref()?.namespace(namespace).cloned(),
+            Of::Cluster => self.config().namespace(namespace),
             Of::Host => {
                 let (address, hosts) = (stream.upstream_host?, self.hosts());
                 let host = hosts.hosts().find(|host| host.address().ip() == Some(address))?;

@@ -1,20 +1,34 @@
 //! What a cluster counts, under Envoy's names (`cluster.<name>.`); made at its first use, so that a thousand clusters that
 //! nobody calls cost nothing.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
+
+use parking_lot::Mutex;
 
 use super::limits::{Resource, RoutingPriority, Thresholds};
 use super::outlier::Kind;
 use crate::identity::tls::TlsStats;
 use crate::telemetry::codes::Codes;
-use crate::telemetry::registry::{Counter, Gauge, Group, Histogram};
+use crate::telemetry::registry::{Counter, Entry, Gauge, Group, Histogram, Template};
 
 /// A cluster's statistics, made when first asked for.
 #[derive(Debug)]
 pub struct LazyStats {
-    prefix: String,
+    prefix: Arc<str>,
     thresholds: [Thresholds; 2],
-    made: OnceLock<ClusterStats>,
+    made: OnceLock<Box<ClusterStats>>,
+    quiet: Mutex<Quiet>,
+}
+
+/// What there is to be told of a cluster that nobody has called: how many hosts it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Quiet {
+    /// All, those that are healthy, and those that are degraded.
+    pub hosts: [i64; 3],
+    /// How often it has become others.
+    pub changes: u64,
+    /// How often they were assigned.
+    pub updates: u64,
 }
 
 impl LazyStats {
@@ -22,7 +36,12 @@ impl LazyStats {
     pub fn new(name: &str, thresholds: [Thresholds; 2]) -> Arc<Self> {
         // Istio ends alternative names with a semicolon, its delimiter; it is no part of the name.
         let name = name.strip_suffix(';').unwrap_or(name);
-        Arc::new(Self { prefix: format!("cluster.{name}"), thresholds, made: OnceLock::new() })
+        Arc::new(Self {
+            prefix: format!("cluster.{name}").into(),
+            thresholds,
+            made: OnceLock::new(),
+            quiet: Mutex::default(),
+        })
     }
 
     /// The cluster's name.
@@ -33,7 +52,42 @@ impl LazyStats {
     /// The statistics.
     #[inline]
     pub fn get(&self) -> &ClusterStats {
-        self.made.get_or_init(|| ClusterStats::new(&self.prefix, &self.thresholds))
+        match self.made.get() {
+            Some(made) => made,
+            None => self.make(),
+        }
+    }
+
+    /// They begin with what was told before. Whoever tells more meanwhile waits.
+    #[cold]
+    fn make(&self) -> &ClusterStats {
+        let quiet = self.quiet.lock();
+        self.made.get_or_init(|| {
+            let made = Box::new(ClusterStats::new(&self.prefix, &self.thresholds));
+            made.tell(&quiet, &Quiet::default());
+            made
+        })
+    }
+
+    /// The statistics, if somebody has made them.
+    pub fn made(&self) -> Option<&ClusterStats> {
+        self.made.get().map(|made| &**made)
+    }
+
+    /// What there is to be told as long as nobody has made them.
+    pub fn quiet(&self) -> Option<(&Arc<str>, Quiet)> {
+        let quiet = *self.quiet.lock();
+        self.made.get().is_none().then_some((&self.prefix, quiet))
+    }
+
+    /// Tells of hosts.
+    pub(super) fn tell(&self, change: impl FnOnce(&mut Quiet)) {
+        let mut quiet = self.quiet.lock();
+        let before = *quiet;
+        change(&mut quiet);
+        if let Some(made) = self.made.get() {
+            made.tell(&quiet, &before);
+        }
     }
 }
 
@@ -81,16 +135,19 @@ macro_rules! stats {
         }
 
         impl ClusterStats {
-            fn new(prefix: &str, thresholds: &[Thresholds; 2]) -> Self {
-                let group = Group::new(prefix, Vec::new());
+            fn new(prefix: &Arc<str>, thresholds: &[Thresholds; 2]) -> Self {
+                Self::within(&Group::alike(&ALIKE, prefix.clone()), thresholds)
+            }
+
+            fn within(group: &Arc<Group>, thresholds: &[Thresholds; 2]) -> Self {
                 Self {
                     $($field: group.$kind($name),)*
-                    codes: Codes::new(&group),
+                    codes: Codes::new(group),
                     ejections_detected: by_kind!("outlier_detection.ejections_detected_").map(|n| group.counter(n)),
                     ejections_enforced: by_kind!("outlier_detection.ejections_enforced_").map(|n| group.counter(n)),
-                    tls: TlsStats::new(&group),
-                    limits: limit_cells(&group, thresholds),
-                    _group: group,
+                    tls: TlsStats::new(group),
+                    limits: limit_cells(group, thresholds),
+                    _group: group.clone(),
                 }
             }
         }
@@ -152,7 +209,27 @@ stats! {
     ejections_success_rate: counter "outlier_detection.ejections_success_rate",
 }
 
+/// What every cluster counts.
+static ALIKE: LazyLock<Template> =
+    LazyLock::new(|| Template::of(|group| ClusterStats::within(group, &Default::default())));
+
 impl ClusterStats {
+    /// What every cluster counts.
+    pub fn all() -> &'static [Entry] {
+        ALIKE.entries()
+    }
+
+    fn tell(&self, now: &Quiet, before: &Quiet) {
+        let gauges = [self.membership_total, self.membership_healthy, self.membership_degraded];
+        for (gauge, (now, before)) in gauges.iter().zip(now.hosts.iter().zip(&before.hosts)) {
+            if now != before {
+                gauge.add(now - before);
+            }
+        }
+        self.membership_change.add(now.changes - before.changes);
+        self.update_success.add(now.updates - before.updates);
+    }
+
     /// The gauges of a breaker.
     pub fn limit(&self, resource: Resource, priority: RoutingPriority) -> &LimitCells {
         &self.limits[priority as usize][resource as usize]

@@ -24,7 +24,7 @@ pub struct RouteStats {
 
 impl RouteStats {
     /// Counters with this prefix.
-    pub fn new(prefix: impl Into<String>) -> Arc<Self> {
+    pub fn new(prefix: impl Into<Arc<str>>) -> Arc<Self> {
         let group = Group::new(prefix, Vec::new());
         Arc::new(Self {
             codes: Codes::new(&group),

@@ -55,29 +55,42 @@ type Page = Box<[OnceLock<Counter>; PAGE]>;
 #[derive(Debug)]
 pub struct Codes {
     group: Arc<Group>,
+    /// Made with the first answer: most clusters never have one.
+    made: OnceLock<Box<Made>>,
+}
+
+#[derive(Debug)]
+struct Made {
     pages: [[OnceLock<Page>; 10]; SHARES.len()],
     completed: [OnceLock<Counter>; SHARES.len()],
+}
+
+impl Made {
+    fn new() -> Box<Self> {
+        let pages = std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new()));
+        Box::new(Self { pages, completed: std::array::from_fn(|_| OnceLock::new()) })
+    }
 }
 
 impl Codes {
     /// Counters in this group.
     pub fn new(group: &Arc<Group>) -> Self {
-        let pages = std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new()));
-        Self { group: group.clone(), pages, completed: std::array::from_fn(|_| OnceLock::new()) }
+        Self { group: group.clone(), made: OnceLock::new() }
     }
 
     /// Counts an answer.
     pub fn count(&self, share: Share, status: StatusCode) {
         let (class, place) = (usize::from(status.as_u16() / 100), usize::from(status.as_u16() % 100));
         let share = share as usize;
-        let Some(page) = self.pages[share].get(class) else { return };
+        let made = self.made.get_or_init(Made::new);
+        let Some(page) = made.pages[share].get(class) else { return };
         let page = page.get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
         let first = share * (10 * PAGE + 1) + class * PAGE;
         for place in [place, CLASS] {
             page[place].get_or_init(|| self.group.counter(&NAMES[first + place])).inc();
         }
         let name = share * (10 * PAGE + 1) + 10 * PAGE;
-        self.completed[share].get_or_init(|| self.group.counter(&NAMES[name])).inc();
+        made.completed[share].get_or_init(|| self.group.counter(&NAMES[name])).inc();
     }
 }
 

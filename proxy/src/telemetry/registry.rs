@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, OnceCell};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, OnceLock};
@@ -58,8 +58,8 @@ struct Cells {
     /// Those of threads that have ended. Their counts stay; the next thread counts on in them.
     spare: Vec<&'static Slab>,
     next: u32,
-    /// Freed runs of cells, by their length (1 or [`HISTOGRAM_CELLS`]).
-    free: [Vec<u32>; 2],
+    /// Freed runs of cells, by their length.
+    free: HashMap<u32, Vec<u32>>,
     groups: Vec<std::sync::Weak<Group>>,
     /// As many groups as this are taken without a look for those that are gone.
     room: usize,
@@ -237,7 +237,7 @@ impl Reading {
             let (start, len) = entry.metric.cells();
             (start..start + len).fold(0u64, |sum, index| sum.wrapping_add(self.total(index)))
         };
-        group.entries.lock().iter().fold(0, |sum, entry| sum.wrapping_add(of(entry)))
+        group.each(|sum: u64, entry| sum.wrapping_add(of(&entry)))
     }
 }
 
@@ -320,6 +320,15 @@ impl Metric {
             Self::Histogram(Histogram(i)) => (i, HISTOGRAM_CELLS as u32),
         }
     }
+
+    /// The same with its first cell so much further.
+    fn beyond(self, base: u32) -> Self {
+        match self {
+            Self::Counter(Counter(i)) => Self::Counter(Counter(base + i)),
+            Self::Gauge(Gauge(i)) => Self::Gauge(Gauge(base + i)),
+            Self::Histogram(Histogram(i)) => Self::Histogram(Histogram(base + i)),
+        }
+    }
 }
 
 /// One named metric in a group.
@@ -342,14 +351,70 @@ pub struct Group {
     pub prefix: Arc<str>,
     /// Labels of every entry.
     pub labels: Labels,
-    entries: Mutex<Vec<Entry>>,
+    /// What it has in common with others.
+    common: Common,
+    entries: Mutex<Entries>,
+}
+
+/// The first metrics of a group, where they are those of many: a cluster has a hundred, and there may be ten thousand clusters.
+#[derive(Debug)]
+enum Common {
+    None,
+    /// These, from this cell on.
+    Of(&'static Template, u32),
+    /// It is about to become a template.
+    Learnt,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    /// So many of those in common have been handed out.
+    taken: usize,
+    own: Vec<Entry>,
+}
+
+/// Metrics that groups have in common: names, labels and the places of their cells are written down once.
+#[derive(Debug)]
+pub struct Template {
+    /// Their cells are counted from the group's first.
+    entries: Box<[Entry]>,
+    cells: u32,
+}
+
+impl Template {
+    /// Learns what `make` adds to a group. It must add the same each time.
+    pub fn of<T>(make: impl FnOnce(&Arc<Group>) -> T) -> Self {
+        let group = Arc::new(Group {
+            prefix: "".into(),
+            labels: Labels::default(),
+            common: Common::Learnt,
+            entries: Mutex::default(),
+        });
+        drop(make(&group));
+        let entries = std::mem::take(&mut group.entries.lock().own).into_boxed_slice();
+        let cells = entries.iter().map(|entry| entry.metric.cells().1).sum();
+        Self { entries, cells }
+    }
+
+    /// What groups of it have in common. The handles are none that could count.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
 }
 
 impl Group {
     /// Registers an empty group.
-    pub fn new(prefix: impl Into<String>, labels: impl Into<Labels>) -> Arc<Self> {
-        let prefix = Arc::from(prefix.into());
-        let group = Arc::new(Self { prefix, labels: labels.into(), entries: Mutex::default() });
+    pub fn new(prefix: impl Into<Arc<str>>, labels: impl Into<Labels>) -> Arc<Self> {
+        Self::register(prefix.into(), labels.into(), Common::None)
+    }
+
+    /// Registers a group whose first metrics are those of a template, in its order. Whoever makes it adds them as ever.
+    pub fn alike(template: &'static Template, prefix: impl Into<Arc<str>>) -> Arc<Self> {
+        Self::register(prefix.into(), Labels::default(), Common::Of(template, allocate(template.cells)))
+    }
+
+    fn register(prefix: Arc<str>, labels: Labels, common: Common) -> Arc<Self> {
+        let group = Arc::new(Self { prefix, labels, common, entries: Mutex::default() });
         let mut cells = CELLS.lock();
         if cells.groups.len() >= cells.room {
             cells.groups.retain(|g| g.strong_count() > 0);
@@ -359,8 +424,28 @@ impl Group {
         group
     }
 
-    fn push(&self, name: Cow<'static, str>, labels: Labels, metric: Metric) {
-        self.entries.lock().push(Entry { name, labels, metric });
+    /// The first cell of a metric of so many.
+    fn add(&self, name: Cow<'static, str>, labels: Labels, cells: u32, metric: fn(u32) -> Metric) -> u32 {
+        let mut entries = self.entries.lock();
+        let start = match &self.common {
+            Common::Of(template, base) if entries.taken < template.entries.len() => {
+                let known = &template.entries[entries.taken];
+                debug_assert_eq!(
+                    (&known.name, known.metric.cells().1),
+                    (&name, cells),
+                    "not the template's order"
+                );
+                entries.taken += 1;
+                return base + known.metric.cells().0;
+            }
+            Common::Learnt => {
+                let last = entries.own.last().map(|entry| entry.metric.cells());
+                last.map_or(0, |(start, len)| start + len)
+            }
+            _ => allocate(cells),
+        };
+        entries.own.push(Entry { name, labels, metric: metric(start) });
+        start
     }
 
     /// Adds a counter.
@@ -370,9 +455,7 @@ impl Group {
 
     /// Adds a counter with labels of its own.
     pub fn counter_with(&self, name: impl Into<Cow<'static, str>>, labels: impl Into<Labels>) -> Counter {
-        let counter = Counter(allocate(1));
-        self.push(name.into(), labels.into(), Metric::Counter(counter));
-        counter
+        Counter(self.add(name.into(), labels.into(), 1, |start| Metric::Counter(Counter(start))))
     }
 
     /// Adds a gauge.
@@ -382,9 +465,7 @@ impl Group {
 
     /// Adds a gauge with labels of its own.
     pub fn gauge_with(&self, name: &'static str, labels: impl Into<Labels>) -> Gauge {
-        let gauge = Gauge(allocate(1));
-        self.push(name.into(), labels.into(), Metric::Gauge(gauge));
-        gauge
+        Gauge(self.add(name.into(), labels.into(), 1, |start| Metric::Gauge(Gauge(start))))
     }
 
     /// Adds a histogram.
@@ -394,40 +475,60 @@ impl Group {
 
     /// Adds a histogram with labels of its own.
     pub fn histogram_with(&self, name: &'static str, labels: impl Into<Labels>) -> Histogram {
-        let histogram = Histogram(allocate(HISTOGRAM_CELLS as u32));
-        self.push(name.into(), labels.into(), Metric::Histogram(histogram));
-        histogram
+        let cells = HISTOGRAM_CELLS as u32;
+        Histogram(self.add(name.into(), labels.into(), cells, |start| Metric::Histogram(Histogram(start))))
     }
 
     /// The entries as they are now.
     pub fn entries(&self) -> Vec<Entry> {
-        self.entries.lock().clone()
+        self.each(|mut all: Vec<Entry>, entry| {
+            all.push(entry);
+            all
+        })
+    }
+
+    fn each<T: Default>(&self, add: impl Fn(T, Entry) -> T) -> T {
+        let entries = self.entries.lock();
+        let common = match &self.common {
+            Common::Of(template, base) => Some(template.entries[..entries.taken].iter().map(|entry| Entry {
+                name: entry.name.clone(),
+                labels: entry.labels.clone(),
+                metric: entry.metric.beyond(*base),
+            })),
+            _ => None,
+        };
+        common.into_iter().flatten().chain(entries.own.iter().cloned()).fold(T::default(), add)
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
+        let common = match self.common {
+            Common::Learnt => return,
+            Common::Of(template, base) => Some((base, template.cells)),
+            Common::None => None,
+        };
         let mut cells = CELLS.lock();
-        for entry in self.entries.get_mut() {
-            let (start, len) = entry.metric.cells();
+        let own = self.entries.get_mut().own.iter().map(|entry| entry.metric.cells());
+        for (start, len) in common.into_iter().chain(own) {
             for slab in &cells.slabs {
                 (start..start + len).for_each(|i| slab.clear(i));
             }
-            cells.free[usize::from(len != 1)].push(start);
+            cells.free.entry(len).or_default().push(start);
         }
     }
 }
 
 fn allocate(len: u32) -> u32 {
     let mut cells = CELLS.lock();
-    if let Some(start) = cells.free[usize::from(len != 1)].pop() {
+    if let Some(start) = cells.free.get_mut(&len).and_then(Vec::pop) {
         return start;
     }
     // A run never crosses the end of the slab; beyond it (8 million cells) metrics share the last run, so that a runaway
     // number of series costs its own accuracy and not the proxy.
-    let limit = (CHUNK * CHUNKS) as u32 - HISTOGRAM_CELLS as u32;
-    let start = cells.next.min(limit);
-    cells.next = (start + len).min(limit);
+    let end = (CHUNK * CHUNKS) as u32;
+    let start = cells.next.min(end - len);
+    cells.next = start + len;
     start
 }
 
@@ -505,6 +606,42 @@ mod tests {
         let group = Group::new("t3", Labels::default());
         let counters: Vec<_> = (0..64).map(|_| group.counter("c")).collect();
         assert!(counters.iter().all(|c| c.value() == 0));
+    }
+
+    #[test]
+    fn groups_of_a_template_count_each_for_itself_under_its_names() {
+        static TEMPLATE: LazyLock<Template> = LazyLock::new(|| Template::of(make));
+        fn make(group: &Arc<Group>) -> (Counter, Histogram, Gauge) {
+            let labelled = group.counter_with("c", vec![("k", "v".to_owned())]);
+            (labelled, group.histogram("h"), group.gauge("g"))
+        }
+        let groups = ["t8", "t9"].map(|prefix| Group::alike(&TEMPLATE, prefix));
+        let [one, other] = groups.each_ref().map(make);
+        one.0.inc();
+        other.1.record(3.0);
+        other.2.add(-2);
+        // What comes later is a group's own.
+        let late = groups[0].counter("late");
+        late.add(7);
+        let told = |group: &Arc<Group>| -> Vec<String> {
+            let value = |metric: Metric| match metric {
+                Metric::Counter(counter) => counter.value().to_string(),
+                Metric::Gauge(gauge) => gauge.value().to_string(),
+                Metric::Histogram(histogram) => histogram.value().1.to_string(),
+            };
+            let labels =
+                |entry: &Entry| entry.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<String>();
+            group.entries().iter().map(|e| format!("{} {} {}", e.name, labels(e), value(e.metric))).collect()
+        };
+        assert_eq!(told(&groups[0]), ["c k=v 1", "h  0", "g  0", "late  7"]);
+        assert_eq!(told(&groups[1]), ["c k=v 0", "h  3", "g  -2"]);
+        let [first, second] = groups;
+        drop(first);
+        // Its cells come back empty, to the next of the kind.
+        let next = Group::alike(&TEMPLATE, "t10");
+        make(&next);
+        assert_eq!(told(&next), ["c k=v 0", "h  0", "g  0"]);
+        assert_eq!(told(&second), ["c k=v 0", "h  3", "g  -2"]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod gateway_secret;
 mod inspection;
 mod mesh;
 mod registration;
+mod replicas;
 mod roles;
 mod server;
 mod several;

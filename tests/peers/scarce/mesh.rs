@@ -9,8 +9,15 @@ use super::server;
 use crate::programs::{Process, get, weft};
 use crate::streams::Streams;
 
-/// Services with two endpoints each, of which the last one's answer.
-fn services(count: u32, server: SocketAddr, ip: &str) -> String {
+/// Services with two endpoints each, of which the last one's answer. The sidecar is told of those of the hosts of its egress, and they are
+/// in the namespaces that `place` says.
+fn services(
+    count: u32,
+    server: SocketAddr,
+    ip: &str,
+    egress: &str,
+    place: fn(u32) -> &'static str,
+) -> String {
     let mut text = format!(
         "
 apiVersion: networking.istio.io/v1
@@ -18,7 +25,7 @@ kind: Sidecar
 metadata: {{name: default, namespace: shop}}
 spec:
   egress:
-    - {{port: {{number: 8080, protocol: HTTP, name: http}}, bind: {ip}, captureMode: NONE, hosts: ['*/*']}}
+    - {{port: {{number: 8080, protocol: HTTP, name: http}}, bind: {ip}, captureMode: NONE, hosts: ['{egress}']}}
 ---
 "
     );
@@ -36,14 +43,15 @@ spec:
             "
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
-metadata: {{name: s{number}, namespace: shop}}
+metadata: {{name: s{number}, namespace: {}}}
 spec:
   hosts: [s{number}.example]
   ports: [{{number: 8080, name: http, protocol: HTTP}}]
   resolution: STATIC
   endpoints: [{endpoints}]
 ---
-"
+",
+            place(number)
         )
         .unwrap();
     }
@@ -70,13 +78,8 @@ fn control(directory: &Path, ip: &str, configuration: &str, memory: Option<&Cgro
     control
 }
 
-/// `WEFT_SCARCE_SERVICES` says how many.
-#[test]
-fn a_sidecar_that_knows_a_thousand_services_lives_in_128_mebibytes() {
-    let count = std::env::var("WEFT_SCARCE_SERVICES").map_or(1000, |n| n.parse().unwrap());
-    let directory = tempfile::tempdir().unwrap();
-    let (plane, ip) = ("127.37.5.1", "127.37.5.2");
-    let control = control(directory.path(), plane, &services(count, server(), ip), None);
+/// A sidecar in 128 MiB.
+fn sidecar(directory: &Path, plane: &str, ip: &str) -> (Cgroup, Process) {
     let memory = Cgroup::memory(128 << 20);
     let mut command = weft();
     command.args([
@@ -89,8 +92,19 @@ fn a_sidecar_that_knows_a_thousand_services_lives_in_128_mebibytes() {
     ]);
     command.args(["--ip", ip, "--admin-address", &format!("{ip}:15000"), "--interception-mode", "NONE"]);
     command.args(["--concurrency", "2"]);
-    let mut proxy = Process::start("proxy", &mut memory.command(&command), directory.path());
+    let mut proxy = Process::start("proxy", &mut memory.command(&command), directory);
     ready(&mut proxy, format!("{ip}:15021").parse().unwrap(), "/healthz/ready");
+    (memory, proxy)
+}
+
+/// `WEFT_SCARCE_SERVICES` says how many.
+#[test]
+fn a_sidecar_that_knows_a_thousand_services_lives_in_128_mebibytes() {
+    let count = std::env::var("WEFT_SCARCE_SERVICES").map_or(1000, |n| n.parse().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let (plane, ip) = ("127.37.5.1", "127.37.5.2");
+    let control = control(directory.path(), plane, &services(count, server(), ip, "*/*", |_| "shop"), None);
+    let (memory, mut proxy) = sidecar(directory.path(), plane, ip);
     let at = format!("{ip}:8080").parse().unwrap();
     let ask = |number: u32| {
         let request = format!("GET / HTTP/1.1\r\nhost: s{number}.example\r\nconnection: close\r\n\r\n");
@@ -118,13 +132,38 @@ fn a_sidecar_that_knows_a_thousand_services_lives_in_128_mebibytes() {
     drop(control);
 }
 
+/// A Sidecar says whom its namespace calls.
+#[test]
+fn of_ten_thousand_services_a_sidecar_that_calls_a_hundred_is_told_of_these_and_needs_little() {
+    let (count, called) = (10_000, 100);
+    let directory = tempfile::tempdir().unwrap();
+    let (plane, ip) = ("127.37.5.3", "127.37.5.4");
+    let place = |number: u32| if number >= 9_900 { "shop" } else { "elsewhere" };
+    let control = control(directory.path(), plane, &services(count, server(), ip, "./*", place), None);
+    let (memory, proxy) = sidecar(directory.path(), plane, ip);
+    let at = format!("{ip}:8080").parse().unwrap();
+    let ask = |number: u32| {
+        let request = format!("GET / HTTP/1.1\r\nhost: s{number}.example\r\nconnection: close\r\n\r\n");
+        super::ask(at, &request)
+    };
+    assert_eq!(ask(count - 1), Some(200), "{}", proxy.log());
+    assert_ne!(ask(0), Some(200), "nobody has told it of that one");
+    let clusters = get(format!("{ip}:15000").parse().unwrap(), "/stats?filter=active_clusters").unwrap().1;
+    let known: u32 = clusters.trim().rsplit_once(": ").unwrap().1.parse().unwrap();
+    assert!((called..called + 10).contains(&known), "{clusters}");
+    println!("{known} clusters of {count} services: {} MiB at most with files' pages", memory.peak() >> 20);
+    assert!(memory.peak() < 64 << 20, "{}", memory.peak());
+    assert_eq!(memory.kills(), 0);
+    drop(control);
+}
+
 /// The design gives it 2048 MiB, and at most 4096.
 #[test]
 fn a_control_plane_of_hundreds_of_proxies_needs_a_part_of_its_memory() {
     const PROXIES: usize = 200;
     let (count, ip) = (250, "127.37.6.1");
     let directory = tempfile::tempdir().unwrap();
-    let text = services(count, "127.0.0.1:9".parse().unwrap(), "127.37.6.2");
+    let text = services(count, "127.0.0.1:9".parse().unwrap(), "127.37.6.2", "*/*", |_| "shop");
     let memory = Cgroup::memory(512 << 20);
     let mut control = control(directory.path(), ip, &text, Some(&memory));
     let before = memory.used();

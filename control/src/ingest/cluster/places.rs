@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::shapes::{NodeShape, PodShape, SliceEndpoint, SliceShape};
+use crate::model::kubernetes::KubernetesNode;
 use crate::model::registry;
 use crate::model::service::ROLE_ANNOTATION;
 use crate::model::{Backends, Endpoint, Kind, Labels, Locality, Meta, Pod, Source, WorkloadEntry};
@@ -29,6 +30,8 @@ const TEMPLATES: &str = "inject.istio.io/templates";
 pub(super) struct Places {
     pods: BTreeMap<Name, (PodShape, Option<Arc<Pod>>)>,
     nodes: HashMap<String, Labels>,
+    /// Those that are reached from outside.
+    outside: BTreeMap<String, Arc<KubernetesNode>>,
     /// By Service, then by name.
     slices: HashMap<Name, BTreeMap<String, SliceShape>>,
     /// The Service of each slice, by the slice's name.
@@ -80,13 +83,22 @@ impl Places {
 
     /// The same of a node.
     pub(super) fn node(&mut self, name: &str, shape: Option<NodeShape>) -> bool {
+        let outside = shape.as_ref().and_then(|shape| {
+            let labels = shape.metadata.labels.clone();
+            Some(Arc::new(KubernetesNode { labels, address: shape.outside()? }))
+        });
+        let moved = self.outside.get(name) != outside.as_ref();
+        match outside {
+            Some(outside) => drop(self.outside.insert(name.to_owned(), outside)),
+            None => drop(self.outside.remove(name)),
+        }
         let labels = shape.map(|shape| {
             let mut labels = shape.metadata.labels;
             labels.retain(|key, _| [REGION, ZONE, SUB_ZONE].contains(&key.as_str()));
             labels
         });
         if self.nodes.get(name) == labels.as_ref() {
-            return false;
+            return moved;
         }
         match labels {
             Some(labels) => drop(self.nodes.insert(name.to_owned(), labels)),
@@ -149,6 +161,11 @@ impl Places {
     /// Every pod that has an address.
     pub(super) fn pods(&self) -> Vec<Arc<Pod>> {
         self.pods.values().filter_map(|(_, pod)| pod.clone()).collect()
+    }
+
+    /// Every node that is reached from outside.
+    pub(super) fn nodes(&self) -> Vec<Arc<KubernetesNode>> {
+        self.outside.values().cloned().collect()
     }
 
     /// What stands behind each Service; `prefers_v6` says of one whether its own address is of that version.

@@ -55,6 +55,34 @@ pub(super) struct Condition {
 #[serde(default)]
 pub(super) struct NodeShape {
     pub(super) metadata: Metadata,
+    pub(super) status: NodeStatus,
+}
+
+/// Where a node is found.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(super) struct NodeStatus {
+    // Go writes an empty list as null.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub(super) addresses: Vec<NodeAddress>,
+}
+
+/// One of its addresses.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(super) struct NodeAddress {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) address: String,
+}
+
+impl NodeShape {
+    /// The first of its addresses for those outside.
+    pub(super) fn outside(&self) -> Option<String> {
+        let mut all = self.status.addresses.iter();
+        let one = all.find(|one| one.kind == "ExternalIP" && one.address.parse::<std::net::IpAddr>().is_ok());
+        one.map(|one| one.address.clone())
+    }
 }
 
 /// An EndpointSlice.

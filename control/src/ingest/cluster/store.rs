@@ -16,6 +16,7 @@ use super::super::validate;
 use super::kinds::Kind;
 use super::places::{Name, Places};
 use super::shapes::{NodeShape, PodShape, SliceShape};
+use crate::model::networks::NETWORK_LABEL;
 use crate::model::workload_group::{GROUP_ANNOTATION, HEALTH_ANNOTATION, HEALTHY};
 use crate::model::{Objects, World};
 
@@ -140,6 +141,12 @@ impl Store {
             json["status"] =
                 serde_json::json!({"loadBalancer": {"ingress": status["loadBalancer"]["ingress"]}});
         }
+        // And where others have found room for a network's gateway.
+        let gateway = kind.kind == "Gateway" && kind.is_gateway_api();
+        if gateway && json["metadata"]["labels"][NETWORK_LABEL].is_string() && !status["addresses"].is_null()
+        {
+            json["status"] = serde_json::json!({"addresses": status["addresses"]});
+        }
         (json.to_string(), unhealthy).hash(&mut hasher);
         let hash = hasher.finish();
         let generation = json["metadata"]["generation"].as_i64();
@@ -246,6 +253,7 @@ impl Store {
             .map(|service| (service.meta.namespace.clone(), service.meta.name.clone()))
             .collect();
         objects.pods = self.places.pods();
+        objects.nodes = self.places.nodes();
         objects.backends = Some(self.places.backends(|service| v6.contains(service)));
         objects
     }

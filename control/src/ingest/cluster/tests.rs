@@ -428,3 +428,79 @@ fn objects_of_the_gateway_api_are_told_how_they_stand_if_they_are_ours() {
     assert_eq!(parents(&built), []);
     assert_eq!(verdict(&built, "HTTPRoute", "cart").unwrap().resource_version, "6");
 }
+
+#[test]
+fn a_networks_gateway_of_type_node_port_is_found_at_the_nodes_that_its_annotation_selects() {
+    let mut store = Store::default();
+    let with = |name: &str, edge: &str, addresses: Value| {
+        let mut node = node(name, "a");
+        node["metadata"]["labels"]["edge"] = edge.into();
+        node["status"] = json!({"addresses": addresses, "conditions": [{"type": "Ready"}]});
+        node
+    };
+    let at = |kind: &str, address: &str| json!({"type": kind, "address": address});
+    let mut gateway = service("eastwest");
+    gateway["metadata"]["labels"] = json!({"topology.istio.io/network": "two"});
+    gateway["metadata"]["annotations"] = json!({"traffic.istio.io/nodeSelector": "{\"edge\": \"true\"}"});
+    gateway["spec"]["type"] = "NodePort".into();
+    gateway["spec"]["ports"] = json!([{"name": "tls", "port": 15443, "nodePort": 31443}]);
+    let two =
+        [at("InternalIP", "10.0.0.1"), at("ExternalIP", "203.0.113.1"), at("ExternalIP", "203.0.113.9")];
+    let all = [
+        gateway.clone(),
+        with("n1", "true", json!(two)),
+        with("n2", "true", json!([at("InternalIP", "10.0.0.2")])),
+        with("n3", "false", json!([at("ExternalIP", "203.0.113.3")])),
+    ];
+    all.iter().for_each(|object| assert!(take(&mut store, object)));
+    let gateways = |store: &mut Store| {
+        let world = store.build().world;
+        let found: Vec<_> =
+            world.networks().gateways("two").iter().map(|g| format!("{}:{}", g.address, g.port)).collect();
+        (found, crate::analyze::analyze(&world).iter().filter(|m| m.name == "NetworkGatewayNotFound").count())
+    };
+    assert_eq!(gateways(&mut store), (vec!["203.0.113.1:31443".to_owned()], 0));
+    // A heartbeat is no change; a label and an address are.
+    assert!(!take(&mut store, &with("n1", "true", json!(two))));
+    assert!(take(&mut store, &with("n3", "true", json!([at("ExternalIP", "203.0.113.3")]))));
+    assert_eq!(gateways(&mut store).0, ["203.0.113.1:31443", "203.0.113.3:31443"]);
+    assert!(gone(&mut store, "Node", "", "n1"));
+    assert!(take(&mut store, &with("n3", "true", json!([at("ExternalIP", "203.0.113.4")]))));
+    assert_eq!(gateways(&mut store).0, ["203.0.113.4:31443"]);
+    assert!(gone(&mut store, "Node", "", "n3"));
+    assert_eq!(gateways(&mut store), (Vec::new(), 1), "the analysis says so");
+    // Without the annotation nodes are not meant.
+    gateway["metadata"]["annotations"] = json!({});
+    take(&mut store, &gateway);
+    take(&mut store, &with("n3", "true", json!([at("ExternalIP", "203.0.113.4")])));
+    assert_eq!(gateways(&mut store).0, [] as [&str; 0]);
+    gateway["metadata"]["annotations"] = json!({"traffic.istio.io/nodeSelector": "edge=true"});
+    take(&mut store, &gateway);
+    let said: Vec<_> = store.build().diagnostics.iter().map(ToString::to_string).collect();
+    assert!(
+        said.iter().any(|one| one.contains("nodeSelector: \"edge=true\" is no object of texts")),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn where_others_have_found_room_for_a_networks_gateway_is_read_from_its_status() {
+    let mut store = Store::default();
+    let gateway = |addresses: Value| {
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": {"name": "far", "namespace": "edge", "labels": {"topology.istio.io/network": "two"}},
+            "spec": {"gatewayClassName": "istio-remote", "listeners": [
+                {"name": "tls", "port": 15443, "protocol": "TLS", "tls": {"mode": "Passthrough"}}]},
+            "status": {"addresses": addresses}})
+    };
+    assert!(take(&mut store, &gateway(json!([{"type": "IPAddress", "value": "203.0.113.1"}]))));
+    let found = |store: &mut Store| format!("{:?}", store.build().world.networks().gateways("two"));
+    assert!(found(&mut store).contains("203.0.113.1"));
+    assert!(take(
+        &mut store,
+        &gateway(json!([{"value": "203.0.113.2"}, {"type": "Hostname", "value": "lb.example"}]))
+    ));
+    let now = found(&mut store);
+    assert!(now.contains("203.0.113.2") && !now.contains("203.0.113.1"), "{now}");
+    assert!(store.build().world.networks().names().contains("lb.example"));
+}

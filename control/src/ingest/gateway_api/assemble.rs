@@ -64,7 +64,11 @@ pub(super) fn assemble(
 
 fn server(door: &Door<'_>) -> Server {
     let listener = door.listener;
-    let mode = if door.passes() { ServerTlsMode::Passthrough } else { ServerTlsMode::Simple };
+    let mode = match door.passes() {
+        true if door.passes_by_name() => ServerTlsMode::AutoPassthrough,
+        true => ServerTlsMode::Passthrough,
+        false => ServerTlsMode::Simple,
+    };
     let tls = listener.tls.as_ref().map(|_| ServerTls {
         mode,
         certificates: door.certificates.clone(),

@@ -76,6 +76,11 @@ impl Door<'_> {
         self.listener.tls.as_ref().is_some_and(|tls| tls.mode == TlsTermination::Passthrough)
     }
 
+    /// Whether TLS is passed on by its server name, for other networks.
+    pub(super) fn passes_by_name(&self) -> bool {
+        super::networks::passes_by_name(&self.gateway.meta, self.listener)
+    }
+
     /// Whether anything is opened for it.
     pub(super) fn opens(&self) -> bool {
         let certified = self.listener.protocol == "HTTP" || self.passes() || !self.certificates.is_empty();
@@ -206,6 +211,8 @@ fn place(
 /// The kinds of routes that a listener takes: those of its protocol, or as many of them as it names.
 fn kinds(door: &mut Door<'_>) {
     let of_protocol: &[Kind] = match door.listener.protocol.as_str() {
+        // Names say where everything goes.
+        "TLS" if door.passes_by_name() => &[],
         "HTTP" | "HTTPS" => &[Kind::HttpRoute, Kind::GrpcRoute],
         "TLS" => &[Kind::TlsRoute],
         _ => &[],

@@ -10,6 +10,7 @@ mod assemble;
 mod attach;
 mod doors;
 mod known;
+mod networks;
 mod order;
 mod paths;
 mod refused;
@@ -29,6 +30,7 @@ pub use standing::{Condition, ListenerStanding, ParentStanding, Standing, Standi
 use super::diagnostic::{Diagnostic, Severity};
 use crate::model::gateway_api::{ApiGateway, CONTROLLER};
 use crate::model::meta::{Meta, Object, ObjectKey};
+use crate::model::networks::REMOTE_CLASS;
 use crate::model::world::Objects;
 use attach::{Attached, Route};
 use doors::{Door, Served};
@@ -49,7 +51,7 @@ pub(super) fn convert(objects: &mut Objects, diagnostics: &mut Vec<Diagnostic>) 
     if nothing && !targeted {
         return standings;
     }
-    let (made, policies, authentications, telemetries) = {
+    let (made, policies, authentications, telemetries, networks) = {
         let known = Known::new(objects);
         let (mut served, mut doors) = (Vec::new(), Vec::new());
         for gateway in ours(objects, &mut standings, diagnostics) {
@@ -78,8 +80,10 @@ pub(super) fn convert(objects: &mut Objects, diagnostics: &mut Vec<Diagnostic>) 
         let authentications =
             targets::resolve(&known, &served, &objects.request_authentications, diagnostics);
         let telemetries = targets::resolve(&known, &served, &objects.telemetries, diagnostics);
-        (made, policies, authentications, telemetries)
+        let networks = networks::gateways(&known, objects, &served);
+        (made, policies, authentications, telemetries, networks)
     };
+    objects.network_gateways = networks;
     objects.authorization_policies = policies;
     objects.request_authentications = authentications;
     objects.telemetries = telemetries;
@@ -109,6 +113,8 @@ fn ours<'a>(
             Some(true) => found.push(gateway),
             // Another controller's.
             Some(false) => {}
+            // It says where another network is reached.
+            None if gateway.spec.gateway_class_name == REMOTE_CLASS => {}
             None => {
                 let reason = format!("there is no GatewayClass {:?}", gateway.spec.gateway_class_name);
                 let help = format!("nobody serves it; add the class, with controllerName {CONTROLLER}");

@@ -906,3 +906,58 @@ fn what_is_not_honoured_is_refused_by_its_field() {
         assert!(right, "{kind} {spec}: {said:#?}");
     }
 }
+
+#[test]
+fn a_gateway_with_a_networks_label_is_that_networks_where_its_service_is_found_and_passes_on_by_name() {
+    let text = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: weft}
+spec: {controllerName: weft.dev/gateway-controller}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: eastwest, namespace: edge, labels: {topology.istio.io/network: two}}
+spec:
+  gatewayClassName: weft
+  listeners:
+    - {name: mesh, port: 15443, protocol: TLS, tls: {mode: Passthrough}, allowedRoutes: {namespaces: {from: All}}}
+    - {name: other, port: 8443, protocol: TLS, tls: {mode: Passthrough}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: eastwest, namespace: edge}
+spec:
+  selector: {gateway.networking.k8s.io/gateway-name: eastwest}
+  externalIPs: [203.0.113.9]
+  ports: [{name: tls, port: 15443}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: far, namespace: edge, labels: {topology.istio.io/network: three, networking.istio.io/gatewayPort: '443'}}
+spec:
+  gatewayClassName: istio-remote
+  addresses: [{type: IPAddress, value: 203.0.113.7}, {type: Hostname, value: far.example.com}]
+  listeners: [{name: mesh, port: 443, protocol: TLS, tls: {mode: Passthrough}}]
+---
+";
+    let all = route(
+        "TLSRoute",
+        "edge",
+        "r",
+        "{parentRefs: [{name: eastwest, sectionName: mesh}], hostnames: [a.example], rules: [{backendRefs: [{name: eastwest, port: 15443}]}]}",
+    );
+    let seen = seen(&format!("{text}{all}"));
+    let wrong: Vec<_> = seen.found.iter().filter(|one| !one.contains("nobody serves")).collect();
+    // What comes is passed on by its name alone: a route has nothing to say there.
+    assert!(matches!(&wrong[..], [one] if one.contains("TLSRoute edge/r")), "{wrong:#?}");
+    let modes: Vec<_> = seen.objects.gateways.iter().map(|g| g.spec.servers[0].passes_by_name()).collect();
+    assert_eq!(modes, [true, false]);
+    let world = crate::model::World::new(seen.objects);
+    let at = |network: &str| {
+        let gateways = world.networks().with_gateways().find(|(name, _)| *name == network);
+        gateways.unwrap().1.iter().map(|g| format!("{}:{}", g.address, g.port)).collect::<Vec<_>>()
+    };
+    assert_eq!(at("two"), ["203.0.113.9:15443"]);
+    assert_eq!(at("three"), ["203.0.113.7:443", "far.example.com:443"]);
+}

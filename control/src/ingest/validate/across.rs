@@ -165,7 +165,8 @@ fn secrets(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
 /// Two workloads at one address cannot be told apart.
 fn addresses(objects: &Objects, diagnostics: &mut Vec<Diagnostic>) {
     let mut held: HashMap<&str, &Meta> = HashMap::new();
-    for entry in &objects.workload_entries {
+    // One that is known by its network's gateway alone has no address.
+    for entry in objects.workload_entries.iter().filter(|entry| !entry.spec.address.is_empty()) {
         if let Some(first) = held.get(entry.spec.address.as_str()) {
             let reason = format!(
                 "{} is already the address of {} ({})",

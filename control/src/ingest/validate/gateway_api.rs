@@ -3,11 +3,14 @@
 use std::collections::HashSet;
 
 use super::super::diagnostic::Findings;
+use super::service::gateway_port;
 use super::{host, port};
 use crate::model::gateway_api::{
     AddressKind, ApiGateway, FromNamespaces, GatewayClass, LabelSelector, Listener, ReferenceGrant,
     TlsTermination,
 };
+use crate::model::meta::Meta;
+use crate::model::networks::{NETWORK_LABEL, REMOTE_CLASS};
 
 /// What Gateways have at most.
 const MAX_LISTENERS: usize = 64;
@@ -19,7 +22,10 @@ pub(in super::super) fn gateway_class(spec: &GatewayClass, findings: &mut Findin
     }
 }
 
-pub(in super::super) fn api_gateway(spec: &ApiGateway, namespace: &str, findings: &mut Findings) {
+pub(in super::super) fn api_gateway(spec: &ApiGateway, meta: &Meta, findings: &mut Findings) {
+    if meta.labels.contains_key(NETWORK_LABEL) {
+        gateway_port(meta, findings);
+    }
     if spec.gateway_class_name.is_empty() {
         findings.error("spec.gatewayClassName", "missing", "name the GatewayClass that is to serve it");
     }
@@ -44,15 +50,31 @@ pub(in super::super) fn api_gateway(spec: &ApiGateway, namespace: &str, findings
         }
         listener(findings, &path, one);
     }
+    let remote = spec.gateway_class_name == REMOTE_CLASS;
+    if remote && !meta.labels.contains_key(NETWORK_LABEL) {
+        let reason = "which network's gateway it is, nobody says";
+        let help = format!("label it {NETWORK_LABEL}: NETWORK");
+        findings.warn("metadata.labels", reason, help);
+    }
     for (index, address) in spec.addresses.iter().enumerate() {
         let path = format!("spec.addresses[{index}]");
         match address.kind {
+            // It stands elsewhere, at addresses that others have given it.
+            AddressKind::IPAddress if remote => {
+                if address.value.parse::<std::net::IpAddr>().is_err() {
+                    let reason = format!("{:?} is no IP address", address.value);
+                    findings.error(format!("{path}.value"), reason, "or write type: Hostname");
+                }
+            }
+            AddressKind::Hostname if remote => {
+                host(findings, &format!("{path}.value"), &address.value, false)
+            }
             AddressKind::Hostname if index > 0 => {
                 let help = "let all gateway workloads stand behind one Service, or make several Gateways";
                 findings.error(path, "more than one Service is not supported by Weft", help);
             }
             AddressKind::Hostname => {
-                if super::super::gateway_api::service_of(&address.value, namespace).is_none() {
+                if super::super::gateway_api::service_of(&address.value, &meta.namespace).is_none() {
                     let reason = format!("{:?} is no host of a Service", address.value);
                     let help = "write SERVICE.NAMESPACE.svc.cluster.local: the Service in front of the gateway workloads";
                     findings.error(format!("{path}.value"), reason, help);

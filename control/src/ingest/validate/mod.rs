@@ -65,7 +65,8 @@ pub(super) use workload_group::workload_group;
 use std::collections::HashSet;
 
 use super::diagnostic::Findings;
-use crate::model::meta::Meta;
+use crate::model::authorization_policy::DRY_RUN_ANNOTATION;
+use crate::model::meta::{Kind, Meta};
 use crate::model::values::Timespan;
 
 /// A host: a DNS name, or a wildcard whose `*` is the whole first label; an IP address where `address` allows it.
@@ -164,6 +165,22 @@ fn annotations(findings: &mut Findings, meta: &Meta, known: &[&str]) {
                 None => format!("known are {}", known.join(" and ")),
             };
             findings.error(format!("metadata.annotations.{name}"), "unknown annotation of Weft's", help);
+        }
+    }
+}
+
+/// Annotations of Istio's that are not for whoever writes objects, or not for objects of this kind.
+pub(super) fn istios_annotations(meta: &Meta, findings: &mut Findings) {
+    if !meta.api_version.contains(".istio.io/") {
+        return;
+    }
+    for name in meta.annotations.keys() {
+        let path = || format!("metadata.annotations.{name}");
+        if name.starts_with("internal.istio.io/") {
+            findings.error(path(), "it is for the control plane's own objects", "take it out");
+        } else if name == DRY_RUN_ANNOTATION && meta.kind != Kind::AuthorizationPolicy {
+            let reason = format!("a {} cannot be tried", meta.kind);
+            findings.error(path(), reason, "take it out; AuthorizationPolicies can");
         }
     }
 }

@@ -4,10 +4,22 @@ use std::collections::HashSet;
 
 use super::super::diagnostic::Findings;
 use super::port;
-use crate::model::kubernetes::KubernetesService;
+use crate::model::kubernetes::{KubernetesNode, KubernetesService, NODE_SELECTOR};
 use crate::model::meta::Meta;
 use crate::model::networks::{GATEWAY_PORT, GATEWAY_PORT_LABEL, NETWORK_LABEL};
 use crate::model::service::Protocol;
+
+/// The port at which other networks come to what stands before a network's gateways.
+pub(super) fn gateway_port(meta: &Meta, findings: &mut Findings) {
+    let Some(port) = meta.labels.get(GATEWAY_PORT_LABEL) else { return };
+    if !port.parse::<u16>().is_ok_and(|port| port != 0) {
+        let path = format!("metadata.labels.{GATEWAY_PORT_LABEL}");
+        let help = format!(
+            "give the port at which other networks come in, or take the label out for {GATEWAY_PORT}"
+        );
+        findings.error(path, format!("{port:?} is no port"), help);
+    }
+}
 
 pub(in super::super) fn kubernetes_service(spec: &KubernetesService, meta: &Meta, findings: &mut Findings) {
     if spec.is_external_name() {
@@ -48,15 +60,21 @@ pub(in super::super) fn kubernetes_service(spec: &KubernetesService, meta: &Meta
             findings.error(path, format!("{address:?} is no IP address"), "");
         }
     }
-    if let Some(port) =
-        meta.labels.get(GATEWAY_PORT_LABEL).filter(|_| meta.labels.contains_key(NETWORK_LABEL))
-        && !port.parse::<u16>().is_ok_and(|port| port != 0)
-    {
-        let path = format!("metadata.labels.{GATEWAY_PORT_LABEL}");
-        let help = format!(
-            "give the port at which other networks come in, or take the label out for {GATEWAY_PORT}"
-        );
-        findings.error(path, format!("{port:?} is no port"), help);
+    if meta.labels.contains_key(NETWORK_LABEL) {
+        gateway_port(meta, findings);
+    }
+    if let Some(text) = meta.annotations.get(NODE_SELECTOR) {
+        let path = format!("metadata.annotations.{NODE_SELECTOR}");
+        if KubernetesNode::selector(text).is_err() {
+            let help = "write labels of nodes as JSON, such as '{\"edge\": \"true\"}', or '{}' for all nodes";
+            findings.error(path, format!("{text:?} is no object of texts"), help);
+        } else if spec.service_type != "NodePort" {
+            findings.warn(
+                path,
+                "counts for Services of type NodePort alone",
+                "take it out, or change spec.type",
+            );
+        }
     }
     let mut names = HashSet::new();
     let mut numbers = HashSet::new();

@@ -116,6 +116,10 @@ fn endpoints(spec: &ServiceEntry, findings: &mut Findings) {
             let help = "give it, or use resolution: STATIC";
             findings.error(format!("{path}.address"), "a name is needed to look up in DNS", help);
         }
+        if by_dns && unix(&endpoint.address) {
+            let help = "use resolution: STATIC";
+            findings.error(format!("{path}.address"), "a UNIX socket is not looked up in DNS", help);
+        }
         let is_address = endpoint.address.parse::<IpAddr>().is_ok() || unix(&endpoint.address);
         if spec.resolution == Resolution::Static && !is_address && !endpoint.address.is_empty() {
             let help = "give an IP address, or use resolution: DNS";

@@ -81,7 +81,8 @@ pub(in super::super) fn virtual_service(spec: &VirtualService, meta: &Meta, find
     let matched = matched.chain(spec.tls.iter().flat_map(|rule| &rule.matches).flat_map(|one| &one.gateways));
     let matched = matched.chain(spec.tcp.iter().flat_map(|rule| &rule.matches).flat_map(|one| &one.gateways));
     // So are Gateways called that stand for listeners of the Gateway API, which say themselves whose routes they take.
-    if let Some(name) = spec.gateways.iter().chain(matched).find(|name| name.contains('~')) {
+    let is_none = |name: &&String| name.contains('~') || name.matches('/').count() > 1 || name.is_empty();
+    if let Some(name) = spec.gateways.iter().chain(matched).find(is_none) {
         let help = "name a Gateway of networking.istio.io; for one of the Gateway API write an HTTPRoute";
         findings.error("spec.gateways", format!("{name:?} is no name of a Gateway"), help);
     }

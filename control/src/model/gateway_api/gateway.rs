@@ -24,6 +24,9 @@ pub struct ApiGateway {
     pub listeners: Vec<Listener>,
     /// Where it is to be found; without any, at the workloads that carry its name.
     pub addresses: Vec<GatewayAddress>,
+    /// Where its status says that it is found.
+    #[serde(skip)]
+    pub found_at: Vec<GatewayAddress>,
 }
 
 /// One port and host name of a Gateway.

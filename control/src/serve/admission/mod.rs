@@ -4,6 +4,8 @@
 //! [`review`] is the API server's form of question and answer, [`pods`] and [`objects`] answer, [`tls`] has the certificate:
 //! one of the mesh's authority, or one from files.
 
+#[cfg(test)]
+mod corpus;
 mod objects;
 mod pods;
 mod review;

@@ -10,7 +10,7 @@ use super::{objects, pods};
 use crate::ingest::cluster::testing::Cluster;
 use crate::inject::Settings;
 
-fn question(group: &str, version: &str, kind: &str, object: &Value) -> Question {
+pub(super) fn question(group: &str, version: &str, kind: &str, object: &Value) -> Question {
     let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
         "uid": "u-1", "operation": "CREATE", "namespace": "shop",
         "kind": {"group": group, "version": version, "kind": kind}, "object": object}});

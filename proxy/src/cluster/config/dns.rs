@@ -11,7 +11,7 @@ use super::{Discovery, dns_name, duration, timeout};
 use crate::state::ConfigError;
 
 /// When names are asked for.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DnsTimes {
     /// The time between two look-ups.
     pub refresh: Duration,

@@ -215,7 +215,9 @@ impl ClusterConfig {
         let options = http.common.unwrap_or_default();
         let max_requests =
             options.max_requests_per_connection.or(legacy_max_requests(proto)).filter(|n| *n > 0);
-        let metadata = proto.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata));
+        let mut metadata = proto.metadata.clone().unwrap_or_default().filter_metadata;
+        let service = metadata.get_mut(ISTIO).and_then(take_service);
+        let metadata = Metadata::new(metadata);
         Ok(Self {
             name: proto.name.as_str().into(),
             stat_name: if proto.alt_stat_name.is_empty() {
@@ -256,9 +258,21 @@ impl ClusterConfig {
                     }
                 },
             ),
-            service: metadata.as_deref().and_then(istio_service).map(Arc::new),
+            service: service.map(Arc::new),
             metadata,
         })
+    }
+
+    /// A namespace of its metadata, as it was sent.
+    pub fn namespace(&self, name: &str) -> Option<prost_types::Struct> {
+        let mut fields = self.metadata.as_ref()?.namespace(name)?.clone();
+        if name == ISTIO
+            && let Some(service) = &self.service
+            && !fields.fields.contains_key(SERVICES)
+        {
+            fields.fields.insert(SERVICES.to_owned(), listed(service));
+        }
+        Some(fields)
     }
 
     /// How a host is connected to.
@@ -282,21 +296,39 @@ fn legacy_max_requests(proto: &pb::Cluster) -> Option<u32> {
     proto.max_requests_per_connection
 }
 
-/// `metadata.filter_metadata.istio.services[0]`, which is what Istio's metrics are labelled with.
-fn istio_service(metadata: &Metadata) -> Option<crate::telemetry::istio::Service> {
+const ISTIO: &str = "istio";
+const SERVICES: &str = "services";
+
+/// `metadata.filter_metadata.istio.services[0]`, which is what Istio's metrics are labelled with. Where there is nothing else in the list, it
+/// is taken out: there may be ten thousand clusters, and each would have it twice.
+fn take_service(istio: &mut prost_types::Struct) -> Option<crate::telemetry::istio::Service> {
     use prost_types::value::Kind;
-    let services = metadata.namespace("istio")?.fields.get("services")?;
+    let services = istio.fields.get(SERVICES)?;
     let Some(Kind::ListValue(list)) = &services.kind else { return None };
     let Some(Kind::StructValue(first)) = &list.values.first()?.kind else { return None };
     let text = |key: &str| match &first.fields.get(key)?.kind {
         Some(Kind::StringValue(s)) => Some(s.clone()),
         _ => None,
     };
-    Some(crate::telemetry::istio::Service {
+    let service = crate::telemetry::istio::Service {
         host: text("host").unwrap_or_default(),
         name: text("name").unwrap_or_default(),
         namespace: text("namespace").unwrap_or_default(),
-    })
+    };
+    if *services == listed(&service) {
+        istio.fields.remove(SERVICES);
+    }
+    Some(service)
+}
+
+/// The list of this service alone.
+fn listed(service: &crate::telemetry::istio::Service) -> prost_types::Value {
+    use prost_types::value::Kind;
+    let text = |text: &str| prost_types::Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let fields = [("host", &service.host), ("name", &service.name), ("namespace", &service.namespace)];
+    let fields = fields.map(|(key, value)| (key.to_owned(), text(value))).into();
+    let first = prost_types::Value { kind: Some(Kind::StructValue(prost_types::Struct { fields })) };
+    prost_types::Value { kind: Some(Kind::ListValue(prost_types::ListValue { values: vec![first] })) }
 }
 
 fn discovery(proto: &pb::Cluster) -> Result<Discovery, Vec<ConfigError>> {

@@ -1,12 +1,12 @@
 //! Handshakes that failed, and their counters.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use parking_lot::Mutex;
 use rustls::CertificateError;
 
-use crate::telemetry::registry::{Counter, Group};
+use crate::telemetry::registry::{Counter, Group, Labels};
 
 /// Why there is no secured connection.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +104,9 @@ pub struct TlsStats {
     pub fail_verify_cert_hash: Counter,
     /// What was agreed on, by name: `ssl.ciphers.*`, `ssl.curves.*`, `ssl.versions.*`; made when first counted.
     agreed: Mutex<HashMap<(Agreed, &'static str), Counter>>,
-    agreements: Arc<Group>,
+    agreements: OnceLock<Arc<Group>>,
+    /// The group's prefix and labels.
+    named: (Arc<str>, Labels),
     validation: Failures,
 }
 
@@ -121,14 +123,13 @@ const REASONS: [&str; 9] = [
     "hash_mismatch",
 ];
 
-type Failures = Vec<(&'static str, Counter)>;
+/// In the order of [`REASONS`].
+type Failures = [Counter; REASONS.len()];
 
 fn failures(group: &Group) -> Failures {
-    let counter = |reason: &&'static str| {
-        let labels = vec![("reason", (*reason).to_owned())];
-        (*reason, group.counter_with("certificate_validation_failures", labels))
-    };
-    REASONS.iter().map(counter).collect()
+    REASONS.map(|reason| {
+        group.counter_with("certificate_validation_failures", vec![("reason", reason.to_owned())])
+    })
 }
 
 /// The same of the whole proxy, by this name alone: what an alert asks for.
@@ -158,7 +159,8 @@ impl TlsStats {
             fail_verify_san: group.counter("ssl.fail_verify_san"),
             fail_verify_cert_hash: group.counter("ssl.fail_verify_cert_hash"),
             agreed: Mutex::default(),
-            agreements: Group::new(&*group.prefix, group.labels.clone()),
+            agreements: OnceLock::new(),
+            named: (group.prefix.clone(), group.labels.clone()),
             validation: {
                 LazyLock::force(&ALL_FAILURES);
                 failures(group)
@@ -178,8 +180,9 @@ impl TlsStats {
             "hash_mismatch" => self.fail_verify_cert_hash.inc(),
             _ => self.fail_verify_error.inc(),
         }
-        for (_, counter) in self.validation.iter().chain(&ALL_FAILURES.1).filter(|(r, _)| r == reason) {
-            counter.inc();
+        if let Some(place) = REASONS.iter().position(|one| one == reason) {
+            self.validation[place].inc();
+            ALL_FAILURES.1[place].inc();
         }
     }
 
@@ -189,7 +192,9 @@ impl TlsStats {
             Agreed::Curve => "curves",
             Agreed::Version => "versions",
         };
-        let make = || self.agreements.counter(format!("ssl.{kind}.{name}"));
+        let (prefix, labels) = &self.named;
+        let agreements = self.agreements.get_or_init(|| Group::new(prefix.clone(), labels.clone()));
+        let make = || agreements.counter(format!("ssl.{kind}.{name}"));
         self.agreed.lock().entry((what, name)).or_insert_with(make).inc();
     }
 

@@ -1,6 +1,6 @@
 //! Clusters and their load assignments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,10 @@ pub(super) struct Clusters {
     table: Arc<ClusterTable>,
     entries: BTreeMap<String, Entry>,
     assignments: BTreeMap<String, (Stored, Arc<LoadAssignment>)>,
+    /// Clusters by the load assignments that they ask for under another name than their own.
+    renamed: BTreeMap<Arc<str>, BTreeSet<String>>,
+    /// What is looked up in DNS, for all of them.
+    names: dns::Names,
 }
 
 fn eds_name(cluster: &Cluster) -> Option<&Arc<str>> {
@@ -43,7 +47,13 @@ fn lacks_secret(cluster: &Cluster) -> bool {
 
 impl Clusters {
     pub(super) fn new(table: Arc<ClusterTable>) -> Self {
-        Self { table, entries: BTreeMap::new(), assignments: BTreeMap::new() }
+        Self {
+            table,
+            entries: BTreeMap::new(),
+            assignments: BTreeMap::new(),
+            renamed: BTreeMap::new(),
+            names: dns::Names::default(),
+        }
     }
 
     pub(super) fn upsert(
@@ -68,12 +78,15 @@ impl Clusters {
                 cluster.assign(assignment);
             }
         }
+        if let Some(other) = eds_name(&cluster).filter(|other| ***other != *name) {
+            self.renamed.entry(other.clone()).or_default().insert(name.to_owned());
+        }
         if let Some((_, assignment)) = eds_name(&cluster).and_then(|n| self.assignments.get(&**n)) {
             cluster.assign(assignment);
         }
         let by_name = matches!(cluster.config().discovery, Discovery::Dns { .. });
         if by_name && !dns::assign_addresses(&cluster) {
-            tokio::task::spawn_local(dns::run(cluster.clone()));
+            tokio::task::spawn_local(dns::run(cluster.clone(), self.names.clone()));
         }
         if cluster.health().is_some() {
             tokio::task::spawn_local(health::run(cluster.clone()));
@@ -95,7 +108,8 @@ impl Clusters {
     }
 
     fn spread(&self, name: &str, assignment: &LoadAssignment) {
-        for entry in self.entries.values() {
+        let renamed = self.renamed.get(name).into_iter().flatten().map(String::as_str);
+        for entry in renamed.chain([name]).filter_map(|cluster| self.entries.get(cluster)) {
             for cluster in entry.serving.iter().chain(entry.warming.as_ref().map(|(c, _)| c)) {
                 if eds_name(cluster).is_some_and(|n| **n == *name) {
                     cluster.assign(assignment);
@@ -112,6 +126,10 @@ impl Clusters {
 
     pub(super) fn remove(&mut self, name: &str) {
         self.entries.remove(name);
+        self.renamed.retain(|_, clusters| {
+            clusters.remove(name);
+            !clusters.is_empty()
+        });
         if let Some(slot) = self.table.find(name) {
             slot.clear();
         }

@@ -294,6 +294,53 @@ fn names_of_the_mesh_are_answered_without_a_server_and_others_by_it() {
     assert_eq!(page["counters"]["loops_total"], 0);
 }
 
+/// Questions that a proxy asks in a second of names that it knows, at most (proxy/src/cluster/dns/names.rs).
+const TURNS: f64 = 50.0;
+
+#[test]
+fn a_thousand_services_whose_endpoints_are_names_are_looked_up_within_bounds() {
+    let net = Net::new();
+    let dns = played(&net);
+    for pod in [&net.client, &net.server] {
+        pod.etc("resolv.conf", &format!("nameserver {OUTSIDE}\n"));
+    }
+    let entry = |number: usize| {
+        format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: s{number}, namespace: shop}}
+spec:
+  hosts: [s{number}.thousand.example]
+  resolution: DNS
+  ports: [{{number: 80, name: http, protocol: HTTP}}, {{number: 443, name: https, protocol: HTTPS}}]
+---"
+        )
+    };
+    let text: String = (0..1000).map(entry).collect();
+    let _pods =
+        Pods::with_settings(&net, &(text + MESH), [Program::Weft; 2], [CLIENT, SERVER], Settings::default());
+    until("each name was asked for", || dns.names_below(".thousand.example") == 1000);
+    let known = |pod: &Host| {
+        let admin = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 15000);
+        let clusters = pod.inside(|| get(admin, "/clusters")).unwrap().1;
+        clusters.matches("::10.77.0.2:443::health_flags").count()
+    };
+    until("all of them are known to both", || {
+        [&net.client, &net.server].iter().all(|pod| known(pod) == 1000)
+    });
+    // Answers hold for a second, and two ports of a thousand names want to be fresh in two proxies.
+    let (began, before) = (Instant::now(), dns.questions());
+    until("some are asked for again", || dns.questions() - before > 400);
+    let (asked, time) = ((dns.questions() - before) as f64, began.elapsed().as_secs_f64());
+    println!("{asked} questions in {time:.1} s");
+    // What is under way when the count begins comes on top.
+    assert!(asked <= 2.0 * (TURNS * (time + 1.0) + 64.0), "{asked} in {time} s");
+    dns.silence(true);
+    until("nobody answers", || dns.questions() - before > 800);
+    assert_eq!(known(&net.client), 1000, "the last answers are kept");
+}
+
 #[test]
 fn names_are_known_after_a_restart_without_a_control_plane() {
     let net = Net::new();

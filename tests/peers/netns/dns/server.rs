@@ -104,6 +104,16 @@ impl Server {
         asked.iter().filter(|(host, _)| host.starts_with(name)).map(|(_, count)| count).sum()
     }
 
+    /// How many questions there were.
+    pub fn questions(&self) -> usize {
+        self.0.asked.lock().unwrap().values().sum()
+    }
+
+    /// How many names were asked for that end so.
+    pub fn names_below(&self, end: &str) -> usize {
+        self.0.asked.lock().unwrap().keys().filter(|name| name.ends_with(end)).count()
+    }
+
     fn answer(&self, bytes: &[u8], by_udp: bool) -> Option<Vec<u8>> {
         let asked = Message::from_vec(bytes).unwrap();
         let query = &asked.queries[0];
@@ -118,6 +128,9 @@ impl Server {
         let record = |data| Record::from_rdata(query.name.clone(), TTL, data);
         match (host.as_str(), query.query_type) {
             ("outside.example." | "backend.example.", RecordType::A) => {
+                answer.add_answer(record(RData::A(A::new(10, 77, 0, 2))));
+            }
+            (name, RecordType::A) if name.ends_with(".thousand.example.") => {
                 answer.add_answer(record(RData::A(A::new(10, 77, 0, 2))));
             }
             ("outside.example.", RecordType::AAAA) => {

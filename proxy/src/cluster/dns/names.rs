@@ -1,0 +1,293 @@
+//! The names that a proxy's clusters are made of, each looked up by one task, whoever wants it.
+//!
+//! A thousand names must not become a flood: so many are asked for at once, and those that have been asked for before wait for their
+//! turn, of which a second has no more than [`TURNS`]. A name that nobody has asked for yet need not wait for one, because a cluster does.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use xds_protos::envoy::config::cluster::v3::cluster::DnsLookupFamily;
+
+use super::resolver::{Answer, Resolvers};
+use crate::cluster::config::DnsTimes;
+
+/// So many names are asked for at the same time.
+const AT_ONCE: usize = 64;
+/// So many names that have been asked for before are asked for again in a second.
+const TURNS: u32 = 50;
+/// So many failing names are told of in the time after it; the others are counted.
+const TOLD: (u32, Duration) = (10, Duration::from_secs(10));
+
+/// What is known of a name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Known {
+    /// Its addresses, as they were last told.
+    pub addresses: Arc<[IpAddr]>,
+    /// The last question was answered.
+    pub answered: bool,
+}
+
+type Asked = Pin<Box<dyn Future<Output = Answer> + Send>>;
+type Ask = Box<dyn Fn(Arc<str>, DnsLookupFamily) -> Asked + Send + Sync>;
+
+/// A name, and how it is looked up.
+type Key = (Arc<str>, DnsLookupFamily, DnsTimes);
+
+/// The names; clones share them.
+#[derive(Clone)]
+pub struct Names(Arc<Inner>);
+
+struct Inner {
+    ask: Ask,
+    followed: Mutex<HashMap<Key, Arc<watch::Sender<Option<Known>>>>>,
+    at_once: Semaphore,
+    /// When the next turn is.
+    next: Mutex<Instant>,
+    /// Names that could not be resolved the last time.
+    failing: AtomicUsize,
+    /// Since when lines about failures are counted, and how many there were.
+    told: Mutex<(Instant, u32)>,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        let resolvers = Arc::new(Resolvers::default());
+        Self::by(Box::new(move |host, family| {
+            let resolvers = resolvers.clone();
+            Box::pin(async move { resolvers.ask(host, family, AT_ONCE).await })
+        }))
+    }
+}
+
+impl Names {
+    fn by(ask: Ask) -> Self {
+        Self(Arc::new(Inner {
+            ask,
+            followed: Mutex::default(),
+            at_once: Semaphore::new(AT_ONCE),
+            next: Mutex::new(Instant::now()),
+            failing: AtomicUsize::new(0),
+            told: Mutex::new((Instant::now(), 0)),
+        }))
+    }
+
+    /// What is known of a name from now on; nothing until it was asked for once. It is asked for as long as somebody follows it.
+    pub fn follow(
+        &self,
+        host: &str,
+        family: DnsLookupFamily,
+        times: DnsTimes,
+    ) -> watch::Receiver<Option<Known>> {
+        let key: Key = (host.into(), family, times);
+        let mut followed = self.0.followed.lock();
+        if let Some(sender) = followed.get(&key) {
+            return sender.subscribe();
+        }
+        let (sender, receiver) = watch::channel(None);
+        let sender = Arc::new(sender);
+        followed.insert(key.clone(), sender.clone());
+        tokio::task::spawn_local(keep_asking(self.0.clone(), key, sender));
+        receiver
+    }
+}
+
+async fn keep_asking(names: Arc<Inner>, key: Key, sender: Arc<watch::Sender<Option<Known>>>) {
+    let (host, family, times) = &key;
+    let mut failures = 0u32;
+    loop {
+        if sender.borrow().is_some() {
+            names.turn().await;
+        }
+        {
+            let mut followed = names.followed.lock();
+            if sender.receiver_count() == 0 {
+                followed.remove(&key);
+                if failures > 0 {
+                    names.failing.fetch_sub(1, Relaxed);
+                }
+                return;
+            }
+        }
+        let answer = {
+            // Nobody closes it.
+            let _one_of_them = names.at_once.acquire().await;
+            (names.ask)(host.clone(), *family).await
+        };
+        let next = match answer {
+            Ok((addresses, ttl)) => {
+                if failures > 0 {
+                    names.failing.fetch_sub(1, Relaxed);
+                }
+                failures = 0;
+                sender.send_replace(Some(Known { addresses: addresses.into(), answered: true }));
+                times.after(ttl)
+            }
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                let known = sender.borrow().clone().unwrap_or_default();
+                let failing = match failures {
+                    1 => names.failing.fetch_add(1, Relaxed) + 1,
+                    _ => names.failing.load(Relaxed),
+                };
+                let kept = known.addresses.len();
+                if failures == 1 && names.may_tell() {
+                    tracing::warn!(cluster = %host, %error, kept, failing, "name not resolved; the last answers are kept");
+                } else {
+                    tracing::debug!(cluster = %host, %error, kept, failing, failures, "name not resolved");
+                }
+                sender.send_replace(Some(Known { answered: false, ..known }));
+                times.after_failures(failures)
+            }
+        };
+        tracing::debug!(name = %host, ?next, "name looked up");
+        tokio::select! {
+            () = sleep(next) => {}
+            () = sender.closed() => {}
+        }
+    }
+}
+
+impl Inner {
+    /// Waits for a turn.
+    async fn turn(&self) {
+        let at = {
+            let mut next = self.next.lock();
+            let at = (*next).max(Instant::now());
+            *next = at + Duration::from_secs(1) / TURNS;
+            at
+        };
+        sleep_until(at).await;
+    }
+
+    /// Whether one line more may be written about failures.
+    fn may_tell(&self) -> bool {
+        let mut told = self.told.lock();
+        if told.0.elapsed() >= TOLD.1 {
+            *told = (Instant::now(), 0);
+        }
+        told.1 += 1;
+        told.1 <= TOLD.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    const TIMES: DnsTimes = DnsTimes {
+        refresh: Duration::from_secs(60),
+        respect_ttl: true,
+        least: Duration::ZERO,
+        jitter: Duration::ZERO,
+        failure: None,
+    };
+    const V4: DnsLookupFamily = DnsLookupFamily::V4Only;
+
+    /// A server that counts, and answers for a second after a while; or not at all.
+    #[derive(Clone, Default)]
+    struct Server {
+        asked: Arc<AtomicUsize>,
+        now: Arc<AtomicUsize>,
+        most: Arc<AtomicUsize>,
+        silent: Arc<AtomicBool>,
+    }
+
+    impl Server {
+        fn names(&self) -> Names {
+            let server = self.clone();
+            Names::by(Box::new(move |_, _| {
+                let server = server.clone();
+                Box::pin(async move {
+                    server.asked.fetch_add(1, Relaxed);
+                    let now = server.now.fetch_add(1, Relaxed) + 1;
+                    server.most.fetch_max(now, Relaxed);
+                    let silent = server.silent.load(Relaxed);
+                    sleep(Duration::from_millis(if silent { 10_000 } else { 20 })).await;
+                    server.now.fetch_sub(1, Relaxed);
+                    match silent {
+                        true => Err("no answer".to_owned()),
+                        false => Ok((vec![[192, 0, 2, 1].into()], Duration::from_secs(1))),
+                    }
+                })
+            }))
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Relaxed)
+        }
+    }
+
+    /// On a clock that goes on by itself.
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        LocalSet::new().block_on(&runtime.unwrap(), test);
+    }
+
+    #[test]
+    fn a_thousand_names_that_hold_a_second_are_a_bounded_number_of_questions() {
+        run(async {
+            let server = Server::default();
+            let names = server.names();
+            let mut followed: Vec<_> =
+                (0..1000).map(|n| names.follow(&format!("s{n}.example"), V4, TIMES)).collect();
+            let began = Instant::now();
+            for one in &mut followed {
+                one.wait_for(Option::is_some).await.unwrap();
+            }
+            // Each once, without waiting for turns; no more than so many at the same time.
+            assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+            assert_eq!(server.most.load(Relaxed), AT_ONCE);
+            let before = server.asked();
+            sleep(Duration::from_secs(60)).await;
+            let asked = server.asked() - before;
+            assert!((50 * 55..=50 * 61).contains(&asked), "{asked}");
+            // The last answers stay while nobody answers, and there are no more questions than before.
+            server.silent.store(true, Relaxed);
+            sleep(Duration::from_secs(120)).await;
+            let before = server.asked();
+            sleep(Duration::from_secs(60)).await;
+            assert!(server.asked() - before <= 50 * 61, "{}", server.asked() - before);
+            for one in &followed {
+                let known = one.borrow().clone().unwrap();
+                assert_eq!((&*known.addresses, known.answered), (&[IpAddr::from([192, 0, 2, 1])][..], false));
+            }
+            server.silent.store(false, Relaxed);
+            for one in &mut followed {
+                one.wait_for(|known| known.as_ref().is_some_and(|known| known.answered)).await.unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn clusters_of_the_same_name_share_its_questions_and_nobody_asks_for_the_last_ones() {
+        run(async {
+            let server = Server::default();
+            let names = server.names();
+            let all: Vec<_> = (0..100).map(|_| names.follow("a.example", V4, TIMES)).collect();
+            sleep(Duration::from_secs(100)).await;
+            let asked = server.asked();
+            assert!((80..=100).contains(&asked), "{asked}");
+            // Another family is another question.
+            let other = names.follow("a.example", DnsLookupFamily::V6Only, TIMES);
+            sleep(Duration::from_millis(500)).await;
+            assert!(other.borrow().is_some());
+            drop((all, other));
+            sleep(Duration::from_secs(2)).await;
+            let asked = server.asked();
+            sleep(Duration::from_secs(100)).await;
+            assert_eq!((server.asked(), names.0.followed.lock().len()), (asked, 0));
+        });
+    }
+}
