@@ -14,6 +14,8 @@ mod authz_tables;
 mod bad_input;
 mod bundle;
 mod cert_fetch;
+#[path = "../chain/mod.rs"]
+mod chain;
 mod churn;
 mod cli;
 #[path = "../collectors/mod.rs"]
@@ -23,6 +25,7 @@ mod credentials;
 mod demo;
 mod deny_lists;
 mod describe;
+mod described_once;
 mod dns;
 mod drain;
 mod events;

@@ -4,9 +4,12 @@
 
 mod acme;
 mod authz;
+#[path = "../chain/mod.rs"]
+mod chain;
 mod clocks;
 #[path = "../collectors/mod.rs"]
 mod collectors;
+mod described_once;
 mod differential;
 mod ecotrack;
 mod envoy_sidecar;

@@ -190,9 +190,7 @@ impl FilterList {
                     Verdict::Continue
                 }
                 Filter::PeerMetadata(filter) => {
-                    let (peer, told) = filter.read_request(&mut exchange.head.headers);
-                    exchange.scratch.downstream_peer = peer;
-                    exchange.scratch.caller_told = told;
+                    filter.request_head(&mut exchange);
                     own_metadata = filter.for_requests().cloned();
                     Verdict::Continue
                 }
@@ -336,12 +334,7 @@ impl FilterList {
                         Policies::new(matched, &named.name).response_head(origin, headers);
                     }
                 }
-                Filter::PeerMetadata(filter) => {
-                    if let Some(peer) = filter.read_response(headers) {
-                        scratch.upstream_peer = Some(peer);
-                    }
-                    filter.write_response(headers, scratch.caller_told);
-                }
+                Filter::PeerMetadata(filter) => filter.response_head(headers, scratch),
                 Filter::HeaderMutation(filter) => {
                     filter.response_head(headers, matched, &named.name, context)
                 }

@@ -1,5 +1,5 @@
 //! `istio.metadata_exchange` over HTTP: each proxy tells the other which workload it serves, in two header fields, which
-//! the other removes.
+//! the other removes. Two of ours on an HTTP/1 connection of the mesh do so once ([`crate::telemetry::peer`]).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -18,10 +18,11 @@ use xds_protos::io::istio::http::peer_metadata::config::{
     DiscoveryMethod, PropagationMethod, discovery_method, propagation_method,
 };
 
-use crate::codec::Headers;
-use crate::router::{OwnMetadata, PEER_METADATA, PEER_METADATA_ID};
+use crate::codec::{Headers, Protocol};
+use crate::router::{Exchange, OwnMetadata, PEER_METADATA, PEER_METADATA_ID, Scratch};
 use crate::state::NodeInfo;
 use crate::telemetry::istio::Workload;
+use crate::telemetry::peer::{self, ASKS};
 
 /// What a worker keeps decoded of its peers' metadata takes at most so many bytes: a few hundred usual ones.
 const REMEMBERED: usize = 512 * 1024;
@@ -53,7 +54,8 @@ impl PeerMetadata {
                     .map(|propagation_method::MethodSpecifier::IstioHeaders(h)| h.skip_external_clusters)
             })
         };
-        let text = STANDARD.encode(own_metadata(node).encode_to_vec());
+        let description = own_metadata(node).encode_to_vec();
+        let text = STANDARD.encode(&description);
         let value = |text: &str| HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""));
         Self {
             read_request: reads(&config.downstream_discovery),
@@ -61,16 +63,34 @@ impl PeerMetadata {
             read_response: reads(&config.upstream_discovery),
             write_response: writes(&config.downstream_propagation).is_some(),
             own: Arc::new(OwnMetadata {
+                description,
                 metadata: value(&text),
                 id: value(&node.id),
                 skip_external: writes(&config.upstream_propagation).unwrap_or(false),
+                remembers: reads(&config.upstream_discovery),
             }),
         }
     }
 
-    /// Takes the caller's metadata out of a request. The second value says that there was some.
-    pub(super) fn read_request(&self, headers: &mut Headers) -> (Option<Arc<Workload>>, bool) {
-        if self.read_request { read(headers) } else { (None, false) }
+    /// Takes the caller's metadata out of a request, or remembers what it said before on this connection.
+    pub(super) fn request_head(&self, exchange: &mut Exchange) {
+        let Exchange { head, scratch, connection, .. } = exchange;
+        if !self.read_request {
+            return;
+        }
+        let Some(said) = read(&mut head.headers) else {
+            scratch.caller_told = false;
+            scratch.downstream_peer = scratch.caller.as_ref().and_then(|caller| caller.workload());
+            return;
+        };
+        scratch.caller_told = true;
+        if let (Some(number), Some(workload), Some(caller)) = (said.asks, &said.workload, &scratch.caller)
+            && self.write_response
+            && head.protocol == Protocol::Http11
+        {
+            scratch.remembered = caller.remember(connection, number, workload);
+        }
+        scratch.downstream_peer = said.workload;
     }
 
     /// What the router tells the callee about us, if it is to do so.
@@ -78,28 +98,44 @@ impl PeerMetadata {
         self.write_request.then_some(&self.own)
     }
 
-    /// Takes the callee's metadata out of a response.
-    pub(super) fn read_response(&self, headers: &mut Headers) -> Option<Arc<Workload>> {
-        if self.read_response { read(headers).0 } else { None }
-    }
-
-    /// Tells a caller that told us about itself.
-    pub(super) fn write_response(&self, headers: &mut Headers, caller_told: bool) {
-        if self.write_response && caller_told {
+    /// Takes the callee's metadata out of a response, and tells a caller that told us about itself.
+    pub(super) fn response_head(&self, headers: &mut Headers, scratch: &mut Scratch) {
+        if self.read_response
+            && let Some(peer) = read(headers).and_then(|said| said.workload)
+        {
+            let callee = scratch.callee.as_ref();
+            // What somebody behind a callee that has told us who it is says is not the callee's word.
+            if callee.is_none_or(|callee| callee.workload().is_none()) {
+                callee.iter().for_each(|callee| callee.learn(&peer));
+                scratch.upstream_peer = Some(peer);
+            }
+        }
+        if self.write_response && scratch.caller_told {
             self.own.write(headers);
+            if let Some(remembered) = scratch.remembered.take() {
+                headers.set(peer::REMEMBERED, remembered);
+            }
         }
     }
 }
 
-fn read(headers: &mut Headers) -> (Option<Arc<Workload>>, bool) {
-    let (found, id) = (headers.get(&PEER_METADATA), headers.get(&PEER_METADATA_ID));
-    if found.is_none() && id.is_none() {
-        return (None, false);
+/// What a proxy says of itself.
+struct Said {
+    workload: Option<Arc<Workload>>,
+    /// It asks to be remembered, by this number.
+    asks: Option<u128>,
+}
+
+/// Takes metadata out of a message's fields; none if there is nothing of it.
+fn read(headers: &mut Headers) -> Option<Said> {
+    let (metadata, id) = (headers.get(&PEER_METADATA), headers.get(&PEER_METADATA_ID));
+    if metadata.is_none() && id.is_none() {
+        return None;
     }
-    let workload = found.and_then(|metadata| remembered(id, metadata));
+    let said = metadata.and_then(|metadata| remembered(id, metadata));
     headers.remove(&PEER_METADATA);
     headers.remove(&PEER_METADATA_ID);
-    (workload, true)
+    Some(said.unwrap_or(Said { workload: None, asks: None }))
 }
 
 /// Peers by their ids, with what was last read of each.
@@ -136,20 +172,33 @@ thread_local! {
     static PEERS: RefCell<Peers> = RefCell::default();
 }
 
-/// The workload of this metadata, decoded once per peer and worker.
-fn remembered(id: Option<&HeaderValue>, metadata: &HeaderValue) -> Option<Arc<Workload>> {
+/// What this metadata says, decoded once per peer and worker.
+fn remembered(id: Option<&HeaderValue>, metadata: &HeaderValue) -> Option<Said> {
     let key = id.map(|i| i.as_bytes()).unwrap_or_default();
     PEERS.with_borrow_mut(|peers| {
         if let Some((known, workload)) = peers.known.get(key)
             && known == metadata
         {
-            return Some(workload.clone());
+            return Some(Said { workload: Some(workload.clone()), asks: None });
         }
         let bytes = STANDARD.decode(metadata.as_bytes()).ok()?;
-        let workload = Arc::new(workload(&Struct::decode(bytes.as_slice()).ok()?));
+        let metadata_struct = Struct::decode(bytes.as_slice()).ok()?;
+        let (asks, new) = (asked(&metadata_struct), workload(&metadata_struct));
+        let workload = match peers.known.get(key) {
+            Some((_, known)) if **known == new => known.clone(),
+            _ => Arc::new(new),
+        };
         peers.keep(key, metadata, workload.clone());
-        Some(workload)
+        Some(Said { workload: Some(workload), asks })
     })
+}
+
+/// The number by which a peer asks to be remembered.
+fn asked(metadata: &Struct) -> Option<u128> {
+    match metadata.fields.get(ASKS)?.kind.as_ref()? {
+        Kind::StringValue(number) => u128::from_str_radix(number, 16).ok(),
+        _ => None,
+    }
 }
 
 fn workload(metadata: &Struct) -> Workload {
@@ -201,42 +250,141 @@ pub fn local_workload(node: &NodeInfo) -> Workload {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::rc::Rc;
+
     use serde_json::json;
+
+    use super::*;
+    use crate::codec::{Body, RequestHead};
+    use crate::io::{ConnectionInfo, TlsInfo};
+    use crate::router::Flow;
+    use crate::telemetry::StreamInfo;
+    use crate::telemetry::peer::{Callee, Caller};
     use xds_protos::io::istio::http::peer_metadata::config::IstioHeaders;
 
-    #[test]
-    fn what_one_proxy_writes_the_other_reads_and_removes() {
-        let serde_json::Value::Object(metadata) = json!({"NAMESPACE": "ecotrack", "WORKLOAD_NAME": "order",
-            "CLUSTER_ID": "c1", "LABELS": {"app": "order-service", "version": "v1", "other": "x"}})
+    fn node(name: &str) -> NodeInfo {
+        let serde_json::Value::Object(metadata) = json!({"NAMESPACE": "ecotrack", "WORKLOAD_NAME": name,
+            "CLUSTER_ID": "c1", "LABELS": {"app": format!("{name}-service"), "version": "v1", "other": "x"}})
         else {
             unreachable!()
         };
-        let node = NodeInfo { id: "sidecar~1".to_owned(), metadata, ..NodeInfo::default() };
-        let read_method = DiscoveryMethod {
-            method_specifier: Some(discovery_method::MethodSpecifier::IstioHeaders(IstioHeaders::default())),
+        NodeInfo { id: format!("sidecar~{name}"), metadata, ..NodeInfo::default() }
+    }
+
+    /// The filters of a caller and of a callee.
+    fn both() -> (PeerMetadata, PeerMetadata) {
+        let headers = IstioHeaders::default();
+        let read = || {
+            let headers = discovery_method::MethodSpecifier::IstioHeaders(headers);
+            vec![DiscoveryMethod { method_specifier: Some(headers) }]
         };
-        let write_method = PropagationMethod {
-            method_specifier: Some(
-                propagation_method::MethodSpecifier::IstioHeaders(IstioHeaders::default()),
-            ),
+        let write = || {
+            let headers = propagation_method::MethodSpecifier::IstioHeaders(headers);
+            vec![PropagationMethod { method_specifier: Some(headers) }]
         };
-        let outbound = PeerMetadata::compile(
-            &Config { upstream_propagation: vec![write_method], ..Config::default() },
-            &node,
-        );
-        let inbound = PeerMetadata::compile(
-            &Config { downstream_discovery: vec![read_method], ..Config::default() },
-            &NodeInfo::default(),
-        );
+        let outbound =
+            Config { upstream_propagation: write(), upstream_discovery: read(), ..Config::default() };
+        let inbound =
+            Config { downstream_discovery: read(), downstream_propagation: write(), ..Config::default() };
+        (PeerMetadata::compile(&outbound, &node("order")), PeerMetadata::compile(&inbound, &node("payment")))
+    }
+
+    /// A request on a connection of the callee's, whose TLS session has this number.
+    fn exchange(caller: &Rc<Caller>, number: Option<u128>, headers: Headers) -> Exchange {
+        let address = "127.0.0.1:80".parse().unwrap();
+        let tls = Some(Arc::new(TlsInfo { number, ..TlsInfo::default() }));
+        Exchange {
+            head: RequestHead { headers, ..RequestHead::empty(Protocol::Http11) },
+            body: Body::Empty,
+            matched: None,
+            flow: Rc::new(Flow::new(StreamInfo::new(None))),
+            connection: Arc::new(ConnectionInfo { tls, ..ConnectionInfo::between(address, address) }),
+            random: 0,
+            scratch: Scratch { caller: Some(caller.clone()), ..Scratch::default() },
+            informational: None,
+        }
+    }
+
+    #[test]
+    fn what_one_proxy_writes_the_other_reads_and_removes() {
+        let (outbound, inbound) = both();
         let mut headers = Headers::new();
         outbound.for_requests().unwrap().write(&mut headers);
         assert_eq!(headers.len(), 2);
-        let (workload, told) = inbound.read_request(&mut headers);
-        assert!(told && headers.is_empty());
-        let workload = workload.unwrap();
+        let mut exchange = exchange(&Rc::default(), None, headers);
+        inbound.request_head(&mut exchange);
+        assert!(exchange.scratch.caller_told && exchange.head.headers.is_empty());
+        let workload = exchange.scratch.downstream_peer.as_deref().unwrap();
         assert_eq!((workload.name.as_str(), workload.app.as_str()), ("order", "order-service"));
-        assert_eq!(*workload, local_workload(&node));
+        assert_eq!(*workload, local_workload(&node("order")));
+        let (mut answer, mut caller) = (Headers::new(), Scratch::default());
+        inbound.response_head(&mut answer, &mut exchange.scratch);
+        assert_eq!(answer.len(), 2);
+        outbound.response_head(&mut answer, &mut caller);
+        assert!(answer.is_empty());
+        assert_eq!(*caller.upstream_peer.unwrap(), local_workload(&node("payment")));
+    }
+
+    #[test]
+    fn on_a_connection_of_their_own_each_of_two_says_who_it_is_once() {
+        // The same session at both ends, and one that somebody stands in the middle of.
+        for (theirs, fields) in [(Some(7), [2, 0, 0]), (Some(8), [2, 2, 2])] {
+            let (outbound, inbound) = both();
+            let own = outbound.for_requests().unwrap();
+            let tls = TlsInfo { number: Some(7), ..TlsInfo::default() };
+            let (callee, caller) = (Rc::new(Callee::new(Some(&tls)).unwrap()), Rc::new(Caller::default()));
+            for fields in fields {
+                // As the router does it.
+                let mut request = Headers::new();
+                match (callee.workload(), callee.ask()) {
+                    (Some(_), _) => {}
+                    (None, Some(number)) => own.ask(number, &mut request),
+                    (None, None) => own.write(&mut request),
+                }
+                assert_eq!(request.len(), fields, "{theirs:?}");
+                let mut exchange = exchange(&caller, theirs, request);
+                inbound.request_head(&mut exchange);
+                let known = exchange.scratch.downstream_peer.clone().unwrap();
+                assert_eq!(*known, local_workload(&node("order")), "the caller is known with every request");
+                let mut answer = Headers::new();
+                inbound.response_head(&mut answer, &mut exchange.scratch);
+                callee.answered(&mut answer);
+                assert_eq!(answer.len(), fields, "{theirs:?}");
+                let upstream_peer = callee.workload().cloned();
+                let mut scratch =
+                    Scratch { callee: Some(callee.clone()), upstream_peer, ..Scratch::default() };
+                outbound.response_head(&mut answer, &mut scratch);
+                assert!(answer.is_empty());
+                assert_eq!(*scratch.upstream_peer.unwrap(), local_workload(&node("payment")));
+            }
+        }
+    }
+
+    #[test]
+    fn what_stands_behind_a_callee_that_is_known_does_not_speak_for_it() {
+        let (outbound, inbound) = both();
+        let tls = TlsInfo { number: Some(7), ..TlsInfo::default() };
+        let callee = Rc::new(Callee::new(Some(&tls)).unwrap());
+        callee.ask();
+        callee.answered(
+            &mut [(peer::REMEMBERED, HeaderValue::from_str(&peer::text(7)).unwrap())].into_iter().collect(),
+        );
+        let known = Arc::new(local_workload(&node("payment")));
+        callee.learn(&known);
+        let mut answer = Headers::new();
+        outbound.own.write(&mut answer);
+        let mut scratch =
+            Scratch { callee: Some(callee), upstream_peer: Some(known.clone()), ..Scratch::default() };
+        outbound.response_head(&mut answer, &mut scratch);
+        assert!(answer.is_empty() && Arc::ptr_eq(&scratch.upstream_peer.unwrap(), &known));
+        // Nor does HTTP/2 remember: its own tables do.
+        let mut request = Headers::new();
+        outbound.own.ask(7, &mut request);
+        let caller = Rc::new(Caller::default());
+        let mut exchange = exchange(&caller, Some(7), request);
+        exchange.head.protocol = Protocol::Http2;
+        inbound.request_head(&mut exchange);
+        assert!(exchange.scratch.downstream_peer.is_some() && caller.workload().is_none());
     }
 
     #[test]

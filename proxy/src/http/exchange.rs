@@ -73,7 +73,7 @@ pub fn handle(
         flow: flow.clone(),
         connection: shared.connection.clone(),
         random: fastrand::u64(..),
-        scratch: Scratch::default(),
+        scratch: Scratch { caller: Some(shared.caller.clone()), ..Scratch::default() },
         informational: None,
     });
     let stream = downstream.stream;

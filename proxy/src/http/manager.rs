@@ -16,6 +16,7 @@ use crate::codec::{
 };
 use crate::io::{Alarm, ConnectionInfo};
 use crate::router::{Flow, LocalReply, Scratch};
+use crate::telemetry::peer::Caller;
 
 const KEPT_ALARMS: usize = 4;
 
@@ -31,6 +32,8 @@ pub struct Shared {
     /// The codec's version, known from the first request on.
     protocol: OnceCell<Protocol>,
     client_cert: OnceCell<Option<HeaderValue>>,
+    /// What is remembered of the caller.
+    pub caller: Rc<Caller>,
     /// Alarms of streams that have ended, for those to come.
     alarms: RefCell<Vec<Alarm>>,
 }
@@ -61,6 +64,7 @@ impl ConnectionManager {
             opened: Instant::now(),
             protocol: OnceCell::new(),
             client_cert: OnceCell::new(),
+            caller: Rc::default(),
             alarms: RefCell::default(),
         };
         Rc::new(Self { shared: Rc::new(shared) })

@@ -37,6 +37,8 @@ pub struct TlsInfo {
     pub peer_id: Option<Arc<str>>,
     /// Our own SPIFFE id in this connection.
     pub local_id: Option<Arc<str>>,
+    /// A number that the two ends of this session alone know (an exporter of TLS), where both have such an id.
+    pub number: Option<u128>,
     /// The peer's certificate chain in DER, leaf first; empty when it showed none.
     pub peer_chain: Vec<rustls_pki_types::CertificateDer<'static>>,
     /// All URI SANs of the peer's certificate.

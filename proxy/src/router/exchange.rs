@@ -3,7 +3,12 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue};
+use prost::Message;
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
 
 use super::alpn::AlpnOverride;
 use super::{Flow, RouterConfig};
@@ -14,6 +19,7 @@ use crate::route::{Matched, Target};
 use crate::state::Slot;
 use crate::telemetry::StreamInfo;
 use crate::telemetry::istio::{Service, Workload};
+use crate::telemetry::peer::{self, Callee, Caller};
 
 /// The field that describes a workload: a protobuf `Struct` in base64.
 pub const PEER_METADATA: HeaderName = HeaderName::from_static("x-envoy-peer-metadata");
@@ -23,18 +29,41 @@ pub const PEER_METADATA_ID: HeaderName = HeaderName::from_static("x-envoy-peer-m
 /// How this proxy describes its workload to the next one.
 #[derive(Clone, Debug)]
 pub struct OwnMetadata {
-    /// The description.
+    /// The description, as a protobuf `Struct`.
+    pub description: Vec<u8>,
+    /// The same as it is sent.
     pub metadata: HeaderValue,
     /// The proxy's id.
     pub id: HeaderValue,
     /// Not to upstreams outside of the mesh.
     pub skip_external: bool,
+    /// The callee's description is read as well, so that both may be remembered.
+    pub remembers: bool,
 }
 
 impl OwnMetadata {
     /// Adds both fields.
     pub fn write(&self, headers: &mut Headers) {
-        headers.set(PEER_METADATA, self.metadata.clone());
+        self.write_as(self.metadata.clone(), headers);
+    }
+
+    /// The same with the question whether it will be remembered.
+    pub fn ask(&self, number: u128, headers: &mut Headers) {
+        let kind = Some(Kind::StringValue(peer::text(number)));
+        let question = Struct { fields: [(peer::ASKS.to_owned(), Value { kind })].into() };
+        // Fields of messages may follow one another in any order: both together are one struct.
+        let text = STANDARD.encode([&self.description[..], &question.encode_to_vec()].concat());
+        self.write_as(HeaderValue::try_from(text).unwrap_or_else(|_| self.metadata.clone()), headers);
+    }
+
+    /// Takes both fields away.
+    pub fn remove(headers: &mut Headers) {
+        headers.remove(&PEER_METADATA);
+        headers.remove(&PEER_METADATA_ID);
+    }
+
+    fn write_as(&self, metadata: HeaderValue, headers: &mut Headers) {
+        headers.set(PEER_METADATA, metadata);
         headers.set(PEER_METADATA_ID, self.id.clone());
     }
 }
@@ -55,6 +84,12 @@ pub struct Scratch {
     pub later: Option<Box<Later>>,
     /// The caller sent workload metadata.
     pub caller_told: bool,
+    /// What is remembered of the caller on its connection.
+    pub caller: Option<Rc<Caller>>,
+    /// What the answer tells a caller that will be remembered.
+    pub remembered: Option<HeaderValue>,
+    /// What is remembered of the callee on the connection that brought the answer.
+    pub callee: Option<Rc<Callee>>,
     /// The caller's workload.
     pub downstream_peer: Option<Arc<Workload>>,
     /// The callee's workload, from its metadata or from its endpoint's.

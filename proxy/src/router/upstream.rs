@@ -13,21 +13,23 @@ use prost_types::value::Kind;
 use super::attempt::{Attempt, Event, Failure, Outcome, Seen, Upstreams, within};
 use super::flow::{Expired, Flow};
 use super::head::set_authority;
-use super::{ForRouter, Scratch, tunnel};
+use super::{ForRouter, OwnMetadata, Scratch, tunnel};
 use crate::cluster::balance::{TriedPriorities, candidate};
 use crate::cluster::limits::Permit;
 use crate::cluster::{
-    self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority, Want,
+    self, AcquireError, Cluster, Host, HostId, HttpMode, NoHost, PickContext, Picked, RoutingPriority,
+    Upstream, Want,
 };
 use crate::codec::headers::Of;
 use crate::codec::{
-    InformationalSink, Progress, Protocol, Reply, Request, RequestHead, ResetReason, UpstreamError,
+    Headers, InformationalSink, Progress, Protocol, Reply, Request, RequestHead, ResetReason, UpstreamError,
 };
 use crate::io::{ConnectionInfo, Origin, TlsInfo};
 use crate::route::Forward;
 use crate::route::action::{HostRewrite, Priority};
 use crate::state::Slot;
 use crate::telemetry::istio::{Service, Workload};
+use crate::telemetry::peer;
 use crate::telemetry::record::{Candidate, Choice, Compared};
 
 /// A host that says so with an answer gets nothing more until it passes its health checks again.
@@ -40,6 +42,8 @@ struct Callee {
     host: Option<Arc<Host>>,
     service: Option<Arc<Service>>,
     tls: Option<Arc<TlsInfo>>,
+    /// What is remembered of it on the connection that brought the answer.
+    remembered: Option<Rc<peer::Callee>>,
 }
 
 /// Makes tries at one cluster for one request.
@@ -118,6 +122,10 @@ impl ClusterUpstreams {
         let callee = self.callee.into_inner();
         scratch.service = callee.service;
         scratch.upstream_tls = callee.tls;
+        if let Some(remembered) = callee.remembered {
+            scratch.upstream_peer = remembered.workload().cloned();
+            scratch.callee = Some(remembered);
+        }
         if scratch.upstream_peer.is_none() {
             scratch.upstream_peer = callee.host.as_deref().and_then(workload_of);
         }
@@ -198,7 +206,12 @@ impl ClusterUpstreams {
         if let Some(seen) = seen {
             (seen.local, seen.tls) = (upstream.local(), upstream.tls().cloned());
         }
-        self.callee.borrow_mut().tls = upstream.tls().cloned();
+        {
+            let mut callee = self.callee.borrow_mut();
+            callee.tls = upstream.tls().cloned();
+            callee.remembered = None;
+        }
+        let remembered = self.describe(&mut request.head.headers, &cluster, &upstream);
         // A request that is given up in the middle of the try is logged with its connection, too.
         self.flow.info(|i| i.upstream_local = upstream.local());
         self.flow.sending(upstream.protocol());
@@ -218,6 +231,10 @@ impl ClusterUpstreams {
             Ok(Ok(mut reply)) => {
                 if cluster.health().is_some() && reply.head.headers.contains(&IMMEDIATE_FAIL) {
                     cluster.told_unhealthy(&host);
+                }
+                if let Some(remembered) = remembered {
+                    remembered.answered(&mut reply.head.headers);
+                    self.callee.borrow_mut().remembered = Some(remembered);
                 }
                 reply.head.headers.join_singular(Of::Response);
                 under_way.end(Some(cluster::Outcome::Answered(status_of(&reply))));
@@ -244,7 +261,32 @@ impl ClusterUpstreams {
         }
     }
 
-    /// What depends on the cluster and the host: authority, our metadata, the protocols to offer.
+    /// Describes our workload to the callee, unless it remembers. Gives what is remembered on the connection where either side
+    /// remembers anything.
+    fn describe(
+        &self,
+        headers: &mut Headers,
+        cluster: &Cluster,
+        upstream: &Upstream,
+    ) -> Option<Rc<peer::Callee>> {
+        let own = self.wishes.own_metadata.as_ref()?;
+        if own.skip_external && is_external(cluster) {
+            return None;
+        }
+        let callee = upstream.callee().filter(|_| own.remembers).cloned();
+        match &callee {
+            // What an application says of itself is not ours to tell.
+            Some(callee) if callee.workload().is_some() => OwnMetadata::remove(headers),
+            Some(callee) => match callee.ask() {
+                Some(number) => own.ask(number, headers),
+                None => own.write(headers),
+            },
+            None => own.write(headers),
+        }
+        callee
+    }
+
+    /// What depends on the cluster and the host: authority, the protocols to offer.
     fn shape(&self, head: &mut RequestHead, cluster: &Cluster, picked: &Picked) -> Want {
         let config = cluster.config();
         let name = picked.host().hostname();
@@ -257,14 +299,6 @@ impl ClusterUpstreams {
             }
         }
         let metadata = config.metadata.as_deref();
-        if let Some(own) = &self.wishes.own_metadata {
-            let external = metadata
-                .and_then(|m| m.namespace("istio")?.fields.get("external")?.kind.as_ref())
-                .is_some_and(|kind| matches!(kind, Kind::BoolValue(true)));
-            if !(external && own.skip_external) {
-                own.write(&mut head.headers);
-            }
-        }
         let protocol = match config.http {
             HttpMode::Http1 => Protocol::Http11,
             HttpMode::Http2 => Protocol::Http2,
@@ -285,6 +319,14 @@ impl ClusterUpstreams {
             priority: self.priority,
         }
     }
+}
+
+/// Whether a cluster is outside of the mesh.
+fn is_external(cluster: &Cluster) -> bool {
+    let metadata = cluster.config().metadata.as_deref();
+    metadata
+        .and_then(|m| m.namespace("istio")?.fields.get("external")?.kind.as_ref())
+        .is_some_and(|kind| matches!(kind, Kind::BoolValue(true)))
 }
 
 /// Reports how a try ended. Dropped in the middle of one, it reports a timeout if that is why the request is given up, and

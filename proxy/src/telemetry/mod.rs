@@ -7,6 +7,7 @@ pub mod details;
 pub mod events;
 pub mod flags;
 pub mod istio;
+pub mod peer;
 pub mod pressure;
 pub mod record;
 pub mod registry;

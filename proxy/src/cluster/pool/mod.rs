@@ -27,6 +27,7 @@ use super::{Cluster, HttpMode, Picked};
 use crate::codec::{Protocol, h1, h2};
 use crate::identity::tls::ConnectOptions;
 use crate::io::{Origin, TlsInfo};
+use crate::telemetry::peer::Callee;
 
 /// A shared HTTP/2 connection takes at most so many streams; then another one is opened.
 const H2_STREAMS: usize = 100;
@@ -111,6 +112,8 @@ struct Line {
     host: Arc<Host>,
     tls: Option<Arc<TlsInfo>>,
     local: Option<SocketAddr>,
+    /// What is remembered of the callee: only where requests follow one another.
+    callee: Option<Rc<Callee>>,
     opened: Instant,
     _guard: ConnectionGuard,
     _place: Place,
@@ -317,6 +320,7 @@ async fn open(
         key: key.clone(),
         cluster: Arc::downgrade(&cluster),
         host,
+        callee: Callee::new(tls.as_ref().filter(|_| !two).map(|tls| &**tls)).map(Rc::new),
         tls,
         local,
         opened: now,

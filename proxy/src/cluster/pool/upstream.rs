@@ -12,6 +12,7 @@ use crate::cluster::limits::Permit;
 use crate::cluster::{Cluster, Picked};
 use crate::codec::{InformationalSink, Protocol, Reply, Request, UpstreamError};
 use crate::io::TlsInfo;
+use crate::telemetry::peer::Callee;
 
 /// What is held while a request is under way: its place in the breaker and in the host's count of active requests.
 struct Held {
@@ -59,6 +60,11 @@ impl Upstream {
     /// What TLS established.
     pub fn tls(&self) -> Option<&Arc<TlsInfo>> {
         self.line().tls.as_ref()
+    }
+
+    /// What is remembered of the callee on the connection, where it may be.
+    pub fn callee(&self) -> Option<&Rc<Callee>> {
+        self.line().callee.as_ref()
     }
 
     /// The protocol that the request will go by.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
-use rustls::{CommonState, HandshakeKind, ProtocolVersion};
+use rustls::{ConnectionCommon, HandshakeKind, ProtocolVersion};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3 as pb;
@@ -295,8 +295,8 @@ pub fn compile_secret(proto: &pb::Secret) -> Result<Secret, Vec<ConfigError>> {
 }
 
 /// Reads what a finished handshake established, and checks the peer anew where rustls did not.
-pub(super) fn finish(
-    conn: &CommonState,
+pub(super) fn finish<Data>(
+    conn: &ConnectionCommon<Data>,
     rules: Option<&Arc<Validation>>,
     local_id: Option<Arc<str>>,
 ) -> Result<TlsInfo, TlsError> {
@@ -326,6 +326,7 @@ pub(super) fn finish(
         alpn: conn.alpn_protocol().map(<[u8]>::to_vec),
         sni: None,
         resumed,
+        number: (peer_id.is_some() && local_id.is_some()).then(|| number(conn)).flatten(),
         peer_id,
         local_id,
         peer_chain: chain.to_vec(),
@@ -333,4 +334,9 @@ pub(super) fn finish(
         peer_dns_sans: peer.dns_sans,
         peer_subject: peer.subject,
     })
+}
+
+/// What both ends of this session and nobody else can work out (RFC 8446, section 7.5).
+fn number<Data>(conn: &ConnectionCommon<Data>) -> Option<u128> {
+    conn.export_keying_material([0; 16], b"EXPORTER-weft-peer-metadata", None).ok().map(u128::from_be_bytes)
 }
