@@ -9,26 +9,70 @@ pub use http::{HeaderName, HeaderValue};
 
 use super::spelling::Spelling;
 
-/// So many fields are compared each with each sooner than anything is remembered of them.
-const FEW: usize = 12;
-
 /// Header fields, names lower-case, in wire order; pseudo-header fields are never in here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Headers {
     fields: Vec<(HeaderName, HeaderValue)>,
+    /// Which names there may be. Most of what is looked for in a message is not there, and needs no look at its fields.
+    names: Names,
+    /// A name came more than once, and may still be there so.
+    twice: bool,
     /// How the names were spelt, where that is kept.
     pub spelling: Option<Arc<Spelling>>,
+}
+
+impl PartialEq for Headers {
+    fn eq(&self, other: &Self) -> bool {
+        self.fields == other.fields && self.spelling == other.spelling
+    }
+}
+
+impl Eq for Headers {}
+
+/// A set of names that may take others for its own. Names do not leave it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Names([u64; 2]);
+
+impl Names {
+    const fn new() -> Self {
+        Self([0; 2])
+    }
+
+    /// The place of a name, by its length and two of its letters: the factors keep apart what requests and answers usually
+    /// have and what is usually looked for in them.
+    #[inline]
+    fn place(name: &HeaderName) -> (usize, u64) {
+        let text = name.as_str().as_bytes();
+        let letter = |at: usize| text.get(at).map_or(0, |b| usize::from(*b));
+        let place = text.len() * 5 + letter(text.len().wrapping_sub(1)) * 23 + letter(text.len() / 2) * 12;
+        (place / 64 % 2, 1 << (place % 64))
+    }
+
+    #[inline]
+    fn may_have(self, name: &HeaderName) -> bool {
+        let (word, bit) = Self::place(name);
+        self.0[word] & bit != 0
+    }
+
+    /// Adds a name; says whether it may have been there.
+    #[inline]
+    fn add(&mut self, name: &HeaderName) -> bool {
+        let (word, bit) = Self::place(name);
+        let before = self.0[word] & bit != 0;
+        self.0[word] |= bit;
+        before
+    }
 }
 
 impl Headers {
     /// An empty list; allocates nothing.
     pub const fn new() -> Self {
-        Self { fields: Vec::new(), spelling: None }
+        Self { fields: Vec::new(), names: Names::new(), twice: false, spelling: None }
     }
 
     /// An empty list with room for `n` fields.
     pub fn with_capacity(n: usize) -> Self {
-        Self { fields: Vec::with_capacity(n), spelling: None }
+        Self { fields: Vec::with_capacity(n), ..Self::new() }
     }
 
     /// The number of fields, duplicates counted.
@@ -42,7 +86,12 @@ impl Headers {
     }
 
     /// The first value of `name`.
+    #[inline]
     pub fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
+        if self.names.may_have(name) { self.find(name) } else { None }
+    }
+
+    fn find(&self, name: &HeaderName) -> Option<&HeaderValue> {
         self.fields.iter().find(|(n, _)| n == name).map(|(_, v)| v)
     }
 
@@ -53,23 +102,29 @@ impl Headers {
 
     /// Every value of `name`, in order.
     pub fn get_all<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a HeaderValue> + 'a {
-        self.fields.iter().filter(move |(n, _)| n == name).map(|(_, v)| v)
+        let fields = if self.names.may_have(name) { &self.fields[..] } else { &[] };
+        fields.iter().filter(move |(n, _)| n == name).map(|(_, v)| v)
     }
 
     /// Whether `name` is there.
+    #[inline]
     pub fn contains(&self, name: &HeaderName) -> bool {
-        self.fields.iter().any(|(n, _)| n == name)
+        self.names.may_have(name) && self.find(name).is_some()
     }
 
     /// Adds a field at the end, keeping those of the same name.
     pub fn append(&mut self, name: HeaderName, value: HeaderValue) {
+        if self.names.add(&name) {
+            self.twice |= self.find(&name).is_some();
+        }
         self.fields.push((name, value));
     }
 
     /// Adds a field to a message of this kind: to the value that is there, behind a comma, if there is at most one field of
     /// the name in such messages, else at the end.
     pub fn append_to(&mut self, of: Of, name: HeaderName, value: HeaderValue) {
-        match self.fields.iter().position(|(n, _)| *n == name) {
+        let before = self.names.may_have(&name).then(|| self.fields.iter().position(|(n, _)| *n == name));
+        match before.flatten() {
             Some(at) if is_singular(of, &name) => join(&mut self.fields[at].1, &value),
             _ => self.append(name, value),
         }
@@ -78,25 +133,14 @@ impl Headers {
     /// Joins the fields of which a message of this kind has at most one, as Envoy does when it takes a message in: whatever
     /// looks at one of them sees all that was sent.
     pub fn join_singular(&mut self, of: Of) {
+        // Nearly no message has a name twice.
+        if !self.twice {
+            return;
+        }
         let again = |at: usize, name: &HeaderName| {
             self.fields[..at].iter().any(|(n, _)| n == name) && is_singular(of, name)
         };
-        let mut all = self.fields.iter().enumerate();
-        let twice = if self.fields.len() <= FEW {
-            all.any(|(at, (name, _))| again(at, name))
-        } else {
-            // Names that are alike in length and end are few, and nearly no message has one twice.
-            let mut seen = 0u128;
-            all.any(|(at, (name, _))| {
-                let text = name.as_str().as_bytes();
-                let end = text.last().copied().unwrap_or_default();
-                let bit = 1u128 << ((text.len() * 5 + usize::from(end)) % 128);
-                let alike = seen & bit != 0;
-                seen |= bit;
-                alike && again(at, name)
-            })
-        };
-        if twice {
+        if self.fields.iter().enumerate().any(|(at, (name, _))| again(at, name)) {
             for (name, value) in std::mem::take(&mut self.fields) {
                 self.append_to(of, name, value);
             }
@@ -105,12 +149,15 @@ impl Headers {
 
     /// Sets `name` to one value: in place of its first field (the others go), else at the end.
     pub fn set(&mut self, name: HeaderName, value: HeaderValue) {
+        if !self.names.add(&name) {
+            return self.fields.push((name, value));
+        }
         match self.fields.iter().position(|(n, _)| *n == name) {
             None => self.fields.push((name, value)),
             Some(first) => {
                 self.fields[first].1 = value;
                 // Nearly no message has another.
-                if self.fields[first + 1..].iter().any(|(n, _)| *n == name) {
+                if self.twice && self.fields[first + 1..].iter().any(|(n, _)| *n == name) {
                     let mut at = 0;
                     self.fields.retain(|(n, _)| {
                         at += 1;
@@ -122,14 +169,25 @@ impl Headers {
     }
 
     /// Removes every field of `name`; says whether there was one.
+    #[inline]
     pub fn remove(&mut self, name: &HeaderName) -> bool {
-        let Some(first) = self.fields.iter().position(|(n, _)| n == name) else { return false };
-        self.fields.remove(first);
+        self.names.may_have(name) && self.take_out(name)
+    }
+
+    fn take_out(&mut self, name: &HeaderName) -> bool {
+        self.take(name).is_some()
+    }
+
+    /// Removes every field of `name`; gives the first value, and whether there was another.
+    pub fn take(&mut self, name: &HeaderName) -> Option<(HeaderValue, bool)> {
+        let first = self.fields.iter().position(|(n, _)| n == name)?;
+        let (_, value) = self.fields.remove(first);
         // Nearly no message has another.
-        if self.fields[first..].iter().any(|(n, _)| n == name) {
+        let more = self.twice && self.fields[first..].iter().any(|(n, _)| n == name);
+        if more {
             self.fields.retain(|(n, _)| n != name);
         }
-        true
+        Some((value, more))
     }
 
     /// Keeps the fields for which `keep` is true.
@@ -243,7 +301,10 @@ impl Extend<(HeaderName, HeaderValue)> for Headers {
 
 impl FromIterator<(HeaderName, HeaderValue)> for Headers {
     fn from_iter<I: IntoIterator<Item = (HeaderName, HeaderValue)>>(fields: I) -> Self {
-        Self { fields: fields.into_iter().collect(), spelling: None }
+        let fields = fields.into_iter();
+        let mut headers = Self::with_capacity(fields.size_hint().0);
+        headers.extend(fields);
+        headers
     }
 }
 
@@ -262,6 +323,30 @@ mod tests {
         assert_eq!(headers, list(&[("a", "9"), ("b", "2"), ("c", "4")]));
         headers.set(HeaderName::from_static("d"), HeaderValue::from_static("5"));
         assert_eq!(headers, list(&[("a", "9"), ("b", "2"), ("c", "4"), ("d", "5")]));
+    }
+
+    #[test]
+    fn what_was_looked_for_before_it_came_is_found_when_it_came() {
+        let name = |text: &'static str| HeaderName::from_static(text);
+        let mut headers = Headers::new();
+        // More names than there are places, so that most share theirs with others.
+        let names: Vec<_> =
+            (0..300).map(|n| HeaderName::try_from(format!("x-{n}-{}", n * 7)).unwrap()).collect();
+        for (number, one) in names.iter().enumerate() {
+            assert!(!headers.contains(one) && headers.get(one).is_none() && !headers.remove(one));
+            headers.append(one.clone(), number.into());
+            assert_eq!(headers.get(one).unwrap(), &number.to_string());
+        }
+        headers.join_singular(Of::Request);
+        assert_eq!(headers.len(), 300);
+        headers.set(names[7].clone(), HeaderValue::from_static("new"));
+        assert_eq!((headers.len(), headers.get_str(&names[7])), (300, Some("new")));
+        assert!(headers.remove(&names[7]) && !headers.contains(&names[7]) && !headers.remove(&names[7]));
+        headers.append(name("via"), HeaderValue::from_static("a"));
+        headers.append_to(Of::Request, name("via"), HeaderValue::from_static("b"));
+        assert_eq!(headers.get_str(&name("via")), Some("a,b"));
+        let copy = std::mem::take(&mut headers);
+        assert!(headers.is_empty() && !headers.contains(&name("via")) && copy.contains(&name("via")));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod h1;
 pub mod h2;
 pub mod headers;
 pub mod message;
+mod names;
 pub mod spelling;
 
 pub use body::{Body, BodyError, BodyStream, Frame};

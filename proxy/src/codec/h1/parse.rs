@@ -4,8 +4,9 @@ use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
 
 use super::H1Options;
-use crate::codec::headers::{HeaderName, HeaderValue, Headers};
+use crate::codec::headers::{HeaderValue, Headers};
 use crate::codec::message::{Protocol, RequestHead, ResponseHead};
+use crate::codec::names;
 use crate::codec::spelling::{KeyFormat, Spelling};
 
 /// How a message's body is framed.
@@ -124,7 +125,7 @@ fn collect(
         headers.spelling = Some(Spelling::new(names, proper_case_others, reason));
     }
     for field in parsed {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        let name = names::name(field.name.as_bytes())?;
         let value = HeaderValue::from_maybe_shared(block.slice_ref(field.value)).ok()?;
         headers.append(name, value);
     }
@@ -391,19 +392,11 @@ fn has_host(block: &[u8]) -> bool {
 
 /// Takes the Host field out of the headers; more than one is a smuggler's.
 fn host(block: &Bytes, headers: &mut Headers) -> Result<Bytes, Refused> {
-    let (mut first, mut more) = (None, false);
-    headers.retain(|name, value| {
-        if *name != http::header::HOST {
-            return true;
-        }
-        more |= first.is_some();
-        first = first.take().or_else(|| Some(block.slice_ref(value.as_bytes())));
-        false
-    });
+    let Some((host, more)) = headers.take(&http::header::HOST) else { return Ok(Bytes::new()) };
     if more {
         return Err(bad("http1.codec_error"));
     }
-    Ok(first.unwrap_or_default())
+    Ok(block.slice_ref(host.as_bytes()))
 }
 
 /// Scheme, authority and path of a request target (RFC 9112, section 3.2).
