@@ -7,6 +7,7 @@ use crate::codec::Headers;
 use crate::http::request_id::{self, REQUEST_ID};
 use crate::route::RouteTracing;
 use crate::route::matching::Chance;
+use crate::telemetry::trace::ids;
 
 const CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-client-trace-id");
 const FORCE: HeaderName = HeaderName::from_static("x-envoy-force-trace");
@@ -70,11 +71,9 @@ impl Sampling {
         let Some(number) = number(id) else { return Reason::Not };
         let reason = match Reason::told(id) {
             Reason::Not => {
-                // Nearly no request has either field: one pass finds that out.
-                let asked = headers.iter().any(|(name, _)| *name == CLIENT_TRACE_ID || *name == FORCE);
-                if asked && headers.contains(&CLIENT_TRACE_ID) && self.client.hits(number) {
+                if headers.contains(&CLIENT_TRACE_ID) && self.client.hits(number) {
                     Reason::Client
-                } else if asked && headers.contains(&FORCE) {
+                } else if headers.contains(&FORCE) {
                     Reason::Forced
                 } else if self.random.hits(number) {
                     Reason::Sampled
@@ -90,7 +89,7 @@ impl Sampling {
 
 /// The number by which chance decides: the first eight digits of the request's id.
 fn number(id: &[u8]) -> Option<u64> {
-    u64::from_str_radix(std::str::from_utf8(id.get(..8)?).ok()?, 16).ok()
+    ids::number(id.get(..8)?).and_then(|number| u64::try_from(number).ok())
 }
 
 #[cfg(test)]

@@ -150,7 +150,7 @@ pub fn write_traceparent(ids: &Ids, headers: &mut Headers) {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     digits(&mut text[3..35], ids.trace);
     digits(&mut text[36..52], ids.span.into());
-    digits(&mut text[53..], u128::from(ids.sampled));
+    text[54] = b'0' + u8::from(ids.sampled);
     put(headers, TRACEPARENT, &text);
 }
 
@@ -198,43 +198,73 @@ fn hex(id: u64) -> [u8; 16] {
     text
 }
 
-/// Fills the text, two digits for each byte, with the last bytes of the number.
-fn digits(text: &mut [u8], number: u128) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for (pair, byte) in text.rchunks_exact_mut(2).zip(number.to_le_bytes()) {
-        pair[0] = DIGITS[usize::from(byte >> 4)];
-        pair[1] = DIGITS[usize::from(byte & 0xf)];
-    }
+/// Each byte of eight the same.
+const fn each(byte: u8) -> u64 {
+    u64::from_ne_bytes([byte; 8])
 }
 
-fn number(text: &[u8]) -> Option<u128> {
+/// Fills the text, two digits for each byte, with the last bytes of the number.
+fn digits(text: &mut [u8], number: u128) {
+    let mut halves = text.rchunks_exact_mut(8);
+    let mut left = number;
+    for eight in &mut halves {
+        eight.copy_from_slice(&eight_digits(left as u32));
+        left >>= 32;
+    }
+    let rest = halves.into_remainder();
+    let last = eight_digits(left as u32);
+    rest.copy_from_slice(&last[8 - rest.len()..]);
+}
+
+/// A number's eight digits, all at once: a request has fifty to be written.
+fn eight_digits(number: u32) -> [u8; 8] {
+    // Each half-byte in a byte of its own, the first in front.
+    let spread = u64::from(number);
+    let spread = (spread | spread << 16) & 0x0000_ffff_0000_ffff;
+    let spread = (spread | spread << 8) & 0x00ff_00ff_00ff_00ff;
+    let spread = (spread | spread << 4) & each(0xf);
+    letters(spread).to_be_bytes()
+}
+
+/// The digits of eight half-bytes.
+fn letters(spread: u64) -> u64 {
+    // Those above nine, whose digits are letters.
+    let above = (spread + each(6)) >> 4 & each(1);
+    spread + each(b'0') + above * u64::from(b'a' - b'0' - 10)
+}
+
+/// The number that hexadecimal digits are: one to thirty-two of them.
+pub fn number(text: &[u8]) -> Option<u128> {
     if text.is_empty() || text.len() > 32 {
         return None;
     }
-    let (high, low) = text.split_at(text.len().saturating_sub(16));
-    Some((u128::from(half(high)?) << 64) | u128::from(half(low)?))
+    let mut eights = text.rchunks_exact(8);
+    let (mut sum, mut place) = (0u128, 0);
+    for eight in &mut eights {
+        sum |= u128::from(eight_of(eight.try_into().ok()?)?) << place;
+        place += 32;
+    }
+    let rest = eights.remainder();
+    if !rest.is_empty() {
+        let mut eight = [b'0'; 8];
+        eight[8 - rest.len()..].copy_from_slice(rest);
+        sum |= u128::from(eight_of(eight)?) << place;
+    }
+    Some(sum)
 }
 
-/// Sixteen digits at most; a request has up to three such numbers, so each digit is one look-up.
-fn half(text: &[u8]) -> Option<u64> {
-    const NONE: u8 = 0xff;
-    const VALUES: [u8; 256] = {
-        let mut values = [NONE; 256];
-        let mut digit = 0;
-        while digit < 16 {
-            values[b"0123456789abcdef"[digit] as usize] = digit as u8;
-            values[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
-            digit += 1;
-        }
-        values
-    };
-    let (mut sum, mut seen) = (0u64, 0u8);
-    for byte in text {
-        let value = VALUES[usize::from(*byte)];
-        seen |= value;
-        sum = (sum << 4) | u64::from(value & 0xf);
+/// The number that eight digits are, all at once: a request has up to fifty to be read.
+fn eight_of(digits: [u8; 8]) -> Option<u32> {
+    let text = u64::from_be_bytes(digits);
+    // Letters have a bit that digits have not; with another one they are small.
+    let letter = text & each(0x40);
+    let spread = (text & each(0xf)) + (letter >> 6) * 9;
+    if spread & !each(0xf) != 0 || letters(spread) != text | letter >> 1 {
+        return None;
     }
-    (seen <= 0xf).then_some(sum)
+    let pairs = (spread | spread >> 4) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs | pairs >> 8) & 0x0000_ffff_0000_ffff;
+    Some((fours | fours >> 16) as u32)
 }
 
 fn short(text: &[u8]) -> Option<u64> {
@@ -254,6 +284,31 @@ mod tests {
 
     fn came(ids: Ids) -> Found {
         Found::Context(Came { ids, state: None })
+    }
+
+    #[test]
+    fn digits_are_read_and_written_as_the_standard_library_does_it() {
+        for byte in 0..=255u8 {
+            for at in 0..8 {
+                let mut text = *b"0a9fF1bC";
+                text[at] = byte;
+                let wanted = std::str::from_utf8(&text).ok().filter(|t| !t.starts_with('+'));
+                let wanted = wanted.and_then(|t| u32::from_str_radix(t, 16).ok());
+                assert_eq!(eight_of(text), wanted, "{text:?}");
+            }
+        }
+        fastrand::seed(3);
+        for length in (1..=16).map(|pairs| 2 * pairs).chain([1, 7, 17]) {
+            let whole = fastrand::u128(..);
+            let of_length = whole & (u128::MAX >> (128 - 4 * length));
+            let mut text = vec![b'x'; length];
+            digits(&mut text, whole);
+            assert_eq!(String::from_utf8_lossy(&text), format!("{of_length:0length$x}"));
+            assert_eq!(number(&text), Some(of_length));
+            text[length / 2] = b'g';
+            assert_eq!(number(&text), None);
+        }
+        assert_eq!((number(b""), number(&[b'0'; 33])), (None, None));
     }
 
     #[test]
