@@ -129,6 +129,11 @@ impl Changes {
         self.custom.iter().for_each(|custom| custom.count(seen));
     }
 
+    /// Whether labels are made by expressions.
+    pub(super) fn has_expressions(&self) -> bool {
+        !self.expressions.is_empty()
+    }
+
     /// What the expressions say of a stream.
     pub(super) fn said(
         &self,

@@ -144,6 +144,54 @@ type Known = series::Known<HttpSeries, TcpHandles>;
 struct Remembered {
     http: Sets<HttpSeries>,
     tcp: Sets<TcpHandles>,
+    recent: Recent,
+}
+
+/// Sets of labels that requests were counted under just now, each in a place that follows from where its parts lie in memory: nearly
+/// every request is like one before it, and then neither is a key made for it nor hashed.
+#[derive(Default)]
+struct Recent([Option<(Key, Arc<Series<HttpSeries>>)>; 16]);
+
+impl Recent {
+    fn place(far: Far<'_>, code: u16) -> usize {
+        let lies = |at: usize| (at >> 4) ^ (at >> 9);
+        let workload = far.workload.map_or(0, |w| lies(Arc::as_ptr(w).addr()));
+        let service = far.service.map_or(0, |s| lies(Arc::as_ptr(s).addr()));
+        (workload ^ service.rotate_left(2) ^ usize::from(code)) % 16
+    }
+
+    fn find(&self, stream: &StreamInfo, connection: &ConnectionInfo, far: Far<'_>) -> Option<HttpSeries> {
+        let code = stream.status.map_or(0, |s| s.as_u16());
+        let (key, series) = self.0[Self::place(far, code)].as_ref()?;
+        let same = key.code == code
+            && key.flags == stream.flags
+            && key.mutual_tls == connection.peer_id().is_some()
+            && key.protocol == protocol(stream)
+            && key.grpc_status == stream.grpc_status.filter(|_| stream.is_grpc)
+            && key.said.is_none()
+            && key.workload.as_ref() == far.workload
+            && key.service.as_ref() == far.service
+            && key.source_principal.as_ref() == far.source_principal
+            && key.destination_principal.as_ref() == far.destination_principal;
+        (same && !series.is_gone()).then_some(series.handles)
+    }
+
+    fn keep(&mut self, key: &Key, far: Far<'_>, series: &Arc<Series<HttpSeries>>) {
+        self.0[Self::place(far, key.code)] = Some((key.clone(), series.clone()));
+    }
+
+    fn forget_gone(&mut self) {
+        for place in &mut self.0 {
+            if place.as_ref().is_some_and(|(_, series)| series.is_gone()) {
+                *place = None;
+            }
+        }
+    }
+}
+
+/// What a request is called in labels.
+fn protocol(stream: &StreamInfo) -> &'static str {
+    if stream.is_grpc { "grpc" } else { "http" }
 }
 
 /// Reports for one proxy and one side.
@@ -186,6 +234,7 @@ pub fn forget_expired() {
             for remembered in seen.values_mut() {
                 remembered.http.retain(|_, set| !set.is_gone());
                 remembered.tcp.retain(|_, set| !set.is_gone());
+                remembered.recent.forget_gone();
             }
         });
     }
@@ -221,19 +270,21 @@ impl Reporter {
         request: Option<&RequestHead>,
         far: Far<'_>,
     ) {
-        let key = Key {
-            said: self.changes.said(stream, connection, request, far),
-            code: stream.status.map_or(0, |s| s.as_u16()),
-            flags: stream.flags,
-            grpc_status: stream.grpc_status.filter(|_| stream.is_grpc),
-            ..self.key(connection, far, if stream.is_grpc { "grpc" } else { "http" })
-        };
-        let series =
-            self.series(key, |all| &mut all.http, |mine| &mut mine.http, Self::make_http, |s| s.handles);
+        let recent = SEEN.with_borrow(|seen| seen.get(&self.id)?.recent.find(stream, connection, far));
+        let series = recent.filter(|_| !self.changes.has_expressions()).unwrap_or_else(|| {
+            let key = Key {
+                said: self.changes.said(stream, connection, request, far),
+                code: stream.status.map_or(0, |s| s.as_u16()),
+                flags: stream.flags,
+                grpc_status: stream.grpc_status.filter(|_| stream.is_grpc),
+                ..self.key(connection, far, protocol(stream))
+            };
+            self.http(key, far)
+        });
         series.requests.iter().for_each(|counter| counter.inc());
         let record =
             |histogram: Option<Histogram>, value: f64| histogram.iter().for_each(|h| h.record(value));
-        record(series.duration, stream.start.elapsed().as_secs_f64() * 1000.0);
+        record(series.duration, stream.took().as_secs_f64() * 1000.0);
         record(series.request_bytes, stream.bytes_received as f64);
         record(series.response_bytes, stream.bytes_sent as f64);
         if let Some((sent, answered)) = series.messages {
@@ -264,6 +315,22 @@ impl Reporter {
         let series = self.tcp(stream, connection, far, stream.flags, |series| series.handles);
         series.closed.iter().for_each(|counter| counter.inc());
         series.carried(received, sent);
+    }
+
+    fn http(&self, key: Key, far: Far<'_>) -> HttpSeries {
+        let known = key.clone();
+        let series =
+            self.series(key, |all| &mut all.http, |mine| &mut mine.http, Self::make_http, Arc::clone);
+        SEEN.with_borrow_mut(|seen| {
+            // What was folded is counted so each time.
+            if let Some(mine) = seen.get_mut(&self.id)
+                && known.said.is_none()
+                && mine.http.contains_key(&known)
+            {
+                mine.recent.keep(&known, far, &series);
+            }
+        });
+        series.handles
     }
 
     fn tcp<R>(
