@@ -7,9 +7,29 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+/// Appends the first bytes of a text that has room for more. A piece whose size is known when this is compiled is written without a
+/// call.
+#[inline]
+pub(crate) fn short<const N: usize>(out: &mut Vec<u8>, text: &[u8; N], len: usize) {
+    let end = out.len() + len.min(N);
+    out.extend_from_slice(text);
+    out.truncate(end);
+}
+
 /// Appends a number.
-pub(crate) fn number(out: &mut Vec<u8>, value: impl itoa::Integer) {
-    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+#[inline]
+pub(crate) fn number<N: itoa::Integer + Copy + TryInto<u16>>(out: &mut Vec<u8>, value: N) {
+    match value.try_into() {
+        // Statuses, and nearly all sizes and times.
+        Ok(small) if small < 1000 => {
+            let skip = usize::from(small < 100) + usize::from(small < 10);
+            let digits =
+                [(small / 100) as u8, (small / 10 % 10) as u8, (small % 10) as u8, 0].map(|d| b'0' + d);
+            let word = u32::from_le_bytes(digits) >> (8 * skip);
+            short(out, &word.to_le_bytes(), 3 - skip);
+        }
+        _ => out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes()),
+    }
 }
 
 /// Appends a number with zeros before it, so that it has at least `width` digits.
@@ -20,21 +40,31 @@ pub(crate) fn padded(out: &mut Vec<u8>, value: u32, width: usize) {
     out.extend_from_slice(digits);
 }
 
+/// The decimal digits of each byte with a dot behind them, and how many bytes that takes.
+const OCTETS: [([u8; 4], u8); 256] = {
+    let mut octets = [([b'.'; 4], 0); 256];
+    let mut n = 0;
+    while n < 256 {
+        let (hundreds, tens, ones) =
+            (b'0' + (n / 100) as u8, b'0' + (n / 10 % 10) as u8, b'0' + (n % 10) as u8);
+        octets[n] = match n {
+            0..10 => ([ones, b'.', b'.', b'.'], 2),
+            10..100 => ([tens, ones, b'.', b'.'], 3),
+            _ => ([hundreds, tens, ones, b'.'], 4),
+        };
+        n += 1;
+    }
+    octets
+};
+
 /// Writes an address, which takes fifteen bytes at most, and gives how many it took.
-fn v4(text: &mut [u8; 45], address: Ipv4Addr) -> usize {
+#[inline]
+fn v4<const N: usize>(text: &mut [u8; N], address: Ipv4Addr) -> usize {
     let mut at = 0;
     for octet in address.octets() {
-        if octet >= 100 {
-            text[at] = b'0' + octet / 100;
-            at += 1;
-        }
-        if octet >= 10 {
-            text[at] = b'0' + octet / 10 % 10;
-            at += 1;
-        }
-        text[at] = b'0' + octet % 10;
-        text[at + 1] = b'.';
-        at += 2;
+        let (digits, len) = OCTETS[usize::from(octet)];
+        text[at..at + 4].copy_from_slice(&digits);
+        at += usize::from(len);
     }
     at - 1
 }
@@ -77,14 +107,21 @@ pub(crate) fn ip(out: &mut Vec<u8>, address: IpAddr) {
 pub(crate) fn socket(out: &mut Vec<u8>, address: SocketAddr) {
     match address {
         SocketAddr::V4(v4_address) => {
-            let mut text = [0; 45];
-            let mut at = v4(&mut text, *v4_address.ip());
-            let mut buffer = itoa::Buffer::new();
-            let port = buffer.format(address.port()).as_bytes();
+            // The longest takes 21 bytes.
+            let mut text = [0; 24];
+            let at = v4(&mut text, *v4_address.ip());
             text[at] = b':';
-            at += 1;
-            text[at..at + port.len()].copy_from_slice(port);
-            out.extend_from_slice(&text[..at + port.len()]);
+            let mut port = address.port();
+            let len = 1
+                + usize::from(port > 9)
+                + usize::from(port > 99)
+                + usize::from(port > 999)
+                + usize::from(port > 9999);
+            for place in text[at + 1..=at + len].iter_mut().rev() {
+                *place = b'0' + (port % 10) as u8;
+                port /= 10;
+            }
+            short(out, &text, at + 1 + len);
         }
         SocketAddr::V6(_) => drop(write!(out, "{address}")),
     }
@@ -130,6 +167,18 @@ mod tests {
             let address: IpAddr = address.parse().unwrap();
             assert_eq!(text(|out| ip(out, address)), format!("[{address}"));
         }
+    }
+
+    #[test]
+    fn numbers_and_ports_of_every_length_read_as_the_standard_library_writes_them() {
+        for n in (0..2000).chain([9999, 10_000, 65_534, 65_535]) {
+            assert_eq!(text(|out| number(out, n)), format!("[{n}"));
+            assert_eq!(text(|out| number(out, u64::from(n))), format!("[{n}"));
+            let address = SocketAddr::from(([n as u8, 0, 255, (n / 7) as u8], n));
+            assert_eq!(text(|out| socket(out, address)), format!("[{address}"));
+        }
+        assert_eq!(text(|out| number(out, u64::MAX)), format!("[{}", u64::MAX));
+        assert_eq!(text(|out| number(out, u128::MAX)), format!("[{}", u128::MAX));
     }
 
     #[test]

@@ -53,8 +53,9 @@ impl Ending {
         let stats = &config.stats;
         stats.downstream_rq_active.add(-1);
         let kept = self.flow.kept_head.borrow();
-        let took = self.flow.info(|info| info.start.elapsed());
         self.flow.info(|info| {
+            let took = info.start.elapsed();
+            info.took = Some(took);
             info.bytes_received = self.flow.received();
             if info.request_end.is_none() && self.finished {
                 stats.downstream_rq_response_before_rq_complete.inc();

@@ -230,7 +230,7 @@ fn peer(workload: &Workload) -> Value {
 fn request(fields: &mut Fields, seen: Seen<'_>) {
     let stream = seen.stream;
     fields.number("size", stream.bytes_received);
-    fields.maybe("duration", chrono::Duration::from_std(stream.start.elapsed()).ok().map(Value::Duration));
+    fields.maybe("duration", chrono::Duration::from_std(stream.took()).ok().map(Value::Duration));
     let time: chrono::DateTime<chrono::Utc> = stream.start_time.into();
     fields.put("time", Value::Timestamp(time.fixed_offset()));
     fields.maybe("protocol", stream.protocol.map(|protocol| protocol.as_str()));

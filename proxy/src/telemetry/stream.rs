@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -25,6 +25,8 @@ pub struct StreamInfo {
     pub start_time: SystemTime,
     /// The same by the monotonic clock; all durations count from here.
     pub start: Instant,
+    /// How long it took, once that is known: whoever tells of it need not look at the clock again.
+    pub took: Option<Duration>,
     /// The downstream's version; none for TCP.
     pub protocol: Option<Protocol>,
     /// The final status sent, or none when the stream ended without one (logged as 0).
@@ -112,11 +114,17 @@ impl StreamInfo {
         })
     }
 
+    /// How long it took, or has taken so far.
+    pub fn took(&self) -> Duration {
+        self.took.unwrap_or_else(|| self.start.elapsed())
+    }
+
     /// A record that starts now.
     pub fn new(protocol: Option<Protocol>) -> Self {
         Self {
             start_time: SystemTime::now(),
             start: Instant::now(),
+            took: None,
             protocol,
             status: None,
             flags: Flags::default(),

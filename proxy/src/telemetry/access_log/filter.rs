@@ -89,7 +89,7 @@ impl Filter {
         let stream = context.stream;
         match self {
             Self::Status(c) => c.holds(stream.status.map_or(0, |s| u64::from(s.as_u16()))),
-            Self::Duration(c) => c.holds(stream.start.elapsed().as_millis() as u64),
+            Self::Duration(c) => c.holds(stream.took().as_millis() as u64),
             Self::ResponseFlags(wanted) => {
                 if wanted.is_empty() {
                     !stream.flags.is_empty()

@@ -6,12 +6,41 @@ use xds_protos::format::{Part, parts};
 
 use super::operator::Operator;
 use super::{LogContext, Wanted};
+use crate::codec::digits;
 
 /// Literal text or a command.
 #[derive(Debug)]
 enum Piece {
-    Text(String),
+    Text(Literal),
     Command(Operator, Option<usize>),
+}
+
+/// Text as it is. What stands between two commands is mostly a space and quotes: its first bytes are written without a call.
+#[derive(Debug)]
+enum Literal {
+    Short([u8; 8], usize),
+    Long(Box<[u8]>),
+}
+
+impl Literal {
+    fn new(text: &str) -> Self {
+        let mut short = [0; 8];
+        match short.get_mut(..text.len()) {
+            Some(room) => {
+                room.copy_from_slice(text.as_bytes());
+                Self::Short(short, text.len())
+            }
+            None => Self::Long(text.as_bytes().into()),
+        }
+    }
+
+    #[inline]
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Short(text, len) => digits::short(out, text, *len),
+            Self::Long(text) => out.extend_from_slice(text),
+        }
+    }
 }
 
 /// One compiled format string.
@@ -22,7 +51,7 @@ impl Template {
     fn parse(source: &str) -> Result<Self, FormatError> {
         let piece = |part| {
             Ok(match part {
-                Part::Text(text) => Piece::Text(text),
+                Part::Text(text) => Piece::Text(Literal::new(&text)),
                 Part::Command { name, arguments, length } => {
                     Piece::Command(Operator::parse(name, arguments)?, length)
                 }
@@ -34,11 +63,14 @@ impl Template {
     fn write(&self, context: &LogContext<'_>, absent: &[u8], out: &mut Vec<u8>) {
         for piece in &self.0 {
             match piece {
-                Piece::Text(text) => out.extend_from_slice(text.as_bytes()),
+                Piece::Text(text) => text.write(out),
                 Piece::Command(operator, length) => {
                     let start = out.len();
                     if !operator.write(context, out) {
-                        out.extend_from_slice(absent);
+                        match absent {
+                            [one] => out.push(*one),
+                            other => out.extend_from_slice(other),
+                        }
                     }
                     if let Some(length) = length {
                         out.truncate(start + (out.len() - start).min(*length));

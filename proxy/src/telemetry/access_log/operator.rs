@@ -570,7 +570,7 @@ impl Operator {
             Self::UpstreamTransportFailureReason => text(out, stream.upstream_failure.as_deref()),
             Self::BytesReceived => number(out, stream.bytes_received),
             Self::BytesSent => number(out, stream.bytes_sent),
-            Self::Duration => number(out, millis(stream.start.elapsed())),
+            Self::Duration => number(out, millis(stream.took())),
             Self::RequestDuration => since(out, stream.start, stream.request_end),
             Self::RequestTxDuration => since(out, stream.start, stream.request_sent),
             Self::ResponseDuration => since(out, stream.start, stream.upstream_first_byte),
@@ -718,7 +718,7 @@ fn show(out: &mut Vec<u8>, value: impl std::fmt::Display) -> bool {
     true
 }
 
-fn number(out: &mut Vec<u8>, value: impl itoa::Integer) -> bool {
+fn number(out: &mut Vec<u8>, value: impl itoa::Integer + Copy + TryInto<u16>) -> bool {
     digits::number(out, value);
     true
 }
