@@ -69,6 +69,26 @@ fn v4<const N: usize>(text: &mut [u8; N], address: Ipv4Addr) -> usize {
     at - 1
 }
 
+/// The address that a text is; none where the standard library finds none.
+pub(crate) fn parse_v4(text: &[u8]) -> Option<Ipv4Addr> {
+    let (mut address, mut octet, mut digits, mut dots) = (0u32, 0u32, 0, 0);
+    for byte in text {
+        match byte {
+            // No octet has a zero in front.
+            b'0'..=b'9' if digits < 3 && (digits == 0 || octet > 0) => {
+                octet = octet * 10 + u32::from(byte - b'0');
+                digits += 1;
+            }
+            b'.' if digits > 0 && dots < 3 && octet < 256 => {
+                address = address << 8 | octet;
+                (octet, digits, dots) = (0, 0, dots + 1);
+            }
+            _ => return None,
+        }
+    }
+    (dots == 3 && digits > 0 && octet < 256).then(|| Ipv4Addr::from_bits(address << 8 | octet))
+}
+
 /// An address as text, on the stack.
 pub(crate) struct IpText {
     /// The longest is an IPv6 address that ends in an IPv4 address.
@@ -107,21 +127,20 @@ pub(crate) fn ip(out: &mut Vec<u8>, address: IpAddr) {
 pub(crate) fn socket(out: &mut Vec<u8>, address: SocketAddr) {
     match address {
         SocketAddr::V4(v4_address) => {
-            // The longest takes 21 bytes.
+            // The longest takes 21 bytes, and three more are written at once with its port.
             let mut text = [0; 24];
             let at = v4(&mut text, *v4_address.ip());
             text[at] = b':';
-            let mut port = address.port();
-            let len = 1
-                + usize::from(port > 9)
-                + usize::from(port > 99)
-                + usize::from(port > 999)
-                + usize::from(port > 9999);
-            for place in text[at + 1..=at + len].iter_mut().rev() {
-                *place = b'0' + (port % 10) as u8;
-                port /= 10;
-            }
-            short(out, &text, at + 1 + len);
+            let port = address.port();
+            let skip = u32::from(port < 10000)
+                + u32::from(port < 1000)
+                + u32::from(port < 100)
+                + u32::from(port < 10);
+            let digit = |unit: u16| b'0' + (port / unit % 10) as u8;
+            let digits = [digit(10_000), digit(1000), digit(100), digit(10), digit(1), 0, 0, 0];
+            let digits = (u64::from_le_bytes(digits) >> (8 * skip)).to_le_bytes();
+            text[at + 1..at + 9].copy_from_slice(&digits);
+            short(out, &text, at + 6 - skip as usize);
         }
         SocketAddr::V6(_) => drop(write!(out, "{address}")),
     }
@@ -179,6 +198,33 @@ mod tests {
         }
         assert_eq!(text(|out| number(out, u64::MAX)), format!("[{}", u64::MAX));
         assert_eq!(text(|out| number(out, u128::MAX)), format!("[{}", u128::MAX));
+    }
+
+    #[test]
+    fn texts_are_addresses_where_the_standard_library_says_so() {
+        for text in [
+            "0.0.0.0",
+            "255.255.255.255",
+            "10.1.20.100",
+            "1.2.3",
+            "1.2.3.4.5",
+            "1.2.3.256",
+            "01.2.3.4",
+            "1.2.3.04",
+            "1.2.3.",
+            ".1.2.3",
+            "1..2.3",
+            "1.2.3.4 ",
+            " 1.2.3.4",
+            "",
+            "1.2.3.1000",
+            "::1",
+            "a.b.c.d",
+            "1.2.3.0",
+            "00.0.0.0",
+        ] {
+            assert_eq!(parse_v4(text.as_bytes()), text.parse().ok(), "{text}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 pub use http::{HeaderName, HeaderValue};
 
+pub use super::names::Place;
 use super::spelling::Spelling;
 
 /// Header fields, names lower-case, in wire order; pseudo-header fields are never in here.
@@ -38,30 +39,32 @@ impl Names {
         Self([0; 2])
     }
 
-    /// The place of a name, by its length and two of its letters: the factors keep apart what requests and answers usually
-    /// have and what is usually looked for in them.
+    /// The word and the bit of a place.
     #[inline]
-    fn place(name: &HeaderName) -> (usize, u64) {
-        let text = name.as_str().as_bytes();
-        let letter = |at: usize| text.get(at).map_or(0, |b| usize::from(*b));
-        let place = text.len() * 5 + letter(text.len().wrapping_sub(1)) * 23 + letter(text.len() / 2) * 12;
+    const fn bit(Place(place): Place) -> (usize, u64) {
         (place / 64 % 2, 1 << (place % 64))
     }
 
     #[inline]
-    fn may_have(self, name: &HeaderName) -> bool {
-        let (word, bit) = Self::place(name);
+    fn may_have(self, place: Place) -> bool {
+        let (word, bit) = Self::bit(place);
         self.0[word] & bit != 0
     }
 
     /// Adds a name; says whether it may have been there.
     #[inline]
-    fn add(&mut self, name: &HeaderName) -> bool {
-        let (word, bit) = Self::place(name);
+    fn add(&mut self, place: Place) -> bool {
+        let (word, bit) = Self::bit(place);
         let before = self.0[word] & bit != 0;
         self.0[word] |= bit;
         before
     }
+}
+
+/// The place of a name.
+#[inline]
+pub fn place_of(name: &HeaderName) -> Place {
+    Place::of(name.as_str().as_bytes())
 }
 
 impl Headers {
@@ -88,7 +91,18 @@ impl Headers {
     /// The first value of `name`.
     #[inline]
     pub fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
-        if self.names.may_have(name) { self.find(name) } else { None }
+        if self.names.may_have(place_of(name)) { self.find(name) } else { None }
+    }
+
+    /// The same for a name whose place is known.
+    #[inline]
+    pub fn get_placed(&self, name: &HeaderName, place: Place) -> Option<&HeaderValue> {
+        if self.names.may_have(place) { self.find(name) } else { None }
+    }
+
+    /// Whether a name may be there more than once.
+    pub fn may_repeat(&self) -> bool {
+        self.twice
     }
 
     fn find(&self, name: &HeaderName) -> Option<&HeaderValue> {
@@ -102,19 +116,26 @@ impl Headers {
 
     /// Every value of `name`, in order.
     pub fn get_all<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a HeaderValue> + 'a {
-        let fields = if self.names.may_have(name) { &self.fields[..] } else { &[] };
+        let fields = if self.names.may_have(place_of(name)) { &self.fields[..] } else { &[] };
         fields.iter().filter(move |(n, _)| n == name).map(|(_, v)| v)
     }
 
     /// Whether `name` is there.
     #[inline]
     pub fn contains(&self, name: &HeaderName) -> bool {
-        self.names.may_have(name) && self.find(name).is_some()
+        self.names.may_have(place_of(name)) && self.find(name).is_some()
     }
 
     /// Adds a field at the end, keeping those of the same name.
     pub fn append(&mut self, name: HeaderName, value: HeaderValue) {
-        if self.names.add(&name) {
+        let place = place_of(&name);
+        self.append_placed(name, place, value);
+    }
+
+    /// The same for a name whose place is known.
+    #[inline]
+    pub fn append_placed(&mut self, name: HeaderName, place: Place, value: HeaderValue) {
+        if self.names.add(place) {
             self.twice |= self.find(&name).is_some();
         }
         self.fields.push((name, value));
@@ -123,7 +144,8 @@ impl Headers {
     /// Adds a field to a message of this kind: to the value that is there, behind a comma, if there is at most one field of
     /// the name in such messages, else at the end.
     pub fn append_to(&mut self, of: Of, name: HeaderName, value: HeaderValue) {
-        let before = self.names.may_have(&name).then(|| self.fields.iter().position(|(n, _)| *n == name));
+        let before =
+            self.names.may_have(place_of(&name)).then(|| self.fields.iter().position(|(n, _)| *n == name));
         match before.flatten() {
             Some(at) if is_singular(of, &name) => join(&mut self.fields[at].1, &value),
             _ => self.append(name, value),
@@ -149,7 +171,7 @@ impl Headers {
 
     /// Sets `name` to one value: in place of its first field (the others go), else at the end.
     pub fn set(&mut self, name: HeaderName, value: HeaderValue) {
-        if !self.names.add(&name) {
+        if !self.names.add(place_of(&name)) {
             return self.fields.push((name, value));
         }
         match self.fields.iter().position(|(n, _)| *n == name) {
@@ -171,7 +193,7 @@ impl Headers {
     /// Removes every field of `name`; says whether there was one.
     #[inline]
     pub fn remove(&mut self, name: &HeaderName) -> bool {
-        self.names.may_have(name) && self.take_out(name)
+        self.names.may_have(place_of(name)) && self.take_out(name)
     }
 
     fn take_out(&mut self, name: &HeaderName) -> bool {

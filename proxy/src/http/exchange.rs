@@ -201,10 +201,11 @@ async fn answer(
     router::remember(flow, exchange.matched.as_ref(), &exchange.head);
     if let Some(tracing) = &config.tracing {
         before.named = exchange.head.headers.get_str(&OPERATION).is_some_and(|v| !v.is_empty());
-        tracing.begin(flow, &mut exchange.head, exchange.matched.as_ref());
         // The id tells the decision.
-        before.request_id = exchange.head.headers.get(&REQUEST_ID).cloned();
-        flow.info(|i| i.trail.id.clone_from(&before.request_id));
+        if tracing.begin(flow, &mut exchange.head, exchange.matched.as_ref()) {
+            before.request_id = exchange.head.headers.get(&REQUEST_ID).cloned();
+            flow.info(|i| i.trail.id.clone_from(&before.request_id));
+        }
     }
     if config.log_start {
         log_start(shared, flow, &exchange.head);

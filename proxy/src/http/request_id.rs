@@ -27,16 +27,17 @@ pub fn told(id: &[u8]) -> Option<u8> {
     (id.len() == LENGTH).then(|| id[TELLS])
 }
 
-/// Sets that digit.
-pub fn tell(headers: &mut Headers, digit: u8) {
-    let Some(id) = headers.get(&REQUEST_ID).map(HeaderValue::as_bytes) else { return };
-    let Ok(mut id) = <[u8; LENGTH]>::try_from(id) else { return };
-    if id[TELLS] != digit {
-        id[TELLS] = digit;
-        if let Ok(id) = HeaderValue::from_bytes(&id) {
-            headers.set(REQUEST_ID, id);
-        }
+/// Sets that digit; says whether it was another.
+pub fn tell(headers: &mut Headers, digit: u8) -> bool {
+    let Some(id) = headers.get(&REQUEST_ID).map(HeaderValue::as_bytes) else { return false };
+    if told(id).is_none_or(|before| before == digit) {
+        return false;
     }
+    let Ok(mut id) = <[u8; LENGTH]>::try_from(id) else { return false };
+    id[TELLS] = digit;
+    let Ok(id) = HeaderValue::from_bytes(&id) else { return false };
+    headers.set(REQUEST_ID, id);
+    true
 }
 
 thread_local! {

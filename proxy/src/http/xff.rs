@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use http::{HeaderName, HeaderValue};
 
 use crate::codec::Headers;
-use crate::codec::digits::IpText;
+use crate::codec::digits::{self, IpText};
 
 /// The field.
 pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -14,11 +14,15 @@ pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for")
 pub fn address(headers: &Headers, skip: u32) -> Option<(IpAddr, bool)> {
     // Several fields are one list; the last field has the last hops.
     let name = FORWARDED_FOR;
-    let last = headers.get_all(&name).last()?;
+    let repeats = headers.may_repeat() && headers.get_all(&name).count() > 1;
+    let last = if repeats { headers.get_all(&name).last()? } else { headers.get(&name)? };
+    // Mostly it is one address.
+    if let (0, Some(address)) = (skip, digits::parse_v4(last.as_bytes())) {
+        return Some((address.into(), !repeats));
+    }
     let list = last.to_str().ok()?;
     let text = list.rsplit(',').nth(skip as usize)?.trim();
-    let single = !list.contains(',') && headers.get_all(&name).count() == 1;
-    Some((parse(text)?, single))
+    Some((parse(text)?, !repeats && !list.contains(',')))
 }
 
 /// An address, possibly in brackets; ports are not expected here, as in Envoy.

@@ -125,9 +125,9 @@ fn collect(
         headers.spelling = Some(Spelling::new(names, proper_case_others, reason));
     }
     for field in parsed {
-        let name = names::name(field.name.as_bytes())?;
+        let (name, place) = names::name(field.name.as_bytes())?;
         let value = HeaderValue::from_maybe_shared(block.slice_ref(field.value)).ok()?;
-        headers.append(name, value);
+        headers.append_placed(name, place, value);
     }
     Some(headers)
 }

@@ -68,26 +68,28 @@ impl Stats {
 }
 
 impl Tracing {
-    /// A request's route is known: decides, and begins its span.
-    pub fn begin(&self, flow: &Flow, head: &mut RequestHead, matched: Option<&Matched>) {
+    /// A request's route is known: decides, and begins its span. Says whether the request's id is another now, for it tells the
+    /// decision.
+    pub fn begin(&self, flow: &Flow, head: &mut RequestHead, matched: Option<&Matched>) -> bool {
+        let mut told = false;
         let route = matched.map(Matched::route);
         let of_route = route.and_then(|r| r.tracing.as_ref());
         let reason = if self.by_request_id {
             let sampling = of_route.map_or(self.sampling, |r| Sampling::of_route(r));
             let reason = sampling.decide(&head.headers);
             if self.pack_reason {
-                request_id::tell(&mut head.headers, reason.digit());
+                told = request_id::tell(&mut head.headers, reason.digit());
             }
             reason
         } else {
             Reason::Sampled
         };
         self.stats.count(reason);
-        let Some(tracer) = &self.tracer else { return };
+        let Some(tracer) = &self.tracer else { return told };
         let decided = reason != Reason::Not;
         // The span is of who sends the request on, and not of who takes it.
         let client = self.settings.egress && !self.settings.spawn;
-        let Some((ids, came)) = start(tracer.flavor, &head.headers, decided, client) else { return };
+        let Some((ids, came)) = start(tracer.flavor, &head.headers, decided, client) else { return told };
         let words = of_route.map(|r| r.words.clone());
         let found = match ids.sampled {
             true => self.of_route(matched, words.as_deref().map(|w| &w.tags[..]).unwrap_or_default()),
@@ -108,6 +110,7 @@ impl Tracing {
             attempts: RefCell::default(),
         };
         flow.info(|info| info.trace = Some(Rc::new(trace)));
+        told
     }
 
     /// The name that the request or its route gives to the span, and what the next hop is told of it.

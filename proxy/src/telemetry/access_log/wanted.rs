@@ -1,16 +1,14 @@
 //! Which header fields the logs of a connection manager speak of, known when configuration is compiled: only those are kept of a
 //! request and its answer until it ends.
 
-use crate::codec::headers::HeaderName;
+use crate::codec::headers::{HeaderName, Place, place_of};
 use crate::codec::{Headers, RequestHead};
 
 /// What is to be kept of the fields of a message.
 #[derive(Clone, Debug, Default)]
 pub struct Fields {
     all: bool,
-    names: Vec<HeaderName>,
-    /// A bit for each length of a name; most fields are passed over by it.
-    lengths: u64,
+    names: Vec<(HeaderName, Place)>,
 }
 
 /// What is to be kept of a request and its answer.
@@ -22,11 +20,6 @@ pub struct Wanted {
     pub response: Fields,
 }
 
-/// Lengths from 63 on have one bit.
-fn bit(name: &HeaderName) -> u64 {
-    1 << name.as_str().len().min(63)
-}
-
 impl Fields {
     /// Every field.
     pub fn all(&mut self) {
@@ -35,9 +28,8 @@ impl Fields {
 
     /// Fields of this name.
     pub fn add(&mut self, name: &HeaderName) {
-        if !self.names.contains(name) {
-            self.names.push(name.clone());
-            self.lengths |= bit(name);
+        if !self.names.iter().any(|(known, _)| known == name) {
+            self.names.push((name.clone(), place_of(name)));
         }
     }
 
@@ -46,19 +38,18 @@ impl Fields {
         self.all
     }
 
-    /// Those fields of a message, in order.
+    /// Those fields of a message; those of one name in order.
     pub fn of(&self, headers: &Headers) -> Headers {
         if self.all {
             return headers.clone();
         }
         let mut kept = Headers::with_capacity(self.names.len());
-        for (name, value) in headers.iter() {
-            if self.lengths & bit(name) == 0 {
-                continue;
-            }
-            // A name of our own is copied without a piece of memory of its own.
-            if let Some(name) = self.names.iter().find(|wanted| *wanted == name) {
-                kept.append(name.clone(), value.clone());
+        for (name, place) in &self.names {
+            if headers.may_repeat() {
+                headers.get_all(name).for_each(|v| kept.append_placed(name.clone(), *place, v.clone()));
+            } else if let Some(value) = headers.get_placed(name, *place) {
+                // A name of our own is copied without a piece of memory of its own.
+                kept.append_placed(name.clone(), *place, value.clone());
             }
         }
         kept
@@ -99,6 +90,12 @@ mod tests {
         wanted
     }
 
+    fn sorted<'a>(names: &[&'a str]) -> Vec<&'a str> {
+        let mut names = names.to_vec();
+        names.sort_unstable();
+        names
+    }
+
     #[test]
     fn of_a_message_those_fields_are_kept_that_a_format_names() {
         let fields = ["user-agent", "x-a", "x-b", "x-envoy-original-path", "x-request-id", "grpc-status"];
@@ -107,8 +104,11 @@ mod tests {
             .chain(["x-a"])
             .map(|name| (HeaderName::from_static(name), HeaderValue::from_static("1")))
             .collect();
-        let kept =
-            |fields: &Fields| fields.of(&headers).iter().map(|(n, _)| n.to_string()).collect::<Vec<_>>();
+        let kept = |fields: &Fields| {
+            let mut kept: Vec<_> = fields.of(&headers).iter().map(|(n, _)| n.to_string()).collect();
+            kept.sort();
+            kept
+        };
         for (format, request, response) in [
             ("%REQ(:METHOD)% %RESPONSE_CODE%", &[][..], &[][..]),
             ("%REQ(X-A?X-B)% %RESP(X-B)%", &["x-a", "x-b", "x-a"], &["x-b"]),
@@ -118,8 +118,8 @@ mod tests {
             ("%RESPONSE_HEADERS_BYTES%", &[], &[&fields[..], &["x-a"]].concat()),
         ] {
             let wanted = wanted(format);
-            assert_eq!(kept(&wanted.request), request, "{format}");
-            assert_eq!(kept(&wanted.response), response, "{format}");
+            assert_eq!(kept(&wanted.request), sorted(request), "{format}");
+            assert_eq!(kept(&wanted.response), sorted(response), "{format}");
         }
         let everything = wanted("%CEL(request.headers['x-a'])%");
         assert!(everything.request.are_all() && everything.response.are_all());

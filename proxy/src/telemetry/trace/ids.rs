@@ -58,20 +58,24 @@ pub fn traceparent(headers: &Headers) -> Found {
     let Some(value) = headers.get(&TRACEPARENT) else { return Found::Nothing };
     let parsed = || {
         let text: &[u8; 55] = value.as_bytes().try_into().ok()?;
-        let dashes = [2, 35, 52].iter().all(|at| text[*at] == b'-');
-        let (trace, span) = (number(&text[3..35])?, number(&text[36..52])?);
-        let flags = number(&text[53..])?;
-        number(&text[..2])?;
-        (dashes && trace != 0 && span != 0).then_some((trace, u64::try_from(span).ok()?, flags & 1 == 1))
+        let dashes = text[2] == b'-' && text[35] == b'-' && text[52] == b'-';
+        let eight = |at: usize| eight_of(text.get(at..at + 8)?.try_into().ok()?).map(u128::from);
+        let trace = eight(3)? << 96 | eight(11)? << 64 | eight(19)? << 32 | eight(27)?;
+        let span = eight(36)? << 32 | eight(44)?;
+        // The version, which may be any, and the flags.
+        let rest = eight_of([b'0', b'0', b'0', b'0', text[0], text[1], text[53], text[54]])?;
+        (dashes && trace != 0 && span != 0).then_some((trace, span as u64, rest & 1 == 1))
     };
     let Some((trace, span, sampled)) = parsed() else { return Found::Nonsense };
     let name = TRACESTATE;
-    let mut states = headers.get_all(&name);
-    let state = match (states.next(), states.next()) {
-        (first, None) => first.cloned(),
-        (_, Some(_)) => {
+    let state = match headers.may_repeat() {
+        false => headers.get(&name).cloned(),
+        true => {
             let all: Vec<_> = headers.get_all(&name).map(HeaderValue::as_bytes).collect();
-            HeaderValue::from_maybe_shared(bytes::Bytes::from(all.join(&b","[..]))).ok()
+            match all.is_empty() {
+                true => None,
+                false => HeaderValue::from_maybe_shared(bytes::Bytes::from(all.join(&b","[..]))).ok(),
+            }
         }
     };
     Found::Context(Came { ids: Ids { trace, span, parent: None, sampled }, state })
