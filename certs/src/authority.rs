@@ -41,6 +41,11 @@ pub enum KeyKind {
 }
 
 impl KeyKind {
+    /// Makes a key of this kind; PEM.
+    pub fn make(self) -> Result<Zeroizing<String>, AuthorityError> {
+        Ok(Zeroizing::new(self.generate()?.serialize_pem()))
+    }
+
     fn generate(self) -> Result<KeyPair, rcgen::Error> {
         match self {
             Self::Rsa4096 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_4096),
@@ -123,9 +128,24 @@ impl Authority {
         Self::assemble(certificate.pem(), pair)
     }
 
-    /// Takes up an authority from its certificate and key in PEM. Whether they belong together is checked.
+    /// Makes the certificate of an intermediate whose key is elsewhere: for the key of a request that was checked, and none of
+    /// the request's names. PEM.
+    pub fn certify(
+        &self,
+        request: &CheckedRequest,
+        now: OffsetDateTime,
+        life: Duration,
+    ) -> Result<String, AuthorityError> {
+        let mut params = authority_params("Weft intermediate", 0, now, life)?;
+        params.use_authority_key_identifier_extension = true;
+        params.not_after = params.not_after.min(self.not_after);
+        Ok(params.signed_by(&request.key, &self.issuer)?.pem())
+    }
+
+    /// Takes up an authority from its certificate and key in PEM, which may be the same text. Whether they belong together is
+    /// checked.
     pub fn load(certificate_pem: &str, key_pem: &str) -> Result<Self, AuthorityError> {
-        let pair = KeyPair::from_pem(key_pem)?;
+        let pair = KeyPair::from_pem(key_of(key_pem))?;
         let authority = Self::assemble(certificate_pem.to_owned(), pair)?;
         let public = x509_parser::parse_x509_certificate(&authority.certificate)
             .map_err(|e| AuthorityError::Stored(e.to_string()))?
@@ -155,6 +175,41 @@ impl Authority {
         let certificate_pem = crate::pem::encode(&certificate);
         let issuer = Issuer::from_ca_cert_der(&certificate, pair)?;
         Ok(Self { certificate, certificate_pem, key_pem, issuer, not_after: facts.not_after })
+    }
+
+    /// Whether `root` signed this authority's certificate, it counts now, and it may sign certificates and revocation lists.
+    ///
+    /// # Errors
+    /// It is not so; says what is wrong.
+    pub fn is_under(&self, root: &CertificateDer<'_>, now: OffsetDateTime) -> Result<(), AuthorityError> {
+        let bad = |e: &dyn std::fmt::Display| AuthorityError::Stored(e.to_string());
+        let parse = |der| x509_parser::parse_x509_certificate(der).map(|(_, parsed)| parsed);
+        let root = parse(root).map_err(|e| bad(&e))?;
+        let own = parse(&self.certificate).map_err(|e| bad(&e))?;
+        if own.issuer() != root.subject() || own.verify_signature(Some(root.public_key())).is_err() {
+            return Err(bad(&format!(
+                "the certificate is issued by {:?}, and not by the mesh's root {:?}",
+                own.issuer().to_string(),
+                root.subject().to_string()
+            )));
+        }
+        if own.subject() == root.subject() {
+            return Err(bad(
+                &"the certificate has the root's own name; an intermediate needs one of its own",
+            ));
+        }
+        let usage = own.key_usage().map_err(|e| bad(&e))?;
+        if usage.is_none_or(|u| !u.value.key_cert_sign() || !u.value.crl_sign()) {
+            return Err(bad(&"the certificate's key usage lacks keyCertSign or cRLSign"));
+        }
+        let validity = own.validity();
+        if now < validity.not_before.to_datetime() || now >= validity.not_after.to_datetime() {
+            return Err(bad(&format!(
+                "the certificate is valid from {} to {}, and not now",
+                validity.not_before, validity.not_after
+            )));
+        }
+        Ok(())
     }
 
     /// Its certificate.
@@ -256,6 +311,13 @@ impl Authority {
     }
 }
 
+/// The private key of a text that may begin with something else; the text as it is where there is none.
+fn key_of(pem: &str) -> &str {
+    let begins = pem.match_indices("-----BEGIN ").map(|(at, _)| &pem[at..]);
+    let is_key = |block: &&str| block.lines().next().is_some_and(|line| line.contains("PRIVATE KEY-----"));
+    begins.into_iter().find(is_key).unwrap_or(pem)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -301,5 +363,17 @@ pub(crate) mod tests {
         let again = Authority::load(root.certificate_pem(), root.key_pem()).unwrap();
         assert_eq!(again.certificate(), root.certificate());
         assert!(Authority::load(root.certificate_pem(), intermediate.key_pem()).is_err());
+    }
+
+    #[test]
+    fn certificate_and_key_may_stand_in_one_text_in_any_order() {
+        let (root, other) = small();
+        let (certificate, key) = (root.certificate_pem().to_owned(), root.key_pem().to_owned());
+        for both in [certificate.clone() + &key, key.clone() + &certificate] {
+            let again = Authority::load(&both, &both).unwrap();
+            assert_eq!((again.certificate(), again.key_pem()), (root.certificate(), root.key_pem()));
+        }
+        assert!(Authority::load(&certificate, &certificate).is_err());
+        assert!(Authority::load(&certificate, &(certificate.clone() + other.key_pem())).is_err());
     }
 }

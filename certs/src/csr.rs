@@ -70,6 +70,14 @@ pub fn make_server(
     Ok(NewRequest { key: key.serialize_der().into(), csr })
 }
 
+/// Makes a request for a key that is there (PEM), without a name: who signs it says whose it is. PEM.
+pub fn for_key(key_pem: &str) -> Result<String, CsrError> {
+    let key = KeyPair::from_pem(key_pem).map_err(CsrError::Making)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.serialize_request(&key).and_then(|r| r.pem()).map_err(CsrError::Making)
+}
+
 /// A request whose signature and key are good. Names in it are claims, not facts.
 #[derive(Debug)]
 pub struct CheckedRequest {
@@ -147,6 +155,11 @@ fn names_of(request: &X509CertificationRequest<'_>) -> Names {
 }
 
 impl CheckedRequest {
+    /// The key that is asked for, DER (SubjectPublicKeyInfo).
+    pub fn public_key(&self) -> &[u8] {
+        &self.spki
+    }
+
     /// What it names.
     pub fn names(&self) -> &Names {
         &self.names

@@ -64,6 +64,8 @@ pub struct Rotation {
     failures: u32,
     retry_at: Option<OffsetDateTime>,
     rotations: u64,
+    /// Whether a certificate is replaced before its end.
+    automatic: bool,
     /// When a refusal was last acted on, and how many were in a row.
     doubted: Option<(OffsetDateTime, u32)>,
 }
@@ -77,8 +79,15 @@ impl Rotation {
             failures: 0,
             retry_at: None,
             rotations: 0,
+            automatic: true,
             doubted: None,
         }
+    }
+
+    /// One that replaces no certificate before its end: there is one at the start, and the next when that is over. Only a peer's
+    /// refusal has it asked for earlier.
+    pub fn by_hand() -> Self {
+        Self { automatic: false, ..Self::new() }
     }
 
     /// What to do at `now`.
@@ -98,7 +107,7 @@ impl Rotation {
         }
         let life = validity.expires - validity.issued;
         let share = RENEW_AT + JITTER * jitter.clamp(-1.0, 1.0);
-        self.renew_at = validity.issued + life * share;
+        self.renew_at = if self.automatic { validity.issued + life * share } else { validity.expires };
         self.current = Some(validity);
         self.failures = 0;
         self.retry_at = None;
@@ -108,7 +117,7 @@ impl Rotation {
     /// authority knows whether it still counts.
     pub fn restored(&mut self, validity: Validity) {
         self.current = Some(validity);
-        self.renew_at = OffsetDateTime::UNIX_EPOCH;
+        self.renew_at = if self.automatic { OffsetDateTime::UNIX_EPOCH } else { validity.expires };
     }
 
     /// A peer refused the current certificate at `now`. Its successor is asked for at once, but not again and again: what
@@ -225,6 +234,19 @@ mod tests {
         let later = start + Duration::from_secs(10_000);
         assert!(machine.doubted(later) && !machine.doubted(later + Duration::from_secs(9)));
         assert!(machine.doubted(later + Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn without_automatic_rotation_the_next_one_is_asked_for_at_the_end_or_when_a_peer_refuses() {
+        let mut rotation = Rotation::by_hand();
+        assert_eq!(rotation.next(at(0)), Action::Request);
+        rotation.installed(day(0), 1.0);
+        assert_eq!(rotation.next(at(50_000)), Action::WaitUntil(at(86_400)));
+        assert_eq!(rotation.next(at(86_400)), Action::Request);
+        rotation.restored(day(0));
+        assert_eq!(rotation.next(at(10)), Action::WaitUntil(at(86_400)));
+        assert!(rotation.doubted(at(20)));
+        assert_eq!(rotation.next(at(20)), Action::Request);
     }
 
     #[test]

@@ -40,7 +40,7 @@ use crate::serve::gateway_names::GatewayNames;
 use crate::serve::http::{Pages, Port, PushArgs};
 use crate::serve::inspect::access::Access;
 use crate::serve::inspect::http::Operators;
-use crate::serve::inspect::{InspectArgs, Inspection, Links};
+use crate::serve::inspect::{InspectArgs, Inspection, Links, Plaintext};
 use crate::serve::keys::KeyFetcher;
 use crate::serve::publish::PublishArgs;
 use crate::serve::quarantine::{self, QuarantineArgs, Store};
@@ -318,7 +318,8 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     }
     let (_, checker) = token::from_key(&token_key)?;
     args.publish.start(client.as_ref(), &authority.trust(), watcher.subscribe())?;
-    let authenticators = args.tokens.authenticators(checker, domain, client.clone())?;
+    let authenticators =
+        args.tokens.authenticators(checker, domain, client.clone(), args.state_dir.as_deref())?;
     let world = watcher.snapshot().world.clone();
     let aliases = world.mesh().trust_domain_aliases.iter().map(|a| a.parse());
     let aliases = aliases.collect::<Result<_, _>>().context("trustDomainAliases of the mesh's settings")?;
@@ -442,7 +443,9 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         xds = args.xds_port, secure = args.secure_port, metrics = args.metrics_port, debug = args.debug_port,
         "control plane serves"
     );
-    let inspection = |authenticators| Inspection::server(proxies.clone(), links.clone(), authenticators);
+    let taken = if args.inspect.inspect_plaintext { Plaintext::All } else { Plaintext::Local };
+    let inspection =
+        |authenticators| Inspection::server(proxies.clone(), links.clone(), authenticators, taken);
     let plain = Routes::new(ads(None)).add_service(inspection(None));
     let plain = transport::plain(plaintext, plain.prepare());
     let tls = Routes::new(ads(Some(authenticators.clone())))

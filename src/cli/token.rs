@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
-use weft_control::ca::token::{AUDIENCE, create};
+use weft_control::ca::token::{AUDIENCE, create_for};
 
 /// Makes tokens
 #[derive(Subcommand, Debug)]
@@ -38,6 +38,9 @@ pub struct CreateArgs {
     /// How long the token is good for, such as 30m, 1h or 7d
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = super::parse_duration)]
     ttl: Duration,
+    /// The token gets one certificate, and is refused after that; the certificate gets its successors
+    #[arg(long)]
+    once: bool,
     /// How the token is printed
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -45,8 +48,8 @@ pub struct CreateArgs {
 
 pub(super) fn main(command: TokenCommand) -> anyhow::Result<()> {
     let TokenCommand::Create(args) = command;
-    let token =
-        create(&args.state_dir, &args.namespace, &args.service_account, args.ttl).with_context(|| {
+    let token = create_for(&args.state_dir, &args.namespace, &args.service_account, args.ttl, args.once)
+        .with_context(|| {
             format!(
                 "no token could be made; is {} the directory that the control plane has as its --state-dir?",
                 args.state_dir.display()

@@ -7,9 +7,11 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 use weft_certs::spiffe::{SpiffeId, TrustDomain};
 
+use super::bound::Binding;
 use super::jwks::Oidc;
 use super::review::TokenReview;
-use super::token::{Checker, ISSUER, Subject, TokenError};
+use super::token::{Checker, ISSUER, Once, Subject, TokenError};
+use super::used::Used;
 
 /// A proven identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub struct Identity {
     pub spiffe: SpiffeId,
     /// Which authenticator says so.
     pub by: &'static str,
+    /// By a token for one use, which has to be used up yet.
+    pub once: Option<Once>,
 }
 
 /// What the transport knows of a caller; on a TLS port it rides in a request's extensions.
@@ -36,13 +40,15 @@ pub struct Authenticators {
     tokens: Checker,
     oidc: Vec<Oidc>,
     review: Option<TokenReview>,
+    binding: Binding,
+    used: Used,
     domain: TrustDomain,
 }
 
 impl Authenticators {
     /// Takes tokens by `tokens`, for workloads of `domain`.
     pub fn new(tokens: Checker, domain: TrustDomain) -> Arc<Self> {
-        Self::with_issuers(tokens, Vec::new(), None, domain)
+        Self::with_issuers(tokens, Vec::new(), None, domain).holding(Binding::default(), Used::default())
     }
 
     /// Takes also tokens of these providers, and those that Kubernetes knows.
@@ -51,14 +57,20 @@ impl Authenticators {
         oidc: Vec<Oidc>,
         review: Option<TokenReview>,
         domain: TrustDomain,
-    ) -> Arc<Self> {
-        Arc::new(Self { tokens, oidc, review, domain })
+    ) -> Self {
+        let (binding, used) = Default::default();
+        Self { tokens, oidc, review, binding, used, domain }
+    }
+
+    /// Holds the tokens of pods to this rule, and remembers there which ones for one use are used.
+    pub fn holding(self, binding: Binding, used: Used) -> Arc<Self> {
+        Arc::new(Self { binding, used, ..self })
     }
 
     /// The caller's identity. A wrong credential is an error even where another one would do: somebody should know.
     pub async fn authenticate(&self, metadata: &MetadataMap, peer: &PeerInfo) -> Result<Identity, Status> {
         if let Some(id) = &peer.certificate {
-            return Ok(Identity { spiffe: self.ours(id)?, by: "client certificate" });
+            return Ok(Identity { spiffe: self.ours(id)?, by: "client certificate", once: None });
         }
         let Some(header) = metadata.get("authorization") else {
             return Err(Status::unauthenticated(
@@ -71,14 +83,24 @@ impl Authenticators {
             .ok()
             .and_then(|h| h.strip_prefix("Bearer "))
             .ok_or_else(|| Status::unauthenticated("the authorization header is not \"Bearer TOKEN\""))?;
-        let (subject, by) = self.subject(token.trim()).await.map_err(|e| match e {
-            TokenError::Unchecked(_) => Status::unavailable(e.to_string()),
-            _ => Status::unauthenticated(e.to_string()),
-        })?;
+        let (subject, by) = self.subject(token.trim()).await.map_err(refused)?;
+        if let Some(review) = &self.review {
+            let address = peer.address.map(|a| a.ip());
+            self.binding.check(&subject, address, review).await.map_err(refused)?;
+        }
         let spiffe = self.domain.workload(&subject.namespace, &subject.service_account).map_err(|e| {
             Status::unauthenticated(format!("the token's service account has no SPIFFE id: {e}"))
         })?;
-        Ok(Identity { spiffe, by })
+        Ok(Identity { spiffe, by, once: subject.once })
+    }
+
+    /// Uses up the token by which a caller proved who it is, if it is for one use, for the key (DER) that it wants a certificate
+    /// for.
+    pub fn use_up(&self, identity: &Identity, key: &[u8]) -> Result<(), Status> {
+        let Some(once) = &identity.once else { return Ok(()) };
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let key = weft_certs::digest::sha256_hex(key);
+        self.used.take(once, &key, u64::try_from(now).unwrap_or_default()).map_err(refused)
     }
 
     /// A certificate's holder as a workload of our domain: one of an alias gets a new certificate in ours, which is how a
@@ -109,10 +131,26 @@ impl Authenticators {
         )))
     }
 
-    /// The same for a whole request.
+    /// The same for a whole request, of somebody who does not want a certificate: a token for one use is not enough.
     pub async fn of<T>(&self, request: &Request<T>) -> Result<Identity, Status> {
+        match self.of_certificates(request).await {
+            Ok(Identity { once: Some(_), .. }) => Err(refused(TokenError::ForCertificate)),
+            other => other,
+        }
+    }
+
+    /// The same of somebody who does; see [`Self::use_up`].
+    pub async fn of_certificates<T>(&self, request: &Request<T>) -> Result<Identity, Status> {
         let peer = request.extensions().get::<PeerInfo>().cloned().unwrap_or_default();
         self.authenticate(request.metadata(), &peer).await
+    }
+}
+
+/// A token that is not taken.
+fn refused(error: TokenError) -> Status {
+    match error {
+        TokenError::Unchecked(_) => Status::unavailable(error.to_string()),
+        _ => Status::unauthenticated(error.to_string()),
     }
 }
 

@@ -125,7 +125,15 @@ impl CertificateAuthority {
             trust: watch::Sender::default(),
         };
         if let Backend::Own(inner) = &authority.backend {
-            authority.publish(&inner.lock().state)?;
+            let inner = inner.lock();
+            if inner.state.root.signer().is_none() {
+                tracing::info!(
+                    intermediate_until = %inner.state.intermediate.not_after(),
+                    "the root's key is offline: certificates are issued and revoked, and another intermediate has to be brought \
+                     (weft ca request-intermediate)"
+                );
+            }
+            authority.publish(&inner.state)?;
         }
         Ok(Arc::new(authority))
     }
@@ -254,19 +262,18 @@ impl CertificateAuthority {
     pub fn gauges(&self, now: OffsetDateTime) {
         let Backend::Own(inner) = &self.backend else { return };
         let inner = inner.lock();
-        for (authority, at, left) in [
+        for (end, at, left) in [
             (
-                &inner.state.root,
+                inner.state.root.not_after(),
                 "citadel_server_root_cert_expiry_timestamp",
                 "citadel_server_root_cert_expiry_seconds",
             ),
             (
-                &inner.state.intermediate,
+                inner.state.intermediate.not_after(),
                 "citadel_server_cert_chain_expiry_timestamp",
                 "citadel_server_cert_chain_expiry_seconds",
             ),
         ] {
-            let end = authority.not_after();
             metrics::gauge!(at).set(end.unix_timestamp() as f64);
             metrics::gauge!(left).set((end - now).as_seconds_f64());
         }

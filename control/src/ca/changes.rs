@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use weft_certs::authority::{Authority, AuthorityError, KeyKind};
 
@@ -29,6 +30,25 @@ pub enum ChangeError {
         "{0:?} is not a serial number; write its hexadecimal digits, as /certs of a proxy and the audit log do"
     )]
     Serial(String),
+    /// The root's key is elsewhere.
+    #[error(
+        "the root's key is offline, so that no intermediate can be made here; have one signed where the key is: weft ca request-intermediate REQUEST, there weft ca sign-intermediate, and then weft ca take-intermediate"
+    )]
+    RootOffline,
+    /// It is so already.
+    #[error("the root's key is offline already")]
+    AlreadyOffline,
+    /// What was written down is not the key.
+    #[error("the key that was written down is not the root's; the root was replaced meanwhile, so try again")]
+    OtherRoot,
+    /// Nobody asked.
+    #[error(
+        "no intermediate was requested; weft ca request-intermediate does, and its request is what is to be signed"
+    )]
+    NotRequested,
+    /// The certificate does not fit.
+    #[error("the intermediate cannot be taken: {0}; nothing is different")]
+    NotTaken(String),
     /// The keys are elsewhere.
     #[error(
         "another signer signs (--ca): authorities are rotated and certificates revoked there, and the control plane follows its bundle"
@@ -43,8 +63,8 @@ pub enum ChangeError {
 }
 
 /// The kind of an authority's key, for its successor.
-fn kind(authority: &Authority) -> KeyKind {
-    let key = weft_certs::inspect::facts(authority.certificate()).map(|f| f.key).unwrap_or_default();
+pub(super) fn kind(authority: &CertificateDer<'_>) -> KeyKind {
+    let key = weft_certs::inspect::facts(authority).map(|f| f.key).unwrap_or_default();
     match key.as_str() {
         "RSA 4096" => KeyKind::Rsa4096,
         "P-256" => KeyKind::P256,
@@ -54,8 +74,8 @@ fn kind(authority: &Authority) -> KeyKind {
 }
 
 /// The life that one was given, which is its successor's as well.
-fn life(authority: &Authority, usual: time::Duration) -> time::Duration {
-    let facts = weft_certs::inspect::facts(authority.certificate());
+fn life(authority: &CertificateDer<'_>, usual: time::Duration) -> time::Duration {
+    let facts = weft_certs::inspect::facts(authority);
     facts.map_or(usual, |facts| facts.not_after - facts.not_before)
 }
 
@@ -84,7 +104,10 @@ impl CertificateAuthority {
     }
 
     /// Changes the state: stored first, then in force, then published. On error nothing is different.
-    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> Result<T, ChangeError>) -> Result<T, ChangeError> {
+    pub(super) fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Inner) -> Result<T, ChangeError>,
+    ) -> Result<T, ChangeError> {
         let mut inner = self.own()?.lock();
         let before = (inner.state.texts(), inner.leaves_until);
         let done = change(&mut inner).and_then(|done| {
@@ -107,20 +130,15 @@ impl CertificateAuthority {
         let made = {
             let inner = self.own()?.lock();
             let state = &inner.state;
-            let life = life(&state.intermediate, Shape::default().intermediate_life);
-            state.root.intermediate(kind(&state.intermediate), now, life)?
-        };
-        self.change(|inner| {
-            if inner.state.ledger.rotation.is_some() {
+            if state.ledger.rotation.is_some() {
                 return Err(ChangeError::UnderWay);
             }
-            let waits = !inner.state.ledger.revoked.is_empty();
-            match waits {
-                true => inner.state.ledger.next_intermediate = Some(StoredAuthority::of(&made)),
-                false => take_intermediate(inner, made),
-            }
-            Ok(!waits)
-        })
+            let present = state.intermediate.certificate();
+            let life = life(present, Shape::default().intermediate_life);
+            let root = state.root.signer().ok_or(ChangeError::RootOffline)?;
+            root.intermediate(kind(present), now, life)?
+        };
+        self.change(|inner| follow(inner, made))
     }
 
     /// Begins to replace the root, or goes on; says whether it began.
@@ -131,9 +149,9 @@ impl CertificateAuthority {
             if state.ledger.rotation.is_some() {
                 return Ok(false);
             }
-            let lives =
-                (life(&state.root, usual.root_life), life(&state.intermediate, usual.intermediate_life));
-            ((kind(&state.root), kind(&state.intermediate)), lives)
+            let (root, intermediate) = (state.root.certificate(), state.intermediate.certificate());
+            let lives = (life(root, usual.root_life), life(intermediate, usual.intermediate_life));
+            ((kind(root), kind(intermediate)), lives)
         };
         let root = Authority::root(kinds.0, now, lives.0)?;
         let intermediate = root.intermediate(kinds.1, now, lives.1)?;
@@ -144,6 +162,8 @@ impl CertificateAuthority {
             }
             ledger.other_roots = vec![root.certificate_pem().to_owned()];
             ledger.next_intermediate = None;
+            // A certificate of the old root would be of no use.
+            ledger.requested = None;
             ledger.rotation = Some(RootRotation {
                 phase: Phase::Distributing,
                 began: now.unix_timestamp(),
@@ -196,7 +216,9 @@ impl CertificateAuthority {
         let (tidied, waiting, aging) = {
             let mut inner = inner.lock();
             let seconds = now.unix_timestamp();
-            let aging = aging(&inner.state.intermediate, now) && inner.state.ledger.rotation.is_none();
+            // Without the root's key nothing can be done about it here; the keeper says so.
+            let can = inner.state.root.signer().is_some() && inner.state.ledger.rotation.is_none();
+            let aging = can && aging(&inner.state.intermediate, now);
             let ledger = &mut inner.state.ledger;
             let before = (ledger.retired.len(), ledger.revoked.len());
             // What is over needs no memory.
@@ -253,9 +275,22 @@ impl CertificateAuthority {
 }
 
 /// An intermediate is replaced when a third of its life is left.
-fn aging(intermediate: &Authority, now: OffsetDateTime) -> bool {
+pub(super) fn aging(intermediate: &Authority, now: OffsetDateTime) -> bool {
     let facts = weft_certs::inspect::facts(intermediate.certificate());
     facts.is_ok_and(|f| f.not_after - now < (f.not_after - f.not_before) / 3)
+}
+
+/// Lets another intermediate sign; with revocation lists about, when every proxy has its list. Says whether it signs already.
+pub(super) fn follow(inner: &mut Inner, made: Authority) -> Result<bool, ChangeError> {
+    if inner.state.ledger.rotation.is_some() {
+        return Err(ChangeError::UnderWay);
+    }
+    let waits = !inner.state.ledger.revoked.is_empty();
+    match waits {
+        true => inner.state.ledger.next_intermediate = Some(StoredAuthority::of(&made)),
+        false => take_intermediate(inner, made),
+    }
+    Ok(!waits)
 }
 
 /// Lets another intermediate sign.
@@ -277,7 +312,7 @@ fn enter(inner: &mut Inner, phase: Phase, now: OffsetDateTime) -> Result<(), Cha
     if let (Phase::Draining, (Some(root), Some(intermediate))) = (phase, &next) {
         let (root, intermediate) = (root.load()?, intermediate.load()?);
         rotation.leaves_until = inner.leaves_until;
-        let old = std::mem::replace(&mut inner.state.root, root);
+        let old = std::mem::replace(&mut inner.state.root, root.into());
         inner.state.ledger.other_roots = vec![old.certificate_pem().to_owned()];
         take_intermediate(inner, intermediate);
     }

@@ -11,6 +11,7 @@ use weft_certs::authority::KeyKind;
 use weft_certs::spiffe::TrustDomain;
 
 use super::authenticate::Authenticators;
+use super::bound::{Binding, BoundTokens};
 use super::csr_api::CsrApi;
 use super::elsewhere::Elsewhere;
 use super::jwks::{self, Keys as JwksKeys, Oidc};
@@ -18,6 +19,7 @@ use super::openbao::{Auth, OpenBao, Settings};
 use super::review::TokenReview;
 use super::store::Shape;
 use super::token::{AUDIENCE, Checker};
+use super::used::Used;
 
 /// Whose tokens are taken, beside our own.
 #[derive(Args, Debug, Default)]
@@ -38,6 +40,11 @@ pub struct TokenArgs {
     /// (--kubernetes), if any
     #[arg(long, value_name = "URL")]
     pub token_review: Option<String>,
+    /// What becomes of a Kubernetes token that is bound to a pod: off takes it as it is; warn refuses it if that pod is gone, was
+    /// replaced, has ended or runs as another account, and tells (event, log, weft_bound_tokens_from_elsewhere_total) if it is
+    /// shown from another address than the pod's; require refuses that, too
+    #[arg(long, value_enum, default_value_t = BoundTokens::Warn)]
+    pub bound_tokens: BoundTokens,
     /// The token by which the Kubernetes API knows the control plane
     #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token")]
     pub token_review_token: PathBuf,
@@ -54,6 +61,7 @@ impl TokenArgs {
         own: Checker,
         domain: TrustDomain,
         kubernetes: Option<kube::Client>,
+        state_dir: Option<&Path>,
     ) -> anyhow::Result<Arc<Authenticators>> {
         let oidc = self.oidc_issuer.as_ref().map(|issuer| {
             let audiences = match self.oidc_audience.as_slice() {
@@ -79,7 +87,8 @@ impl TokenArgs {
             TokenReview::new(address, roots, self.token_review_token.clone()).context("--token-review")
         });
         let review = review.transpose()?.or_else(|| kubernetes.map(TokenReview::by));
-        Ok(Authenticators::with_issuers(own, oidc.into_iter().collect(), review, domain))
+        let authenticators = Authenticators::with_issuers(own, oidc.into_iter().collect(), review, domain);
+        Ok(authenticators.holding(Binding::new(self.bound_tokens), Used::open(state_dir)?))
     }
 }
 
@@ -365,8 +374,9 @@ mod tests {
         for (ca_keys, key) in [(Keys::P256, "P-256"), (Keys::P384, "P-384")] {
             let shape = SignerArgs { ca_keys, ..SignerArgs::default() }.shape();
             let state = State::create(shape, time::OffsetDateTime::now_utc()).unwrap();
-            for (authority, days) in [(&state.root, 3650), (&state.intermediate, 365)] {
-                let facts = weft_certs::inspect::facts(authority.certificate()).unwrap();
+            let certificates = [state.root.certificate(), state.intermediate.certificate()];
+            for (certificate, days) in certificates.into_iter().zip([3650, 365]) {
+                let facts = weft_certs::inspect::facts(certificate).unwrap();
                 assert_eq!(facts.key, key);
                 let life = facts.not_after - facts.not_before;
                 assert_eq!(life.whole_days(), days);
@@ -383,8 +393,9 @@ mod tests {
             [(with(100, None), [100, 100]), (with(7300, None), [7300, 365]), (with(100, Some(30)), [100, 30])]
         {
             let state = State::create(args.shape(), time::OffsetDateTime::now_utc()).unwrap();
-            for (authority, days) in [&state.root, &state.intermediate].into_iter().zip(lives) {
-                let facts = weft_certs::inspect::facts(authority.certificate()).unwrap();
+            let certificates = [state.root.certificate(), state.intermediate.certificate()];
+            for (certificate, days) in certificates.into_iter().zip(lives) {
+                let facts = weft_certs::inspect::facts(certificate).unwrap();
                 assert_eq!((facts.not_after - facts.not_before).whole_days(), days);
             }
         }

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::rotation::Phase;
 
 /// The memory. Kept in the store, and only there.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ledger {
     /// Roots that are trusted beside the issuing one, PEM.
@@ -18,6 +18,8 @@ pub struct Ledger {
     pub rotation: Option<RootRotation>,
     /// An intermediate that signs as soon as every proxy has its revocation list.
     pub next_intermediate: Option<StoredAuthority>,
+    /// The key (PEM) of an intermediate for which a certificate was asked of a root whose key is elsewhere.
+    pub requested: Option<Zeroizing<String>>,
     /// Intermediates that no longer sign leaves, but whose leaves may live: their revocation lists are still needed.
     pub retired: Vec<Retired>,
     /// The last leaf of the present intermediate expires by then; 0 while it has signed none. May be later than the truth.
@@ -30,6 +32,13 @@ pub struct Ledger {
     pub root_rotations: u64,
     /// How often the intermediate was, on its own or with the root.
     pub intermediate_rotations: u64,
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Keys stay out of logs.
+        f.debug_struct("Ledger").field("crl_number", &self.crl_number).finish_non_exhaustive()
+    }
 }
 
 /// A replacement of the root.

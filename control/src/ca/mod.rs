@@ -1,14 +1,16 @@
 //! The certificate authority: CSR in, chain out.
 //!
 //! [`store`] keeps root, intermediate and [`ledger`] (on disk or in memory), [`authority`] signs by their rules or has
-//! [`openbao`] or [`csr_api`] (a signer of Kubernetes') sign, [`changes`] replaces them ([`rotation`] says when), [`service`] speaks Istio's certificate API,
-//! [`authenticate`] says who calls (by [`token`], [`jwks`] or [`review`]), [`limit`] how often, [`audit`] writes down what was
+//! [`openbao`] or [`csr_api`] (a signer of Kubernetes') sign, [`changes`] replaces them ([`rotation`] says when; [`offline`] where the key of the [`root`] is kept elsewhere), [`service`] speaks Istio's certificate API,
+//! [`authenticate`] says who calls (by [`token`], [`jwks`] or [`review`]), [`bound`] whether a pod's token comes from that pod, [`used`] that
+//! a token for one use is used once, [`limit`] how often, [`audit`] writes down what was
 //! done, [`serving`] keeps the control plane's own certificate fresh, and [`backup`] is for the day after.
 
 pub mod audit;
 pub mod authenticate;
 pub mod authority;
 pub mod backup;
+pub mod bound;
 pub mod changes;
 pub mod csr_api;
 pub mod elsewhere;
@@ -17,8 +19,10 @@ pub mod http;
 pub mod jwks;
 pub mod ledger;
 pub mod limit;
+pub mod offline;
 pub mod openbao;
 pub mod review;
+pub mod root;
 pub mod rotation;
 pub mod service;
 pub mod serving;
@@ -28,6 +32,7 @@ pub mod store;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod token;
+pub mod used;
 
 pub use audit::Audit;
 pub use authenticate::{Authenticators, Identity, PeerInfo};

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use super::bound::BoundPod;
 use super::http::{Client, HttpError};
 use super::token::{AUDIENCE, Subject, TokenError};
 
 const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
+const RIGHT: &str = "create tokenreviews";
 
 /// The checker.
 pub struct TokenReview {
@@ -39,9 +41,12 @@ impl TokenReview {
     /// Who a token proves its holder to be.
     pub async fn check(&self, token: &str) -> Result<Subject, TokenError> {
         let status = match &self.way {
-            Way::Http(client, own) => by_http(client, own, token).await?,
-            Way::Api(client) => by_api(client, token).await?,
-        };
+            Way::Http(client, own) => {
+                by_http(client, own, Method::POST, PATH, Some(question(token)), RIGHT).await
+            }
+            Way::Api(client) => by_api(client, Method::POST, PATH, Some(question(token)), RIGHT).await,
+        }?["status"]
+            .take();
         if let Some(error) = status["error"].as_str().filter(|e| !e.is_empty()) {
             return Err(TokenError::Malformed(format!("Kubernetes says: {error}")));
         }
@@ -52,7 +57,31 @@ impl TokenReview {
         if !audiences.is_some_and(|all| all.iter().any(|a| a.as_str() == Some(AUDIENCE))) {
             return Err(TokenError::Audience(AUDIENCE.to_owned()));
         }
-        Subject::parse(status["user"]["username"].as_str().unwrap_or_default())
+        let user = &status["user"];
+        let extra =
+            |what: &str| user["extra"][format!("authentication.kubernetes.io/pod-{what}")][0].as_str();
+        let subject = Subject::parse(user["username"].as_str().unwrap_or_default())?;
+        Ok(Subject { pod: BoundPod::of(extra("name"), extra("uid")), ..subject })
+    }
+
+    /// A pod as the API server has it now; none if it is not there.
+    pub async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Value>, TokenError> {
+        if [namespace, name]
+            .iter()
+            .any(|part| part.contains(|c: char| !(c.is_ascii_alphanumeric() || "-.".contains(c))))
+        {
+            return Err(TokenError::Malformed(format!("{namespace}/{name} cannot be a pod")));
+        }
+        // Lists are what the control plane's role has anyway.
+        let path = format!("/api/v1/namespaces/{namespace}/pods?fieldSelector=metadata.name%3D{name}");
+        let mut list = match &self.way {
+            Way::Http(client, own) => by_http(client, own, Method::GET, &path, None, "list pods").await?,
+            Way::Api(client) => by_api(client, Method::GET, &path, None, "list pods").await?,
+        };
+        match list["items"].take() {
+            Value::Array(items) => Ok(items.into_iter().next()),
+            _ => Err(TokenError::Unchecked("the Kubernetes API gave no list of pods".to_owned())),
+        }
     }
 }
 
@@ -64,38 +93,53 @@ fn question(token: &str) -> Value {
     })
 }
 
-/// The status of the answer.
-async fn by_http(client: &Client, own: &Path, token: &str) -> Result<Value, TokenError> {
+/// The answer. `right` is what the control plane's service account needs for it.
+async fn by_http(
+    client: &Client,
+    own: &Path,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+    right: &str,
+) -> Result<Value, TokenError> {
     let text = tokio::fs::read_to_string(own)
         .await
         .map_err(|e| TokenError::Unchecked(format!("{}: {e}", own.display())))?;
     let own = zeroize::Zeroizing::new(format!("Bearer {}", text.trim()));
     let headers = [("authorization", own.as_str()), ("accept", "application/json")];
-    let answer = client.call(Method::POST, PATH, &headers, Some(&question(token))).await;
+    let answer = client.call(method, path, &headers, body.as_ref()).await;
     let (status, bytes) = answer.map_err(|e| TokenError::Unchecked(e.to_string()))?;
-    let mut answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     if !matches!(status, StatusCode::OK | StatusCode::CREATED) {
         let message = answer["message"].as_str().unwrap_or_default();
         return Err(TokenError::Unchecked(format!(
-            "{}{PATH} answers {status} {message}; may the control plane's service account create tokenreviews?",
+            "{}{path} answers {status} {message}; may the control plane's service account {right}?",
             client.base()
         )));
     }
-    Ok(answer["status"].take())
+    Ok(answer)
 }
 
-async fn by_api(client: &kube::Client, token: &str) -> Result<Value, TokenError> {
-    let body = serde_json::to_vec(&question(token)).map_err(|e| TokenError::Unchecked(e.to_string()))?;
-    let request = http::Request::post(PATH)
+async fn by_api(
+    client: &kube::Client,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+    right: &str,
+) -> Result<Value, TokenError> {
+    let body = body.map(|body| serde_json::to_vec(&body)).transpose();
+    let body = body.map_err(|e| TokenError::Unchecked(e.to_string()))?.unwrap_or_default();
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(body)
         .map_err(|e| TokenError::Unchecked(e.to_string()))?;
-    let mut answer: Value = client.request(request).await.map_err(|e| {
+    client.request(request).await.map_err(|e| {
         TokenError::Unchecked(format!(
-            "the Kubernetes API: {e}; may the control plane's service account create tokenreviews?"
+            "the Kubernetes API: {e}; may the control plane's service account {right}?"
         ))
-    })?;
-    Ok(answer["status"].take())
+    })
 }
 
 #[cfg(test)]
@@ -125,6 +169,13 @@ mod tests {
         let review = TokenReview::new(&url, None, own.clone()).unwrap();
         let subject = review.check("t").await.unwrap();
         assert_eq!((subject.namespace.as_str(), subject.service_account.as_str()), ("shop", "cart"));
+
+        assert!(subject.pod.is_none());
+        let mut bound = good.clone();
+        bound["user"]["extra"] = json!({"authentication.kubernetes.io/pod-name": ["cart-1"],
+            "authentication.kubernetes.io/pod-uid": ["u1"]});
+        *status.lock().unwrap() = (StatusCode::CREATED, bound);
+        assert_eq!(review.check("t").await.unwrap().pod, BoundPod::of(Some("cart-1"), Some("u1")));
 
         let with = |field: &str, value: Value| {
             let mut status = good.clone();

@@ -39,7 +39,7 @@ impl CertificateService {
         request: Request<IstioCertificateRequest>,
         caller: &mut Caller,
     ) -> Result<Vec<String>, Status> {
-        let identity = self.authenticators.of(&request).await.inspect_err(|_| {
+        let identity = self.authenticators.of_certificates(&request).await.inspect_err(|_| {
             metrics::counter!("citadel_server_authentication_failure_count").increment(1);
         })?;
         let id = &identity.spiffe;
@@ -52,6 +52,12 @@ impl CertificateService {
         })?;
         let request = request.into_inner();
         let now = OffsetDateTime::now_utc();
+        // A request that is bad does not use up a token.
+        if identity.once.is_some()
+            && let Ok(checked) = weft_certs::csr::check(&request.csr)
+        {
+            self.authenticators.use_up(&identity, checked.public_key())?;
+        }
         self.authority.sign(&request.csr, id, request.validity_duration, now).await.map_err(|error| {
             let counted = match error {
                 SignError::Request(_) => "citadel_server_csr_parsing_err_count",
@@ -217,5 +223,32 @@ mod tests {
         assert_eq!(long["requested_seconds"], 91 * 86_400);
         assert!(long["reason"].as_str().unwrap().contains("over the limit"));
         assert!(nobody["caller"].is_null() && nobody["reason"].as_str().unwrap().contains("no credentials"));
+    }
+
+    #[tokio::test]
+    async fn a_token_for_one_use_gets_one_certificate_and_nothing_else() {
+        let (service, issuer) = service();
+        let token = issuer.issue_once("shop", "cart", now(), Duration::from_secs(60)).unwrap();
+        // What is no request does not use it up, and it opens nothing but this service.
+        let bad =
+            service.create_certificate(request(Some(&token), "nonsense".to_owned(), 0)).await.unwrap_err();
+        assert_eq!(bad.code(), tonic::Code::InvalidArgument, "{bad}");
+        let stream = service.authenticators.of(&request(Some(&token), String::new(), 0)).await.unwrap_err();
+        assert!(stream.message().contains("gets a certificate"), "{stream}");
+        let own = csr();
+        service.create_certificate(request(Some(&token), own.clone(), 60)).await.unwrap();
+        // The answer was lost: whoever has the key may have it again.
+        service.create_certificate(request(Some(&token), own, 60)).await.unwrap();
+        let other = issuer.issue_once("shop", "cart", now(), Duration::from_secs(60)).unwrap();
+        let replayed =
+            service.authenticators.of_certificates(&request(Some(&token), String::new(), 0)).await.unwrap();
+        let refused = service.authenticators.use_up(&replayed, b"another key").unwrap_err();
+        assert!(
+            refused.code() == tonic::Code::Unauthenticated && refused.message().contains("was used"),
+            "{refused}"
+        );
+        let other =
+            service.authenticators.of_certificates(&request(Some(&other), String::new(), 0)).await.unwrap();
+        service.authenticators.use_up(&other, b"another key").unwrap();
     }
 }

@@ -2,7 +2,8 @@
 //! it, and of several who do so at once, one is the first.
 //!
 //! What is in the Secret is what `weft ca backup` writes, or a root with its key that somebody else made and looks after
-//! (kubernetes.io/tls, as cert-manager makes them): then each replica makes an intermediate of its own under it. It is read at the start and not written again: the root stays. An
+//! (kubernetes.io/tls, as cert-manager makes them): then each replica makes an intermediate of its own under it. Or it has an
+//! intermediate of somebody else's, by the names of Istio's Secret `cacerts`, whose root's key is offline. It is read at the start and not written again: the root stays. An
 //! intermediate that grows old is replaced by each replica for itself, which nobody notices, for it comes with every leaf.
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use zeroize::Zeroizing;
 
 use super::backup;
 use super::ledger::Ledger;
+use super::root::Root;
 use super::store::{Shape, State};
 
 /// The key of the Secret's data.
@@ -28,6 +30,8 @@ const KEY: &str = "authority.json";
 const TLS_CERT: &str = "tls.crt";
 /// Its key.
 const TLS_KEY: &str = "tls.key";
+/// An intermediate of somebody else's with its key, and the root: Istio's Secret `cacerts`.
+const PLUGGED: [&str; 3] = ["ca-cert.pem", "ca-key.pem", "root-cert.pem"];
 /// Between two tries to reach the API server.
 const RETRY: Duration = Duration::from_secs(3);
 
@@ -64,8 +68,16 @@ pub async fn open(client: Client, namespace: &str, name: &str, shape: Shape) -> 
                 .await?
                 .with_context(at);
             }
+            let plugged = PLUGGED.map(|key| data.get(key).map(|ByteString(bytes)| bytes.as_slice()));
+            if let [Some(certificate), Some(key), Some(root)] = plugged {
+                return plugged_in(certificate, key, root, OffsetDateTime::now_utc()).with_context(at);
+            }
             let Some(ByteString(bytes)) = data.get(KEY) else {
-                bail!("{} has neither {KEY} nor {TLS_CERT} and {TLS_KEY}: choose another name", at());
+                bail!(
+                    "{} has neither {KEY}, nor {TLS_CERT} and {TLS_KEY}, nor {}: choose another name",
+                    at(),
+                    PLUGGED.join(", ")
+                );
             };
             let text = std::str::from_utf8(bytes).context("not text").with_context(at)?;
             return backup::decode(text).with_context(at);
@@ -120,6 +132,20 @@ fn under(root: &[u8], key: &[u8], shape: Shape, now: OffsetDateTime) -> anyhow::
     }
     let intermediate = root.intermediate(shape.intermediate_key, now, shape.intermediate_life)?;
     let token_key = Zeroizing::new(super::token::new_key()?);
+    Ok(State { root: root.into(), intermediate, token_key, ledger: Ledger::default() })
+}
+
+/// An intermediate under a root whose key is nowhere near.
+fn plugged_in(certificate: &[u8], key: &[u8], root: &[u8], now: OffsetDateTime) -> anyhow::Result<State> {
+    let text = |bytes| std::str::from_utf8(bytes).context("not text");
+    let [at_certificate, at_key, at_root] = PLUGGED;
+    let root = Root::offline(text(root)?).context(at_root)?;
+    let intermediate = Authority::load(text(certificate)?, text(key)?)
+        .with_context(|| format!("{at_certificate} and {at_key} (PKCS #8)"))?;
+    intermediate.is_under(root.certificate(), now).with_context(|| {
+        format!("{at_certificate}: it has to be signed by the root of {at_root} itself, with nothing between the two")
+    })?;
+    let token_key = Zeroizing::new(super::token::new_key()?);
     Ok(State { root, intermediate, token_key, ledger: Ledger::default() })
 }
 
@@ -159,6 +185,31 @@ mod tests {
             (root.certificate_pem(), root.key_pem(), now + days(101), "has expired"),
         ] {
             let error = format!("{:#}", with(certificate, key, at).map(|_| ()).expect_err(words));
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_intermediate_of_somebody_elses_signs_without_the_roots_key() {
+        let now = OffsetDateTime::now_utc();
+        let days = time::Duration::days;
+        let root = Authority::root(KeyKind::P256, now, days(100)).unwrap();
+        let below = root.intermediate(KeyKind::P256, now, days(50)).unwrap();
+        let other = Authority::root(KeyKind::P256, now, days(100)).unwrap();
+        let with = |ca: &Authority, root: &Authority, now| {
+            let [ca, key, root] = [ca.certificate_pem(), ca.key_pem(), root.certificate_pem()];
+            plugged_in(ca.as_bytes(), key.as_bytes(), root.as_bytes(), now)
+        };
+        let state = with(&below, &root, now).unwrap();
+        assert!(state.root.signer().is_none());
+        assert_eq!(state.roots_pem(), root.certificate_pem());
+        assert_eq!(state.intermediate.certificate_pem(), below.certificate_pem());
+        for (ca, under, at, words) in [
+            (&below, &other, now, "not by the mesh's root"),
+            (&root, &root, now, "needs one of its own"),
+            (&below, &root, now + days(51), "not now"),
+        ] {
+            let error = format!("{:#}", with(ca, under, at).map(|_| ()).expect_err(words));
             assert!(error.contains(words), "{error}");
         }
     }

@@ -21,6 +21,12 @@ pub struct Status {
     pub roots: Vec<Shown>,
     /// What signs workloads; none where somebody else does.
     pub intermediate: Option<Shown>,
+    /// The root's key is not with the control plane.
+    #[serde(default)]
+    pub root_key_offline: bool,
+    /// A certificate was asked for, for another intermediate, and has not come yet.
+    #[serde(default)]
+    pub intermediate_requested: bool,
     /// Intermediates that sign no more, and whose leaves may be alive.
     pub retired_intermediates: usize,
     /// The last leaf of the present intermediate expires by then.
@@ -81,6 +87,8 @@ impl Status {
             trust_domain: None,
             roots: shown(state.root.certificate_pem()).into_iter().chain(others).collect(),
             intermediate: shown(state.intermediate.certificate_pem()),
+            root_key_offline: state.root.signer().is_none(),
+            intermediate_requested: ledger.requested.is_some(),
             retired_intermediates: ledger.retired.len(),
             leaves_until: moment(ledger.leaves_until).map(text),
             rotation: ledger.rotation.as_ref().map(|r| Rotation {
@@ -109,6 +117,8 @@ impl Status {
                 trust_domain: None,
                 roots: all(&authority.trust().borrow().roots),
                 intermediate: None,
+                root_key_offline: false,
+                intermediate_requested: false,
                 retired_intermediates: 0,
                 leaves_until: None,
                 rotation: None,

@@ -1,4 +1,4 @@
-//! The authority's state: root, intermediate and the token key. On disk it is a directory of files that only the owner can
+//! The authority's state: root, intermediate and the token key. The root's key may be elsewhere ([`super::root`]). On disk it is a directory of files that only the owner can
 //! read, each replaced in one step, with a list of checksums: a damaged store is refused, never half used. What changes
 //! several files is first written whole into one, the journal, and from there into its places; whoever finds a journal
 //! finishes that work, so that a change is either not there or whole.
@@ -14,10 +14,12 @@ use weft_certs::authority::{Authority, AuthorityError, KeyKind};
 use zeroize::Zeroizing;
 
 use super::ledger::Ledger;
+use super::root::Root;
 
 /// File of the trusted roots' certificates, the issuing one first; the one file of the store that is made to be handed out.
 pub const ROOT_CERTIFICATE: &str = "root-cert.pem";
-const ROOT_KEY: &str = "root-key.pem";
+/// File of the root's key; not there where it is kept elsewhere.
+pub const ROOT_KEY: &str = "root-key.pem";
 const INTERMEDIATE_CERTIFICATE: &str = "intermediate-cert.pem";
 const INTERMEDIATE_KEY: &str = "intermediate-key.pem";
 /// File of the key that signs tokens.
@@ -27,7 +29,7 @@ const CHECKSUMS: &str = "checksums.json";
 const LEDGER: &str = "ledger.json";
 const JOURNAL: &str = "journal.json";
 const LOCK: &str = "lock";
-const FILES: [&str; 5] = [ROOT_CERTIFICATE, ROOT_KEY, INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY, TOKEN_KEY];
+const FILES: [&str; 4] = [ROOT_CERTIFICATE, INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY, TOKEN_KEY];
 
 /// A store that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +88,7 @@ impl Default for Shape {
 #[derive(Debug)]
 pub struct State {
     /// The root.
-    pub root: Authority,
+    pub root: Root,
     /// What signs workloads.
     pub intermediate: Authority,
     /// The key that signs tokens, as PEM.
@@ -148,7 +150,7 @@ impl State {
         let root = Authority::root(shape.root_key, now, shape.root_life)?;
         let intermediate = root.intermediate(shape.intermediate_key, now, shape.intermediate_life)?;
         let token_key = Zeroizing::new(super::token::new_key()?);
-        Ok(Self { root, intermediate, token_key, ledger: Ledger::default() })
+        Ok(Self { root: root.into(), intermediate, token_key, ledger: Ledger::default() })
     }
 
     /// Takes up what a directory holds; makes it, if the directory is not there or empty.
@@ -179,13 +181,7 @@ impl State {
 
     /// Drops a change that was cut off, for all of the state is about to be replaced.
     pub(super) fn forget_journal(directory: &Path) -> Result<(), StoreError> {
-        let path = directory.join(JOURNAL);
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(StoreError::Io { path, source })
-            }
-            _ => Ok(()),
-        }
+        remove(&directory.join(JOURNAL))
     }
 
     /// Reads what a directory holds and changes nothing. While another process changes it, it may be found half way.
@@ -205,6 +201,16 @@ impl State {
             }
             texts.insert(file, text);
         }
+        // Whoever takes the root's key away does not damage the rest, and one that is brought back has to belong to the
+        // certificate; a file that is not what was written is damage.
+        match read(directory, ROOT_KEY) {
+            Ok(text) if sums.get(ROOT_KEY).is_none_or(|sum| *sum == checksum(&text)) => {
+                texts.insert(ROOT_KEY, Zeroizing::new(text));
+            }
+            Ok(_) => return Err(corrupt(ROOT_KEY, &"is not what was written (its checksum differs)")),
+            Err(StoreError::Corrupt { .. }) if !directory.join(ROOT_KEY).exists() => {}
+            Err(error) => return Err(error),
+        }
         Self::from_texts(&texts).map_err(|(file, what)| corrupt(file, &what))
     }
 
@@ -219,7 +225,11 @@ impl State {
         };
         let ledger = texts.get(LEDGER).map(|t| serde_json::from_str(t)).transpose();
         Ok(Self {
-            root: authority(ROOT_CERTIFICATE, ROOT_KEY)?,
+            root: match texts.contains_key(ROOT_KEY) {
+                true => authority(ROOT_CERTIFICATE, ROOT_KEY)?.into(),
+                false => Root::offline(text(ROOT_CERTIFICATE)?)
+                    .map_err(|e| (ROOT_CERTIFICATE, format!("cannot be used: {e}")))?,
+            },
             intermediate: authority(INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY)?,
             token_key: text(TOKEN_KEY)?.clone(),
             ledger: ledger.map_err(|e| (LEDGER, format!("cannot be used: {e}")))?.unwrap_or_default(),
@@ -228,7 +238,7 @@ impl State {
 
     /// The state that [`Self::texts`] gave.
     pub(super) fn from_all(texts: &BTreeMap<String, Zeroizing<String>>) -> Result<Self, StoreError> {
-        let known = FILES.into_iter().chain([LEDGER]);
+        let known = FILES.into_iter().chain([ROOT_KEY, LEDGER]);
         let texts = known.filter_map(|file| Some((file, texts.get(file)?.clone()))).collect();
         Self::from_texts(&texts)
             .map_err(|(file, what)| StoreError::Corrupt { path: PathBuf::from(file), what })
@@ -245,13 +255,13 @@ impl State {
         let ledger = serde_json::to_string_pretty(&self.ledger).unwrap_or_default();
         let texts = [
             (ROOT_CERTIFICATE, self.roots_pem()),
-            (ROOT_KEY, self.root.key_pem().to_owned()),
             (INTERMEDIATE_CERTIFICATE, self.intermediate.certificate_pem().to_owned()),
             (INTERMEDIATE_KEY, self.intermediate.key_pem().to_owned()),
             (TOKEN_KEY, self.token_key.to_string()),
             (LEDGER, ledger),
         ];
-        texts.into_iter().map(|(file, text)| (file.to_owned(), Zeroizing::new(text))).collect()
+        let key = self.root.signer().map(|root| (ROOT_KEY, root.key_pem().to_owned()));
+        texts.into_iter().chain(key).map(|(file, text)| (file.to_owned(), Zeroizing::new(text))).collect()
     }
 
     /// Replaces what a directory holds, all of it or nothing.
@@ -282,7 +292,20 @@ fn finish(directory: &Path) -> Result<(), StoreError> {
     }
     let list = serde_json::to_string_pretty(&sums).unwrap_or_default();
     write(directory, CHECKSUMS, &list)?;
+    if !journal.files.contains_key(ROOT_KEY) {
+        remove(&directory.join(ROOT_KEY))?;
+    }
     std::fs::remove_file(&path).map_err(|source| StoreError::Io { path, source })
+}
+
+/// Takes a file away, if it is there.
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::Io { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Reads one file of a store.
@@ -347,7 +370,7 @@ pub(crate) mod tests {
         let again = State::open(&directory, SMALL, now()).unwrap();
         assert_eq!(made.root.certificate(), again.root.certificate());
         assert_eq!(made.token_key, again.token_key);
-        for file in FILES.into_iter().chain([LEDGER, CHECKSUMS]) {
+        for file in FILES.into_iter().chain([ROOT_KEY, LEDGER, CHECKSUMS]) {
             let mode = std::fs::metadata(directory.join(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
@@ -363,7 +386,7 @@ pub(crate) mod tests {
         next.ledger.crl_number = 7;
         let journal = serde_json::to_string(&Bundle::new(next.texts())).unwrap();
         write(&directory, JOURNAL, &journal).unwrap();
-        write(&directory, ROOT_KEY, next.root.key_pem()).unwrap();
+        write(&directory, INTERMEDIATE_KEY, next.intermediate.key_pem()).unwrap();
         let found = State::open(&directory, SMALL, now()).unwrap();
         assert_eq!(found.root.certificate(), next.root.certificate());
         assert_eq!(found.intermediate.certificate(), next.intermediate.certificate());
@@ -388,8 +411,11 @@ pub(crate) mod tests {
 
     #[test]
     fn a_damaged_store_is_refused_by_the_name_of_its_file() {
-        for file in FILES.into_iter().chain([LEDGER]) {
+        for file in FILES.into_iter().chain([LEDGER, ROOT_KEY]) {
             for damage in ["changed", "missing"] {
+                if (file, damage) == (ROOT_KEY, "missing") {
+                    continue; // It may be kept elsewhere.
+                }
                 let parent = tempfile::tempdir().unwrap();
                 let directory = parent.path().join("ca");
                 State::open(&directory, SMALL, now()).unwrap();
@@ -408,5 +434,28 @@ pub(crate) mod tests {
                 assert_eq!(path.exists(), damage == "changed");
             }
         }
+    }
+
+    #[test]
+    fn a_roots_key_can_be_taken_away_and_brought_back_and_another_roots_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("ca");
+        let made = State::open(&directory, SMALL, now()).unwrap();
+        let key = std::fs::read_to_string(directory.join(ROOT_KEY)).unwrap();
+        std::fs::remove_file(directory.join(ROOT_KEY)).unwrap();
+        let without = State::load(&directory).unwrap();
+        assert!(without.root.signer().is_none());
+        assert_eq!(without.root.certificate(), made.root.certificate());
+        // What is written from then on does not miss it...
+        without.save(&directory).unwrap();
+        assert!(State::load(&directory).unwrap().root.signer().is_none());
+        assert!(!without.texts().contains_key(ROOT_KEY));
+        // ... and it is taken up where it comes back, if it is the root's.
+        std::fs::write(directory.join(ROOT_KEY), &key).unwrap();
+        assert!(State::load(&directory).unwrap().root.signer().is_some());
+        let other = State::create(SMALL, now()).unwrap();
+        std::fs::write(directory.join(ROOT_KEY), other.root.signer().unwrap().key_pem()).unwrap();
+        let error = State::load(&directory).unwrap_err().to_string();
+        assert!(error.contains("does not belong"), "{error}");
     }
 }

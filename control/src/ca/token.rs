@@ -10,6 +10,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use serde::{Deserialize, Serialize};
 
+use super::bound::BoundPod;
 use super::store::{self, StoreError};
 
 /// The audience that a token for the certificate service must name (Istio's default).
@@ -36,6 +37,14 @@ pub enum TokenError {
     /// Its key is not among its issuer's.
     #[error("the token's key is not known: {0}")]
     Key(String),
+    /// It was for one use.
+    #[error(
+        "the token is for one use, and was used; make another one (weft token create --once), and find out who used it if it was not this workload"
+    )]
+    Used,
+    /// It is for a certificate alone.
+    #[error("the token is for one use, and gets a certificate; show that")]
+    ForCertificate,
     /// Whoever knows cannot be asked.
     #[error("the token cannot be checked now: {0}")]
     Unchecked(String),
@@ -66,6 +75,18 @@ struct Claims {
     aud: Vec<String>,
     iat: u64,
     exp: u64,
+    /// What tells it from others, where it is for one use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    jti: Option<String>,
+}
+
+/// A token for one use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Once {
+    /// What tells it from others.
+    pub id: String,
+    /// It expires then, in seconds since 1970.
+    pub until: u64,
 }
 
 /// Namespace and service account that a token proves.
@@ -75,6 +96,10 @@ pub struct Subject {
     pub namespace: String,
     /// The service account.
     pub service_account: String,
+    /// The pod that it is bound to, where Kubernetes says one.
+    pub pod: Option<BoundPod>,
+    /// It is for one use.
+    pub once: Option<Once>,
 }
 
 impl Subject {
@@ -82,7 +107,8 @@ impl Subject {
     pub(super) fn parse(user: &str) -> Result<Self, TokenError> {
         match user.split(':').collect::<Vec<_>>().as_slice() {
             ["system", "serviceaccount", namespace, account] => {
-                Ok(Self { namespace: (*namespace).to_owned(), service_account: (*account).to_owned() })
+                let (namespace, service_account) = ((*namespace).to_owned(), (*account).to_owned());
+                Ok(Self { namespace, service_account, pod: None, once: None })
             }
             _ => Err(TokenError::Malformed(format!("its subject {user:?} is not a service account"))),
         }
@@ -90,7 +116,7 @@ impl Subject {
 
     /// From a token's claims: the subject, with which Kubernetes' own claim must agree where there is one.
     pub(super) fn of_claims(claims: &serde_json::Value) -> Result<Self, TokenError> {
-        let subject = Self::parse(claims["sub"].as_str().unwrap_or_default())?;
+        let mut subject = Self::parse(claims["sub"].as_str().unwrap_or_default())?;
         if let Some(bound) = claims.get("kubernetes.io") {
             let (namespace, account) =
                 (bound["namespace"].as_str(), bound["serviceaccount"]["name"].as_str());
@@ -101,6 +127,7 @@ impl Subject {
                     "its subject and its kubernetes.io claim differ".to_owned(),
                 ));
             }
+            subject.pod = BoundPod::of(bound["pod"]["name"].as_str(), bound["pod"]["uid"].as_str());
         }
         Ok(subject)
     }
@@ -146,12 +173,26 @@ pub fn create(
     service_account: &str,
     lifetime: Duration,
 ) -> anyhow::Result<String> {
+    create_for(directory, namespace, service_account, lifetime, false)
+}
+
+/// The same, of a token for one use if that is wanted.
+pub fn create_for(
+    directory: &Path,
+    namespace: &str,
+    service_account: &str,
+    lifetime: Duration,
+    once: bool,
+) -> anyhow::Result<String> {
     let key = store::read(directory, store::TOKEN_KEY)?;
     let (issuer, _) = from_key(&key)?;
     // A name that cannot be part of a SPIFFE id would make a token that is of no use.
     weft_certs::spiffe::TrustDomain::workload(&"cluster.local".parse()?, namespace, service_account)?;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-    Ok(issuer.issue(namespace, service_account, now, lifetime)?)
+    Ok(match once {
+        true => issuer.issue_once(namespace, service_account, now, lifetime)?,
+        false => issuer.issue(namespace, service_account, now, lifetime)?,
+    })
 }
 
 impl Issuer {
@@ -163,7 +204,22 @@ impl Issuer {
         now: Duration,
         lifetime: Duration,
     ) -> Result<String, TokenError> {
-        self.sign(namespace, service_account, AUDIENCE, now, lifetime)
+        self.sign(namespace, service_account, AUDIENCE, now, lifetime, None)
+    }
+
+    /// One for one use.
+    pub fn issue_once(
+        &self,
+        namespace: &str,
+        service_account: &str,
+        now: Duration,
+        lifetime: Duration,
+    ) -> Result<String, TokenError> {
+        let mut bytes = [0; 16];
+        aws_lc_rs::rand::fill(&mut bytes)
+            .map_err(|_| TokenError::Malformed("the system gives no random numbers".to_owned()))?;
+        let id = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        self.sign(namespace, service_account, AUDIENCE, now, lifetime, Some(id))
     }
 
     fn sign(
@@ -173,6 +229,7 @@ impl Issuer {
         audience: &str,
         now: Duration,
         lifetime: Duration,
+        jti: Option<String>,
     ) -> Result<String, TokenError> {
         let claims = Claims {
             iss: ISSUER.to_owned(),
@@ -180,6 +237,7 @@ impl Issuer {
             aud: vec![audience.to_owned()],
             iat: now.as_secs(),
             exp: (now + lifetime).as_secs(),
+            jti,
         };
         jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.key)
             .map_err(|e| TokenError::Malformed(e.to_string()))
@@ -194,7 +252,9 @@ impl Checker {
         rules.set_issuer(&[ISSUER]);
         rules.leeway = 0;
         let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &rules);
-        Subject::parse(&claims.map_err(|e| TokenError::of(&e, &[AUDIENCE]))?.claims.sub)
+        let claims = claims.map_err(|e| TokenError::of(&e, &[AUDIENCE]))?.claims;
+        let subject = Subject::parse(&claims.sub)?;
+        Ok(Subject { once: claims.jti.map(|id| Once { id, until: claims.exp }), ..subject })
     }
 }
 
@@ -225,7 +285,7 @@ mod tests {
         let (stranger, _) = from_key(&new_key().unwrap()).unwrap();
         let old = issuer.issue("a", "b", now() - 2 * HOUR, HOUR).unwrap();
         assert_eq!(checker.check(&old), Err(TokenError::Expired));
-        let elsewhere = issuer.sign("a", "b", "kubernetes", now(), HOUR).unwrap();
+        let elsewhere = issuer.sign("a", "b", "kubernetes", now(), HOUR, None).unwrap();
         assert_eq!(checker.check(&elsewhere), Err(TokenError::Audience(AUDIENCE.to_owned())));
         let forged = stranger.issue("a", "b", now(), HOUR).unwrap();
         assert_eq!(checker.check(&forged), Err(TokenError::Signature));

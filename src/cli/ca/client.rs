@@ -27,15 +27,20 @@ impl Plane {
     }
 
     pub(super) fn status(&self) -> anyhow::Result<Status> {
-        Ok(serde_json::from_value(self.exchange("GET", "/ca/status")?)?)
+        Ok(serde_json::from_value(self.exchange("GET", "/ca/status", "")?)?)
     }
 
     /// Has something changed.
     pub(super) fn post(&self, path: &str) -> anyhow::Result<Value> {
-        self.exchange("POST", path)
+        self.exchange("POST", path, "")
     }
 
-    fn exchange(&self, method: &str, path: &str) -> anyhow::Result<Value> {
+    /// The same, with something that it needs.
+    pub(super) fn send(&self, path: &str, body: &str) -> anyhow::Result<Value> {
+        self.exchange("POST", path, body)
+    }
+
+    fn exchange(&self, method: &str, path: &str, body: &str) -> anyhow::Result<Value> {
         // It goes into a request line.
         if path.contains(|c: char| c.is_whitespace() || c.is_control()) {
             bail!("{path:?} cannot be asked for");
@@ -46,7 +51,8 @@ impl Plane {
             stream.set_read_timeout(Some(PATIENCE))?;
             write!(
                 stream,
-                "{method} {path} HTTP/1.1\r\nhost: weft\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+                "{method} {path} HTTP/1.1\r\nhost: weft\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
             )?;
             stream.read_to_string(&mut text)
         })()

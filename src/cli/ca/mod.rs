@@ -2,6 +2,7 @@
 //! commands ask that one, over the socket that is in the directory; otherwise they work on the files.
 
 mod client;
+mod offline;
 mod progress;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +30,14 @@ pub enum CaCommand {
     Restore(RestoreArgs),
     /// Makes another intermediate, which signs from now on
     RotateIntermediate(Common),
+    /// Writes the root and its key into one file, and takes the key from the control plane: the file belongs offline
+    TakeRootOffline(FileArgs),
+    /// Makes the key of another intermediate, and writes the request for its certificate, for a root whose key is offline
+    RequestIntermediate(FileArgs),
+    /// Signs such a request, where the root's key is; needs no control plane
+    SignIntermediate(offline::SignArgs),
+    /// Brings what was signed: another intermediate, which signs from now on
+    TakeIntermediate(FileArgs),
     /// Replaces the root without an outage, and shows how far that is; run it again to go on watching
     RotateRoot(RotateArgs),
     /// Revokes a certificate by its serial number; every proxy refuses it from then on
@@ -46,10 +55,10 @@ pub struct Common {
     output: Output,
 }
 
-/// A backup to be written.
+/// A file to be written or read.
 #[derive(Args, Debug)]
 pub struct FileArgs {
-    /// The backup's file; it must not be there yet
+    /// The file; one that is written must not be there yet
     file: PathBuf,
     /// Which authority
     #[command(flatten)]
@@ -124,23 +133,23 @@ pub(super) fn main(command: CaCommand) -> anyhow::Result<()> {
             let answer = match at(&common.state_dir)? {
                 At::Running(plane) => plane.post("/ca/rotate-intermediate")?,
                 At::Files(_lock) => {
-                    let signs = offline(&common.state_dir)?.rotate_intermediate(OffsetDateTime::now_utc())?;
+                    let signs = files(&common.state_dir)?.rotate_intermediate(OffsetDateTime::now_utc())?;
                     json!({"signs": signs})
                 }
             };
-            let words = match answer["signs"].as_bool() {
-                Some(true) => "a new intermediate signs",
-                _ => "a new intermediate is made; it signs as soon as every proxy has its revocation list",
-            };
-            print(&common, &answer, words);
+            print(&common, &answer, signs(&answer));
         }
+        CaCommand::TakeRootOffline(args) => offline::take_root(&args)?,
+        CaCommand::RequestIntermediate(args) => offline::request(&args)?,
+        CaCommand::SignIntermediate(args) => offline::sign(&args)?,
+        CaCommand::TakeIntermediate(args) => offline::take(&args)?,
         CaCommand::RotateRoot(args) => rotate_root(&args)?,
         CaCommand::Revoke(args) => {
             let answer = match at(&args.common.state_dir)? {
                 At::Running(plane) => plane.post(&format!("/ca/revoke?serial={}", args.serial))?,
                 At::Files(_lock) => {
                     let new =
-                        offline(&args.common.state_dir)?.revoke(&args.serial, OffsetDateTime::now_utc())?;
+                        files(&args.common.state_dir)?.revoke(&args.serial, OffsetDateTime::now_utc())?;
                     json!({"serial": args.serial, "new": new})
                 }
             };
@@ -154,6 +163,14 @@ pub(super) fn main(command: CaCommand) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether another intermediate signs, in words.
+fn signs(answer: &Value) -> &'static str {
+    match answer["signs"].as_bool() {
+        Some(true) => "a new intermediate signs",
+        _ => "a new intermediate is there; it signs as soon as every proxy has its revocation list",
+    }
 }
 
 /// Where an authority is to be had.
@@ -183,7 +200,7 @@ fn at(directory: &Path) -> anyhow::Result<At> {
 }
 
 /// The authority of files on which nobody works.
-fn offline(directory: &Path) -> anyhow::Result<std::sync::Arc<CertificateAuthority>> {
+fn files(directory: &Path) -> anyhow::Result<std::sync::Arc<CertificateAuthority>> {
     let state = State::load(directory)?;
     // The trust domain plays no part in what can be done without a control plane.
     let domain = "cluster.local".parse()?;
@@ -227,7 +244,16 @@ fn text(status: &Status) -> String {
     for (i, root) in status.roots.iter().enumerate() {
         lines.push(certificate(if i == 0 { "root" } else { "root, too" }, root));
     }
+    if status.root_key_offline {
+        lines.push(
+            "root's key      offline; another intermediate needs it (weft ca request-intermediate)"
+                .to_owned(),
+        );
+    }
     lines.extend(status.intermediate.as_ref().map(|c| certificate("intermediate", c)));
+    if status.intermediate_requested {
+        lines.push("requested       another intermediate, whose certificate has not come yet".to_owned());
+    }
     if status.retired_intermediates > 0 {
         lines.push(format!(
             "retired         {} intermediates, whose leaves are alive",

@@ -5,6 +5,7 @@
 //! workload's certificate is replaced (20).
 
 mod echoes;
+mod offline;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

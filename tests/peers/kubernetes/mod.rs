@@ -1,5 +1,6 @@
 //! The control plane on a real Kubernetes API server.
 
+mod bound_tokens;
 mod certificates;
 mod commands;
 mod csr_api;

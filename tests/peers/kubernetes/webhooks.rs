@@ -278,6 +278,7 @@ fn an_installation_injects_pods_and_refuses_what_is_wrong() {
     ready(&mut istiod, CONTROL);
     trusted(CONTROL);
     super::gateway_secret::is_served(&server, CONTROL, &file);
+    super::bound_tokens::belong_to_their_pods(&server, CONTROL, &file);
 
     // A root that somebody else made, as cert-manager keeps it: workloads trust it, and the webhooks are signed under it.
     let root = Authority::root(KeyKind::P256, std::time::SystemTime::now().into(), time::Duration::days(10))

@@ -25,6 +25,8 @@ const TICK: Duration = Duration::from_millis(500);
 /// How long proxies of an earlier life of the control plane have to come back, before their absence says anything; they try
 /// again at least every 30 s.
 const GATHERING: Duration = Duration::from_secs(35);
+/// How often it is said that somebody has to bring another intermediate.
+const REMINDER: Duration = Duration::from_secs(3600);
 /// A proxy that has just connected may not have asked for its secrets yet.
 const SETTLING: time::Duration = time::Duration::seconds(5);
 
@@ -54,10 +56,20 @@ impl Keeper {
     /// Works for ever.
     pub async fn run(self) {
         let mut ticks = tokio::time::interval(TICK);
+        let mut reminded: Option<tokio::time::Instant> = None;
         loop {
             ticks.tick().await;
             let now = OffsetDateTime::now_utc();
             self.authority.gauges(now);
+            if reminded.is_none_or(|at| at.elapsed() >= REMINDER)
+                && let Some(end) = self.authority.needs_an_intermediate(now)
+            {
+                reminded = Some(tokio::time::Instant::now());
+                tracing::warn!(
+                    "the intermediate ends at {end}, and no certificate is issued then; the root's key is offline: \
+                     have another one signed (weft ca request-intermediate)"
+                );
+            }
             // It stores and signs: a moment's work, but not one for the runtime's threads.
             let keeper = self.clone();
             let step = tokio::task::spawn_blocking(move || {

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Context;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -20,6 +20,9 @@ use super::Keeper;
 
 /// Its file in the state directory.
 pub const SOCKET: &str = "admin.sock";
+
+/// More than a certificate needs.
+const LONGEST: usize = 64 * 1024;
 
 /// Answers on the socket of a state directory for ever. Whoever calls this holds the directory's lock, so that a socket that is
 /// there is left over.
@@ -49,7 +52,7 @@ async fn serve(keeper: Keeper, listener: UnixListener) {
         tokio::spawn(async move {
             let service = service_fn(|request: Request<Incoming>| {
                 let keeper = keeper.clone();
-                async move { Ok::<_, Infallible>(answer(keeper, &request).await) }
+                async move { Ok::<_, Infallible>(answer(keeper, request).await) }
             });
             // A client that goes away ends only its own connection.
             let _ = hyper::server::conn::http1::Builder::new()
@@ -59,15 +62,18 @@ async fn serve(keeper: Keeper, listener: UnixListener) {
     }
 }
 
-async fn answer(keeper: Keeper, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let path = request.uri().path();
-    let query = request.uri().query().unwrap_or_default().to_owned();
-    let (status, body) = match (request.method(), path) {
+async fn answer(keeper: Keeper, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let query = head.uri.query().unwrap_or_default().to_owned();
+    let (status, body) = match (&head.method, head.uri.path()) {
         (&Method::GET, "/ca/status") => (StatusCode::OK, json!(keeper.status())),
         (&Method::POST, path) => {
             let path = path.to_owned();
+            // Whoever is cut off sends no certificate that could be read.
+            let sent =
+                Limited::new(body, LONGEST).collect().await.map(|all| all.to_bytes()).unwrap_or_default();
             // Keys of 4096 bits take seconds.
-            let done = tokio::task::spawn_blocking(move || change(&keeper, &path, &query)).await;
+            let done = tokio::task::spawn_blocking(move || change(&keeper, &path, &query, &sent)).await;
             match done {
                 Ok(Some(Ok(body))) => (StatusCode::OK, body),
                 Ok(Some(Err(error))) => (StatusCode::CONFLICT, json!({"error": error})),
@@ -83,13 +89,22 @@ async fn answer(keeper: Keeper, request: &Request<Incoming>) -> Response<Full<By
 }
 
 /// Does what a command says; none if there is no such command.
-fn change(keeper: &Keeper, path: &str, query: &str) -> Option<Result<Value, String>> {
+fn change(keeper: &Keeper, path: &str, query: &str, sent: &[u8]) -> Option<Result<Value, String>> {
     let now = OffsetDateTime::now_utc();
     let authority = &keeper.authority;
     let done = match path {
         "/ca/rotate-intermediate" => authority.rotate_intermediate(now).map(|signs| json!({"signs": signs})),
         "/ca/rotate-root" => authority.begin_root_rotation(now).map(|began| json!({"began": began})),
         "/ca/rotate-root/abort" => authority.abort_root_rotation().map(|()| json!({"aborted": true})),
+        "/ca/take-root-offline" => {
+            let sha256 = query.strip_prefix("sha256=").unwrap_or_default();
+            authority.take_root_offline(sha256).map(|()| json!({"offline": true}))
+        }
+        "/ca/request-intermediate" => authority.request_intermediate().map(|csr| json!({"request": csr})),
+        "/ca/take-intermediate" => {
+            let certificate = String::from_utf8_lossy(sent);
+            authority.take_requested(&certificate, now).map(|signs| json!({"signs": signs}))
+        }
         "/ca/revoke" => {
             let serial = query.strip_prefix("serial=").unwrap_or_default();
             authority.revoke(serial, now).map(|new| json!({"serial": serial, "new": new}))
