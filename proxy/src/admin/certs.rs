@@ -17,6 +17,7 @@ pub(super) fn json(state: &AdminState) -> Value {
     if let Some(renewal) = &state.renewal {
         let renewal = renewal.borrow();
         page["renewal"] = json!({
+            "automatic": !renewal.by_hand,
             "next": renewal.renews.and_then(|t| t.format(&Rfc3339).ok()),
             "received": renewal.received,
             "rotations": renewal.rotations,

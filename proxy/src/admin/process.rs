@@ -17,6 +17,8 @@ pub(super) fn samples(state: &AdminState, others: &[Sample]) -> Vec<Sample> {
         // The secret's other numbers are where secrets are.
         let failures = Value::Counter(renewal.borrow().failures);
         with("", "certificate_rotation_failures", vec![("secret", "default".to_owned())], failures);
+        let automatic = Value::Gauge(i64::from(!renewal.borrow().by_hand));
+        with("", "certificate_rotation_automatic", vec![("secret", "default".to_owned())], automatic);
     }
     let events = weft_events::numbers();
     for (name, counts) in

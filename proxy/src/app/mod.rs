@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
+use weft_events::{Event, Kind, Outcome, Severity};
 
 use crate::admin::push::{self, Push};
 use crate::admin::{AdminState, Readiness, SetLevel, Surface, logging, relay, serve};
@@ -86,7 +87,8 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
         })?;
     }
     let identity = start.identity.as_ref().map(|i| identify(i, &engine)).transpose()?;
-    let store = start.ads.as_ref().and(start.state_dir.as_deref()).map(|d| Store::new(d, &start.node.id));
+    let store = start.ads.as_ref().and(start.state_dir.as_deref());
+    let store = store.map(|d| Store::new(d, start.state_key.as_deref(), &start.node.id));
     let kept = store.as_ref().map(|store| restore(store, &engine, dns.as_ref())).unwrap_or_default();
     // Over plain text no secret is asked for: anybody could answer.
     if identity.is_some() && start.ads.as_ref().is_some_and(|a| a.roots.is_some()) {
@@ -276,6 +278,10 @@ fn restore(store: &Store, engine: &Engine, dns: Option<&dns::Dns>) -> Vec<Kept> 
         Ok(None) => return Vec::new(),
         Err(error) => {
             tracing::warn!(%error, "the stored configuration is not used");
+            weft_events::emit(Kind::ConfigRejected, || {
+                let words = format!("the stored configuration is not used: {error}");
+                Event::new(Kind::ConfigRejected, Outcome::Failed, Severity::High, "stored", words)
+            });
             return Vec::new();
         }
     };

@@ -25,6 +25,10 @@ pub struct ProxyArgs {
     /// The control plane
     #[command(flatten)]
     pub control: ControlPlaneArgs,
+    /// The key that seals the configuration which --state-dir keeps (64 hexadecimal digits): a file that whoever can write there
+    /// should not read, such as a mounted secret. Without, one is made in the state directory, which keeps off mistakes alone
+    #[arg(long, value_name = "FILE", requires = "state_dir")]
+    pub state_key: Option<PathBuf>,
     /// The pod's DNS
     #[command(flatten)]
     pub dns: DnsArgs,
@@ -128,6 +132,7 @@ impl ProxyArgs {
             identity,
             ending: self.ending.read()?,
             state_dir: self.control.state_dir.clone(),
+            state_key: self.state_key.clone(),
             listener_drain: self.listener_drain_time,
             recheck: !self.no_recheck,
             shed: !self.no_shedding,

@@ -83,6 +83,7 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
         identity: None,
         ending: args.ending.read()?,
         state_dir: args.control.state_dir.clone(),
+        state_key: args.state_key.clone(),
         listener_drain: args.listener_drain_time,
         recheck: !args.no_recheck,
         shed: !args.no_shedding,

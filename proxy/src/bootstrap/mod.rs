@@ -61,6 +61,8 @@ pub struct Start {
     pub ending: Ending,
     /// Where the last good configuration is kept.
     pub state_dir: Option<PathBuf>,
+    /// The key that seals it, if it is not to be there.
+    pub state_key: Option<PathBuf>,
     /// How long connections get to end whose listener, or filter chain, was removed or changed.
     pub listener_drain: Duration,
     /// Connections and streams that a new policy denies are closed.
@@ -111,6 +113,8 @@ pub struct Identity {
     pub lifetime: Option<Duration>,
     /// Where the last good certificate is kept.
     pub state_dir: Option<PathBuf>,
+    /// Whether a certificate is renewed before its end.
+    pub automatic: bool,
 }
 
 impl Identity {
@@ -118,7 +122,12 @@ impl Identity {
     pub(crate) fn client(&self, headers: Vec<(String, String)>) -> anyhow::Result<IdentityClient> {
         let domain: weft_certs::spiffe::TrustDomain = self.trust_domain.parse()?;
         let id = domain.workload(&self.namespace, &self.service_account)?;
-        let config = IdentityConfig { id, lifetime: self.lifetime, state_dir: self.state_dir.clone() };
+        let config = IdentityConfig {
+            id,
+            lifetime: self.lifetime,
+            state_dir: self.state_dir.clone(),
+            automatic: self.automatic,
+        };
         let endpoint = endpoint(&self.address, self.roots.as_ref(), None)?;
         let credentials = Credentials { token: self.token.clone(), headers };
         Ok(IdentityClient::new(config, endpoint, credentials))

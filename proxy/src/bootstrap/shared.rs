@@ -126,6 +126,10 @@ pub struct ControlPlaneArgs {
     /// The lifetime of the workload's certificate to ask for, such as 24h or 90s; the certificate service decides without it
     #[arg(long, value_name = "DURATION", env = "SECRET_TTL", value_parser = xds_protos::duration::parse)]
     pub cert_ttl: Option<Duration>,
+    /// Renew the workload's certificate at half of its life. With false it is not renewed before its end, and at its end peers
+    /// refuse the workload until it has another one: warned of at the start and every hour
+    #[arg(long, value_name = "BOOL", env = "AUTOMATIC_ROTATION", default_value_t = true, action = clap::ArgAction::Set)]
+    pub automatic_rotation: bool,
     /// Keep the last good certificate (and a proxy its configuration) here, to start from it while the control plane is away
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -154,6 +158,7 @@ impl ControlPlaneArgs {
             service_account: node.service_account.clone(),
             lifetime: self.cert_ttl,
             state_dir: self.state_dir.clone(),
+            automatic: self.automatic_rotation,
         }
     }
 }

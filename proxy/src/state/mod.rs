@@ -6,6 +6,7 @@ pub mod error;
 pub mod fields;
 pub mod node;
 pub mod saved;
+pub mod seal;
 pub mod slot;
 
 pub use context::{ClusterTable, CompileContext, RouteTable, SecretSource, SecretTable, Tables};

@@ -1,6 +1,6 @@
 //! The last good configuration on disk, so that a proxy that restarts while the control plane is away serves as before.
 //!
-//! One file: a line with the checksum of all that follows, a line of JSON that says whose it is, and the resources as xDS
+//! One file: a line with the code of all that follows ([`super::seal`]), a line of JSON that says whose it is, and the resources as xDS
 //! carries them, each with its length before it. Only the owner can read it, for a gateway's keys are there, and it is replaced
 //! in one step. A file that cannot be used is never a reason not to start.
 
@@ -11,7 +11,6 @@ use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use weft_certs::digest::sha256_hex;
 use weft_certs::{inspect, pem};
 use xds_protos::envoy::config::core::v3::data_source::Specifier;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
@@ -20,10 +19,13 @@ use xds_protos::prost::Message;
 use xds_protos::{Any, ResourceType};
 use zeroize::Zeroizing;
 
+use super::seal::{Seal, SealError};
 use super::{Engine, Kept};
 use crate::io::file::replace_private;
 
 const FILE: &str = "configuration";
+/// File of the key that seals it, unless it is elsewhere.
+const KEY: &str = "configuration-key";
 
 /// A push comes in several responses; so long after the first change the rest is waited for.
 const GATHER: Duration = Duration::from_millis(100);
@@ -51,6 +53,14 @@ pub enum SavedError {
         /// What is wrong with it.
         reason: String,
     },
+    /// It is not as it was written, or not the last one.
+    #[error("{path} is not used: {source}; the control plane will be asked for everything")]
+    Seal {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SealError,
+    },
     /// It was written by a proxy beside another workload.
     #[error("{path} is of {theirs}, and this is {ours}; the control plane will be asked for everything")]
     Foreign {
@@ -76,19 +86,24 @@ pub struct Saved {
 struct Header {
     node: String,
     saved: u64,
+    /// Grows with each state.
+    number: u64,
 }
 
 /// The store in one directory, of one node.
 #[derive(Clone, Debug)]
 pub struct Store {
     path: PathBuf,
+    seal: Seal,
     node: String,
 }
 
 impl Store {
-    /// The store of the node with this id.
-    pub fn new(directory: &Path, node: &str) -> Self {
-        Self { path: directory.join(FILE), node: node.to_owned() }
+    /// The store of the node with this id; `key` is the file of the key that seals it, which is in the same directory unless it
+    /// is said.
+    pub fn new(directory: &Path, key: Option<&Path>, node: &str) -> Self {
+        let seal = key.map_or_else(|| Seal::own(&directory.join(KEY)), Seal::given);
+        Self { path: directory.join(FILE), seal, node: node.to_owned() }
     }
 
     /// What was stored, without secrets that have expired by `now`; none if nothing was.
@@ -104,15 +119,15 @@ impl Store {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(SavedError::Io { path, source }),
         };
-        let sum = line(&mut bytes).ok_or_else(|| damaged(&"no checksum"))?;
-        if sum != sha256_hex(&bytes).as_bytes() {
-            return Err(damaged(&"its checksum differs"));
-        }
+        let code = line(&mut bytes).ok_or_else(|| damaged(&"it has no code"))?;
+        let bad = |source| SavedError::Seal { path: path.clone(), source };
+        let checked = self.seal.check(&bytes, &code).map_err(bad)?;
         let header = line(&mut bytes).ok_or_else(|| damaged(&"no header"))?;
         let header: Header = serde_json::from_slice(&header).map_err(|e| damaged(&e))?;
         if header.node != self.node {
             return Err(SavedError::Foreign { path, theirs: header.node, ours: self.node.clone() });
         }
+        checked.is_last(header.number).map_err(bad)?;
         let mut resources = Vec::new();
         while bytes.has_remaining() {
             let resource = Resource::decode_length_delimited(&mut bytes).map_err(|e| damaged(&e))?;
@@ -132,13 +147,16 @@ impl Store {
     /// Replaces what is stored.
     ///
     /// # Errors
-    /// [`SavedError::Io`].
+    /// [`SavedError::Io`], or that it cannot be sealed.
     pub fn save(&self, resources: &[Kept]) -> Result<(), SavedError> {
         let saved = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let header = Header { node: self.node.clone(), saved };
+        let bad = |source| SavedError::Seal { path: self.path.clone(), source };
+        let number = self.seal.next().map_err(bad)?;
+        let header = Header { node: self.node.clone(), saved, number };
+        let mut body = Zeroizing::new(Vec::new());
         let result = serde_json::to_vec(&header).map_err(std::io::Error::from).and_then(|mut text| {
             text.push(b'\n');
-            let mut body = Zeroizing::new(text);
+            body.append(&mut text);
             for kept in resources {
                 let any = Any { type_url: kept.kind.type_url().to_owned(), value: kept.bytes.clone() };
                 let resource = Resource {
@@ -150,9 +168,17 @@ impl Store {
                 // Fails only for want of room, which a vector has.
                 resource.encode_length_delimited(&mut *body).map_err(std::io::Error::other)?;
             }
-            replace_private(&self.path, &[sha256_hex(&body).as_bytes(), b"\n", &body])
+            Ok(())
         });
-        result.map_err(|source| SavedError::Io { path: self.path.clone(), source })
+        let io = |source| SavedError::Io { path: self.path.clone(), source };
+        result.map_err(io)?;
+        let code = self.seal.code(&body).map_err(bad)?;
+        replace_private(&self.path, &[code.as_bytes(), b"\n", &body]).map_err(io)?;
+        // Only then: whatever cuts this off, what is there can be used. A key that may only be read remembers nothing.
+        if let Err(error) = self.seal.remember(number) {
+            tracing::debug!(%error, "an older configuration that is put back will not be noticed");
+        }
+        Ok(())
     }
 }
 
@@ -235,7 +261,7 @@ mod tests {
     #[test]
     fn what_is_stored_comes_back_and_only_its_owner_reads_it() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::new(&directory.path().join("deep"), "me");
+        let store = Store::new(&directory.path().join("deep"), None, "me");
         let now = OffsetDateTime::now_utc();
         assert!(store.load(now).unwrap().is_none());
         let all = vec![kept(ResourceType::Listener, "l", b"one\ntwo"), kept(ResourceType::Cluster, "c", b"")];
@@ -249,34 +275,35 @@ mod tests {
     #[test]
     fn a_file_that_is_damaged_or_anothers_is_an_error_that_names_it() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::new(directory.path(), "me");
+        let store = Store::new(directory.path(), None, "me");
         store.save(&[kept(ResourceType::Cluster, "c", b"bytes")]).unwrap();
         let now = OffsetDateTime::now_utc();
-        let other = Store::new(directory.path(), "another").load(now).unwrap_err().to_string();
+        let other = Store::new(directory.path(), None, "another").load(now).unwrap_err().to_string();
         assert!(other.contains("is of me, and this is another"), "{other}");
         let good = std::fs::read(&store.path).unwrap();
         let flipped: Vec<u8> =
             good.iter().enumerate().map(|(i, b)| b ^ u8::from(i + 1 == good.len())).collect();
         for (bad, words) in [
-            (&good[..good.len() - 1], "checksum"),
-            (&good[..0], "no checksum"),
-            (&good[..30], "no checksum"),
-            (&flipped, "checksum"),
+            (&good[..good.len() - 1], "not as this proxy wrote it"),
+            (&good[..0], "no code"),
+            (&good[..30], "no code"),
+            (&flipped, "not as this proxy wrote it"),
         ] {
             std::fs::write(&store.path, bad).unwrap();
             let error = store.load(now).unwrap_err().to_string();
             assert!(error.contains(words) && error.contains(&*store.path.to_string_lossy()), "{error}");
         }
         // Whole, but not what this version writes.
-        let body = b"{\"node\": \"me\", \"saved\": 1}\nnonsense";
-        std::fs::write(&store.path, [sha256_hex(body).as_bytes(), b"\n", body].concat()).unwrap();
+        let body = b"{\"node\": \"me\", \"saved\": 1, \"number\": 9}\nnonsense";
+        let code = store.seal.code(body).unwrap();
+        std::fs::write(&store.path, [code.as_bytes(), b"\n", body].concat()).unwrap();
         assert!(store.load(now).unwrap_err().to_string().contains("damaged"));
     }
 
     #[test]
     fn an_expired_secret_is_left_out() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::new(directory.path(), "me");
+        let store = Store::new(directory.path(), None, "me");
         let now = OffsetDateTime::now_utc();
         let chain = Authority::root(KeyKind::P256, now, time::Duration::hours(1)).unwrap();
         let text = serde_json::json!({"name": "shop", "tls_certificate": {
@@ -285,5 +312,31 @@ mod tests {
         store.save(&[kept(ResourceType::Secret, "shop", &secret.encode_to_vec())]).unwrap();
         let names = |now| store.load(now).unwrap().unwrap().resources.len();
         assert_eq!((names(now), names(now + time::Duration::hours(2))), (1, 0));
+    }
+
+    #[test]
+    fn a_state_that_is_put_back_is_not_used_and_the_key_can_be_elsewhere_and_read_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let now = OffsetDateTime::now_utc();
+        let one = [kept(ResourceType::Cluster, "one", b"")];
+        let store = Store::new(directory.path(), None, "me");
+        store.save(&one).unwrap();
+        let old = std::fs::read(&store.path).unwrap();
+        store.save(&[kept(ResourceType::Cluster, "two", b"")]).unwrap();
+        std::fs::write(&store.path, &old).unwrap();
+        assert!(store.load(now).unwrap_err().to_string().contains("older than"));
+        store.save(&one).unwrap();
+        assert_eq!(store.load(now).unwrap().unwrap().resources, one);
+
+        // A key that is mounted: nothing is made beside the state, and another key opens nothing.
+        let key = directory.path().join("mounted");
+        std::fs::write(&key, format!("{}\n", "5a".repeat(32))).unwrap();
+        let state = directory.path().join("state");
+        let store = Store::new(&state, Some(&key), "me");
+        store.save(&one).unwrap();
+        assert!(!state.join(KEY).exists());
+        assert_eq!(store.load(now).unwrap().unwrap().resources, one);
+        let text = Store::new(&state, None, "me").load(now).unwrap_err().to_string();
+        assert!(text.contains("it is not there"), "{text}");
     }
 }

@@ -99,6 +99,7 @@ async fn run(args: &FetchArgs) -> anyhow::Result<()> {
         service_account: args.service_account.clone(),
         lifetime: args.cert_ttl,
         state_dir: None,
+        automatic: true,
     };
     let client = identity.client(Vec::new())?;
     let (mut current, status) = (client.current(), client.status());

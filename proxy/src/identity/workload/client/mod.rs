@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Sleeps are cut to this length, for a clock that is set, or a machine that was suspended, moves no timer.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
+/// How often it is said that nobody renews the certificate.
+const REMINDER: Duration = Duration::from_secs(3600);
+
 /// The wall clock, or a test's.
 pub type Clock = Arc<dyn Fn() -> OffsetDateTime + Send + Sync>;
 
@@ -40,11 +43,15 @@ pub struct IdentityConfig {
     pub lifetime: Option<Duration>,
     /// Where the last good certificate is kept for a restart; none keeps it in memory only.
     pub state_dir: Option<PathBuf>,
+    /// Whether a certificate is renewed before its end.
+    pub automatic: bool,
 }
 
 /// How renewing goes, for the admin interface and metrics.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
+    /// Nothing is renewed before its end.
+    pub by_hand: bool,
     /// Certificates received.
     pub received: u64,
     /// How often one replaced another.
@@ -68,6 +75,8 @@ pub struct IdentityClient<S = GrpcSigner> {
     store: Option<Store>,
     published: watch::Sender<Option<Arc<WorkloadCertificate>>>,
     status: watch::Sender<Status>,
+    /// A request that was not answered well: it is sent again as it is, for an answer may have been lost on its way.
+    unanswered: Option<csr::NewRequest>,
 }
 
 impl IdentityClient {
@@ -85,8 +94,12 @@ impl<S: Signer> IdentityClient<S> {
         let store = config.state_dir.as_deref().map(Store::new);
         let signer = signer(current);
         let status = watch::Sender::default();
-        let mut client = Self { config, signer, clock, rotation: Rotation::new(), store, published, status };
+        let rotation = if config.automatic { Rotation::new() } else { Rotation::by_hand() };
+        let unanswered = None;
+        let mut client = Self { config, signer, clock, rotation, store, published, status, unanswered };
         client.restore();
+        let (by_hand, renews) = (!client.config.automatic, client.rotation.renews());
+        client.status.send_modify(|s| (s.by_hand, s.renews) = (by_hand, renews));
         client
     }
 
@@ -103,9 +116,14 @@ impl<S: Signer> IdentityClient<S> {
     /// Works for ever; drop the future to stop.
     pub async fn run(mut self) -> Infallible {
         let mut refusals = crate::io::refused::refusals();
+        let mut reminded: Option<tokio::time::Instant> = None;
         loop {
             let now = (self.clock)();
             self.withdraw_expired(now);
+            if !self.config.automatic && reminded.is_none_or(|at| at.elapsed() >= REMINDER) {
+                reminded = Some(tokio::time::Instant::now());
+                self.warn();
+            }
             match self.rotation.next(now) {
                 Action::Request => self.renew().await,
                 Action::WaitUntil(then) => {
@@ -119,6 +137,20 @@ impl<S: Signer> IdentityClient<S> {
                 }
             }
         }
+    }
+
+    /// Says that the certificate will expire and nothing is done about it before.
+    fn warn(&self) {
+        let expires = self.published_expiry().map(in_rfc3339);
+        let words = "automatic rotation is switched off: the workload's certificate is not renewed before its end, and at its end \
+                     peers refuse the workload until it has another one; switch it on (--automatic-rotation, AUTOMATIC_ROTATION)";
+        tracing::warn!(id = %self.config.id, expires = expires.as_deref(), "{words}");
+        emit(Kind::Certificate, || {
+            Event::new(Kind::Certificate, Outcome::Failed, Severity::High, "identity", words)
+                .with("reason", "rotation_off")
+                .with("subject", self.config.id.to_string())
+                .with_some("expires", expires)
+        });
     }
 
     /// A peer refused the certificate.
@@ -164,30 +196,40 @@ impl<S: Signer> IdentityClient<S> {
         let left =
             self.published_expiry().map(|e| Duration::try_from(e - (self.clock)()).unwrap_or_default());
         let patience = left.map_or(PATIENCE, |l| (l / 2).clamp(Duration::from_millis(500), PATIENCE));
-        let answer = tokio::time::timeout(patience, request(&self.config, &self.signer, &self.clock)).await;
+        let made = match self.unanswered.take().map_or_else(|| csr::make(&self.config.id), Ok) {
+            Ok(made) => made,
+            Err(error) => return self.not_renewed(error.into()),
+        };
+        let asked = request(&self.config, &self.signer, &self.clock, &made);
+        let answer = tokio::time::timeout(patience, asked).await;
         match answer.unwrap_or(Err(IdentityError::TimedOut(patience))) {
             Ok(certificate) => self.install(certificate),
             Err(error) => {
-                let error = error.to_string();
-                let now = (self.clock)();
-                self.rotation.failed(now, fastrand::f64());
-                let expires = self.published_expiry().map(in_rfc3339);
-                tracing::warn!(id = %self.config.id, %error, next = ?self.rotation.next(now), expires = expires.as_deref(),
-                    "no new certificate; the one in force stays until it expires");
-                emit(Kind::Certificate, || {
-                    let words = format!("the workload's certificate was not renewed: {error}");
-                    Event::new(Kind::Certificate, Outcome::Failed, Severity::High, "identity", words)
-                        .with("subject", self.config.id.to_string())
-                        .with_some("expires", expires)
-                });
-                let renews = self.rotation.renews();
-                self.status.send_modify(|s| {
-                    s.renews = renews;
-                    s.failures += 1;
-                    s.last_error = Some(error);
-                });
+                self.unanswered = Some(made);
+                self.not_renewed(error);
             }
         }
+    }
+
+    fn not_renewed(&mut self, error: IdentityError) {
+        let error = error.to_string();
+        let now = (self.clock)();
+        self.rotation.failed(now, fastrand::f64());
+        let expires = self.published_expiry().map(in_rfc3339);
+        tracing::warn!(id = %self.config.id, %error, next = ?self.rotation.next(now), expires = expires.as_deref(),
+            "no new certificate; the one in force stays until it expires");
+        emit(Kind::Certificate, || {
+            let words = format!("the workload's certificate was not renewed: {error}");
+            Event::new(Kind::Certificate, Outcome::Failed, Severity::High, "identity", words)
+                .with("subject", self.config.id.to_string())
+                .with_some("expires", expires)
+        });
+        let renews = self.rotation.renews();
+        self.status.send_modify(|s| {
+            s.renews = renews;
+            s.failures += 1;
+            s.last_error = Some(error);
+        });
     }
 
     fn install(&mut self, certificate: WorkloadCertificate) {
@@ -218,15 +260,15 @@ impl<S: Signer> IdentityClient<S> {
     }
 }
 
-/// One request: a fresh key, its signing request, the checked answer.
+/// One request: the signing request of a fresh key, and the checked answer.
 async fn request<S: Signer>(
     config: &IdentityConfig,
     signer: &S,
     clock: &Clock,
+    made: &csr::NewRequest,
 ) -> Result<WorkloadCertificate, IdentityError> {
-    let made = csr::make(&config.id)?;
-    let answer = signer.sign(made.csr, config.lifetime).await?;
-    let certificate = WorkloadCertificate::assemble(made.key, &answer, clock())?;
+    let answer = signer.sign(made.csr.clone(), config.lifetime).await?;
+    let certificate = WorkloadCertificate::assemble(made.key.clone_key(), &answer, clock())?;
     let (got, wanted) = (certificate.id(), &config.id);
     if got.workload() != wanted.workload() {
         return Err(IdentityError::Answer(format!(

@@ -74,7 +74,7 @@ impl World {
             clock: self.clock.clone(),
             script: self.script.clone(),
         };
-        let config = IdentityConfig { id: id(), lifetime, state_dir };
+        let config = IdentityConfig { id: id(), lifetime, state_dir, automatic: true };
         IdentityClient::with_signer(config, clock, |_| fake)
     }
 
@@ -197,4 +197,34 @@ async fn a_clock_that_is_five_minutes_off_renews_before_anybody_takes_the_old_on
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_automatic_rotation_the_certificate_stays_to_its_end_and_then_there_is_another() {
+    let world = World::new();
+    let mut client = world.client(None);
+    (client.config.automatic, client.rotation) = (false, Rotation::by_hand());
+    let (mut current, status) = (client.current(), client.status());
+    tokio::spawn(client.run());
+    let first = next(&mut current).await.unwrap();
+    let ended = first.validity().expires;
+    let second = next(&mut current).await.unwrap();
+    assert!(second.validity().issued >= ended, "it stayed to its end");
+    assert_eq!((status.borrow().rotations, world.script.lock().unwrap().requests), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_was_not_answered_is_sent_again_with_the_same_key() {
+    let world = World::new();
+    world.set(|s| s.failing = true);
+    let mut client = world.client(None);
+    client.renew().await;
+    let unanswered = client.unanswered.as_ref().unwrap().key.secret_pkcs8_der().to_vec();
+    client.renew().await;
+    world.set(|s| s.failing = false);
+    client.renew().await;
+    let first = client.published.borrow().as_ref().unwrap().key().secret_pkcs8_der().to_vec();
+    assert_eq!(first, unanswered);
+    client.renew().await;
+    assert_ne!(client.published.borrow().as_ref().unwrap().key().secret_pkcs8_der(), unanswered);
 }
