@@ -20,7 +20,7 @@ pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
         for (place, server) in gateway.spec.servers.iter().enumerate() {
             let path = format!("spec.servers[{place}]");
             port(world, gateway, server, &at, &path, found);
-            credentials(world, gateway, server, &at, &path, found);
+            credentials(world, gateway, server, &path, found);
             for earlier in world.gateways().iter().take(index) {
                 conflict(gateway, server, earlier, &path, found);
             }
@@ -118,34 +118,19 @@ fn credentials(
     world: &World,
     gateway: &Object<Gateway>,
     server: &Server,
-    at: &[&Arc<Workload>],
     path: &str,
     found: &mut Vec<Message>,
 ) {
-    let Some(tls) = &server.tls else { return };
-    let namespaces: BTreeSet<&str> = at.iter().map(|workload| workload.meta.namespace.as_str()).collect();
-    for name in tls.credentials() {
-        for namespace in &namespaces {
-            let ordered = world
-                .acme_certificates()
-                .iter()
-                .any(|order| order.meta.namespace == *namespace && order.spec.credential_name == name);
-            // Where no Secret is written down at all, they are kept elsewhere.
-            if ordered || world.secrets().is_empty() || world.secret(namespace, name).is_some() {
-                continue;
-            }
-            let elsewhere = world.secrets().iter().filter(|secret| secret.meta.name == name);
-            let elsewhere = few(elsewhere.map(|secret| secret.meta.namespace.clone()));
-            let why = format!("there is no Secret {namespace}/{name}: the port refuses every handshake");
-            let help = match elsewhere.is_empty() {
-                true => format!("create it as a Secret of type kubernetes.io/tls in {namespace}"),
-                false => {
-                    format!("it is in {elsewhere}; it is read in the namespace of the gateway's workloads")
-                }
-            };
-            let path = format!("{path}.tls.credentialName");
-            found.push(Message::of(Code::CredentialMissing, &gateway.meta, path, why, help));
-        }
+    for missing in world.missing_secrets(&gateway.spec, server) {
+        let (name, namespace) = (missing.name, missing.namespace);
+        let elsewhere = few(missing.elsewhere.iter().map(ToString::to_string));
+        let why = format!("there is no Secret {namespace}/{name}: the port refuses every handshake");
+        let help = match elsewhere.is_empty() {
+            true => format!("create it as a Secret of type kubernetes.io/tls in {namespace}"),
+            false => format!("it is in {elsewhere}; it is read in the namespace of the gateway's workloads"),
+        };
+        let path = format!("{path}.tls.credentialName");
+        found.push(Message::of(Code::CredentialMissing, &gateway.meta, path, why, help));
     }
 }
 

@@ -265,6 +265,7 @@ impl Store {
         let world = self.world.next(objects);
         self.world = world.clone();
         across.append(&mut validate::whole(&world));
+        across.append(&mut validate::secrets_of_gateways(&world));
         let mut verdicts = Verdicts::new();
         let mut diagnostics = Vec::new();
         for ((kind, name), fragment) in &self.fragments {

@@ -250,6 +250,44 @@ fn a_secret_that_is_named_is_taken_and_its_next_version_too() {
 }
 
 #[test]
+fn a_gateways_status_names_the_namespace_where_its_secret_is_and_where_it_has_to_be() {
+    let mut store = Store::default();
+    let secret = |namespace: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+            "metadata": {"name": "edge", "namespace": namespace, "resourceVersion": "7"},
+            "data": {"tls.crt": "LS0tLS1CRUdJTiBBLS0tLS0=", "tls.key": "LS0tLS1CRUdJTiBBLS0tLS0="},
+        })
+    };
+    let mut router = pod("gw-1", "10.0.0.9", "n1");
+    router["metadata"]["labels"] = json!({"istio": "ingressgateway"});
+    router["metadata"]["annotations"] = json!({"inject.istio.io/templates": "gateway"});
+    router["metadata"]["namespace"] = "istio-system".into();
+    take(&mut store, &router);
+    take(&mut store, &secret("shop"));
+    take(
+        &mut store,
+        &json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": {"name": "g", "namespace": "shop"},
+            "spec": {"selector": {"istio": "ingressgateway"}, "servers": [{"hosts": ["a.example.com"],
+                "port": {"number": 443, "name": "https", "protocol": "HTTPS"},
+                "tls": {"mode": "SIMPLE", "credentialName": "edge"}}]},
+        }),
+    );
+    let verdict = |store: &mut Store| {
+        let verdicts = store.build().verdicts;
+        verdicts[&("Gateway", "shop".to_owned(), "g".to_owned())].findings.clone()
+    };
+    let found = verdict(&mut store);
+    let [only] = found.as_slice() else { panic!("{found:?}") };
+    let text = format!("{} {}", only.reason, only.help.as_deref().unwrap_or_default());
+    assert!(text.contains("in the namespace shop") && text.contains("put it into istio-system"), "{text}");
+    assert_eq!(only.path.as_deref(), Some("spec.servers[0].tls.credentialName"));
+    take(&mut store, &secret("istio-system"));
+    assert_eq!(verdict(&mut store), []);
+}
+
+#[test]
 fn a_status_that_is_written_is_known_and_changes_nothing() {
     let mut store = Store::default();
     take(&mut store, &peer("STRICT"));

@@ -59,7 +59,7 @@ pub(super) use sidecar::sidecar;
 pub(super) use telemetry::telemetry;
 pub(super) use traffic_management::traffic_management;
 pub(super) use virtual_service::virtual_service;
-pub(super) use whole::whole;
+pub(super) use whole::{secrets_of_gateways, whole};
 pub(super) use workload_group::workload_group;
 
 use std::collections::HashSet;

@@ -20,6 +20,28 @@ pub(in super::super) fn whole(world: &World) -> Vec<Diagnostic> {
     found
 }
 
+/// Certificates of gateways that are in another namespace than where they are read: for the Gateway's status. (Whoever has a
+/// directory or a cluster looked through hears of it from there.)
+pub(in super::super) fn secrets_of_gateways(world: &World) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    for gateway in world.gateways() {
+        for (place, server) in gateway.spec.servers.iter().enumerate() {
+            for missing in world.missing_secrets(&gateway.spec, server) {
+                let (name, namespace) = (missing.name, missing.namespace);
+                let Some(first) = missing.elsewhere.first() else { continue };
+                let path = format!("spec.servers[{place}].tls.credentialName");
+                let reason = format!(
+                    "the Secret {name} is in the namespace {first}, and is read in {namespace}, the namespace of the gateway's \
+                     workloads: the port refuses every handshake"
+                );
+                let help = format!("put it into {namespace}");
+                found.push(warning(&gateway.meta, &path, reason, &help));
+            }
+        }
+    }
+    found
+}
+
 fn health_checks(world: &World, found: &mut Vec<Diagnostic>) {
     for check in world.health_checks() {
         let spec = &check.spec;

@@ -1,5 +1,6 @@
 //! Which Gateways a gateway workload serves, and for which hosts.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::model::gateway::{Gateway, Server};
@@ -15,6 +16,44 @@ impl World {
         let here = |gateway: &Gateway| gateway.namespace.as_deref().is_none_or(|only| only == namespace);
         let selected = |gateway: &Gateway| here(gateway) && selects(&gateway.selector, labels);
         self.gateways().iter().filter(|gateway| selected(&gateway.spec)).collect()
+    }
+}
+
+/// A Secret that a Gateway's server names and that is not where its workloads read it.
+#[derive(Debug)]
+pub struct MissingSecret<'w> {
+    /// Its name.
+    pub name: &'w str,
+    /// The namespace of the gateway's workloads, where it should be.
+    pub namespace: &'w str,
+    /// Namespaces that have one of this name.
+    pub elsewhere: Vec<&'w str>,
+}
+
+impl World {
+    /// Secrets that a server of a Gateway names, and that its workloads will not find. Where no Secret is written down at all, they
+    /// are kept elsewhere.
+    pub fn missing_secrets<'w>(&'w self, gateway: &'w Gateway, server: &'w Server) -> Vec<MissingSecret<'w>> {
+        let (Some(tls), false) = (&server.tls, self.secrets().is_empty()) else { return Vec::new() };
+        let at = self.workloads().iter().filter(|w| w.is_gateway() && selects(&gateway.selector, w.labels()));
+        let here = |namespace: &&str| gateway.namespace.as_deref().is_none_or(|only| only == *namespace);
+        let namespaces: BTreeSet<&str> = at.map(|w| w.meta.namespace.as_str()).filter(here).collect();
+        let mut missing = Vec::new();
+        for name in tls.credentials() {
+            for namespace in &namespaces {
+                let ordered = self
+                    .acme_certificates()
+                    .iter()
+                    .any(|order| order.meta.namespace == *namespace && order.spec.credential_name == name);
+                if ordered || self.secret(namespace, name).is_some() {
+                    continue;
+                }
+                let elsewhere = self.secrets().iter().filter(|secret| secret.meta.name == name);
+                let elsewhere = elsewhere.map(|secret| secret.meta.namespace.as_str()).collect();
+                missing.push(MissingSecret { name, namespace, elsewhere });
+            }
+        }
+        missing
     }
 }
 

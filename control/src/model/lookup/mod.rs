@@ -16,5 +16,5 @@ mod virtual_services;
 pub(super) use delegates::resolve as resolve_delegates;
 pub(super) use destination_rules::merge;
 pub use destination_rules::{MergedRule, PortPolicy, RETURN_WINDOW_ANNOTATION, effective_policy};
-pub use gateways::served_hosts;
+pub use gateways::{MissingSecret, served_hosts};
 pub use virtual_services::MESH_GATEWAY;

@@ -292,7 +292,7 @@ fn explain(name: &str, missing: Missing, near: impl Fn() -> Vec<String>) -> (Sta
             let agent = if agent.is_empty() { "of an unknown kind".to_owned() } else { agent };
             let why = format!(
                 "{name} ({agent}) has no stream to this control plane on which it could be asked: an Envoy has none, nor has a proxy of ours that is \
-                 older, and a new one has it a moment after it connects. Ask its admin interface: kubectl port-forward POD 15000"
+                 older, or is connected in plain text from another machine (--inspect-plaintext), and a new one has it a moment after it connects. Ask its admin interface: kubectl port-forward POD 15000"
             );
             (StatusCode::NOT_IMPLEMENTED, why)
         }

@@ -33,6 +33,27 @@ pub struct InspectArgs {
     /// may do so, too, who may get proxies/admin (weft.dev) there
     #[arg(long, value_name = "FILE")]
     pub inspect_token_file: Option<PathBuf>,
+    /// Ask proxies for pages that are connected in plain text (15010) from other machines, too: nobody has proven who they are,
+    /// and whoever is on the way reads the pages. Those on this machine are asked anyway
+    #[arg(long)]
+    pub inspect_plaintext: bool,
+}
+
+/// Whose streams of answers are taken, beside those that have proven who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plaintext {
+    /// Those of this machine.
+    Local,
+    /// Everybody's (--inspect-plaintext).
+    All,
+}
+
+impl Plaintext {
+    /// Whether a stream in plain text from this address (with its port) is taken.
+    fn takes(self, from: &str) -> bool {
+        let local = from.parse::<SocketAddr>().is_ok_and(|from| from.ip().to_canonical().is_loopback());
+        self == Self::All || local
+    }
 }
 
 /// By a proxy's id and address; with a number of its own.
@@ -293,5 +314,19 @@ mod tests {
         assert!(linked()[0].1.is_none());
         let only = there(&proxies, &links, |proxy| is_called(&proxy.node.id, "b.shop"));
         assert_eq!(only.len(), 1, "no more is looked at than what is meant");
+    }
+
+    #[test]
+    fn in_plain_text_only_who_is_on_this_machine_is_taken_unless_everybody_is() {
+        for (from, local) in [
+            ("127.0.0.1:9", true),
+            ("[::1]:9", true),
+            ("[::ffff:127.0.0.2]:9", true),
+            ("10.0.0.1:9", false),
+            ("[fd00::1]:9", false),
+            ("", false),
+        ] {
+            assert_eq!((Plaintext::Local.takes(from), Plaintext::All.takes(from)), (local, true), "{from}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use xds_protos::weft::inspect::v1alpha1::{Answer, Question};
 use super::super::ads::caller;
 use super::super::connection::check;
 use super::super::proxies::Proxies;
-use super::{Link, Links, is_named_rightly};
+use super::{Link, Links, Plaintext, is_named_rightly};
 use crate::ca::Authenticators;
 use crate::render::ProxyNode;
 
@@ -32,16 +32,19 @@ pub struct Inspection {
     links: Links,
     /// None on the plaintext port.
     authenticators: Option<Arc<Authenticators>>,
+    plaintext: Plaintext,
 }
 
 impl Inspection {
-    /// Enters the streams of `proxies` into `links`. With `authenticators` each must prove who it is.
+    /// Enters the streams of `proxies` into `links`. With `authenticators` each must prove who it is; without, those are taken that
+    /// `plaintext` says.
     pub fn server(
         proxies: Proxies,
         links: Links,
         authenticators: Option<Arc<Authenticators>>,
+        plaintext: Plaintext,
     ) -> InspectionServiceServer<Self> {
-        let service = Self { proxies, links, authenticators };
+        let service = Self { proxies, links, authenticators, plaintext };
         InspectionServiceServer::new(service).max_decoding_message_size(LONGEST)
     }
 
@@ -64,6 +67,13 @@ impl InspectionService for Inspection {
         request: Request<Streaming<Answer>>,
     ) -> Result<Response<Self::InspectStream>, Status> {
         let caller = caller(self.authenticators.as_deref(), &request).await?;
+        if self.authenticators.is_none() && !self.plaintext.takes(&caller.address) {
+            tracing::warn!(from = %caller.address, "a stream of answers is refused: it is in plain text from another machine");
+            return Err(Status::permission_denied(
+                "this connection is in plain text, so nobody knows who answers, and anybody reads it: connect by TLS (15012), or start the \
+                 control plane with --inspect-plaintext",
+            ));
+        }
         let mut answers = request.into_inner();
         let first = tokio::time::timeout(PATIENCE, answers.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("the proxy does not say who it is"))??;
