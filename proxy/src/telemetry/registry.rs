@@ -21,6 +21,15 @@ pub const BUCKETS: [f64; 19] = [
     0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0, 60000.0,
     300000.0, 600000.0, 1800000.0, 3600000.0,
 ];
+/// The same in one place: a constant would be made anew wherever it is looked through.
+static BOUNDS: [f64; BUCKETS.len()] = BUCKETS;
+
+/// The bucket of a value: most are in one of the first. Not inlined, for then it becomes a comparison with all of them.
+#[inline(never)]
+fn bucket(value: f64) -> u32 {
+    BOUNDS.iter().take_while(|bound| value > **bound).count() as u32
+}
+
 /// A histogram's cells: one per bucket, one for what exceeds them all, and the sum (in thousandths).
 const HISTOGRAM_CELLS: usize = BUCKETS.len() + 2;
 
@@ -179,7 +188,7 @@ impl Histogram {
     /// Counts one value.
     #[inline]
     pub fn record(self, value: f64) {
-        let bucket = BUCKETS.iter().position(|b| value <= *b).unwrap_or(BUCKETS.len()) as u32;
+        let bucket = bucket(value);
         with_slab(|s| {
             bump(s, self.0 + bucket, 1);
             bump(s, self.0 + BUCKETS.len() as u32 + 1, (value * 1000.0) as u64);
