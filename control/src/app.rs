@@ -430,6 +430,7 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         trials: trial_reports,
         responders,
         operators,
+        conflicts: Default::default(),
         began: std::time::Instant::now(),
     };
     let (over, end) = tokio::sync::oneshot::channel();

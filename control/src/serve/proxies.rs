@@ -48,9 +48,12 @@ pub struct Entry {
 impl Proxies {
     /// Puts a proxy on the list.
     pub fn enter(&self, proxy: Proxy) -> Entry {
+        // Under the lock, so that a number that is given is seen with its proxy.
+        let mut all = self.all.lock();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let proxy = Arc::new(Mutex::new(proxy));
-        self.all.lock().insert(number, proxy.clone());
+        all.insert(number, proxy.clone());
+        drop(all);
         metrics::gauge!("pilot_xds", "version" => env!("CARGO_PKG_VERSION")).increment(1.0);
         Entry { number, proxy, proxies: self.clone() }
     }
@@ -58,6 +61,13 @@ impl Proxies {
     /// Looks at everyone who is connected now.
     pub fn each(&self, mut look: impl FnMut(&Proxy)) {
         self.all.lock().values().for_each(|proxy| look(&proxy.lock()));
+    }
+
+    /// Who is connected: the same again means the same proxies. Numbers are given once, so with none given since, as many are the
+    /// same ones.
+    pub fn state(&self) -> (u64, usize) {
+        let all = self.all.lock();
+        (self.next.load(Ordering::Relaxed), all.len())
     }
 
     /// Everyone who is connected now, in the order in which they came.

@@ -22,6 +22,7 @@ use weft_events::{Event, Kind, Outcome, Severity, emit};
 pub use numbers::record;
 pub use push::PushArgs;
 
+use self::conflicts::Found;
 use super::inspect::http::{Body, Operators, is_ours as is_of_proxies, whole};
 use super::quarantine::http::{self as quarantine, Responders};
 use super::{Proxies, RenderCache};
@@ -50,6 +51,8 @@ pub struct Pages {
     pub responders: Option<Responders>,
     /// Who may read proxies' admin pages.
     pub operators: Operators,
+    /// What conflicts were found last.
+    pub conflicts: Found,
     /// Since when.
     pub began: std::time::Instant,
 }
