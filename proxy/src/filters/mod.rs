@@ -17,6 +17,7 @@ pub mod header_mutation;
 pub mod jwt_authn;
 pub mod local_ratelimit;
 pub mod peer_metadata;
+mod question;
 pub mod ratelimit;
 pub mod rbac;
 mod slow;

@@ -9,8 +9,8 @@ use xds_protos::envoy::service::auth::v3 as auth;
 use xds_protos::prost_types::value::Kind;
 use xds_protos::prost_types::{Struct, Value};
 
+use super::super::question::Question;
 use super::check::any;
-use super::span::Question;
 use super::verdict::{Answer, Change, Changes, Denial};
 use crate::cluster::Cluster;
 use crate::codec::{Body, Headers};
@@ -79,7 +79,8 @@ impl HttpService {
         if let Some(question) = question {
             // Where nobody answers, the proxy does in the service's place.
             let status = answered.as_ref().map_or(StatusCode::SERVICE_UNAVAILABLE, |(status, ..)| *status);
-            question.of_http(self.cluster.name(), reached.host, reached.protocol, status);
+            let verdict = super::verdict(status == StatusCode::OK);
+            question.of_http(self.cluster.name(), reached.host, reached.protocol, status, verdict);
         }
         match answered {
             None => Answer::Error(None),

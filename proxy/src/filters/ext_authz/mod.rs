@@ -5,7 +5,6 @@ pub mod check;
 pub mod config;
 pub mod grpc;
 mod http_service;
-mod span;
 mod verdict;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,17 +13,18 @@ use std::time::Instant;
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
+use xds_protos::envoy::service::auth::v3::CheckResponse;
 use xds_protos::prost_types::value::Kind;
 use xds_protos::prost_types::{Struct, Value};
 
 use self::body::Kept;
 use self::check::Told;
 use self::http_service::HttpService;
-use self::span::Question;
 pub use self::verdict::Answer;
 use self::verdict::{Changes, Denial};
 use super::Verdict;
 use super::config::PerFilter;
+use super::question::Question;
 use crate::codec::Headers;
 use crate::codec::headers::Of;
 use crate::io::metadata::Datum;
@@ -200,7 +200,14 @@ impl ExtAuthz {
                 let tell = |headers: &mut Headers| question.iter().for_each(|q| q.tell(headers));
                 let answer = service.ask_with(grpc::METHOD, &request, &exchange.connection, tell).await;
                 if let Some(question) = question {
-                    question.of_grpc(service.cluster.name(), &answer);
+                    question.of_grpc(
+                        grpc::METHOD,
+                        service.cluster.name(),
+                        &answer,
+                        |answer: &CheckResponse| {
+                            verdict(answer.status.as_ref().is_none_or(|status| status.code == 0))
+                        },
+                    );
                 }
                 match answer {
                     Ok(response) => grpc::read(response),
@@ -306,4 +313,9 @@ impl ExtAuthz {
             }
         });
     }
+}
+
+/// What a span says of a check's answer, with Envoy's words.
+fn verdict(allowed: bool) -> (&'static str, &'static str) {
+    ("ext_authz_status", if allowed { "ext_authz_ok" } else { "ext_authz_unauthorized" })
 }

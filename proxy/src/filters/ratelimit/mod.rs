@@ -151,7 +151,8 @@ impl GlobalRateLimit {
     pub(super) async fn ask(&self, exchange: &mut Exchange, asking: Asking) -> Verdict {
         let Asking { descriptors, request, cluster } = asking;
         let stats = self.stats.of(&cluster);
-        let Some(mut response) = self.service.ask(&request, &exchange.connection).await else {
+        let Some(mut response) = self.service.ask_of(&request, &exchange.connection, &exchange.flow).await
+        else {
             stats.error.inc();
             if !self.deny.hits(fastrand::u64(..)) {
                 stats.failure_mode_allowed.inc();

@@ -13,10 +13,12 @@ use xds_protos::envoy::service::ratelimit::v3::rate_limit_response::rate_limit::
 use xds_protos::envoy::service::ratelimit::v3::rate_limit_response::{Code, DescriptorStatus};
 use xds_protos::prost_types;
 
+use super::super::question::Question;
 use crate::codec::Headers;
 use crate::io::ConnectionInfo;
 use crate::route::config::duration;
 use crate::route::rate_limit::Descriptor;
+use crate::router::Flow;
 use crate::router::grpc::{GrpcService, only_v3};
 use crate::state::error::{at, collect};
 use crate::state::{CompileContext, ConfigError};
@@ -71,6 +73,22 @@ impl Service {
         connection: &Arc<ConnectionInfo>,
     ) -> Option<rls::RateLimitResponse> {
         self.0.ask(METHOD, request, connection).await.ok()
+    }
+
+    /// Asks about a request, with a span below the request's where it has one; none if there is no answer.
+    pub async fn ask_of(
+        &self,
+        request: &rls::RateLimitRequest,
+        connection: &Arc<ConnectionInfo>,
+        flow: &Flow,
+    ) -> Option<rls::RateLimitResponse> {
+        let Some(question) = Question::begin(flow) else { return self.ask(request, connection).await };
+        let tell = |headers: &mut Headers| question.tell(headers);
+        let answer = self.0.ask_with(METHOD, request, connection, tell).await;
+        question.of_grpc(METHOD, self.0.cluster.name(), &answer, |answer| {
+            ("ratelimit_status", if is_over(answer) { "over_limit" } else { "ok" })
+        });
+        answer.ok()
     }
 }
 

@@ -1,19 +1,16 @@
-//! The span of a question to an authorization service, below the request's, and what the service is told of it: with Envoy's
-//! names and tags.
+//! The span of a question that a filter asks a service, of authorization or of rate limits, below the request's; and what the
+//! service is told of it: with Envoy's names and tags.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::SystemTime;
 
 use http::StatusCode;
-use xds_protos::envoy::service::auth::v3 as auth;
 
 use crate::codec::{Headers, Protocol};
 use crate::router::Flow;
 use crate::router::grpc::CallError;
 use crate::telemetry::trace::{Ids, Kind, Span, Trace, ids, tags};
-
-const VERDICT: &str = "ext_authz_status";
 
 /// A question that is under way.
 pub(super) struct Question {
@@ -58,13 +55,19 @@ impl Question {
         span
     }
 
-    /// It was asked by gRPC, and answered or not.
-    pub(super) fn of_grpc(self, cluster: &str, answer: &Result<auth::CheckResponse, CallError>) {
+    /// It was asked by gRPC, by this method, and answered or not. `verdict` is the tag that says what the answer was.
+    pub(super) fn of_grpc<A>(
+        self,
+        method: &str,
+        cluster: &str,
+        answer: &Result<A, CallError>,
+        verdict: impl FnOnce(&A) -> (&'static str, &'static str),
+    ) {
         if !self.ids.sampled {
             return;
         }
         let mut span =
-            self.span("async envoy.service.auth.v3.Authorization.Check egress".to_owned(), cluster);
+            self.span(format!("async {} egress", method.trim_start_matches('/').replace('/', ".")), cluster);
         span.tag("upstream_address", cluster);
         let code = match answer {
             Ok(_) => 0,
@@ -76,7 +79,8 @@ impl Question {
         span.tag("grpc.status_code", code.to_string());
         match answer {
             Ok(answer) => {
-                span.tag(VERDICT, verdict(answer.status.as_ref().is_none_or(|status| status.code == 0)));
+                let (name, value) = verdict(answer);
+                span.tag(name, value);
             }
             Err(_) => span.tag("error", "true"),
         }
@@ -90,6 +94,7 @@ impl Question {
         host: Option<SocketAddr>,
         protocol: Option<Protocol>,
         status: StatusCode,
+        verdict: (&'static str, &'static str),
     ) {
         if !self.ids.sampled {
             return;
@@ -105,14 +110,10 @@ impl Question {
         span.tag("http.status_code", span.status.to_string());
         span.tag("response_flags", "-");
         span.tag("ext_authz_http_status", status.canonical_reason().unwrap_or("Unknown"));
-        span.tag(VERDICT, verdict(status == StatusCode::OK));
+        span.tag(verdict.0, verdict.1);
         if status.is_server_error() {
             span.tag("error", "true");
         }
         self.trace.tracer.report(span);
     }
-}
-
-fn verdict(allowed: bool) -> &'static str {
-    if allowed { "ext_authz_ok" } else { "ext_authz_unauthorized" }
 }
