@@ -30,6 +30,7 @@ mod opa;
 mod postgres;
 mod programs;
 mod prometheus;
+mod pushing;
 mod rate_limits;
 mod rendering;
 mod scarce;

@@ -20,7 +20,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest answer that is read, unless told otherwise.
 pub const LONGEST: usize = 1024 * 1024;
 /// Where systems keep the roots that they trust.
-const SYSTEM_ROOTS: [&str; 3] =
+pub const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 /// A call that brought no answer.

@@ -1,9 +1,13 @@
 //! Pushes what the metrics port says to a collector of OTLP, by gRPC: everything, at an interval, and once more when the control
 //! plane ends. The proxies' pushes are made of the same messages.
 //!
+//! To a collector that is named with `https://` it goes by TLS, checked by the roots of a file or the system's; a collector that asks
+//! who comes is shown a certificate. The files are read anew when the collector has failed, so they may change.
+//!
 //! What is pushed is read from the page itself, so both say the same. A round that fails is not sent again: these are sums, and the
 //! next round says all of it.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
@@ -11,13 +15,14 @@ use clap::Args;
 use http::uri::PathAndQuery;
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use xds_protos::opentelemetry::proto::collector::metrics::v1::{
     ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
 use xds_protos::otlp::{self, Beginnings, Number, Point};
 
 use super::Pages;
+use crate::ca::http::SYSTEM_ROOTS;
 
 /// The most points of a message.
 const MOST: usize = 2000;
@@ -27,10 +32,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Where metrics are pushed.
 #[derive(Args, Clone, Debug)]
 pub struct PushArgs {
-    /// Push what is counted to this collector, by OTLP (gRPC, in plain text), such as
-    /// otel-collector.observability.svc.cluster.local:4317; beside the metrics port, which says the same
-    #[arg(long, value_name = "HOST:PORT", env = "WEFT_OTLP_METRICS")]
+    /// Push what is counted to this collector, by OTLP over gRPC, such as otel-collector.observability.svc.cluster.local:4317, or
+    /// https://otel.example:4317 for TLS; beside the metrics port, which says the same
+    #[arg(long, value_name = "[https://]HOST:PORT", env = "WEFT_OTLP_METRICS")]
     pub otlp_metrics: Option<String>,
+    /// The roots, in PEM, that vouch for the collector; without it the system's do
+    #[arg(long, value_name = "FILE", requires = "otlp_metrics", env = "WEFT_OTLP_METRICS_CA")]
+    pub otlp_metrics_ca: Option<PathBuf>,
+    /// A certificate, in PEM, that the collector is shown
+    #[arg(long, value_name = "FILE", requires = "otlp_metrics_key", env = "WEFT_OTLP_METRICS_CERT")]
+    pub otlp_metrics_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "otlp_metrics_cert", env = "WEFT_OTLP_METRICS_KEY")]
+    pub otlp_metrics_key: Option<PathBuf>,
     /// How often
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = interval, env = "WEFT_OTLP_METRICS_INTERVAL")]
     pub otlp_metrics_interval: Duration,
@@ -45,10 +59,86 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A collector, and how it is reached.
+struct Collector {
+    /// As it was named.
+    name: String,
+    endpoint: Endpoint,
+    /// By TLS.
+    tls: Option<Files>,
+}
+
+/// What TLS is made of.
+#[derive(Clone, Debug, Default)]
+struct Files {
+    roots: Option<PathBuf>,
+    /// A certificate and its key.
+    own: Option<(PathBuf, PathBuf)>,
+}
+
+impl Files {
+    fn config(&self) -> anyhow::Result<ClientTlsConfig> {
+        let read =
+            |file: &Path| std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()));
+        let roots = match &self.roots {
+            Some(file) => read(file)?,
+            None => SYSTEM_ROOTS
+                .iter()
+                .find_map(|file| std::fs::read(file).ok())
+                .context("the system has no roots; name a file of them with --otlp-metrics-ca")?,
+        };
+        let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(roots));
+        if let Some((certificate, key)) = &self.own {
+            config = config.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        }
+        Ok(config)
+    }
+}
+
+impl Collector {
+    fn new(args: &PushArgs, name: &str) -> anyhow::Result<Self> {
+        let wrong = || format!("--otlp-metrics {name}: write HOST:PORT, or https://HOST:PORT for TLS");
+        let (tls, url) = match name.split_once("://") {
+            None => (false, format!("http://{name}")),
+            Some(("https", _)) => (true, name.to_owned()),
+            Some(("http", _)) => (false, name.to_owned()),
+            Some(_) => anyhow::bail!(wrong()),
+        };
+        let endpoint = Endpoint::from_shared(url).ok().filter(|endpoint| {
+            let uri = endpoint.uri();
+            uri.port_u16().is_some() && matches!(uri.path(), "" | "/") && uri.query().is_none()
+        });
+        let endpoint = endpoint.with_context(wrong)?.connect_timeout(PATIENCE).timeout(PATIENCE);
+        let own = args.otlp_metrics_cert.clone().zip(args.otlp_metrics_key.clone());
+        let tls = match (tls, &args.otlp_metrics_ca, own) {
+            (true, roots, own) => Some(Files { roots: roots.clone(), own }),
+            (false, None, None) => None,
+            (false, ..) => anyhow::bail!(
+                "--otlp-metrics {name} is in plain text, for which --otlp-metrics-ca and --otlp-metrics-cert mean nothing; \
+                 write https://{name}, or leave them out"
+            ),
+        };
+        Ok(Self { name: name.to_owned(), endpoint, tls })
+    }
+
+    /// A way to it that is opened when something is sent.
+    fn channel(&self) -> anyhow::Result<Channel> {
+        let endpoint = match &self.tls {
+            None => self.endpoint.clone(),
+            Some(files) => self.endpoint.clone().tls_config(files.config()?)?,
+        };
+        Ok(endpoint.connect_lazy())
+    }
+
+    fn way(&self) -> &'static str {
+        if self.tls.is_some() { "by TLS" } else { "in plain text" }
+    }
+}
+
 /// What pushes the numbers of a control plane.
 pub struct Push {
     pages: Pages,
-    collector: String,
+    collector: Collector,
     channel: Channel,
     resource: Vec<(String, String)>,
     every: Duration,
@@ -61,13 +151,11 @@ impl PushArgs {
     /// Makes what pushes these pages' numbers, if that is wanted.
     ///
     /// # Errors
-    /// The collector's address is none.
+    /// The collector's address is none, or what TLS is made of cannot be read.
     pub fn push(&self, pages: &Pages, namespace: &str) -> anyhow::Result<Option<Push>> {
-        let Some(collector) = self.otlp_metrics.clone() else { return Ok(None) };
-        let endpoint = Endpoint::from_shared(format!("http://{collector}"));
-        let endpoint = endpoint.ok().filter(|endpoint| endpoint.uri().port_u16().is_some());
-        let endpoint = endpoint.with_context(|| format!("--otlp-metrics {collector}: write HOST:PORT"))?;
-        let channel = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE).connect_lazy();
+        let Some(name) = &self.otlp_metrics else { return Ok(None) };
+        let collector = Collector::new(self, name)?;
+        let channel = collector.channel().with_context(|| format!("--otlp-metrics {name}"))?;
         let instance = std::env::var("POD_NAME").unwrap_or_else(|_| "weft-control".to_owned());
         let resource = [
             ("service.name", "weft-control"),
@@ -120,7 +208,7 @@ impl Push {
                     metrics::counter!("weft_otlp_points_sent_total").increment(count - refused);
                     metrics::counter!("weft_otlp_points_dropped_total").increment(refused);
                     if self.failing.take().is_some() {
-                        tracing::info!(collector = self.collector, "the collector takes metrics again");
+                        tracing::info!(collector = self.collector.name, "the collector takes metrics again");
                     }
                 }
                 Err(status) => {
@@ -130,12 +218,14 @@ impl Push {
                     let why = format!("{:?}: {}", status.code(), status.message());
                     if self.failing.as_ref() != Some(&why) {
                         tracing::warn!(
-                            collector = self.collector,
+                            collector = self.collector.name,
                             status = why,
-                            "the collector does not take metrics (--otlp-metrics); is it there, and does it take OTLP by gRPC in plain text?"
+                            "the collector does not take metrics (--otlp-metrics); is it there, and does it take OTLP by gRPC {}?",
+                            self.collector.way()
                         );
                     }
                     self.failing = Some(why);
+                    self.reach_anew();
                     return;
                 }
             }
@@ -143,15 +233,43 @@ impl Push {
     }
 }
 
+impl Push {
+    /// What TLS is made of may be another by now.
+    fn reach_anew(&mut self) {
+        if self.collector.tls.is_none() {
+            return;
+        }
+        match self.collector.channel() {
+            Ok(channel) => self.channel = channel,
+            Err(error) => tracing::warn!(
+                collector = self.collector.name,
+                error = format!("{error:#}"),
+                "what is said to the collector is checked as before (--otlp-metrics-ca, --otlp-metrics-cert)"
+            ),
+        }
+    }
+}
+
 /// Gives how many points were refused.
 async fn send(channel: Channel, request: ExportMetricsServiceRequest) -> Result<i64, tonic::Status> {
     let mut client = tonic::client::Grpc::new(channel);
-    client.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    client.ready().await.map_err(|error| tonic::Status::unavailable(reason(&error)))?;
     let codec =
         tonic_prost::ProstCodec::<ExportMetricsServiceRequest, ExportMetricsServiceResponse>::default();
     let method = PathAndQuery::from_static(otlp::METRICS);
     let answer = client.unary(tonic::Request::new(request), method, codec).await?.into_inner();
     Ok(answer.partial_success.unwrap_or_default().rejected_data_points)
+}
+
+/// What an error says, with the reasons below it.
+fn reason(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut below = error.source();
+    while let Some(error) = below {
+        words = format!("{words}: {error}");
+        below = error.source();
+    }
+    words
 }
 
 /// A series of the page.
@@ -270,6 +388,34 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_collector_is_named_by_host_and_port_and_tls_by_its_scheme() {
+        let args = |name: &str, roots: Option<&str>| PushArgs {
+            otlp_metrics: Some(name.to_owned()),
+            otlp_metrics_ca: roots.map(PathBuf::from),
+            otlp_metrics_cert: None,
+            otlp_metrics_key: None,
+            otlp_metrics_interval: Duration::from_secs(1),
+        };
+        let made = |name: &str, roots| Collector::new(&args(name, roots), name).map_err(|e| e.to_string());
+        assert!(made("otel.example:4317", None).unwrap().tls.is_none());
+        assert!(made("http://otel.example:4317", None).unwrap().tls.is_none());
+        assert!(made("https://otel.example:4317", Some("/ca.pem")).unwrap().tls.is_some());
+        for (name, roots, words) in [
+            ("otel.example", None, "write HOST:PORT"),
+            ("https://otel.example", None, "write HOST:PORT"),
+            ("https://otel.example:1/path", None, "write HOST:PORT"),
+            ("unix://a:1", None, "write HOST:PORT"),
+            ("otel.example:4317", Some("/ca.pem"), "write https://otel.example:4317"),
+        ] {
+            let why = made(name, roots).err().unwrap_or_default();
+            assert!(why.contains(words), "{name}: {why}");
+        }
+        let unread = made("https://otel.example:4317", Some("/no/such/ca.pem")).unwrap();
+        let why = format!("{:#}", unread.tls.unwrap().config().unwrap_err());
+        assert!(why.contains("/no/such/ca.pem cannot be read"), "{why}");
+    }
 
     #[test]
     fn the_page_is_read_as_it_was_meant() {
