@@ -12,6 +12,7 @@
 
 mod args;
 mod bootstrap;
+mod by_tls;
 pub mod dns;
 mod exposition;
 mod fetch;
@@ -28,6 +29,7 @@ mod status;
 mod wait;
 
 pub use args::AgentArgs;
+pub use by_tls::Door;
 pub(crate) use health::Reporter;
 
 pub use fetch::{FetchArgs, Output as FetchOutput, main as fetch};

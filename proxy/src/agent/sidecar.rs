@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use super::by_tls::Door;
 use super::exposition;
 use super::health::{Asked, Health, Probers};
 use super::scrape::{self, Deadline, Format, Place, Scraped};
@@ -88,14 +89,14 @@ impl Sidecar {
     ///
     /// # Errors
     /// The address cannot be had.
-    pub async fn serve(self, address: SocketAddr, state: Arc<AdminState>) -> anyhow::Result<()> {
+    pub async fn serve(self: &Arc<Self>, address: SocketAddr, state: Arc<AdminState>) -> anyhow::Result<()> {
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!(
                 "cannot listen on {address} for probes and merged metrics (--agent-port); is another proxy running? (ss \
                  -ltnp shows)"
             )
         })?;
-        let own = Arc::new(self);
+        let own = self.clone();
         tokio::task::spawn_local(async move {
             loop {
                 let Ok((stream, peer)) = listener.accept().await else {
@@ -109,6 +110,58 @@ impl Sidecar {
                         async move { Ok::<_, Infallible>(own.answer(request, peer, &state).await) }
                     });
                     // A client that goes away ends only its own connection.
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Ok(())
+    }
+
+    /// Listens for who wants metrics by TLS, and answers for ever.
+    ///
+    /// # Errors
+    /// The address cannot be had.
+    pub async fn serve_by_tls(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        door: Door,
+        state: Arc<AdminState>,
+    ) -> anyhow::Result<()> {
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!(
+                "cannot listen on {address} for metrics by TLS (--metrics-tls-port; ss -ltnp shows who does)"
+            )
+        })?;
+        let (own, door) = (self.clone(), Arc::new(door));
+        tokio::task::spawn_local(async move {
+            loop {
+                let Ok((stream, peer)) = listener.accept().await else {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                };
+                let (own, door, state) = (own.clone(), door.clone(), state.clone());
+                tokio::task::spawn_local(async move {
+                    let stream = match door.accept(stream).await {
+                        Ok(stream) => stream,
+                        Err(error) => {
+                            tracing::debug!(%peer, %error, "nobody was let in for metrics by TLS");
+                            return;
+                        }
+                    };
+                    let service = service_fn(move |request: Request<Incoming>| {
+                        let (own, state) = (own.clone(), state.clone());
+                        async move {
+                            Ok::<_, Infallible>(match request.uri().path() {
+                                "/stats/prometheus" | "/metrics" => own.metrics(&request, &state).await,
+                                _ => {
+                                    text(StatusCode::NOT_FOUND, "there are /stats/prometheus and /metrics\n")
+                                }
+                            })
+                        }
+                    });
                     let _ = hyper::server::conn::http1::Builder::new()
                         .timer(TokioTimer::new())
                         .serve_connection(TokioIo::new(stream), service)

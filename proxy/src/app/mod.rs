@@ -19,7 +19,7 @@ use weft_events::{Event, Kind, Outcome, Severity};
 use crate::admin::push::{self, Push};
 use crate::admin::{AdminState, Readiness, SetLevel, Surface, logging, relay, serve};
 use crate::agent::dns;
-use crate::agent::{Reporter, Sidecar};
+use crate::agent::{Door, Reporter, Sidecar};
 use crate::bootstrap::{Ads, Identity, Start, endpoint, node_info};
 use crate::identity::workload::Current;
 use crate::listen::{SocketTable, WorkerCommand, accept};
@@ -140,8 +140,18 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
             serve(address, surface, state.clone()).await?;
         }
     }
-    if let Some(address) = start.agent {
-        Sidecar::from_environment(start.pod, address.port(), role)?.serve(address, state.clone()).await?;
+    if let Some(address) = start.agent.or(start.metrics_tls) {
+        let sidecar = Arc::new(Sidecar::from_environment(start.pod, address.port(), role)?);
+        if let Some(address) = start.agent {
+            sidecar.serve(address, state.clone()).await?;
+        }
+        if let Some(address) = start.metrics_tls {
+            let current = state.identity.clone();
+            let current = current.context(
+                "--metrics-tls-port: there is no certificate to serve with, for the workload asks for none",
+            )?;
+            sidecar.serve_by_tls(address, Door::new(current), state.clone()).await?;
+        }
     }
     tokio::task::spawn_local(engine.tables().jwks.run());
     tokio::task::spawn_local(engine.tables().tracers.run());

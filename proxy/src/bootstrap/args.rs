@@ -55,6 +55,10 @@ pub struct ProxyArgs {
     /// (/stats/prometheus), /healthz/ready, and from this pod /drain and /quitquitquit; 15020 by default, with -c nowhere
     #[arg(long, value_name = "PORT")]
     pub agent_port: Option<u16>,
+    /// Where metrics of application and proxy (/stats/prometheus) are answered by TLS as well: with the workload's certificate, to who
+    /// shows one of the mesh. Nowhere by default
+    #[arg(long, value_name = "PORT", env = "WEFT_METRICS_TLS_PORT")]
+    pub metrics_tls_port: Option<u16>,
     /// How it ends
     #[command(flatten)]
     pub ending: EndingArgs,
@@ -117,6 +121,7 @@ impl ProxyArgs {
             status: Some(at(self.status_port)),
             prometheus: Some(at(self.prometheus_port)),
             agent: Some(at(self.agent_port.unwrap_or(AGENT_PORT))),
+            metrics_tls: self.metrics_tls_port.map(at),
             pod: self.node.ip,
             resources: Vec::new(),
             ads: Some(Ads {

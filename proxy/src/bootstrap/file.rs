@@ -70,6 +70,7 @@ pub(super) fn read(path: &Path, args: &ProxyArgs, concurrency: usize) -> anyhow:
         prometheus: None,
         // Istio's bootstrap has an agent of its own at that port.
         agent: args.agent_port.map(|port| SocketAddr::new(args.probes_ip(), port)),
+        metrics_tls: args.metrics_tls_port.map(|port| SocketAddr::new(args.probes_ip(), port)),
         pod: args.node.ip,
         resources,
         outlier_log: bootstrap

@@ -45,6 +45,8 @@ pub struct Start {
     pub prometheus: Option<SocketAddr>,
     /// Where kubelet's probes of the application and metrics of both are answered.
     pub agent: Option<SocketAddr>,
+    /// Where metrics of both are answered by TLS.
+    pub metrics_tls: Option<SocketAddr>,
     /// The pod's own address.
     pub pod: IpAddr,
     /// Resources that are there from the start: kind, name, encoded message. Secrets first, then clusters, then listeners.

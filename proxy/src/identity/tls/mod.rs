@@ -17,7 +17,7 @@ pub mod secret;
 mod spiffe;
 mod upstream;
 pub mod validation;
-mod verifier;
+pub mod verifier;
 
 pub use common::{compile_secret, slot as secret_slot};
 pub use downstream::DownstreamContext;
