@@ -2,6 +2,7 @@
 
 mod checks;
 mod design;
+mod idle;
 mod losses;
 mod topology;
 mod trials;
