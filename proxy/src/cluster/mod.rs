@@ -111,7 +111,7 @@ impl Cluster {
                 let window = config.balancing.ramps.back.map(|ramp| ramp.window);
                 Detector::new(config.name.clone(), outlier, window)
             }),
-            health: config.health_check.clone().map(|check| Arc::new(Health::new(check, &config.stat_name))),
+            health: config.health_check.clone().map(|check| Arc::new(Health::new(*check, &config.stat_name))),
             original: OriginalDst::new(config.original_dst.port),
             config,
         });

@@ -1,5 +1,6 @@
 use http::{HeaderValue, Method};
 use serde_json::json;
+use xds_protos::prost::Message;
 
 use super::*;
 use crate::codec::{Headers, Protocol};
@@ -23,7 +24,44 @@ fn head(method: &str, authority: &str, path: &str, fields: &[(&str, &str)]) -> R
 fn compile(config: serde_json::Value) -> Result<RouteConfig, String> {
     let config: xds_protos::envoy::config::route::v3::RouteConfiguration =
         xds_protos::json::from_value(config).unwrap();
-    RouteConfig::compile(&config, &CompileContext::for_tests()).map_err(|e| crate::state::error::join(&e))
+    let context = CompileContext::for_tests();
+    let whole = RouteConfig::compile(&config, &context).map_err(|e| crate::state::error::join(&e));
+    // As it comes by RDS: a virtual host at a time.
+    let bytes = config.encode_to_vec();
+    let compiled = RouteConfig::compile_bytes(&bytes, &context).map_err(|e| crate::state::error::join(&e));
+    assert_eq!(compiled.as_ref().err(), whole.as_ref().err());
+    compiled
+}
+
+#[test]
+fn a_message_that_ends_too_early_is_refused_and_routes_of_the_same_retries_share_them() {
+    let retry = json!({"retry_on": "5xx", "num_retries": 2});
+    let virtual_host = |name: &str, retry: &serde_json::Value| {
+        json!({"name": name, "domains": [name], "routes": [
+            {"match": {"prefix": "/"}, "route": {"cluster": "a", "retry_policy": retry}}]})
+    };
+    let hosts = [
+        virtual_host("a", &retry),
+        virtual_host("b", &retry),
+        virtual_host("c", &json!({"retry_on": "5xx", "num_retries": 3})),
+    ];
+    let config = compile(json!({"name": "r", "virtual_hosts": hosts})).unwrap();
+    let retries: Vec<_> = config
+        .virtual_hosts
+        .iter()
+        .map(|host| match &host.routes[0].action {
+            Action::Forward(forward) => forward.retry.clone().unwrap(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(Arc::ptr_eq(&retries[0], &retries[1]) && !Arc::ptr_eq(&retries[0], &retries[2]));
+    assert_eq!((retries[1].retries, retries[2].retries), (2, 3));
+    let message: xds_protos::envoy::config::route::v3::RouteConfiguration =
+        xds_protos::json::from_value(json!({"name": "r", "virtual_hosts": hosts})).unwrap();
+    let bytes = message.encode_to_vec();
+    let cut = RouteConfig::compile_bytes(&bytes[..bytes.len() - 1], &CompileContext::for_tests());
+    let error = crate::state::error::join(&cut.unwrap_err());
+    assert!(error.contains("not a RouteConfiguration: it ends inside a virtual host"), "{error}");
 }
 
 fn host(routes: serde_json::Value) -> serde_json::Value {

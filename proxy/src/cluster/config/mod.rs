@@ -119,7 +119,7 @@ pub struct ClusterConfig {
     /// Ejection.
     pub outlier: Option<OutlierConfig>,
     /// Active health checks.
-    pub health_check: Option<HealthCheck>,
+    pub health_check: Option<Box<HealthCheck>>,
     /// New hosts count nowhere until they were checked.
     pub ignore_new_hosts: bool,
     /// A host that is no longer assigned goes at once, even if it passes its checks.
@@ -235,7 +235,7 @@ impl ClusterConfig {
             connections_per_host,
             original_dst,
             outlier,
-            health_check,
+            health_check: health_check.map(Box::new),
             ignore_new_hosts: common.is_some_and(|c| c.ignore_new_hosts_until_first_hc),
             remove_healthy: proto.ignore_health_on_host_removal,
             transports,

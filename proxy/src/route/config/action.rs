@@ -216,7 +216,7 @@ fn forward(
         }
     };
     let retry = match &route.retry_policy {
-        Some(policy) => collect(RetryPolicy::compile(policy), "retry_policy", &mut errors).map(Arc::new),
+        Some(policy) => collect(shared.retry(policy), "retry_policy", &mut errors),
         None => inherited.retry.cloned(),
     };
     let mut hash = Vec::with_capacity(route.hash_policy.len());

@@ -6,6 +6,8 @@ mod rate_limit;
 mod retry;
 mod tracing;
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,6 +16,8 @@ use xds_protos::envoy::config::core::v3 as core;
 use xds_protos::envoy::config::route::v3 as proto;
 use xds_protos::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use xds_protos::envoy::r#type::v3 as r#type;
+use xds_protos::prost::Message;
+use xds_protos::prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use super::action::{Action, Mirror};
 use super::header_ops::{Addition, AppendAction, HeaderOps, Value};
@@ -40,9 +44,45 @@ struct Shared<'a> {
     max_direct_body: usize,
     /// Clusters must be there already.
     validate_clusters: bool,
+    /// Retry policies that were compiled last: most routes have the same one, and there may be ten thousand.
+    retries: RefCell<Vec<Compiled>>,
 }
 
+/// A retry policy, as it was sent and as it is compiled.
+struct Compiled {
+    sent: proto::RetryPolicy,
+    plain: Arc<RetryPolicy>,
+    /// The same for requests that must not be done twice.
+    careful: Option<Arc<RetryPolicy>>,
+}
+
+/// So many of them are kept while a configuration is compiled.
+const COMPILED: usize = 8;
+
 impl Shared<'_> {
+    fn retry(&self, policy: &proto::RetryPolicy) -> Result<Arc<RetryPolicy>, Vec<ConfigError>> {
+        let mut compiled = self.retries.borrow_mut();
+        if let Some(known) = compiled.iter().find(|known| known.sent == *policy) {
+            return Ok(known.plain.clone());
+        }
+        let plain = Arc::new(RetryPolicy::compile(policy)?);
+        if compiled.len() == COMPILED {
+            compiled.remove(0);
+        }
+        compiled.push(Compiled { sent: policy.clone(), plain: plain.clone(), careful: None });
+        Ok(plain)
+    }
+
+    /// The same policy for requests that must not be done twice.
+    fn careful(&self, plain: &Arc<RetryPolicy>) -> Arc<RetryPolicy> {
+        let make = || Arc::new(RetryPolicy { careful: true, ..RetryPolicy::clone(plain) });
+        let mut compiled = self.retries.borrow_mut();
+        match compiled.iter_mut().find(|known| Arc::ptr_eq(&known.plain, plain)) {
+            Some(known) => known.careful.get_or_insert_with(make).clone(),
+            None => make(),
+        }
+    }
+
     /// The slot of a cluster that a route names.
     fn cluster(&self, name: &str, path: &str) -> Result<Arc<Slot<Cluster>>, ConfigError> {
         let slot = self.context.clusters.slot(name);
@@ -66,7 +106,22 @@ impl RouteConfig {
         config: &proto::RouteConfiguration,
         context: &CompileContext,
     ) -> Result<Self, Vec<ConfigError>> {
-        Self::build(config, context, config.validate_clusters.unwrap_or(false))
+        Self::build(config, all(config), context, config.validate_clusters.unwrap_or(false))
+    }
+
+    /// The same of what came, without having all of it decoded at once: a message of ten thousand virtual hosts takes ten times the room of its
+    /// bytes.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn compile_bytes(bytes: &[u8], context: &CompileContext) -> Result<Self, Vec<ConfigError>> {
+        let wrong = |e: String| vec![ConfigError::new("", format!("not a RouteConfiguration: {e}"))];
+        let (rest, hosts) = split(bytes).map_err(wrong)?;
+        let config = proto::RouteConfiguration::decode(&*rest).map_err(|e| wrong(e.to_string()))?;
+        let hosts = hosts
+            .into_iter()
+            .map(|host| proto::VirtualHost::decode(host).map(Cow::Owned).map_err(|e| e.to_string()));
+        Self::build(&config, hosts, context, config.validate_clusters.unwrap_or(false))
     }
 
     /// Compiles a route configuration that stands in its listener: its clusters must be there, unless it says otherwise.
@@ -77,11 +132,12 @@ impl RouteConfig {
         config: &proto::RouteConfiguration,
         context: &CompileContext,
     ) -> Result<Self, Vec<ConfigError>> {
-        Self::build(config, context, config.validate_clusters.unwrap_or(true))
+        Self::build(config, all(config), context, config.validate_clusters.unwrap_or(true))
     }
 
-    fn build(
+    fn build<'h>(
         config: &proto::RouteConfiguration,
+        sent: impl ExactSizeIterator<Item = Result<Cow<'h, proto::VirtualHost>, String>>,
         context: &CompileContext,
         validate_clusters: bool,
     ) -> Result<Self, Vec<ConfigError>> {
@@ -90,14 +146,22 @@ impl RouteConfig {
             context,
             max_direct_body: config.max_direct_response_body_size_bytes.unwrap_or(4096) as usize,
             validate_clusters,
+            retries: RefCell::default(),
         };
         if config.vhds.is_some() {
             errors.push(ConfigError::unsupported("vhds", "virtual host discovery"));
         }
         let mirrors = action::mirrors(&config.request_mirror_policies, &shared, &mut errors);
         let mut hosts = Hosts::default();
-        let mut virtual_hosts = Vec::with_capacity(config.virtual_hosts.len());
-        for (index, host) in config.virtual_hosts.iter().enumerate() {
+        let mut virtual_hosts = Vec::with_capacity(sent.len());
+        for (index, host) in sent.enumerate() {
+            let host = match host {
+                Ok(host) => host,
+                Err(error) => {
+                    errors.push(ConfigError::new(format!("virtual_hosts[{index}]"), error));
+                    continue;
+                }
+            };
             for (at, domain) in host.domains.iter().enumerate() {
                 let message = match hosts.add(domain, index as u32) {
                     Ok(()) => continue,
@@ -113,7 +177,7 @@ impl RouteConfig {
             if host.domains.is_empty() {
                 errors.push(ConfigError::missing(format!("virtual_hosts[{index}].domains")));
             }
-            let compiled = virtual_host(host, &mirrors, &shared);
+            let compiled = virtual_host(&host, &mirrors, &shared);
             virtual_hosts.extend(collect(compiled, format!("virtual_hosts[{index}]"), &mut errors));
         }
         let (request_headers, response_headers) = (
@@ -158,6 +222,36 @@ impl RouteConfig {
     }
 }
 
+/// The virtual hosts of a message that is there whole.
+fn all(
+    config: &proto::RouteConfiguration,
+) -> impl ExactSizeIterator<Item = Result<Cow<'_, proto::VirtualHost>, String>> {
+    config.virtual_hosts.iter().map(|host| Ok(Cow::Borrowed(host)))
+}
+
+/// A message's field with its virtual hosts.
+const VIRTUAL_HOSTS: u32 = 2;
+
+/// A message's bytes without its virtual hosts, and those of each of them.
+fn split(mut bytes: &[u8]) -> Result<(Vec<u8>, Vec<&[u8]>), String> {
+    let (mut rest, mut hosts) = (Vec::new(), Vec::new());
+    while !bytes.is_empty() {
+        let field = bytes;
+        let (tag, wire) = decode_key(&mut bytes).map_err(|e| e.to_string())?;
+        if (tag, wire) == (VIRTUAL_HOSTS, WireType::LengthDelimited) {
+            let length = decode_varint(&mut bytes).map_err(|e| e.to_string())?;
+            let length = usize::try_from(length).map_err(|e| e.to_string())?;
+            let (host, after) = bytes.split_at_checked(length).ok_or("it ends inside a virtual host")?;
+            hosts.push(host);
+            bytes = after;
+        } else {
+            skip_field(wire, tag, &mut bytes, DecodeContext::default()).map_err(|e| e.to_string())?;
+            rest.extend_from_slice(&field[..field.len() - bytes.len()]);
+        }
+    }
+    Ok((rest, hosts))
+}
+
 fn virtual_host(
     host: &proto::VirtualHost,
     of_config: &[Mirror],
@@ -173,7 +267,7 @@ fn virtual_host(
     let retry = host
         .retry_policy
         .as_ref()
-        .and_then(|policy| collect(RetryPolicy::compile(policy), "retry_policy", &mut errors).map(Arc::new));
+        .and_then(|policy| collect(shared.retry(policy), "retry_policy", &mut errors));
     let mirrors = match host.request_mirror_policies.is_empty() {
         true => of_config.to_vec(),
         false => action::mirrors(&host.request_mirror_policies, shared, &mut errors),
@@ -270,7 +364,7 @@ fn route(
                     == Some(true)
                 && let Some(policy) = &forward.retry
             {
-                forward.retry = Some(Arc::new(RetryPolicy { careful: true, ..RetryPolicy::clone(policy) }));
+                forward.retry = Some(shared.careful(policy));
             }
             compiled
         }

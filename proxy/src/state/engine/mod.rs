@@ -183,12 +183,15 @@ impl Engine {
     }
 }
 
+/// Checks a resource against the table of fields.
+fn check<M: Name>(bytes: &[u8]) -> Result<(), Vec<ConfigError>> {
+    let errors = fields::check(&M::full_name(), bytes);
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
 /// The message of a resource, checked against the table of fields.
 fn decode<M: Message + Name + Default>(bytes: &[u8]) -> Result<M, Vec<ConfigError>> {
-    let errors = fields::check(&M::full_name(), bytes);
-    if !errors.is_empty() {
-        return Err(errors);
-    }
+    check::<M>(bytes)?;
     M::decode(bytes).map_err(|e| ConfigError::new("", format!("not a {}: {e}", M::NAME)).into())
 }
 
@@ -216,8 +219,8 @@ impl Inner {
                 self.listeners.upsert(name, &message, stored, &context)?;
             }
             ResourceType::Route => {
-                let message: RouteConfiguration = decode(bytes)?;
-                let compiled = RouteConfig::compile(&message, &context)?;
+                check::<RouteConfiguration>(bytes)?;
+                let compiled = RouteConfig::compile_bytes(bytes, &context)?;
                 self.tables.routes.slot(name).publish(Arc::new(compiled));
                 self.routes.insert(name.to_owned(), stored);
             }
