@@ -37,6 +37,7 @@ use crate::serve::credentials::CredentialArgs;
 use crate::serve::deny_lists::ListReader;
 use crate::serve::dispatch::Dispatch;
 use crate::serve::gateway_names::GatewayNames;
+use crate::serve::gateways::{GatewayArgs, GatewayMaker};
 use crate::serve::http::{Pages, Port, PushArgs};
 use crate::serve::inspect::access::Access;
 use crate::serve::inspect::http::Operators;
@@ -138,6 +139,9 @@ pub struct ControlArgs {
     /// What is written into the cluster
     #[command(flatten)]
     pub publish: PublishArgs,
+    /// What is made for Gateways
+    #[command(flatten)]
+    pub gateways: GatewayArgs,
     /// Another DNS name by which proxies and API servers reach the control plane, for its own certificate; may be given several
     /// times. istiod.istio-system.svc and Istio's other names are in it anyway
     #[arg(long, value_name = "NAME")]
@@ -405,6 +409,10 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     }
     if let (Some(client), Some(election), Some(judged)) = (client, &election, judged) {
         let sweeper = client.clone();
+        if args.gateways.gateway_deployments {
+            let maker = GatewayMaker::new(client.clone());
+            tokio::spawn(maker.run(judged.clone(), election.leads()));
+        }
         let writer = StatusWriter::new(client, proxies.clone(), queue.clone());
         tokio::spawn(writer.run(judged, election.leads()));
         if registrar.is_some() {

@@ -9,6 +9,7 @@ mod chain;
 mod clocks;
 #[path = "../collectors/mod.rs"]
 mod collectors;
+mod conformance;
 mod described_once;
 mod differential;
 mod ecotrack;

@@ -4,7 +4,7 @@
 //! whose protocol is in [`session`]; [`spread`] sends streams to other control planes;
 //! [`cache`] renders for all of them, [`dispatch`] wakes those that a change is for, and [`proxies`] knows who is there. [`keys`] fetches what tokens are checked by, and
 //! [`status`] writes into objects of Kubernetes what has become of them. [`registration`] has proxies enter their workloads. [`http`] has the metrics and debug ports, [`inspect`] lets operators read proxies' admin pages,
-//! [`admission`] answers a Kubernetes API server, and [`publish`] tells it, and pods, whom to trust.
+//! [`gateways`] makes workloads for Gateways, [`admission`] answers a Kubernetes API server, and [`publish`] tells it, and pods, whom to trust.
 
 pub mod acme;
 pub mod admission;
@@ -18,6 +18,7 @@ pub mod deny_lists;
 pub mod dispatch;
 mod frames;
 pub mod gateway_names;
+pub mod gateways;
 pub mod http;
 #[cfg(test)]
 mod incremental_tests;

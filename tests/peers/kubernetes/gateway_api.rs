@@ -2,8 +2,10 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
+use weft_certs::authority::{Authority, KeyKind};
 
 use super::Server;
 use super::mesh::{self, SHOP};
@@ -194,6 +196,20 @@ spec:
         assert_eq!(condition(&conditions(kind), "ResolvedRefs"), resolved, "{kind}");
     }
 
+    // What it needs is made, and is its own.
+    for kind in ["serviceaccount", "deployment", "service"] {
+        control.wait(kind, || server.try_kubectl(&["-n", "shop", "get", kind, "edge-weft"], "").is_ok());
+        let owner = &server.get(kind, "shop", "edge-weft")["metadata"]["ownerReferences"][0];
+        assert_eq!(owner["uid"], gateway()["metadata"]["uid"], "{kind}");
+    }
+    // How many pods there are is for others to say.
+    server.kubectl(&["-n", "shop", "scale", "deployment", "edge-weft", "--replicas", "3"]);
+    server.kubectl(&["-n", "shop", "annotate", GATEWAYS, "edge", "networking.istio.io/service-type=ClusterIP"]);
+    control.wait("changing the Service", || {
+        server.get("service", "shop", "edge-weft")["spec"]["type"] == "ClusterIP"
+    });
+    assert_eq!(server.get("deployment", "shop", "edge-weft")["spec"]["replicas"], 3);
+
     // A pod that carries the Gateway's name serves it; its certificate comes.
     server.apply(
         "apiVersion: v1
@@ -204,7 +220,12 @@ spec: {serviceAccountName: cart, nodeName: n1, containers: [{name: proxy, image:
     );
     mesh::runs(&server, "edge", "10.88.0.7");
     control.wait("aware of the pod", || of_gateway("Programmed") == "True Programmed");
-    server.apply("{apiVersion: v1, kind: Secret, type: kubernetes.io/tls, metadata: {name: pair, namespace: shop}, stringData: {tls.crt: '-----BEGIN CERTIFICATE-----', tls.key: '-----BEGIN PRIVATE KEY-----'}}");
+    let root = Authority::root(KeyKind::P256, SystemTime::now().into(), time::Duration::days(1)).unwrap();
+    let pair = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": {"name": "pair", "namespace": "shop"},
+        "stringData": {"tls.crt": root.certificate_pem(), "tls.key": root.key_pem()},
+    });
+    server.apply(&pair.to_string());
     control.wait("aware of the certificate", || listener(1, "Programmed") == "True Programmed");
     assert_eq!(of_gateway("Accepted"), "True Accepted");
 

@@ -17,4 +17,4 @@ mod shipped;
 mod trials;
 mod webhooks;
 
-use server::Server;
+pub use server::Server;

@@ -70,7 +70,7 @@ pub async fn start(client: Client, settings: &Settings) -> Following {
         skipped: built.skipped.into(),
     };
     let (verdicts_sender, verdicts) =
-        watch::channel(Arc::new(Judged { generation: 1, verdicts: built.verdicts }));
+        watch::channel(Arc::new(Judged { generation: 1, verdicts: built.verdicts, wanted: built.wanted }));
     let (sender, snapshots) = watch::channel(Arc::new(first));
     let task = tokio::spawn(async move {
         follower.follow(debounce, sender, verdicts_sender).await;
@@ -299,9 +299,9 @@ impl Follower {
             skipped: built.skipped.into(),
         }));
         verdicts.send_if_modified(|now| {
-            let new = now.verdicts != built.verdicts;
+            let new = now.verdicts != built.verdicts || now.wanted != built.wanted;
             if new {
-                *now = Arc::new(Judged { generation, verdicts: built.verdicts });
+                *now = Arc::new(Judged { generation, verdicts: built.verdicts, wanted: built.wanted });
             }
             new
         });

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::super::diagnostic::Diagnostic;
 use super::super::discovery;
 use super::super::document::{Collector, Skipped};
-use super::super::gateway_api::{self, Refused, Standing, Standings};
+use super::super::gateway_api::{self, Refused, Standing, Standings, Wanted};
 use super::super::support;
 use super::super::tree::Node;
 use super::super::validate;
@@ -63,6 +63,8 @@ struct Fragment {
     api_version: String,
     status: Value,
     resource_version: String,
+    /// Its `metadata.uid`, by which others name it as their owner.
+    uid: String,
     /// Of all of it but the status.
     hash: u64,
     /// A workload has entered itself so.
@@ -96,6 +98,7 @@ pub(super) struct Built {
     pub(super) news: Vec<Diagnostic>,
     pub(super) skipped: Vec<Skipped>,
     pub(super) verdicts: Verdicts,
+    pub(super) wanted: Vec<Wanted>,
 }
 
 impl Store {
@@ -150,6 +153,7 @@ impl Store {
         (json.to_string(), unhealthy).hash(&mut hasher);
         let hash = hasher.finish();
         let generation = json["metadata"]["generation"].as_i64();
+        let uid = json["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let registered = !json["metadata"]["annotations"][GROUP_ANNOTATION].is_null();
         let api_version = json["apiVersion"].as_str().unwrap_or_default().to_owned();
         if let Some(known) = self.fragments.get_mut(&(kind.id(), name.clone()))
@@ -186,6 +190,7 @@ impl Store {
         fragment.registered = registered;
         (fragment.generation, fragment.api_version) = (generation, api_version);
         (fragment.status, fragment.hash, fragment.resource_version) = (status, hash, version);
+        fragment.uid = uid;
         true
     }
 
@@ -261,7 +266,8 @@ impl Store {
     /// The state of the mesh that follows.
     pub(super) fn build(&mut self) -> Built {
         let (objects, standings, mut across) = self.objects();
-        let wanted = named_secrets(&objects);
+        let secrets = named_secrets(&objects);
+        let wanted = self.wanted(&objects);
         let world = self.world.next(objects);
         self.world = world.clone();
         across.append(&mut validate::whole(&world));
@@ -270,7 +276,7 @@ impl Store {
         let mut diagnostics = Vec::new();
         for ((kind, name), fragment) in &self.fragments {
             // Most Secrets are nobody's business here, whatever they hold.
-            if *kind == "Secret" && !wanted.contains(&name.1) {
+            if *kind == "Secret" && !secrets.contains(&name.1) {
                 continue;
             }
             let label = label(kind, name);
@@ -305,7 +311,20 @@ impl Store {
         self.reported = now;
         let skipped = self.fragments.iter().filter(|((kind, _), _)| *kind != "Secret");
         let skipped = skipped.flat_map(|(_, fragment)| fragment.skipped.iter().cloned()).collect();
-        Built { world, diagnostics, news, skipped, verdicts }
+        Built { world, diagnostics, news, skipped, verdicts, wanted }
+    }
+
+    /// What is to be made for Gateways, each with its owner.
+    fn wanted(&self, objects: &Objects) -> Vec<Wanted> {
+        let mut all = gateway_api::wanted(objects);
+        for one in &mut all {
+            let name = (one.namespace.clone(), one.gateway.clone());
+            let of = super::kinds::DEFINED.iter().filter(|kind| kind.is_gateway_api() && kind.kind == "Gateway");
+            let fragment = of.filter_map(|kind| self.fragments.get(&(kind.id(), name.clone()))).next();
+            one.owner = fragment.map(|fragment| fragment.uid.clone()).unwrap_or_default();
+        }
+        all.retain(|one| !one.owner.is_empty());
+        all
     }
 }
 
@@ -431,4 +450,6 @@ pub struct Judged {
     pub generation: u64,
     /// Of each object.
     pub verdicts: Verdicts,
+    /// What is to be made for Gateways.
+    pub wanted: Vec<Wanted>,
 }

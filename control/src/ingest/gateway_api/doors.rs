@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::known::Known;
-use super::standing::Condition;
+use super::standing::{Address, Condition};
 use crate::model::ObjectKey;
 use crate::model::gateway_api::{
     ApiGateway, FromNamespaces, GATEWAY_NAME, GROUP, Listener, SecretRef, TlsTermination,
 };
 use crate::model::host::DEFAULT_DOMAIN;
+use crate::model::kubernetes::KubernetesService;
 use crate::model::meta::{Kind, Object};
 use crate::model::values::{Labels, selects};
 use crate::model::world::Objects;
@@ -25,8 +26,10 @@ pub(super) struct Served<'a> {
     pub(super) object: &'a Object<ApiGateway>,
     /// Who serves it; or the reason of `Programmed` and why nobody can.
     pub(super) place: Result<Place, (&'static str, String)>,
-    /// Hosts of the Services in front of it.
-    pub(super) addresses: Vec<String>,
+    /// Where clients find it.
+    pub(super) addresses: Vec<Address>,
+    /// A load balancer is to give it an address, and none has.
+    pub(super) awaits_address: bool,
     /// Workloads that are known to serve it.
     pub(super) workloads: BTreeSet<ObjectKey>,
 }
@@ -51,6 +54,8 @@ pub(super) struct Door<'a> {
     pub(super) certificates: Vec<(String, String)>,
     /// What is wrong with what it refers to: reason and message.
     pub(super) unresolved: Option<(&'static str, String)>,
+    /// Nothing here speaks its protocol: why, in words.
+    pub(super) unsupported: Option<String>,
     /// It contradicts one before it: reason and message.
     pub(super) conflict: Option<(&'static str, String)>,
     /// Who has attached.
@@ -84,7 +89,7 @@ impl Door<'_> {
     /// Whether anything is opened for it.
     pub(super) fn opens(&self) -> bool {
         let certified = self.listener.protocol == "HTTP" || self.passes() || !self.certificates.is_empty();
-        self.conflict.is_none() && certified
+        self.conflict.is_none() && self.unsupported.is_none() && certified
     }
 
     pub(super) fn conditions(&self, served: bool) -> Vec<Condition> {
@@ -92,14 +97,16 @@ impl Door<'_> {
             None => Condition::holds("ResolvedRefs", "ResolvedRefs"),
             Some((reason, message)) => Condition::fails("ResolvedRefs", reason, message.as_str()),
         };
-        let (accepted, conflicted) = match &self.conflict {
-            None => {
-                (Condition::holds("Accepted", "Accepted"), Condition::fails("Conflicted", "NoConflicts", ""))
-            }
-            Some((reason, message)) => (
+        let no_conflict = Condition::fails("Conflicted", "NoConflicts", "");
+        let (accepted, conflicted) = match (&self.conflict, &self.unsupported) {
+            (Some((reason, message)), _) => (
                 Condition::fails("Accepted", reason, message.as_str()),
                 Condition { message: message.clone(), ..Condition::holds("Conflicted", reason) },
             ),
+            (None, Some(message)) => {
+                (Condition::fails("Accepted", "UnsupportedProtocol", message.as_str()), no_conflict)
+            }
+            (None, None) => (Condition::holds("Accepted", "Accepted"), no_conflict),
         };
         let programmed = match (self.opens(), served) {
             (true, true) => Condition::holds("Programmed", "Programmed"),
@@ -129,11 +136,22 @@ impl Door<'_> {
 /// A Gateway and its listeners.
 pub(super) fn open<'a>(
     known: &Known<'a>,
-    objects: &Objects,
+    objects: &'a Objects,
     object: &'a Object<ApiGateway>,
     of: usize,
 ) -> (Served<'a>, Vec<Door<'a>>) {
-    let (place, addresses) = place(known, objects, object);
+    let (place, fronts) = place(known, objects, object);
+    // Where there is no cluster, nobody gives addresses.
+    let awaits = |front: &&Object<KubernetesService>| {
+        objects.backends.is_some()
+            && front.spec.service_type == "LoadBalancer"
+            && front.spec.ingress.is_empty()
+    };
+    let awaits_address = !fronts.is_empty() && fronts.iter().all(awaits);
+    let mut addresses: Vec<_> =
+        fronts.iter().filter(|front| !awaits(front)).flat_map(|front| addresses(front)).collect();
+    addresses.sort();
+    addresses.dedup();
     let here = |namespace: &str, labels: &Labels| {
         place.as_ref().is_ok_and(|p| p.namespace == namespace && selects(&p.selector, labels))
     };
@@ -152,6 +170,7 @@ pub(super) fn open<'a>(
                 kinds: Vec::new(),
                 certificates: Vec::new(),
                 unresolved: None,
+                unsupported: unsupported(&listener.protocol),
                 conflict: None,
                 attached: BTreeSet::new(),
             };
@@ -160,7 +179,7 @@ pub(super) fn open<'a>(
             door
         })
         .collect();
-    (Served { object, place, addresses, workloads }, doors)
+    (Served { object, place, addresses, awaits_address, workloads }, doors)
 }
 
 /// Namespace and name of the Service whose host this is, as seen from a namespace.
@@ -173,39 +192,53 @@ pub(in crate::ingest) fn service_of(host: &str, namespace: &str) -> Option<(Stri
         .then(|| (place.to_owned(), name.to_owned()))
 }
 
-/// Who serves a Gateway, and the hosts of what stands in front.
-fn place(
-    known: &Known<'_>,
-    objects: &Objects,
-    object: &Object<ApiGateway>,
-) -> (Result<Place, (&'static str, String)>, Vec<String>) {
+/// Where clients find a Service: at its load balancers, or by its name.
+fn addresses(front: &Object<KubernetesService>) -> Vec<Address> {
+    let balancers = front.spec.ingress.iter().map(|one| match one.ip.is_empty() {
+        true => Address::Host(one.hostname.clone()),
+        false => Address::Ip(one.ip.clone()),
+    });
+    let balancers: Vec<_> = balancers.collect();
+    match balancers.is_empty() {
+        true => vec![Address::Host(super::known::full_name(&front.meta.namespace, &front.meta.name))],
+        false => balancers,
+    }
+}
+
+/// Who serves a Gateway; or the reason of `Programmed` and why nobody can. And the Services in front.
+type Found<'a> = (Result<Place, (&'static str, String)>, Vec<&'a Object<KubernetesService>>);
+
+fn place<'a>(known: &Known<'a>, objects: &'a Objects, object: &Object<ApiGateway>) -> Found<'a> {
     let meta = &object.meta;
     let Some(address) = object.spec.addresses.first() else {
         let selector = Labels::from([(GATEWAY_NAME.to_owned(), meta.name.clone())]);
-        let fronts = objects.services.iter().filter(|service| {
+        let fronts = objects.services.iter().map(|service| &**service).filter(|service| {
             service.meta.namespace == meta.namespace
                 && service.spec.selector.get(GATEWAY_NAME) == Some(&meta.name)
         });
-        let mut hosts: Vec<_> =
-            fronts.map(|s| super::known::full_name(&s.meta.namespace, &s.meta.name)).collect();
-        hosts.sort();
-        return (Ok(Place { namespace: meta.namespace.clone(), selector }), hosts);
+        return (Ok(Place { namespace: meta.namespace.clone(), selector }), fronts.collect());
     };
+    let unusable = |message: String| (Err(("AddressNotUsable", message)), Vec::new());
     let Some((namespace, name)) = service_of(&address.value, &meta.namespace) else {
-        return (
-            Err(("AddressNotUsable", format!("{:?} is no host of a Service", address.value))),
-            Vec::new(),
-        );
+        return unusable(format!("{:?} is no host of a Service", address.value));
     };
     let Some(service) = known.service(&namespace, &name) else {
-        return (Err(("AddressNotUsable", format!("there is no Service {namespace}/{name}"))), Vec::new());
+        return unusable(format!("there is no Service {namespace}/{name}"));
     };
     if service.spec.selector.is_empty() {
-        let message = format!("Service {namespace}/{name} selects no workloads");
-        return (Err(("AddressNotUsable", message)), Vec::new());
+        return unusable(format!("Service {namespace}/{name} selects no workloads"));
     }
-    let hosts = vec![super::known::full_name(&namespace, &name)];
-    (Ok(Place { namespace, selector: service.spec.selector.clone() }), hosts)
+    (Ok(Place { namespace, selector: service.spec.selector.clone() }), vec![service])
+}
+
+/// Why a protocol cannot be spoken, if it cannot.
+fn unsupported(protocol: &str) -> Option<String> {
+    let spoken = matches!(protocol, "HTTP" | "HTTPS" | "TLS");
+    (!spoken).then(|| {
+        format!(
+            "{protocol} is not supported: Weft serves HTTP, HTTPS and TLS for the Gateway API; for TCP there is Istio's Gateway"
+        )
+    })
 }
 
 /// The kinds of routes that a listener takes: those of its protocol, or as many of them as it names.
@@ -269,9 +302,8 @@ fn certificate(
         );
         return Err(("RefNotPermitted", message));
     }
-    if !known.certificate(namespace, name) {
-        let message = format!("there is no Secret {namespace}/{name} with tls.crt and tls.key");
-        return Err(("InvalidCertificateRef", message));
+    if let Err(why) = known.certificate(namespace, name) {
+        return Err(("InvalidCertificateRef", format!("Secret {namespace}/{name}: {why}")));
     }
     Ok((namespace.to_owned(), name.clone()))
 }
@@ -286,7 +318,10 @@ pub(super) fn contradictions(served: &[Served<'_>], doors: &mut [Door<'_>]) {
             continue;
         }
         let plain = door.listener.protocol == "HTTP";
-        for other in before.iter().filter(|other| other.conflict.is_none()) {
+        if door.unsupported.is_some() {
+            continue;
+        }
+        for other in before.iter().filter(|other| other.conflict.is_none() && other.unsupported.is_none()) {
             if other.listener.port != door.listener.port || !served[other.of].meets(&served[door.of]) {
                 continue;
             }

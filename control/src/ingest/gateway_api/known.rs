@@ -1,10 +1,13 @@
 //! What references of the Gateway API are looked up in: Services, hosts, grants, and labels of namespaces.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
+
+use parking_lot::Mutex;
 
 use crate::model::gateway_api::{BackendRef, CONTROLLER};
 use crate::model::host::{DEFAULT_DOMAIN, resolve_short};
-use crate::model::kubernetes::KubernetesService;
+use crate::model::kubernetes::{KubernetesService, TlsSecret};
 use crate::model::mesh_config::ROOT_NAMESPACE;
 use crate::model::meta::{Kind, NAMESPACE_NAME, Object};
 use crate::model::values::Labels;
@@ -77,15 +80,31 @@ impl<'a> Known<'a> {
             })
     }
 
-    /// Whether a Secret with this name can be shown to clients; none if nobody has seen it.
-    pub(super) fn certificate(&self, namespace: &str, name: &str) -> bool {
-        let secret =
-            self.objects.secrets.iter().find(|s| s.meta.namespace == namespace && s.meta.name == name);
-        let acme = |o: &&std::sync::Arc<Object<crate::model::AcmeCertificate>>| {
+    /// Whether a Secret with this name can be shown to clients; else why not.
+    pub(super) fn certificate(&self, namespace: &str, name: &str) -> Result<(), String> {
+        let acme = |o: &std::sync::Arc<Object<crate::model::AcmeCertificate>>| {
             o.meta.namespace == namespace && o.spec.credential_name == name
         };
-        secret.is_some_and(|secret| !secret.spec.private_key.is_empty())
-            || self.objects.acme_certificates.iter().any(|o| acme(&o))
+        if self.objects.acme_certificates.iter().any(acme) {
+            return Ok(());
+        }
+        let all = &self.objects.secrets;
+        let secret = all.iter().find(|s| s.meta.namespace == namespace && s.meta.name == name);
+        match secret {
+            Some(secret) if !secret.spec.private_key.is_empty() => {
+                checked(secret)
+            }
+            Some(_) => Err("it has no tls.crt and tls.key".to_owned()),
+            // Where it would be good, people look first.
+            None => match all.iter().find(|s| s.meta.name == name) {
+                Some(other) => Err(format!(
+                    "not there; there is one of this name in namespace {}: name that in the reference, and let a \
+                     ReferenceGrant there allow it",
+                    other.meta.namespace
+                )),
+                None => Err("not there, or not readable: a Secret with tls.crt and tls.key".to_owned()),
+            },
+        }
     }
 
     /// Where a reference of a route leads.
@@ -127,6 +146,23 @@ impl<'a> Known<'a> {
             ),
         }
     }
+}
+
+/// What is to be said of a Secret's pair. A state is made anew with each change: what was looked at once is remembered by its content.
+fn checked(secret: &Object<TlsSecret>) -> Result<(), String> {
+    static SEEN: LazyLock<Mutex<HashMap<u64, Result<(), String>>>> = LazyLock::new(Mutex::default);
+    /// Secrets that are remembered at most, before all are looked at anew.
+    const MOST: usize = 4096;
+    let mut seen = SEEN.lock();
+    if let Some(known) = seen.get(&secret.meta.version) {
+        return known.clone();
+    }
+    if seen.len() >= MOST {
+        seen.clear();
+    }
+    let said = weft_certs::pem::check_pair(&secret.spec.certificate_chain, &secret.spec.private_key);
+    seen.insert(secret.meta.version, said.clone());
+    said
 }
 
 /// Where nothing is.

@@ -9,6 +9,7 @@
 mod assemble;
 mod attach;
 mod doors;
+mod features;
 mod known;
 mod networks;
 mod order;
@@ -17,6 +18,7 @@ mod refused;
 mod rules;
 mod standing;
 mod targets;
+mod wanted;
 #[cfg(test)]
 mod tests;
 
@@ -24,8 +26,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 pub(in crate::ingest) use doors::service_of;
+pub use features::FEATURES;
 pub(in crate::ingest) use refused::{Refused, is_ours};
-pub use standing::{Condition, ListenerStanding, ParentStanding, Standing, Standings};
+pub use standing::{Address, Condition, ListenerStanding, ParentStanding, Standing, Standings};
+pub(in crate::ingest) use wanted::wanted;
+pub use wanted::{MANAGED, Wanted};
 
 use super::diagnostic::{Diagnostic, Severity};
 use crate::model::gateway_api::{ApiGateway, CONTROLLER};
@@ -162,11 +167,15 @@ fn stands(gateway: &Served<'_>, doors: &[&Door<'_>], diagnostics: &mut Vec<Diagn
         Ok(place) if !there => {
             let labels: Vec<_> = place.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
             let message = format!(
-                "no workload of namespace {} has the labels {}: nobody serves the Gateway; Weft makes no Deployment for it",
+                "no workload of namespace {} has the labels {}: nobody serves the Gateway",
                 place.namespace,
                 labels.join(", ")
             );
             Condition::fails("Programmed", "NoResources", message)
+        }
+        Ok(_) if gateway.awaits_address => {
+            let message = "no load balancer has given the Service of the Gateway an address yet";
+            Condition::fails("Programmed", "AddressNotAssigned", message)
         }
         Ok(_) => Condition::holds("Programmed", "Programmed"),
     };

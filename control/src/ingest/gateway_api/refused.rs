@@ -11,6 +11,8 @@ use crate::model::meta::{Kind, ObjectKey};
 pub(in crate::ingest) struct Refused {
     parents: Vec<ParentRef>,
     class: String,
+    /// It asks for parameters, of which there are none.
+    parameters: bool,
 }
 
 impl Refused {
@@ -20,6 +22,7 @@ impl Refused {
         Self {
             parents: parents.filter_map(|one| serde_json::from_value(one.clone()).ok()).collect(),
             class: spec["gatewayClassName"].as_str().unwrap_or_default().to_owned(),
+            parameters: !spec["infrastructure"]["parametersRef"].is_null(),
         }
     }
 
@@ -45,7 +48,8 @@ impl Refused {
                     name: self.class.clone(),
                 };
                 standings.get(&class)?;
-                let accepted = Condition::fails("Accepted", "Invalid", message);
+                let reason = if self.parameters { "InvalidParameters" } else { "Invalid" };
+                let accepted = Condition::fails("Accepted", reason, message);
                 let (mut conditions, listeners, addresses) = match earlier {
                     Some(Standing::Gateway { conditions, listeners, addresses }) => {
                         (conditions.clone(), listeners.clone(), addresses.clone())

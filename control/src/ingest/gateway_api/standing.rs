@@ -50,6 +50,15 @@ pub struct ParentStanding {
     pub conditions: Vec<Condition>,
 }
 
+/// Where clients find a Gateway.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// An address of IP.
+    Ip(String),
+    /// A name.
+    Host(String),
+}
+
 /// How an object stands. What is for other controllers has no standing here.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Standing {
@@ -61,8 +70,8 @@ pub enum Standing {
         conditions: Vec<Condition>,
         /// Of its listeners.
         listeners: Vec<ListenerStanding>,
-        /// Hosts of the Services in front of it.
-        addresses: Vec<String>,
+        /// Where clients find it: at load balancers, or at the Services in front of it.
+        addresses: Vec<Address>,
     },
     /// A route; for its parents that are ours.
     Route(Vec<ParentStanding>),

@@ -254,7 +254,13 @@ fn a_host_outside_is_a_backend_by_its_service_entry() {
     assert!(seen("other.example.com").found[0].contains("BackendNotFound"));
 }
 
-const PAIR: &str = "-----BEGIN CERTIFICATE-----";
+/// A certificate and its key, each as a text of YAML.
+fn pair() -> [String; 2] {
+    let end = time::Duration::days(1);
+    let now = std::time::SystemTime::now().into();
+    let root = weft_certs::authority::Authority::root(weft_certs::authority::KeyKind::P256, now, end).unwrap();
+    [root.certificate_pem(), root.key_pem()].map(|text| serde_json::to_string(text).unwrap())
+}
 
 #[test]
 fn a_gateway_is_told_what_becomes_of_each_listener() {
@@ -266,10 +272,11 @@ fn a_gateway_is_told_what_becomes_of_each_listener() {
         );
         seen(&text)
     };
+    let [chain, key] = pair();
     let secret = |namespace: &str| {
         format!(
             "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/tls\nmetadata: {{name: pair, namespace: {namespace}}}\nstringData: \
-             {{tls.crt: '{PAIR}', tls.key: '{PAIR}'}}\n---\n"
+             {{tls.crt: {chain}, tls.key: {key}}}\n---\n"
         )
     };
     let https = |rest: &str| {
@@ -853,13 +860,8 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     ),
     (
         "Gateway",
-        "listeners: [{name: a, port: 80, protocol: TCP}]",
-        "spec.listeners[0].protocol: TCP is not supported",
-    ),
-    (
-        "Gateway",
-        "listeners: [{name: a, port: 80, protocol: HTTP}], infrastructure: {labels: {a: b}}",
-        "infrastructure: not supported",
+        "listeners: [{name: a, port: 80, protocol: HTTP}], infrastructure: {parametersRef: {}}",
+        "infrastructure.parametersRef: not supported",
     ),
     (
         "Gateway",

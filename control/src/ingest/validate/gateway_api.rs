@@ -129,11 +129,8 @@ fn listener(findings: &mut Findings, path: &str, one: &Listener) {
             }
         }
         "" => findings.error(format!("{path}.protocol"), "missing", "it is HTTP, HTTPS or TLS"),
-        other => {
-            let help =
-                "Weft serves HTTP, HTTPS and TLS for the Gateway API; for others there is Istio's Gateway";
-            findings.error(format!("{path}.protocol"), format!("{other} is not supported"), help);
-        }
+        // The Gateway's status says so of the listener; the others serve.
+        _ => {}
     }
     let namespaces = &one.allowed_routes.namespaces;
     let path = format!("{path}.allowedRoutes.namespaces");

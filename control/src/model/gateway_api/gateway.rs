@@ -27,6 +27,18 @@ pub struct ApiGateway {
     /// Where its status says that it is found.
     #[serde(skip)]
     pub found_at: Vec<GatewayAddress>,
+    /// What the objects that are made for it carry.
+    pub infrastructure: Infrastructure,
+}
+
+/// What the objects that are made for a Gateway carry, pods included.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Infrastructure {
+    /// Labels.
+    pub labels: Labels,
+    /// Annotations.
+    pub annotations: Labels,
 }
 
 /// One port and host name of a Gateway.

@@ -5,7 +5,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::ingest::cluster::Verdict;
-use crate::ingest::gateway_api::{Condition, ListenerStanding, ParentStanding, Standing};
+use crate::ingest::gateway_api::{
+    Address, Condition, FEATURES, ListenerStanding, ParentStanding, Standing,
+};
 use crate::model::gateway_api::{CONTROLLER, GROUP, ParentRef};
 
 /// What is to be written. What other controllers have written of a route stays.
@@ -15,7 +17,10 @@ pub(super) fn status(verdict: &Verdict, standing: &Standing) -> Value {
     let old = &verdict.status;
     let all = |conditions: &[Condition], before: &Value| written(verdict, conditions, before, &now);
     match standing {
-        Standing::Class(conditions) => json!({"conditions": all(conditions, &old["conditions"])}),
+        Standing::Class(conditions) => json!({
+            "conditions": all(conditions, &old["conditions"]),
+            "supportedFeatures": FEATURES.map(|name| json!({"name": name})),
+        }),
         Standing::Gateway { conditions, listeners, addresses } => {
             let listeners: Vec<_> = listeners
                 .iter()
@@ -23,8 +28,13 @@ pub(super) fn status(verdict: &Verdict, standing: &Standing) -> Value {
                     listener(one, all(&one.conditions, &named(&old["listeners"], &one.name)["conditions"]))
                 })
                 .collect();
-            let addresses: Vec<_> =
-                addresses.iter().map(|host| json!({"type": "Hostname", "value": host})).collect();
+            let addresses: Vec<_> = addresses
+                .iter()
+                .map(|address| match address {
+                    Address::Ip(ip) => json!({"type": "IPAddress", "value": ip}),
+                    Address::Host(host) => json!({"type": "Hostname", "value": host}),
+                })
+                .collect();
             json!({
                 "conditions": all(conditions, &old["conditions"]),
                 "listeners": listeners,
