@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::kubernetes::Server;
+use crate::kubernetes::{Server, installation};
 use crate::netns::hosts::Host;
 use crate::programs::{Process, get, peer, weft};
 use node::Node;
@@ -80,19 +80,11 @@ fn controllers(server: &Server) -> Command {
     controllers
 }
 
-/// Everything that `weft install` prints, with webhooks that are reached by their address: nobody forwards for Services here. The control
-/// plane's own Deployment and the gateways of the chart are left out: a process and the Gateways stand for them.
+/// Everything that is installed but what runs: a process stands for the control plane's Deployment, and gateways are made for Gateways.
 fn install(server: &Server) {
-    let output = weft().args(["install", "--dry-run", "--output", "json"]).output().unwrap();
-    let all: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let mut items = all["items"].as_array().unwrap().clone();
-    items.retain(|one| {
-        !["Deployment", "HorizontalPodAutoscaler", "ServiceMonitor", "PodMonitor"].contains(&one["kind"].as_str().unwrap())
-    });
-    for hook in items.iter_mut().filter_map(|one| one.get_mut("webhooks")?.as_array_mut()).flatten() {
-        let path = hook["clientConfig"]["service"]["path"].as_str().unwrap().to_owned();
-        hook["clientConfig"] = json!({"url": format!("https://{CONTROL}:15017{path}")});
-    }
+    let mut items = installation(&CONTROL.to_string(), &[]);
+    let runs = ["Deployment", "HorizontalPodAutoscaler", "ServiceMonitor", "PodMonitor"];
+    items.retain(|one| !runs.contains(&one["kind"].as_str().unwrap()));
     let rank = |one: &Value| match one["kind"].as_str().unwrap() {
         "Namespace" => 0,
         "CustomResourceDefinition" => 1,

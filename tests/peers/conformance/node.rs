@@ -145,7 +145,10 @@ impl Kubelet {
         let items = list["items"].as_array().cloned().unwrap_or_default();
         self.pods.retain(|uid, _| items.iter().any(|pod| pod["metadata"]["uid"] == **uid));
         for pod in &items {
-            self.pod(pod)?;
+            // What one waits for is no matter of the others.
+            if let Err(why) = self.pod(pod) {
+                println!("node: {why}");
+            }
         }
         let list = self.api.get("/api/v1/services")?;
         let items = list["items"].as_array().cloned().unwrap_or_default();
@@ -233,7 +236,7 @@ impl Kubelet {
         arguments.extend(args.map(|one| text(one).to_owned()));
         let hosts = format!("127.0.0.1 localhost\n{} istiod.istio-system.svc\n", self.control);
         let mut command = in_root(&root, &hosts, &mounts, &program, &arguments);
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin");
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         for one in container["env"].as_array().into_iter().flatten() {
             command.env(text(&one["name"]), value(one, pod, ip, self.control));
         }

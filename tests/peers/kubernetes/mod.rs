@@ -18,3 +18,4 @@ mod trials;
 mod webhooks;
 
 pub use server::Server;
+pub use webhooks::installation;

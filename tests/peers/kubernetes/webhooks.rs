@@ -28,19 +28,19 @@ fn eventually<T>(what: &str, control: &Process, mut look: impl FnMut() -> Result
     }
 }
 
-/// What `weft install` prints, with webhooks that are reached by their address: there are no Services here.
-fn installation() -> Vec<Value> {
-    let output = weft()
-        .args(["install", "--dry-run", "--set", "profile=production", "--output", "json"])
-        .args(["--set", "values.pilot.certificateSigner.name=mesh.example.com/workloads"])
-        .args(["--set", "values.pilot.certificateSigner.roots=mesh-roots"])
-        .output()
-        .unwrap();
+/// What `weft install` prints with these settings, the webhooks reached at the control plane's address: nobody forwards for Services here.
+pub fn installation(control: &str, settings: &[&str]) -> Vec<Value> {
+    let mut install = weft();
+    install.args(["install", "--dry-run", "--output", "json"]);
+    for one in settings {
+        install.args(["--set", one]);
+    }
+    let output = install.output().unwrap();
     let mut all: Value = serde_json::from_slice(&output.stdout).unwrap();
     let items = all["items"].as_array_mut().unwrap().iter_mut();
     for hook in items.filter_map(|one| one.get_mut("webhooks")?.as_array_mut()).flatten() {
         let path = hook["clientConfig"]["service"]["path"].as_str().unwrap().to_owned();
-        hook["clientConfig"] = json!({"url": format!("https://{CONTROL}:15017{path}")});
+        hook["clientConfig"] = json!({"url": format!("https://{control}:15017{path}")});
     }
     all["items"].as_array().unwrap().clone()
 }
@@ -89,7 +89,14 @@ fn inits(server: &Server, namespace: &str, name: &str) -> Vec<String> {
 fn an_installation_injects_pods_and_refuses_what_is_wrong() {
     let server = Arc::new(Server::start(AT));
     // Everything that is shipped is taken, definitions first: what they define must be there before the rest is looked at.
-    let all = installation();
+    let all = installation(
+        CONTROL,
+        &[
+            "profile=production",
+            "values.pilot.certificateSigner.name=mesh.example.com/workloads",
+            "values.pilot.certificateSigner.roots=mesh-roots",
+        ],
+    );
     let (first, rest): (Vec<_>, Vec<_>) = all
         .into_iter()
         .partition(|one| ["Namespace", "CustomResourceDefinition"].contains(&one["kind"].as_str().unwrap()));

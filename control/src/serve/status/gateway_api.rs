@@ -19,7 +19,7 @@ pub(super) fn status(verdict: &Verdict, standing: &Standing) -> Value {
     match standing {
         Standing::Class(conditions) => json!({
             "conditions": all(conditions, &old["conditions"]),
-            "supportedFeatures": FEATURES.map(|name| json!({"name": name})),
+            "supportedFeatures": FEATURES.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
         }),
         Standing::Gateway { conditions, listeners, addresses } => {
             let listeners: Vec<_> = listeners
