@@ -22,9 +22,14 @@ use crate::model::sidecar::CaptureMode;
 use crate::model::{EffectivePeerMode, Endpoint, HealthCheck, Object, Service, ServicePort, World};
 
 /// Whether connections to a service go where the client addressed them.
-fn as_chosen(service: &Service, policy: &PortPolicy) -> bool {
+fn as_chosen(node: &ProxyNode, service: &Service, policy: &PortPolicy) -> bool {
     let simple = policy.load_balancer.as_ref().and_then(|l| l.simple);
-    service.resolution == Resolution::None || simple == Some(SimpleBalancer::Passthrough)
+    dialled_by_clients(node, service) || simple == Some(SimpleBalancer::Passthrough)
+}
+
+/// Whether a service has no endpoints but those that clients dial. Clients of a gateway dial the gateway: it knows the endpoints itself.
+pub(super) fn dialled_by_clients(node: &ProxyNode, service: &Service) -> bool {
+    service.resolution == Resolution::None && node.kind != ProxyKind::Router
 }
 
 /// What istiod writes for "no limit".
@@ -102,7 +107,7 @@ pub(super) fn of_service(
             // Where clients choose the endpoint, all have to take mutual TLS, or none gets it; by DNS, endpoints are part of
             // the cluster itself, each with whether it takes mutual TLS.
             let (endpoints, peers) = match service.resolution {
-                Resolution::Static if !as_chosen(service, &policy) => (0, 0),
+                Resolution::Static if !as_chosen(node, service, &policy) => (0, 0),
                 _ => (service.versions.endpoints, world.peer_version()),
             };
             let versions = (service.versions.shape, service.versions.identities, endpoints, peers);
@@ -418,7 +423,7 @@ fn outbound(
         cluster["metadata"]["filter_metadata"]["istio"]["config"] = config.into();
     }
     match service.resolution {
-        _ if !by_name && as_chosen(service, policy) => {
+        _ if !by_name && as_chosen(node, service, policy) => {
             cluster["type"] = "ORIGINAL_DST".into();
         }
         Resolution::None | Resolution::Static => {

@@ -31,7 +31,8 @@ pub(super) fn of_service(
     by_name: bool,
     out: &mut Output<'_>,
 ) {
-    let listed = matches!(service.resolution, Resolution::Static);
+    let listed = matches!(service.resolution, Resolution::Static | Resolution::None)
+        && !super::cluster::dialled_by_clients(node, service);
     let by_name = by_name && is_passed_on(service) && (listed || service.resolution == Resolution::None);
     if !listed && !by_name {
         return;

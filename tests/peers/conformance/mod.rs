@@ -4,6 +4,7 @@
 //!
 //! What the suite looks at is what the GatewayClass says of itself (`supportedFeatures`), no less.
 
+mod logs;
 mod node;
 mod volumes;
 
@@ -49,9 +50,7 @@ fn conforms(cluster: &Host) {
         server.try_kubectl(&["-n", "istio-system", "get", "serviceaccount", "default"], "").is_ok()
     });
     let mut control = Process::start("istiod", &mut control(&server), at);
-    control.wait("ready", || {
-        get((CONTROL, 8080).into(), "/ready").is_ok_and(|(status, _)| status == 200)
-    });
+    control.wait("ready", || get((CONTROL, 8080).into(), "/ready").is_ok_and(|(status, _)| status == 200));
     let _node = Node::start(cluster, &server.kubeconfig("administrator"), at, CONTROL);
     server.apply(
         "{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: weft}, spec: {controllerName: \
@@ -76,7 +75,10 @@ fn controllers(server: &Server) -> Command {
     controllers.arg("--kubeconfig").arg(server.kubeconfig("administrator"));
     controllers.arg("--root-ca-file").arg(at.join("ca.crt"));
     controllers.args(["--leader-elect=false", "--bind-address", AT, "--controllers", CONTROLLERS]);
-    controllers.args(["--authorization-always-allow-paths", "*"]).arg("--cert-dir").arg(at.join("controllers"));
+    controllers
+        .args(["--authorization-always-allow-paths", "*"])
+        .arg("--cert-dir")
+        .arg(at.join("controllers"));
     controllers
 }
 
@@ -105,7 +107,15 @@ fn install(server: &Server) {
 fn control(server: &Server) -> Command {
     let mut control = weft();
     control.arg("control").arg("--kubeconfig").arg(server.kubeconfig_of_account("istio-system", "istiod"));
-    control.args(["--address", &CONTROL.to_string(), "--ca-keys", "p256", "--webhook-port", "15017", "--publish-roots"]);
+    control.args([
+        "--address",
+        &CONTROL.to_string(),
+        "--ca-keys",
+        "p256",
+        "--webhook-port",
+        "15017",
+        "--publish-roots",
+    ]);
     control.args(["--mutating-webhook", "istio-sidecar-injector"]);
     control.args(["--validating-webhook", "istio-validator-istio-system"]);
     control
@@ -115,12 +125,28 @@ fn control(server: &Server) -> Command {
 fn suite(server: &Server, report: &Path) -> Command {
     let mut suite = Command::new(peer("WEFT_GATEWAY_CONFORMANCE"));
     suite.env("KUBECONFIG", server.kubeconfig("administrator")).stdin(Stdio::null());
-    suite.args(["-test.v", "-test.timeout", "40m", "-gateway-class", "weft", "-conformance-profiles", PROFILES]);
-    suite.args(["-organization", "weft", "-project", "weft", "-url", "https://weft.dev", "-version", env!("CARGO_PKG_VERSION")]);
+    suite.args([
+        "-test.v",
+        "-test.timeout",
+        "40m",
+        "-gateway-class",
+        "weft",
+        "-conformance-profiles",
+        PROFILES,
+    ]);
+    suite.args([
+        "-organization",
+        "weft",
+        "-project",
+        "weft",
+        "-url",
+        "https://weft.dev",
+        "-version",
+        env!("CARGO_PKG_VERSION"),
+    ]);
     suite.args(["-contact", "weft"]).arg("-report-output").arg(report);
     if let Some(one) = std::env::var_os("WEFT_CONFORMANCE_TEST") {
         suite.arg("-run-test").arg(one);
     }
     suite
 }
-

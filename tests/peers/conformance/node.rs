@@ -15,11 +15,14 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 
+use super::logs::Logs;
 use super::volumes::{self, text};
 use crate::netns::hosts::{Host, inside, run};
 use crate::programs::{Process, get, peer};
 
 const NAME: &str = "node";
+/// Where the API server asks for what pods have said.
+const KUBELET: u16 = 10250;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -42,7 +45,8 @@ impl Api {
 
     fn ask(&self, method: &str, path: &str, kind: &str, body: &Value) -> Result<Value, String> {
         let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-        let request = Request::builder().method(method).uri(path).header("content-type", kind).body(body).unwrap();
+        let request =
+            Request::builder().method(method).uri(path).header("content-type", kind).body(body).unwrap();
         self.runtime.block_on(self.client.request(request)).map_err(|e| format!("{method} {path}: {e}"))
     }
 
@@ -90,6 +94,7 @@ impl Node {
                     pods: BTreeMap::new(),
                     balancers: BTreeMap::new(),
                     given: 0,
+                    logs: Logs::serve((control, KUBELET).into()),
                 };
                 kubelet.join();
                 while !stopped.load(Relaxed) {
@@ -124,6 +129,7 @@ struct Kubelet {
     balancers: BTreeMap<String, (Ipv4Addr, String)>,
     /// How many addresses have been given.
     given: u16,
+    logs: Logs,
 }
 
 fn path_of(plural: &str, metadata: &Value) -> String {
@@ -138,9 +144,15 @@ impl Kubelet {
     fn join(&self) {
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NAME}});
         self.api.post("/api/v1/nodes", &node).unwrap();
+        let status = json!({"status": {
+            "addresses": [{"type": "InternalIP", "address": self.control.to_string()}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": KUBELET}},
+        }});
+        self.api.patch(&format!("/api/v1/nodes/{NAME}/status"), &status).unwrap();
     }
 
     fn look(&mut self) -> Result<(), String> {
+        self.logs.mark();
         let list = self.api.get("/api/v1/pods")?;
         let items = list["items"].as_array().cloned().unwrap_or_default();
         self.pods.retain(|uid, _| items.iter().any(|pod| pod["metadata"]["uid"] == **uid));
@@ -152,7 +164,8 @@ impl Kubelet {
         }
         let list = self.api.get("/api/v1/services")?;
         let items = list["items"].as_array().cloned().unwrap_or_default();
-        self.balancers.retain(|path, _| items.iter().any(|service| path_of("services", &service["metadata"]) == *path));
+        self.balancers
+            .retain(|path, _| items.iter().any(|service| path_of("services", &service["metadata"]) == *path));
         items.iter().try_for_each(|service| self.service(service))
     }
 
@@ -215,7 +228,8 @@ impl Kubelet {
         let mut mounts = Vec::new();
         for mount in container["volumeMounts"].as_array().into_iter().flatten() {
             let all = pod["spec"]["volumes"].as_array().into_iter().flatten();
-            let named = all.into_iter().find(|volume| volume["name"] == mount["name"]).ok_or("no such volume")?;
+            let named =
+                all.into_iter().find(|volume| volume["name"] == mount["name"]).ok_or("no such volume")?;
             let files = root.join("volumes").join(text(&mount["name"]));
             volumes::fill(&self.api, pod, named, &files)?;
             mounts.push((files, text(&mount["mountPath"]).to_owned()));
@@ -224,7 +238,10 @@ impl Kubelet {
         let ip = Ipv4Addr::new(10, 79, 1 + (self.given / 250) as u8, (self.given % 250 + 1) as u8);
         let host = Host::new(&format!("p{}", self.given));
         let (near, far) = (&self.cluster, host.name());
-        run("ip", &format!("link add name v{} netns {near} type veth peer name eth0 netns {far}", self.given));
+        run(
+            "ip",
+            &format!("link add name v{} netns {near} type veth peer name eth0 netns {far}", self.given),
+        );
         run("ip", &format!("-n {near} link set v{} master pods up", self.given));
         host.ip(&format!("addr add {ip}/16 dev eth0"));
         host.ip("link set eth0 up");
@@ -246,6 +263,7 @@ impl Kubelet {
             wrapped.env(key, value);
         }
         let log = format!("pod-{}", text(&metadata["name"]));
+        self.logs.add(text(&metadata["name"]), self.directory.join(format!("{log}.log")));
         Ok(Pod {
             host,
             ip,
@@ -265,7 +283,9 @@ impl Kubelet {
         let path = path_of("services", metadata);
         let selects = |pod: &Pod| {
             let mut all = service["spec"]["selector"].as_object().into_iter().flatten();
-            pod.ready && pod.namespace == text(&metadata["namespace"]) && all.all(|(key, value)| pod.labels[key] == *value)
+            pod.ready
+                && pod.namespace == text(&metadata["namespace"])
+                && all.all(|(key, value)| pod.labels[key] == *value)
         };
         let known = self.balancers.get(&path).cloned();
         if known.as_ref().is_some_and(|(_, uid)| self.pods.get(uid).is_some_and(selects)) {
@@ -281,7 +301,8 @@ impl Kubelet {
         );
         pod.host.ip(&format!("addr replace {address}/32 dev lo"));
         run("ip", &format!("-n {} route replace {address}/32 via {}", self.cluster, pod.ip));
-        let (uid, status) = (uid.clone(), json!({"status": {"loadBalancer": {"ingress": [{"ip": address.to_string()}]}}}));
+        let (uid, status) =
+            (uid.clone(), json!({"status": {"loadBalancer": {"ingress": [{"ip": address.to_string()}]}}}));
         self.api.patch(&format!("{path}/status"), &status)?;
         self.balancers.insert(path, (address, uid));
         Ok(())
@@ -304,12 +325,21 @@ fn value(variable: &Value, pod: &Value, ip: Ipv4Addr, node: Ipv4Addr) -> String 
     match text(&variable["valueFrom"]["fieldRef"]["fieldPath"]) {
         "status.podIP" => ip.to_string(),
         "status.hostIP" => node.to_string(),
-        path => text(&pod[path.split('.').next().unwrap_or_default()][path.rsplit('.').next().unwrap_or_default()]).to_owned(),
+        path => text(
+            &pod[path.split('.').next().unwrap_or_default()][path.rsplit('.').next().unwrap_or_default()],
+        )
+        .to_owned(),
     }
 }
 
 /// A program with a file system of its own: the system's programs and libraries, and what is mounted.
-fn in_root(root: &Path, hosts: &str, mounts: &[(PathBuf, String)], program: &Path, arguments: &[String]) -> Command {
+fn in_root(
+    root: &Path,
+    hosts: &str,
+    mounts: &[(PathBuf, String)],
+    program: &Path,
+    arguments: &[String],
+) -> Command {
     let tree = root.join("root");
     for directory in ["usr", "proc", "dev", "etc", "tmp", "run", "var"] {
         std::fs::create_dir_all(tree.join(directory)).unwrap();

@@ -18,7 +18,8 @@ pub fn fill(api: &Api, pod: &Value, volume: &Value, to: &Path) -> Result<(), Str
 
 fn one(api: &Api, pod: &Value, source: &Value, to: &Path) -> Result<(), String> {
     let namespace = text(&pod["metadata"]["namespace"]);
-    let write = |name: &str, content: &[u8]| std::fs::write(to.join(name), content).map_err(|e| e.to_string());
+    let write =
+        |name: &str, content: &[u8]| std::fs::write(to.join(name), content).map_err(|e| e.to_string());
     if let Some(token) = source.get("serviceAccountToken") {
         return write(text(&token["path"]), token_of(api, pod, token)?.as_bytes());
     }
@@ -36,7 +37,10 @@ fn one(api: &Api, pod: &Value, source: &Value, to: &Path) -> Result<(), String> 
             };
             let value = text(value);
             let decoded = base64::engine::general_purpose::STANDARD.decode(value);
-            write(file, &if encoded { decoded.map_err(|e| e.to_string())? } else { value.as_bytes().to_vec() })?;
+            write(
+                file,
+                &if encoded { decoded.map_err(|e| e.to_string())? } else { value.as_bytes().to_vec() },
+            )?;
         }
     }
     if let Some(items) = source["downwardAPI"]["items"].as_array() {

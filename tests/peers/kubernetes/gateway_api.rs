@@ -204,7 +204,14 @@ spec:
     }
     // How many pods there are is for others to say.
     server.kubectl(&["-n", "shop", "scale", "deployment", "edge-weft", "--replicas", "3"]);
-    server.kubectl(&["-n", "shop", "annotate", GATEWAYS, "edge", "networking.istio.io/service-type=ClusterIP"]);
+    server.kubectl(&[
+        "-n",
+        "shop",
+        "annotate",
+        GATEWAYS,
+        "edge",
+        "networking.istio.io/service-type=ClusterIP",
+    ]);
     control.wait("changing the Service", || {
         server.get("service", "shop", "edge-weft")["spec"]["type"] == "ClusterIP"
     });

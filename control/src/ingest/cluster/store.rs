@@ -319,7 +319,8 @@ impl Store {
         let mut all = gateway_api::wanted(objects);
         for one in &mut all {
             let name = (one.namespace.clone(), one.gateway.clone());
-            let of = super::kinds::DEFINED.iter().filter(|kind| kind.is_gateway_api() && kind.kind == "Gateway");
+            let of =
+                super::kinds::DEFINED.iter().filter(|kind| kind.is_gateway_api() && kind.kind == "Gateway");
             let fragment = of.filter_map(|kind| self.fragments.get(&(kind.id(), name.clone()))).next();
             one.owner = fragment.map(|fragment| fragment.uid.clone()).unwrap_or_default();
         }

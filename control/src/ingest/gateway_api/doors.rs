@@ -26,6 +26,8 @@ pub(super) struct Served<'a> {
     pub(super) object: &'a Object<ApiGateway>,
     /// Who serves it; or the reason of `Programmed` and why nobody can.
     pub(super) place: Result<Place, (&'static str, String)>,
+    /// The Services in front of it.
+    pub(super) fronts: Vec<&'a Object<KubernetesService>>,
     /// Where clients find it.
     pub(super) addresses: Vec<Address>,
     /// A load balancer is to give it an address, and none has.
@@ -179,7 +181,7 @@ pub(super) fn open<'a>(
             door
         })
         .collect();
-    (Served { object, place, addresses, awaits_address, workloads }, doors)
+    (Served { object, place, fronts, addresses, awaits_address, workloads }, doors)
 }
 
 /// Namespace and name of the Service whose host this is, as seen from a namespace.

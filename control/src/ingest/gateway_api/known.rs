@@ -91,9 +91,7 @@ impl<'a> Known<'a> {
         let all = &self.objects.secrets;
         let secret = all.iter().find(|s| s.meta.namespace == namespace && s.meta.name == name);
         match secret {
-            Some(secret) if !secret.spec.private_key.is_empty() => {
-                checked(secret)
-            }
+            Some(secret) if !secret.spec.private_key.is_empty() => checked(secret),
             Some(_) => Err("it has no tls.crt and tls.key".to_owned()),
             // Where it would be good, people look first.
             None => match all.iter().find(|s| s.meta.name == name) {

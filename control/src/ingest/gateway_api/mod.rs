@@ -18,9 +18,9 @@ mod refused;
 mod rules;
 mod standing;
 mod targets;
-mod wanted;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ pub(super) fn convert(objects: &mut Objects, diagnostics: &mut Vec<Diagnostic>) 
         let authentications =
             targets::resolve(&known, &served, &objects.request_authentications, diagnostics);
         let telemetries = targets::resolve(&known, &served, &objects.telemetries, diagnostics);
-        let networks = networks::gateways(&known, objects, &served);
+        let networks = networks::gateways(objects, &served);
         (made, policies, authentications, telemetries, networks)
     };
     objects.network_gateways = networks;

@@ -3,8 +3,7 @@
 
 use std::sync::Arc;
 
-use super::doors::{Served, service_of};
-use super::known::Known;
+use super::doors::Served;
 use crate::model::gateway_api::{AddressKind, ApiGateway, GatewayAddress, Listener, TlsTermination};
 use crate::model::meta::{Meta, Object};
 use crate::model::networks::{NETWORK_LABEL, NetworkGateway, external, gateway_port};
@@ -22,11 +21,7 @@ pub(super) fn passes_by_name(meta: &Meta, listener: &Listener) -> bool {
 }
 
 /// Networks' gateways. Those that we serve are found at the Services before them; others at their addresses.
-pub(super) fn gateways(
-    known: &Known<'_>,
-    objects: &Objects,
-    served: &[Served<'_>],
-) -> Vec<(String, NetworkGateway)> {
+pub(super) fn gateways(objects: &Objects, served: &[Served<'_>]) -> Vec<(String, NetworkGateway)> {
     let mut found = Vec::new();
     for gateway in &objects.api_gateways {
         let Some(network) = network(&gateway.meta) else { continue };
@@ -40,7 +35,7 @@ pub(super) fn gateways(
         let ours = served.iter().find(|one| std::ptr::eq(one.object, &**gateway));
         for port in ports {
             let all = match ours {
-                Some(ours) => before(known, objects, ours, port),
+                Some(ours) => before(objects, ours, port),
                 None => elsewhere(gateway, port),
             };
             found.extend(all.into_iter().map(|one| (network.clone(), one)));
@@ -50,11 +45,8 @@ pub(super) fn gateways(
 }
 
 /// Where the Services before a Gateway of ours are found from outside.
-fn before(known: &Known<'_>, objects: &Objects, gateway: &Served<'_>, port: u16) -> Vec<NetworkGateway> {
-    let own = &gateway.object.meta.namespace;
-    let services = gateway.addresses.iter().filter_map(|host| service_of(host, own));
-    let services = services.filter_map(|(namespace, name)| known.service(&namespace, &name));
-    services.flat_map(|service| external(service, port, &objects.nodes)).collect()
+fn before(objects: &Objects, gateway: &Served<'_>, port: u16) -> Vec<NetworkGateway> {
+    gateway.fronts.iter().flat_map(|service| external(service, port, &objects.nodes)).collect()
 }
 
 fn elsewhere(gateway: &Arc<Object<ApiGateway>>, port: u16) -> Vec<NetworkGateway> {

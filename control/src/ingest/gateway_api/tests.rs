@@ -258,7 +258,8 @@ fn a_host_outside_is_a_backend_by_its_service_entry() {
 fn pair() -> [String; 2] {
     let end = time::Duration::days(1);
     let now = std::time::SystemTime::now().into();
-    let root = weft_certs::authority::Authority::root(weft_certs::authority::KeyKind::P256, now, end).unwrap();
+    let root =
+        weft_certs::authority::Authority::root(weft_certs::authority::KeyKind::P256, now, end).unwrap();
     [root.certificate_pem(), root.key_pem()].map(|text| serde_json::to_string(text).unwrap())
 }
 

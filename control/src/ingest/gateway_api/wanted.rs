@@ -36,7 +36,8 @@ pub(in crate::ingest) fn wanted(objects: &Objects) -> Vec<Wanted> {
     let known = Known::new(objects);
     let ours = objects.api_gateways.iter().filter(|gateway| {
         let by_hand = gateway.meta.annotations.get(MANAGED).is_some_and(|value| value == "false");
-        let named = gateway.spec.addresses.iter().any(|a| service_of(&a.value, &gateway.meta.namespace).is_some());
+        let named =
+            gateway.spec.addresses.iter().any(|a| service_of(&a.value, &gateway.meta.namespace).is_some());
         known.serves_class(&gateway.spec.gateway_class_name) && !named && !by_hand
     });
     ours.map(|gateway| {

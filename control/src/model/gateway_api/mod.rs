@@ -9,8 +9,8 @@ mod route;
 mod target;
 
 pub use gateway::{
-    AddressKind, AllowedRoutes, ApiGateway, FromNamespaces, GatewayAddress, GatewayClass,
-    Infrastructure, LabelSelector, Listener, ListenerTls, Requirement, RouteKind, RouteNamespaces, SecretRef, TlsTermination,
+    AddressKind, AllowedRoutes, ApiGateway, FromNamespaces, GatewayAddress, GatewayClass, Infrastructure,
+    LabelSelector, Listener, ListenerTls, Requirement, RouteKind, RouteNamespaces, SecretRef, TlsTermination,
 };
 pub use grant::{GrantFrom, GrantTo, ReferenceGrant};
 pub use route::{

@@ -172,7 +172,10 @@ mod tests {
             let metadata = &object["metadata"];
             assert_eq!(metadata["name"], "edge-weft", "{object}");
             assert_eq!(metadata["ownerReferences"][0]["uid"], "17", "{object}");
-            assert_eq!((&metadata["labels"]["team"], &metadata["annotations"]["cost"]), (&json!("a"), &json!("low")));
+            assert_eq!(
+                (&metadata["labels"]["team"], &metadata["annotations"]["cost"]),
+                (&json!("a"), &json!("low"))
+            );
             assert_eq!(metadata["labels"][CLASS_NAME], "weft", "{object}");
         }
         let template = &all[1].1["spec"]["template"];

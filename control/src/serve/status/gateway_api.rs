@@ -5,9 +5,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::ingest::cluster::Verdict;
-use crate::ingest::gateway_api::{
-    Address, Condition, FEATURES, ListenerStanding, ParentStanding, Standing,
-};
+use crate::ingest::gateway_api::{Address, Condition, FEATURES, ListenerStanding, ParentStanding, Standing};
 use crate::model::gateway_api::{CONTROLLER, GROUP, ParentRef};
 
 /// What is to be written. What other controllers have written of a route stays.
