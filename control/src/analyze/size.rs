@@ -15,12 +15,15 @@ const EACH: usize = 10;
 /// Workloads that are told the same.
 type Told<'w> = (&'w str, Option<&'w Arc<Object<Sidecar>>>);
 
+/// What they are told, and who they are.
+type Group<'w> = (Told<'w>, Vec<&'w Arc<Workload>>);
+
 pub(super) fn find(scene: &Scene<'_>, found: &mut Vec<Message>) {
     let world = scene.world;
     if world.services().iter().map(|service| service.ports.len()).sum::<usize>() <= MOST {
         return;
     }
-    let mut groups: BTreeMap<(&str, usize), (Told<'_>, Vec<&Arc<Workload>>)> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, usize), Group<'_>> = BTreeMap::new();
     for workload in world.workloads().iter().filter(|w| !w.is_gateway() && w.shows_identity()) {
         let namespace = workload.meta.namespace.as_str();
         let sidecar = world.sidecar_for(namespace, workload.labels());

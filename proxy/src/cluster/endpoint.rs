@@ -123,7 +123,10 @@ fn hash(bytes: &[u8]) -> u64 {
 }
 
 /// Values that somebody has, by their hashes. Those that nobody has any more go when the table would grow.
-struct Shared<T>(LazyLock<Mutex<(HashMap<u64, Weak<T>>, usize)>>);
+struct Shared<T>(LazyLock<Mutex<Table<T>>>);
+
+/// The values, and how many there may be before it is looked who is left.
+type Table<T> = (HashMap<u64, Weak<T>>, usize);
 
 impl<T: PartialEq> Shared<T> {
     const fn new() -> Self {

@@ -85,7 +85,10 @@ const USUAL: &[&str] = &[
 
 const PLACES: usize = 512;
 
-static TABLE: LazyLock<Box<[Option<(&str, HeaderName)>]>> = LazyLock::new(|| {
+/// A name, at its place or at one after it.
+type Entry = Option<(&'static str, HeaderName)>;
+
+static TABLE: LazyLock<Box<[Entry]>> = LazyLock::new(|| {
     let mut table = vec![None; PLACES];
     for name in USUAL {
         let place = &mut table[Place::of(name.as_bytes()).0 % PLACES];

@@ -184,6 +184,14 @@ fn stands(gateway: &Served<'_>, doors: &[&Door<'_>], diagnostics: &mut Vec<Diagn
         let path = Some("spec.addresses".to_owned());
         diagnostics.push(Diagnostic { path, ..warning(meta, message.clone(), help) });
     }
+    for (annotation, known) in wanted::doubts(&meta.annotations) {
+        let path = Some(format!("metadata.annotations[{annotation}]"));
+        let help = format!("write one of {known}");
+        diagnostics.push(Diagnostic {
+            path,
+            ..warning(meta, "it has no effect: the value is unknown".to_owned(), &help)
+        });
+    }
     let listeners = doors
         .iter()
         .map(|door| {

@@ -5,10 +5,13 @@
 use super::doors::service_of;
 use super::known::Known;
 use crate::model::gateway_api::Infrastructure;
+use crate::model::values::Labels;
 use crate::model::world::Objects;
 
 /// The annotation of a Gateway that says of which type its Service is to be. Istio's name for it.
 const SERVICE_TYPE: &str = "networking.istio.io/service-type";
+/// Types that a Service may have, the usual one first.
+const TYPES: [&str; 3] = ["LoadBalancer", "ClusterIP", "NodePort"];
 /// The annotation of a Gateway that is served by hand: nothing is made for it.
 pub const MANAGED: &str = "gateway.weft.dev/managed";
 
@@ -31,6 +34,15 @@ pub struct Wanted {
     pub infrastructure: Infrastructure,
 }
 
+/// Annotations of a Gateway that say nothing: which, and what could stand there.
+pub(super) fn doubts(annotations: &Labels) -> Vec<(&'static str, String)> {
+    let known: [(&'static str, &[&str]); 2] = [(SERVICE_TYPE, &TYPES), (MANAGED, &["true", "false"])];
+    let wrong = known.into_iter().filter(|(name, values)| {
+        annotations.get(*name).is_some_and(|value| !values.contains(&value.as_str()))
+    });
+    wrong.map(|(name, values)| (name, values.join(", "))).collect()
+}
+
 /// What is to be made, the owners left open.
 pub(in crate::ingest) fn wanted(objects: &Objects) -> Vec<Wanted> {
     let known = Known::new(objects);
@@ -47,10 +59,8 @@ pub(in crate::ingest) fn wanted(objects: &Objects) -> Vec<Wanted> {
                 ports.push((listener.port, listener.name.clone(), listener.protocol.clone()));
             }
         }
-        let service_type = match gateway.meta.annotations.get(SERVICE_TYPE).map(String::as_str) {
-            Some(known @ ("ClusterIP" | "NodePort")) => known,
-            _ => "LoadBalancer",
-        };
+        let asked = gateway.meta.annotations.get(SERVICE_TYPE).map(String::as_str);
+        let service_type = asked.filter(|asked| TYPES.contains(asked)).unwrap_or(TYPES[0]);
         Wanted {
             namespace: gateway.meta.namespace.clone(),
             gateway: gateway.meta.name.clone(),

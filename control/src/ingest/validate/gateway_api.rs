@@ -96,11 +96,9 @@ fn listener(findings: &mut Findings, path: &str, one: &Listener) {
     }
     let tls = one.tls.as_ref();
     match one.protocol.as_str() {
-        "HTTP" => {
-            if tls.is_some() {
-                let help = "make the protocol HTTPS to end TLS, or take tls out";
-                findings.error(format!("{path}.tls"), "an HTTP listener does not end TLS", help);
-            }
+        "HTTP" if tls.is_some() => {
+            let help = "make the protocol HTTPS to end TLS, or take tls out";
+            findings.error(format!("{path}.tls"), "an HTTP listener does not end TLS", help);
         }
         "HTTPS" | "TLS" => {
             let Some(tls) = tls else {
