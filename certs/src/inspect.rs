@@ -20,6 +20,10 @@ pub struct Facts {
     pub dns_sans: Vec<String>,
     /// IP addresses.
     pub ip_sans: Vec<String>,
+    /// Addresses of mail.
+    pub email_sans: Vec<String>,
+    /// Names of other kinds that are texts.
+    pub other_sans: Vec<String>,
     /// First moment of validity.
     pub not_before: OffsetDateTime,
     /// Last moment of validity.
@@ -46,6 +50,8 @@ pub fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, NotACertificate>
         uri_sans: Vec::new(),
         dns_sans: Vec::new(),
         ip_sans: Vec::new(),
+        email_sans: Vec::new(),
+        other_sans: Vec::new(),
         not_before: time(parsed.validity().not_before),
         not_after: time(parsed.validity().not_after),
         key: match parsed.public_key().parsed() {
@@ -67,10 +73,39 @@ pub fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, NotACertificate>
                     facts.ip_sans.push(std::net::Ipv6Addr::from(octets).to_string());
                 }
             }
+            GeneralName::RFC822Name(mail) => facts.email_sans.push((*mail).to_owned()),
+            GeneralName::OtherName(_, value) => facts.other_sans.extend(text(value)),
             _ => {}
         }
     }
     Ok(facts)
+}
+
+/// The text that is the value of a name of another kind, if it is one: UTF8String, PrintableString or IA5String, in the tag `[0]`
+/// that stands around such values.
+fn text(value: &[u8]) -> Option<String> {
+    let (tag, content) = element(value)?;
+    match tag {
+        0xa0 => text(content),
+        0x0c | 0x13 | 0x16 => std::str::from_utf8(content).ok().map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// The tag and the content of an element in DER that is all there is (X.690, section 8.1), of up to 65,535 bytes.
+fn element(der: &[u8]) -> Option<(u8, &[u8])> {
+    let (length, content) = match der {
+        [_, short @ 0..=0x7f, rest @ ..] => (usize::from(*short), rest),
+        [_, 0x81, long, rest @ ..] => (usize::from(*long), rest),
+        [_, 0x82, high, low, rest @ ..] => (usize::from(u16::from_be_bytes([*high, *low])), rest),
+        _ => return None,
+    };
+    (content.len() == length).then(|| (der[0], content))
+}
+
+/// A certificate's subject as RFC 2253 writes it; nothing where it cannot be read.
+pub fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
+    X509Certificate::from_der(certificate).ok().map(|(_, parsed)| rfc2253(parsed.subject()))
 }
 
 /// A certificate's issuer as RFC 2253 writes it; nothing where it cannot be read.

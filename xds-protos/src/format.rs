@@ -141,6 +141,69 @@ fn split(command: &str) -> Result<Part<'_>, FormatError> {
     Ok(Part::Command { name, arguments, length })
 }
 
+/// An operator among several of which the first that has something to say is taken (`%COALESCE%`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The operator.
+    pub command: String,
+    /// What stood in its parentheses.
+    pub param: Option<String>,
+    /// No more bytes than these.
+    pub max_length: Option<usize>,
+}
+
+/// More than these in one another are refused: each is read by calls of its own.
+const DEEPEST: usize = 4;
+
+/// The operators that `%COALESCE%` has in its parentheses.
+///
+/// # Errors
+/// They are not as Envoy's documentation has them.
+pub fn choices(arguments: Option<&str>) -> Result<Vec<Choice>, FormatError> {
+    let bad = |what| FormatError::Arguments("COALESCE".to_owned(), what);
+    let text = arguments.unwrap_or_default();
+    if text.matches("COALESCE").count() >= DEEPEST {
+        return Err(bad("has too many of its own kind in itself"));
+    }
+    let wrong = || {
+        bad(
+            "takes a JSON object with operators, a list of names or of objects with command, param, max_length",
+        )
+    };
+    let object: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(text).map_err(|_| wrong())?;
+    let [("operators", serde_json::Value::Array(operators))] =
+        object.iter().map(|(key, value)| (key.as_str(), value)).collect::<Vec<_>>()[..]
+    else {
+        return Err(wrong());
+    };
+    if operators.is_empty() {
+        return Err(bad("needs an operator at least"));
+    }
+    let choice = |operator: &serde_json::Value| match operator {
+        serde_json::Value::String(name) => {
+            Some(Choice { command: name.clone(), param: None, max_length: None })
+        }
+        serde_json::Value::Object(fields) => {
+            let mut choice = Choice { command: String::new(), param: None, max_length: None };
+            for (key, value) in fields {
+                match key.as_str() {
+                    "command" => value.as_str()?.clone_into(&mut choice.command),
+                    "param" => choice.param = Some(value.as_str()?.to_owned()),
+                    "max_length" => {
+                        let length = value.as_u64().and_then(|n| usize::try_from(n).ok());
+                        choice.max_length = Some(length.filter(|n| *n > 0)?);
+                    }
+                    _ => return None,
+                }
+            }
+            Some(choice).filter(|choice| !choice.command.is_empty())
+        }
+        _ => None,
+    };
+    operators.iter().map(|operator| choice(operator).ok_or_else(wrong)).collect()
+}
+
 /// What a command takes in its parentheses.
 #[derive(Clone, Copy, Debug)]
 enum Takes {
@@ -155,6 +218,10 @@ enum Takes {
     OneOf(&'static [&'static str], &'static str),
     /// An expression in CEL.
     Cel,
+    /// How many bits of an address, if anything.
+    Bits,
+    /// Operators in JSON.
+    Choices,
     /// `NAMESPACE:KEY:KEY...`
     Metadata,
     /// The same behind what it is of: `DYNAMIC:`.
@@ -166,26 +233,71 @@ enum Takes {
 }
 
 /// What metadata may be of.
-const OF: &str = "takes DYNAMIC, CLUSTER, ROUTE or UPSTREAM_HOST, and behind a colon a namespace";
+pub const OF: &str = "takes DYNAMIC, CLUSTER, ROUTE, UPSTREAM_HOST, VIRTUAL_HOST, LISTENER or LISTENER_FILTER_CHAIN, and behind a \
+colon a namespace";
+
+const KINDS: [&str; 7] =
+    ["DYNAMIC", "CLUSTER", "ROUTE", "UPSTREAM_HOST", "VIRTUAL_HOST", "LISTENER", "LISTENER_FILTER_CHAIN"];
+
+/// What an address may be cut to.
+pub const BITS: &str = "takes how many bits of the address are shown, 0 to 128";
+
+/// What a duration is between, and counted in.
+pub const POINTS_AND_UNIT: &str = "takes two of DS_RX_BEG, DS_RX_END, US_CX_BEG, US_CX_END, US_HS_END, US_TX_BEG, US_TX_END, \
+US_RX_BEG, US_RX_BODY_BEG, US_RX_END, DS_TX_BEG, DS_TX_END, and one of ms, us, ns";
+
+const WHICH_SERVER_NAME: &str =
+    "takes SNI_ONLY, SNI_FIRST or HOST_FIRST, then a colon and ORIG, HOST or ORIG_OR_HOST";
+
+const SERVER_NAMES: &[&str] = &[
+    "SNI_ONLY",
+    "SNI_FIRST",
+    "HOST_FIRST",
+    "SNI_ONLY:ORIG",
+    "SNI_ONLY:HOST",
+    "SNI_ONLY:ORIG_OR_HOST",
+    "SNI_FIRST:ORIG",
+    "SNI_FIRST:HOST",
+    "SNI_FIRST:ORIG_OR_HOST",
+    "HOST_FIRST:ORIG",
+    "HOST_FIRST:HOST",
+    "HOST_FIRST:ORIG_OR_HOST",
+];
 
 /// Every command that the proxy compiles. (It knows best: a test of its own holds that it knows these, and no others.)
 const COMMANDS: &[(&str, Takes)] = {
-    use Takes::{Cel, Duration, Field, FilterState, Metadata, MetadataOf, Nothing, OneOf, Some, Time};
+    use Takes::{
+        Bits, Cel, Choices, Duration, Field, FilterState, Metadata, MetadataOf, Nothing, OneOf, Some, Time,
+    };
     &[
         ("ACCESS_LOG_TYPE", Nothing),
         ("BYTES_RECEIVED", Nothing),
+        ("BYTES_RETRANSMITTED", Nothing),
         ("BYTES_SENT", Nothing),
         ("CEL", Cel),
         ("CLUSTER_METADATA", Metadata),
+        ("COALESCE", Choices),
         ("COMMON_DURATION", Duration),
         ("CONNECTION_ID", Nothing),
         ("CONNECTION_TERMINATION_DETAILS", Nothing),
+        ("CUSTOM_FLAGS", Nothing),
+        ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS", Nothing),
+        ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID", Nothing),
+        ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT", Bits),
+        ("DOWNSTREAM_DIRECT_LOCAL_PORT", Nothing),
         ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS", Nothing),
-        ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", Nothing),
+        ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", Bits),
         ("DOWNSTREAM_DIRECT_REMOTE_PORT", Nothing),
+        ("DOWNSTREAM_HANDSHAKE_DURATION", Nothing),
         ("DOWNSTREAM_LOCAL_ADDRESS", Nothing),
-        ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Nothing),
+        ("DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID", Nothing),
+        ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Bits),
+        ("DOWNSTREAM_LOCAL_DNS_SAN", Nothing),
+        ("DOWNSTREAM_LOCAL_EMAIL_SAN", Nothing),
+        ("DOWNSTREAM_LOCAL_IP_SAN", Nothing),
+        ("DOWNSTREAM_LOCAL_OTHERNAME_SAN", Nothing),
         ("DOWNSTREAM_LOCAL_PORT", Nothing),
+        ("DOWNSTREAM_LOCAL_SUBJECT", Nothing),
         ("DOWNSTREAM_LOCAL_URI_SAN", Nothing),
         ("DOWNSTREAM_PEER_CERT", Nothing),
         ("DOWNSTREAM_PEER_CERT_V_END", Time),
@@ -194,22 +306,26 @@ const COMMANDS: &[(&str, Takes)] = {
         ("DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256", Nothing),
         ("DOWNSTREAM_PEER_CHAIN_SERIALS", Nothing),
         ("DOWNSTREAM_PEER_DNS_SAN", Nothing),
+        ("DOWNSTREAM_PEER_EMAIL_SAN", Nothing),
         ("DOWNSTREAM_PEER_FINGERPRINT_1", Nothing),
         ("DOWNSTREAM_PEER_FINGERPRINT_256", Nothing),
         ("DOWNSTREAM_PEER_IP_SAN", Nothing),
         ("DOWNSTREAM_PEER_ISSUER", Nothing),
+        ("DOWNSTREAM_PEER_OTHERNAME_SAN", Nothing),
         ("DOWNSTREAM_PEER_SERIAL", Nothing),
         ("DOWNSTREAM_PEER_SUBJECT", Nothing),
         ("DOWNSTREAM_PEER_URI_SAN", Nothing),
         ("DOWNSTREAM_REMOTE_ADDRESS", Nothing),
-        ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Nothing),
+        ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Bits),
         ("DOWNSTREAM_REMOTE_PORT", Nothing),
         ("DOWNSTREAM_TLS_CIPHER", Nothing),
         ("DOWNSTREAM_TLS_GROUP", Nothing),
         ("DOWNSTREAM_TLS_VERSION", Nothing),
+        ("DOWNSTREAM_TRANSPORT_FAILURE_REASON", Nothing),
         ("DURATION", Nothing),
         ("DYNAMIC_METADATA", Metadata),
         ("EMIT_TIME", Time),
+        ("EMIT_TIME_LOCAL", Time),
         ("ENVIRONMENT", Some("give it a variable's name")),
         ("FILTER_CHAIN_NAME", Nothing),
         ("FILTER_STATE", FilterState),
@@ -221,6 +337,7 @@ const COMMANDS: &[(&str, Takes)] = {
         ("HOSTNAME", Nothing),
         ("LOCAL_REPLY_BODY", Nothing),
         ("METADATA", MetadataOf),
+        ("PACKETS_RETRANSMITTED", Nothing),
         (
             "PATH",
             OneOf(
@@ -242,8 +359,9 @@ const COMMANDS: &[(&str, Takes)] = {
         ),
         ("PROTOCOL", Nothing),
         ("QUERY_PARAM", Some("give it a parameter's name")),
+        ("QUERY_PARAMS", OneOf(&["ORIG"], "takes ORIG or nothing")),
         ("REQ", Field),
-        ("REQUESTED_SERVER_NAME", Nothing),
+        ("REQUESTED_SERVER_NAME", OneOf(SERVER_NAMES, WHICH_SERVER_NAME)),
         ("REQUEST_DURATION", Nothing),
         ("REQUEST_HEADER", Field),
         ("REQUEST_HEADERS_BYTES", Nothing),
@@ -251,7 +369,7 @@ const COMMANDS: &[(&str, Takes)] = {
         ("REQ_WITHOUT_QUERY", Field),
         ("RESP", Field),
         ("RESPONSE_CODE", Nothing),
-        ("RESPONSE_CODE_DETAILS", Nothing),
+        ("RESPONSE_CODE_DETAILS", OneOf(&["ALLOW_WHITESPACES"], "takes ALLOW_WHITESPACES or nothing")),
         ("RESPONSE_DURATION", Nothing),
         ("RESPONSE_FLAGS", Nothing),
         ("RESPONSE_FLAGS_LONG", Nothing),
@@ -260,18 +378,33 @@ const COMMANDS: &[(&str, Takes)] = {
         ("RESPONSE_TRAILER", Field),
         ("RESPONSE_TRAILERS_BYTES", Nothing),
         ("RESPONSE_TX_DURATION", Nothing),
+        ("ROUNDTRIP_DURATION", Nothing),
         ("ROUTE_NAME", Nothing),
         ("SPAN_ID", Nothing),
         ("START_TIME", Time),
+        ("START_TIME_LOCAL", Time),
         ("STREAM_ID", Nothing),
         ("TRACE_ID", Nothing),
         ("TRAILER", Field),
+        ("TYPED_CEL", Cel),
         ("UNIQUE_ID", Nothing),
         ("UPSTREAM_CLUSTER", Nothing),
         ("UPSTREAM_CLUSTER_RAW", Nothing),
+        ("UPSTREAM_CONNECTION_ID", Nothing),
+        ("UPSTREAM_CONNECTION_IDS_ATTEMPTED", Nothing),
+        ("UPSTREAM_CONNECTION_POOL_READY_DURATION", Nothing),
+        ("UPSTREAM_FILTER_STATE", FilterState),
         ("UPSTREAM_HOST", Nothing),
+        ("UPSTREAM_HOSTS_ATTEMPTED", Nothing),
+        ("UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT", Nothing),
+        ("UPSTREAM_HOST_NAME", Nothing),
+        ("UPSTREAM_HOST_NAMES_ATTEMPTED", Nothing),
+        ("UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT", Nothing),
+        ("UPSTREAM_HOST_NAME_WITHOUT_PORT", Nothing),
         ("UPSTREAM_LOCAL_ADDRESS", Nothing),
-        ("UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Nothing),
+        ("UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Bits),
+        ("UPSTREAM_LOCAL_DNS_SAN", Nothing),
+        ("UPSTREAM_LOCAL_IP_SAN", Nothing),
         ("UPSTREAM_LOCAL_PORT", Nothing),
         ("UPSTREAM_LOCAL_URI_SAN", Nothing),
         ("UPSTREAM_METADATA", Metadata),
@@ -285,7 +418,8 @@ const COMMANDS: &[(&str, Takes)] = {
         ("UPSTREAM_PEER_URI_SAN", Nothing),
         ("UPSTREAM_PROTOCOL", Nothing),
         ("UPSTREAM_REMOTE_ADDRESS", Nothing),
-        ("UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Nothing),
+        ("UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID", Nothing),
+        ("UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Bits),
         ("UPSTREAM_REMOTE_PORT", Nothing),
         ("UPSTREAM_REQUEST_ATTEMPT_COUNT", Nothing),
         ("UPSTREAM_SERVER_NAME", Nothing),
@@ -331,7 +465,7 @@ fn command(name: &str, arguments: Option<&str>) -> Result<(), FormatError> {
         (Takes::OneOf(words, what), Some(given)) if !words.contains(&given) => bad(what),
         (Takes::Cel, None) => bad("give it an expression, such as request.method"),
         (Takes::Cel, Some(text)) if crate::cel::compile(text).is_err() => Err(FormatError::Arguments(
-            format!("CEL({text})"),
+            format!("{name}({text})"),
             "is no expression in CEL, or asks for what no stream has",
         )),
         (Takes::Metadata, given) if given.is_none_or(|path| path.starts_with(':')) => {
@@ -339,14 +473,16 @@ fn command(name: &str, arguments: Option<&str>) -> Result<(), FormatError> {
         }
         (Takes::MetadataOf, given) => match given.and_then(|given| given.split_once(':')) {
             None => bad(OF),
-            Some((of, _)) if !["DYNAMIC", "CLUSTER", "ROUTE", "UPSTREAM_HOST"].contains(&of) => bad(OF),
+            Some((of, _)) if !KINDS.contains(&of) => bad(OF),
             Some((_, path)) if path.is_empty() || path.starts_with(':') => {
                 bad("give it a namespace, such as a filter's name")
             }
             Some(_) => Ok(()),
         },
-        (Takes::Duration, given) if !given.is_some_and(is_duration) => {
-            bad("takes two of DS_RX_BEG, DS_RX_END, US_TX_END, US_RX_BEG, DS_TX_END, and one of ms, us, ns")
+        (Takes::Duration, given) if !given.is_some_and(is_duration) => bad(POINTS_AND_UNIT),
+        (Takes::Bits, Some(bits)) if !bits.parse::<u8>().is_ok_and(|bits| bits <= 128) => bad(BITS),
+        (Takes::Choices, given) => {
+            choices(given)?.iter().try_for_each(|choice| command(&choice.command, choice.param.as_deref()))
         }
         (Takes::FilterState, None) => bad("give it an object's name, such as (KEY:PLAIN)"),
         (Takes::FilterState, Some(given)) if given.contains(":FIELD:") => {
@@ -386,7 +522,20 @@ fn is_time(form: &str) -> bool {
 }
 
 fn is_duration(given: &str) -> bool {
-    const POINTS: [&str; 5] = ["DS_RX_BEG", "DS_RX_END", "US_TX_END", "US_RX_BEG", "DS_TX_END"];
+    const POINTS: [&str; 12] = [
+        "DS_RX_BEG",
+        "DS_RX_END",
+        "US_CX_BEG",
+        "US_CX_END",
+        "US_HS_END",
+        "US_TX_BEG",
+        "US_TX_END",
+        "US_RX_BEG",
+        "US_RX_BODY_BEG",
+        "US_RX_END",
+        "DS_TX_BEG",
+        "DS_TX_END",
+    ];
     match given.splitn(4, ':').collect::<Vec<_>>()[..] {
         [from, to, unit, ..] => {
             POINTS.contains(&from) && POINTS.contains(&to) && ["ms", "us", "ns"].contains(&unit)
@@ -443,6 +592,11 @@ mod tests {
             "%FILTER_STATE(wasm.upstream_peer:PLAIN)%",
             "%CEL(request.method == 'GET')%",
             "%DOWNSTREAM_PEER_CERT_V_END(%s)%",
+            "%START_TIME_LOCAL(%H %Z)%",
+            "%METADATA(LISTENER_FILTER_CHAIN:x)%",
+            "%COALESCE({\"operators\": [\"REQUESTED_SERVER_NAME\", {\"command\": \"REQ\", \"param\": \":authority\"}]}):9%",
+            "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(16)%",
+            "%REQUESTED_SERVER_NAME(SNI_FIRST:HOST)%",
         ] {
             assert_eq!(check(fine), Ok(()), "{fine}");
         }
@@ -455,7 +609,11 @@ mod tests {
             ("%GRPC_STATUS(LOUD)%", "CAMEL_STRING"),
             ("%PATH(X)%", "WQ or NQ"),
             ("%COMMON_DURATION(DS_RX_BEG:X:ms)%", "DS_RX_BEG"),
-            ("%METADATA(LISTENER:x)%", "takes DYNAMIC"),
+            ("%METADATA(NOBODY:x)%", "takes DYNAMIC"),
+            ("%COALESCE({})%", "takes a JSON object"),
+            ("%COALESCE({\"operators\": [\"NOTHING\"]})%", "unknown command operator %NOTHING%"),
+            ("%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT(129)%", "0 to 128"),
+            ("%REQUESTED_SERVER_NAME(HOST)%", "SNI_FIRST"),
             ("%METADATA(ROUTE:)%", "give it a namespace"),
             ("%DYNAMIC_METADATA%", "give it a namespace"),
             ("%FILTER_STATE(k:FIELD:x)%", "no fields"),

@@ -101,6 +101,7 @@ fn failed(id: &HeaderValue) -> Flow {
             began: info.start,
             took: Duration::from_millis(1),
             host: Some(address("10.1.2.3:8080")),
+            connection: None,
             status: None,
             failure: Some("connection failure"),
             words: Some("Connection refused".into()),

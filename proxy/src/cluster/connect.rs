@@ -1,6 +1,7 @@
 //! Making a connection to a host: TCP with the cluster's options, then TLS if its transport is that.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::{Cluster, config::Keepalive};
 use crate::identity::tls::ConnectOptions;
 use crate::io::{Io, SocketOption, TlsInfo, UpstreamSource};
 use crate::telemetry::events;
+use crate::telemetry::record::UpstreamLine;
 
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +38,8 @@ pub struct Connected {
     pub tls: Option<Arc<TlsInfo>>,
     /// Our address.
     pub local: Option<SocketAddr>,
+    /// Its number, and when it was made.
+    pub facts: Rc<UpstreamLine>,
     /// Counts the connection while it lives.
     pub guard: ConnectionGuard,
 }
@@ -75,10 +79,16 @@ pub async fn connect(
         tokio::time::timeout(cluster.config().connect_timeout, establishing).await
     };
     let failure = match made {
-        Ok(Ok((io, tls))) => {
+        Ok(Ok((io, tls, connected))) => {
             stats.upstream_cx_connect_ms.record(began.elapsed().as_secs_f64() * 1000.0);
             let local = io.tcp_stream().and_then(|s| s.local_addr().ok());
-            return Ok(Connected { io, tls: tls.map(Arc::new), local, guard });
+            let facts = Rc::new(UpstreamLine {
+                id: crate::io::connection::number(),
+                began: began.into_std(),
+                connected: connected.into_std(),
+                secured: tls.is_some().then(std::time::Instant::now),
+            });
+            return Ok(Connected { io, tls: tls.map(Arc::new), local, facts, guard });
         }
         Ok(Err(reason)) => ConnectFailure { timeout: false, reason: reason.into() },
         Err(_) => {
@@ -91,25 +101,27 @@ pub async fn connect(
     Err(failure)
 }
 
-/// Makes a connection to an address by one of the cluster's transports. Nothing is counted but what TLS does.
+/// Makes a connection to an address by one of the cluster's transports, and tells since when its socket is connected. Nothing is
+/// counted but what TLS does.
 pub(super) async fn establish(
     cluster: &Cluster,
     address: &HostAddress,
     transport: usize,
     options: ConnectOptions<'_>,
-) -> Result<(Io, Option<TlsInfo>), String> {
+) -> Result<(Io, Option<TlsInfo>, Instant), String> {
     let source = options.origin.and_then(|o| o.passed_on.source);
     let failed = |e: std::io::Error| format!("delayed connect error: {}", words(&e));
     let mut io = match address {
         HostAddress::Ip(address) => Io::tcp(dial(cluster, *address, source).await.map_err(failed)?),
         HostAddress::Pipe(path) => Io::unix(UnixStream::connect(&**path).await.map_err(failed)?),
     };
+    let connected = Instant::now();
     let transport = cluster.config().transports.get(transport);
     if let Some(proxy) = transport.and_then(|t| t.proxy.as_ref()) {
         io.write_all(&proxy.header(options.origin)).await.map_err(|e| words(&e))?;
     }
     let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
-        return Ok((io, None));
+        return Ok((io, None, connected));
     };
     let (io, info) = tls.connect(io, options, &cluster.stats().tls).await.map_err(|e| {
         if let Some(reason) = e.reason() {
@@ -118,7 +130,7 @@ pub(super) async fn establish(
         }
         e.transport_failure()
     })?;
-    Ok((io, Some(info)))
+    Ok((io, Some(info), connected))
 }
 
 async fn dial(

@@ -22,6 +22,7 @@ pub mod stats;
 mod tests;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -524,7 +525,17 @@ impl Configured for Cluster {
                 let facts = host.facts();
                 facts.metadata.as_ref()?.namespace(namespace).cloned()
             }
-            Of::Route => None,
+            Of::Route | Of::VirtualHost | Of::Listener | Of::Chain => None,
         }
+    }
+
+    fn host_name(&self, address: SocketAddr) -> Option<Arc<str>> {
+        let hosts = self.hosts();
+        let host = hosts.hosts().find(|host| host.address().ip() == Some(address))?;
+        Some(host.hostname().clone()).filter(|name| !name.is_empty())
+    }
+
+    fn stat_name(&self) -> Option<Arc<str>> {
+        Some(self.config().stat_name.as_str().into())
     }
 }

@@ -104,6 +104,13 @@ impl Drop for Ending {
     }
 }
 
+/// The whole answer came, if it is an upstream's.
+fn came(flow: &Flow) {
+    if flow.info(|info| info.upstream_first_byte.is_some()) {
+        flow.moment(|trail| &mut trail.answer_came);
+    }
+}
+
 /// The response's body on its way to the downstream: counts, watches the clocks, and carries the guard.
 pub struct ResponseBody {
     inner: Body,
@@ -115,6 +122,10 @@ pub struct ResponseBody {
 impl ResponseBody {
     /// Guards a body. One that is at hand ends the stream here: what remains is the codec's to write.
     pub fn guard(body: Body, flow: &Rc<Flow>, ending: Ending) -> Body {
+        flow.moment(|trail| &mut trail.answering);
+        if let Body::Empty = body {
+            came(flow);
+        }
         match body {
             Body::Empty => {
                 ending.finish();
@@ -138,6 +149,7 @@ impl ResponseBody {
     fn whole(&mut self, trailers: Option<&Headers>) {
         if self.ending.is_some() {
             router::completed(&self.flow);
+            came(&self.flow);
         }
         self.end(trailers);
     }
@@ -204,6 +216,9 @@ impl BodyStream for ResponseBody {
             Poll::Ready(Some(Ok(Frame::Data(data)))) => {
                 self.flow.touch();
                 self.flow.info(|i| i.bytes_sent += data.len() as u64);
+                if self.flow.info(|info| info.upstream_first_byte.is_some()) {
+                    self.flow.moment(|trail| &mut trail.body_began);
+                }
                 if self.inner.remaining() == Some(0) {
                     self.whole(None);
                 }

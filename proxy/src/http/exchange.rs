@@ -58,6 +58,9 @@ pub fn handle(
     } else if let Some(wanted) = shared.config.wanted() {
         flow.keep_for_logs(wanted.clone());
     }
+    if shared.config.wanted().is_some_and(|wanted| wanted.moments) {
+        flow.note_moments();
+    }
     let mut ending = Ending::new(shared.clone(), flow.clone());
     shared.count_request(request.head.protocol);
     // An answer to a request that goes no further tells the id that the request came with.

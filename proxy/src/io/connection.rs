@@ -2,9 +2,18 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
-use super::metadata::{FilterState, Notes};
+use super::metadata::{FilterState, Notes, Said};
 use super::proxy_header::Tlv;
+
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
+
+/// The next connection's number, to or from whomever.
+pub fn number() -> u64 {
+    NUMBERS.fetch_add(1, Relaxed)
+}
 
 /// The direction a listener says it has (Envoy's `traffic_direction`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -39,6 +48,8 @@ pub struct TlsInfo {
     pub local_id: Option<Arc<str>>,
     /// A number that the two ends of this session alone know (an exporter of TLS), where both have such an id.
     pub number: Option<u128>,
+    /// Our own certificate, where there is one to choose from.
+    pub local_certificate: Option<Arc<rustls_pki_types::CertificateDer<'static>>>,
     /// The peer's certificate chain in DER, leaf first; empty when it showed none.
     pub peer_chain: Vec<rustls_pki_types::CertificateDer<'static>>,
     /// All URI SANs of the peer's certificate.
@@ -103,18 +114,28 @@ pub struct ConnectionInfo {
     pub direct_remote: SocketAddr,
     /// The address that the client dialled: the original destination where it was restored, else the socket's own.
     pub local: SocketAddr,
+    /// Our address on the socket itself.
+    pub direct_local: SocketAddr,
     /// Whether `local` was restored (SO_ORIGINAL_DST, TPROXY, PROXY protocol).
     pub local_restored: bool,
     /// The listener's name.
     pub listener: Arc<str>,
     /// The listener's direction.
     pub direction: Direction,
+    /// What configuration says of it, in metadata.
+    pub listener_metadata: Option<Arc<Said>>,
     /// The filter chain's name; may be empty.
     pub filter_chain: Arc<str>,
+    /// What configuration says of that.
+    pub chain_metadata: Option<Arc<Said>>,
     /// The server name seen by TLS or by the TLS inspector.
     pub sni: Option<Arc<str>>,
     /// The transport was terminated TLS.
     pub tls: Option<Arc<TlsInfo>>,
+    /// From the connection's begin to the end of its TLS handshake, if there was one.
+    pub handshake: Option<Duration>,
+    /// Why the transport failed, in words.
+    pub failure: Option<Box<str>>,
     /// Where network filters say something of the connection to its access log; none if no filter may.
     pub notes: Option<Arc<Notes>>,
     /// What they say to later filters, HTTP's included.
@@ -131,12 +152,17 @@ impl ConnectionInfo {
             remote,
             direct_remote: remote,
             local,
+            direct_local: local,
             local_restored: false,
             listener: "".into(),
             direction: Direction::default(),
+            listener_metadata: None,
             filter_chain: "".into(),
+            chain_metadata: None,
             sni: None,
             tls: None,
+            handshake: None,
+            failure: None,
             notes: None,
             filter_state: FilterState::default(),
             passed_on: None,

@@ -1,4 +1,5 @@
-//! What filters say of a stream to later filters and to logs: Envoy's dynamic metadata, and its filter state.
+//! What configuration says of its parts, in metadata; and what filters say of a stream to later filters and to logs: Envoy's
+//! dynamic metadata, and its filter state.
 //!
 //! Nothing is allocated for a stream of which no filter says anything, and what filters say often is a list of pointers to
 //! texts made with the configuration: the structure that Envoy shows is made when somebody reads it.
@@ -11,6 +12,23 @@ use std::sync::atomic::AtomicU64;
 use parking_lot::Mutex;
 use xds_protos::prost_types::value::Kind;
 use xds_protos::prost_types::{Struct, Value};
+
+/// What configuration says of one of its parts, by namespace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Said(BTreeMap<String, Struct>);
+
+impl Said {
+    /// What a message says; nothing if that is nothing.
+    pub fn new(namespaces: impl IntoIterator<Item = (String, Struct)>) -> Option<Arc<Self>> {
+        let said: BTreeMap<_, _> = namespaces.into_iter().collect();
+        (!said.is_empty()).then(|| Arc::new(Self(said)))
+    }
+
+    /// The fields of one namespace.
+    pub fn namespace(&self, name: &str) -> Option<&Struct> {
+        self.0.get(name)
+    }
+}
 
 /// Values by namespace, which is the name of the filter that wrote them, and key.
 #[derive(Clone, Debug, Default)]

@@ -138,12 +138,14 @@ async fn connection(
     let Some(mut policy) = listener.policy() else { return };
     let mut early = Early::new(&listener);
     let Ok(local) = stream.local_addr() else { return };
+    let began = std::time::Instant::now();
     // Fails only on a connection that is gone, which the next read will tell.
     let _ = stream.set_nodelay(true);
     let mut accepted = Accepted {
         io: Io::tcp(stream),
         remote,
         direct_remote: remote,
+        direct_local: local,
         local,
         restored: false,
         findings: Findings::default(),
@@ -186,6 +188,7 @@ async fn connection(
         return discard(&accepted.io);
     };
     info.filter_chain = chosen.name.clone();
+    info.chain_metadata = chosen.metadata.clone();
     let Accepted { io, passed_on, findings, .. } = accepted;
     if passed_on != PassedOn::default() {
         info.passed_on = Some(Arc::new(passed_on));
@@ -195,15 +198,20 @@ async fn connection(
     if let Some(keepalive) = &policy.keepalive {
         keep_alive(&io, keepalive);
     }
-    // From here on the connection belongs to its chain: a newer policy of the listener is not its concern.
-    drop(policy);
+    // From here on the connection belongs to its chain: a newer policy of the listener is not its concern. Only its logs hear of a
+    // handshake that fails.
+    let policy = Some(policy).filter(|policy| chosen.tls.is_some() && !policy.logs.is_empty());
     if !chosen.network.admissions.is_empty()
         && !Box::pin(crate::network::admits(&mut info, &chosen.network)).await
     {
         return discard(&io);
     }
     // Boxed: a connection carries the room for its handshake only as long as that takes.
-    let Some(io) = Box::pin(secure(io, &chosen, &listener, &mut info)).await else { return };
+    let Some(io) = Box::pin(secure(io, &chosen, &listener, &mut info)).await else {
+        return policy.iter().for_each(|policy| log_early(policy, &info, None));
+    };
+    drop(policy);
+    info.handshake = info.tls.is_some().then(|| began.elapsed());
     let drain = Drain::of(&chosen.drain);
     let newer = Newer { listener, chosen: chosen.clone(), findings, changes };
     crate::network::serve(io, Rc::new(info), &chosen.network, drain, Rc::new(newer)).await;
@@ -266,8 +274,10 @@ fn keep_alive(io: &Io, wanted: &core::TcpKeepalive) {
 /// What is known of a connection before it has a chain.
 fn early_info(accepted: &Accepted, listener: &Listener, policy: &ListenerConfig) -> ConnectionInfo {
     ConnectionInfo {
-        id: Listener::number(),
+        id: crate::io::connection::number(),
         direct_remote: accepted.direct_remote,
+        direct_local: accepted.direct_local,
+        listener_metadata: policy.metadata.clone(),
         local_restored: accepted.restored,
         listener: listener.name().clone(),
         direction: policy.direction,
@@ -330,6 +340,7 @@ async fn secure(io: Io, chain: &FilterChain, listener: &Listener, info: &mut Con
         }
         Err(error) => {
             tracing::debug!(listener = %listener.name(), remote = %info.remote, %error, "TLS handshake failed");
+            info.failure = Some(error.transport_failure().into());
             if let Some(reason) = error.reason() {
                 events::downstream_handshake(info, reason, &error.to_string());
                 failed(info, &error.to_string());

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::codec::DrainPhase;
 use crate::identity::tls::DownstreamContext;
+use crate::io::metadata::Said;
 use crate::network::NetworkChain;
 
 /// What the transport is, by its first bytes.
@@ -81,6 +82,8 @@ pub struct ChainMatch {
 pub struct FilterChain {
     /// Its name; may be empty.
     pub name: Arc<str>,
+    /// What the configuration says of it.
+    pub metadata: Option<Arc<Said>>,
     /// The message it was compiled from: chains of equal content are the same chain, and keep their connections when their
     /// listener is updated.
     pub content: Vec<u8>,

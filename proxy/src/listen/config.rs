@@ -18,6 +18,7 @@ use super::listener::drain;
 use super::sockets::SocketSettings;
 use crate::codec::DrainPhase;
 use crate::identity::tls::DownstreamContext;
+use crate::io::metadata::Said;
 use crate::io::{Direction, SocketOption};
 use crate::network::NetworkChain;
 use crate::state::error::{at, collect};
@@ -28,6 +29,8 @@ use crate::telemetry::access_log::{AccessLog, AccessLogConfig};
 pub struct ListenerConfig {
     /// Its name.
     pub name: Arc<str>,
+    /// What the configuration says of it.
+    pub metadata: Option<Arc<Said>>,
     /// Its addresses.
     pub addresses: Vec<SocketAddr>,
     /// Which way its traffic goes.
@@ -213,6 +216,7 @@ impl ListenerConfig {
         };
         Ok(Self {
             name: proto.name.as_str().into(),
+            metadata: proto.metadata.clone().and_then(|m| Said::new(m.filter_metadata)),
             addresses,
             direction,
             filters,
@@ -268,6 +272,7 @@ fn filter_chain(
     let timeout = proto.transport_socket_connect_timeout.as_ref().and_then(xds_protos::duration::to_std);
     Ok(FilterChain {
         name: proto.name.as_str().into(),
+        metadata: proto.metadata.clone().and_then(|m| Said::new(m.filter_metadata)),
         content,
         matches,
         tls,

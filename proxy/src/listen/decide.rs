@@ -123,6 +123,7 @@ impl ListenerConfig {
             listener: self.name.clone(),
             direction: self.direction,
             filter_chain: chain.name.clone(),
+            chain_metadata: chain.metadata.clone(),
             sni: hello.and_then(|hello| hello.server_name.clone()),
             notes: Some(Arc::new(Notes::default())),
             ..ConnectionInfo::between(caller.remote, caller.local)

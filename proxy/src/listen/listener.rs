@@ -1,7 +1,6 @@
 //! A listener: named policy, swapped as a whole, and what it counts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
@@ -21,9 +20,6 @@ pub struct Listener {
     /// Connections whose filter chain is being found: not yet any chain's.
     pub stats: ListenerStats,
 }
-
-/// Numbers connections of the whole process.
-static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
 impl Listener {
     /// A listener without policy. What it counts is called after the prefix that `config` gives, or after its address, as in
@@ -74,11 +70,6 @@ impl Listener {
     pub fn remove(&self) -> Vec<Arc<super::FilterChain>> {
         let old = self.current.swap(None);
         old.map(|o| o.all_chains().cloned().collect()).unwrap_or_default()
-    }
-
-    /// The next connection's number.
-    pub fn number() -> u64 {
-        CONNECTIONS.fetch_add(1, Relaxed)
     }
 }
 

@@ -311,9 +311,10 @@ async fn relay(
     stream.cluster = Some(slot.name().clone());
     callee.cluster = Some(cluster.clone());
     let Some((connected, active)) = open(&cluster, info, config, stream).await else { return NOT_CONNECTED };
-    let Connected { io: mut upstream, tls, local, guard } = connected;
+    let Connected { io: mut upstream, tls, local, facts, guard } = connected;
     callee.tls.clone_from(&tls);
     (stream.upstream_local, stream.upstream_tls) = (local, tls);
+    stream.trail.line = Some(facts);
     if let Some(reporter) = &config.reporter {
         living.counts_for(reporter.tcp_opened(stream, info, callee.far(info)));
     }
@@ -377,6 +378,7 @@ fn failed(stream: &mut StreamInfo, began: Instant, host: Option<SocketAddr>, fai
         began,
         took: began.elapsed(),
         host,
+        connection: None,
         status: None,
         failure: Some(failure),
         words: stream.upstream_failure.clone().filter(|_| host.is_some()),
@@ -440,6 +442,7 @@ async fn open(
         match connect(cluster, &host, permit, options).await {
             Ok(connected) => {
                 stream.trail.connected = Some(Instant::now());
+                stream.trail.ready = stream.trail.connected;
                 cluster.connected(&host);
                 cluster.stats().upstream_rq_total.inc();
                 cluster.report(&host, Outcome::Answered(http::StatusCode::OK));

@@ -146,6 +146,8 @@ pub struct Route {
 pub struct VirtualHost {
     /// The name.
     pub name: Arc<str>,
+    /// What the configuration says of it.
+    pub metadata: Option<Arc<Metadata>>,
     /// Routes; the first that matches counts.
     pub routes: Vec<Route>,
     /// Redirect plaintext.

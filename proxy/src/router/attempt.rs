@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use crate::cluster::balance::Omit;
 use crate::codec::{BodyError, Reply, Request, ResetReason};
 use crate::io::TlsInfo;
 use crate::telemetry::Flag;
+use crate::telemetry::record::UpstreamLine;
 
 /// A try.
 pub struct Attempt<'a> {
@@ -41,6 +43,8 @@ pub struct Seen {
     pub local: Option<SocketAddr>,
     /// What TLS established on it.
     pub tls: Option<Arc<TlsInfo>>,
+    /// The connection.
+    pub line: Option<Rc<UpstreamLine>>,
 }
 
 /// How a try ended.

@@ -111,6 +111,7 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
                 i.upstream_host = seen.address;
                 i.upstream_local = seen.local;
                 i.upstream_tls.clone_from(&seen.tls);
+                i.trail.line.clone_from(&seen.line);
             });
             tried.push(seen.host);
         }
@@ -191,6 +192,7 @@ fn note(flow: &Flow, began: Instant, outcome: &Outcome) {
             began,
             took: began.elapsed(),
             host: outcome.seen.as_ref().and_then(|seen| seen.address),
+            connection: outcome.seen.as_ref().and_then(|seen| seen.line.as_deref()).map(|line| line.id),
             status: outcome.result.as_ref().ok().map(|reply| reply.head.status.as_u16()),
             failure: failure.map(Failure::name),
             words: failure.and_then(Failure::words).map(Into::into),

@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -18,6 +19,7 @@ use crate::io::Alarm;
 use crate::route::Matched;
 use crate::state::Slot;
 use crate::telemetry::access_log::{Configured, Of, Wanted};
+use crate::telemetry::record::Trail;
 use crate::telemetry::{Details, Flag, StreamInfo};
 
 /// A stream's record and clocks.
@@ -49,6 +51,8 @@ pub struct Flow {
     /// The request's head as it went upstream, or as it was when it was answered here, where logs want it.
     pub kept_head: RefCell<Option<RequestHead>>,
     keep: RefCell<Keep>,
+    /// Moments on the way are noted that only some logs tell.
+    moments: Cell<bool>,
     /// What is kept of the request for whoever looks at the stream again later.
     pub standing: RefCell<Option<Box<dyn Any>>>,
 }
@@ -99,6 +103,7 @@ impl Flow {
             scheme_of_upstream: Cell::new(false),
             kept_head: RefCell::new(None),
             keep: RefCell::new(Keep::Nothing),
+            moments: Cell::new(false),
             standing: RefCell::new(None),
         }
     }
@@ -111,6 +116,18 @@ impl Flow {
     /// Has those fields of the head kept that logs speak of.
     pub fn keep_for_logs(&self, wanted: Arc<Wanted>) {
         *self.keep.borrow_mut() = Keep::Fields(wanted);
+    }
+
+    /// Has moments on the way noted that only some logs tell.
+    pub fn note_moments(&self) {
+        self.moments.set(true);
+    }
+
+    /// Notes one, where that is wanted: the first of its kind stands.
+    pub fn moment(&self, of: impl FnOnce(&mut Trail) -> &mut Option<Instant>) {
+        if self.moments.get() {
+            self.info(|i| _ = of(&mut i.trail).get_or_insert_with(Instant::now));
+        }
     }
 
     /// Has the whole head kept.
@@ -177,7 +194,9 @@ impl Flow {
     /// The request is being sent to an upstream, by this version.
     pub fn sending(&self, protocol: Protocol) {
         self.sending.set(true);
+        let ready = self.moments.get().then(Instant::now);
         self.info(|i| {
+            i.trail.ready = ready;
             i.upstream_protocol = Some(protocol);
             if i.request_end.is_some() {
                 i.request_sent = Some(Instant::now());
@@ -343,11 +362,24 @@ impl BodyStream for RequestBody {
 
 impl Configured for Flow {
     fn namespace(&self, of: Of, stream: &StreamInfo, namespace: &str) -> Option<Struct> {
-        if of == Of::Route {
+        if let Of::Route | Of::VirtualHost = of {
             let matched = self.route.borrow();
-            return matched.as_ref()?.route().metadata.as_ref()?.namespace(namespace).cloned();
+            let matched = matched.as_ref()?;
+            let metadata = match of {
+                Of::Route => &matched.route().metadata,
+                _ => &matched.virtual_host().metadata,
+            };
+            return metadata.as_ref()?.namespace(namespace).cloned();
         }
         let cluster = self.cluster.borrow().as_ref()?.get()?;
         cluster.namespace(of, stream, namespace)
+    }
+
+    fn host_name(&self, address: SocketAddr) -> Option<Arc<str>> {
+        self.cluster.borrow().as_ref()?.get()?.host_name(address)
+    }
+
+    fn stat_name(&self) -> Option<Arc<str>> {
+        self.cluster.borrow().as_ref()?.get()?.stat_name()
     }
 }

@@ -79,7 +79,7 @@ impl Upstreams for Script {
         self.tried.borrow_mut().push(attempt.tried.to_vec());
         let host = self.tried.borrow().len() as u64;
         let result = self.answers.borrow_mut().pop_front().unwrap();
-        Outcome { seen: Some(Seen { host, address: None, local: None, tls: None }), result }
+        Outcome { seen: Some(Seen { host, address: None, local: None, tls: None, line: None }), result }
     }
 
     fn retry_permit(&self) -> Option<()> {

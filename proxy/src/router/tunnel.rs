@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -16,6 +17,7 @@ use crate::cluster::{Cluster, Outcome, Picked, RoutingPriority};
 use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, Protocol, Reply, ResetReason, ResponseHead};
 use crate::identity::tls::ConnectOptions;
 use crate::io::{Io, TlsInfo, scratch};
+use crate::telemetry::record::UpstreamLine;
 
 /// What is known of the connection, beside the reply.
 pub struct Opened {
@@ -25,6 +27,8 @@ pub struct Opened {
     pub local: Option<std::net::SocketAddr>,
     /// What TLS established.
     pub tls: Option<Arc<TlsInfo>>,
+    /// The connection.
+    pub line: Rc<UpstreamLine>,
 }
 
 /// Connects to the host and grants the tunnel. `body` are the bytes that go there.
@@ -41,7 +45,7 @@ pub async fn open(
         Failure::Connect { timeout: failure.timeout, reason: failure.reason }
     })?;
     cluster.report(&host, Outcome::Answered(StatusCode::OK));
-    let (local, tls) = (connected.local, connected.tls);
+    let (local, tls, line) = (connected.local, connected.tls, connected.facts);
     let mut stream = Tunnel {
         io: connected.io,
         source: body,
@@ -55,7 +59,8 @@ pub async fn open(
         return Err(Failure::Downstream(error));
     }
     let head = ResponseHead { status: StatusCode::OK, protocol: Protocol::Http11, headers: Headers::new() };
-    Ok(Opened { reply: Reply { head, body: Body::stream(stream), close: false, reset: None }, local, tls })
+    let reply = Reply { head, body: Body::stream(stream), close: false, reset: None };
+    Ok(Opened { reply, local, tls, line })
 }
 
 /// How far our side of the connection is.

@@ -165,14 +165,20 @@ impl ClusterUpstreams {
         if let Some(priorities) = &self.priorities {
             priorities.borrow_mut().add(host.priority());
         }
-        *seen = Some(Seen { host: host.id().0, address: host.address().ip(), local: None, tls: None });
+        *seen = Some(Seen {
+            host: host.id().0,
+            address: host.address().ip(),
+            local: None,
+            tls: None,
+            line: None,
+        });
         self.callee.borrow_mut().host = Some(host.clone());
         if self.terminate {
             let body = mem::take(&mut request.body);
             // Boxed: few requests are tunnels that end here, and all would carry the room for it.
             let opened = Box::pin(tunnel::open(&cluster, picked, self.priority, body)).await?;
             if let Some(seen) = seen {
-                (seen.local, seen.tls) = (opened.local, opened.tls);
+                (seen.local, seen.tls, seen.line) = (opened.local, opened.tls, Some(opened.line));
             }
             return Ok(opened.reply);
         }
@@ -205,6 +211,7 @@ impl ClusterUpstreams {
         cluster.connected(&host);
         if let Some(seen) = seen {
             (seen.local, seen.tls) = (upstream.local(), upstream.tls().cloned());
+            seen.line = Some(upstream.facts().clone());
         }
         {
             let mut callee = self.callee.borrow_mut();
@@ -213,7 +220,10 @@ impl ClusterUpstreams {
         }
         let remembered = self.describe(&mut request.head.headers, &cluster, &upstream);
         // A request that is given up in the middle of the try is logged with its connection, too.
-        self.flow.info(|i| i.upstream_local = upstream.local());
+        self.flow.info(|i| {
+            i.upstream_local = upstream.local();
+            i.trail.line = Some(upstream.facts().clone());
+        });
         self.flow.sending(upstream.protocol());
         if let Some(charge) = &*self.flow.charge.borrow() {
             charge.began();

@@ -7,8 +7,11 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use cel::objects::Key;
 use cel::{Context, Env, Program, Value};
+use chrono::SecondsFormat;
 
 use crate::codec::{Headers, RequestHead};
 use crate::io::ConnectionInfo;
@@ -100,6 +103,12 @@ impl Expression {
         self.text(seen).filter(|said| !said.is_empty())
     }
 
+    /// Its value in JSON, in its own type: bytes are in base64, durations are seconds with an `s`, moments are in RFC 3339's form.
+    /// Nothing where it has no value.
+    pub fn json(&self, seen: Seen<'_>) -> Option<serde_json::Value> {
+        json(&self.value(seen)?)
+    }
+
     /// Its value as a number; texts that are numbers are.
     pub fn number(&self, seen: Seen<'_>) -> Option<f64> {
         match self.value(seen)? {
@@ -127,6 +136,31 @@ impl Expression {
             _ => return None,
         })
     }
+}
+
+fn json(value: &Value) -> Option<serde_json::Value> {
+    Some(match value {
+        Value::String(text) => (**text).clone().into(),
+        Value::Int(number) => (*number).into(),
+        Value::UInt(number) => (*number).into(),
+        Value::Float(number) => (*number).into(),
+        Value::Bool(truth) => (*truth).into(),
+        Value::Bytes(bytes) => BASE64.encode(&**bytes).into(),
+        Value::Duration(length) => {
+            let nanos = length.num_nanoseconds()?;
+            let seconds = format!("{}.{:09}", (nanos / 1_000_000_000).abs(), (nanos % 1_000_000_000).abs());
+            let sign = if nanos < 0 { "-" } else { "" };
+            format!("{sign}{}s", seconds.trim_end_matches('0').trim_end_matches('.')).into()
+        }
+        Value::Timestamp(moment) => moment.to_utc().to_rfc3339_opts(SecondsFormat::AutoSi, true).into(),
+        Value::List(values) => values.iter().map(json).collect::<Option<Vec<_>>>()?.into(),
+        Value::Map(map) => {
+            let field = |(key, value): (&Key, &Value)| Some((key.to_string(), json(value)?));
+            map.map.iter().map(field).collect::<Option<serde_json::Map<_, _>>>()?.into()
+        }
+        Value::Null => serde_json::Value::Null,
+        _ => return None,
+    })
 }
 
 #[derive(Default)]

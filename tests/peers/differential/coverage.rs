@@ -39,6 +39,7 @@ fn configurations() -> HashMap<String, String> {
             case.vhosts,
             case.routes,
             [&case.route, &case.route_fields, &case.log_filter],
+            case.formats,
             clusters
         ]);
         all.insert(case.name.clone(), configuration.to_string().replace(&case.name, "CASE"));

@@ -87,7 +87,7 @@ async fn connect(cluster: &Cluster, host: &Host, check: &HealthCheck) -> Option<
     let alpn = (!check.alpn.is_empty()).then_some(check.alpn.as_slice());
     let options = ConnectOptions { alpn, ..ConnectOptions::default() };
     let transport = transport(cluster, host, check);
-    let (io, _) = establish(cluster, &address, transport, options).await.ok()?;
+    let (io, ..) = establish(cluster, &address, transport, options).await.ok()?;
     let config = cluster.config();
     match &check.kind {
         Kind::Tcp(_) => Some(Line::Raw(io)),

@@ -28,6 +28,7 @@ use crate::codec::{Protocol, h1, h2};
 use crate::identity::tls::ConnectOptions;
 use crate::io::{Origin, TlsInfo};
 use crate::telemetry::peer::Callee;
+use crate::telemetry::record::UpstreamLine;
 
 /// A shared HTTP/2 connection takes at most so many streams; then another one is opened.
 const H2_STREAMS: usize = 100;
@@ -114,6 +115,7 @@ struct Line {
     local: Option<SocketAddr>,
     /// What is remembered of the callee: only where requests follow one another.
     callee: Option<Rc<Callee>>,
+    facts: Rc<UpstreamLine>,
     opened: Instant,
     _guard: ConnectionGuard,
     _place: Place,
@@ -310,7 +312,7 @@ async fn open(
         origin: key.origin.as_deref(),
     };
     let connected = connect(&cluster, &host, permit, options).await.map_err(AcquireError::Connect)?;
-    let Connected { io, tls, local, guard } = connected;
+    let Connected { io, tls, local, facts, guard } = connected;
     let two = match key.protocol {
         Some(protocol) => protocol == Protocol::Http2,
         None => tls.as_ref().is_some_and(|t| t.alpn.as_deref() == Some(b"h2")),
@@ -323,6 +325,7 @@ async fn open(
         callee: Callee::new(tls.as_ref().filter(|_| !two).map(|tls| &**tls)).map(Rc::new),
         tls,
         local,
+        facts,
         opened: now,
         _guard: guard,
         _place: place,

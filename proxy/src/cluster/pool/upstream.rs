@@ -13,6 +13,7 @@ use crate::cluster::{Cluster, Picked};
 use crate::codec::{InformationalSink, Protocol, Reply, Request, UpstreamError};
 use crate::io::TlsInfo;
 use crate::telemetry::peer::Callee;
+use crate::telemetry::record::UpstreamLine;
 
 /// What is held while a request is under way: its place in the breaker and in the host's count of active requests.
 struct Held {
@@ -55,6 +56,11 @@ impl Upstream {
     /// Our address on the connection.
     pub fn local(&self) -> Option<SocketAddr> {
         self.line().local
+    }
+
+    /// Its number and when it was made.
+    pub fn facts(&self) -> &Rc<UpstreamLine> {
+        &self.line().facts
     }
 
     /// What TLS established.

@@ -40,6 +40,8 @@ pub(super) struct Material {
     pub(super) certificates: Vec<Arc<CertifiedKey>>,
     pub(super) rules: Option<Arc<Validation>>,
     pub(super) local_id: Option<Arc<str>>,
+    /// Where there is but one.
+    pub(super) local_certificate: Option<Arc<CertificateDer<'static>>>,
 }
 
 impl Common {
@@ -148,7 +150,12 @@ impl Common {
         };
         let local_id =
             certificates.first().and_then(|c| c.cert.first()).and_then(Peer::of).and_then(|p| p.id);
-        Ok(Material { certificates, rules: rules.map(|r| Arc::new(Validation::new(r, self.role))), local_id })
+        let local_certificate = match &certificates[..] {
+            [only] => only.cert.first().cloned().map(Arc::new),
+            _ => None,
+        };
+        let rules = rules.map(|r| Arc::new(Validation::new(r, self.role)));
+        Ok(Material { certificates, rules, local_id, local_certificate })
     }
 }
 
@@ -329,6 +336,7 @@ pub(super) fn finish<Data>(
         number: (peer_id.is_some() && local_id.is_some()).then(|| number(conn)).flatten(),
         peer_id,
         local_id,
+        local_certificate: None,
         peer_chain: chain.to_vec(),
         peer_uri_sans: peer.uri_sans,
         peer_dns_sans: peer.dns_sans,

@@ -51,6 +51,7 @@ struct Built {
     ticketer: Option<Arc<dyn ProducesTickets>>,
     rules: Option<Arc<Validation>>,
     local_id: Option<Arc<str>>,
+    local_certificate: Option<Arc<CertificateDer<'static>>>,
 }
 
 #[derive(Debug)]
@@ -188,6 +189,7 @@ impl DownstreamContext {
         let stream = hello.into_stream(config.clone()).await.map_err(TlsError::from_io)?;
         let mut info = finish(stream.get_ref().1, built.rules.as_ref(), built.local_id.clone())?;
         info.sni = sni;
+        info.local_certificate = built.local_certificate.clone();
         Ok((Io::tls_server(stream), info))
     }
 
@@ -212,7 +214,7 @@ impl DownstreamContext {
 
     fn build(&self, generation: u64, before: Option<&Built>) -> Result<Built, TlsError> {
         let rules_generation = self.common.rules_generation();
-        let Material { certificates, rules, local_id } = self.common.material()?;
+        let Material { certificates, rules, local_id, local_certificate } = self.common.material()?;
         let params = &self.common.params;
         let bad = |e: rustls::Error| TlsError::BadSecret(e.to_string());
         let builder = ServerConfig::builder_with_provider(params.provider.clone())
@@ -247,6 +249,7 @@ impl DownstreamContext {
             ticketer,
             rules,
             local_id,
+            local_certificate,
         })
     }
 }

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use rustls::ClientConfig;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::{ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::TlsConnector;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3 as pb;
 
@@ -40,6 +40,7 @@ struct Built {
     config: Arc<ClientConfig>,
     rules: Option<Arc<Validation>>,
     local_id: Option<Arc<str>>,
+    local_certificate: Option<Arc<CertificateDer<'static>>>,
 }
 
 /// What differs from one connection of a context to the next.
@@ -151,6 +152,7 @@ impl UpstreamContext {
                 .map_err(|e| TlsError::Refused { reason: e.reason(), text: e.to_string() })?;
         }
         info.sni = sni;
+        info.local_certificate = built.local_certificate.clone();
         Ok((Io::tls_client(stream), info))
     }
 
@@ -173,7 +175,7 @@ impl UpstreamContext {
 
     /// A new configuration has an empty session store: no ticket crosses a change of secrets.
     fn build(&self, generation: u64) -> Result<Built, TlsError> {
-        let Material { certificates, rules, local_id } = self.common.material()?;
+        let Material { certificates, rules, local_id, local_certificate } = self.common.material()?;
         let params = &self.common.params;
         // Without rules any server is taken, as in Envoy without a validation context.
         let open = || Arc::new(Validation::new(ValidationConfig::default(), PeerRole::Server));
@@ -189,7 +191,7 @@ impl UpstreamContext {
         if !self.resumption {
             config.resumption = Resumption::disabled();
         }
-        Ok(Built { generation, config: Arc::new(config), rules, local_id })
+        Ok(Built { generation, config: Arc::new(config), rules, local_id, local_certificate })
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Accepted {
     pub remote: SocketAddr,
     /// The peer's address on the socket.
     pub direct_remote: SocketAddr,
+    /// Our address on the socket.
+    pub direct_local: SocketAddr,
     /// The address that the client dialled, as far as it was restored.
     pub local: SocketAddr,
     /// Whether it was.

@@ -289,6 +289,7 @@ fn virtual_host(
     };
     let compiled = VirtualHost {
         name: host.name.as_str().into(),
+        metadata: host.metadata.clone().and_then(|m| Metadata::new(m.filter_metadata)),
         routes,
         require_tls,
         request_headers: header_ops(

@@ -130,19 +130,15 @@ impl JsonNode {
         Some(match self {
             Self::Template(template) => match template.0.as_slice() {
                 // A lone command keeps its type: numbers stay numbers, what is absent is null.
-                [Piece::Command(operator, None)] => {
-                    if let Some(value) = operator.json(context) {
-                        return (!omit_empty || !value.is_null()).then_some(value);
+                [Piece::Command(operator, length)] => {
+                    let mut value = operator.value(context);
+                    if omit_empty && value.is_null() {
+                        return None;
                     }
-                    let mut text = Vec::new();
-                    if !operator.write(context, &mut text) {
-                        return (!omit_empty).then_some(serde_json::Value::Null);
+                    if let (serde_json::Value::String(text), Some(length)) = (&mut value, length) {
+                        text.truncate(text.floor_char_boundary(*length));
                     }
-                    let text = String::from_utf8_lossy(&text);
-                    match operator.is_number().then(|| text.parse::<i64>().ok()).flatten() {
-                        Some(n) => n.into(),
-                        None => text.into_owned().into(),
-                    }
+                    value
                 }
                 _ => {
                     let mut text = Vec::new();

@@ -23,6 +23,7 @@ pub use format::{Format, FormatError};
 pub use sink::Sink;
 pub use wanted::Wanted;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use xds_protos::envoy::data::accesslog::v3 as entries;
@@ -70,12 +71,24 @@ pub enum Of {
     Route,
     /// The upstream host.
     Host,
+    /// The virtual host.
+    VirtualHost,
+    /// The listener.
+    Listener,
+    /// The filter chain.
+    Chain,
 }
 
-/// What configuration says of where a stream goes, in metadata.
+/// What configuration says of where a stream goes. (Of where it came in, its connection knows.)
 pub trait Configured {
-    /// The fields of a namespace.
+    /// The fields of a namespace of metadata.
     fn namespace(&self, of: Of, stream: &StreamInfo, namespace: &str) -> Option<Struct>;
+
+    /// The name of the cluster's host that has this address, if it has one.
+    fn host_name(&self, address: SocketAddr) -> Option<Arc<str>>;
+
+    /// What the cluster is called in statistics.
+    fn stat_name(&self) -> Option<Arc<str>>;
 }
 
 /// What a line may speak of.

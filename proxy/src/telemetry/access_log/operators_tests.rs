@@ -1,5 +1,7 @@
 //! One case for each operator: what it says of a request of which everything is known, and of a connection of bytes.
 
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -11,9 +13,10 @@ use xds_protos::prost_types::value::Kind;
 
 use super::*;
 use crate::codec::{Headers, Protocol};
-use crate::io::metadata::Datum;
+use crate::io::metadata::{Datum, Said as Told};
 use crate::io::{Direction, TlsInfo};
-use crate::telemetry::Flag;
+use crate::telemetry::record::{Try, UpstreamLine};
+use crate::telemetry::{Flag, Flags};
 
 const CLIENT: &[u8] = include_bytes!("../../../../certs/testdata/client.der");
 
@@ -24,6 +27,7 @@ fn tls() -> Arc<TlsInfo> {
         group: "X25519MLKEM768",
         sni: Some("asked.example".into()),
         local_id: Some("spiffe://a/ns/b/sa/own".into()),
+        local_certificate: Some(Arc::new(CertificateDer::from_slice(CLIENT).into_owned())),
         peer_chain: vec![CertificateDer::from_slice(CLIENT).into_owned()],
         peer_uri_sans: vec!["spiffe://a/ns/b/sa/c".to_owned()],
         peer_dns_sans: vec!["client.example".to_owned()],
@@ -39,6 +43,11 @@ fn fields(list: &[(&'static str, &'static str)]) -> Headers {
     list.iter().map(pair).collect()
 }
 
+fn metadata(text: &str) -> Option<Arc<Told>> {
+    let value = Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    Told::new([("a.place".to_owned(), Struct { fields: [("k".to_owned(), value)].into() })])
+}
+
 fn connection() -> ConnectionInfo {
     ConnectionInfo {
         id: 7,
@@ -47,6 +56,9 @@ fn connection() -> ConnectionInfo {
         filter_chain: "chain".into(),
         sni: Some("shop.example".into()),
         tls: Some(tls()),
+        direct_local: "127.0.10.2:8081".parse().unwrap(),
+        listener_metadata: metadata("listener"),
+        chain_metadata: metadata("chain"),
         ..ConnectionInfo::between("127.0.0.1:5000".parse().unwrap(), "127.0.10.1:8080".parse().unwrap())
     }
 }
@@ -70,7 +82,8 @@ fn request() -> RequestHead {
 fn stream() -> StreamInfo {
     let mut stream = StreamInfo::new(Some(Protocol::Http2));
     stream.start_time = UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
-    let at = |millis| stream.start + Duration::from_millis(millis);
+    let start = stream.start;
+    let at = |millis| start + Duration::from_millis(millis);
     (stream.request_end, stream.request_sent) = (Some(at(3)), Some(at(4)));
     stream.upstream_first_byte = Some(at(9));
     stream.status = Some(StatusCode::SERVICE_UNAVAILABLE);
@@ -78,7 +91,7 @@ fn stream() -> StreamInfo {
     stream.details = Some("via_upstream".into());
     stream.connection_termination_details = Some("max".into());
     stream.upstream_failure = Some("tls: no".into());
-    (stream.bytes_received, stream.bytes_sent, stream.attempts) = (11, 22, 2);
+    (stream.bytes_received, stream.bytes_sent, stream.attempts) = (11, 22, 3);
     stream.route = Some("route".into());
     stream.cluster = Some("cluster".into());
     stream.method = Some(Method::GET);
@@ -89,6 +102,26 @@ fn stream() -> StreamInfo {
     stream.upstream_tls = Some(tls());
     stream.client = Some("192.0.2.1:99".parse().unwrap());
     stream.grpc_status = Some(3);
+    let line = UpstreamLine { id: 22, began: at(1), connected: at(3), secured: Some(at(4)) };
+    let trail = &mut stream.trail;
+    trail.line = Some(Rc::new(line));
+    (trail.began, trail.ready) = (Some(at(5)), Some(at(6)));
+    (trail.body_began, trail.answering, trail.answer_came) = (Some(at(10)), Some(at(11)), Some(at(12)));
+    trail.tries.push(Try {
+        began: at(1),
+        took: Duration::ZERO,
+        host: Some("127.0.11.3:83".parse().unwrap()),
+        connection: Some(21),
+        status: Some(503),
+        failure: None,
+        words: None,
+        flags: Flags::default(),
+        choice: None,
+        pause: None,
+    });
+    let refused =
+        Try { host: Some("127.0.11.4:84".parse().unwrap()), connection: None, ..trail.tries[0].clone() };
+    trail.tries.push(refused);
     stream.metadata.set("a.filter", &"k".into(), Datum::Text("v".into()));
     stream.filter_state.set(&"an.object".into(), "said \"so\"", true);
     stream
@@ -98,6 +131,14 @@ fn stream() -> StreamInfo {
 struct Said;
 
 impl Configured for Said {
+    fn host_name(&self, address: SocketAddr) -> Option<Arc<str>> {
+        (address.port() == 81).then(|| "host.example:81".into())
+    }
+
+    fn stat_name(&self) -> Option<Arc<str>> {
+        Some("stats".into())
+    }
+
     fn namespace(&self, of: Of, _: &StreamInfo, namespace: &str) -> Option<Struct> {
         let text = |text: String| Value { kind: Some(Kind::StringValue(text)) };
         let deep = Struct { fields: [("er".to_owned(), text("in".to_owned()))].into() };
@@ -109,6 +150,7 @@ impl Configured for Said {
     }
 }
 
+const LOCAL: &str = "CN=client,O=Acme\\, Inc 192.0.2.7";
 const SHA256: &str = "9d908ce2e847fe496069c3bcfa203da33eb35f214b0f3a452c8a7deb0d94af5a";
 const SHA1: &str = "6519b7adfa2e5bf7b951933fc0d70cff129889f8";
 
@@ -127,6 +169,11 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
     };
     let plain =
         ConnectionInfo::between("127.0.0.1:5000".parse().unwrap(), "127.0.10.1:8080".parse().unwrap());
+    let plain = ConnectionInfo {
+        handshake: Some(Duration::from_millis(5)),
+        failure: Some("TLS_error: bad".into()),
+        ..plain
+    };
     let mut empty = StreamInfo::new(None);
     empty.start = Instant::now();
     let bytes = LogContext { occasion: LogType::TcpConnectionEnd, ..LogContext::new(&empty, &plain) };
@@ -157,7 +204,7 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
         ("%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_REMOTE_PORT%", "127.0.11.1 81", "- -"),
         ("%UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "127.0.11.2:82 127.0.11.2", "- -"),
         ("%UPSTREAM_LOCAL_PORT%", "82", "-"),
-        ("%UPSTREAM_CLUSTER% %UPSTREAM_CLUSTER_RAW%", "cluster cluster", "- -"),
+        ("%UPSTREAM_CLUSTER% %UPSTREAM_CLUSTER_RAW%", "stats cluster", "- -"),
         (
             "%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_PORT%",
             "127.0.10.1:8080 8080",
@@ -171,7 +218,7 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
         ("%DOWNSTREAM_DIRECT_REMOTE_PORT%", "6000", "5000"),
         ("%REQUESTED_SERVER_NAME% %FILTER_CHAIN_NAME%", "shop.example chain", "- -"),
         ("%ROUTE_NAME% %VIRTUAL_CLUSTER_NAME%", "route virtual", "- -"),
-        ("%CONNECTION_ID% %UPSTREAM_REQUEST_ATTEMPT_COUNT%", "7 2", "0 0"),
+        ("%CONNECTION_ID% %UPSTREAM_REQUEST_ATTEMPT_COUNT%", "7 3", "0 0"),
         ("%GRPC_STATUS% %GRPC_STATUS(CAMEL_STRING)%", "InvalidArgument InvalidArgument", "- -"),
         ("%GRPC_STATUS(SNAKE_STRING)%", "INVALID_ARGUMENT", "-"),
         ("%GRPC_STATUS(NUMBER)% %GRPC_STATUS_NUMBER%", "3 3", "- -"),
@@ -184,6 +231,69 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
         ("%FILTER_STATE(an.object)%", "\"said \\\"so\\\"\"", "-"),
         ("%FILTER_STATE(an.object:TYPED)%", "\"said \\\"so\\\"\"", "-"),
         ("%CEL(request.method)% %CEL(response.code >= 500)%", "GET true", "- -"),
+        ("%TYPED_CEL(request.method)%", "GET", "-"),
+        ("%BYTES_RETRANSMITTED% %PACKETS_RETRANSMITTED% %ROUNDTRIP_DURATION%", "0 0 -", "0 0 -"),
+        ("%CUSTOM_FLAGS%%DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID%", "", ""),
+        ("%UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID% %UPSTREAM_FILTER_STATE(a)%", " -", "- -"),
+        ("%QUERY_PARAMS% %QUERY_PARAMS(ORIG)%", "q=a%20b q=a%20b", "- -"),
+        (
+            "%REQUESTED_SERVER_NAME(SNI_FIRST)% %REQUESTED_SERVER_NAME(SNI_ONLY)%",
+            "shop.example shop.example",
+            "- -",
+        ),
+        ("%REQUESTED_SERVER_NAME(HOST_FIRST:HOST)%", "shop", "-"),
+        ("%RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES)%", "via_upstream", "-"),
+        ("%DOWNSTREAM_TRANSPORT_FAILURE_REASON%", "-", "TLS_error: bad"),
+        ("%DOWNSTREAM_HANDSHAKE_DURATION%", "-", "5"),
+        ("%UPSTREAM_HOST_NAME% %UPSTREAM_HOST_NAME_WITHOUT_PORT%", "host.example:81 host.example", "- -"),
+        ("%UPSTREAM_HOSTS_ATTEMPTED%", "127.0.11.3:83,127.0.11.4:84,127.0.11.1:81", "-"),
+        ("%UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT%", "127.0.11.3,127.0.11.4,127.0.11.1", "-"),
+        ("%UPSTREAM_HOST_NAMES_ATTEMPTED%", "127.0.11.3:83,127.0.11.4:84,host.example:81", "-"),
+        ("%UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT%", "127.0.11.3,127.0.11.4,host.example", "-"),
+        ("%UPSTREAM_CONNECTION_IDS_ATTEMPTED% %UPSTREAM_CONNECTION_ID%", "21,22 22", "- 0"),
+        ("%UPSTREAM_CONNECTION_POOL_READY_DURATION%", "1", "-"),
+        (
+            "%COMMON_DURATION(DS_RX_BEG:US_CX_BEG:us)% %COMMON_DURATION(US_CX_BEG:US_CX_END:us)%",
+            "1000 2000",
+            "- -",
+        ),
+        (
+            "%COMMON_DURATION(US_CX_END:US_HS_END:us)% %COMMON_DURATION(DS_RX_BEG:US_TX_BEG:us)%",
+            "1000 6000",
+            "- -",
+        ),
+        ("%COMMON_DURATION(DS_RX_BEG:US_RX_BODY_BEG:us)%", "10000", "-"),
+        (
+            "%COMMON_DURATION(DS_RX_BEG:US_RX_END:us)% %COMMON_DURATION(DS_RX_BEG:DS_TX_BEG:us)%",
+            "12000 11000",
+            "- -",
+        ),
+        // What came before what it is counted from.
+        ("%COMMON_DURATION(US_RX_BEG:US_CX_BEG:us)%", "-", "-"),
+        (
+            "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS% %DOWNSTREAM_DIRECT_LOCAL_PORT%",
+            "127.0.10.2:8081 8081",
+            "127.0.10.1:8080 8080",
+        ),
+        ("%DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT(9)%", "127.0.0.0/9", "127.0.0.0/9"),
+        ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(24)%", "192.0.2.0/24", "127.0.0.0/24"),
+        ("%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT(0)%", "0.0.0.0/0", "-"),
+        ("%METADATA(VIRTUAL_HOST:a.place:k)%", "VirtualHost", "-"),
+        (
+            "%METADATA(LISTENER:a.place:k)% %METADATA(LISTENER_FILTER_CHAIN:a.place:k)%",
+            "listener chain",
+            "- -",
+        ),
+        (
+            "%COALESCE({\"operators\": [\"TRACE_ID\", {\"command\": \"REQ\", \"param\": \":path\", \"max_length\": 3}]})%",
+            "/ne",
+            "-",
+        ),
+        ("%DOWNSTREAM_LOCAL_SUBJECT% %DOWNSTREAM_LOCAL_IP_SAN%", LOCAL, "- -"),
+        ("%DOWNSTREAM_LOCAL_DNS_SAN% %DOWNSTREAM_LOCAL_EMAIL_SAN%", "client.example -", "- -"),
+        ("%DOWNSTREAM_LOCAL_OTHERNAME_SAN% %DOWNSTREAM_PEER_OTHERNAME_SAN%", "- -", "- -"),
+        ("%DOWNSTREAM_PEER_EMAIL_SAN%", "-", "-"),
+        ("%UPSTREAM_LOCAL_DNS_SAN% %UPSTREAM_LOCAL_IP_SAN%", "client.example 192.0.2.7", "- -"),
         ("%LOCAL_REPLY_BODY% %ACCESS_LOG_TYPE%", "no DownstreamEnd", "- TcpConnectionEnd"),
         ("%STREAM_ID%", "id-1", "-"),
         // x-request-id, x-envoy-original-path, user-agent and four pseudo-headers; :status and server; grpc-status.
@@ -193,7 +303,7 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
         ("%TRACE_ID% %SPAN_ID%", "- -", "- -"),
         (
             "%DOWNSTREAM_PEER_URI_SAN% %DOWNSTREAM_LOCAL_URI_SAN%",
-            "spiffe://a/ns/b/sa/c spiffe://a/ns/b/sa/own",
+            "spiffe://a/ns/b/sa/c spiffe://a/ns/b/sa/c",
             "- -",
         ),
         ("%DOWNSTREAM_PEER_DNS_SAN% %DOWNSTREAM_PEER_IP_SAN%", "client.example 192.0.2.7", "- -"),
@@ -211,7 +321,7 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
         ("%DOWNSTREAM_TLS_CIPHER%", "TLS_AES_128_GCM_SHA256", "-"),
         (
             "%UPSTREAM_PEER_URI_SAN% %UPSTREAM_LOCAL_URI_SAN%",
-            "spiffe://a/ns/b/sa/c spiffe://a/ns/b/sa/own",
+            "spiffe://a/ns/b/sa/c spiffe://a/ns/b/sa/c",
             "- -",
         ),
         ("%UPSTREAM_PEER_DNS_SAN% %UPSTREAM_PEER_IP_SAN%", "client.example 192.0.2.7", "- -"),
@@ -256,8 +366,8 @@ fn operators_that_are_not_honoured_are_refused_by_name() {
         "UPSTREAM_WIRE_BYTES_SENT",
         "DOWNSTREAM_HEADER_BYTES_RECEIVED",
         "DOWNSTREAM_TLS_SESSION_ID",
-        "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
-        "START_TIME_LOCAL",
+        "TLS_JA3_FINGERPRINT",
+        "DOWNSTREAM_DETECTED_CLOSE_TYPE",
     ] {
         let bare = name.split('(').next().unwrap_or_default().to_owned();
         assert_eq!(Format::text(&format!("%{name}%")).unwrap_err(), FormatError::Unknown(bare));
@@ -266,7 +376,10 @@ fn operators_that_are_not_honoured_are_refused_by_name() {
         "%CEL(a +)%",
         "%CEL%",
         "%CLUSTER_METADATA%",
-        "%METADATA(LISTENER:a)%",
+        "%METADATA(NOBODY:a)%",
+        "%COMMON_DURATION(DS_RX_BEG:nothing:ms)%",
+        "%COALESCE({\"operators\": []})%",
+        "%COALESCE({\"operators\": [\"REQ\"]})%",
         "%FILTER_STATE%",
         "%FILTER_STATE(a:FIELD:b)%",
         "%STREAM_ID(a)%",
@@ -290,6 +403,10 @@ fn the_control_plane_knows_the_commands_that_are_compiled_and_what_they_take() {
         Some("DS_RX_BEG:DS_TX_END:ms"),
         Some("request.method"),
         Some("%s"),
+        Some("8"),
+        Some("SNI_FIRST"),
+        Some("ORIG"),
+        Some("{\"operators\": [\"PROTOCOL\"]}"),
     ];
     let known: BTreeSet<_> = xds_protos::format::commands().collect();
     for name in &known {
@@ -297,7 +414,7 @@ fn the_control_plane_knows_the_commands_that_are_compiled_and_what_they_take() {
         assert!(arguments.iter().any(compiles), "{name}: no proxy compiles it");
     }
     // Every word of these files that is a command.
-    let sources = [include_str!("operator.rs"), include_str!("tls.rs")];
+    let sources = [include_str!("operator/parse.rs"), include_str!("tls.rs")];
     let is_word = |word: &&str| {
         !word.is_empty() && word.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
     };

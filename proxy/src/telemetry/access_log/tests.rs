@@ -96,7 +96,7 @@ fn dynamic_metadata_is_text_in_a_line_and_a_value_in_json() {
         Format::json(&serde_json::json!({"a": "%DYNAMIC_METADATA(a.filter)%", "b": "%DYNAMIC_METADATA(b)%"}));
     let value: serde_json::Value = serde_json::from_str(&line(&format.unwrap())).unwrap();
     assert_eq!(value, serde_json::json!({"a": {"n": 2, "result": "allowed"}, "b": null}));
-    assert!(matches!(Format::text("%METADATA(LISTENER:a)%").unwrap_err(), FormatError::Arguments(..)));
+    assert!(matches!(Format::text("%METADATA(NOBODY:a)%").unwrap_err(), FormatError::Arguments(..)));
 }
 
 #[test]

@@ -15,6 +15,8 @@ use crate::codec::digits;
 #[derive(Clone, Debug)]
 pub(super) struct TimeFormat {
     pieces: Vec<TimePiece>,
+    /// By the machine's time zone, in place of UTC.
+    local: bool,
     /// No two that were parsed have the same.
     id: u64,
 }
@@ -54,20 +56,33 @@ enum TimePiece {
     DayOfYear,
     /// The last two digits of the year.
     ShortYear,
+    /// How far the zone is from UTC, and what it is called.
+    Offset,
+    Zone,
     /// The name of the month, whole or its first three letters.
     MonthName(bool),
     DayName(bool),
 }
 
 impl TimeFormat {
+    /// Times in UTC.
     pub(super) fn parse(source: Option<&str>) -> Result<Self, FormatError> {
+        Self::with(source.unwrap_or("%Y-%m-%dT%H:%M:%E3SZ"), false)
+    }
+
+    /// Times in the machine's zone (`TZ`, or `/etc/localtime`).
+    pub(super) fn local(source: Option<&str>) -> Result<Self, FormatError> {
+        Self::with(source.unwrap_or("%Y-%m-%dT%H:%M:%E3S%z"), true)
+    }
+
+    fn with(source: &str, local: bool) -> Result<Self, FormatError> {
         let bad = || {
             FormatError::Arguments(
                 "START_TIME".to_owned(),
                 "takes %Y %y %m %d %e %j %b %B %a %A %H %M %S %s %f %1f to %9f %E1S to %E9S %F %D %T %R %z %Z and text",
             )
         };
-        let mut rest = source.unwrap_or("%Y-%m-%dT%H:%M:%E3SZ");
+        let mut rest = source;
         let mut pieces = Vec::new();
         let seconds =
             |digits| vec![TimePiece::Second, TimePiece::Text(".".to_owned()), TimePiece::Fraction(digits)];
@@ -98,6 +113,8 @@ impl TimeFormat {
                 [b'M', ..] => (1, vec![TimePiece::Minute]),
                 [b'S', ..] => (1, vec![TimePiece::Second]),
                 [b's', ..] => (1, vec![TimePiece::Epoch]),
+                [b'z', ..] if local => (1, vec![TimePiece::Offset]),
+                [b'Z', ..] if local => (1, vec![TimePiece::Zone]),
                 [b'z', ..] => (1, text("+0000")),
                 [b'Z', ..] => (1, text("UTC")),
                 [b'%', ..] => (1, text("%")),
@@ -117,7 +134,7 @@ impl TimeFormat {
         if !rest.is_empty() {
             pieces.push(TimePiece::Text(rest.to_owned()));
         }
-        Ok(Self { pieces, id: NEXT.fetch_add(1, Relaxed) })
+        Ok(Self { pieces, local, id: NEXT.fetch_add(1, Relaxed) })
     }
 
     pub(super) fn write(&self, at: SystemTime, out: &mut Vec<u8>) {
@@ -155,6 +172,7 @@ impl TimeFormat {
         let start = out.len();
         let mut fractions = Vec::new();
         let at = OffsetDateTime::from(at);
+        let (at, zone) = if self.local { here(at) } else { (at, String::new()) };
         let ((year, month, day), (hour, minute, second)) = (at.to_calendar_date(), at.to_hms());
         for piece in &self.pieces {
             match piece {
@@ -180,10 +198,28 @@ impl TimeFormat {
                 TimePiece::DayOfYear => digits::padded(out, at.ordinal().into(), 3),
                 TimePiece::MonthName(whole) => name(out, &month.to_string(), *whole),
                 TimePiece::DayName(whole) => name(out, &at.weekday().to_string(), *whole),
+                TimePiece::Offset => {
+                    let (hours, minutes, _) = at.offset().as_hms();
+                    out.push(if at.offset().is_negative() { b'-' } else { b'+' });
+                    digits::padded(out, hours.unsigned_abs().into(), 2);
+                    digits::padded(out, minutes.unsigned_abs().into(), 2);
+                }
+                TimePiece::Zone => out.extend_from_slice(zone.as_bytes()),
                 TimePiece::Epoch => digits::number(out, at.unix_timestamp()),
             }
         }
         fractions
+    }
+}
+
+/// A moment in the machine's zone, and what that is called then. A zone that is not known is UTC.
+fn here(at: OffsetDateTime) -> (OffsetDateTime, String) {
+    let zone = jiff::tz::TimeZone::system();
+    let Ok(moment) = jiff::Timestamp::from_second(at.unix_timestamp()) else { return (at, "UTC".to_owned()) };
+    let info = zone.to_offset_info(moment);
+    match time::UtcOffset::from_whole_seconds(info.offset().seconds()) {
+        Ok(offset) => (at.to_offset(offset), info.abbreviation().to_owned()),
+        Err(_) => (at, "UTC".to_owned()),
     }
 }
 

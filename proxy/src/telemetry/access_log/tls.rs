@@ -30,7 +30,14 @@ pub(super) enum TlsPart {
     PeerFingerprint(bool),
     ChainFingerprints(bool),
     ChainSerials,
+    PeerEmailSan,
+    PeerOtherNameSan,
     LocalUriSan,
+    LocalDnsSan,
+    LocalIpSan,
+    LocalEmailSan,
+    LocalOtherNameSan,
+    LocalSubject,
     Version,
     Cipher,
     Group,
@@ -43,6 +50,7 @@ impl TlsPart {
     pub(super) fn write(&self, tls: &TlsInfo, out: &mut Vec<u8>) -> bool {
         let leaf = tls.peer_chain.first();
         let facts = || leaf.and_then(|leaf| inspect::facts(leaf).ok());
+        let own = || tls.local_certificate.as_deref().and_then(|own| inspect::facts(own).ok());
         match self {
             Self::PeerUriSan => list(out, &tls.peer_uri_sans),
             Self::PeerDnsSan => list(out, &tls.peer_dns_sans),
@@ -65,7 +73,20 @@ impl TlsPart {
                 list(out, &all)
             }
             Self::ChainSerials => list(out, &tls.peer_chain.iter().map(serial).collect::<Vec<_>>()),
-            Self::LocalUriSan => tls.local_id.as_deref().is_some_and(|id| text(out, id)),
+            Self::PeerEmailSan => facts().is_some_and(|facts| list(out, &facts.email_sans)),
+            Self::PeerOtherNameSan => facts().is_some_and(|facts| list(out, &facts.other_sans)),
+            Self::LocalUriSan => match own() {
+                Some(facts) => list(out, &facts.uri_sans),
+                None => tls.local_id.as_deref().is_some_and(|id| text(out, id)),
+            },
+            Self::LocalDnsSan => own().is_some_and(|facts| list(out, &facts.dns_sans)),
+            Self::LocalIpSan => own().is_some_and(|facts| list(out, &facts.ip_sans)),
+            Self::LocalEmailSan => own().is_some_and(|facts| list(out, &facts.email_sans)),
+            Self::LocalOtherNameSan => own().is_some_and(|facts| list(out, &facts.other_sans)),
+            Self::LocalSubject => {
+                let own = tls.local_certificate.as_deref();
+                own.and_then(inspect::subject).is_some_and(|subject| text(out, &subject))
+            }
             Self::Version => text(out, tls.version),
             Self::Cipher => text(out, tls.cipher),
             Self::Group => text(out, tls.group),
@@ -95,6 +116,13 @@ pub(super) fn part(name: &str, arguments: Option<&str>) -> Option<Result<(Side, 
         (_, "PEER_ISSUER") => TlsPart::PeerIssuer,
         (_, "PEER_CERT") => TlsPart::PeerCertificate,
         (_, "LOCAL_URI_SAN") => TlsPart::LocalUriSan,
+        (_, "LOCAL_DNS_SAN") => TlsPart::LocalDnsSan,
+        (_, "LOCAL_IP_SAN") => TlsPart::LocalIpSan,
+        (Side::Downstream, "LOCAL_EMAIL_SAN") => TlsPart::LocalEmailSan,
+        (Side::Downstream, "LOCAL_OTHERNAME_SAN") => TlsPart::LocalOtherNameSan,
+        (Side::Downstream, "LOCAL_SUBJECT") => TlsPart::LocalSubject,
+        (Side::Downstream, "PEER_EMAIL_SAN") => TlsPart::PeerEmailSan,
+        (Side::Downstream, "PEER_OTHERNAME_SAN") => TlsPart::PeerOtherNameSan,
         (_, "TLS_VERSION") => TlsPart::Version,
         (_, "TLS_CIPHER") => TlsPart::Cipher,
         (_, "TLS_GROUP") => TlsPart::Group,

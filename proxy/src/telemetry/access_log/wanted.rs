@@ -18,6 +18,8 @@ pub struct Wanted {
     pub request: Fields,
     /// Of the answer.
     pub response: Fields,
+    /// Moments on the way that are only noted where somebody asks for them.
+    pub moments: bool,
 }
 
 impl Fields {
@@ -61,6 +63,7 @@ impl Wanted {
     pub fn whole(&mut self) {
         self.request.all();
         self.response.all();
+        self.moments = true;
     }
 
     /// A request's head with those fields.

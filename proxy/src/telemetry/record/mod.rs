@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 pub use entry::{Entry, Told};
 pub use store::Store;
-pub use trail::{By, Candidate, Choice, Compared, Decision, Trail, Try, Verdict};
+pub use trail::{By, Candidate, Choice, Compared, Decision, Trail, Try, UpstreamLine, Verdict};
 
 use super::flags::{Flag, Flags};
 use super::registry::{Counter, Gauge, Group};

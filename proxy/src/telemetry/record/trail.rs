@@ -5,6 +5,7 @@
 //! allocates for it: decisions and the choice lie in place, and tries are only listed once one has failed.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -137,6 +138,19 @@ pub struct Choice {
     pub refused: Vec<Candidate>,
 }
 
+/// A connection to the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpstreamLine {
+    /// Its number, unique in this process, also among those from the downstream.
+    pub id: u64,
+    /// When it was begun.
+    pub began: Instant,
+    /// When it was there.
+    pub connected: Instant,
+    /// When TLS was, if it is TLS.
+    pub secured: Option<Instant>,
+}
+
 /// A try that failed, or that was followed by another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Try {
@@ -146,6 +160,8 @@ pub struct Try {
     pub took: Duration,
     /// The host, if one was chosen.
     pub host: Option<SocketAddr>,
+    /// The number of the connection, if there was one.
+    pub connection: Option<u64>,
     /// The status of its answer, if it brought one.
     pub status: Option<u16>,
     /// Why it brought none, in words.
@@ -173,6 +189,16 @@ pub struct Trail {
     pub began: Option<Instant>,
     /// When a connection's bytes had somewhere to go.
     pub connected: Option<Instant>,
+    /// The connection of the last try.
+    pub line: Option<Rc<UpstreamLine>>,
+    /// When that was there for the last try; this and what follows only where somebody asks for it.
+    pub ready: Option<Instant>,
+    /// When the first of the answer's body came.
+    pub body_began: Option<Instant>,
+    /// When the whole answer had come.
+    pub answer_came: Option<Instant>,
+    /// When we began to answer.
+    pub answering: Option<Instant>,
     /// How its host was chosen.
     pub choice: Option<Choice>,
     /// Tries before it, and the last one if it failed.

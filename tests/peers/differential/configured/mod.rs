@@ -33,5 +33,5 @@ macro_rules! files {
 
 files! {
     matchers rewriting connections retries filters clusters balancing health outlier tcp tls rbac rbac_networks limits ratelimit compressor decompressor jwt ext_authz
-    listeners certificates credentials logs requests upstreams tracing
+    listeners certificates credentials logs formats requests upstreams tracing
 }

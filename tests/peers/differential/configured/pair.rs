@@ -173,7 +173,7 @@ fn bootstrap(side: Side, cases: &[Case], first_port: u16, directory: &Path) -> V
 
 fn access_log(case: &Case) -> Value {
     let path = "{dir}/{side}.access.log";
-    let named = json!({ "json_format": {
+    let mut named = json!({ "json_format": {
         "case": case.name,
         "request": "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%",
         "status": "%RESPONSE_CODE%",
@@ -190,6 +190,9 @@ fn access_log(case: &Case) -> Value {
         "peer": "%DOWNSTREAM_PEER_URI_SAN%",
         "upstream_tls": "%UPSTREAM_PEER_URI_SAN% %UPSTREAM_PEER_DNS_SAN% %UPSTREAM_PEER_SUBJECT% %UPSTREAM_LOCAL_URI_SAN%"
     } });
+    for (field, format) in &case.formats {
+        named["json_format"][field] = json!(format);
+    }
     let mut logs = vec![lines::logger(path, Some(named))];
     if case.has_default_lines() {
         logs.extend(lines::loggers(path));

@@ -77,6 +77,9 @@ pub struct Case {
     /// How many lines the access log gets; as many as there are requests by default.
     #[serde(default)]
     pub logs: Option<usize>,
+    /// Further fields of the access log's lines, in format strings.
+    #[serde(default)]
+    pub formats: BTreeMap<String, String>,
     /// Do not compare the access log.
     #[serde(default)]
     pub no_log: bool,
