@@ -1,8 +1,8 @@
 //! What the control plane asks this proxy on behalf of operators: pages of the admin interface that only read. It asks on a stream that
 //! the proxy opens on the connection of its ADS stream, so nobody has to reach the admin interface for it.
 //!
-//! It stands beside everything else: where the control plane knows no such stream (istiod does not), or it ends, it is tried
-//! again later, and nothing else notices. Several questions run at the same time; each may have sent no more of its answer than the
+//! It stands beside everything else: where the stream ends it is tried again later, where the control plane knows no such stream (istiod
+//! does not) or does not take this proxy's, on the next connection, and nothing else notices. Several questions run at the same time; each may have sent no more of its answer than the
 //! control plane has asked for.
 
 use std::collections::HashMap;
@@ -60,10 +60,17 @@ pub async fn run(mut connections: watch::Receiver<Option<Shared>>, state: Arc<Ad
                 Err(_) => return,
             },
         };
-        pause = next_pause(pause, began.elapsed(), ended.code());
-        tracing::debug!(code = ?ended.code(), reason = ended.message(), again_in = ?pause, "no questions by the control plane");
+        let next = next_pause(pause, began.elapsed(), ended.code());
+        tracing::debug!(code = ?ended.code(), reason = ended.message(), again_in = ?next, "no questions by the control plane");
+        pause = next.unwrap_or(PAUSE.0);
+        let again = async {
+            match next {
+                Some(pause) => tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
+            () = again => {}
             changed = connections.changed() => match changed {
                 Ok(()) => pause = PAUSE.0,
                 Err(_) => return,
@@ -72,13 +79,13 @@ pub async fn run(mut connections: watch::Receiver<Option<Shared>>, state: Arc<Ad
     }
 }
 
-/// How long to wait at most, after a stream that lasted so long.
-fn next_pause(last: Duration, lasted: Duration, code: Code) -> Duration {
+/// How long to wait at most, after a stream that lasted so long; none if the next one on this connection would end the same way.
+fn next_pause(last: Duration, lasted: Duration, code: Code) -> Option<Duration> {
     match code {
-        // It does not know the service, and will not learn it soon.
-        Code::Unimplemented => PAUSE.1,
-        _ if lasted > GOOD => PAUSE.0,
-        _ => (last * 2).min(PAUSE.1),
+        // It does not know the service; or it is in plain text, or by another name than the proxy's own.
+        Code::Unimplemented | Code::PermissionDenied => None,
+        _ if lasted > GOOD => Some(PAUSE.0),
+        _ => Some((last * 2).min(PAUSE.1)),
     }
 }
 
@@ -219,12 +226,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_control_plane_that_knows_no_questions_is_asked_seldom_and_one_that_broke_off_soon() {
+    fn a_control_plane_that_asks_nothing_is_let_alone_and_one_that_broke_off_is_tried_again() {
         let second = Duration::from_secs(1);
-        assert_eq!(next_pause(PAUSE.0, second, Code::Unimplemented), PAUSE.1);
-        assert_eq!(next_pause(second * 8, second, Code::Unavailable), second * 16);
-        assert_eq!(next_pause(second * 200, second, Code::PermissionDenied), PAUSE.1);
-        assert_eq!(next_pause(second * 200, GOOD * 2, Code::Unavailable), PAUSE.0);
+        for code in [Code::Unimplemented, Code::PermissionDenied] {
+            assert_eq!(next_pause(PAUSE.0, second, code), None);
+            assert_eq!(next_pause(PAUSE.0, GOOD * 2, code), None);
+        }
+        assert_eq!(next_pause(second * 8, second, Code::Unavailable), Some(second * 16));
+        assert_eq!(next_pause(second * 200, second, Code::Unauthenticated), Some(PAUSE.1));
+        assert_eq!(next_pause(second * 200, GOOD * 2, Code::Unavailable), Some(PAUSE.0));
     }
 
     #[tokio::test]

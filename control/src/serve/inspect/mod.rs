@@ -8,6 +8,7 @@ pub mod http;
 mod lately;
 mod link;
 mod places;
+mod seldom;
 mod service;
 
 use std::collections::{BTreeSet, HashMap};

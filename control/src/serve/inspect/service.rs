@@ -15,6 +15,7 @@ use xds_protos::weft::inspect::v1alpha1::{Answer, Question};
 use super::super::ads::caller;
 use super::super::connection::check;
 use super::super::proxies::Proxies;
+use super::seldom::Seldom;
 use super::{Link, Links, Plaintext, is_named_rightly};
 use crate::ca::Authenticators;
 use crate::render::ProxyNode;
@@ -33,6 +34,15 @@ pub struct Inspection {
     /// None on the plaintext port.
     authenticators: Option<Arc<Authenticators>>,
     plaintext: Plaintext,
+    refused: Refused,
+}
+
+/// Why streams were refused, and how often: proxies come again, and a whole mesh of them may be configured alike.
+#[derive(Default)]
+struct Refused {
+    in_plain_text: Seldom,
+    misnamed: Seldom,
+    alone: Seldom,
 }
 
 impl Inspection {
@@ -44,7 +54,8 @@ impl Inspection {
         authenticators: Option<Arc<Authenticators>>,
         plaintext: Plaintext,
     ) -> InspectionServiceServer<Self> {
-        let service = Self { proxies, links, authenticators, plaintext };
+        let refused = Refused::default();
+        let service = Self { proxies, links, authenticators, plaintext, refused };
         InspectionServiceServer::new(service).max_decoding_message_size(LONGEST)
     }
 
@@ -68,7 +79,9 @@ impl InspectionService for Inspection {
     ) -> Result<Response<Self::InspectStream>, Status> {
         let caller = caller(self.authenticators.as_deref(), &request).await?;
         if self.authenticators.is_none() && !self.plaintext.takes(&caller.address) {
-            tracing::warn!(from = %caller.address, "a stream of answers is refused: it is in plain text from another machine");
+            if let Some(times) = self.refused.in_plain_text.due(Instant::now()) {
+                tracing::warn!(from = %caller.address, times, "a stream of answers is refused: it is in plain text from another machine");
+            }
             return Err(Status::permission_denied(
                 "this connection is in plain text, so nobody knows who answers, and anybody reads it: connect by TLS (15012), or start the \
                  control plane with --inspect-plaintext",
@@ -84,7 +97,9 @@ impl InspectionService for Inspection {
         check(&node, caller.identity.as_ref())?;
         // Ids are self-given; the namespace is proven.
         if !is_named_rightly(&node.id, &node.namespace) {
-            tracing::warn!(proxy = %node.id, namespace = node.namespace, from = %caller.address, "a stream of answers is refused: the proxy's id names another namespace than its own");
+            if let Some(times) = self.refused.misnamed.due(Instant::now()) {
+                tracing::warn!(proxy = %node.id, namespace = node.namespace, from = %caller.address, times, "a stream of answers is refused: the proxy's id names another namespace than its own");
+            }
             return Err(Status::permission_denied(format!(
                 "the name in the id {} must end in .{}, the namespace of the proxy: pages are not asked for under other names",
                 node.id, node.namespace
@@ -93,7 +108,9 @@ impl InspectionService for Inspection {
         let identity = caller.identity.as_ref().map(ToString::to_string);
         // Whoever has the connection of another's xDS stream is that other.
         if !self.is_known(&node.id, &caller.address, identity.as_deref()) {
-            tracing::warn!(proxy = %node.id, from = %caller.address, "a stream of answers is refused: it is not beside the proxy's xDS stream");
+            if let Some(times) = self.refused.alone.due(Instant::now()) {
+                tracing::warn!(proxy = %node.id, from = %caller.address, times, "a stream of answers is refused: it is not beside the proxy's xDS stream");
+            }
             return Err(Status::permission_denied(format!(
                 "{} has no xDS stream on this connection, and a proxy answers for itself alone",
                 node.id
