@@ -9,8 +9,22 @@ use super::Pages;
 use crate::model::World;
 use crate::render::conflicts;
 
+/// A state of the mesh, and of who is connected.
+type State = (u64, (u64, usize));
+
 /// What was found last: the state that it was found in, and the numbers.
-pub type Found = Arc<Mutex<Option<((u64, (u64, usize)), Numbers)>>>;
+pub type Found = Arc<Mutex<Option<(State, Numbers)>>>;
+
+/// What is found in this state, by `look` unless it was found before. It takes long in a large mesh, and pages are threads of the
+/// runtime: nobody waits for another one's look, and whoever asks meanwhile takes one, too.
+fn found(last: &Found, state: State, look: impl FnOnce() -> Numbers) -> Numbers {
+    let known = last.lock().as_ref().filter(|(of, _)| *of == state).map(|(_, numbers)| *numbers);
+    known.unwrap_or_else(|| {
+        let numbers = look();
+        *last.lock() = Some((state, numbers));
+        numbers
+    })
+}
 
 /// What proxies cannot have, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,12 +41,7 @@ impl Pages {
     /// at every service from every kind of proxy.
     pub(super) fn conflicts(&self, world: &World) {
         let state = (world.version(), self.proxies.state());
-        let mut last = self.conflicts.lock();
-        let numbers = match *last {
-            Some((of, numbers)) if of == state => numbers,
-            _ => self.count_conflicts(world),
-        };
-        *last = Some((state, numbers));
+        let numbers = found(&self.conflicts, state, || self.count_conflicts(world));
         let gauge = |name: &'static str, value: usize| metrics::gauge!(name).set(value as f64);
         gauge("pilot_no_ip", numbers.no_service);
         gauge("pilot_endpoint_not_ready", numbers.not_ready);
@@ -74,5 +83,23 @@ impl Pages {
             outbound: outbound.len(),
             subsets: conflicts::subsets(world),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_is_looked_at_once_and_others_do_not_wait_meanwhile() {
+        let last = Found::default();
+        let numbers = |no_service| Numbers { no_service, ..Numbers::default() };
+        let first = found(&last, (1, (1, 1)), || {
+            assert!(last.try_lock().is_some(), "whoever asks meanwhile waits");
+            numbers(3)
+        });
+        assert_eq!(first, numbers(3));
+        assert_eq!(found(&last, (1, (1, 1)), || panic!("it is known")), numbers(3));
+        assert_eq!(found(&last, (1, (2, 1)), || numbers(4)), numbers(4));
     }
 }
