@@ -13,7 +13,7 @@ use super::rotation::{Facts, Followers, Phase, Step, next};
 use super::store::{Shape, State, StoreError};
 use crate::model::Trust;
 
-/// A change that was not made; nothing is different.
+/// A change that was not made; nothing is different, unless [`StoreError::Unfinished`] says so.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
     /// One thing after the other.
@@ -79,20 +79,31 @@ fn life(authority: &CertificateDer<'_>, usual: time::Duration) -> time::Duration
     facts.map_or(usual, |facts| facts.not_after - facts.not_before)
 }
 
+impl ChangeError {
+    /// Whether it was refused before anything was touched. Of other errors nobody should conclude that all is as it was.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::UnderWay | Self::AlreadyOffline | Self::OtherRoot | Self::Elsewhere)
+    }
+}
+
+/// Whom the mesh trusts by this state.
+fn trust(state: &State) -> Result<Trust, AuthorityError> {
+    Ok(Trust { roots: state.roots_pem().into(), revocations: revocations(state)?.into(), ..Trust::default() })
+}
+
 impl CertificateAuthority {
     /// Tells the mesh whom it trusts.
     pub(super) fn publish(&self, state: &State) -> Result<(), AuthorityError> {
-        let trust = Trust {
-            roots: state.roots_pem().into(),
-            revocations: revocations(state)?.into(),
-            ..Trust::default()
-        };
+        self.tell(trust(state)?);
+        Ok(())
+    }
+
+    fn tell(&self, trust: Trust) {
         self.trust.send_if_modified(|now| {
             let changed = **now != trust;
             *now = Arc::new(trust);
             changed
         });
-        Ok(())
     }
 
     /// What a change is made to.
@@ -103,7 +114,8 @@ impl CertificateAuthority {
         }
     }
 
-    /// Changes the state: stored first, then in force, then published. On error nothing is different.
+    /// Changes the state: stored first, then in force, then published. On error nothing is different, but for
+    /// [`StoreError::Unfinished`]: what is written down is in force, here as after a restart.
     pub(super) fn change<T>(
         &self,
         change: impl FnOnce(&mut Inner) -> Result<T, ChangeError>,
@@ -111,11 +123,16 @@ impl CertificateAuthority {
         let mut inner = self.own()?.lock();
         let before = (inner.state.texts(), inner.leaves_until);
         let done = change(&mut inner).and_then(|done| {
-            self.store(&inner.state)?;
-            self.publish(&inner.state)?;
+            // All that can fail comes before the store, for what is stored comes back with the next start.
+            let trust = trust(&inner.state)?;
+            let stored = self.store(&inner.state);
+            if matches!(stored, Ok(()) | Err(StoreError::Unfinished { .. })) {
+                self.tell(trust);
+            }
+            stored?;
             Ok(done)
         });
-        if done.is_err() {
+        if done.as_ref().is_err_and(|e| !matches!(e, ChangeError::Store(StoreError::Unfinished { .. }))) {
             // As it was, from the text that it was stored as.
             inner.state = State::from_all(&before.0)?;
             inner.leaves_until = before.1;
@@ -470,6 +487,36 @@ mod tests {
         assert!(
             State::peek(&place).unwrap().ledger.leaves_until >= until.unwrap().not_after.unix_timestamp()
         );
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_published_is_not_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = open(directory.path());
+        let broken = serde_json::json!({"certificate": "", "key": ""});
+        let broken = Retired { authority: serde_json::from_value(broken).unwrap(), until: i64::MAX };
+        authority.own().unwrap().lock().state.ledger.retired.push(broken);
+        assert!(matches!(authority.revoke("0a", now()), Err(ChangeError::Authority(_))));
+        assert!(!authority.is_revoked("0a"));
+        assert!(State::load(directory.path()).unwrap().ledger.revoked.is_empty());
+    }
+
+    #[test]
+    fn a_change_that_is_written_down_is_in_force_though_its_files_are_not_in_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = open(directory.path());
+        let before = authority.trust().borrow().roots.to_string();
+        // Nothing can be written where a directory stands.
+        let obstacle = directory.path().join(".checksums.json.partial");
+        std::fs::create_dir(&obstacle).unwrap();
+        let error = authority.begin_root_rotation(now()).unwrap_err();
+        assert!(matches!(error, ChangeError::Store(StoreError::Unfinished { .. })), "{error}");
+        assert!(!error.is_refusal() && error.to_string().contains("is made"), "{error}");
+        let after = authority.trust().borrow().roots.to_string();
+        assert_ne!(after, before);
+        assert!(!authority.begin_root_rotation(now()).unwrap(), "it is under way");
+        std::fs::remove_dir(&obstacle).unwrap();
+        assert_eq!(open(directory.path()).trust().borrow().roots.to_string(), after);
     }
 
     #[tokio::test]

@@ -54,6 +54,17 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
+    /// What changes is written down, and not in its place yet. It counts: the next change or start brings it there.
+    #[error(
+        "{reason}. The change is made all the same: it is written down in {path}, and the next change or start of the \
+         control plane puts it in its place"
+    )]
+    Unfinished {
+        /// The journal.
+        path: PathBuf,
+        /// Why.
+        reason: Box<StoreError>,
+    },
     /// Keys or certificates could not be made.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -264,11 +275,21 @@ impl State {
         texts.into_iter().chain(key).map(|(file, text)| (file.to_owned(), Zeroizing::new(text))).collect()
     }
 
-    /// Replaces what a directory holds, all of it or nothing.
+    /// Replaces what a directory holds, all of it or nothing. After [`StoreError::Unfinished`] it is all of it as soon as the
+    /// directory can be written; after other errors it is nothing.
     pub fn save(&self, directory: &Path) -> Result<(), StoreError> {
-        let journal = serde_json::to_string(&Bundle::new(self.texts())).unwrap_or_default();
-        write(directory, JOURNAL, &Zeroizing::new(journal))?;
-        finish(directory)
+        let journal = Zeroizing::new(serde_json::to_string(&Bundle::new(self.texts())).unwrap_or_default());
+        let path = directory.join(JOURNAL);
+        let written = write(directory, JOURNAL, &journal);
+        // It may have come to its place before something went wrong, and whoever starts next would find it.
+        let is_there =
+            || std::fs::read_to_string(&path).map(Zeroizing::new).is_ok_and(|text| text == journal);
+        let finished = match written {
+            Err(reason) if !is_there() => return Err(reason),
+            Err(reason) => Err(reason),
+            Ok(()) => finish(directory),
+        };
+        finished.map_err(|reason| StoreError::Unfinished { path, reason: Box::new(reason) })
     }
 }
 

@@ -13,6 +13,18 @@ use weft_control::serve::authority::SOCKET;
 /// Making keys of 4096 bits may take this long on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What the control plane refused before it touched anything.
+#[derive(Debug)]
+pub(super) struct Refused(String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
 /// The control plane.
 pub(super) struct Plane {
     socket: PathBuf,
@@ -60,7 +72,11 @@ impl Plane {
         let (head, body) = text.split_once("\r\n\r\n").context("the control plane's answer is cut off")?;
         let body: Value = serde_json::from_str(body).context("the control plane's answer is not JSON")?;
         if head.split(' ').nth(1) != Some("200") {
-            bail!("{}", body["error"].as_str().unwrap_or("the control plane refused"));
+            let words = body["error"].as_str().unwrap_or("the control plane refused").to_owned();
+            if body["refused"] == true {
+                return Err(Refused(words).into());
+            }
+            bail!("{words}");
         }
         Ok(body)
     }

@@ -17,6 +17,7 @@ use time::OffsetDateTime;
 use tokio::net::UnixListener;
 
 use super::Keeper;
+use crate::ca::changes::ChangeError;
 
 /// Its file in the state directory.
 pub const SOCKET: &str = "admin.sock";
@@ -76,7 +77,7 @@ async fn answer(keeper: Keeper, request: Request<Incoming>) -> Response<Full<Byt
             let done = tokio::task::spawn_blocking(move || change(&keeper, &path, &query, &sent)).await;
             match done {
                 Ok(Some(Ok(body))) => (StatusCode::OK, body),
-                Ok(Some(Err(error))) => (StatusCode::CONFLICT, json!({"error": error})),
+                Ok(Some(Err(error))) => (StatusCode::CONFLICT, refusal(&error)),
                 Ok(None) => (StatusCode::NOT_FOUND, json!({"error": "there is no such command"})),
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, json!({"error": error.to_string()})),
             }
@@ -88,8 +89,13 @@ async fn answer(keeper: Keeper, request: Request<Incoming>) -> Response<Full<Byt
     response
 }
 
+/// What is answered to a command that was not done; `refused` says that it is certain that nothing is different.
+fn refusal(error: &ChangeError) -> Value {
+    json!({"error": error.to_string(), "refused": error.is_refusal()})
+}
+
 /// Does what a command says; none if there is no such command.
-fn change(keeper: &Keeper, path: &str, query: &str, sent: &[u8]) -> Option<Result<Value, String>> {
+fn change(keeper: &Keeper, path: &str, query: &str, sent: &[u8]) -> Option<Result<Value, ChangeError>> {
     let now = OffsetDateTime::now_utc();
     let authority = &keeper.authority;
     let done = match path {
@@ -111,11 +117,39 @@ fn change(keeper: &Keeper, path: &str, query: &str, sent: &[u8]) -> Option<Resul
         }
         _ => return None,
     };
-    let done = done.map_err(|e| e.to_string());
     let fields = match &done {
         Ok(fields) => fields.clone(),
-        Err(error) => json!({"refused": error}),
+        Err(error) => json!({"refused": error.to_string()}),
     };
     keeper.audit.write("authority changed", json!({"command": path, "outcome": fields}));
     Some(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::ca::StoreError;
+
+    #[test]
+    fn an_answer_says_whether_it_is_certain_that_nothing_is_different() {
+        let io = |what| StoreError::Io {
+            path: PathBuf::from("journal.json"),
+            source: std::io::Error::other(what),
+        };
+        let reason = Box::new(io("no space"));
+        let unfinished = StoreError::Unfinished { path: PathBuf::from("journal.json"), reason };
+        for (error, refused) in [
+            (ChangeError::AlreadyOffline, true),
+            (ChangeError::OtherRoot, true),
+            (ChangeError::UnderWay, true),
+            (io("no space").into(), false),
+            (unfinished.into(), false),
+        ] {
+            let answer = refusal(&error);
+            assert_eq!(answer["refused"], refused, "{answer}");
+            assert_eq!(answer["error"], error.to_string());
+        }
+    }
 }
