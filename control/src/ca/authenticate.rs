@@ -155,7 +155,7 @@ fn refused(error: TokenError) -> Status {
 }
 
 /// What a token says of its issuer. Nothing is proven by it: it chooses who checks.
-fn issuer(token: &str) -> Result<String, TokenError> {
+pub(super) fn issuer(token: &str) -> Result<String, TokenError> {
     use base64::Engine;
     let malformed = |e: &dyn std::fmt::Display| TokenError::Malformed(e.to_string());
     let claims = token.split('.').nth(1).ok_or_else(|| malformed(&"it is not a JWT"))?;

@@ -10,7 +10,7 @@ use kube::Client;
 use weft_certs::authority::KeyKind;
 use weft_certs::spiffe::TrustDomain;
 
-use super::authenticate::Authenticators;
+use super::authenticate::{self, Authenticators};
 use super::bound::{Binding, BoundTokens};
 use super::csr_api::CsrApi;
 use super::elsewhere::Elsewhere;
@@ -40,7 +40,7 @@ pub struct TokenArgs {
     /// (--kubernetes), if any
     #[arg(long, value_name = "URL")]
     pub token_review: Option<String>,
-    /// What becomes of a Kubernetes token that is bound to a pod: off takes it as it is; warn refuses it if that pod is gone, was
+    /// What becomes of a token of this cluster that is bound to a pod: off takes it as it is; warn refuses it if that pod is gone, was
     /// replaced, has ended or runs as another account, and tells (event, log, weft_bound_tokens_from_elsewhere_total) if it is
     /// shown from another address than the pod's; require refuses that, too
     #[arg(long, value_enum, default_value_t = BoundTokens::Warn)]
@@ -80,6 +80,7 @@ impl TokenArgs {
                 audiences,
                 keys,
                 roots: self.oidc_root_cert.clone(),
+                of_this_cluster: self.is_our_clusters(issuer),
             })
         });
         let review = self.token_review.as_ref().map(|address| {
@@ -89,6 +90,12 @@ impl TokenArgs {
         let review = review.transpose()?.or_else(|| kubernetes.map(TokenReview::by));
         let authenticators = Authenticators::with_issuers(own, oidc.into_iter().collect(), review, domain);
         Ok(authenticators.holding(Binding::new(self.bound_tokens), Used::open(state_dir)?))
+    }
+
+    /// Whether an issuer is the cluster whose API we ask: it has issued our own token, too. Who has no token has none of it.
+    fn is_our_clusters(&self, issuer: &str) -> bool {
+        let own = std::fs::read_to_string(&self.token_review_token).map(zeroize::Zeroizing::new);
+        own.is_ok_and(|own| authenticate::issuer(own.trim()).is_ok_and(|ours| ours == issuer))
     }
 }
 

@@ -44,6 +44,9 @@ pub struct Settings {
     pub keys: Keys,
     /// Roots by which the provider's TLS is checked; the system's without.
     pub roots: Option<PathBuf>,
+    /// It is the cluster whose API the control plane asks: the pods of its tokens can be looked at there. Other clusters' pods
+    /// cannot.
+    pub of_this_cluster: bool,
 }
 
 #[derive(Default)]
@@ -107,7 +110,8 @@ impl Oidc {
             TokenError::Signature => malformed(&"its signature is not by its issuer's key of that id"),
             other => other,
         })?;
-        Subject::of_claims(&claims.claims)
+        let subject = Subject::of_claims(&claims.claims)?;
+        Ok(Subject { pod: subject.pod.filter(|_| self.settings.of_this_cluster), ..subject })
     }
 
     /// The key for a token; read anew if it is not known, or what is known has grown old.
@@ -274,6 +278,7 @@ mod tests {
             audiences: vec!["istio-ca".to_owned()],
             keys,
             roots: None,
+            of_this_cluster: false,
         })
     }
 
@@ -311,6 +316,54 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_pod_of_a_token_is_looked_for_in_the_cluster_that_issued_it_and_in_no_other() {
+        use crate::ca::authenticate::PeerInfo;
+        use crate::ca::bound::BoundTokens::{Off, Require, Warn};
+        use crate::ca::flags::TokenArgs;
+
+        let directory = tempfile::tempdir().unwrap();
+        let (jwks, own) = (directory.path().join("jwks.json"), directory.path().join("token"));
+        let ours = signer("one");
+        std::fs::write(&jwks, json!({"keys": [ours.jwk]}).to_string()).unwrap();
+        let token = ours.token(|c| {
+            c["kubernetes.io"] = json!({"namespace": "shop", "serviceaccount": {"name": "cart"},
+                "pod": {"name": "cart-1", "uid": "u1"}});
+        });
+        // The cluster that is asked has no such pod.
+        let (url, _server) = serve(|asked| {
+            assert_eq!(asked.what, "GET /api/v1/namespaces/shop/pods");
+            (StatusCode::OK, json!({"kind": "PodList", "items": []}))
+        })
+        .await;
+        let mut metadata = tonic::metadata::MetadataMap::new();
+        metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let taken = async |bound_tokens, issuer: &str| {
+            std::fs::write(&own, ours.token(|c| c["iss"] = issuer.into())).unwrap();
+            let args = TokenArgs {
+                oidc_issuer: Some("https://sso.example".to_owned()),
+                oidc_jwks: Some(jwks.to_str().unwrap().to_owned()),
+                token_review: Some(url.clone()),
+                token_review_token: own.clone(),
+                bound_tokens,
+                ..TokenArgs::default()
+            };
+            let pem = crate::ca::token::new_key().unwrap();
+            let (_, checker) = crate::ca::token::from_key(&pem).unwrap();
+            let domain = "cluster.local".parse().unwrap();
+            let all = args.authenticators(checker, domain, None, None).unwrap();
+            all.authenticate(&metadata, &PeerInfo::default()).await.map(|identity| identity.by)
+        };
+        for rule in [Off, Warn, Require] {
+            assert_eq!(taken(rule, "https://elsewhere.example").await.unwrap(), "OIDC token", "{rule:?}");
+        }
+        assert!(taken(Off, "https://sso.example").await.is_ok());
+        for rule in [Warn, Require] {
+            let error = taken(rule, "https://sso.example").await.unwrap_err();
+            assert!(error.message().contains("not there any more"), "{error}");
+        }
+    }
+
+    #[tokio::test]
     async fn keys_are_kept_while_the_provider_is_down_and_unknown_ones_ask_it_seldom() {
         let (one, two) = (signer("one"), signer("two"));
         let keys = Arc::new(Mutex::new(vec![one.jwk.clone()]));
@@ -340,6 +393,7 @@ mod tests {
             audiences: vec!["istio-ca".to_owned()],
             keys: Keys::Discovery,
             roots: None,
+            of_this_cluster: false,
         });
         let token = |s: &Signer| s.token(|c| c["iss"] = url.clone().into());
         for _ in 0..20 {

@@ -96,7 +96,7 @@ pub struct Subject {
     pub namespace: String,
     /// The service account.
     pub service_account: String,
-    /// The pod that it is bound to, where Kubernetes says one.
+    /// The pod that it is bound to, where Kubernetes says one and our cluster can be asked about it.
     pub pod: Option<BoundPod>,
     /// It is for one use.
     pub once: Option<Once>,
