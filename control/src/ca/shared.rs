@@ -6,7 +6,7 @@
 //! intermediate of somebody else's, by the names of Istio's Secret `cacerts`, whose root's key is offline. It is read at the start and not written again: the root stays. An
 //! intermediate that grows old is replaced by each replica for itself, which nobody notices, for it comes with every leaf.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -135,18 +135,47 @@ fn under(root: &[u8], key: &[u8], shape: Shape, now: OffsetDateTime) -> anyhow::
     Ok(State { root: root.into(), intermediate, token_key, ledger: Ledger::default() })
 }
 
-/// An intermediate under a root whose key is nowhere near.
+/// An intermediate under a root whose key is nowhere near. Other roots beside that one are trusted as well: this is how a mesh
+/// moves from one root to another.
 fn plugged_in(certificate: &[u8], key: &[u8], root: &[u8], now: OffsetDateTime) -> anyhow::Result<State> {
     let text = |bytes| std::str::from_utf8(bytes).context("not text");
     let [at_certificate, at_key, at_root] = PLUGGED;
-    let root = Root::offline(text(root)?).context(at_root)?;
     let intermediate = Authority::load(text(certificate)?, text(key)?)
         .with_context(|| format!("{at_certificate} and {at_key} (PKCS #8)"))?;
-    intermediate.is_under(root.certificate(), now).with_context(|| {
-        format!("{at_certificate}: it has to be signed by the root of {at_root} itself, with nothing between the two")
+    let mut issuing: Option<Root> = None;
+    let (mut others, mut reasons) = (Vec::new(), Vec::new());
+    for (i, der) in weft_certs::pem::certificates(root).context(at_root)?.iter().enumerate() {
+        let root = Root::offline(&weft_certs::pem::encode(der))
+            .with_context(|| format!("{at_root}, certificate {}", i + 1))?;
+        let other = match (intermediate.is_under(der, now), issuing.take()) {
+            (Err(reason), before) => {
+                reasons.push(reason.to_string());
+                issuing = before;
+                root
+            }
+            // Of several certificates of the root's key, the one that lasts longest.
+            (Ok(()), Some(before)) if before.not_after() >= root.not_after() => {
+                issuing = Some(before);
+                root
+            }
+            (Ok(()), before) => {
+                issuing = Some(root);
+                let Some(before) = before else { continue };
+                before
+            }
+        };
+        others.push(other.certificate_pem().to_owned());
+    }
+    let root = issuing.with_context(|| {
+        format!(
+            "{at_certificate}: it has to be signed by a root of {at_root} itself, with nothing between the two: {}",
+            reasons.join("; ")
+        )
     })?;
+    let mut trusted = BTreeSet::from([root.certificate_pem().to_owned()]);
+    others.retain(|other| trusted.insert(other.clone()));
     let token_key = Zeroizing::new(super::token::new_key()?);
-    Ok(State { root, intermediate, token_key, ledger: Ledger::default() })
+    Ok(State { root, intermediate, token_key, ledger: Ledger { other_roots: others, ..Ledger::default() } })
 }
 
 #[cfg(test)]
@@ -210,6 +239,47 @@ mod tests {
             (&below, &root, now + days(51), "not now"),
         ] {
             let error = format!("{:#}", with(ca, under, at).map(|_| ()).expect_err(words));
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn roots_beside_that_of_somebody_elses_intermediate_are_trusted_wherever_they_stand() {
+        let now = OffsetDateTime::now_utc();
+        let days = time::Duration::days;
+        let [old, new, third] =
+            [100, 200, 300].map(|life| Authority::root(KeyKind::P256, now, days(life)).unwrap());
+        let below = new.intermediate(KeyKind::P256, now, days(50)).unwrap();
+        let with = |roots: &[&str]| {
+            let roots = roots.concat();
+            plugged_in(below.certificate_pem().as_bytes(), below.key_pem().as_bytes(), roots.as_bytes(), now)
+        };
+        let [a, b, c] = [&old, &new, &third].map(Authority::certificate_pem);
+        for (roots, trusted) in
+            [(&[a, b, c][..], [b, a, c]), (&[b, a, b, c, a], [b, a, c]), (&[c, a, b], [b, c, a])]
+        {
+            let state = with(roots).unwrap();
+            assert_eq!(state.root.certificate(), new.certificate());
+            assert_eq!(state.roots_pem(), trusted.concat());
+        }
+        // Each replica tells the mesh so.
+        let domain = "cluster.local".parse().unwrap();
+        let limits = crate::ca::Limits::default();
+        let authority =
+            crate::ca::CertificateAuthority::new(with(&[a, b]).unwrap(), limits, domain, None).unwrap();
+        assert_eq!(*authority.trust().borrow().roots, *[b, a].concat());
+
+        let made = weft_certs::csr::make(&"spiffe://cluster.local/ns/a/sa/b".parse().unwrap()).unwrap();
+        let request = weft_certs::csr::check(&made.csr).unwrap();
+        let id = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
+        let leaf = below.sign(&request, &id, now, time::Duration::hours(1)).unwrap();
+        let leaf = weft_certs::pem::encode(&leaf);
+        for (roots, words) in [
+            (&[a, c][..], "not by the mesh's root"),
+            (&[b, leaf.as_str()], "root-cert.pem, certificate 2"),
+            (&[], "root-cert.pem"),
+        ] {
+            let error = format!("{:#}", with(roots).map(|_| ()).expect_err(words));
             assert!(error.contains(words), "{error}");
         }
     }
