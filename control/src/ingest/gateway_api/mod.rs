@@ -10,6 +10,7 @@ mod assemble;
 mod attach;
 mod doors;
 mod features;
+mod infrastructure;
 mod known;
 mod networks;
 mod order;
@@ -27,10 +28,11 @@ use std::sync::Arc;
 
 pub(in crate::ingest) use doors::service_of;
 pub use features::FEATURES;
+pub use infrastructure::INJECT;
 pub(in crate::ingest) use refused::{Refused, is_ours};
 pub use standing::{Address, Condition, ListenerStanding, ParentStanding, Standing, Standings};
 pub(in crate::ingest) use wanted::wanted;
-pub use wanted::{MANAGED, Wanted};
+pub use wanted::{MANAGED, STATUS_PORT, Wanted};
 
 use super::diagnostic::{Diagnostic, Severity};
 use crate::model::gateway_api::{ApiGateway, CONTROLLER};
@@ -184,13 +186,8 @@ fn stands(gateway: &Served<'_>, doors: &[&Door<'_>], diagnostics: &mut Vec<Diagn
         let path = Some("spec.addresses".to_owned());
         diagnostics.push(Diagnostic { path, ..warning(meta, message.clone(), help) });
     }
-    for (annotation, known) in wanted::doubts(&meta.annotations) {
-        let path = Some(format!("metadata.annotations[{annotation}]"));
-        let help = format!("write one of {known}");
-        diagnostics.push(Diagnostic {
-            path,
-            ..warning(meta, "it has no effect: the value is unknown".to_owned(), &help)
-        });
+    for (path, reason, help) in wanted::doubts(gateway.object) {
+        diagnostics.push(Diagnostic { path: Some(path), ..warning(meta, reason, &help) });
     }
     let listeners = doors
         .iter()

@@ -964,3 +964,45 @@ spec:
     assert_eq!(at("two"), ["203.0.113.9:15443"]);
     assert_eq!(at("three"), ["203.0.113.7:443", "far.example.com:443"]);
 }
+
+#[test]
+fn what_cannot_be_made_for_a_gateway_is_said_and_not_tried() {
+    let gateway = |class: &str, meta: &str, spec: &str| {
+        seen(&format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: {class}}}\nspec: {{controllerName: \
+             weft.dev/gateway-controller}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{namespace: edge, \
+             {meta}}}\nspec: {{gatewayClassName: {class}, {spec}}}\n"
+        ))
+    };
+    let http = "listeners: [{name: a, port: 80, protocol: HTTP}]";
+    let status = "listeners: [{name: a, port: 80, protocol: HTTP}, {name: b, port: 15021, protocol: HTTP}]";
+    let (longest, long) = ("g".repeat(63), "g".repeat(64));
+    let named = |name: &str| format!("name: {name}");
+    for (class, meta, spec, path) in [
+        ("weft", named(&long), http, "metadata.name"),
+        (long.as_str(), named("gw"), http, "spec.gatewayClassName"),
+        ("weft", named("1-gw"), http, "metadata.name"),
+        ("weft", named("gw"), status, "spec.listeners[1].port"),
+    ] {
+        let seen = gateway(class, &meta, spec);
+        assert!(wanted(&seen.objects).is_empty(), "{path}");
+        let said = |one: &String| one.contains(path) && one.contains("nothing is made for the Gateway");
+        assert!(seen.found.iter().any(said), "{path}: {:?}", seen.found);
+        // Who serves it himself may do so.
+        let by_hand = gateway(class, &format!("{meta}, annotations: {{{MANAGED}: 'false'}}"), spec);
+        assert!(!by_hand.found.iter().any(said), "{:?}", by_hand.found);
+    }
+    for (class, name) in [("weft", longest.as_str()), (longest.as_str(), "gw")] {
+        let seen = gateway(class, &named(name), http);
+        assert_eq!(wanted(&seen.objects).len(), 1, "{:?}", seen.found);
+        assert!(!seen.found.iter().any(|one| one.contains("nothing is made")), "{:?}", seen.found);
+    }
+    let image = "infrastructure: {annotations: {sidecar.istio.io/proxyImage: any}, labels: {sidecar.istio.io/inject: 'false'}}";
+    let seen = gateway("weft", &named("gw"), &format!("{http}, {image}"));
+    for path in [
+        "spec.infrastructure.annotations[sidecar.istio.io/proxyImage]",
+        "spec.infrastructure.labels[sidecar.istio.io/inject]",
+    ] {
+        assert!(seen.found.iter().any(|one| one.contains(path)), "{path}: {:?}", seen.found);
+    }
+}

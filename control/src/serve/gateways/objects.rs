@@ -4,7 +4,7 @@ use kube::api::GroupVersionKind;
 use serde_json::{Value, json};
 use weft_certs::digest::sha256_hex;
 
-use crate::ingest::gateway_api::Wanted;
+use crate::ingest::gateway_api::{INJECT, STATUS_PORT, Wanted};
 use crate::model::gateway_api::{GATEWAY_NAME, GROUP};
 use crate::model::values::Labels;
 
@@ -12,8 +12,6 @@ use crate::model::values::Labels;
 const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 /// The label of a control plane's revision.
 const REVISION: &str = "istio.io/rev";
-/// Where gateways say that they are ready, and what asks them (kubelet, load balancers).
-const STATUS_PORT: u16 = 15021;
 /// The longest name of a Service.
 const LONGEST: usize = 63;
 
@@ -80,16 +78,12 @@ fn account(wanted: &Wanted) -> Value {
 /// The injector makes a gateway of it: image, arguments, volumes and probes are its to write.
 fn deployment(wanted: &Wanted) -> Value {
     let mut pods = labels(wanted);
+    // Whether the injector comes is not for the Gateway to say: without it the pods are nothing.
+    pods.remove(INJECT);
     if !pods.contains_key(REVISION) {
-        pods.insert("sidecar.istio.io/inject".to_owned(), "true".to_owned());
+        pods.insert(INJECT.to_owned(), "true".to_owned());
     }
-    let mut annotations = Labels::from([
-        ("inject.istio.io/templates".to_owned(), "gateway".to_owned()),
-        ("prometheus.io/scrape".to_owned(), "true".to_owned()),
-        ("prometheus.io/port".to_owned(), "15020".to_owned()),
-        ("prometheus.io/path".to_owned(), "/stats/prometheus".to_owned()),
-    ]);
-    annotations.extend(wanted.infrastructure.annotations.clone());
+    let annotations = wanted.pod_annotations();
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata(wanted),
         // How many there are is left to whoever scales.
@@ -140,7 +134,9 @@ fn service(wanted: &Wanted) -> Value {
 
 /// Names of listeners may be longer than those of ports, and have dots.
 fn port_name(listener: &str, port: u16) -> String {
-    let fits = listener.len() <= LONGEST && !listener.contains('.') && listener != "status-port";
+    let is_anothers = || listener.strip_prefix("port-").is_some_and(|rest| rest.parse::<u16>().is_ok());
+    let fits =
+        listener.len() <= LONGEST && !listener.contains('.') && listener != "status-port" && !is_anothers();
     if fits { listener.to_owned() } else { format!("port-{port}") }
 }
 
@@ -205,13 +201,36 @@ mod tests {
 
     #[test]
     fn long_names_are_cut_and_told_apart() {
-        let mut long = wanted();
-        long.gateway = "g".repeat(80);
-        let mut other = wanted();
-        other.gateway = "g".repeat(81);
-        assert_eq!((name(&long).len(), name(&other).len()), (LONGEST, LONGEST));
-        assert_ne!(name(&long), name(&other));
-        long.gateway = "a.b".to_owned();
-        assert!(!name(&long).contains('.'));
+        // The longest names that Gateways can have.
+        let long = |end: &str| Wanted { gateway: "g".repeat(62) + end, ..wanted() };
+        let (one, other) = (long("a"), long("b"));
+        assert_eq!((name(&one).len(), name(&other).len()), (LONGEST, LONGEST));
+        assert_ne!(name(&one), name(&other));
+        let dotted = Wanted { gateway: "a.b".to_owned(), ..wanted() };
+        assert!(!name(&dotted).contains('.'));
+    }
+
+    #[test]
+    fn ports_have_names_of_their_own_whatever_listeners_are_called() {
+        let port = |port: u16, name: &str| (port, name.to_owned(), "HTTP".to_owned());
+        let ports = vec![port(443, "port-80"), port(80, "a.b"), port(81, "status-port"), port(82, "port-a")];
+        let service = service(&Wanted { ports, ..wanted() });
+        let names: Vec<_> =
+            service["spec"]["ports"].as_array().unwrap().iter().map(|port| port["name"].clone()).collect();
+        assert_eq!(names, ["status-port", "port-443", "port-80", "port-81", "port-a"]);
+    }
+
+    #[test]
+    fn pods_are_injected_whatever_the_gateway_says() {
+        let mut wanted = wanted();
+        wanted.infrastructure.labels.insert(INJECT.to_owned(), "false".to_owned());
+        let label =
+            |wanted: &Wanted| of(wanted)[1].1["spec"]["template"]["metadata"]["labels"][INJECT].clone();
+        assert_eq!(label(&wanted), "true");
+        wanted.infrastructure.labels.insert(REVISION.to_owned(), "canary".to_owned());
+        assert_eq!(label(&wanted), Value::Null);
+        wanted.infrastructure.annotations.insert("sidecar.istio.io/proxyImage".to_owned(), "any".to_owned());
+        let pods = &of(&wanted)[1].1["spec"]["template"]["metadata"]["annotations"];
+        assert_eq!(pods["sidecar.istio.io/proxyImage"], Value::Null, "{pods}");
     }
 }
