@@ -407,4 +407,24 @@ mod tests {
             ]
         );
     }
+
+    #[test]
+    fn who_makes_nothing_for_gateways_may_not() {
+        let makes = |switch: Value| {
+            let values = json!({"values": {"pilot": {"env": {"PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER": switch}}}});
+            granted(&objects(values).unwrap())
+        };
+        let rights = ["deployments.apps", "services.", "serviceaccounts."]
+            .map(|what| ["get", "create", "patch"].map(|verb| format!("{verb} {what}")));
+        let rights: std::collections::BTreeSet<_> = rights.into_iter().flatten().collect();
+        let all = granted(&objects(json!({})).unwrap());
+        assert!(rights.is_subset(&all), "{all:?}");
+        for switch in [json!("false"), json!(false)] {
+            let rest: Vec<_> = all.difference(&makes(switch)).cloned().collect();
+            assert_eq!(rest, rights.iter().cloned().collect::<Vec<_>>());
+        }
+        for switch in [json!("true"), json!(true)] {
+            assert_eq!(makes(switch), all);
+        }
+    }
 }
