@@ -23,7 +23,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -65,6 +65,8 @@ pub struct Cluster {
     limits: [OnceLock<Box<Limits>>; 2],
     stats: Arc<LazyStats>,
     outlier: Option<Detector>,
+    /// It ejects nobody, and a version before does so as long as it has calls.
+    pardons: AtomicBool,
     health: Option<Arc<Health>>,
     original: OriginalDst,
 }
@@ -77,6 +79,8 @@ struct Members {
     overprovisioning_factor: u32,
     weighted_health: bool,
     assigned: bool,
+    /// The next version tells of hosts.
+    retired: bool,
 }
 
 /// A chosen host. While it is held, the host has one active request more.
@@ -105,6 +109,7 @@ impl Cluster {
                 overprovisioning_factor: 140,
                 weighted_health: false,
                 assigned: false,
+                retired: false,
             }),
             limits: Default::default(),
             stats,
@@ -112,6 +117,7 @@ impl Cluster {
                 let window = config.balancing.ramps.back.map(|ramp| ramp.window);
                 Detector::new(config.name.clone(), outlier, window)
             }),
+            pardons: AtomicBool::new(false),
             health: config.health_check.clone().map(|check| Arc::new(Health::new(*check, &config.stat_name))),
             original: OriginalDst::new(config.original_dst.port),
             config,
@@ -132,17 +138,61 @@ impl Cluster {
             }
         }
         match (&self.outlier, &before.outlier) {
-            (Some(detector), Some(earlier)) if before.stats.made().is_some() => {
-                detector.adopt(earlier, self.stats());
+            // Whether or not that one was called: it may be called yet, while this one gets ready.
+            (Some(detector), Some(earlier)) => {
+                detector.adopt(earlier);
+                if before.stats.made().is_some() {
+                    detector.tell(self.stats());
+                }
             }
-            // Nobody has called it, and none of its hosts is ejected.
-            (Some(_), Some(_)) => {}
-            (None, Some(earlier)) => earlier.pardon(),
-            (_, None) => {}
+            (None, earlier) => {
+                self.pardons.store(earlier.is_some() || before.pardons.load(Relaxed), Relaxed);
+                self.pardon(self.members.lock().known.values());
+            }
+            (Some(_), None) => {}
         }
     }
 
-    /// Makes the host set anew from what hosts are now: they may have changed while this version was getting ready.
+    /// Serves from now on in place of the version before. That one's hosts may have changed while this one was getting ready.
+    pub fn take_over(&self) {
+        self.pardon(self.members.lock().known.values());
+        self.refresh();
+        if let Some(detector) = &self.outlier
+            && !self.is_uncalled(detector)
+        {
+            detector.tell(self.stats());
+        }
+    }
+
+    /// Tells no more of hosts, for the next version does: what two versions of a cluster say under one name is summed. It may have
+    /// requests for long yet.
+    pub fn retire(&self) {
+        let mut members = self.members.lock();
+        members.retired = true;
+        self.tell_of_none();
+    }
+
+    fn tell_of_none(&self) {
+        self.stats.tell(|quiet| quiet.hosts = [0; 3]);
+        if let Some(stats) = self.stats.made() {
+            stats.ejections_active.set(0);
+        }
+    }
+
+    /// Lets hosts return that a version before has ejected, if this one ejects nobody. True if there were any.
+    fn pardon<'a>(&self, hosts: impl Iterator<Item = &'a Arc<Host>>) -> bool {
+        if !self.pardons.load(Relaxed) {
+            return false;
+        }
+        hosts.fold(false, |any, host| host.set_flag(HealthFlag::FailedOutlier, false) || any)
+    }
+
+    /// Whether nobody has called any version of it.
+    fn is_uncalled(&self, detector: &Detector) -> bool {
+        self.stats.made().is_none() && detector.remembers_nobody()
+    }
+
+    /// Makes the host set anew from what hosts are now.
     pub fn refresh(&self) {
         self.rebuild(&self.members.lock());
     }
@@ -279,9 +329,13 @@ impl Cluster {
             ramps: self.config.balancing.ramps,
         };
         let set = HostSet::build(&members.localities, policy);
-        self.stats.tell(|quiet| {
-            quiet.hosts = [set.len(), set.healthy_len(), set.degraded_len()].map(|n| n as i64);
-        });
+        if members.retired {
+            self.tell_of_none();
+        } else {
+            self.stats.tell(|quiet| {
+                quiet.hosts = [set.len(), set.healthy_len(), set.degraded_len()].map(|n| n as i64);
+            });
+        }
         if let Some(health) = &self.health {
             health.count(&set);
         }
@@ -475,9 +529,13 @@ impl Cluster {
     /// Lets ejected hosts return whose time is over. Called on the control thread, once an interval.
     pub fn sweep(&self, now: Instant) {
         self.original.sweep();
-        let Some(detector) = &self.outlier else { return };
-        // Nobody has called it.
-        if self.stats.made().is_none() {
+        let Some(detector) = &self.outlier else {
+            if self.pardon(self.hosts.load().hosts()) {
+                self.refresh();
+            }
+            return;
+        };
+        if self.is_uncalled(detector) {
             return;
         }
         let present: Vec<_> = self.hosts.load().hosts().cloned().collect();
@@ -502,10 +560,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // Statistics that two versions of a cluster share by name are summed at a scrape.
         if self.members.get_mut().assigned {
-            self.stats.tell(|quiet| quiet.hosts = [0; 3]);
-            if let Some(stats) = self.stats.made() {
-                stats.ejections_active.set(0);
-            }
+            self.tell_of_none();
         }
     }
 }

@@ -126,6 +126,97 @@ fn a_new_version_of_a_cluster_knows_who_is_ejected() {
     assert_eq!(picks(&without), 50);
 }
 
+#[test]
+fn who_is_ejected_while_a_new_version_gets_ready_returns_in_it() {
+    let plain = "lb_policy: ROUND_ROBIN\ncommon_lb_config: {healthy_panic_threshold: {value: 0}}";
+    let outlier =
+        "outlier_detection: {consecutive_5xx: 3, base_ejection_time: 1s, max_ejection_percent: 100}";
+    let both = format!("{plain}\n{outlier}");
+    let fail = |cluster: &Arc<Cluster>, host: &Arc<Host>| {
+        (0..3).for_each(|_| cluster.report(host, Outcome::Answered(http::StatusCode::BAD_GATEWAY)));
+        assert!(host.has_flag(HealthFlag::FailedOutlier));
+    };
+    let next = |before: &Arc<Cluster>, options: &str| {
+        let cluster = one(&[], options);
+        cluster.adopt(before);
+        cluster.assign(&assignment(&[1, 2]));
+        cluster
+    };
+    let later = Instant::now() + std::time::Duration::from_secs(100);
+
+    // Nobody has called the version before when the next one comes.
+    let before = one(&[1, 2], &both);
+    let sick = before.hosts().hosts().next().unwrap().clone();
+    let after = next(&before, &both);
+    fail(&before, &sick);
+    after.take_over();
+    assert_eq!((picks_of_first(&after, 100), after.stats().ejections_active.value()), (0, 1));
+    after.sweep(later);
+    assert_eq!((picks_of_first(&after, 100), after.stats().ejections_active.value()), (50, 0));
+    // Nor has anybody called the next one before it lets hosts return.
+    let before = one(&[1, 2], &both);
+    let sick = before.hosts().hosts().next().unwrap().clone();
+    let after = next(&before, &both);
+    fail(&before, &sick);
+    after.sweep(later);
+    assert_eq!(picks_of_first(&after, 100), 50);
+
+    // A next one that ejects nobody, then and as long as the one before has calls; and so the one after that.
+    let before = one(&[1, 2], &both);
+    let sick = before.hosts().hosts().next().unwrap().clone();
+    let after = next(&before, plain);
+    fail(&before, &sick);
+    after.take_over();
+    assert_eq!(picks_of_first(&after, 100), 50);
+    let last = next(&after, plain);
+    for cluster in [after, last] {
+        before.sweep(later);
+        fail(&before, &sick);
+        cluster.refresh();
+        assert_eq!(picks_of_first(&cluster, 100), 0);
+        cluster.sweep(later);
+        assert_eq!(picks_of_first(&cluster, 100), 50);
+    }
+}
+
+#[test]
+fn a_version_that_was_replaced_tells_of_no_hosts_though_it_has_requests_yet() {
+    let options = "outlier_detection: {consecutive_5xx: 3, max_ejection_percent: 100}";
+    let before = one(&[1, 2], options);
+    let hosts: Vec<_> = before.hosts().hosts().cloned().collect();
+    let after = one(&[], options);
+    after.adopt(&before);
+    after.assign(&assignment(&[1, 2]));
+    let fail = |host| {
+        (0..3).for_each(|_| before.report(host, Outcome::Answered(http::StatusCode::BAD_GATEWAY)));
+    };
+    let told = |cluster: &Arc<Cluster>| {
+        let stats = cluster.stats();
+        (stats.membership_total.value(), stats.membership_healthy.value(), stats.ejections_active.value())
+    };
+    fail(&hosts[0]);
+    assert_eq!(told(&before), (2, 1, 1));
+    after.take_over();
+    before.retire();
+    assert_eq!((told(&before), told(&after)), ((0, 0, 0), (2, 1, 1)));
+    fail(&hosts[1]);
+    assert!(hosts[1].has_flag(HealthFlag::FailedOutlier));
+    after.sweep(Instant::now());
+    assert_eq!((told(&before), told(&after).2), ((0, 0, 0), 2));
+}
+
+#[test]
+fn a_cluster_that_nobody_calls_has_no_statistics_for_being_swept_and_replaced() {
+    let options = "outlier_detection: {consecutive_5xx: 3}";
+    let before = one(&[1, 2], options);
+    let after = one(&[], options);
+    after.adopt(&before);
+    after.assign(&assignment(&[1, 2]));
+    after.take_over();
+    after.sweep(Instant::now());
+    assert!(before.kept_stats().made().is_none() && after.kept_stats().made().is_none());
+}
+
 /// Picks so often, and says how often the first host came up.
 fn picks_of_first(cluster: &Arc<Cluster>, n: usize) -> usize {
     let first = cluster.hosts().hosts().next().unwrap().id();

@@ -139,6 +139,14 @@ struct State {
     compared: [Option<(f64, f64)>; 2],
 }
 
+impl State {
+    /// Tells how many are out. As a number and not as a difference: another version of the cluster may have ejected them. It is only
+    /// told while the state is locked.
+    fn tell(&self, stats: &ClusterStats) {
+        stats.ejections_active.set(self.out as i64);
+    }
+}
+
 /// A cluster's detector.
 #[derive(Debug)]
 pub struct Detector {
@@ -156,18 +164,19 @@ impl Detector {
         Self { cluster, config, window, state: ArcSwap::default() }
     }
 
-    /// Goes on where the detector of the cluster's version before stands, with that version's hosts.
-    pub fn adopt(&self, before: &Self, stats: &ClusterStats) {
-        let state = before.state.load_full();
-        stats.ejections_active.set(state.lock().out as i64);
-        self.state.store(state);
+    /// Goes on where the detector of the cluster's version before stands, with that version's hosts, and from now on together with it.
+    pub fn adopt(&self, before: &Self) {
+        self.state.store(before.state.load_full());
     }
 
-    /// Lets everybody return: the cluster's next version ejects nobody.
-    pub fn pardon(&self) {
-        for record in self.state.load().lock().records.values() {
-            record.host.set_flag(HealthFlag::FailedOutlier, false);
-        }
+    /// Tells how many are out.
+    pub fn tell(&self, stats: &ClusterStats) {
+        self.state.load().lock().tell(stats);
+    }
+
+    /// Whether no host was ever detected.
+    pub fn remembers_nobody(&self) -> bool {
+        self.state.load().lock().records.is_empty()
     }
 
     /// Its settings.
@@ -285,15 +294,17 @@ impl Detector {
             host.set_flag(HealthFlag::FailedOutlier, true);
             host.return_at(None);
             state.out += 1;
-            stats.ejections_active.add(1);
             stats.ejections_enforced_total.inc();
             stats.ejections_enforced[kind as usize].inc();
         }
         events::eject(&self.cluster, record, kind, rates, enforced, now);
+        if enforced {
+            state.tell(stats);
+        }
         enforced
     }
 
-    fn uneject(&self, record: &mut Record, now: Instant, stats: &ClusterStats) {
+    fn uneject(&self, record: &mut Record, now: Instant) {
         record.out = false;
         record.returned = Some(now);
         record.host.set_flag(HealthFlag::FailedOutlier, false);
@@ -304,7 +315,6 @@ impl Detector {
         if self.window.is_some() {
             record.host.return_at(Some(Moment::of(now)));
         }
-        stats.ejections_active.add(-1);
         events::uneject(&self.cluster, record, now);
     }
 
@@ -317,8 +327,9 @@ impl Detector {
         let state = self.state.load();
         let mut state = state.lock();
         let Some(record) = state.records.get_mut(&host.id()).filter(|r| r.out) else { return false };
-        self.uneject(record, now, stats);
+        self.uneject(record, now);
         state.out -= 1;
+        state.tell(stats);
         true
     }
 
@@ -327,7 +338,7 @@ impl Detector {
     pub fn sweep(&self, present: &[Arc<Host>], now: Instant, stats: &ClusterStats) -> bool {
         let state = self.state.load();
         let mut state = state.lock();
-        let mut changed = self.end_ejections(&mut state, present, now, stats);
+        let mut changed = self.end_ejections(&mut state, present, now);
         for origin in [Origin::External, Origin::Local] {
             changed |= self.compare(&mut state, origin, present, now, stats);
         }
@@ -339,16 +350,11 @@ impl Detector {
                 record.times = record.times.saturating_sub(1);
             }
         }
+        state.tell(stats);
         changed
     }
 
-    fn end_ejections(
-        &self,
-        state: &mut State,
-        present: &[Arc<Host>],
-        now: Instant,
-        stats: &ClusterStats,
-    ) -> bool {
+    fn end_ejections(&self, state: &mut State, present: &[Arc<Host>], now: Instant) -> bool {
         let mut changed = false;
         let State { records, out, .. } = state;
         records.retain(|id, record| {
@@ -358,7 +364,7 @@ impl Detector {
                 let stay = self.config.base_ejection.saturating_mul(record.times).min(longest);
                 let time = record.ejected.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
                 if !stays || time >= stay + record.jitter {
-                    self.uneject(record, now, stats);
+                    self.uneject(record, now);
                     *out -= 1;
                     changed = true;
                 }

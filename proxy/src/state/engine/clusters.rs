@@ -150,9 +150,12 @@ impl Clusters {
             if whole && !late && lacks_secret(cluster) {
                 continue;
             }
-            cluster.refresh();
+            cluster.take_over();
             self.table.slot(name).publish(cluster.clone());
-            entry.serving = entry.warming.take().map(|(c, _)| c);
+            let next = entry.warming.take().map(|(c, _)| c);
+            if let Some(before) = std::mem::replace(&mut entry.serving, next) {
+                before.retire();
+            }
         }
     }
 
