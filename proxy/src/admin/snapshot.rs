@@ -1,8 +1,8 @@
 //! One reading of the metrics registry, with full names: what `/stats` in all its formats prints.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::stats::Filter;
@@ -111,48 +111,60 @@ pub fn read() -> Vec<Sample> {
     samples
 }
 
+/// What is told of a cluster that nobody has called.
+const OF_QUIET: [&str; 5] =
+    ["membership_total", "membership_healthy", "membership_degraded", "membership_change", "update_success"];
+
 /// Adds clusters that nobody has called: how many hosts they have, and with a filter all else that they would count, as far as it lets that
-/// through. There may be ten thousand of them.
+/// through. There may be ten thousand of them. Clusters of one name in statistics are one, called or not.
 pub(super) fn add_quiet(
     samples: &mut Vec<Sample>,
     clusters: Vec<Arc<Slot<Cluster>>>,
     zeros: Option<&Filter>,
 ) {
-    let told = samples.iter().filter(|sample| sample.name == "membership_total");
-    let told: HashSet<Arc<str>> = told.map(|sample| sample.prefix.clone()).collect();
+    let mut places: HashMap<(Arc<str>, &'static str), usize> = HashMap::new();
+    for (place, sample) in samples.iter().enumerate().filter(|(_, sample)| sample.labels.is_empty()) {
+        if let Some(name) = OF_QUIET.into_iter().find(|name| *name == sample.name) {
+            places.insert((sample.prefix.clone(), name), place);
+        }
+    }
     for cluster in clusters.into_iter().filter_map(|slot| slot.get()) {
         let Some((prefix, quiet)) = cluster.kept_stats().quiet() else { continue };
-        if told.contains(prefix) {
-            continue;
+        let is_first = !places.contains_key(&(prefix.clone(), OF_QUIET[0]));
+        if is_first && let Some(filter) = zeros {
+            add_zeros(samples, prefix, filter);
         }
-        let mut add = |name: &Cow<'static, str>, labels: &Labels, value: Value| {
-            let (name, labels) = (name.clone(), labels.clone());
-            let sample = Sample { prefix: prefix.clone(), name, labels, value };
-            if zeros.is_none_or(|filter| filter.admits(&sample) || sample.name == "membership_total") {
-                samples.push(sample);
-            }
-        };
         let [all, healthy, degraded] = quiet.hosts.map(Value::Gauge);
-        let known = [
-            ("membership_total", all),
-            ("membership_healthy", healthy),
-            ("membership_degraded", degraded),
-            ("membership_change", Value::Counter(quiet.changes)),
-            ("update_success", Value::Counter(quiet.updates)),
-        ];
-        if zeros.is_some() {
-            for entry in ClusterStats::all().iter().filter(|e| known.iter().all(|(name, _)| *name != e.name))
-            {
-                let value = match entry.metric {
-                    Metric::Counter(_) => Value::Counter(0),
-                    Metric::Gauge(_) => Value::Gauge(0),
-                    Metric::Histogram(_) => Value::Histogram(Box::new([0; BUCKETS.len() + 1]), 0.0),
-                };
-                add(&entry.name, &entry.labels, value);
+        let values = [all, healthy, degraded, Value::Counter(quiet.changes), Value::Counter(quiet.updates)];
+        for (name, value) in OF_QUIET.into_iter().zip(values) {
+            match places.entry((prefix.clone(), name)) {
+                Entry::Occupied(place) => samples[*place.get()].value.add(&value),
+                Entry::Vacant(place) => {
+                    let labels = Labels::default();
+                    let sample = Sample { prefix: prefix.clone(), name: name.into(), labels, value };
+                    // By the first of them clusters are counted, and told from those that are not there yet.
+                    if name == OF_QUIET[0] || zeros.is_none_or(|filter| filter.admits(&sample)) {
+                        place.insert(samples.len());
+                        samples.push(sample);
+                    }
+                }
             }
         }
-        for (name, value) in known {
-            add(&name.into(), &Labels::default(), value);
+    }
+}
+
+/// Adds all else that a cluster counts.
+fn add_zeros(samples: &mut Vec<Sample>, prefix: &Arc<str>, filter: &Filter) {
+    for entry in ClusterStats::all().iter().filter(|entry| OF_QUIET.iter().all(|name| *name != entry.name)) {
+        let value = match entry.metric {
+            Metric::Counter(_) => Value::Counter(0),
+            Metric::Gauge(_) => Value::Gauge(0),
+            Metric::Histogram(_) => Value::Histogram(Box::new([0; BUCKETS.len() + 1]), 0.0),
+        };
+        let (name, labels) = (entry.name.clone(), entry.labels.clone());
+        let sample = Sample { prefix: prefix.clone(), name, labels, value };
+        if filter.admits(&sample) {
+            samples.push(sample);
         }
     }
 }
@@ -175,4 +187,55 @@ pub fn quantile(buckets: &[u64], q: f64) -> Option<f64> {
         seen += count;
     }
     BUCKETS.last().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::ClusterConfig;
+    use crate::state::CompileContext;
+
+    fn cluster(name: &str, stat: &str, hosts: u16) -> Arc<Slot<Cluster>> {
+        let host = |port: u16| serde_json::json!({"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}});
+        let hosts: Vec<_> = (1..=hosts).map(host).collect();
+        let config = xds_protos::json::from_value(serde_json::json!({
+            "name": name, "alt_stat_name": stat,
+            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": hosts}]},
+        }));
+        let config = ClusterConfig::compile(&config.unwrap(), &CompileContext::for_tests()).unwrap();
+        Slot::ready(name, Cluster::new(config))
+    }
+
+    #[test]
+    fn clusters_of_one_name_in_statistics_are_told_as_one_called_or_not() {
+        for (called, prefix) in [(false, "of-quiet-alone"), (true, "of-quiet-and-called")] {
+            for zeros in [None, Some(&Filter::default())] {
+                let clusters =
+                    vec![cluster("a", prefix, 1), cluster("b", prefix, 2), cluster("c", prefix, 4)];
+                if called {
+                    clusters[1].get().unwrap().stats().upstream_rq_total.inc();
+                }
+                let mut samples = read();
+                add_quiet(&mut samples, clusters, zeros);
+                let told = format!("{prefix}, zeros: {}", zeros.is_some());
+                let prefix = format!("cluster.{prefix}");
+                let of = |name: &str| -> Vec<_> {
+                    let all = samples.iter().filter(|s| *s.prefix == *prefix && s.name == name);
+                    all.map(|s| s.value.clone()).collect()
+                };
+                assert_eq!(of("membership_total"), [Value::Gauge(7)], "{told}");
+                assert_eq!(of("membership_healthy"), [Value::Gauge(7)], "{told}");
+                assert_eq!(of("membership_degraded"), [Value::Gauge(0)], "{told}");
+                assert_eq!(of("membership_change"), [Value::Counter(3)], "{told}");
+                assert_eq!(of("update_success"), [Value::Counter(3)], "{told}");
+                let calls = of("upstream_rq_total");
+                let expected = match (called, zeros) {
+                    (true, _) => vec![Value::Counter(1)],
+                    (false, Some(_)) => vec![Value::Counter(0)],
+                    (false, None) => Vec::new(),
+                };
+                assert_eq!(calls, expected, "{told}");
+            }
+        }
+    }
 }
