@@ -138,25 +138,37 @@ impl Sidecar {
         let (own, door) = (self.clone(), Arc::new(door));
         tokio::task::spawn_local(async move {
             loop {
-                let Ok((stream, peer)) = listener.accept().await else {
+                let Ok(caller) = door.next(&listener).await else {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 };
                 let (own, door, state) = (own.clone(), door.clone(), state.clone());
                 tokio::task::spawn_local(async move {
-                    let stream = match door.accept(stream).await {
+                    let peer = caller.address;
+                    let stream = match door.accept(caller).await {
                         Ok(stream) => stream,
                         Err(error) => {
                             tracing::debug!(%peer, %error, "nobody was let in for metrics by TLS");
                             return;
                         }
                     };
+                    let chain: Arc<[_]> = stream.get_ref().1.peer_certificates().unwrap_or_default().into();
                     let service = service_fn(move |request: Request<Incoming>| {
                         let (own, state) = (own.clone(), state.clone());
+                        let admitted = door.still_admits(&chain);
                         async move {
-                            Ok::<_, Infallible>(match request.uri().path() {
-                                "/stats/prometheus" | "/metrics" => own.metrics(&request, &state).await,
-                                _ => {
+                            Ok::<_, Infallible>(match (admitted, request.uri().path()) {
+                                (Err(error), _) => {
+                                    tracing::debug!(%peer, %error, "metrics by TLS are refused from now on");
+                                    let mut refused = text(StatusCode::FORBIDDEN, format!("{error}\n"));
+                                    let close = HeaderValue::from_static("close");
+                                    refused.headers_mut().insert(hyper::header::CONNECTION, close);
+                                    refused
+                                }
+                                (Ok(()), "/stats/prometheus" | "/metrics") => {
+                                    own.metrics(&request, &state).await
+                                }
+                                (Ok(()), _) => {
                                     text(StatusCode::NOT_FOUND, "there are /stats/prometheus and /metrics\n")
                                 }
                             })

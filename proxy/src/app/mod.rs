@@ -150,7 +150,8 @@ async fn run(start: Start, level: SetLevel, dns: Option<dns::Dns>) -> anyhow::Re
             let current = current.context(
                 "--metrics-tls-port: there is no certificate to serve with, for the workload asks for none",
             )?;
-            sidecar.serve_by_tls(address, Door::new(current), state.clone()).await?;
+            let door = Door::new(current, engine.mesh_roots());
+            sidecar.serve_by_tls(address, door, state.clone()).await?;
         }
     }
     tokio::task::spawn_local(engine.tables().jwks.run());

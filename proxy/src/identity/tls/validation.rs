@@ -186,6 +186,22 @@ impl ValidationConfig {
         Self { sans: self.sans.clone(), ..Self::default() }
     }
 
+    /// The same without other trust domains than this one and those that its roots vouch for as well.
+    ///
+    /// # Errors
+    /// Nothing is known of the domain.
+    pub fn within(&self, domain: &str) -> Result<Self, ConfigError> {
+        let mut own = self.clone();
+        if !self.domains.is_empty() {
+            let known = self.domains.iter().find(|(name, _)| name == domain);
+            let (_, anchors) = known.ok_or_else(|| {
+                ConfigError::new("trust_domains", format!("hold none of the name {domain:?}"))
+            })?;
+            own.domains.retain(|(_, others)| others == anchors);
+        }
+        Ok(own)
+    }
+
     /// Whether peers are checked against roots at all.
     pub fn has_roots(&self) -> bool {
         !self.anchors.is_empty() || !self.domains.is_empty()

@@ -131,6 +131,11 @@ impl Engine {
         inner.settle();
     }
 
+    /// Whom the mesh trusts: what the control plane says of it, or else what came with the workload's certificate.
+    pub fn mesh_roots(&self) -> Arc<super::Slot<crate::identity::Secret>> {
+        self.0.lock().secrets.mesh_roots()
+    }
+
     /// Periodic work: returns of ejected hosts, files of secrets.
     pub fn tick(&self, now: Instant) {
         let mut inner = self.0.lock();

@@ -15,7 +15,7 @@ use crate::identity::Secret;
 use crate::identity::tls::compile_secret;
 use crate::identity::tls::numbers::Shown;
 use crate::identity::workload::WorkloadCertificate;
-use crate::state::{CompileContext, ConfigError, SecretSource, SecretTable};
+use crate::state::{CompileContext, ConfigError, SecretSource, SecretTable, Slot};
 use crate::xds::Subscriptions;
 
 /// The cluster of the workload's own SDS server, by Istio's name for it.
@@ -125,6 +125,11 @@ impl Secrets {
     /// Asks the control plane for the roots that workloads trust: they change, and are revoked, between two certificates.
     pub(super) fn follow_roots(&mut self) {
         self.ads.insert(ROOTS.to_owned());
+    }
+
+    /// Where those roots are.
+    pub(super) fn mesh_roots(&self) -> Arc<Slot<Secret>> {
+        self.table.slot(ROOTS)
     }
 
     /// The workload's certificate and the roots that it trusts, unless the control plane said newer ones.
