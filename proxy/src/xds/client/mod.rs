@@ -144,15 +144,21 @@ impl<S: ResourceSink> Client<S> {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
+            let delivered = self.stats.connected();
             self.stats.set_connected(false);
             self.share(None);
             let wait = backoff.next();
             let (address, retry_in_ms) = (&self.config.endpoint.address, wait.as_millis() as u64);
             match error {
                 // It has the proxy look for another one from time to time, and nothing is wrong.
-                StreamError::Ended => tracing::info!(
+                StreamError::Ended if delivered => tracing::info!(
                     %address, retry_in_ms,
                     "the control plane ended the stream; what is configured stays, and a new one is asked for"
+                ),
+                StreamError::Ended => tracing::warn!(
+                    %address, retry_in_ms,
+                    "the control plane ended the stream before it said anything; what is configured stays (is xDS what is served \
+                     at this address?)"
                 ),
                 error => tracing::warn!(
                     %address, error = causes(&error), retry_in_ms,

@@ -162,6 +162,63 @@ async fn a_lost_stream_is_opened_again_with_a_fresh_token_and_what_is_held() {
         .await;
 }
 
+/// What is logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_stream_is_nothing_to_warn_of_unless_it_brought_nothing() {
+    let log = Log::default();
+    let written = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || written.clone()).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("xds");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let (streams, mut seen) = unbounded_channel();
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(AggregatedDiscoveryServiceServer::new(Server(streams)))
+            .serve_with_incoming(UnixListenerStream::new(listener)),
+    );
+    let config = ClientConfig {
+        service: Service::Aggregated,
+        endpoint: Endpoint { address: Address::Unix(socket), tls: None },
+        credentials: Credentials::default(),
+        node: node(),
+        variant: Variant::Delta,
+    };
+    let client = Client::new(config, Subscriptions::new(), Recorder::default());
+    let local = tokio::task::LocalSet::new();
+    local.spawn_local(async move { match client.run().await {} });
+    let lines = local
+        .run_until(async {
+            // The first brings something, the second does not.
+            let mut first = soon(seen.recv()).await.unwrap();
+            first.send(ResourceType::Cluster, "1", &[]);
+            while first.next().await.1.response_nonce != "1" {}
+            drop(first);
+            drop(soon(seen.recv()).await.unwrap());
+            soon(seen.recv()).await.unwrap();
+            String::from_utf8(log.0.lock().unwrap().clone()).unwrap()
+        })
+        .await;
+    let ends: Vec<_> = lines.lines().filter(|line| line.contains("ended the stream")).collect();
+    assert_eq!(ends.len(), 2, "{lines}");
+    assert!(ends[0].contains(" INFO ") && ends[1].contains(" WARN "), "{lines}");
+}
+
 #[tokio::test]
 async fn while_the_control_plane_is_away_the_sink_hears_nothing() {
     struct Nothing;
