@@ -23,7 +23,7 @@ use crate::agent::{Door, Reporter, Sidecar};
 use crate::bootstrap::{Ads, Identity, Start, endpoint, node_info};
 use crate::identity::workload::Current;
 use crate::listen::{SocketTable, WorkerCommand, accept};
-use crate::state::saved::{self, Store};
+use crate::state::saved::{self, SavedError, Store};
 use crate::state::{CompileContext, Engine, Kept, NodeInfo, Role, Tables};
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::{istio, record, tap};
@@ -289,9 +289,14 @@ fn restore(store: &Store, engine: &Engine, dns: Option<&dns::Dns>) -> Vec<Kept> 
         Ok(None) => return Vec::new(),
         Err(error) => {
             tracing::warn!(%error, "the stored configuration is not used");
+            let severity = match error {
+                // An upgrade does that.
+                SavedError::Earlier { .. } => Severity::Info,
+                _ => Severity::High,
+            };
             weft_events::emit(Kind::ConfigRejected, || {
                 let words = format!("the stored configuration is not used: {error}");
-                Event::new(Kind::ConfigRejected, Outcome::Failed, Severity::High, "stored", words)
+                Event::new(Kind::ConfigRejected, Outcome::Failed, severity, "stored", words)
             });
             return Vec::new();
         }

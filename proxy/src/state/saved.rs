@@ -11,6 +11,7 @@ use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::sync::watch;
+use weft_certs::digest::sha256_hex;
 use weft_certs::{inspect, pem};
 use xds_protos::envoy::config::core::v3::data_source::Specifier;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
@@ -24,8 +25,6 @@ use super::{Engine, Kept};
 use crate::io::file::replace_private;
 
 const FILE: &str = "configuration";
-/// File of the key that seals it, unless it is elsewhere.
-const KEY: &str = "configuration-key";
 
 /// A push comes in several responses; so long after the first change the rest is waited for.
 const GATHER: Duration = Duration::from_millis(100);
@@ -60,6 +59,14 @@ pub enum SavedError {
         path: PathBuf,
         /// What is wrong.
         source: SealError,
+    },
+    /// It has the checksum of versions before seals.
+    #[error(
+        "{path} is of an earlier version, which did not seal it; the control plane will be asked for everything"
+    )]
+    Earlier {
+        /// The file.
+        path: PathBuf,
     },
     /// It was written by a proxy beside another workload.
     #[error("{path} is of {theirs}, and this is {ours}; the control plane will be asked for everything")]
@@ -102,7 +109,7 @@ impl Store {
     /// The store of the node with this id; `key` is the file of the key that seals it, which is in the same directory unless it
     /// is said.
     pub fn new(directory: &Path, key: Option<&Path>, node: &str) -> Self {
-        let seal = key.map_or_else(|| Seal::own(&directory.join(KEY)), Seal::given);
+        let seal = Seal::new(directory, key, node);
         Self { path: directory.join(FILE), seal, node: node.to_owned() }
     }
 
@@ -121,7 +128,12 @@ impl Store {
         };
         let code = line(&mut bytes).ok_or_else(|| damaged(&"it has no code"))?;
         let bad = |source| SavedError::Seal { path: path.clone(), source };
-        let checked = self.seal.check(&bytes, &code).map_err(bad)?;
+        let checked = match self.seal.check(&bytes, &code) {
+            Ok(checked) => checked,
+            // Nobody has touched it; but nothing says so that only this proxy could have written.
+            Err(_) if *code == *sha256_hex(&bytes).as_bytes() => return Err(SavedError::Earlier { path }),
+            Err(source) => return Err(bad(source)),
+        };
         let header = line(&mut bytes).ok_or_else(|| damaged(&"no header"))?;
         let header: Header = serde_json::from_slice(&header).map_err(|e| damaged(&e))?;
         if header.node != self.node {
@@ -151,7 +163,7 @@ impl Store {
     pub fn save(&self, resources: &[Kept]) -> Result<(), SavedError> {
         let saved = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let bad = |source| SavedError::Seal { path: self.path.clone(), source };
-        let number = self.seal.next().map_err(bad)?;
+        let number = self.seal.next(saved);
         let header = Header { node: self.node.clone(), saved, number };
         let mut body = Zeroizing::new(Vec::new());
         let result = serde_json::to_vec(&header).map_err(std::io::Error::from).and_then(|mut text| {
@@ -174,9 +186,9 @@ impl Store {
         result.map_err(io)?;
         let code = self.seal.code(&body).map_err(bad)?;
         replace_private(&self.path, &[code.as_bytes(), b"\n", &body]).map_err(io)?;
-        // Only then: whatever cuts this off, what is there can be used. A key that may only be read remembers nothing.
+        // Only then: whatever cuts this off, what is there can be used.
         if let Err(error) = self.seal.remember(number) {
-            tracing::debug!(%error, "an older configuration that is put back will not be noticed");
+            tracing::warn!(%error, "an older configuration that is put back will not be noticed");
         }
         Ok(())
     }
@@ -248,7 +260,7 @@ pub async fn keep(engine: Engine, store: Store, mut names: Names) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use weft_certs::authority::{Authority, KeyKind};
 
@@ -334,9 +346,48 @@ mod tests {
         let state = directory.path().join("state");
         let store = Store::new(&state, Some(&key), "me");
         store.save(&one).unwrap();
-        assert!(!state.join(KEY).exists());
+        assert!(!state.join("configuration-key").exists());
         assert_eq!(store.load(now).unwrap().unwrap().resources, one);
         let text = Store::new(&state, None, "me").load(now).unwrap_err().to_string();
         assert!(text.contains("it is not there"), "{text}");
+    }
+
+    #[test]
+    fn proxies_of_one_key_each_know_their_last_state_and_leave_the_key_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let now = OffsetDateTime::now_utc();
+        let key = directory.path().join("key");
+        let store = |node: &str| Store::new(&directory.path().join(node), Some(&key), node);
+        let (busy, calm) = (store("busy"), store("calm"));
+        let one = [kept(ResourceType::Cluster, "one", b"")];
+        calm.save(&one).unwrap();
+        let before = (std::fs::read(&key).unwrap(), std::fs::metadata(&key).unwrap().ino());
+        for _ in 0..5 {
+            busy.save(&one).unwrap();
+        }
+        assert_eq!(calm.load(now).unwrap().unwrap().resources, one);
+        let old = std::fs::read(&calm.path).unwrap();
+        calm.save(&one).unwrap();
+        for store in [&busy, &calm] {
+            assert_eq!(store.load(now).unwrap().unwrap().resources, one);
+        }
+        std::fs::write(&calm.path, &old).unwrap();
+        assert!(calm.load(now).unwrap_err().to_string().contains("older than"));
+        assert_eq!((std::fs::read(&key).unwrap(), std::fs::metadata(&key).unwrap().ino()), before);
+    }
+
+    #[test]
+    fn a_state_of_an_earlier_version_is_called_that_and_not_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path(), None, "me");
+        let now = OffsetDateTime::now_utc();
+        let body = b"{\"node\": \"me\", \"saved\": 1}\n";
+        for key_is_there in [false, true] {
+            std::fs::write(&store.path, [sha256_hex(body).as_bytes(), b"\n", body].concat()).unwrap();
+            let error = store.load(now).unwrap_err();
+            assert!(matches!(error, SavedError::Earlier { .. }), "{key_is_there}: {error}");
+            store.save(&[]).unwrap();
+            assert!(store.load(now).unwrap().is_some());
+        }
     }
 }
