@@ -38,8 +38,9 @@ pub struct Known {
 type Asked = Pin<Box<dyn Future<Output = Answer> + Send>>;
 type Ask = Box<dyn Fn(Arc<str>, DnsLookupFamily) -> Asked + Send + Sync>;
 
-/// A name, and how it is looked up.
-type Key = (Arc<str>, DnsLookupFamily, DnsTimes);
+/// What is asked for.
+type Question = (Arc<str>, DnsLookupFamily);
+type Sender = Arc<watch::Sender<Option<Known>>>;
 
 /// The names; clones share them.
 #[derive(Clone)]
@@ -47,7 +48,8 @@ pub struct Names(Arc<Inner>);
 
 struct Inner {
     ask: Ask,
-    followed: Mutex<HashMap<Key, Arc<watch::Sender<Option<Known>>>>>,
+    /// By question: each is asked as often as somebody wants it.
+    followed: Mutex<HashMap<Question, Vec<(DnsTimes, Sender)>>>,
     at_once: Semaphore,
     /// When the next turn is.
     next: Mutex<Instant>,
@@ -86,35 +88,35 @@ impl Names {
         family: DnsLookupFamily,
         times: DnsTimes,
     ) -> watch::Receiver<Option<Known>> {
-        let key: Key = (host.into(), family, times);
+        let question: Question = (host.into(), family);
         let mut followed = self.0.followed.lock();
-        if let Some(sender) = followed.get(&key) {
+        let asked = followed.entry(question.clone()).or_default();
+        if let Some((_, sender)) = asked.iter().find(|(other, _)| *other == times) {
             return sender.subscribe();
         }
         let (sender, receiver) = watch::channel(None);
         let sender = Arc::new(sender);
-        followed.insert(key.clone(), sender.clone());
-        tokio::task::spawn_local(keep_asking(self.0.clone(), key, sender));
+        asked.push((times, sender.clone()));
+        tokio::task::spawn_local(keep_asking(self.0.clone(), question, times, sender));
         receiver
     }
 }
 
-async fn keep_asking(names: Arc<Inner>, key: Key, sender: Arc<watch::Sender<Option<Known>>>) {
-    let (host, family, times) = &key;
+async fn keep_asking(names: Arc<Inner>, question: Question, times: DnsTimes, sender: Sender) {
+    let (host, family) = &question;
     let mut failures = 0u32;
     loop {
-        if sender.borrow().is_some() {
+        // Before it waits for its turn as well: one that nobody follows takes no turn from others.
+        let mut over = names.forget(&question, &sender);
+        if !over && sender.borrow().is_some() {
             names.turn().await;
+            over = names.forget(&question, &sender);
         }
-        {
-            let mut followed = names.followed.lock();
-            if sender.receiver_count() == 0 {
-                followed.remove(&key);
-                if failures > 0 {
-                    names.failing.fetch_sub(1, Relaxed);
-                }
-                return;
+        if over {
+            if failures > 0 {
+                names.failing.fetch_sub(1, Relaxed);
             }
+            return;
         }
         let answer = {
             // Nobody closes it.
@@ -132,7 +134,9 @@ async fn keep_asking(names: Arc<Inner>, key: Key, sender: Arc<watch::Sender<Opti
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
-                let known = sender.borrow().clone().unwrap_or_default();
+                let known = sender.borrow().clone();
+                // A cluster whose times have changed asks anew, and must not lose its hosts for that.
+                let known = known.or_else(|| names.known(&question)).unwrap_or_default();
                 let failing = match failures {
                     1 => names.failing.fetch_add(1, Relaxed) + 1,
                     _ => names.failing.load(Relaxed),
@@ -156,6 +160,28 @@ async fn keep_asking(names: Arc<Inner>, key: Key, sender: Arc<watch::Sender<Opti
 }
 
 impl Inner {
+    /// Ends what nobody follows any more, and says whether it did.
+    fn forget(&self, question: &Question, sender: &Sender) -> bool {
+        let mut followed = self.followed.lock();
+        if sender.receiver_count() > 0 {
+            return false;
+        }
+        if let Some(asked) = followed.get_mut(question) {
+            asked.retain(|(_, other)| !Arc::ptr_eq(other, sender));
+            if asked.is_empty() {
+                followed.remove(question);
+            }
+        }
+        true
+    }
+
+    /// What those who ask the same at other times know.
+    fn known(&self, question: &Question) -> Option<Known> {
+        let followed = self.followed.lock();
+        let mut known = followed.get(question)?.iter().filter_map(|(_, sender)| sender.borrow().clone());
+        known.find(|known| !known.addresses.is_empty())
+    }
+
     /// Waits for a turn.
     async fn turn(&self) {
         let at = {
@@ -288,6 +314,53 @@ mod tests {
             let asked = server.asked();
             sleep(Duration::from_secs(100)).await;
             assert_eq!((server.asked(), names.0.followed.lock().len()), (asked, 0));
+        });
+    }
+
+    #[test]
+    fn who_asks_at_other_times_while_nobody_answers_has_the_last_answers() {
+        run(async {
+            let server = Server::default();
+            let names = server.names();
+            let mut before = names.follow("a.example", V4, TIMES);
+            before.wait_for(Option::is_some).await.unwrap();
+            server.silent.store(true, Relaxed);
+            let changed = DnsTimes { refresh: Duration::from_secs(5), ..TIMES };
+            let mut after = names.follow("a.example", V4, changed);
+            let mut other = names.follow("b.example", V4, changed);
+            let mut family = names.follow("a.example", DnsLookupFamily::V6Only, changed);
+            let known = after.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+            assert_eq!((&*known.addresses, known.answered), (&[IpAddr::from([192, 0, 2, 1])][..], false));
+            // Of what was never answered there is nothing.
+            for nothing in [&mut other, &mut family] {
+                assert_eq!(*nothing.wait_for(Option::is_some).await.unwrap(), Some(Known::default()));
+            }
+            // It keeps them when the other one is gone.
+            drop(before);
+            sleep(Duration::from_secs(60)).await;
+            assert_eq!(after.borrow().clone(), Some(known));
+            drop((after, other, family));
+            sleep(Duration::from_secs(60)).await;
+            assert_eq!((names.0.followed.lock().len(), names.0.failing.load(Relaxed)), (0, 0));
+        });
+    }
+
+    #[test]
+    fn names_that_nobody_follows_any_more_hold_nobody_up() {
+        run(async {
+            let server = Server::default();
+            let names = server.names();
+            let rarely = DnsTimes { refresh: Duration::from_secs(3600), respect_ttl: false, ..TIMES };
+            let mut gone: Vec<_> =
+                (0..1000).map(|n| names.follow(&format!("s{n}.example"), V4, rarely)).collect();
+            let mut kept = names.follow("kept.example", V4, TIMES);
+            for one in gone.iter_mut().chain([&mut kept]) {
+                one.wait_for(Option::is_some).await.unwrap();
+            }
+            drop(gone);
+            let before = server.asked();
+            sleep(Duration::from_secs(10)).await;
+            assert!(server.asked() - before >= 7, "{}", server.asked() - before);
         });
     }
 }
