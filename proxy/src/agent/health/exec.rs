@@ -91,8 +91,14 @@ mod tests {
     #[tokio::test]
     async fn a_workload_is_well_if_its_command_says_so() {
         shell("exit 0").await.unwrap();
-        // More than a pipe holds, and something that goes on: longer than that is waited for, and not much longer.
-        shell("yes | head -c 300000; sleep 2 & exit 0").await.unwrap();
+        // More than a pipe holds, and something that goes on with the output open, whose end nobody waits for.
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        let script = format!("yes | head -c 300000; sleep 600 & echo $! > {}; exit 0", file.display());
+        let ended = tokio::time::timeout(Duration::from_secs(30), shell(&script)).await;
+        let pid = std::fs::read_to_string(&file).unwrap().trim().parse().ok().and_then(Pid::from_raw);
+        rustix::process::kill_process(pid.unwrap(), Signal::KILL).expect("it still goes on");
+        ended.expect("it is not waited for").unwrap();
         let why = shell("echo disk full >&2; exit 3").await.unwrap_err();
         assert!(why.contains("disk full") && why.contains('3'), "{why}");
         let why = probe(&["/nowhere/at/all".to_owned()]).await.unwrap_err();
