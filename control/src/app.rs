@@ -385,7 +385,6 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     let crowd = Crowd::default();
     let reached = args.server_name.first().map_or("", String::as_str);
     let board = client.as_ref().map(|client| args.kubernetes.board(client.clone(), reached));
-    args.spread.start(&crowd, board);
     let keep = match (&client, &election, &judged) {
         (Some(client), Some(election), Some(judged)) => canary::Keep::Cluster(Box::new(canary::Cluster {
             client: client.clone(),
@@ -452,6 +451,8 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
         xds = args.xds_port, secure = args.secure_port, metrics = args.metrics_port, debug = args.debug_port,
         "control plane serves"
     );
+    // Not before: others send their proxies to whom they see on the board.
+    args.spread.start(&crowd, board);
     let taken = if args.inspect.inspect_plaintext { Plaintext::All } else { Plaintext::Local };
     let inspection =
         |authenticators| Inspection::server(proxies.clone(), links.clone(), authenticators, taken);

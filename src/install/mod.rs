@@ -259,6 +259,11 @@ mod tests {
             (json!({"namespace": "elsewhere"}), vec!["elsewhere", "istio-system"]),
             // What would have no effect.
             (
+                json!({"values": {"pilot": {"env": {"WEFT_REBALANCE_RATE": "5"}}}}),
+                vec!["values.pilot.env.WEFT_REBALANCE_RATE", "values.pilot.rebalanceRate"],
+            ),
+            (json!({"values": {"pilot": {"rebalanceRate": -1}}}), vec!["values.pilot.rebalanceRate"]),
+            (
                 json!({"values": {"pilot": {"env": {"WEFT_LOG": "debug"}}}}),
                 vec!["WEFT_LOG", "values.pilot.logLevel"],
             ),
@@ -310,9 +315,8 @@ mod tests {
         let command = weft_control::app::ControlArgs::augment_args(clap::Command::new("control"));
         let read =
             command.get_arguments().filter_map(|argument| argument.get_env()?.to_str().map(str::to_owned));
-        for name in read
-            .filter(|name| !["CLUSTER_ID", "POD_NAME", "POD_NAMESPACE", "WEFT_LOG"].contains(&name.as_str()))
-        {
+        let own = ["CLUSTER_ID", "POD_NAME", "POD_NAMESPACE", "WEFT_LOG", "WEFT_REBALANCE_RATE"];
+        for name in read.filter(|name| !own.contains(&name.as_str())) {
             let mut values = json!({});
             values["values"]["pilot"]["env"][&name] = "7s".into();
             let all = objects(values).unwrap_or_else(|error| panic!("{name}: {error:#}"));
@@ -320,6 +324,20 @@ mod tests {
             let variables = &istiod["spec"]["template"]["spec"]["containers"][0]["env"];
             let is_there = variables.as_array().unwrap().contains(&json!({"name": name, "value": "7s"}));
             assert!(is_there, "{name}: {variables}");
+        }
+    }
+
+    #[test]
+    fn how_proxies_are_spread_over_replicas_is_a_value() {
+        for (pilot, flag) in [
+            (json!({}), "--rebalance-rate=10"),
+            (json!({"rebalanceRate": 0}), "--rebalance-rate=0"),
+            (json!({"rebalanceRate": 25}), "--rebalance-rate=25"),
+        ] {
+            let all = objects(json!({"values": {"pilot": pilot}})).unwrap();
+            let istiod = find(&all, "Deployment", "istiod").unwrap();
+            let args = istiod["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap();
+            assert!(args.contains(&json!(flag)), "{pilot}: {args:?}");
         }
     }
 

@@ -24,6 +24,7 @@ pub mod http;
 mod incremental_tests;
 pub mod inspect;
 pub mod keys;
+mod pace;
 pub mod proxies;
 pub mod publish;
 mod pushes;

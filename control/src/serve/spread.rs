@@ -4,8 +4,9 @@
 //! So a connection has an age at which it ends, and while this control plane has clearly more than its share of all streams it
 //! sends the excess away, some each second, those first that have been here longest. Nothing is lost by it: a stream ends when
 //! its proxy has taken what it was sent, the proxy keeps what it has, connects to whom it then reaches, and gets what differs.
+//! Whether that has helped says [`Pace`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
@@ -15,6 +16,7 @@ use clap::Args;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::pace::Pace;
 use super::transport::Leave;
 use crate::kubernetes::Board;
 
@@ -30,14 +32,14 @@ pub struct SpreadArgs {
         value_parser = xds_protos::duration::parse
     )]
     pub max_connection_age: Duration,
-    /// How many proxies a second are sent to other replicas while this one has clearly more than its share. Replicas know each
-    /// other by a Lease of their namespace; 0: nobody is sent
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    /// How many proxies a second are sent to other replicas while this one has clearly more than its share, and as long as they do
+    /// not come back. Replicas know each other by a Lease of their namespace; 0: nobody is sent
+    #[arg(long, value_name = "N", env = "WEFT_REBALANCE_RATE", default_value_t = 10)]
     pub rebalance_rate: u32,
 }
 
 impl SpreadArgs {
-    /// Spreads the proxies of this control plane over all that write on the board.
+    /// Spreads the proxies of this control plane, which serves by now, over all that write on the board.
     pub fn start(self, crowd: &Crowd, board: Option<Board>) {
         let board = board.filter(|_| self.rebalance_rate > 0);
         tokio::spawn(crowd.clone().spread(self, others(board, crowd.clone())));
@@ -51,8 +53,6 @@ const SAY: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_secs(1);
 /// Whoever came a moment ago is not sent on.
 const SETTLED: Duration = Duration::from_secs(10);
-/// So many more than its share are no clear excess, whatever a tenth of it is.
-const SLACK: usize = 2;
 
 /// Streams that may be sent away. Cloning it shares them.
 #[derive(Clone, Debug, Default)]
@@ -126,27 +126,44 @@ impl Crowd {
     /// Sends those away whose connections are of this age.
     pub(super) fn age(&self, age: Duration, now: Instant) -> u64 {
         let old = |stay: &Stay| now.saturating_duration_since(stay.since) >= age.mul_f64(stay.jitter);
-        self.send(usize::MAX, old)
+        self.send(usize::MAX, usize::MAX, old) as u64
     }
 
-    /// Sends so many away, the oldest first.
-    fn shed(&self, most: usize, now: Instant) -> u64 {
-        self.send(most, |stay| now.saturating_duration_since(stay.since) >= SETTLED)
+    /// Sends about so many of an excess away, the oldest first, and never more than the excess.
+    fn shed(&self, many: usize, excess: usize, now: Instant) -> usize {
+        self.send(many, excess, |stay| now.saturating_duration_since(stay.since) >= SETTLED)
     }
 
-    fn send(&self, most: usize, which: impl Fn(&Stay) -> bool) -> u64 {
+    /// A connection goes with all of its streams, so that the last one may make them more than `many`; one that makes them more than
+    /// `most` stays.
+    fn send(&self, many: usize, most: usize, which: impl Fn(&Stay) -> bool) -> usize {
         let here = self.0.here.lock();
-        let go: Vec<Leave> = here
-            .values()
-            .filter(|stay| !stay.leave.told() && which(stay))
-            .take(most)
-            .map(|stay| stay.leave.clone())
-            .collect();
+        let there = || here.values().filter(|stay| !stay.leave.told());
+        // Most of the time nobody is to go.
+        if !there().any(&which) {
+            return 0;
+        }
+        let mut streams = HashMap::<_, usize>::new();
+        for stay in there() {
+            *streams.entry(stay.leave.connection()).or_default() += 1;
+        }
+        let (mut go, mut gone) = (Vec::new(), 0);
+        for stay in there().filter(|stay| which(stay)) {
+            if gone >= many {
+                break;
+            }
+            let connection = stay.leave.connection();
+            if let Some(all) = streams.get(&connection).copied().filter(|all| gone + all <= most) {
+                streams.remove(&connection);
+                gone += all;
+                go.push(stay.leave.clone());
+            }
+        }
         drop(here);
         for leave in &go {
             leave.tell();
         }
-        go.len() as u64
+        gone
     }
 
     /// Sends away who is to go, for ever. `others` has how many streams each of the other control planes said to have, anew each
@@ -156,7 +173,7 @@ impl Crowd {
         for why in [AGE, SHARE] {
             metrics::counter!("weft_streams_sent_away", "why" => why).increment(0);
         }
-        let mut excess = 0;
+        let (mut excess, mut pace) = (0, Pace::default());
         loop {
             tokio::time::sleep(TICK).await;
             let now = Instant::now();
@@ -166,13 +183,15 @@ impl Crowd {
             }
             // What they said last holds until they say something else, however few went meanwhile: so it is worked off once.
             if others.has_changed().unwrap_or(false) {
-                excess = excess_of(self.len(), &others.borrow_and_update());
+                excess = pace.heard(self.len(), &others.borrow_and_update(), now);
             }
-            let most = excess.min(args.rebalance_rate as usize);
-            if most > 0 {
-                let gone = self.shed(most, now);
-                excess = excess.saturating_sub(gone as usize);
-                metrics::counter!("weft_streams_sent_away", "why" => SHARE).increment(gone);
+            let many = excess.min(args.rebalance_rate as usize);
+            if many > 0 {
+                let before = self.len();
+                let gone = self.shed(many, excess, now);
+                pace.sent(gone, before, now);
+                excess = excess.saturating_sub(gone);
+                metrics::counter!("weft_streams_sent_away", "why" => SHARE).increment(gone as u64);
                 if gone > 0 {
                     tracing::info!(
                         proxies = gone,
@@ -192,6 +211,9 @@ fn others(board: Option<Board>, crowd: Crowd) -> watch::Receiver<Arc<[usize]>> {
         tokio::spawn(async move {
             let mut refused = false;
             loop {
+                // Whoever has just begun to serve is found to be ready, and gets proxies, a few seconds later: others would send
+                // theirs in vain before.
+                tokio::time::sleep(SAY).await;
                 match tokio::time::timeout(SAY, board.say(crowd.len())).await {
                     Ok(Ok(others)) => {
                         metrics::gauge!("weft_control_planes").set(1.0 + others.len() as f64);
@@ -217,42 +239,15 @@ fn others(board: Option<Board>, crowd: Crowd) -> watch::Receiver<Arc<[usize]>> {
                         tracing::debug!("the other control planes cannot be asked for their streams in time")
                     }
                 }
-                tokio::time::sleep(SAY).await;
             }
         });
     }
     others
 }
 
-/// How many of `mine` are clearly too many beside what others have.
-fn excess_of(mine: usize, others: &[usize]) -> usize {
-    let total: usize = mine + others.iter().sum::<usize>();
-    let share = total.div_ceil(1 + others.len());
-    match mine > share + SLACK.max(share / 10) {
-        true => mine - share,
-        false => 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_clearly_more_than_a_share_is_too_much() {
-        for (mine, others, excess) in [
-            (1000, &[][..], 0),
-            (500, &[500, 0, 0, 0], 300),
-            (210, &[200, 200, 195, 195], 0),
-            (230, &[200, 200, 185, 185], 30),
-            (3, &[0], 0),
-            (5, &[0], 0),
-            (6, &[0], 3),
-            (0, &[10], 0),
-        ] {
-            assert_eq!(excess_of(mine, others), excess, "{mine} beside {others:?}");
-        }
-    }
 
     #[test]
     fn the_oldest_go_first_and_ages_differ() {
@@ -261,10 +256,10 @@ mod tests {
         let members: Vec<Member> = (0..100).map(|n| crowd.enter(Leave::default(), at(n / 50 * 60))).collect();
         let told = || members.iter().filter(|member| member.leave.told()).count();
         // Who has just come stays.
-        assert_eq!(crowd.shed(1000, at(5)), 0);
-        assert_eq!((crowd.shed(10, at(61)), told(), crowd.len()), (10, 10, 90));
+        assert_eq!(crowd.shed(1000, 1000, at(5)), 0);
+        assert_eq!((crowd.shed(10, 1000, at(61)), told(), crowd.len()), (10, 10, 90));
         assert!(members[..10].iter().all(|member| member.leave.told()));
-        assert_eq!((crowd.shed(1000, at(61)), told()), (40, 50));
+        assert_eq!((crowd.shed(1000, 1000, at(61)), told()), (40, 50));
         // Of an hour, a tenth sooner or later.
         let hour = Duration::from_secs(3600);
         assert_eq!(crowd.age(hour, at(60 + 3239)), 0);
@@ -274,5 +269,26 @@ mod tests {
         assert!(crowd.is_empty());
         drop(members);
         assert!(crowd.0.here.lock().is_empty());
+    }
+
+    #[test]
+    fn a_connection_goes_with_all_of_its_streams_and_no_more_go_than_are_too_many() {
+        let (crowd, start) = (Crowd::default(), Instant::now());
+        let mut members = Vec::new();
+        let mut enter = |streams: usize| {
+            let leave = Leave::default();
+            members.extend((0..streams).map(|_| crowd.enter(leave.clone(), start)));
+            leave
+        };
+        let [many, few, one, last] = [30, 5, 1, 1].map(&mut enter);
+        let later = start + SETTLED;
+        // The greatest is more than is too many: it stays, whatever its age.
+        assert_eq!(crowd.shed(4, 8, later), 5);
+        assert_eq!([&many, &few, &one, &last].map(Leave::told), [false, true, false, false]);
+        assert_eq!(crowd.len(), 32);
+        assert_eq!((crowd.shed(1, 3, later), one.told(), last.told()), (1, true, false));
+        // It is more than may go in a second, and goes all the same.
+        assert_eq!((crowd.shed(10, 40, later), many.told(), last.told()), (30, true, false));
+        assert_eq!((crowd.age(SETTLED, later + SETTLED), crowd.len()), (1, 0));
     }
 }

@@ -527,3 +527,23 @@ async fn a_proxy_that_is_sent_away_has_acknowledged_what_it_was_sent() {
     assert_eq!(stream.next().await.type_url, ResourceType::Cluster.type_url());
     assert_eq!(plane.crowd.len(), 1);
 }
+
+#[tokio::test]
+async fn a_connection_carries_as_many_streams_as_it_is_given_and_ends_with_all_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("mesh.yaml"), MESH).unwrap();
+    let plane = plane(dir.path()).await;
+    // HTTP libraries have limits of 100 and 200.
+    const STREAMS: usize = 205;
+    let client = client(plane.open).await;
+    let mut streams = Vec::new();
+    for n in 0..STREAMS {
+        let stream = tokio::time::timeout(DEADLINE, Stream::open_by(client.clone(), node())).await;
+        let mut stream = stream.unwrap_or_else(|_| panic!("stream {n} is not taken"));
+        stream.next().await;
+        streams.push(stream);
+    }
+    assert_eq!(plane.crowd.len(), STREAMS);
+    let soon = std::time::Instant::now() + Duration::from_secs(1);
+    assert_eq!((plane.crowd.age(Duration::from_millis(1), soon), plane.crowd.len()), (STREAMS as u64, 0));
+}

@@ -68,6 +68,11 @@ impl Leave {
         self.0.told.load(Ordering::Acquire)
     }
 
+    /// What is the same for all streams of a connection, and for no others as long as one of them is kept.
+    pub(super) fn connection(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
     /// Wakes the connection's task, and with it all of its streams.
     fn wakes(&self, waker: Waker) {
         *self.0.nudge.lock() = Some(waker);
@@ -177,6 +182,9 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_send_buf_size(WRITTEN)
+        // Streams last. With a limit, the one too many would wait for ever without a word, where many proxies' streams share a
+        // connection (behind a relay of xDS). What a client may cost is no matter of this: it may open connections, too.
+        .max_concurrent_streams(None::<u32>)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     let mut streams: Vec<Stream> = Vec::new();

@@ -17,6 +17,9 @@
 {{- if eq $name "WEFT_LOG" -}}
 {{- fail "values.pilot.env.WEFT_LOG has no effect beside values.pilot.logLevel: say there what is logged" -}}
 {{- end -}}
+{{- if eq $name "WEFT_REBALANCE_RATE" -}}
+{{- fail "values.pilot.env.WEFT_REBALANCE_RATE has no effect beside values.pilot.rebalanceRate: say it there" -}}
+{{- end -}}
 {{- if not (or (has $name $honoured) (has $name $noted)) -}}
 {{- fail (printf "values.pilot.env.%s does nothing in Weft's control plane: take it away; it reads %s" $name ($honoured | join ", ")) -}}
 {{- end -}}
