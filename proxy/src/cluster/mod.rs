@@ -184,7 +184,8 @@ impl Cluster {
         if !self.pardons.load(Relaxed) {
             return false;
         }
-        hosts.fold(false, |any, host| host.set_flag(HealthFlag::FailedOutlier, false) || any)
+        // All of them, not only the first.
+        hosts.filter(|host| host.set_flag(HealthFlag::FailedOutlier, false)).count() > 0
     }
 
     /// Whether nobody has called any version of it.
