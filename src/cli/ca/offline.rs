@@ -185,7 +185,8 @@ mod tests {
             CertificateAuthority::new(state, Limits::default(), domain, Some(state_dir.clone())).unwrap();
         let listener = UnixListener::bind(state_dir.join(SOCKET)).unwrap();
         let plane = std::thread::spawn(move || {
-            let answers: [Box<dyn FnOnce(&str) -> String>; 2] = [
+            type Answer = Box<dyn FnOnce(&str) -> String>;
+            let answers: [Answer; 2] = [
                 Box::new(move |_: &str| format!("HTTP/1.1 200 OK\r\n\r\n{status}")),
                 Box::new(move |asked: &str| {
                     let sha256 = asked.split("sha256=").nth(1).and_then(|rest| rest.split(' ').next());

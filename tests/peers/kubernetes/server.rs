@@ -173,13 +173,17 @@ impl Server {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         events
             .filter(|event| event["user"]["username"] == user && event["objectRef"].is_object())
-            .map(|event| {
+            .flat_map(|event| {
                 let of = &event["objectRef"];
                 let resource = match text(&of["subresource"]) {
                     none if none.is_empty() => text(&of["resource"]),
                     part => format!("{}/{part}", text(&of["resource"])),
                 };
-                (text(&event["verb"]), text(&of["apiGroup"]), resource)
+                let group = text(&of["apiGroup"]);
+                // Whoever applies what is not there needs the right to create it.
+                let made = event["verb"] == "patch" && event["responseStatus"]["code"] == 201;
+                let made = made.then(|| ("create".to_owned(), group.clone(), resource.clone()));
+                made.into_iter().chain([(text(&event["verb"]), group, resource)])
             })
             .collect()
     }
