@@ -306,7 +306,7 @@ mod tests {
             assert!(error.contains(words) && error.contains(&*store.path.to_string_lossy()), "{error}");
         }
         // Whole, but not what this version writes.
-        let body = b"{\"node\": \"me\", \"saved\": 1, \"number\": 9}\nnonsense";
+        let body = b"{\"node\": \"me\", \"saved\": 1, \"number\": 9000000000000000000}\nnonsense";
         let code = store.seal.code(body).unwrap();
         std::fs::write(&store.path, [code.as_bytes(), b"\n", body].concat()).unwrap();
         assert!(store.load(now).unwrap_err().to_string().contains("damaged"));
