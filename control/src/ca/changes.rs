@@ -369,7 +369,7 @@ fn bytes(hex: &str) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use rustls_pki_types::pem::PemObject;
     use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
     use time::Duration;
@@ -380,11 +380,11 @@ mod tests {
     use crate::ca::rotation::Wait;
     use crate::ca::store::tests::SMALL;
 
-    fn now() -> OffsetDateTime {
+    pub(in crate::ca) fn now() -> OffsetDateTime {
         OffsetDateTime::now_utc()
     }
 
-    fn open(directory: &std::path::Path) -> Arc<CertificateAuthority> {
+    pub(in crate::ca) fn open(directory: &std::path::Path) -> Arc<CertificateAuthority> {
         let state = State::open(directory, SMALL, now()).unwrap();
         let domain = "cluster.local".parse().unwrap();
         CertificateAuthority::new(state, Limits::default(), domain, Some(directory.to_owned())).unwrap()

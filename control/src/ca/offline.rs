@@ -97,21 +97,10 @@ pub fn sign(root: &str, request: &str, now: OffsetDateTime, life: Duration) -> a
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
+    use crate::ca::State;
+    use crate::ca::changes::tests::{now, open};
     use crate::ca::store::tests::SMALL;
-    use crate::ca::{Limits, State};
-
-    fn now() -> OffsetDateTime {
-        OffsetDateTime::now_utc()
-    }
-
-    fn open(directory: &std::path::Path) -> Arc<CertificateAuthority> {
-        let state = State::open(directory, SMALL, now()).unwrap();
-        let domain = "cluster.local".parse().unwrap();
-        CertificateAuthority::new(state, Limits::default(), domain, Some(directory.to_owned())).unwrap()
-    }
 
     /// Takes the key out; certificate and key in one text.
     fn take_out(authority: &CertificateAuthority) -> String {

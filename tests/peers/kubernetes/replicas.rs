@@ -59,8 +59,7 @@ fn kubelet(place: fn(&str) -> Option<SocketAddr>) {
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
                     let mut asked = String::new();
-                    // The answer is the library's, and large.
-                    #[allow(clippy::result_large_err)]
+                    #[allow(clippy::result_large_err, reason = "what is refused is the library's to shape")]
                     let see = |request: &Request, mut response: Response| {
                         asked = request.uri().to_string();
                         let first = request.headers().get("sec-websocket-protocol").cloned();

@@ -49,8 +49,7 @@ impl<'a> Known<'a> {
 
     /// Whether there is a class of this name, and it is ours.
     pub(super) fn serves_class(&self, name: &str) -> bool {
-        let classes = &self.objects.gateway_classes;
-        classes.iter().any(|class| class.meta.name == name && class.spec.controller_name == CONTROLLER)
+        serves_class(self.objects, name)
     }
 
     /// The labels of a namespace, its name among them.
@@ -144,6 +143,12 @@ impl<'a> Known<'a> {
             ),
         }
     }
+}
+
+/// Whether there is a class of this name, and it is ours.
+pub(super) fn serves_class(objects: &Objects, name: &str) -> bool {
+    let classes = &objects.gateway_classes;
+    classes.iter().any(|class| class.meta.name == name && class.spec.controller_name == CONTROLLER)
 }
 
 /// What is to be said of a Secret's pair. A state is made anew with each change: what was looked at once is remembered by its content.

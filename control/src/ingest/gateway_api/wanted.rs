@@ -4,7 +4,7 @@
 
 use super::doors::service_of;
 use super::infrastructure::left_out;
-use super::known::Known;
+use super::known::serves_class;
 use crate::model::gateway_api::{ApiGateway, Infrastructure};
 use crate::model::meta::Object;
 use crate::model::world::Objects;
@@ -100,9 +100,8 @@ fn obstacles(gateway: &Object<ApiGateway>) -> Vec<(String, String, &'static str)
 
 /// What is to be made, the owners left open.
 pub(in crate::ingest) fn wanted(objects: &Objects) -> Vec<Wanted> {
-    let known = Known::new(objects);
     let ours = objects.api_gateways.iter().filter(|gateway| {
-        known.serves_class(&gateway.spec.gateway_class_name)
+        serves_class(objects, &gateway.spec.gateway_class_name)
             && is_for_us_to_make(gateway)
             && obstacles(gateway).is_empty()
     });
