@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::kinds::{BUILT_IN, DEFINED, Kind};
 use super::store::{Built, Raw, Store};
-use crate::ingest::gateway_api::Standing;
+use crate::ingest::gateway_api::{Address, Standing};
 use crate::model::World;
 
 fn kind(name: &str) -> &'static Kind {
@@ -541,4 +541,44 @@ fn where_others_have_found_room_for_a_networks_gateway_is_read_from_its_status()
     let now = found(&mut store);
     assert!(now.contains("203.0.113.2") && !now.contains("203.0.113.1"), "{now}");
     assert!(store.build().world.networks().names().contains("lb.example"));
+}
+
+#[test]
+fn a_gateway_is_found_at_its_load_balancer_once_that_has_an_address() {
+    let mut store = Store::default();
+    let listeners = json!([{"name": "http", "port": 80, "protocol": "HTTP"}]);
+    let mut gateway = pod("edge-1", "10.0.0.1", "n1");
+    let label = "gateway.networking.k8s.io/gateway-name";
+    gateway["metadata"]["labels"] = json!({label: "edge"});
+    let front = |kind: &str, status: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "edge-weft", "namespace": "shop"},
+            "spec": {"type": kind, "clusterIP": "10.96.0.9", "selector": {label: "edge"}, "ports": [{"name": "http", "port": 80}]},
+            "status": status,
+        })
+    };
+    for object in [
+        edge("GatewayClass", "weft", json!({"controllerName": "weft.dev/gateway-controller"})),
+        edge("Gateway", "edge", json!({"gatewayClassName": "weft", "listeners": listeners})),
+        gateway,
+    ] {
+        assert!(take(&mut store, &object));
+    }
+    let host = Address::Host("edge-weft.shop.svc.cluster.local".to_owned());
+    let given = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}, {"hostname": "lb.example"}]}});
+    let at_balancer = [Address::Ip("203.0.113.7".to_owned()), Address::Host("lb.example".to_owned())];
+    for (kind, status, programmed, expected) in [
+        ("LoadBalancer", json!({}), "AddressNotAssigned", Vec::new()),
+        ("LoadBalancer", given, "Programmed", at_balancer.to_vec()),
+        ("ClusterIP", json!({}), "Programmed", vec![host]),
+    ] {
+        assert!(take(&mut store, &front(kind, status)));
+        let verdicts = store.build().verdicts;
+        let verdict = &verdicts[&("Gateway.gateway.networking.k8s.io", "shop".to_owned(), "edge".to_owned())];
+        let Some(Standing::Gateway { conditions, addresses, .. }) = &verdict.standing else {
+            panic!("{verdict:?}");
+        };
+        let found = conditions.iter().find(|one| one.kind == "Programmed").unwrap();
+        assert_eq!((found.reason, addresses), (programmed, &expected), "{kind}");
+    }
 }

@@ -319,6 +319,20 @@ fn a_gateway_is_told_what_becomes_of_each_listener() {
                  [{group: gateway.networking.k8s.io, kind: Gateway, namespace: edge}], to: [{group: '', kind: Secret}]}\n---\n";
     let seen = gateway(&elsewhere, &(secret("vault") + grant));
     assert!(listener(&seen, 0).starts_with(good), "{:?}", seen.found);
+    // And to be a certificate.
+    let broken = secret("edge").replace(&key, "'-----BEGIN PRIVATE KEY-----'");
+    let seen = gateway(&https(""), &broken);
+    assert!(listener(&seen, 0).contains("!ResolvedRefs=InvalidCertificateRef"), "{}", listener(&seen, 0));
+    // A protocol that nobody here speaks is its listener's trouble alone.
+    let seen = gateway("{name: a, port: 80, protocol: HTTP}, {name: b, port: 90, protocol: TCP}", "");
+    assert!(seen.gateway().0.starts_with("Accepted=ListenersNotValid"), "{}", seen.gateway().0);
+    assert!(listener(&seen, 0).starts_with(good), "{}", listener(&seen, 0));
+    let told = listener(&seen, 1);
+    assert!(
+        told.starts_with("!Accepted=UnsupportedProtocol") && told.ends_with("!Programmed=Invalid"),
+        "{told}"
+    );
+    assert_eq!(seen.objects.gateways.len(), 1);
     // Of those that contradict each other the first is opened.
     let seen = gateway(
         "{name: a, port: 80, protocol: HTTP, hostname: a.b}, {name: b, port: 80, protocol: HTTP, hostname: a.b}, \
