@@ -32,8 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Where metrics are pushed.
 #[derive(Args, Clone, Debug)]
 pub struct PushArgs {
-    /// Push what is counted to this collector, by OTLP over gRPC, such as otel-collector.observability.svc.cluster.local:4317, or
-    /// https://otel.example:4317 for TLS; beside the metrics port, which says the same
+    /// Push what is counted to this collector, by OTLP over gRPC, such as otel-collector.observability.svc.cluster.local:4317, with
+    /// https:// before it for TLS; beside the metrics port, which says the same
     #[arg(long, value_name = "[https://]HOST:PORT", env = "WEFT_OTLP_METRICS")]
     pub otlp_metrics: Option<String>,
     /// The roots, in PEM, that vouch for the collector; without it the system's do
