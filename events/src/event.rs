@@ -115,6 +115,11 @@ impl Event {
         self.fields.get(name)
     }
 
+    /// All that was said of it.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.fields.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
     /// A text that was said of it.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.field(name).and_then(Value::as_str)

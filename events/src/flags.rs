@@ -7,11 +7,11 @@ use clap::{Args, ValueEnum};
 /// Where events go
 #[derive(Args, Clone, Debug)]
 pub struct EventArgs {
-    /// Write the security event log to the end of this file, a line of JSON for each event (denials, failed handshakes, refused
+    /// Write the security event log to the end of this file, a line for each event (denials, failed handshakes, refused
     /// configuration, certificates, administration, quarantines); - is standard output. A file that is moved away is made anew
     #[arg(long, value_name = "PATH", env = "WEFT_SECURITY_LOG")]
     pub security_log: Option<PathBuf>,
-    /// The form of its lines: Weft's own, or that of the Open Cybersecurity Schema Framework
+    /// The form of its lines: Weft's own JSON, the Open Cybersecurity Schema Framework's, or ArcSight's Common Event Format
     #[arg(long, value_name = "FORMAT", env = "WEFT_SECURITY_LOG_FORMAT", default_value = "json")]
     pub security_log_format: Format,
     /// As many events of one kind are told in a second; the rest is counted, and the sum is an event. 0 is no limit
@@ -31,6 +31,8 @@ pub enum Format {
     /// Flat JSON with the names of docs/security-events.md.
     #[default]
     Json,
-    /// OCSF.
+    /// OCSF, the Open Cybersecurity Schema Framework.
     Ocsf,
+    /// CEF, the Common Event Format.
+    Cef,
 }

@@ -3,11 +3,12 @@
 //!
 //! [`emit`] is called where it happens, on any thread: it never waits and touches no file. [`Kind`] and [`Event`] are the model,
 //! `bound` lets no kind flood the others, `log` is the queue with the thread that writes, `ring` keeps what was last for those who
-//! ask (`weft events`), `file` is the security event log's destination, and [`ocsf`] its other form. No runtime is needed, and none of our
+//! ask (`weft events`), `file` is the security event log's destination, and [`ocsf`] and [`cef`] its other forms. No runtime is needed, and none of our
 //! other crates. Before [`start`] nothing is kept: a command that only borrows a half's code tells nobody.
 #![forbid(unsafe_code)]
 
 mod bound;
+pub mod cef;
 mod event;
 mod file;
 mod flags;

@@ -12,7 +12,7 @@ use crate::bound::Bound;
 use crate::file::Destination;
 use crate::flags::{EventArgs, Format};
 use crate::ring::Ring;
-use crate::{Event, Kind, Outcome, Severity, ocsf};
+use crate::{Event, Kind, Outcome, Severity, cef, ocsf};
 
 /// As many events wait for the thread; more are dropped and counted.
 const QUEUE: usize = 4096;
@@ -206,6 +206,7 @@ impl Writer {
             let line = match self.format {
                 Format::Json => json.to_string(),
                 Format::Ocsf => ocsf::to_json(event, origin).to_string(),
+                Format::Cef => cef::to_line(event, origin),
             };
             self.lines.extend_from_slice(line.as_bytes());
             self.lines.push(b'\n');

@@ -230,6 +230,52 @@ fn what_a_proxy_refuses_and_cannot_shake_hands_with_is_told_in_ocsf() {
 }
 
 #[test]
+fn a_denial_is_told_in_cef_and_a_path_full_of_its_signs_changes_no_field() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("security.cef");
+    let path = log.to_str().unwrap();
+    let world = World::start_with("127.83.2.1", &["--security-log", path, "--security-log-format", "cef"]);
+    let filters = "      - name: rbac
+        typed_config:
+          '@type': type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+          rules: {action: DENY, policies: {secrets: {permissions: [{url_path: {path: {prefix: /secret}}}], principals: [{any: true}]}}}
+";
+    world.server.push(&all(&[
+        cluster("backend", world.backend, ""),
+        listener("main", world.ip, 8080, filters),
+        routes("  - {match: {prefix: /}, route: {cluster: backend}}\n"),
+    ]));
+    // Equals signs and pipes; what looks like a field of its own comes without the spaces that would make it one.
+    let asked = "/secret/a=b|src=6.6.6.6|act=allow";
+    eventually("the denial", || world.get(asked).is_ok_and(|(status, _)| status == 403));
+    let mut line = String::new();
+    eventually("its line", || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        line = text.lines().find(|l| l.contains("|denied|")).unwrap_or_default().to_owned();
+        !line.is_empty()
+    });
+    let head =
+        format!("CEF:0|Weft|Weft|{}|denied|Request or connection denied|5|rt=", env!("CARGO_PKG_VERSION"));
+    assert!(line.starts_with(&head), "{line}");
+    for field in [
+        " act=deny ",
+        " outcome=failure ",
+        " src=127.0.0.1 ",
+        " dst=127.83.2.1 ",
+        " dpt=8080 ",
+        " requestMethod=GET ",
+        " request=test/secret/a\\=b|src\\=6.6.6.6|act\\=allow",
+        " cs2Label=policy cs2=secrets",
+        " cn1Label=status cn1=403",
+        " deviceFacility=rbac ",
+        " WeftListener=main",
+    ] {
+        assert!(line.contains(field), "no {field:?} in {line}");
+    }
+    world.goes_on();
+}
+
+#[test]
 fn ejections_and_breakers_are_told_by_the_proxy_and_not_in_the_security_log() {
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("security.jsonl");
