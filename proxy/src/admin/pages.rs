@@ -201,8 +201,7 @@ pub(super) fn samples(state: &AdminState) -> Vec<snapshot::Sample> {
 
 /// The same; with a filter also the zeros of clusters that nobody has called.
 fn read(state: &AdminState, zeros: Option<&stats::Filter>) -> Vec<snapshot::Sample> {
-    let mut samples = snapshot::read();
-    snapshot::add_quiet(&mut samples, state.engine.tables().clusters.all(), zeros);
+    let mut samples = snapshot::read_with(state.engine.tables().clusters.all(), zeros);
     samples.extend(process::samples(state, &samples));
     if state.tcp_aliases {
         process::aliases(&mut samples);

@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::stats::Filter;
-use crate::cluster::{Cluster, ClusterStats};
+use crate::cluster::{Cluster, ClusterStats, Quiet};
 use crate::state::Slot;
 use crate::telemetry::registry::{self, BUCKETS, Labels, Metric, Reading};
 
@@ -115,21 +115,37 @@ pub fn read() -> Vec<Sample> {
 const OF_QUIET: [&str; 5] =
     ["membership_total", "membership_healthy", "membership_degraded", "membership_change", "update_success"];
 
+/// So often groups are read again where a cluster was called meanwhile for the first time.
+const AGAIN: usize = 3;
+
+/// Reads all live groups, and adds clusters that nobody has called.
+pub(super) fn read_with(clusters: Vec<Arc<Slot<Cluster>>>, zeros: Option<&Filter>) -> Vec<Sample> {
+    let clusters: Vec<_> = clusters.into_iter().filter_map(|slot| slot.get()).collect();
+    let quiet = || clusters.iter().filter_map(|cluster| cluster.kept_stats().quiet());
+    let mut again = AGAIN;
+    loop {
+        let before = quiet().count();
+        let mut samples = read();
+        let now: Vec<_> = quiet().collect();
+        // One that was called in between may be neither among the groups that were read nor among those.
+        if now.len() == before || again == 0 {
+            add_quiet(&mut samples, now, zeros);
+            return samples;
+        }
+        again -= 1;
+    }
+}
+
 /// Adds clusters that nobody has called: how many hosts they have, and with a filter all else that they would count, as far as it lets that
 /// through. There may be ten thousand of them. Clusters of one name in statistics are one, called or not.
-pub(super) fn add_quiet(
-    samples: &mut Vec<Sample>,
-    clusters: Vec<Arc<Slot<Cluster>>>,
-    zeros: Option<&Filter>,
-) {
+fn add_quiet(samples: &mut Vec<Sample>, clusters: Vec<(&Arc<str>, Quiet)>, zeros: Option<&Filter>) {
     let mut places: HashMap<(Arc<str>, &'static str), usize> = HashMap::new();
     for (place, sample) in samples.iter().enumerate().filter(|(_, sample)| sample.labels.is_empty()) {
         if let Some(name) = OF_QUIET.into_iter().find(|name| *name == sample.name) {
             places.insert((sample.prefix.clone(), name), place);
         }
     }
-    for cluster in clusters.into_iter().filter_map(|slot| slot.get()) {
-        let Some((prefix, quiet)) = cluster.kept_stats().quiet() else { continue };
+    for (prefix, quiet) in clusters {
         let is_first = !places.contains_key(&(prefix.clone(), OF_QUIET[0]));
         if is_first && let Some(filter) = zeros {
             add_zeros(samples, prefix, filter);
@@ -215,8 +231,7 @@ mod tests {
                 if called {
                     clusters[1].get().unwrap().stats().upstream_rq_total.inc();
                 }
-                let mut samples = read();
-                add_quiet(&mut samples, clusters, zeros);
+                let samples = read_with(clusters, zeros);
                 let told = format!("{prefix}, zeros: {}", zeros.is_some());
                 let prefix = format!("cluster.{prefix}");
                 let of = |name: &str| -> Vec<_> {
@@ -235,6 +250,23 @@ mod tests {
                     (false, None) => Vec::new(),
                 };
                 assert_eq!(calls, expected, "{told}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_called_while_it_is_read_is_told_once() {
+        for round in 0..200 {
+            let prefix = format!("of-called-meanwhile-{round}");
+            let slot = cluster("a", &prefix, 2);
+            let called = slot.get().unwrap();
+            let calling = std::thread::spawn(move || called.stats().upstream_rq_total.inc());
+            let samples = read_with(vec![slot.clone()], Some(&Filter::default()));
+            calling.join().unwrap();
+            let prefix = format!("cluster.{prefix}");
+            for name in ["membership_total", "upstream_rq_total"] {
+                let told = samples.iter().filter(|s| *s.prefix == *prefix && s.name == name).count();
+                assert_eq!(told, 1, "{name}, round {round}");
             }
         }
     }

@@ -426,7 +426,7 @@ fn want() -> Want {
 async fn request(cluster: &Arc<Cluster>) -> Result<String, AcquireError> {
     let picked = cluster.pick(&PickContext::default()).unwrap();
     let upstream = acquire(cluster, picked, &want()).await?;
-    let mut reply = upstream.send(get(), None).await.unwrap();
+    let mut reply = upstream.send(get(), None, drop).await.unwrap();
     let mut text = Vec::new();
     while let Some(Ok(Frame::Data(data))) = reply.body.frame().await {
         text.extend_from_slice(&data);

@@ -1,8 +1,9 @@
 //! Numbers and addresses as text. Each request's fields and log line have a dozen of them, which the standard library's formatting
 //! would make its greatest cost.
 
+use std::cell::Cell;
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -123,27 +124,50 @@ pub(crate) fn ip(out: &mut Vec<u8>, address: IpAddr) {
     out.extend_from_slice(IpText::new(address).as_bytes());
 }
 
+/// An address with its port as text. The longest takes 21 bytes, and three more are written at once with its port.
+type SocketText = ([u8; 24], usize);
+
+/// The addresses whose texts a thread keeps; a connection's come again with each of its requests.
+const KEPT: usize = 64;
+
+thread_local! {
+    /// Each at the place that its number has, which is never 0.
+    static WRITTEN: [Cell<(u64, SocketText)>; KEPT] = const { [const { Cell::new((0, ([0; 24], 0))) }; KEPT] };
+}
+
 /// Appends an address with its port.
+#[inline]
 pub(crate) fn socket(out: &mut Vec<u8>, address: SocketAddr) {
-    match address {
-        SocketAddr::V4(v4_address) => {
-            // The longest takes 21 bytes, and three more are written at once with its port.
-            let mut text = [0; 24];
-            let at = v4(&mut text, *v4_address.ip());
-            text[at] = b':';
-            let port = address.port();
-            let skip = u32::from(port < 10000)
-                + u32::from(port < 1000)
-                + u32::from(port < 100)
-                + u32::from(port < 10);
-            let digit = |unit: u16| b'0' + (port / unit % 10) as u8;
-            let digits = [digit(10_000), digit(1000), digit(100), digit(10), digit(1), 0, 0, 0];
-            let digits = (u64::from_le_bytes(digits) >> (8 * skip)).to_le_bytes();
-            text[at + 1..at + 9].copy_from_slice(&digits);
-            short(out, &text, at + 6 - skip as usize);
+    let SocketAddr::V4(address) = address else { return drop(write!(out, "{address}")) };
+    let bits = address.ip().to_bits();
+    let number = 1 << 48 | u64::from(address.port()) << 32 | u64::from(bits);
+    let place = (bits ^ bits >> 16) as usize ^ usize::from(address.port());
+    let (text, len) = WRITTEN.with(|kept| {
+        let kept = &kept[place % KEPT];
+        match kept.get() {
+            (known, text) if known == number => text,
+            _ => {
+                let text = written(address);
+                kept.set((number, text));
+                text
+            }
         }
-        SocketAddr::V6(_) => drop(write!(out, "{address}")),
-    }
+    });
+    short(out, &text, len);
+}
+
+fn written(address: SocketAddrV4) -> SocketText {
+    let mut text = [0; 24];
+    let at = v4(&mut text, *address.ip());
+    text[at] = b':';
+    let port = address.port();
+    let skip =
+        u32::from(port < 10000) + u32::from(port < 1000) + u32::from(port < 100) + u32::from(port < 10);
+    let digit = |unit: u16| b'0' + (port / unit % 10) as u8;
+    let digits = [digit(10_000), digit(1000), digit(100), digit(10), digit(1), 0, 0, 0];
+    let digits = (u64::from_le_bytes(digits) >> (8 * skip)).to_le_bytes();
+    text[at + 1..at + 9].copy_from_slice(&digits);
+    (text, at + 6 - skip as usize)
 }
 
 /// A number as a field's value.
@@ -194,7 +218,11 @@ mod tests {
             assert_eq!(text(|out| number(out, n)), format!("[{n}"));
             assert_eq!(text(|out| number(out, u64::from(n))), format!("[{n}"));
             let address = SocketAddr::from(([n as u8, 0, 255, (n / 7) as u8], n));
-            assert_eq!(text(|out| socket(out, address)), format!("[{address}"));
+            // The second time it is known, and another at its place is not taken for it.
+            let other = SocketAddr::from(([n as u8, 0, 255, (n / 7) as u8], n.wrapping_add(KEPT as u16)));
+            for address in [address, address, other, address] {
+                assert_eq!(text(|out| socket(out, address)), format!("[{address}"));
+            }
         }
         assert_eq!(text(|out| number(out, u64::MAX)), format!("[{}", u64::MAX));
         assert_eq!(text(|out| number(out, u128::MAX)), format!("[{}", u128::MAX));

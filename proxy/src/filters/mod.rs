@@ -125,7 +125,7 @@ pub enum Verdict {
 
 /// What the route says to a filter, the most specific first.
 fn setting<'a>(exchange: &'a Exchange, name: &str) -> Option<&'a PerFilter> {
-    exchange.matched.as_ref()?.per_filter().find_map(|p| p.get(name))
+    exchange.matched.as_ref()?.setting(name)
 }
 
 impl Filter {
@@ -307,7 +307,7 @@ impl FilterList {
     pub fn denies(&self, subject: &rbac::Subject<'_>, matched: Option<&Matched>) -> Option<Arc<str>> {
         self.filters.iter().find_map(|named| {
             let Filter::Rbac(rbac) = &named.filter else { return None };
-            let setting = matched.and_then(|m| m.per_filter().find_map(|p| p.get(&named.name)));
+            let setting = matched.and_then(|m| m.setting(&named.name));
             match setting {
                 Some(PerFilter::Disabled) => None,
                 None if named.disabled => None,
@@ -340,8 +340,7 @@ impl FilterList {
                     filter.response_head(headers, matched, &named.name, context)
                 }
                 Filter::Compressor(filter) => {
-                    let of_route =
-                        |name: &str| matched.and_then(|m| m.per_filter().find_map(|p| p.get(name)));
+                    let of_route = |name: &str| matched.and_then(|m| m.setting(name));
                     let on = |named: &Named| match of_route(&named.name) {
                         Some(PerFilter::Disabled) => false,
                         setting => !named.disabled || setting.is_some(),
@@ -361,7 +360,7 @@ impl FilterList {
                     filter.response_head(headers, answer, later, of_route(&named.name), &offered);
                 }
                 Filter::Decompressor(filter) => {
-                    let setting = matched.and_then(|m| m.per_filter().find_map(|p| p.get(&named.name)));
+                    let setting = matched.and_then(|m| m.setting(&named.name));
                     let off =
                         matches!(setting, Some(PerFilter::Disabled)) || (named.disabled && setting.is_none());
                     if !off {

@@ -34,7 +34,7 @@ use self::rate_limit::RateLimit;
 use self::stats::RouteStats;
 use crate::cluster::endpoint::Metadata;
 use crate::codec::RequestHead;
-use crate::filters::config::PerRoute;
+use crate::filters::config::{PerFilter, PerRoute};
 use crate::io::TlsInfo;
 use crate::io::metadata::DynamicMetadata;
 use crate::telemetry::trace::Words;
@@ -322,6 +322,18 @@ impl Matched {
             all.reverse();
         }
         all.into_iter().filter(|ops| !ops.is_empty())
+    }
+
+    /// What the most specific level that speaks of a filter says to it.
+    pub fn setting(&self, name: &str) -> Option<&PerFilter> {
+        let host = self.virtual_host();
+        let route = &host.routes[self.route as usize];
+        // Each request asks for each filter, and mostly nobody says anything.
+        let weighted = self.weighted.and_then(|_| self.weighted()).and_then(|w| w.per_filter.get(name));
+        weighted
+            .or_else(|| route.per_filter.get(name))
+            .or_else(|| host.per_filter.get(name))
+            .or_else(|| self.config.per_filter.get(name))
     }
 
     /// Filters' settings, the most specific first.

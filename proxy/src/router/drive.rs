@@ -48,6 +48,19 @@ pub struct Tries<'a> {
     pub random: fn() -> u64,
 }
 
+/// A try's request until it is sent. One that never is, for the try fails or the request is given up before, leaves its head to
+/// those who tell of the request.
+struct Unsent<'a> {
+    request: Request,
+    flow: &'a Flow,
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        self.flow.keep_unsent(&mut self.request.head);
+    }
+}
+
 enum Source {
     Once(Body),
     Again(Replay),
@@ -91,16 +104,15 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
             Source::Once(body) => mem::take(body),
             Source::Again(replay) => replay.body(),
         };
-        let mut request = Request {
-            head: if last { mem::replace(head, RequestHead::empty(Protocol::Http11)) } else { head.clone() },
-            body,
-        };
+        let own = if last { mem::replace(head, RequestHead::empty(Protocol::Http11)) } else { head.clone() };
+        let mut request = Unsent { request: Request { head: own, body }, flow };
         if let Some(trace) = &spanned {
-            trace::begin(trace, &mut request.head);
+            trace::begin(trace, &mut request.request.head);
         }
         let hosts: &[u64] = if avoid { &tried } else { &[] };
         let omit = omit.filter(|_| number > 1);
-        let attempt = Attempt { request: &mut request, tried: hosts, omit, repicks, timeout: limits.per_try };
+        let (request_of, timeout) = (&mut request.request, limits.per_try);
+        let attempt = Attempt { request: request_of, tried: hosts, omit, repicks, timeout };
         let outcome = upstreams.attempt(attempt).await;
         drop(request);
         if let Some(trace) = &spanned {

@@ -140,14 +140,29 @@ impl Flow {
         !matches!(*self.keep.borrow(), Keep::Nothing)
     }
 
-    /// Keeps what is wanted of the head of a request that goes upstream now.
-    pub fn keep_of(&self, head: &RequestHead) {
+    /// Keeps what is wanted of the head of a request that goes upstream now, where sending uses the head up.
+    pub fn keep_copy(&self, head: &RequestHead) {
         let kept = match &*self.keep.borrow() {
             Keep::Nothing => return,
             Keep::Fields(wanted) => wanted.of_request(head),
             Keep::Whole => head.clone(),
         };
         *self.kept_head.borrow_mut() = Some(kept);
+    }
+
+    /// Keeps the head of a request that went upstream, if anything of it is wanted. Nothing is copied: more than logs speak of
+    /// does no harm.
+    pub fn keep_sent(&self, head: RequestHead) {
+        if self.keeps() {
+            *self.kept_head.borrow_mut() = Some(head);
+        }
+    }
+
+    /// Keeps the head of a try that was not sent, if anything of it is wanted and no try was sent before.
+    pub fn keep_unsent(&self, head: &mut RequestHead) {
+        if self.keeps() {
+            self.keep(head);
+        }
     }
 
     /// Keeps the head of a request that goes no further, for logs and events that have none yet.

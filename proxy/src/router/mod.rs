@@ -125,8 +125,6 @@ pub async fn route(admitted: Admitted, buffer_limit: u64) -> Routed {
     }
     // As the request goes upstream, so it is judged.
     let retries = Retries::of(policy, &mut head);
-    // Logs speak of the request as it went upstream.
-    flow.keep_of(&head);
     let host = matched.virtual_host();
     let buffer_limit = matched.route().buffer_limit.or(host.buffer_limit).unwrap_or(buffer_limit);
     let addresses = || format!("{}{}", connection.remote, connection.local);

@@ -2,6 +2,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -393,4 +394,73 @@ fn callers_name_conditions_codes_and_fields_in_the_headers_meant_for_them() {
     assert!(wants(200, &[("x-more", "")]) && wants(200, &[("grpc-status", "14")]));
     // Each field has its own vocabulary.
     assert!(!wants(503, &[]) && !wants(200, &[("grpc-status", "1")]));
+}
+
+/// Takes no request: those that it does not know where to send fail, others wait for a connection for ever.
+struct Stuck(bool);
+
+impl Upstreams for Stuck {
+    type Permit = ();
+
+    async fn attempt(&self, attempt: Attempt<'_>) -> Outcome {
+        attempt.request.head.headers.append(HeaderName::from_static("x-try"), HeaderValue::from_static("1"));
+        if self.0 {
+            std::future::pending::<()>().await;
+        }
+        Outcome { seen: None, result: Err(Failure::NoHost) }
+    }
+
+    fn retry_permit(&self) -> Option<()> {
+        None
+    }
+
+    fn count(&self, _: Event) {}
+
+    fn abandoned(&self) -> Box<dyn FnOnce()> {
+        Box::new(|| {})
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn logs_have_the_head_of_a_request_that_is_never_sent_as_its_try_left_it() {
+    for (waits, wanted) in [(false, true), (true, true), (false, false), (true, false)] {
+        let flow = Rc::new(Flow::new(StreamInfo::new(None)));
+        if wanted {
+            flow.keep_for_logs(Arc::default());
+        }
+        let mut tries = Tries {
+            flow: &flow,
+            policy: None,
+            retries: None,
+            head: head(&[("x-a", "1")]),
+            body: Body::Empty,
+            buffer_limit: 0,
+            limits: timeouts::Timeouts::default(),
+            announce: timeouts::Announce::default(),
+            attempt_count: false,
+            timeout_retry: false,
+            random: || 0,
+        };
+        let stuck = Stuck(waits);
+        let given_up = tokio::time::timeout(Duration::from_secs(1), drive(&stuck, &mut tries)).await;
+        assert_eq!(given_up.is_err(), waits);
+        let kept = flow.kept_head.borrow();
+        assert_eq!(
+            kept.as_ref().map(|head| head.headers.clone()),
+            wanted.then(|| headers(&[("x-a", "1"), ("x-try", "1")]))
+        );
+    }
+}
+
+#[test]
+fn logs_have_the_head_of_the_last_try_that_was_sent() {
+    let flow = Flow::new(StreamInfo::new(None));
+    flow.keep_sent(head(&[("x-a", "1")]));
+    assert!(flow.kept_head.borrow().is_none(), "nobody wants it");
+    flow.keep_for_logs(Arc::default());
+    for try_ in ["1", "2"] {
+        flow.keep_sent(head(&[("x-try", try_)]));
+    }
+    flow.keep_unsent(&mut head(&[("x-try", "3")]));
+    assert_eq!(flow.kept_head.borrow().as_ref().unwrap().headers, headers(&[("x-try", "2")]));
 }

@@ -236,7 +236,11 @@ impl ClusterUpstreams {
             head: mem::replace(&mut request.head, RequestHead::empty(Protocol::Http11)),
             body: mem::take(&mut request.body),
         };
-        let sending = pin!(upstream.send(request, self.informational.clone()));
+        if upstream.protocol() == Protocol::Http2 {
+            self.flow.keep_copy(&request.head);
+        }
+        let written = |head| self.flow.keep_sent(head);
+        let sending = pin!(upstream.send(request, self.informational.clone(), written));
         match within(&self.flow, timeout, sending).await {
             Ok(Ok(mut reply)) => {
                 if cluster.health().is_some() && reply.head.headers.contains(&IMMEDIATE_FAIL) {

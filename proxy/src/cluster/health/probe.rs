@@ -141,7 +141,7 @@ async fn send(line: Line, request: Request) -> Option<(Reply, Rc<RefCell<Option<
             let release = Box::new(move |line: Option<h1::client::Connection>| {
                 *keep.borrow_mut() = line.map(Line::H1);
             });
-            line.send(request, None, release).await.ok()?
+            line.send(request, None, release, drop).await.ok()?
         }
         Line::H2(line) => {
             *back.borrow_mut() = Some(Line::H2(line.clone()));

@@ -10,7 +10,7 @@ use super::{Found, Idle, Line, Shared, with};
 use crate::cluster::host::Host;
 use crate::cluster::limits::Permit;
 use crate::cluster::{Cluster, Picked};
-use crate::codec::{InformationalSink, Protocol, Reply, Request, UpstreamError};
+use crate::codec::{InformationalSink, Protocol, Reply, Request, RequestHead, UpstreamError};
 use crate::io::TlsInfo;
 use crate::telemetry::peer::Callee;
 use crate::telemetry::record::UpstreamLine;
@@ -82,11 +82,12 @@ impl Upstream {
     }
 
     /// Sends a request. The connection goes back to the pool, and the request's places are given back, when the reply's
-    /// body has been read or dropped.
+    /// body has been read or dropped. `written` gets the request's head when its bytes are made; HTTP/2 uses it up.
     pub async fn send(
         self,
         request: Request,
         sink: Option<Rc<dyn InformationalSink>>,
+        written: impl FnOnce(RequestHead),
     ) -> Result<Reply, UpstreamError> {
         let held = self.held;
         match self.found {
@@ -105,7 +106,7 @@ impl Upstream {
                         p.wake();
                     });
                 });
-                connection.send(request, sink, release).await
+                connection.send(request, sink, release, written).await
             }
             Found::Share(shared) => {
                 let handle = shared.connection.borrow().clone();

@@ -15,7 +15,7 @@ use super::parse::{self, Framing, ParsedResponse};
 use super::transport::{Incoming, Outgoing, SendError, Transport};
 use crate::codec::body::{Body, BodyError, BodyStream, Frame};
 use crate::codec::message::{
-    InformationalSink, Progress, Protocol, Release, Reply, Request, ResetReason, UpstreamError,
+    InformationalSink, Progress, Protocol, Release, Reply, Request, RequestHead, ResetReason, UpstreamError,
 };
 use crate::io::Io;
 
@@ -59,12 +59,14 @@ impl Connection {
     }
 
     /// Sends a request and waits for the head of its reply, handing 1xx heads to `sink`. `release` gets the connection back
-    /// when the reply's body has been read (or at once, if there is none), or learns that it is gone.
+    /// when the reply's body has been read (or at once, if there is none), or learns that it is gone. `written` gets the
+    /// request's head as soon as its bytes are made, which nobody needs here then.
     pub async fn send(
         self,
         request: Request,
         sink: Option<Rc<dyn InformationalSink>>,
         release: Release<Connection>,
+        written: impl FnOnce(RequestHead),
     ) -> Result<Reply, UpstreamError> {
         let Request { head, body } = request;
         let mut exchange = Exchange {
@@ -89,6 +91,7 @@ impl Connection {
             let output = encode::request(&head, body.is_empty(), options, &mut transport.write);
             exchange.outgoing = Outgoing::new(body, output, connection.options.enable_trailers);
         }
+        written(head);
         let parsed = poll_fn(|cx| exchange.poll_head(&method, sink.as_deref(), cx)).await?;
         let ParsedResponse { head, framing, keep_alive } = parsed;
         exchange.keep_alive = keep_alive;

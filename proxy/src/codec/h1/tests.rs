@@ -373,7 +373,8 @@ async fn exchange(answer: &'static [u8], body: Body) -> (Result<(u16, String), S
         far
     };
     let ask = async {
-        let mut reply = connection.send(get(body), None, release).await.map_err(|e| format!("{:?}", e))?;
+        let mut reply =
+            connection.send(get(body), None, release, drop).await.map_err(|e| format!("{:?}", e))?;
         let mut text = Vec::new();
         while let Some(frame) = reply.body.frame().await {
             if let Frame::Data(data) = frame.map_err(|e| format!("{:?}", e.reason))? {

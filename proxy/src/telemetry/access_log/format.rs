@@ -8,11 +8,12 @@ use super::operator::Operator;
 use super::{LogContext, Wanted};
 use crate::codec::digits;
 
-/// Literal text or a command.
+/// A command, with the most of it that is written, and the text behind it.
 #[derive(Debug)]
-enum Piece {
-    Text(Literal),
-    Command(Operator, Option<usize>),
+struct Piece {
+    operator: Operator,
+    length: Option<usize>,
+    behind: Literal,
 }
 
 /// Text as it is. What stands between two commands is mostly a space and quotes: its first bytes are written without a call.
@@ -22,16 +23,34 @@ enum Literal {
     Long(Box<[u8]>),
 }
 
+impl Default for Literal {
+    fn default() -> Self {
+        Self::Short([0; 8], 0)
+    }
+}
+
 impl Literal {
-    fn new(text: &str) -> Self {
+    fn new(text: &[u8]) -> Self {
         let mut short = [0; 8];
         match short.get_mut(..text.len()) {
             Some(room) => {
-                room.copy_from_slice(text.as_bytes());
+                room.copy_from_slice(text);
                 Self::Short(short, text.len())
             }
-            None => Self::Long(text.as_bytes().into()),
+            None => Self::Long(text.into()),
         }
+    }
+
+    /// With more text behind it.
+    fn and(&self, text: &str) -> Self {
+        let mut whole = Vec::new();
+        self.write(&mut whole);
+        whole.extend_from_slice(text.as_bytes());
+        Self::new(&whole)
+    }
+
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Short(_, 0))
     }
 
     #[inline]
@@ -43,51 +62,58 @@ impl Literal {
     }
 }
 
-/// One compiled format string.
+/// One compiled format string: text, and commands with text behind each.
 #[derive(Debug, Default)]
-struct Template(Vec<Piece>);
-
-impl Template {
-    fn parse(source: &str) -> Result<Self, FormatError> {
-        let piece = |part| {
-            Ok(match part {
-                Part::Text(text) => Piece::Text(Literal::new(&text)),
-                Part::Command { name, arguments, length } => {
-                    Piece::Command(Operator::parse(name, arguments)?, length)
-                }
-            })
-        };
-        parts(source)?.into_iter().map(piece).collect::<Result<_, FormatError>>().map(Self)
-    }
-
-    fn write(&self, context: &LogContext<'_>, absent: &[u8], out: &mut Vec<u8>) {
-        for piece in &self.0 {
-            match piece {
-                Piece::Text(text) => text.write(out),
-                Piece::Command(operator, length) => {
-                    let start = out.len();
-                    if !operator.write(context, out) {
-                        match absent {
-                            [one] => out.push(*one),
-                            other => out.extend_from_slice(other),
-                        }
-                    }
-                    if let Some(length) = length {
-                        out.truncate(start + (out.len() - start).min(*length));
-                    }
-                }
-            }
-        }
-    }
+struct Template {
+    first: Literal,
+    pieces: Vec<Piece>,
 }
 
 impl Template {
-    fn wants(&self, wanted: &mut Wanted) {
-        for piece in &self.0 {
-            if let Piece::Command(operator, _) = piece {
-                operator.wants(wanted);
+    fn parse(source: &str) -> Result<Self, FormatError> {
+        let mut whole = Self::default();
+        for part in parts(source)? {
+            match part {
+                Part::Text(text) => {
+                    let before = whole.pieces.last_mut().map_or(&mut whole.first, |piece| &mut piece.behind);
+                    *before = before.and(&text);
+                }
+                Part::Command { name, arguments, length } => {
+                    let operator = Operator::parse(name, arguments)?;
+                    whole.pieces.push(Piece { operator, length, behind: Literal::default() });
+                }
             }
         }
+        Ok(whole)
+    }
+
+    /// The command that is all of it.
+    fn lone(&self) -> Option<&Piece> {
+        match &self.pieces[..] {
+            [one] if self.first.is_empty() && one.behind.is_empty() => Some(one),
+            _ => None,
+        }
+    }
+
+    fn write(&self, context: &LogContext<'_>, absent: &[u8], out: &mut Vec<u8>) {
+        self.first.write(out);
+        for Piece { operator, length, behind } in &self.pieces {
+            let start = out.len();
+            if !operator.write(context, out) {
+                match absent {
+                    [one] => out.push(*one),
+                    other => out.extend_from_slice(other),
+                }
+            }
+            if let Some(length) = length {
+                out.truncate(start + (out.len() - start).min(*length));
+            }
+            behind.write(out);
+        }
+    }
+
+    fn wants(&self, wanted: &mut Wanted) {
+        self.pieces.iter().for_each(|piece| piece.operator.wants(wanted));
     }
 }
 
@@ -128,9 +154,9 @@ impl JsonNode {
     /// The value; none where it is absent and such are left out.
     fn value(&self, context: &LogContext<'_>, omit_empty: bool) -> Option<serde_json::Value> {
         Some(match self {
-            Self::Template(template) => match template.0.as_slice() {
+            Self::Template(template) => match template.lone() {
                 // A lone command keeps its type: numbers stay numbers, what is absent is null.
-                [Piece::Command(operator, length)] => {
+                Some(Piece { operator, length, .. }) => {
                     let mut value = operator.value(context);
                     if omit_empty && value.is_null() {
                         return None;
@@ -140,7 +166,7 @@ impl JsonNode {
                     }
                     value
                 }
-                _ => {
+                None => {
                     let mut text = Vec::new();
                     template.write(context, if omit_empty { b"" } else { b"-" }, &mut text);
                     String::from_utf8_lossy(&text).into_owned().into()

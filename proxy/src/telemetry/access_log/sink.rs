@@ -15,7 +15,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex};
 
 /// How long a line may stay in memory; Envoy's default is longer (10 s), a tail on the file should see lines soon.
@@ -56,7 +55,8 @@ pub struct Sink {
 }
 
 thread_local! {
-    static BUFFERS: RefCell<HashMap<u64, Buffer, RandomState>> = RefCell::default();
+    /// By sink; there are few.
+    static BUFFERS: RefCell<Vec<(u64, Buffer)>> = const { RefCell::new(Vec::new()) };
 }
 
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Sink>>>> = LazyLock::new(Mutex::default);
@@ -89,15 +89,15 @@ impl Sink {
     /// Lets `write` append one line to this thread's buffer.
     pub fn append(&self, write: impl FnOnce(&mut Vec<u8>)) {
         BUFFERS.with_borrow_mut(|buffers| {
-            if !buffers.contains_key(&self.id) {
+            let place = buffers.iter().position(|(id, _)| *id == self.id).unwrap_or_else(|| {
                 // A buffer that only we hold belonged to a sink that is gone.
-                buffers.retain(|_, buffer| Arc::strong_count(buffer) > 1);
-            }
-            let buffer = buffers.entry(self.id).or_insert_with(|| {
+                buffers.retain(|(_, buffer)| Arc::strong_count(buffer) > 1);
                 let buffer = Buffer::default();
                 self.shared.buffers.lock().push(buffer.clone());
-                buffer
+                buffers.push((self.id, buffer));
+                buffers.len() - 1
             });
+            let Some((_, buffer)) = buffers.get(place) else { return };
             let mut lines = buffer.lock();
             if lines.len() > LIMIT {
                 self.shared.dropped.fetch_add(1, Relaxed);

@@ -3,7 +3,7 @@
 use super::super::wanted::Fields;
 use super::super::{FormatError, LogContext};
 use super::{Operator, bytes, required};
-use crate::codec::headers::HeaderName;
+use crate::codec::headers::{HeaderName, Place, place_of};
 use crate::codec::{Headers, RequestHead};
 
 /// The path before it was rewritten.
@@ -18,7 +18,7 @@ pub(in super::super) enum Field {
     Authority,
     Scheme,
     Status,
-    Name(HeaderName),
+    Name(HeaderName, Place),
 }
 
 impl Field {
@@ -29,7 +29,11 @@ impl Field {
             ":authority" | "host" => Self::Authority,
             ":scheme" => Self::Scheme,
             ":status" => Self::Status,
-            other => Self::Name(HeaderName::from_bytes(other.as_bytes()).ok()?),
+            other => {
+                let name = HeaderName::from_bytes(other.as_bytes()).ok()?;
+                let place = place_of(&name);
+                Self::Name(name, place)
+            }
         })
     }
 
@@ -40,14 +44,14 @@ impl Field {
             Self::Authority => &head.authority,
             Self::Scheme => &head.scheme,
             Self::Status => return None,
-            Self::Name(name) => return head.headers.get(name).map(|v| v.as_bytes()),
+            Self::Name(name, place) => return head.headers.get_placed(name, *place).map(|v| v.as_bytes()),
         };
         (!found.is_empty()).then_some(found)
     }
 
     pub(super) fn of_fields<'a>(&self, headers: &'a Headers) -> Option<&'a [u8]> {
         match self {
-            Self::Name(name) => headers.get(name).map(|v| v.as_bytes()),
+            Self::Name(name, place) => headers.get_placed(name, *place).map(|v| v.as_bytes()),
             _ => None,
         }
     }
@@ -73,7 +77,7 @@ impl FieldOr {
 
     pub(super) fn wants(&self, fields: &mut Fields) {
         for field in std::iter::once(&self.0).chain(&self.1) {
-            if let Field::Name(name) = field {
+            if let Field::Name(name, _) = field {
                 fields.add(name);
             }
         }
