@@ -132,8 +132,8 @@ impl Headers {
         self.append_placed(name, place, value);
     }
 
-    /// The same for a name whose place is known.
-    #[inline]
+    /// The same for a name whose place is known. In line, for every field of every message comes by here.
+    #[inline(always)]
     pub fn append_placed(&mut self, name: HeaderName, place: Place, value: HeaderValue) {
         if self.names.add(place) {
             self.twice |= self.find(&name).is_some();
@@ -190,6 +190,14 @@ impl Headers {
         }
     }
 
+    /// Sets `name` to one value behind all other fields.
+    pub fn set_last(&mut self, name: HeaderName, value: HeaderValue) {
+        if self.names.add(place_of(&name)) {
+            self.take_out(&name);
+        }
+        self.fields.push((name, value));
+    }
+
     /// Removes every field of `name`; says whether there was one.
     #[inline]
     pub fn remove(&mut self, name: &HeaderName) -> bool {
@@ -202,7 +210,11 @@ impl Headers {
 
     /// Removes every field of `name`; gives the first value, and whether there was another.
     pub fn take(&mut self, name: &HeaderName) -> Option<(HeaderValue, bool)> {
-        let first = self.fields.iter().position(|(n, _)| n == name)?;
+        let first = match self.twice {
+            true => self.fields.iter().position(|(n, _)| n == name)?,
+            // There is one at most. What proxies have written is what they take out, and it stands behind all else.
+            false => self.fields.iter().rposition(|(n, _)| n == name)?,
+        };
         let (_, value) = self.fields.remove(first);
         // Nearly no message has another.
         let more = self.twice && self.fields[first..].iter().any(|(n, _)| n == name);
@@ -369,6 +381,27 @@ mod tests {
         assert_eq!(headers.get_str(&name("via")), Some("a,b"));
         let copy = std::mem::take(&mut headers);
         assert!(headers.is_empty() && !headers.contains(&name("via")) && copy.contains(&name("via")));
+    }
+
+    #[test]
+    fn what_is_set_behind_all_others_is_there_once_and_last() {
+        let mut headers = list(&[("a", "1"), ("b", "2"), ("a", "3"), ("c", "4")]);
+        for (name, text) in [
+            ("a", "b: 2, c: 4, a: 9"),
+            ("d", "b: 2, c: 4, a: 9, d: 9"),
+            ("b", "c: 4, a: 9, d: 9, b: 9"),
+            ("b", "c: 4, a: 9, d: 9, b: 9"),
+        ] {
+            headers.set_last(HeaderName::from_static(name), HeaderValue::from_static("9"));
+            let all: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+            assert_eq!(all.join(", "), text);
+        }
+        headers.append(HeaderName::from_static("b"), HeaderValue::from_static("8"));
+        assert_eq!(
+            headers.take(&HeaderName::from_static("b")).unwrap(),
+            (HeaderValue::from_static("9"), true)
+        );
+        assert!(!headers.contains(&HeaderName::from_static("b")));
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub struct Tries<'a> {
 /// A try's request until it is sent. One that never is, for the try fails or the request is given up before, leaves its head to
 /// those who tell of the request.
 struct Unsent<'a> {
-    request: Request,
+    request: &'a mut Request,
     flow: &'a Flow,
 }
 
@@ -105,15 +105,17 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
             Source::Again(replay) => replay.body(),
         };
         let own = if last { mem::replace(head, RequestHead::empty(Protocol::Http11)) } else { head.clone() };
-        let mut request = Unsent { request: Request { head: own, body }, flow };
+        let mut request = Request { head: own, body };
         if let Some(trace) = &spanned {
-            trace::begin(trace, &mut request.request.head);
+            trace::begin(trace, &mut request.head);
         }
         let hosts: &[u64] = if avoid { &tried } else { &[] };
         let omit = omit.filter(|_| number > 1);
-        let (request_of, timeout) = (&mut request.request, limits.per_try);
-        let attempt = Attempt { request: request_of, tried: hosts, omit, repicks, timeout };
+        let unsent = Unsent { request: &mut request, flow };
+        let timeout = limits.per_try;
+        let attempt = Attempt { request: &mut *unsent.request, tried: hosts, omit, repicks, timeout };
         let outcome = upstreams.attempt(attempt).await;
+        drop(unsent);
         drop(request);
         if let Some(trace) = &spanned {
             trace::outcome(trace, flow, &outcome);

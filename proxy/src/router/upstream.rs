@@ -232,13 +232,13 @@ impl ClusterUpstreams {
             let scheme: &[u8] = if upstream.tls().is_some() { b"https" } else { b"http" };
             request.head.scheme = bytes::Bytes::from_static(scheme);
         }
+        if upstream.protocol() == Protocol::Http2 {
+            self.flow.keep_copy(&request.head);
+        }
         let request = Request {
             head: mem::replace(&mut request.head, RequestHead::empty(Protocol::Http11)),
             body: mem::take(&mut request.body),
         };
-        if upstream.protocol() == Protocol::Http2 {
-            self.flow.keep_copy(&request.head);
-        }
         let written = |head| self.flow.keep_sent(head);
         let sending = pin!(upstream.send(request, self.informational.clone(), written));
         match within(&self.flow, timeout, sending).await {

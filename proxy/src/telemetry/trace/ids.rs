@@ -189,10 +189,9 @@ pub fn b3_trace(trace: u128) -> String {
 
 /// Envoy puts a field that it writes anew behind the others.
 fn put(headers: &mut Headers, name: HeaderName, value: &[u8]) {
-    headers.remove(&name);
     // Digits and dashes make a value.
     if let Ok(value) = HeaderValue::from_bytes(value) {
-        headers.append(name, value);
+        headers.set_last(name, value);
     }
 }
 

@@ -165,8 +165,7 @@ impl Trace {
             Flavor::OpenTelemetry => {
                 ids::write_traceparent(ids, headers);
                 let state = self.state.clone().unwrap_or(HeaderValue::from_static(""));
-                headers.remove(&ids::TRACESTATE);
-                headers.append(ids::TRACESTATE, state);
+                headers.set_last(ids::TRACESTATE, state);
             }
             Flavor::Zipkin { w3c, .. } => {
                 ids::write_b3(ids, headers);
