@@ -243,8 +243,8 @@ const KINDS: [&str; 7] =
 pub const BITS: &str = "takes how many bits of the address are shown, 0 to 128";
 
 /// What a duration is between, and counted in.
-pub const POINTS_AND_UNIT: &str = "takes two of DS_RX_BEG, DS_RX_END, US_CX_BEG, US_CX_END, US_HS_END, US_TX_BEG, US_TX_END, \
-US_RX_BEG, US_RX_BODY_BEG, US_RX_END, DS_TX_BEG, DS_TX_END, and one of ms, us, ns";
+pub const POINTS_AND_UNIT: &str = "takes two of DS_HS_BEG, DS_HS_END, DS_RX_BEG, DS_RX_END, US_CX_BEG, US_CX_END, US_HS_END, US_TX_BEG, \
+US_TX_END, US_RX_BEG, US_RX_BODY_BEG, US_RX_END, DS_TX_BEG, DS_TX_END, and one of ms, us, ns";
 
 const WHICH_SERVER_NAME: &str =
     "takes SNI_ONLY, SNI_FIRST or HOST_FIRST, then a colon and ORIG, HOST or ORIG_OR_HOST";
@@ -281,6 +281,8 @@ const COMMANDS: &[(&str, Takes)] = {
         ("CONNECTION_ID", Nothing),
         ("CONNECTION_TERMINATION_DETAILS", Nothing),
         ("CUSTOM_FLAGS", Nothing),
+        ("DOWNSTREAM_CX_RTT", Nothing),
+        ("DOWNSTREAM_DETECTED_CLOSE_TYPE", Nothing),
         ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS", Nothing),
         ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID", Nothing),
         ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT", Bits),
@@ -292,6 +294,7 @@ const COMMANDS: &[(&str, Takes)] = {
         ("DOWNSTREAM_LOCAL_ADDRESS", Nothing),
         ("DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID", Nothing),
         ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Bits),
+        ("DOWNSTREAM_LOCAL_CLOSE_REASON", Nothing),
         ("DOWNSTREAM_LOCAL_DNS_SAN", Nothing),
         ("DOWNSTREAM_LOCAL_EMAIL_SAN", Nothing),
         ("DOWNSTREAM_LOCAL_IP_SAN", Nothing),
@@ -311,6 +314,8 @@ const COMMANDS: &[(&str, Takes)] = {
         ("DOWNSTREAM_PEER_FINGERPRINT_256", Nothing),
         ("DOWNSTREAM_PEER_IP_SAN", Nothing),
         ("DOWNSTREAM_PEER_ISSUER", Nothing),
+        ("DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256", Nothing),
+        ("DOWNSTREAM_PEER_ISSUER_SERIAL", Nothing),
         ("DOWNSTREAM_PEER_OTHERNAME_SAN", Nothing),
         ("DOWNSTREAM_PEER_SERIAL", Nothing),
         ("DOWNSTREAM_PEER_SUBJECT", Nothing),
@@ -320,6 +325,7 @@ const COMMANDS: &[(&str, Takes)] = {
         ("DOWNSTREAM_REMOTE_PORT", Nothing),
         ("DOWNSTREAM_TLS_CIPHER", Nothing),
         ("DOWNSTREAM_TLS_GROUP", Nothing),
+        ("DOWNSTREAM_TLS_SESSION_ID", Nothing),
         ("DOWNSTREAM_TLS_VERSION", Nothing),
         ("DOWNSTREAM_TRANSPORT_FAILURE_REASON", Nothing),
         ("DURATION", Nothing),
@@ -384,6 +390,8 @@ const COMMANDS: &[(&str, Takes)] = {
         ("START_TIME", Time),
         ("START_TIME_LOCAL", Time),
         ("STREAM_ID", Nothing),
+        ("TLS_JA3_FINGERPRINT", Nothing),
+        ("TLS_JA4_FINGERPRINT", Nothing),
         ("TRACE_ID", Nothing),
         ("TRAILER", Field),
         ("TYPED_CEL", Cel),
@@ -393,6 +401,7 @@ const COMMANDS: &[(&str, Takes)] = {
         ("UPSTREAM_CONNECTION_ID", Nothing),
         ("UPSTREAM_CONNECTION_IDS_ATTEMPTED", Nothing),
         ("UPSTREAM_CONNECTION_POOL_READY_DURATION", Nothing),
+        ("UPSTREAM_DETECTED_CLOSE_TYPE", Nothing),
         ("UPSTREAM_FILTER_STATE", FilterState),
         ("UPSTREAM_HOST", Nothing),
         ("UPSTREAM_HOSTS_ATTEMPTED", Nothing),
@@ -403,6 +412,7 @@ const COMMANDS: &[(&str, Takes)] = {
         ("UPSTREAM_HOST_NAME_WITHOUT_PORT", Nothing),
         ("UPSTREAM_LOCAL_ADDRESS", Nothing),
         ("UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Bits),
+        ("UPSTREAM_LOCAL_CLOSE_REASON", Nothing),
         ("UPSTREAM_LOCAL_DNS_SAN", Nothing),
         ("UPSTREAM_LOCAL_IP_SAN", Nothing),
         ("UPSTREAM_LOCAL_PORT", Nothing),
@@ -425,6 +435,7 @@ const COMMANDS: &[(&str, Takes)] = {
         ("UPSTREAM_SERVER_NAME", Nothing),
         ("UPSTREAM_TLS_CIPHER", Nothing),
         ("UPSTREAM_TLS_GROUP", Nothing),
+        ("UPSTREAM_TLS_SESSION_ID", Nothing),
         ("UPSTREAM_TLS_VERSION", Nothing),
         ("UPSTREAM_TRANSPORT_FAILURE_REASON", Nothing),
         ("VIRTUAL_CLUSTER_NAME", Nothing),
@@ -522,7 +533,9 @@ fn is_time(form: &str) -> bool {
 }
 
 fn is_duration(given: &str) -> bool {
-    const POINTS: [&str; 12] = [
+    const POINTS: [&str; 14] = [
+        "DS_HS_BEG",
+        "DS_HS_END",
         "DS_RX_BEG",
         "DS_RX_END",
         "US_CX_BEG",

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::RoundTrip;
 use super::metadata::{FilterState, Notes, Said};
 use super::proxy_header::Tlv;
 
@@ -50,6 +51,12 @@ pub struct TlsInfo {
     pub number: Option<u128>,
     /// Our own certificate, where there is one to choose from.
     pub local_certificate: Option<Arc<rustls_pki_types::CertificateDer<'static>>>,
+    /// When a client's ClientHello came, and when its handshake was done.
+    pub handshake: Option<(Instant, Instant)>,
+    /// The session's id, where a format speaks of it and TLS 1.2 has one; else empty.
+    pub session_id: Vec<u8>,
+    /// The certificate that vouches for the peer's, where a format speaks of it: shown, or one of our own roots.
+    pub peer_issuer: Option<rustls_pki_types::CertificateDer<'static>>,
     /// The peer's certificate chain in DER, leaf first; empty when it showed none.
     pub peer_chain: Vec<rustls_pki_types::CertificateDer<'static>>,
     /// All URI SANs of the peer's certificate.
@@ -103,6 +110,15 @@ impl Origin {
     }
 }
 
+/// What a TLS client is recognised by, as far as the TLS inspector was asked for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprints {
+    /// By JA3, in hexadecimal digits.
+    pub ja3: Option<String>,
+    /// By JA4.
+    pub ja4: Option<String>,
+}
+
 /// A downstream connection's facts.
 #[derive(Clone, Debug)]
 pub struct ConnectionInfo {
@@ -132,6 +148,10 @@ pub struct ConnectionInfo {
     pub sni: Option<Arc<str>>,
     /// The transport was terminated TLS.
     pub tls: Option<Arc<TlsInfo>>,
+    /// What the TLS inspector recognises the client by.
+    pub fingerprints: Option<Arc<Fingerprints>>,
+    /// How long its segments take, where a format speaks of it.
+    pub round_trip: Option<Arc<RoundTrip>>,
     /// From the connection's begin to the end of its TLS handshake, if there was one.
     pub handshake: Option<Duration>,
     /// Why the transport failed, in words.
@@ -161,6 +181,8 @@ impl ConnectionInfo {
             chain_metadata: None,
             sni: None,
             tls: None,
+            fingerprints: None,
+            round_trip: None,
             handshake: None,
             failure: None,
             notes: None,

@@ -37,6 +37,8 @@ pub struct Copied {
     pub sent: Cell<u64>,
     /// Whether the first stream was the first to end its sending; none while neither has.
     pub first_ended: Cell<Option<bool>>,
+    /// Whether the stream that broke was reset by its peer.
+    pub reset: Cell<bool>,
 }
 
 /// Copies until both directions have ended; the end of one is handed on (half-close) while the other goes on. Buffers exist
@@ -49,7 +51,7 @@ pub async fn copy_bidirectional(
     idle: Option<Duration>,
     copied: &Copied,
 ) -> CopyEnd {
-    let Copied { received, sent, first_ended } = copied;
+    let Copied { received, sent, first_ended, reset } = copied;
     let (mut up, mut down) = (Way::default(), Way::default());
     let mut timer = Idle { limit: idle, alarm: Alarm::default(), last: now() };
     poll_fn(|cx| {
@@ -65,6 +67,7 @@ pub async fn copy_bidirectional(
         }
         for (way, first) in [(&forth, true), (&back, false)] {
             if let Poll::Ready(Err(broken)) = way {
+                reset.set(if first { up.reset } else { down.reset });
                 // The reading side of one direction is the writing side of the other.
                 let downstream_broke = (*broken == Side::Source) == first;
                 return Poll::Ready(if downstream_broke {
@@ -100,6 +103,8 @@ struct Way {
     ended: bool,
     flush: bool,
     done: bool,
+    /// It broke by a reset.
+    reset: bool,
 }
 
 impl Way {
@@ -116,7 +121,10 @@ impl Way {
             }
             while self.written < self.rest.len() {
                 let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.rest[self.written..]));
-                let n = n.ok().filter(|n| *n > 0).ok_or(Side::Sink)?;
+                let n = n.map_err(|error| self.broke(Side::Sink, &error))?;
+                if n == 0 {
+                    return Poll::Ready(Err(Side::Sink));
+                }
                 self.written += n;
                 self.flush = true;
                 count.set(count.get() + n as u64);
@@ -134,7 +142,7 @@ impl Way {
                 Poll::Ready(read) => self.ended = read? == 0,
                 Poll::Pending => {
                     if self.flush {
-                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Side::Sink)?;
+                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|e| self.broke(Side::Sink, &e))?;
                         self.flush = false;
                     }
                     return Poll::Pending;
@@ -143,11 +151,19 @@ impl Way {
         }
     }
 
+    /// A side broke, and by what.
+    fn broke(&mut self, side: Side, error: &io::Error) -> Side {
+        self.reset = error.kind() == io::ErrorKind::ConnectionReset;
+        side
+    }
+
     /// Writes what is in the pipe.
     fn poll_drain(&mut self, to: &Io, count: &Cell<u64>, cx: &mut Context<'_>) -> Poll<Result<(), Side>> {
         let (Some(pipe), Some(to)) = (&mut self.pipe, to.bare()) else { return Poll::Ready(Ok(())) };
         while pipe.held() > 0 {
-            let n = ready!(pipe.poll_drain(to, cx)).ok().filter(|n| *n > 0).ok_or(Side::Sink)?;
+            let drained = ready!(pipe.poll_drain(to, cx));
+            self.reset = drained.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset);
+            let n = drained.ok().filter(|n| *n > 0).ok_or(Side::Sink)?;
             count.set(count.get() + n as u64);
         }
         if let Some(pipe) = self.pipe.take() {
@@ -190,6 +206,11 @@ impl Way {
                 self.pipe = Some(pipe);
                 Poll::Ready(Ok(Some(moved)))
             }
+            // It is told once: a read after it would see an end in order.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+                pipe.give_back();
+                Poll::Ready(Err(self.broke(Side::Source, &error)))
+            }
             Poll::Ready(_) => {
                 pipe.give_back();
                 Poll::Ready(Ok(None))
@@ -214,14 +235,17 @@ impl Way {
         let read = scratch::poll_read(from, cx, |bytes, cx| {
             let n = match Pin::new(to).poll_write(cx, bytes) {
                 Poll::Ready(Ok(n)) if n > 0 => n,
-                Poll::Ready(_) => return broken = true,
+                Poll::Ready(written) => {
+                    self.reset = written.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset);
+                    return broken = true;
+                }
                 Poll::Pending => 0,
             };
             self.flush |= n > 0;
             count.set(count.get() + n as u64);
             self.rest.extend_from_slice(&bytes[n..]);
         });
-        let read = ready!(read).map_err(|_| Side::Source)?;
+        let read = ready!(read).map_err(|error| self.broke(Side::Source, &error))?;
         self.bulk = read >= BULK;
         Poll::Ready(if broken { Err(Side::Sink) } else { Ok(read) })
     }

@@ -10,24 +10,32 @@ pub mod local;
 pub mod metadata;
 mod pipe;
 pub mod proxy_header;
+mod rare;
 pub mod refused;
+mod round_trip;
 pub mod scratch;
 pub mod socket_option;
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 pub use alarm::Alarm;
 pub use bell::{Bell, Ear, bell};
-pub use connection::{ConnectionInfo, Direction, Origin, PassedOn, TlsInfo, UpstreamSource};
+pub use connection::{ConnectionInfo, Direction, Fingerprints, Origin, PassedOn, TlsInfo, UpstreamSource};
 pub use copy::{Copied, CopyEnd, copy_bidirectional};
 pub use gate::{Gate, Pass};
 pub use metadata::{DynamicMetadata, FilterState, Notes};
+pub use rare::Rare;
+pub use round_trip::RoundTrip;
 pub use socket_option::{Moment, SocketOption};
 
 use gate::{Asked, Watch};
@@ -52,7 +60,14 @@ struct Oversight {
     watch: Option<Watch>,
     /// Ends the stream for its reader.
     cut: Option<Ear>,
+    /// What was read since somebody listens in.
+    heard: Option<Vec<u8>>,
+    /// Another descriptor of the socket, for whoever measures; it goes before the stream does, so that it keeps nothing open.
+    measured: Option<Arc<OwnedFd>>,
 }
+
+/// As much is kept for those who listen in: what is said in the clear at a TLS connection's beginning, certificates included.
+const HEARD_MOST: usize = 1 << 16;
 
 #[derive(Debug)]
 enum Kind {
@@ -108,6 +123,32 @@ impl Io {
     /// Ends the stream for its reader when this rings.
     pub fn cut_by(&mut self, cut: Ear) {
         self.oversight.get_or_insert_default().cut = Some(cut);
+    }
+
+    /// Keeps what is read from here on as well.
+    pub fn listen_in(&mut self) {
+        self.oversight.get_or_insert_default().heard = Some(Vec::new());
+    }
+
+    /// What was read since; nothing is kept any more.
+    pub fn heard(&mut self) -> Vec<u8> {
+        self.oversight.as_mut().and_then(|oversight| oversight.heard.take()).unwrap_or_default()
+    }
+
+    /// How long the socket's segments take; none where it is not one of TCP, or there are no descriptors left.
+    pub fn round_trip(&mut self) -> Option<Arc<RoundTrip>> {
+        let socket = Arc::new(self.bare()?.as_fd().try_clone_to_owned().ok()?);
+        let time = RoundTrip::of(&socket);
+        self.oversight.get_or_insert_default().measured = Some(socket);
+        Some(time)
+    }
+
+    /// Has the peer see a reset when the connection ends here, as a peer of the other side has made one.
+    pub fn reset(&self) {
+        if let Some(stream) = self.tcp_stream() {
+            // Fails only on a connection that is gone.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
     }
 
     /// The TCP socket at the bottom, if there is one.
@@ -181,10 +222,23 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // Most have nothing that looks on.
+        if self.oversight.is_none() {
+            return self.poll_plain(cx, buffer);
+        }
         if self.is_cut(cx) {
             return Poll::Ready(Err(gate::denied()));
         }
-        if self.watch_of().is_some() { self.poll_watched(cx, buffer) } else { self.poll_plain(cx, buffer) }
+        let before = buffer.filled().len();
+        let read = match self.watch_of() {
+            Some(_) => self.poll_watched(cx, buffer),
+            None => self.poll_plain(cx, buffer),
+        };
+        if let Some(heard) = self.oversight.as_mut().and_then(|oversight| oversight.heard.as_mut()) {
+            let new = &buffer.filled()[before..];
+            heard.extend_from_slice(&new[..new.len().min(HEARD_MOST - heard.len())]);
+        }
+        read
     }
 }
 

@@ -19,7 +19,7 @@ use super::inspect::Findings;
 use super::listener::Listener;
 use super::sockets::{Directory, WorkerCommand};
 use crate::codec::Drain;
-use crate::io::{ConnectionInfo, Io, PassedOn};
+use crate::io::{ConnectionInfo, Io, PassedOn, Rare};
 use crate::network::NetworkChain;
 use crate::network::recheck::Successor;
 use crate::network::record::{self, End};
@@ -179,6 +179,9 @@ async fn connection(
     };
     let chosen = chain::choose(&policy.chains, &seen).or(policy.default_chain.as_ref()).cloned();
     let mut info = early_info(&accepted, &listener, &policy);
+    if Rare::RoundTrip.is_wanted() {
+        info.round_trip = accepted.io.round_trip();
+    }
     let Some(chosen) = chosen else {
         listener.stats.no_chain.inc();
         let (flag, details) = (Flag::NoRouteFound, "filter_chain_not_found");
@@ -282,6 +285,7 @@ fn early_info(accepted: &Accepted, listener: &Listener, policy: &ListenerConfig)
         listener: listener.name().clone(),
         direction: policy.direction,
         sni: accepted.findings.server_name.clone(),
+        fingerprints: accepted.findings.fingerprints.clone(),
         ..ConnectionInfo::between(accepted.remote, accepted.local)
     }
 }

@@ -9,7 +9,8 @@ use xds_protos::envoy::extensions::filters::listener::tls_inspector::v3 as pb;
 
 use super::chain::TransportProtocol;
 use super::filters::Refusal;
-use crate::io::{Ahead, Io};
+use super::fingerprint;
+use crate::io::{Ahead, Fingerprints, Io};
 use crate::telemetry::registry::{Counter, Group};
 
 /// The most that a ClientHello has by Envoy's default.
@@ -24,6 +25,8 @@ pub struct Findings {
     pub server_name: Option<Arc<str>>,
     /// ALPN of the ClientHello, or `http/1.0`, `http/1.1`, `h2c` by the HTTP inspector.
     pub application_protocols: Vec<Vec<u8>>,
+    /// What its client is recognised by, where that is asked for.
+    pub fingerprints: Option<Arc<Fingerprints>>,
 }
 
 /// `envoy.filters.listener.tls_inspector`.
@@ -33,11 +36,14 @@ pub struct TlsInspector {
     max_hello: usize,
     /// Close a connection whose first record is TLS and holds no ClientHello.
     close_on_error: bool,
+    /// Make these fingerprints of clients.
+    ja3: bool,
+    ja4: bool,
 }
 
 impl Default for TlsInspector {
     fn default() -> Self {
-        Self { max_hello: MAX_HELLO, close_on_error: false }
+        Self { max_hello: MAX_HELLO, close_on_error: false, ja3: false, ja4: false }
     }
 }
 
@@ -45,7 +51,12 @@ impl TlsInspector {
     /// Compiles the message.
     pub fn compile(proto: &pb::TlsInspector) -> Self {
         let max_hello = proto.max_client_hello_size.map_or(MAX_HELLO, |n| n as usize);
-        Self { max_hello, close_on_error: proto.close_connection_on_client_hello_parsing_errors }
+        Self {
+            max_hello,
+            close_on_error: proto.close_connection_on_client_hello_parsing_errors,
+            ja3: proto.enable_ja3_fingerprinting.unwrap_or_default(),
+            ja4: proto.enable_ja4_fingerprinting.unwrap_or_default(),
+        }
     }
 }
 
@@ -128,6 +139,9 @@ pub async fn inspect_tls(io: &mut Io, wanted: &TlsInspector, findings: &mut Find
             findings.transport = TransportProtocol::Tls;
             findings.server_name = name;
             findings.application_protocols = protocols;
+            if wanted.ja3 || wanted.ja4 {
+                findings.fingerprints = fingerprint::of(bytes, wanted.ja3, wanted.ja4).map(Arc::new);
+            }
             Seen::Enough
         }
     })

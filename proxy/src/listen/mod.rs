@@ -9,6 +9,7 @@ pub mod chain;
 pub mod config;
 pub mod decide;
 pub mod filters;
+mod fingerprint;
 pub mod inspect;
 pub mod listener;
 pub mod options;

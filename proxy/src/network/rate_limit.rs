@@ -38,6 +38,8 @@ pub struct Refusal {
     pub flag: Option<Flag>,
     /// The limit of the mesh, if it is one.
     pub limit: Option<Details>,
+    /// Why the connection is closed, in Envoy's words.
+    pub close: &'static str,
 }
 
 enum Limit {
@@ -60,12 +62,12 @@ impl Admission {
 
     /// Why the connection may not stay, if it may not.
     pub async fn refuses(&self, info: &ConnectionInfo) -> Option<Refusal> {
-        let (admitted, flag) = match &self.limit {
-            Limit::Local(limit) => (limit.admits(), Some(Flag::UpstreamRetryLimitExceeded)),
-            Limit::Global(limit) => (limit.admits(info).await, None),
+        let (close, flag) = match &self.limit {
+            Limit::Local(limit) => (limit.refuses(), Some(Flag::UpstreamRetryLimitExceeded)),
+            Limit::Global(limit) => (limit.refuses(info).await, None),
         };
         let flag = if self.told.is_some() { Some(Flag::RateLimited) } else { flag };
-        (!admitted).then(|| Refusal { flag, limit: self.told.clone() })
+        close.map(|close| Refusal { flag, limit: self.told.clone(), close })
     }
 }
 
@@ -114,12 +116,12 @@ impl LocalLimit {
         })
     }
 
-    fn admits(&self) -> bool {
-        let admitted = !self.enabled || self.bucket.take(1);
-        if !admitted {
-            self.rate_limited.inc();
+    fn refuses(&self) -> Option<&'static str> {
+        if !self.enabled || self.bucket.take(1) {
+            return None;
         }
-        admitted
+        self.rate_limited.inc();
+        Some("local_ratelimit_close_over_limit")
     }
 }
 
@@ -207,7 +209,7 @@ impl GlobalLimit {
         })
     }
 
-    async fn admits(&self, info: &ConnectionInfo) -> bool {
+    async fn refuses(&self, info: &ConnectionInfo) -> Option<&'static str> {
         let stats = &self.stats;
         stats.total.inc();
         stats.active.add(1);
@@ -215,7 +217,7 @@ impl GlobalLimit {
         let request = service::request(&self.domain, &self.descriptors_of(info));
         let answer = self.service.ask(&request, &Arc::new(info.clone())).await;
         drop(open);
-        let admitted = match answer {
+        let refused = match answer {
             Some(mut answer) => {
                 if let (Some(notes), Some(said)) = (&info.notes, answer.dynamic_metadata.take()) {
                     let mut metadata = notes.metadata.lock();
@@ -229,20 +231,20 @@ impl GlobalLimit {
                 } else {
                     stats.ok.inc()
                 }
-                !over
+                over.then_some("ratelimit_close_over_limit")
             }
             None => {
                 stats.error.inc();
                 if !self.failure_mode_deny {
                     stats.failure_mode_allowed.inc();
                 }
-                !self.failure_mode_deny
+                self.failure_mode_deny.then_some("ratelimit_error_failure_mode_connection_close")
             }
         };
-        if !admitted {
+        if refused.is_some() {
             stats.cx_closed.inc();
         }
-        admitted
+        refused
     }
 
     fn descriptors_of(&self, info: &ConnectionInfo) -> Vec<Descriptor> {
@@ -295,8 +297,8 @@ mod tests {
     async fn filters_share_a_bucket_that_is_described_alike_under_one_key() {
         let (one, other) = (limit("a", 3), limit("a", 3));
         let (elsewhere, larger, alone) = (limit("b", 3), limit("a", 4), limit("", 3));
-        let admitted = |limit: &LocalLimit| (0..10).filter(|_| limit.admits()).count();
-        assert!(one.admits());
+        let admitted = |limit: &LocalLimit| (0..10).filter(|_| limit.refuses().is_none()).count();
+        assert!(one.refuses().is_none());
         assert_eq!((admitted(&other), admitted(&one)), (2, 0));
         assert_eq!((admitted(&elsewhere), admitted(&larger), admitted(&alone)), (3, 4, 3));
         assert_eq!(one.rate_limited.value(), 10);

@@ -30,7 +30,7 @@ use crate::telemetry::flags::Flags;
 use crate::telemetry::istio::{Changes, Far, Reporter, Side};
 use crate::telemetry::record::{Choice, Compared, Try};
 use crate::telemetry::registry::{Counter, Gauge, Group};
-use crate::telemetry::{Flag, StreamInfo};
+use crate::telemetry::{Closing, Flag, StreamInfo};
 
 /// Envoy's default for how long a connection may be silent.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -251,6 +251,7 @@ pub fn refused(info: &ConnectionInfo, config: &TcpProxyConfig, refusal: Refusal)
         stream.flags.set(flag);
     }
     stream.connection_termination_details = refusal.limit;
+    stream.closing = Some(Box::new(Closing::ours(refusal.close, false)));
     log(&stream, info, config, None);
     if let Some(notes) = &info.notes {
         notes.ruled(Ruling { by: Ruler::Limit, allowed: false, tried: false, name: None });
@@ -306,11 +307,13 @@ async fn relay(
     let Some((slot, cluster)) = slot.and_then(|slot| Some((slot, slot.get()?))) else {
         config.stats.no_route.inc();
         stream.flags.set(Flag::NoClusterFound);
-        return NOT_CONNECTED;
+        return not_connected(stream);
     };
     stream.cluster = Some(slot.name().clone());
     callee.cluster = Some(cluster.clone());
-    let Some((connected, active)) = open(&cluster, info, config, stream).await else { return NOT_CONNECTED };
+    let Some((connected, active)) = open(&cluster, info, config, stream).await else {
+        return not_connected(stream);
+    };
     let Connected { io: mut upstream, tls, local, facts, guard } = connected;
     callee.tls.clone_from(&tls);
     (stream.upstream_local, stream.upstream_tls) = (local, tls);
@@ -343,6 +346,16 @@ async fn relay(
     drop((guard, active));
     stream.bytes_received = copied.received.get();
     stream.bytes_sent = copied.sent.get();
+    if let Some(time) = &info.round_trip {
+        time.measure();
+    }
+    stream.closing = closing(end, stream, info, copied.reset.get()).map(Box::new);
+    match end {
+        // What one side did the other is to see.
+        Some(CopyEnd::DownstreamError) if copied.reset.get() => upstream.reset(),
+        Some(CopyEnd::UpstreamError) if copied.reset.get() => downstream.reset(),
+        _ => {}
+    }
     match end {
         None if stream.flags.has(Flag::DurationTimeout) => "this proxy, after as long as it may last",
         None => "this proxy, which drained",
@@ -360,13 +373,46 @@ async fn relay(
             "the client, by breaking it off"
         }
         Some(CopyEnd::UpstreamError) => {
-            stream.flags.set(Flag::UpstreamConnectionTermination);
+            stream.flags.set(match copied.reset.get() {
+                true => Flag::UpstreamRemoteReset,
+                false => Flag::UpstreamConnectionTermination,
+            });
             "the upstream, by breaking it off"
         }
     }
 }
 
-const NOT_CONNECTED: &str = "this proxy, which reached no upstream";
+/// Why the connections are closed that were there, in Envoy's words; none if nobody of us does.
+fn closing(end: Option<CopyEnd>, stream: &StreamInfo, info: &ConnectionInfo, reset: bool) -> Option<Closing> {
+    let ours = |why| Some(Closing::ours(why, true));
+    match end {
+        None if stream.flags.has(Flag::DurationTimeout) => ours("max_connection_duration_reached"),
+        None => ours("filter_chain_is_being_removed"),
+        Some(CopyEnd::Idle) => ours("tcp_session_idle_timeout"),
+        Some(CopyEnd::DownstreamError) if denied(info) => {
+            let asked = info.notes.as_ref().is_some_and(|n| n.unauthorized.lock().is_some());
+            ours(if asked { "ext_authz_close" } else { "rbac_deny_close" })
+        }
+        Some(CopyEnd::DownstreamError) if reset => Some(Closing::reset(true)),
+        Some(CopyEnd::UpstreamError) if reset => Some(Closing::reset(false)),
+        Some(CopyEnd::Finished | CopyEnd::DownstreamError | CopyEnd::UpstreamError) => None,
+    }
+}
+
+/// No upstream was reached, for a reason that Envoy has a number for.
+fn not_connected(stream: &mut StreamInfo) -> &'static str {
+    let why = if stream.flags.has(Flag::NoClusterFound) {
+        "tcp_initializion_failure:3"
+    } else if stream.flags.has(Flag::UpstreamOverflow) {
+        "tcp_initializion_failure:2"
+    } else if stream.flags.has(Flag::NoHealthyUpstream) {
+        "tcp_initializion_failure:1"
+    } else {
+        "tcp_initializion_failure:0"
+    };
+    stream.closing = Some(Box::new(Closing::ours(why, false)));
+    "this proxy, which reached no upstream"
+}
 
 fn denied(info: &ConnectionInfo) -> bool {
     info.notes.as_ref().is_some_and(|n| n.termination.lock().is_some() || n.unauthorized.lock().is_some())

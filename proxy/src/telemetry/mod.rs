@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod cel;
+pub mod closing;
 pub mod codes;
 pub mod details;
 pub mod events;
@@ -15,6 +16,7 @@ pub mod stream;
 pub mod tap;
 pub mod trace;
 
+pub use closing::Closing;
 pub use details::Details;
 pub use flags::{Flag, Flags};
 pub use stream::StreamInfo;

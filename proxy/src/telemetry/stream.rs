@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::StatusCode;
 
+use super::closing::Closing;
 use super::details::Details;
 use super::flags::Flags;
 use super::record::Trail;
@@ -37,6 +38,8 @@ pub struct StreamInfo {
     pub details: Option<Details>,
     /// Envoy's `%CONNECTION_TERMINATION_DETAILS%`.
     pub connection_termination_details: Option<Details>,
+    /// How its connections ended, if it is one of bytes and they did not end in order.
+    pub closing: Option<Box<Closing>>,
     /// Body bytes from the downstream.
     pub bytes_received: u64,
     /// Body bytes to the downstream.
@@ -130,6 +133,7 @@ impl StreamInfo {
             flags: Flags::default(),
             details: None,
             connection_termination_details: None,
+            closing: None,
             bytes_received: 0,
             bytes_sent: 0,
             route: None,

@@ -1,22 +1,25 @@
 //! TLS towards the downstream: `DownstreamTlsContext` compiled, and `accept`.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use rustls::{CipherSuite, ServerConfig};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio_rustls::LazyConfigAcceptor;
 use xds_protos::envoy::extensions::transport_sockets::tls::v3 as pb;
 
 use super::choice::Choice;
 use super::common::{Common, Material, finish};
 use super::error::{TlsError, TlsStats};
+use super::flight;
 use super::validation::{PeerRole, Validation, VerifyError};
 use super::verifier::Verifier;
-use crate::io::{Io, TlsInfo};
+use crate::io::{Ahead, Io, Rare, TlsInfo};
 use crate::state::error::at;
 use crate::state::{CompileContext, ConfigError};
 
@@ -171,11 +174,13 @@ impl DownstreamContext {
         result
     }
 
-    async fn handshake(&self, io: Io) -> Result<(Io, TlsInfo), TlsError> {
+    async fn handshake(&self, mut io: Io) -> Result<(Io, TlsInfo), TlsError> {
         let built = self.current()?;
+        let offered = if Rare::Session.is_wanted() { offered(&mut io).await } else { None };
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io)
             .await
             .map_err(TlsError::from_io)?;
+        let came = Instant::now();
         let (configs, overlap, sni) = {
             let client = hello.client_hello();
             let newest = self.common.params.versions.contains(&&rustls::version::TLS13)
@@ -188,6 +193,15 @@ impl DownstreamContext {
         let config = if overlap { &configs.with_alpn } else { &configs.without_alpn };
         let stream = hello.into_stream(config.clone()).await.map_err(TlsError::from_io)?;
         let mut info = finish(stream.get_ref().1, built.rules.as_ref(), built.local_id.clone())?;
+        info.handshake = Some((came, Instant::now()));
+        // A client that resumes nothing gets no id: what is known of its session is in its ticket.
+        if let Some(offered) = offered.filter(|_| info.resumed && info.version == "TLSv1.2") {
+            info.session_id = offered;
+        }
+        // Of a session that is resumed Envoy does not know it, either.
+        if let Some(rules) = built.rules.as_ref().filter(|_| Rare::Issuer.is_wanted() && !info.resumed) {
+            info.peer_issuer = rules.issuer(&info.peer_chain, UnixTime::now());
+        }
         info.sni = sni;
         info.local_certificate = built.local_certificate.clone();
         Ok((Io::tls_server(stream), info))
@@ -251,5 +265,20 @@ impl DownstreamContext {
             local_id,
             local_certificate,
         })
+    }
+}
+
+/// The session that a client wants to resume. What is read of its hello is put back.
+async fn offered(io: &mut Io) -> Option<Vec<u8>> {
+    let mut ahead = Ahead::of(io);
+    loop {
+        if let ControlFlow::Break(known) = flight::offered(ahead.bytes()) {
+            return known;
+        }
+        // What is wrong with the stream the handshake will tell.
+        if ahead.more().await.is_ok_and(|n| n > 0) {
+            continue;
+        }
+        return None;
     }
 }

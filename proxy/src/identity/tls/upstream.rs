@@ -13,10 +13,11 @@ use xds_protos::envoy::extensions::transport_sockets::tls::v3 as pb;
 
 use super::common::{Common, Material, finish};
 use super::error::{TlsError, TlsStats};
+use super::flight;
 use super::san::SanMatcher;
 use super::validation::{PeerRole, Validation, ValidationConfig};
 use super::verifier::Verifier;
-use crate::io::{Io, Origin, TlsInfo};
+use crate::io::{Io, Origin, Rare, TlsInfo};
 use crate::state::error::at;
 use crate::state::{CompileContext, ConfigError};
 
@@ -119,8 +120,13 @@ impl UpstreamContext {
         result
     }
 
-    async fn handshake(&self, io: Io, options: ConnectOptions<'_>) -> Result<(Io, TlsInfo), TlsError> {
+    async fn handshake(&self, mut io: Io, options: ConnectOptions<'_>) -> Result<(Io, TlsInfo), TlsError> {
         let built = self.current()?;
+        let listens =
+            Rare::Session.is_wanted() && self.common.params.versions.contains(&&rustls::version::TLS12);
+        if listens {
+            io.listen_in();
+        }
         let asked = options.sni.and_then(|n| server_name(n).ok());
         let hosts = || options.host.filter(|_| self.host_sni).and_then(|n| server_name(n).ok());
         let name = asked.or_else(hosts).or_else(|| self.sni.clone());
@@ -134,7 +140,7 @@ impl UpstreamContext {
         // Without a name the connector still wants one, for its session store's key.
         let name = name.unwrap_or_else(|| ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()));
         let connector = TlsConnector::from(config);
-        let stream = match options.alpn {
+        let mut stream = match options.alpn {
             Some(alpn) => connector.with_alpn(alpn.to_vec()).connect(name, io).await,
             None if self.common.alpn.is_empty() && !options.fallback.is_empty() => {
                 let alpn = options.fallback.iter().map(|p| p.to_vec()).collect();
@@ -144,6 +150,10 @@ impl UpstreamContext {
         }
         .map_err(TlsError::from_io)?;
         let mut info = finish(stream.get_ref().1, built.rules.as_ref(), built.local_id.clone())?;
+        let heard = if listens { stream.get_mut().0.heard() } else { Vec::new() };
+        if info.version == "TLSv1.2" {
+            info.session_id = flight::made(&heard);
+        }
         let same = sni.as_deref().filter(|_| self.san_is_sni);
         if let Some(host) = options.san.or(same) {
             let rules = ValidationConfig::with_san(SanMatcher::host(host));

@@ -207,6 +207,13 @@ impl ValidationConfig {
         !self.anchors.is_empty() || !self.domains.is_empty()
     }
 
+    /// The root that this is made of.
+    fn root(&self, anchor: &TrustAnchor<'_>) -> Option<&CertificateDer<'static>> {
+        self.roots
+            .iter()
+            .find(|root| webpki::anchor_from_trusted_cert(root).is_ok_and(|made| made == *anchor))
+    }
+
     /// The roots that may vouch for this leaf; none if it is of a trust domain that is not known.
     fn anchors_for(&self, leaf: &CertificateDer<'_>) -> Option<&[TrustAnchor<'static>]> {
         if self.domains.is_empty() {
@@ -306,7 +313,7 @@ impl Validation {
     pub fn verify_peer(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Peer, VerifyError> {
         let [leaf, intermediates @ ..] = chain else { return Err(VerifyError::NoCertificate) };
         if self.verifies() {
-            self.verify_chain(leaf, intermediates, now).map_err(VerifyError::Chain)?;
+            self.verify_chain(leaf, intermediates, now, |_| ()).map_err(VerifyError::Chain)?;
         }
         let peer = Peer::of(leaf).ok_or(VerifyError::Unparsable)?;
         if !self.pinned(leaf).ok_or(VerifyError::Unparsable)? {
@@ -317,6 +324,20 @@ impl Validation {
             return Err(VerifyError::San(if names.is_empty() { "none".into() } else { names.join(", ") }));
         }
         Ok(peer)
+    }
+
+    /// The certificate that vouches for the leaf of a chain that verifies: one of those that were shown with it, or a root. It is
+    /// verified for this once more.
+    pub fn issuer(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<CertificateDer<'static>> {
+        let [leaf, intermediates @ ..] = chain else { return None };
+        if !self.config.has_roots() {
+            return None;
+        }
+        let found = |path: &VerifiedPath<'_>| match path.intermediate_certificates().next() {
+            Some(intermediate) => Some(intermediate.der().into_owned()),
+            None => self.config.root(path.anchor()).cloned(),
+        };
+        self.verify_chain(leaf, intermediates, now, found).ok().flatten()
     }
 
     /// Whether a peer that passed is one that the roots vouch for.
@@ -338,32 +359,35 @@ impl Validation {
         Some(is_one(hashes, leaf) || is_one(key_hashes, parsed.public_key().raw))
     }
 
-    fn verify_chain(
+    /// `read` is told the path to the root.
+    fn verify_chain<T>(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<(), webpki::Error> {
+        read: impl Fn(&VerifiedPath<'_>) -> T,
+    ) -> Result<T, webpki::Error> {
         let usage = match self.role {
             PeerRole::Client => KeyUsage::client_auth(),
             PeerRole::Server => KeyUsage::server_auth(),
         };
-        match self.verify_at(leaf, intermediates, now, usage) {
+        match self.verify_at(leaf, intermediates, now, usage, &read) {
             // The one thing `allow_expired_certificate` forgives: look again as of the last second it was valid.
             Err(webpki::Error::CertExpired { not_after, .. }) if self.config.allow_expired => {
-                self.verify_at(leaf, intermediates, not_after, usage)
+                self.verify_at(leaf, intermediates, not_after, usage, &read)
             }
             other => other,
         }
     }
 
-    fn verify_at(
+    fn verify_at<T>(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
         usage: impl ExtendedKeyUsageValidator,
-    ) -> Result<(), webpki::Error> {
+        read: impl Fn(&VerifiedPath<'_>) -> T,
+    ) -> Result<T, webpki::Error> {
         let anchors = self.config.anchors_for(leaf).ok_or(webpki::Error::UnknownIssuer)?;
         let crls: Vec<_> = self.config.crls.iter().map(Arc::as_ref).collect();
         // Other trust domains publish no lists here. Otherwise a certificate that no list speaks for, and a list that has expired, are as good as revoked, as in OpenSSL.
@@ -397,7 +421,7 @@ impl Validation {
                 revocation,
                 Some(&short_enough),
             )
-            .map(|_| ())
+            .map(|path| read(&path))
     }
 }
 

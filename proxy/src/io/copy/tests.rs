@@ -236,3 +236,30 @@ async fn silence_ends_it_after_the_idle_timeout_and_not_before() {
     assert_eq!((end, counts.received.get()), (CopyEnd::Idle, 1));
     assert_eq!((now() - began).as_secs(), 100);
 }
+
+#[tokio::test]
+async fn a_reset_is_told_from_an_end_in_order_also_where_the_kernel_moves_the_bytes() {
+    for much in [1, 4 * BULK] {
+        for by_downstream in [true, false] {
+            let ((client, near), (far, server)) = (connection().await, connection().await);
+            let (mut near, mut far) = (Io::tcp(near), Io::tcp(far));
+            let copied = Copied::default();
+            let (mut from, mut to) = if by_downstream { (client, server) } else { (server, client) };
+            let talk = async {
+                let (bytes, mut read) = (vec![7; much], vec![0; much]);
+                let (sent, came) = tokio::join!(from.write_all(&bytes), to.read_exact(&mut read));
+                sent.and(came.map(|_| ())).unwrap();
+                SockRef::from(&from).set_linger(Some(Duration::ZERO)).unwrap();
+                drop(from);
+            };
+            let (end, ()) = tokio::join!(copy_bidirectional(&mut near, &mut far, None, &copied), talk);
+            let broken = if by_downstream { CopyEnd::DownstreamError } else { CopyEnd::UpstreamError };
+            assert_eq!((end, copied.reset.get()), (broken, true), "{much}");
+            // The other side is to see the same.
+            let other = if by_downstream { far } else { near };
+            other.reset();
+            drop(other);
+            assert_eq!(to.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        }
+    }
+}

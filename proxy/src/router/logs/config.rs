@@ -15,6 +15,7 @@ use xds_protos::{Any, value};
 
 use super::stream::Service;
 use super::{Otlp, Target, Work, stats};
+use crate::io::Rare;
 use crate::route::config::{duration, words};
 use crate::router::collector::{HttpCollector, Resource, TIMEOUT};
 use crate::router::grpc::{GrpcService, only_v3};
@@ -40,8 +41,10 @@ pub fn destination(any: &Any, context: &CompileContext) -> Option<Result<Destina
     if any.is::<OpenTelemetryAccessLogConfig>() {
         Some(any.unpack().map_err(bad).and_then(|config| otlp(&config, &any.value, context)))
     } else if any.is::<grpc::HttpGrpcAccessLogConfig>() {
+        Rare::Session.want();
         Some(any.unpack().map_err(bad).and_then(|config| http(&config, &any.value, context)))
     } else if any.is::<grpc::TcpGrpcAccessLogConfig>() {
+        Rare::Session.want();
         Some(any.unpack().map_err(bad).and_then(|config| tcp(&config, &any.value, context)))
     } else {
         None

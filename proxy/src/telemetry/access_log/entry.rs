@@ -14,6 +14,7 @@ use xds_protos::envoy::data::accesslog::v3::http_access_log_entry::HttpVersion;
 use xds_protos::envoy::data::accesslog::v3::tls_properties as tls;
 use xds_protos::prost_types;
 
+use super::tls::hex;
 use super::{LogContext, LogType, sizes};
 use crate::codec::{Headers, Protocol};
 use crate::io::TlsInfo;
@@ -163,9 +164,11 @@ impl Extras {
     fn tls(&self, context: &LogContext<'_>) -> Option<proto::TlsProperties> {
         let connection = context.connection;
         let sni = connection.sni.as_deref().unwrap_or_default();
+        let ja3 = connection.fingerprints.as_ref().and_then(|found| found.ja3.clone()).unwrap_or_default();
         let Some(info) = connection.tls.as_deref() else {
-            return (!sni.is_empty()).then(|| proto::TlsProperties {
+            return (!sni.is_empty() || !ja3.is_empty()).then(|| proto::TlsProperties {
                 tls_sni_hostname: sni.to_owned(),
+                ja3_fingerprint: ja3,
                 ..proto::TlsProperties::default()
             });
         };
@@ -185,6 +188,8 @@ impl Extras {
             .into(),
             tls_cipher_suite: cipher(info),
             tls_sni_hostname: sni.to_owned(),
+            ja3_fingerprint: ja3,
+            tls_session_id: hex(&info.session_id),
             local_certificate_properties: Some(tls::CertificateProperties {
                 subject_alt_name: names(&local),
                 ..tls::CertificateProperties::default()

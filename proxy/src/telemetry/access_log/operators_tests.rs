@@ -14,7 +14,8 @@ use xds_protos::prost_types::value::Kind;
 use super::*;
 use crate::codec::{Headers, Protocol};
 use crate::io::metadata::{Datum, Said as Told};
-use crate::io::{Direction, TlsInfo};
+use crate::io::{Direction, Fingerprints, Io, TlsInfo};
+use crate::telemetry::closing::Closing;
 use crate::telemetry::record::{Try, UpstreamLine};
 use crate::telemetry::{Flag, Flags};
 
@@ -29,6 +30,8 @@ fn tls() -> Arc<TlsInfo> {
         local_id: Some("spiffe://a/ns/b/sa/own".into()),
         local_certificate: Some(Arc::new(CertificateDer::from_slice(CLIENT).into_owned())),
         peer_chain: vec![CertificateDer::from_slice(CLIENT).into_owned()],
+        session_id: vec![0xab; 3],
+        peer_issuer: Some(CertificateDer::from_slice(CLIENT).into_owned()),
         peer_uri_sans: vec!["spiffe://a/ns/b/sa/c".to_owned()],
         peer_dns_sans: vec!["client.example".to_owned()],
         peer_subject: "CN=client,O=Acme\\, Inc".to_owned(),
@@ -56,6 +59,10 @@ fn connection() -> ConnectionInfo {
         filter_chain: "chain".into(),
         sni: Some("shop.example".into()),
         tls: Some(tls()),
+        fingerprints: Some(Arc::new(Fingerprints {
+            ja3: Some("0a1b".to_owned()),
+            ja4: Some("t13".to_owned()),
+        })),
         direct_local: "127.0.10.2:8081".parse().unwrap(),
         listener_metadata: metadata("listener"),
         chain_metadata: metadata("chain"),
@@ -156,7 +163,11 @@ const SHA1: &str = "6519b7adfa2e5bf7b951933fc0d70cff129889f8";
 
 #[test]
 fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
-    let (connection, stream, request) = (connection(), stream(), request());
+    let (mut connection, stream, request) = (connection(), stream(), request());
+    let mut secured = (*tls()).clone();
+    let at = |micros| stream.start - Duration::from_micros(micros);
+    secured.handshake = Some((at(5000), at(1000)));
+    connection.tls = Some(Arc::new(secured));
     let (response, trailers) = (fields(&[("server", "weft")]), fields(&[("grpc-status", "3")]));
     let http = LogContext {
         request: Some(&request),
@@ -176,6 +187,7 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
     };
     let mut empty = StreamInfo::new(None);
     empty.start = Instant::now();
+    empty.closing = Some(Box::new(Closing::ours("idle", true)));
     let bytes = LogContext { occasion: LogType::TcpConnectionEnd, ..LogContext::new(&empty, &plain) };
     let write = |format: &str, context: &LogContext<'_>| {
         let mut out = Vec::new();
@@ -294,6 +306,18 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
         ("%DOWNSTREAM_LOCAL_OTHERNAME_SAN% %DOWNSTREAM_PEER_OTHERNAME_SAN%", "- -", "- -"),
         ("%DOWNSTREAM_PEER_EMAIL_SAN%", "-", "-"),
         ("%UPSTREAM_LOCAL_DNS_SAN% %UPSTREAM_LOCAL_IP_SAN%", "client.example 192.0.2.7", "- -"),
+        ("%DOWNSTREAM_TLS_SESSION_ID% %UPSTREAM_TLS_SESSION_ID%", "ababab ababab", "- -"),
+        ("%DOWNSTREAM_PEER_ISSUER_SERIAL%", "f00dbeef", "-"),
+        ("%DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256%", SHA256, "-"),
+        ("%TLS_JA3_FINGERPRINT% %TLS_JA4_FINGERPRINT%", "0a1b t13", "- -"),
+        ("%DOWNSTREAM_DETECTED_CLOSE_TYPE% %UPSTREAM_DETECTED_CLOSE_TYPE%", "Normal Normal", "Normal Normal"),
+        ("%DOWNSTREAM_LOCAL_CLOSE_REASON% %UPSTREAM_LOCAL_CLOSE_REASON%", "- -", "idle idle"),
+        ("%DOWNSTREAM_CX_RTT%", "-", "-"),
+        (
+            "%COMMON_DURATION(DS_HS_BEG:DS_HS_END:us)% %COMMON_DURATION(DS_HS_END:DS_RX_BEG:ms)%",
+            "4000 1",
+            "- -",
+        ),
         ("%LOCAL_REPLY_BODY% %ACCESS_LOG_TYPE%", "no DownstreamEnd", "- TcpConnectionEnd"),
         ("%STREAM_ID%", "id-1", "-"),
         // x-request-id, x-envoy-original-path, user-agent and four pseudo-headers; :status and server; grpc-status.
@@ -361,13 +385,47 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
 }
 
 #[test]
+fn resets_are_told_by_who_made_them() {
+    let connection = connection();
+    let said = |by_downstream: Option<bool>, occasion: LogType| {
+        let mut stream = StreamInfo::new(None);
+        stream.closing = by_downstream.map(|by| Box::new(Closing::reset(by)));
+        let context = LogContext { occasion, ..LogContext::new(&stream, &connection) };
+        let mut out = Vec::new();
+        let format =
+            "%DOWNSTREAM_DETECTED_CLOSE_TYPE% %UPSTREAM_DETECTED_CLOSE_TYPE% %UPSTREAM_LOCAL_CLOSE_REASON%";
+        Format::text(format).unwrap().write(&context, &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(said(Some(true), LogType::TcpConnectionEnd), "RemoteReset Normal -");
+    assert_eq!(said(Some(false), LogType::TcpConnectionEnd), "LocalReset RemoteReset -");
+    assert_eq!(said(None, LogType::TcpConnectionEnd), "Normal Normal -");
+    assert_eq!(said(None, LogType::NotSet), "Normal - -", "a listener's line, without an upstream");
+}
+
+#[tokio::test]
+async fn a_format_that_speaks_of_the_round_trip_has_it_measured() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let _client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let mut io = Io::tcp(listener.accept().await.unwrap().0);
+    let format = Format::text("%DOWNSTREAM_CX_RTT%").unwrap();
+    assert!(crate::io::Rare::RoundTrip.is_wanted());
+    let mut connection = connection();
+    connection.round_trip = io.round_trip();
+    let (stream, mut out) = (stream(), Vec::new());
+    format.write(&LogContext::new(&stream, &connection), &mut out);
+    let millis: u32 = String::from_utf8(out).unwrap().parse().unwrap();
+    assert!(millis < 10_000, "{millis}");
+}
+
+#[test]
 fn operators_that_are_not_honoured_are_refused_by_name() {
     for name in [
         "UPSTREAM_WIRE_BYTES_SENT",
         "DOWNSTREAM_HEADER_BYTES_RECEIVED",
-        "DOWNSTREAM_TLS_SESSION_ID",
-        "TLS_JA3_FINGERPRINT",
-        "DOWNSTREAM_DETECTED_CLOSE_TYPE",
+        "UPSTREAM_CX_RTT",
+        "UPSTREAM_PEER_ISSUER_SERIAL",
+        "TLS_JA5_FINGERPRINT",
     ] {
         let bare = name.split('(').next().unwrap_or_default().to_owned();
         assert_eq!(Format::text(&format!("%{name}%")).unwrap_err(), FormatError::Unknown(bare));

@@ -5,7 +5,7 @@ use weft_certs::{inspect, pem};
 
 use super::FormatError;
 use super::time::TimeFormat;
-use crate::io::TlsInfo;
+use crate::io::{Rare, TlsInfo};
 
 /// Which of the two connections is spoken of.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,9 @@ pub(super) enum TlsPart {
     LocalEmailSan,
     LocalOtherNameSan,
     LocalSubject,
+    SessionId,
+    IssuerSerial,
+    IssuerFingerprint,
     Version,
     Cipher,
     Group,
@@ -87,6 +90,11 @@ impl TlsPart {
                 let own = tls.local_certificate.as_deref();
                 own.and_then(inspect::subject).is_some_and(|subject| text(out, &subject))
             }
+            Self::SessionId => text(out, &hex(&tls.session_id)),
+            Self::IssuerSerial => tls.peer_issuer.as_ref().is_some_and(|issuer| text(out, &serial(issuer))),
+            Self::IssuerFingerprint => {
+                tls.peer_issuer.as_ref().is_some_and(|issuer| text(out, &fingerprint(issuer, true)))
+            }
             Self::Version => text(out, tls.version),
             Self::Cipher => text(out, tls.cipher),
             Self::Group => text(out, tls.group),
@@ -123,6 +131,18 @@ pub(super) fn part(name: &str, arguments: Option<&str>) -> Option<Result<(Side, 
         (Side::Downstream, "LOCAL_SUBJECT") => TlsPart::LocalSubject,
         (Side::Downstream, "PEER_EMAIL_SAN") => TlsPart::PeerEmailSan,
         (Side::Downstream, "PEER_OTHERNAME_SAN") => TlsPart::PeerOtherNameSan,
+        (_, "TLS_SESSION_ID") => {
+            Rare::Session.want();
+            TlsPart::SessionId
+        }
+        (Side::Downstream, "PEER_ISSUER_SERIAL") => {
+            Rare::Issuer.want();
+            TlsPart::IssuerSerial
+        }
+        (Side::Downstream, "PEER_ISSUER_FINGERPRINT_256") => {
+            Rare::Issuer.want();
+            TlsPart::IssuerFingerprint
+        }
         (_, "TLS_VERSION") => TlsPart::Version,
         (_, "TLS_CIPHER") => TlsPart::Cipher,
         (_, "TLS_GROUP") => TlsPart::Group,
@@ -160,13 +180,17 @@ fn serial(certificate: &CertificateDer<'_>) -> String {
 }
 
 fn fingerprint(certificate: &[u8], sha256: bool) -> String {
-    use std::fmt::Write;
     let algorithm = match sha256 {
         true => &aws_lc_rs::digest::SHA256,
         false => &aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY,
     };
-    let digest = aws_lc_rs::digest::digest(algorithm, certificate);
-    digest.as_ref().iter().fold(String::with_capacity(64), |mut out, byte| {
+    hex(aws_lc_rs::digest::digest(algorithm, certificate).as_ref())
+}
+
+/// In hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(64), |mut out, byte| {
         // Writing to a string cannot fail.
         let _ = write!(out, "{byte:02x}");
         out

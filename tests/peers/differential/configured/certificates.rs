@@ -22,6 +22,7 @@ const LEAVES: &[(&str, &str, &[&str])] = &[
     ("client", "ca", &["uri:spiffe://cluster.local/ns/a/sa/client", "dns:client.example"]),
     ("client-b", "ca", &["uri:spiffe://cluster.local/ns/b/sa/client"]),
     ("client-other", "ca", &["uri:spiffe://other.domain/ns/a/sa/client"]),
+    ("client-between", "between", &["uri:spiffe://cluster.local/ns/a/sa/client"]),
     ("revoked", "ca", &["uri:spiffe://cluster.local/ns/a/sa/client"]),
     ("foreign", "foreign-ca", &["uri:spiffe://cluster.local/ns/a/sa/client"]),
 ];
@@ -43,6 +44,14 @@ pub fn write(directory: &Path) {
         std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
         authorities.insert(name, Issuer::new(params, key));
     }
+    // One that `ca` vouches for; it is shown with the leaves that it vouches for.
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.distinguished_name.push(DnType::CommonName, "between");
+    let between = params.signed_by(&key, &authorities["ca"]).unwrap().pem();
+    authorities.insert("between", Issuer::new(params, key));
     for (name, issuer, sans) in LEAVES {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
@@ -62,7 +71,8 @@ pub fn write(directory: &Path) {
             params.serial_number = Some(REVOKED.into());
         }
         let certificate = params.signed_by(&key, &authorities[issuer]).unwrap();
-        std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
+        let shown = if *issuer == "between" { certificate.pem() + &between } else { certificate.pem() };
+        std::fs::write(directory.join(format!("{name}.pem")), shown).unwrap();
         std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
     }
     let now = time::OffsetDateTime::now_utc();
@@ -142,13 +152,14 @@ pub fn client(directory: &Path, tls: &Tls) -> (Arc<rustls::ClientConfig>, Server
     (Arc::new(config), ServerName::try_from(name).unwrap())
 }
 
-/// What a server of the suite (an upstream) shows: its certificate, and whether it demands one.
-pub fn server(directory: &Path, demands: bool, alpn: &[&str]) -> Arc<rustls::ServerConfig> {
+/// What a server of the suite (an upstream) shows: its certificate, and by its mode whether it demands one, and whether it gives
+/// tickets of TLS 1.2 instead of keeping sessions.
+pub fn server(directory: &Path, mode: &str, alpn: &[&str]) -> Arc<rustls::ServerConfig> {
     let provider = weft_certs::provider().clone();
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .unwrap();
-    let builder = if demands {
+    let builder = if mode == "mutual" {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(directory.join("ca.pem")).unwrap()).unwrap();
         let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
@@ -159,5 +170,9 @@ pub fn server(directory: &Path, demands: bool, alpn: &[&str]) -> Arc<rustls::Ser
     let (certificates, key) = chain(directory, "upstream");
     let mut config = builder.with_single_cert(certificates, key).unwrap();
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    if mode == "tickets" {
+        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    }
     Arc::new(config)
 }

@@ -130,6 +130,9 @@ async fn open(ask: &Ask, address: SocketAddr, directory: &Path) -> Result<Open, 
 async fn connect(ask: &Ask, address: SocketAddr) -> Result<TcpStream, String> {
     let socket = TcpSocket::new_v4().unwrap();
     let _ = socket.set_nodelay(true);
+    if ask.resets {
+        socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+    }
     if let Some(from) = &ask.from {
         socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
     }

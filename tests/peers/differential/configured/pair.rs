@@ -187,6 +187,8 @@ fn access_log(case: &Case) -> Value {
         "received": "%BYTES_RECEIVED%",
         "sent": "%BYTES_SENT%",
         "sni": "%REQUESTED_SERVER_NAME%",
+        "closed": "%DOWNSTREAM_DETECTED_CLOSE_TYPE% %UPSTREAM_DETECTED_CLOSE_TYPE%",
+        "closed_for": "%DOWNSTREAM_LOCAL_CLOSE_REASON% %UPSTREAM_LOCAL_CLOSE_REASON%",
         "peer": "%DOWNSTREAM_PEER_URI_SAN%",
         "upstream_tls": "%UPSTREAM_PEER_URI_SAN% %UPSTREAM_PEER_DNS_SAN% %UPSTREAM_PEER_SUBJECT% %UPSTREAM_LOCAL_URI_SAN%"
     } });

@@ -108,7 +108,7 @@ pub struct Cluster {
     /// It speaks HTTP/2.
     #[serde(default)]
     pub h2: bool,
-    /// It speaks TLS: `server`, or `mutual` where it demands a certificate.
+    /// It speaks TLS: `server`, `mutual` where it demands a certificate, `tickets` where it gives those and keeps no sessions.
     #[serde(default)]
     pub tls: Option<String>,
     /// Its endpoints; one that answers 200 by default.
@@ -126,6 +126,9 @@ pub struct Endpoint {
     /// Nothing listens there.
     #[serde(default)]
     pub refuses: bool,
+    /// Its connections end by a reset.
+    #[serde(default)]
+    pub resets: bool,
     /// Something listens there, and has no room for another connection.
     #[serde(default)]
     pub silent: bool,
@@ -233,6 +236,8 @@ pub struct Ask {
     pub within: f64,
     /// From this address.
     pub from: Option<String>,
+    /// The connection ends by a reset, where the proxy does not end it.
+    pub resets: bool,
     /// Close without waiting for an answer, after so many milliseconds.
     pub give_up: Option<u64>,
 }

@@ -36,6 +36,7 @@ struct Server {
     endpoint: usize,
     answers: Vec<FullAnswer>,
     echo: Option<String>,
+    resets: bool,
     /// How many requests each side has made.
     asked: Mutex<[usize; 2]>,
     tls: Option<tokio_rustls::TlsAcceptor>,
@@ -93,8 +94,7 @@ fn server(
     book: Book,
 ) -> Server {
     let alpn: &[&str] = if cluster.h2 { &["h2"] } else { &["http/1.1"] };
-    let tls =
-        cluster.tls.as_deref().map(|mode| certificates::server(directory, mode == "mutual", alpn).into());
+    let tls = cluster.tls.as_deref().map(|mode| certificates::server(directory, mode, alpn).into());
     let mut answers: Vec<_> = endpoint.answers.iter().map(|a| a.full()).collect();
     if answers.is_empty() {
         answers.push(FullAnswer::default());
@@ -104,6 +104,7 @@ fn server(
         endpoint: number,
         answers,
         echo: endpoint.echo.clone(),
+        resets: endpoint.resets,
         asked: Mutex::default(),
         tls,
         h2: cluster.h2,
@@ -114,6 +115,9 @@ fn server(
 impl Server {
     async fn connection(self: Arc<Self>, stream: TcpStream, from: SocketAddr) {
         let _ = stream.set_nodelay(true);
+        if self.resets {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
         let side = if from.ip() == IpAddr::V4(Side::Envoy.ip()) { Side::Envoy } else { Side::Weft };
         let Some(acceptor) = self.tls.clone() else { return self.speak(stream, side, String::new()).await };
         // Of a handshake that fails nothing is kept: what matters is that no request came. Whether a client refuses the server

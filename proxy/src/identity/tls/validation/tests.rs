@@ -154,3 +154,27 @@ fn what_cannot_be_used_is_refused_by_its_place() {
         assert_eq!(errors[0].path, path, "{errors:?}");
     }
 }
+
+#[test]
+fn who_vouches_for_a_peer_is_shown_by_it_or_one_of_the_roots() {
+    let root = Ca::new("root", None);
+    let (between, other) = (Ca::new("between", Some(&root)), Ca::new("other", None));
+    let issuer = |roots: &[&Ca], accept: &str, chain: &[CertificateDer<'static>]| {
+        let pem: String = roots.iter().map(|ca| ca.pem.as_str()).collect();
+        let context = json!({ "trusted_ca": { "inline_string": pem }, "trust_chain_verification": accept });
+        let proto = xds_protos::json::from_value(context).unwrap();
+        let config = ValidationConfig::compile(&proto).unwrap_or_else(|e| panic!("{e:?}"));
+        Validation::new(config, PeerRole::Client).issuer(chain, UnixTime::now())
+    };
+    const VERIFY: &str = "VERIFY_TRUST_CHAIN";
+    let (near, far) = (root.leaf(1), between.leaf(2));
+    assert_eq!(issuer(&[&other, &root], VERIFY, &[near.clone()]), Some(root.der.clone()));
+    let shown = [far.clone(), other.der.clone(), between.der.clone()];
+    assert_eq!(issuer(&[&root], VERIFY, &shown), Some(between.der.clone()), "not the next that was shown");
+    assert_eq!(issuer(&[&root, &between], VERIFY, &[far.clone()]), Some(between.der.clone()));
+    // A chain that does not verify has nobody who vouches for it, also where it is let in.
+    assert_eq!(issuer(&[&root], VERIFY, &[far.clone()]), None);
+    assert_eq!(issuer(&[&other], "ACCEPT_UNTRUSTED", &shown), None);
+    assert_eq!(issuer(&[&root], "ACCEPT_UNTRUSTED", &shown), Some(between.der.clone()));
+    assert_eq!(issuer(&[&root], VERIFY, &[]), None);
+}

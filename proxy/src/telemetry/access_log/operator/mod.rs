@@ -20,10 +20,12 @@ use self::grpc::GrpcShape;
 use self::moments::{Point, Unit, since};
 use super::time::TimeFormat;
 use super::tls::{Side, TlsPart};
-use super::{FormatError, LogContext, Of, Wanted, sizes};
+use super::{FormatError, LogContext, LogType, Of, Wanted, sizes};
 use crate::codec::digits::{self, millis};
 use crate::codec::headers::HeaderName;
+use crate::telemetry::Flag;
 use crate::telemetry::cel::{Expression, Seen};
+use crate::telemetry::closing::CloseType;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -84,6 +86,10 @@ pub(super) enum Operator {
     ConnectionId,
     AttemptCount,
     Tls(Side, TlsPart),
+    CloseType(Side),
+    CloseReason(Side),
+    Fingerprint(Recognition),
+    RoundTrip,
     GrpcStatus(GrpcShape),
     Hostname(String),
     DynamicMetadata(Vec<String>),
@@ -114,6 +120,13 @@ pub(super) enum Head {
     Request,
     Response,
     Trailers,
+}
+
+/// By what a TLS client is recognised.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Recognition {
+    Ja3,
+    Ja4,
 }
 
 impl Operator {
@@ -161,6 +174,7 @@ impl Operator {
                 | Self::PoolReadyDuration
                 | Self::HandshakeDuration
                 | Self::Zero
+                | Self::RoundTrip
                 | Self::HeaderBytes(_)
                 | Self::AttemptCount
                 | Self::RequestTxDuration
@@ -235,6 +249,10 @@ impl Operator {
             | Self::ConnectionId
             | Self::AttemptCount
             | Self::Tls(..)
+            | Self::CloseType(_)
+            | Self::CloseReason(_)
+            | Self::Fingerprint(_)
+            | Self::RoundTrip
             | Self::GrpcStatus(_)
             | Self::Hostname(_)
             | Self::DynamicMetadata(_)
@@ -341,6 +359,24 @@ impl Operator {
                 };
                 tls.is_some_and(|tls| part.write(tls, out))
             }
+            Self::CloseType(side) => text(out, close_type(context, *side).map(CloseType::as_str)),
+            Self::CloseReason(Side::Downstream) => {
+                text(out, stream.closing.as_ref().and_then(|c| c.downstream.why))
+            }
+            Self::CloseReason(Side::Upstream) => {
+                text(out, stream.closing.as_ref().and_then(|c| c.upstream.why))
+            }
+            Self::Fingerprint(which) => {
+                let found = connection.fingerprints.as_deref().and_then(|found| match which {
+                    Recognition::Ja3 => found.ja3.as_deref(),
+                    Recognition::Ja4 => found.ja4.as_deref(),
+                });
+                text(out, found)
+            }
+            Self::RoundTrip => match &connection.round_trip {
+                Some(time) => number(out, time.millis()),
+                None => false,
+            },
             Self::GrpcStatus(shape) => match (stream.grpc_status, shape) {
                 (Some(code), GrpcShape::Number) => number(out, code),
                 (Some(code), GrpcShape::Camel) => text(out, Some(grpc::camel(code))),
@@ -376,6 +412,22 @@ impl Operator {
             Self::ConfiguredMetadata(of, path) => {
                 metadata::value(out, metadata::found_configured(context, *of, path))
             }
+        }
+    }
+}
+
+/// How a connection was seen to end. Where a request's line is written both live, and where there is no upstream nothing ended.
+fn close_type(context: &LogContext<'_>, side: Side) -> Option<CloseType> {
+    let stream = context.stream;
+    let closing = stream.closing.as_deref().copied().unwrap_or_default();
+    match side {
+        Side::Downstream => Some(closing.downstream.how),
+        // Envoy's of bytes has one from the beginning, whether it is reached or not; a listener's own line has none.
+        Side::Upstream if context.occasion == LogType::TcpConnectionEnd => Some(closing.upstream.how),
+        Side::Upstream => {
+            // One that had no room was chosen, too.
+            let chosen = stream.upstream_host.is_some() || stream.flags.has(Flag::UpstreamOverflow);
+            chosen.then_some(closing.upstream.how)
         }
     }
 }

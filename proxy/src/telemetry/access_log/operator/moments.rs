@@ -9,6 +9,9 @@ use crate::codec::digits::millis;
 /// A moment of a stream that `%COMMON_DURATION%` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Point {
+    /// Of the client's TLS handshake.
+    HelloCame,
+    Secured,
     RequestStart,
     RequestEnd,
     ConnectStart,
@@ -26,6 +29,8 @@ pub(in super::super) enum Point {
 impl Point {
     fn parse(name: &str) -> Option<Self> {
         Some(match name {
+            "DS_HS_BEG" => Self::HelloCame,
+            "DS_HS_END" => Self::Secured,
             "DS_RX_BEG" => Self::RequestStart,
             "DS_RX_END" => Self::RequestEnd,
             "US_CX_BEG" => Self::ConnectStart,
@@ -51,7 +56,10 @@ impl Point {
         let stream = context.stream;
         let trail = &stream.trail;
         let line = trail.line.as_deref();
+        let handshake = || context.connection.tls.as_deref().and_then(|tls| tls.handshake);
         match self {
+            Self::HelloCame => handshake().map(|(came, _)| came),
+            Self::Secured => handshake().map(|(_, done)| done),
             Self::RequestStart => Some(stream.start),
             Self::RequestEnd => stream.request_end,
             Self::ConnectStart => line.map(|line| line.began),

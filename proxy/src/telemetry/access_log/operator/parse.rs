@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use super::super::time::TimeFormat;
+use super::super::tls::Side;
 use super::super::{FormatError, Of, tls};
 use super::address::{HostAs, Part};
 use super::fields::{FieldOr, PathOf, ServerName};
 use super::grpc::GrpcShape;
-use super::{Head, Operator, coalesce, fields, metadata, moments, required};
+use super::{Head, Operator, Recognition, coalesce, fields, metadata, moments, required};
+use crate::io::Rare;
 use crate::telemetry::cel::Expression;
 
 impl Operator {
@@ -159,6 +161,16 @@ fn plain(name: &str) -> Option<Operator> {
         "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID" => Op::Empty { upstream: true },
         // No filter of ours sets any.
         "CUSTOM_FLAGS" => Op::Empty { upstream: false },
+        "DOWNSTREAM_DETECTED_CLOSE_TYPE" => Op::CloseType(Side::Downstream),
+        "UPSTREAM_DETECTED_CLOSE_TYPE" => Op::CloseType(Side::Upstream),
+        "DOWNSTREAM_LOCAL_CLOSE_REASON" => Op::CloseReason(Side::Downstream),
+        "UPSTREAM_LOCAL_CLOSE_REASON" => Op::CloseReason(Side::Upstream),
+        "TLS_JA3_FINGERPRINT" => Op::Fingerprint(Recognition::Ja3),
+        "TLS_JA4_FINGERPRINT" => Op::Fingerprint(Recognition::Ja4),
+        "DOWNSTREAM_CX_RTT" => {
+            Rare::RoundTrip.want();
+            Op::RoundTrip
+        }
         "ROUTE_NAME" => Op::RouteName,
         "FILTER_CHAIN_NAME" => Op::FilterChainName,
         "CONNECTION_ID" => Op::ConnectionId,
