@@ -4,6 +4,7 @@ mod checks;
 mod design;
 mod idle;
 mod losses;
+mod returns;
 mod topology;
 mod trials;
 mod upstreams;
