@@ -170,6 +170,11 @@ impl CheckedRequest {
         crate::pem::block("CERTIFICATE REQUEST", &self.der)
     }
 
+    /// The same as DER.
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
     /// Whether a certificate is for its key.
     pub fn is_key_of(&self, certificate: &rustls_pki_types::CertificateDer<'_>) -> bool {
         X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| parsed.public_key().raw == self.spki)

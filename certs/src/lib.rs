@@ -6,11 +6,15 @@
 #![forbid(unsafe_code)]
 
 pub mod authority;
+pub mod chain;
 pub mod csr;
+mod der;
 pub mod digest;
 pub mod inspect;
 pub mod memory;
 pub mod pem;
+pub mod pkcs7;
+pub mod renewal;
 pub mod rotation;
 pub mod rustls_verifiers;
 pub mod spiffe;

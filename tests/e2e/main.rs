@@ -29,6 +29,7 @@ mod described_once;
 mod dns;
 mod drain;
 mod egress;
+mod est;
 mod events;
 mod expiry;
 mod explain;

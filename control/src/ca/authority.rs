@@ -16,6 +16,7 @@ use weft_certs::spiffe::{SpiffeId, TrustDomain};
 
 use super::csr_api::CsrApiError;
 use super::elsewhere::{self, Elsewhere};
+use super::est::EstError;
 use super::openbao::OpenBaoError;
 use super::store::{State, StoreError};
 use crate::model::Trust;
@@ -61,6 +62,9 @@ pub enum SignError {
     /// Nor does a signer of Kubernetes'.
     #[error(transparent)]
     Kubernetes(#[from] CsrApiError),
+    /// Nor does a server of EST.
+    #[error(transparent)]
+    Est(#[from] EstError),
 }
 
 impl SignError {
@@ -69,6 +73,7 @@ impl SignError {
         match self {
             Self::OpenBao(error) => error.passes(),
             Self::Kubernetes(error) => error.passes(),
+            Self::Est(error) => error.passes(),
             _ => false,
         }
     }
@@ -78,6 +83,7 @@ impl SignError {
         match self {
             Self::Request(_) | Self::Lifetime { .. } => true,
             Self::Kubernetes(error) => error.is_the_requests(),
+            Self::Est(error) => error.is_the_requests(),
             _ => false,
         }
     }

@@ -12,23 +12,17 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use rustls_pki_types::UnixTime;
 use serde_json::json;
-use time::OffsetDateTime;
 use weft_certs::csr::CheckedRequest;
 use weft_certs::spiffe::SpiffeId;
-use weft_certs::verify::{Bundle, Expected, Usage, ValidationContext, verify_peer};
 
+use super::believed::{self, SHORTEST};
 use super::openbao::Signed;
 
 /// How long a signer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(150);
-/// The API takes no request for less.
-const SHORTEST: i64 = 600;
-/// As far as a signer's clock may be ahead.
-const AHEAD: time::Duration = time::Duration::minutes(5);
 /// Begins the names of signers whose certificates say who somebody is to the cluster itself.
 const OWN: &str = "kubernetes.io/";
 
@@ -146,12 +140,7 @@ impl CsrApi {
     pub fn roots(&self) -> Result<String, CsrApiError> {
         let bad = |why: String| CsrApiError::Roots { path: self.roots.clone(), why };
         let text = std::fs::read(&self.roots).map_err(|error| bad(error.to_string()))?;
-        let all = weft_certs::pem::certificates(&text).map_err(|error| bad(error.to_string()))?;
-        let roots: String = all.iter().filter(|c| is_root(c)).map(weft_certs::pem::encode).collect();
-        if roots.is_empty() {
-            return Err(bad("holds no root (a certificate that is its own issuer)".to_owned()));
-        }
-        Ok(roots)
+        believed::roots(&text).map_err(bad)
     }
 
     /// Has a request signed, for a proven sender. `besides` are the DNS names and addresses that it names.
@@ -165,11 +154,8 @@ impl CsrApi {
         besides: (&[&str], &[IpAddr]),
         life: time::Duration,
     ) -> Result<Signed, CsrApiError> {
-        let names = request.names();
-        let own = names.uris == [id.as_str()] && names.dns == besides.0 && names.addresses == besides.1.len();
-        if !own || !names.subject.is_empty() || names.others {
-            return Err(CsrApiError::Names { named: names.to_string(), id: id.to_string() });
-        }
+        believed::names_its_sender(request, id, besides)
+            .map_err(|named| CsrApiError::Names { named, id: id.to_string() })?;
         let object = CertificateSigningRequest {
             metadata: ObjectMeta { generate_name: Some("weft-".to_owned()), ..ObjectMeta::default() },
             spec: CertificateSigningRequestSpec {
@@ -180,6 +166,7 @@ impl CsrApi {
                         .map(str::to_owned)
                         .to_vec(),
                 ),
+                // The API takes no request for less.
                 expiration_seconds: Some(
                     i32::try_from(life.whole_seconds().max(SHORTEST)).unwrap_or(i32::MAX),
                 ),
@@ -235,48 +222,8 @@ impl CsrApi {
     fn checked(&self, text: &[u8], request: &CheckedRequest, id: &SpiffeId) -> Result<Signed, CsrApiError> {
         let bad = |why: String| CsrApiError::Answer { signer: self.signer.clone(), why };
         let chain = weft_certs::pem::certificates(text).map_err(|error| bad(error.to_string()))?;
-        let facts = weft_certs::inspect::facts(&chain[0]).map_err(|error| bad(error.to_string()))?;
-        if facts.uri_sans != [id.as_str()] {
-            return Err(bad(format!("it is for {:?}, and {id} is who asked", facts.uri_sans)));
-        }
-        if facts.is_ca {
-            return Err(bad("it may sign others".to_owned()));
-        }
-        lives_no_longer(facts.not_after, OffsetDateTime::now_utc(), self.longest).map_err(&bad)?;
-        if !request.is_key_of(&chain[0]) {
-            return Err(bad("it is for another key".to_owned()));
-        }
-        // Whoever renews has one that is taken, and would put another in its place.
-        let roots = weft_certs::pem::certificates(self.roots()?.as_bytes())
-            .map_err(|error| bad(error.to_string()))?;
-        let bundle = Bundle::new(roots).map_err(|error| bad(error.to_string()))?;
-        let context = ValidationContext { bundle, expected: Expected::Ids(vec![id.clone()]) };
-        verify_peer(&chain, &context, UnixTime::now(), Usage::Client).map_err(|error| {
-            bad(format!("the mesh would not take it ({error}): are the signer's roots in --ca-trust?"))
-        })?;
-        let between = chain[1..].iter().filter(|certificate| !is_root(certificate));
-        Ok(Signed {
-            certificate: weft_certs::pem::encode(&chain[0]),
-            intermediates: between.map(weft_certs::pem::encode).collect(),
-        })
+        believed::usable(&chain, &self.roots()?, request, id, self.longest).map_err(bad)
     }
-}
-
-/// How long one may live is only a wish to a signer, which may give what it likes.
-fn lives_no_longer(end: OffsetDateTime, now: OffsetDateTime, longest: time::Duration) -> Result<(), String> {
-    // Its clock may be ahead of ours.
-    if end - now <= longest.max(time::Duration::seconds(SHORTEST)) + AHEAD {
-        return Ok(());
-    }
-    Err(format!(
-        "it lives for {} hours more, and {} are the most (--max-workload-cert-ttl): have the signer heed expirationSeconds, or raise the limit",
-        (end - now).whole_hours(),
-        longest.whole_hours()
-    ))
-}
-
-fn is_root(certificate: &rustls_pki_types::CertificateDer<'_>) -> bool {
-    weft_certs::inspect::facts(certificate).is_ok_and(|facts| facts.issuer == facts.subject)
 }
 
 #[cfg(test)]
@@ -293,21 +240,6 @@ mod tests {
 
     fn id(account: &str) -> SpiffeId {
         format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
-    }
-
-    #[test]
-    fn what_a_signer_gives_lives_no_longer_than_it_may() {
-        let (now, hours) = (OffsetDateTime::now_utc(), time::Duration::hours);
-        let given = |life: time::Duration, longest| lives_no_longer(now + life, now, longest);
-        given(hours(24), hours(24)).unwrap();
-        given(hours(24) + time::Duration::minutes(4), hours(24)).unwrap();
-        // The API takes no request for less than ten minutes.
-        given(time::Duration::minutes(10), time::Duration::minutes(1)).unwrap();
-        let error = given(hours(8760), hours(2160)).unwrap_err();
-        assert!(
-            error.contains("8760 hours") && error.contains("2160 are the most (--max-workload-cert-ttl)"),
-            "{error}"
-        );
     }
 
     #[tokio::test]

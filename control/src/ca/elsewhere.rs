@@ -1,4 +1,4 @@
-//! An authority whose keys are somebody else's: OpenBao's, or those of a signer of Kubernetes'. What the control plane needs to start
+//! An authority whose keys are somebody else's: OpenBao's, those of a signer of Kubernetes', or of a server of EST. What the control plane needs to start
 //! without it is kept: the roots that were last known (`root-cert.pem`), the key that signs tokens, and the last certificate of the
 //! secure port.
 
@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use super::authority::{CertificateAuthority, Limits, SignError};
 use super::csr_api::CsrApi;
+use super::est::Est;
 use super::openbao::{OpenBao, Signed};
 use super::store::{self, ROOT_CERTIFICATE, TOKEN_KEY};
 use crate::model::Trust;
@@ -28,6 +29,8 @@ pub enum Elsewhere {
     OpenBao(OpenBao, String),
     /// A signer of Kubernetes'.
     Kubernetes(Box<CsrApi>),
+    /// A server of EST.
+    Est(Est),
 }
 
 impl Elsewhere {
@@ -36,6 +39,7 @@ impl Elsewhere {
         match self {
             Self::OpenBao(..) => "openbao",
             Self::Kubernetes(_) => "kubernetes-csr",
+            Self::Est(_) => "est",
         }
     }
 
@@ -54,6 +58,8 @@ impl Elsewhere {
         match self {
             Self::OpenBao(openbao, _) => Ok(openbao.sign(&request.pem(), id, dns, addresses, life).await?),
             Self::Kubernetes(api) => Ok(api.sign(request, id, (dns, addresses), life).await?),
+            // It is not asked for a life: the protocol has no word for it.
+            Self::Est(est) => Ok(est.sign(request, id, (dns, addresses)).await?),
         }
     }
 
@@ -65,6 +71,7 @@ impl Elsewhere {
                 .await
                 .with_context(|| format!("{address}: its roots are not known yet (--ca openbao)")),
             Self::Kubernetes(api) => Ok(api.roots()?),
+            Self::Est(est) => est.roots().await.context("its roots are not known yet (--ca est)"),
         }
     }
 }
@@ -89,6 +96,9 @@ pub async fn open(
             signer.name()
         );
     }
+    if let (Elsewhere::Est(est), Some(directory)) = (&signer, directory) {
+        est.take_up(directory);
+    }
     let kept = directory.and_then(|d| std::fs::read_to_string(d.join(ROOT_CERTIFICATE)).ok());
     let roots = match (signer.roots().await, kept) {
         (Ok(roots), _) => roots,
@@ -103,11 +113,16 @@ pub async fn open(
         None => Zeroizing::new(super::token::new_key()?),
     };
     keep_roots(directory, &roots);
+    if let Elsewhere::Est(est) = &signer {
+        est.trusts(&roots);
+    }
     let directory = directory.map(Path::to_owned);
     let authority =
         CertificateAuthority::elsewhere(signer.clone(), &roots, limits, domain, directory.clone());
-    if let Elsewhere::OpenBao(openbao, _) = &signer {
-        tokio::spawn(openbao.clone().keep_token());
+    match &signer {
+        Elsewhere::OpenBao(openbao, _) => drop(tokio::spawn(openbao.clone().keep_token())),
+        Elsewhere::Est(est) => drop(tokio::spawn(est.clone().keep_certificate())),
+        Elsewhere::Kubernetes(_) => {}
     }
     tokio::spawn(follow(authority.clone(), signer, directory));
     Ok((authority, token_key))

@@ -14,6 +14,7 @@ use super::authenticate::{self, Authenticators};
 use super::bound::{Binding, BoundTokens};
 use super::csr_api::CsrApi;
 use super::elsewhere::Elsewhere;
+use super::est::{self, Est};
 use super::jwks::{self, Keys as JwksKeys, Oidc};
 use super::openbao::{Auth, OpenBao, Settings};
 use super::review::TokenReview;
@@ -109,6 +110,8 @@ pub enum Signer {
     Openbao,
     /// A signer of the cluster's, by Kubernetes' CSR API (--ca-signer-name, --ca-trust).
     KubernetesCsr,
+    /// A server of EST, RFC 7030 (--ca-addr, and --ca-est-cert or --ca-est-user).
+    Est,
 }
 
 /// How the control plane proves to OpenBao who it is.
@@ -159,13 +162,13 @@ pub struct SignerArgs {
     /// The signer that signs CertificateSigningRequests (kubernetes-csr), such as mesh.example.com/workloads
     #[arg(long, value_name = "NAME")]
     pub ca_signer_name: Option<String>,
-    /// The roots that its certificates lead to, PEM; followed (kubernetes-csr)
+    /// The roots that its certificates lead to, PEM; followed (kubernetes-csr; est, where without it they are those that the server hands out)
     #[arg(long, value_name = "FILE")]
     pub ca_trust: Option<PathBuf>,
-    /// OpenBao's URL
+    /// OpenBao's URL; that of the EST server without a path, such as https://est.example:8443
     #[arg(long, value_name = "URL")]
     pub ca_addr: Option<String>,
-    /// Roots by which OpenBao's TLS is checked; the system's by default
+    /// Roots by which TLS of OpenBao, or of the EST server, is checked; the system's by default
     #[arg(long, value_name = "FILE")]
     pub ca_root_cert: Option<PathBuf>,
     /// OpenBao's namespace
@@ -198,6 +201,22 @@ pub struct SignerArgs {
     /// The file of the JWT (kubernetes, jwt); the service account's token by default
     #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token")]
     pub ca_jwt_file: PathBuf,
+    /// Which of the EST server's authorities signs, if it has several: the label in its paths
+    #[arg(long, value_name = "LABEL")]
+    pub ca_est_label: Option<String>,
+    /// The certificate that the control plane shows to the EST server, PEM, with what leads to its root. It is renewed before it expires
+    /// (simplereenroll), and the new one is kept in --state-dir; one that is put in its place is taken up
+    #[arg(long, value_name = "FILE", requires = "ca_est_key")]
+    pub ca_est_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", requires = "ca_est_cert")]
+    pub ca_est_key: Option<PathBuf>,
+    /// The name by which the EST server knows the control plane (HTTP basic authentication)
+    #[arg(long, value_name = "NAME", requires = "ca_est_password_file")]
+    pub ca_est_user: Option<String>,
+    /// The file of its password
+    #[arg(long, value_name = "FILE", requires = "ca_est_user")]
+    pub ca_est_password_file: Option<PathBuf>,
 }
 
 /// The longest life of a certificate that signs. There is a time for its end, whatever day it is.
@@ -259,11 +278,18 @@ impl SignerArgs {
         client: Option<&Client>,
         longest: time::Duration,
     ) -> anyhow::Result<Option<Elsewhere>> {
-        if self.ca != Signer::Openbao && self.ca_addr.is_some() {
-            bail!("--ca-addr is for --ca openbao");
+        if !matches!(self.ca, Signer::Openbao | Signer::Est) && self.ca_addr.is_some() {
+            bail!("--ca-addr is for --ca openbao and --ca est");
         }
-        if self.ca != Signer::KubernetesCsr && (self.ca_signer_name.is_some() || self.ca_trust.is_some()) {
-            bail!("--ca-signer-name and --ca-trust are for --ca kubernetes-csr");
+        if self.ca != Signer::KubernetesCsr && self.ca_signer_name.is_some() {
+            bail!("--ca-signer-name is for --ca kubernetes-csr");
+        }
+        if !matches!(self.ca, Signer::KubernetesCsr | Signer::Est) && self.ca_trust.is_some() {
+            bail!("--ca-trust is for --ca kubernetes-csr and --ca est");
+        }
+        let of_est = [self.ca_est_label.is_some(), self.ca_est_cert.is_some(), self.ca_est_user.is_some()];
+        if self.ca != Signer::Est && of_est.contains(&true) {
+            bail!("flags that begin with --ca-est- are for --ca est");
         }
         let lives = [self.ca_root_ttl, self.ca_intermediate_ttl];
         if self.ca != Signer::Own && lives.iter().any(Option::is_some) {
@@ -292,6 +318,19 @@ impl SignerArgs {
                 let roots = self.ca_trust.clone().context("--ca kubernetes-csr needs --ca-trust")?;
                 let api = CsrApi::new(client.clone(), name, roots, longest)?;
                 Ok(Some(Elsewhere::Kubernetes(Box::new(api))))
+            }
+            Signer::Est => {
+                let both = |a: &Option<PathBuf>, b: &Option<PathBuf>| a.clone().zip(b.clone());
+                let settings = est::Settings {
+                    address: self.ca_addr.clone().context("--ca est needs --ca-addr")?,
+                    label: self.ca_est_label.clone(),
+                    roots: self.ca_root_cert.clone(),
+                    trust: self.ca_trust.clone(),
+                    certificate: both(&self.ca_est_cert, &self.ca_est_key),
+                    password: self.ca_est_user.clone().zip(self.ca_est_password_file.clone()),
+                    longest,
+                };
+                Ok(Some(Elsewhere::Est(Est::new(settings)?)))
             }
         }
     }
@@ -410,6 +449,16 @@ mod tests {
             |args: SignerArgs| args.elsewhere(None, time::Duration::days(90)).err().unwrap().to_string();
         assert!(refused(with(100, Some(101))).contains("is longer than the root lives"));
         assert!(refused(SignerArgs { ca: Signer::Openbao, ..with(100, None) }).contains("--ca own"));
+        let of_est = |ca: Signer| SignerArgs {
+            ca,
+            ca_est_user: Some("weft".to_owned()),
+            ca_est_password_file: Some("password".into()),
+            ..SignerArgs::default()
+        };
+        assert!(refused(of_est(Signer::Own)).contains("--ca-est- are for --ca est"));
+        assert!(refused(of_est(Signer::Est)).contains("needs --ca-addr"));
+        let trust = SignerArgs { ca_trust: Some("roots.pem".into()), ..SignerArgs::default() };
+        assert!(refused(trust).contains("--ca kubernetes-csr and --ca est"));
         assert!(life("1h").is_err() && life("87600h").unwrap() == day * 3650);
         assert!(life("876601h").unwrap_err().contains("100 years"));
         assert!(State::create(with(36525, None).shape(), time::OffsetDateTime::now_utc()).is_ok());

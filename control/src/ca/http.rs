@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client for what the authority asks of others: JWKS, Kubernetes' TokenReview, OpenBao. One connection for
+//! A small HTTP/1.1 client for what the authority asks of others: JWKS, Kubernetes' TokenReview, OpenBao, EST. One connection for
 //! each call, for calls are few; nothing waits longer than [`PATIENCE`], and no answer may be longer than [`LONGEST`].
 
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -97,19 +97,31 @@ impl Client {
             request = request.header("content-type", "application/json");
         }
         let body = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
-        let answer = sent(request.body(Full::new(body))?, self.roots.as_deref(), self.longest).await?;
+        let answer = sent(request.body(Full::new(body))?, self.roots.as_deref(), None, self.longest).await?;
         Ok((answer.status(), answer.into_body()))
     }
 }
+
+/// What a client shows of itself in a handshake: a certificate with what leads to its root, and its key.
+pub type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 /// Sends a request to the URL that it carries; the whole answer. TLS is checked by the roots of this file, or the system's.
 pub async fn send(
     request: Request<Full<Bytes>>,
     roots: Option<PathBuf>,
 ) -> Result<Response<Bytes>, HttpError> {
+    send_showing(request, roots, None).await
+}
+
+/// The same, with a certificate of the client's if the server asks for one.
+pub async fn send_showing(
+    request: Request<Full<Bytes>>,
+    roots: Option<PathBuf>,
+    shown: Option<Shown>,
+) -> Result<Response<Bytes>, HttpError> {
     let url = request.uri().to_string();
     let failed = |reason: String| HttpError { url, reason };
-    match tokio::time::timeout(PATIENCE, sent(request, roots.as_deref(), LONGEST)).await {
+    match tokio::time::timeout(PATIENCE, sent(request, roots.as_deref(), shown, LONGEST)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(failed(format!("{error:#}"))),
         Err(_) => Err(failed(format!("no answer within {PATIENCE:?}"))),
@@ -119,6 +131,7 @@ pub async fn send(
 async fn sent(
     mut request: Request<Full<Bytes>>,
     roots: Option<&Path>,
+    shown: Option<Shown>,
     longest: usize,
 ) -> anyhow::Result<Response<Bytes>> {
     let uri = std::mem::take(request.uri_mut());
@@ -132,7 +145,7 @@ async fn sent(
         request.headers_mut().insert("host", authority.as_str().parse()?);
     }
     if secure {
-        let connector = TlsConnector::from(Arc::new(tls(roots)?));
+        let connector = TlsConnector::from(Arc::new(tls(roots, shown)?));
         let tls = connector.connect(ServerName::try_from(host)?, tcp).await?;
         exchange(TokioIo::new(tls), request, longest).await
     } else {
@@ -140,7 +153,7 @@ async fn sent(
     }
 }
 
-fn tls(roots: Option<&Path>) -> anyhow::Result<ClientConfig> {
+fn tls(roots: Option<&Path>, shown: Option<Shown>) -> anyhow::Result<ClientConfig> {
     let path = match roots {
         Some(path) => path.to_owned(),
         None => SYSTEM_ROOTS
@@ -149,10 +162,13 @@ fn tls(roots: Option<&Path>) -> anyhow::Result<ClientConfig> {
             .find(|p| p.exists())
             .ok_or_else(|| anyhow::anyhow!("this system has none of {}", SYSTEM_ROOTS.join(", ")))?,
     };
-    Ok(ClientConfig::builder_with_provider(weft_certs::provider().clone())
+    let config = ClientConfig::builder_with_provider(weft_certs::provider().clone())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(read_roots(&path)?)
-        .with_no_client_auth())
+        .with_root_certificates(read_roots(&path)?);
+    Ok(match shown {
+        Some((chain, key)) => config.with_client_auth_cert(chain, key)?,
+        None => config.with_no_client_auth(),
+    })
 }
 
 fn read_roots(path: &Path) -> anyhow::Result<RootCertStore> {

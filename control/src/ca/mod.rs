@@ -1,7 +1,7 @@
 //! The certificate authority: CSR in, chain out.
 //!
 //! [`store`] keeps root, intermediate and [`ledger`] (on disk or in memory), [`authority`] signs by their rules or has
-//! [`openbao`] or [`csr_api`] (a signer of Kubernetes') sign, [`changes`] replaces them ([`rotation`] says when; [`offline`] where the key of the [`root`] is kept elsewhere), [`service`] speaks Istio's certificate API,
+//! [`openbao`], [`csr_api`] (a signer of Kubernetes') or [`est`] sign ([`believed`] is what the last two have in common), [`changes`] replaces them ([`rotation`] says when; [`offline`] where the key of the [`root`] is kept elsewhere), [`service`] speaks Istio's certificate API,
 //! [`authenticate`] says who calls (by [`token`], [`jwks`] or [`review`]), [`bound`] whether a pod's token comes from that pod, [`used`] that
 //! a token for one use is used once, [`limit`] how often, [`audit`] writes down what was
 //! done, [`serving`] keeps the control plane's own certificate fresh, and [`backup`] is for the day after.
@@ -10,10 +10,12 @@ pub mod audit;
 pub mod authenticate;
 pub mod authority;
 pub mod backup;
+mod believed;
 pub mod bound;
 pub mod changes;
 pub mod csr_api;
 pub mod elsewhere;
+pub mod est;
 pub mod flags;
 pub mod http;
 pub mod jwks;

@@ -13,7 +13,7 @@ use super::store::State;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
-    /// Who signs: `own`, `openbao` or `kubernetes-csr`.
+    /// Who signs: `own`, `openbao`, `kubernetes-csr` or `est`.
     pub signer: String,
     /// The trust domain, where a control plane runs.
     pub trust_domain: Option<String>,
