@@ -37,7 +37,7 @@ use crate::serve::credentials::CredentialArgs;
 use crate::serve::deny_lists::ListReader;
 use crate::serve::dispatch::Dispatch;
 use crate::serve::gateway_names::GatewayNames;
-use crate::serve::gateways::{GatewayArgs, GatewayMaker};
+use crate::serve::gateways::{self, GatewayArgs, GatewayMaker};
 use crate::serve::http::{Pages, Port, PushArgs};
 use crate::serve::inspect::access::Access;
 use crate::serve::inspect::http::Operators;
@@ -408,11 +408,16 @@ async fn run(args: ControlArgs, metrics: PrometheusHandle) -> anyhow::Result<()>
     }
     if let (Some(client), Some(election), Some(judged)) = (client, &election, judged) {
         let sweeper = client.clone();
-        if args.gateways.gateway_deployments {
-            let maker = GatewayMaker::new(client.clone());
-            tokio::spawn(maker.run(judged.clone(), election.leads()));
-        }
-        let writer = StatusWriter::new(client, proxies.clone(), queue.clone());
+        let hindrances = match args.gateways.gateway_deployments {
+            true => {
+                let maker = GatewayMaker::new(client.clone());
+                let hindrances = maker.hindrances();
+                tokio::spawn(maker.run(judged.clone(), election.leads()));
+                hindrances
+            }
+            false => gateways::none(),
+        };
+        let writer = StatusWriter::new(client, proxies.clone(), queue.clone(), hindrances);
         tokio::spawn(writer.run(judged, election.leads()));
         if registrar.is_some() {
             let cluster = registration::Cluster::new(sweeper, &args.kubernetes.name());

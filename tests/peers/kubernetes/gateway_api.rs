@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use weft_certs::authority::{Authority, KeyKind};
 
 use super::Server;
+use super::made;
 use super::mesh::{self, SHOP};
 use crate::programs::{Process, get, weft_proxy};
 
@@ -103,7 +104,7 @@ spec:
 pub const GATEWAYS: &str = "gateways.gateway.networking.k8s.io";
 
 /// A condition of a list: its status and reason.
-fn condition(conditions: &Value, kind: &str) -> String {
+pub(super) fn condition(conditions: &Value, kind: &str) -> String {
     let of = |one: &Value| {
         let text = |key: &str| one[key].as_str().unwrap_or_default().to_owned();
         (one["type"] == kind).then(|| format!("{} {}", text("status"), text("reason")))
@@ -291,4 +292,5 @@ spec: {serviceAccountName: cart, nodeName: n1, containers: [{name: proxy, image:
     proxy.wait("serving nothing", || ask().starts_with("HTTP/1.1 404"));
     let page = get(format!("{CONTROL}:8080").parse().unwrap(), "/debug/configz").unwrap().1;
     assert!(page.contains("no ReferenceGrant there lets a TLSRoute of shop refer to it"), "{page}");
+    made::what_stands_in_the_way_is_told_and_what_is_not_needed_goes(&server, &mut control);
 }

@@ -7,6 +7,7 @@ mod csr_api;
 mod gateway_api;
 mod gateway_secret;
 mod inspection;
+mod made;
 mod mesh;
 mod registration;
 mod replicas;

@@ -136,6 +136,12 @@ fn the_role_grants_what_is_asked_for_and_no_more() {
             server.get(kind, "shop", name)["status"][part].is_array()
         });
     }
+    // What was made for the Gateway is taken away when somebody else serves it.
+    let made = || server.try_kubectl(&["-n", "shop", "get", "serviceaccount", "edge-weft"], "").is_ok();
+    control.wait("making what the Gateway needs", made);
+    let by_hand = "gateway.weft.dev/managed=false";
+    server.kubectl(&["-n", "shop", "annotate", gateway_api::GATEWAYS, "edge", by_hand]);
+    control.wait("taking it away", || !made());
     let refused = server.get("EnvoyFilter", "shop", "it");
     let said = refused["status"]["validationMessages"][0]["message"].as_str().unwrap();
     assert!(said.contains("not yet supported by Weft"), "{said}");

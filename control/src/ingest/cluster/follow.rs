@@ -69,8 +69,11 @@ pub async fn start(client: Client, settings: &Settings) -> Following {
         diagnostics: built.diagnostics.into(),
         skipped: built.skipped.into(),
     };
-    let (verdicts_sender, verdicts) =
-        watch::channel(Arc::new(Judged { generation: 1, verdicts: built.verdicts, wanted: built.wanted }));
+    let (verdicts_sender, verdicts) = watch::channel(Arc::new(Judged {
+        generation: 1,
+        verdicts: built.verdicts,
+        gateways: built.gateways,
+    }));
     let (sender, snapshots) = watch::channel(Arc::new(first));
     let task = tokio::spawn(async move {
         follower.follow(debounce, sender, verdicts_sender).await;
@@ -299,9 +302,9 @@ impl Follower {
             skipped: built.skipped.into(),
         }));
         verdicts.send_if_modified(|now| {
-            let new = now.verdicts != built.verdicts || now.wanted != built.wanted;
+            let new = now.verdicts != built.verdicts || now.gateways != built.gateways;
             if new {
-                *now = Arc::new(Judged { generation, verdicts: built.verdicts, wanted: built.wanted });
+                *now = Arc::new(Judged { generation, verdicts: built.verdicts, gateways: built.gateways });
             }
             new
         });

@@ -9,13 +9,14 @@ use serde_json::Value;
 use super::super::diagnostic::Diagnostic;
 use super::super::discovery;
 use super::super::document::{Collector, Skipped};
-use super::super::gateway_api::{self, Refused, Standing, Standings, Wanted};
+use super::super::gateway_api::{self, Plan, Refused, Standing, Standings};
 use super::super::support;
 use super::super::tree::Node;
 use super::super::validate;
 use super::kinds::Kind;
 use super::places::{Name, Places};
 use super::shapes::{NodeShape, PodShape, SliceShape};
+use crate::model::gateway_api::CONTROLLER;
 use crate::model::networks::NETWORK_LABEL;
 use crate::model::workload_group::{GROUP_ANNOTATION, HEALTH_ANNOTATION, HEALTHY};
 use crate::model::{Objects, World};
@@ -98,7 +99,7 @@ pub(super) struct Built {
     pub(super) news: Vec<Diagnostic>,
     pub(super) skipped: Vec<Skipped>,
     pub(super) verdicts: Verdicts,
-    pub(super) wanted: Vec<Wanted>,
+    pub(super) gateways: Plan,
 }
 
 impl Store {
@@ -150,6 +151,13 @@ impl Store {
         {
             json["status"] = serde_json::json!({"addresses": status["addresses"]});
         }
+        // What another controller's class says beside whose it is, is not for us to judge.
+        let controller = json["spec"]["controllerName"].as_str();
+        if kind.kind == "GatewayClass"
+            && let Some(other) = controller.filter(|controller| *controller != CONTROLLER)
+        {
+            json["spec"] = serde_json::json!({"controllerName": other});
+        }
         (json.to_string(), unhealthy).hash(&mut hasher);
         let hash = hasher.finish();
         let generation = json["metadata"]["generation"].as_i64();
@@ -179,6 +187,9 @@ impl Store {
             fragment.good = Some(objects);
         }
         fragment.refused = refused.filter(|_| wrong);
+        if let (Some(refused), Some(good)) = (&fragment.refused, &mut fragment.good) {
+            refused.claim(good);
+        }
         // Anew only: an object is seen again whenever anything of it changes.
         let known = &fragment.findings;
         diagnostics
@@ -267,7 +278,7 @@ impl Store {
     pub(super) fn build(&mut self) -> Built {
         let (objects, standings, mut across) = self.objects();
         let secrets = named_secrets(&objects);
-        let wanted = self.wanted(&objects);
+        let gateways = self.gateways(&objects);
         let world = self.world.next(objects);
         self.world = world.clone();
         across.append(&mut validate::whole(&world));
@@ -311,21 +322,24 @@ impl Store {
         self.reported = now;
         let skipped = self.fragments.iter().filter(|((kind, _), _)| *kind != "Secret");
         let skipped = skipped.flat_map(|(_, fragment)| fragment.skipped.iter().cloned()).collect();
-        Built { world, diagnostics, news, skipped, verdicts, wanted }
+        Built { world, diagnostics, news, skipped, verdicts, gateways }
     }
 
-    /// What is to be made for Gateways, each with its owner.
-    fn wanted(&self, objects: &Objects) -> Vec<Wanted> {
-        let mut all = gateway_api::wanted(objects);
-        for one in &mut all {
-            let name = (one.namespace.clone(), one.gateway.clone());
+    /// What is to be done for Gateways, each with its owner.
+    fn gateways(&self, objects: &Objects) -> Plan {
+        let mut plan = gateway_api::plan(objects);
+        let owner = |namespace: &str, gateway: &str| {
+            let name = (namespace.to_owned(), gateway.to_owned());
             let of =
                 super::kinds::DEFINED.iter().filter(|kind| kind.is_gateway_api() && kind.kind == "Gateway");
             let fragment = of.filter_map(|kind| self.fragments.get(&(kind.id(), name.clone()))).next();
-            one.owner = fragment.map(|fragment| fragment.uid.clone()).unwrap_or_default();
-        }
-        all.retain(|one| !one.owner.is_empty());
-        all
+            fragment.map(|fragment| fragment.uid.clone()).unwrap_or_default()
+        };
+        plan.wanted.iter_mut().for_each(|one| one.owner = owner(&one.namespace, &one.gateway));
+        plan.spare.iter_mut().for_each(|one| one.owner = owner(&one.namespace, &one.gateway));
+        plan.wanted.retain(|one| !one.owner.is_empty());
+        plan.spare.retain(|one| !one.owner.is_empty());
+        plan
     }
 }
 
@@ -451,6 +465,6 @@ pub struct Judged {
     pub generation: u64,
     /// Of each object.
     pub verdicts: Verdicts,
-    /// What is to be made for Gateways.
-    pub wanted: Vec<Wanted>,
+    /// What is to be done for Gateways.
+    pub gateways: Plan,
 }

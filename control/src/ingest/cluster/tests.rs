@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::kinds::{BUILT_IN, DEFINED, Kind};
 use super::store::{Built, Raw, Store};
-use crate::ingest::gateway_api::{Address, Standing};
+use crate::ingest::gateway_api::{Address, Because, Standing};
 use crate::model::World;
+use crate::model::gateway_api::CONTROLLER;
 
 fn kind(name: &str) -> &'static Kind {
     BUILT_IN.iter().chain(&DEFINED).find(|kind| kind.id() == name).expect("a kind that is watched")
@@ -581,4 +582,86 @@ fn a_gateway_is_found_at_its_load_balancer_once_that_has_an_address() {
         let found = conditions.iter().find(|one| one.kind == "Programmed").unwrap();
         assert_eq!((found.reason, addresses), (programmed, &expected), "{kind}");
     }
+}
+
+#[test]
+fn what_was_made_for_a_gateway_is_spare_when_somebody_else_serves_it() {
+    let mut store = Store::default();
+    let class = |name: &str, spec: Value| edge("GatewayClass", name, spec);
+    let gateway = |class: &str, annotations: Value, more: Value| {
+        let listeners = json!([{"name": "http", "port": 80, "protocol": "HTTP"}]);
+        let mut spec = json!({"gatewayClassName": class, "listeners": listeners});
+        more.as_object().unwrap().iter().for_each(|(key, value)| spec[key] = value.clone());
+        let mut gateway = edge("Gateway", "gw", spec);
+        gateway["metadata"]["uid"] = "17".into();
+        gateway["metadata"]["annotations"] = annotations;
+        gateway
+    };
+    let mut front = service("front");
+    front["spec"]["selector"] = json!({"app": "front"});
+    for object in [
+        class("weft", json!({"controllerName": CONTROLLER})),
+        // What it says beside is nobody's business here.
+        class("theirs", json!({"controllerName": "theirs.example/c", "parametersRef": {"name": "x"}})),
+        front,
+    ] {
+        assert!(take(&mut store, &object));
+    }
+    assert!(!store.build().diagnostics.iter().any(crate::ingest::Diagnostic::is_error));
+    let spare = |store: &mut Store, gateway: Value| {
+        take(store, &gateway);
+        let plan = store.build().gateways;
+        let spare: Vec<_> = plan.spare.into_iter().map(|one| (one.owner, one.because)).collect();
+        (plan.wanted.len(), spare)
+    };
+    let one = |because: Because| vec![("17".to_owned(), because)];
+    let of_class = |name: &str| one(Because::Class(name.to_owned()));
+    assert_eq!(spare(&mut store, gateway("weft", json!({}), json!({}))), (1, vec![]));
+    assert_eq!(spare(&mut store, gateway("theirs", json!({}), json!({}))), (0, of_class("theirs")));
+    assert_eq!(
+        spare(&mut store, gateway("istio-remote", json!({}), json!({}))),
+        (0, of_class("istio-remote"))
+    );
+    // A class that is not there may come back.
+    assert_eq!(spare(&mut store, gateway("gone", json!({}), json!({}))), (0, vec![]));
+    let by_hand = json!({"gateway.weft.dev/managed": "false"});
+    assert_eq!(spare(&mut store, gateway("weft", by_hand, json!({}))), (0, one(Because::ByHand)));
+
+    // A Service of its own: when there are workloads behind it, and those are not the ones that were made.
+    let host = "front.shop.svc.cluster.local";
+    let named = || gateway("weft", json!({}), json!({"addresses": [{"type": "Hostname", "value": host}]}));
+    assert_eq!(spare(&mut store, named()), (0, vec![]));
+    let with = |name: &str, address: &str, labels: Value| {
+        let mut pod = pod(name, address, "n1");
+        pod["metadata"]["labels"] = labels;
+        pod
+    };
+    let made = "gateway.networking.k8s.io/gateway-name";
+    take(&mut store, &with("p1", "10.0.0.1", json!({"app": "front", made: "gw"})));
+    assert_eq!(spare(&mut store, named()), (0, vec![]));
+    take(&mut store, &with("p1", "10.0.0.1", json!({"app": "front"})));
+    assert_eq!(spare(&mut store, named()), (0, one(Because::Address(host.to_owned()))));
+
+    // Whose it is, a Gateway says whatever else Weft would refuse: it is another controller's, and served no more.
+    let ours = |store: &mut Store| store.build().world.gateways().len();
+    assert_eq!(spare(&mut store, gateway("weft", json!({}), json!({}))), (1, vec![]));
+    assert_eq!(ours(&mut store), 1);
+    let parameters = json!({"infrastructure": {"parametersRef": {"name": "x"}}});
+    assert_eq!(spare(&mut store, gateway("theirs", json!({}), parameters.clone())), (0, of_class("theirs")));
+    assert_eq!(ours(&mut store), 0);
+    // What is ours and wrong stays as it was when it was right.
+    assert_eq!(spare(&mut store, gateway("weft", json!({}), parameters)).0, 1);
+    assert_eq!(ours(&mut store), 1);
+}
+
+#[test]
+fn a_class_of_ours_with_parameters_is_told_that_it_has_none() {
+    let mut store = Store::default();
+    let spec = json!({"controllerName": CONTROLLER, "parametersRef": {"name": "x"}});
+    assert!(take(&mut store, &edge("GatewayClass", "weft", spec)));
+    let built = store.build();
+    let verdict = &built.verdicts[&("GatewayClass", String::new(), "weft".to_owned())];
+    let Some(Standing::Class(conditions)) = &verdict.standing else { panic!("{verdict:?}") };
+    assert_eq!((conditions[0].holds, conditions[0].reason), (false, "InvalidParameters"));
+    assert!(conditions[0].message.contains("spec.parametersRef: not supported"), "{conditions:?}");
 }

@@ -15,6 +15,7 @@ mod known;
 mod networks;
 mod order;
 mod paths;
+mod plan;
 mod refused;
 mod rules;
 mod standing;
@@ -29,9 +30,10 @@ use std::sync::Arc;
 pub(in crate::ingest) use doors::service_of;
 pub use features::FEATURES;
 pub use infrastructure::INJECT;
+pub(in crate::ingest) use plan::plan;
+pub use plan::{Because, Hindered, Plan, Spare};
 pub(in crate::ingest) use refused::{Refused, is_ours};
 pub use standing::{Address, Condition, ListenerStanding, ParentStanding, Standing, Standings};
-pub(in crate::ingest) use wanted::wanted;
 pub use wanted::{MANAGED, STATUS_PORT, Wanted};
 
 use super::diagnostic::{Diagnostic, Severity};
@@ -162,6 +164,7 @@ fn stands(gateway: &Served<'_>, doors: &[&Door<'_>], diagnostics: &mut Vec<Diagn
         },
         _ => Condition::holds("Accepted", "Accepted"),
     };
+    let accepted = accepted.with(&wanted::without(gateway.object));
     let there = gateway.place.is_ok() && !gateway.workloads.is_empty();
     let programmed = match &gateway.place {
         Err((reason, message)) => Condition::fails("Programmed", reason, message.as_str()),

@@ -1,16 +1,22 @@
 //! Objects of the Gateway API that are refused as they are: whose they are, and how they stand.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::standing::{Condition, ParentStanding, Standing, Standings};
 use crate::model::gateway_api::{CONTROLLER, ParentRef};
 use crate::model::meta::{Kind, ObjectKey};
+use crate::model::world::Objects;
 
 /// What an object says of whose it is, as far as that can be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::ingest) struct Refused {
     parents: Vec<ParentRef>,
     class: String,
+    /// The controller of a class.
+    controller: String,
     /// It asks for parameters, of which there are none.
     parameters: bool,
 }
@@ -22,7 +28,23 @@ impl Refused {
         Self {
             parents: parents.filter_map(|one| serde_json::from_value(one.clone()).ok()).collect(),
             class: spec["gatewayClassName"].as_str().unwrap_or_default().to_owned(),
-            parameters: !spec["infrastructure"]["parametersRef"].is_null(),
+            controller: spec["controllerName"].as_str().unwrap_or_default().to_owned(),
+            parameters: !(spec["infrastructure"]["parametersRef"].is_null()
+                && spec["parametersRef"].is_null()),
+        }
+    }
+
+    /// Whose a Gateway is, it says whatever else is wrong with it: what it said when it was right is of its class of now.
+    pub(in crate::ingest) fn claim(&self, good: &mut Objects) {
+        for gateway in &mut good.api_gateways {
+            if self.class.is_empty() || gateway.spec.gateway_class_name == self.class {
+                continue;
+            }
+            let gateway = Arc::make_mut(gateway);
+            gateway.spec.gateway_class_name.clone_from(&self.class);
+            let mut hasher = DefaultHasher::new();
+            (gateway.meta.version, &self.class).hash(&mut hasher);
+            gateway.meta.version = hasher.finish();
         }
     }
 
@@ -41,6 +63,11 @@ impl Refused {
         };
         let message = format!("{message}{stays}");
         match kind {
+            Kind::GatewayClass => {
+                let reason = if self.parameters { "InvalidParameters" } else { "Unsupported" };
+                let accepted = || Standing::Class(vec![Condition::fails("Accepted", reason, message)]);
+                (self.controller == CONTROLLER).then(accepted)
+            }
             Kind::ApiGateway => {
                 let class = ObjectKey {
                     kind: Kind::GatewayClass,

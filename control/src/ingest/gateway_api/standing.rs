@@ -26,6 +26,15 @@ impl Condition {
     pub(super) fn fails(kind: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
         Self { kind, holds: false, reason, message: message.into() }
     }
+
+    /// The same with more to say for people.
+    pub(super) fn with(mut self, more: &str) -> Self {
+        if !self.message.is_empty() && !more.is_empty() {
+            self.message.push('\n');
+        }
+        self.message.push_str(more);
+        self
+    }
 }
 
 /// How a listener of a Gateway stands.
@@ -75,6 +84,27 @@ pub enum Standing {
     },
     /// A route; for its parents that are ours.
     Route(Vec<ParentStanding>),
+}
+
+impl Standing {
+    /// How a Gateway stands for which something cannot be made; `passes` is what will go away by itself.
+    #[must_use]
+    pub fn hindered(&self, reason: &'static str, message: &str, passes: bool) -> Self {
+        let mut all = self.clone();
+        let Self::Gateway { conditions, .. } = &mut all else { return all };
+        for programmed in conditions.iter_mut().filter(|condition| condition.kind == "Programmed") {
+            match (programmed.holds, programmed.reason) {
+                // What was made before goes on.
+                (true, _) if passes => {}
+                // They follow from it.
+                (true, _) | (false, "NoResources" | "AddressNotAssigned") => {
+                    *programmed = Condition::fails("Programmed", reason, message);
+                }
+                _ => *programmed = programmed.clone().with(message),
+            }
+        }
+        all
+    }
 }
 
 /// How each object stands.

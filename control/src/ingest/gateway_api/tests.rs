@@ -992,23 +992,39 @@ fn what_cannot_be_made_for_a_gateway_is_said_and_not_tried() {
     let status = "listeners: [{name: a, port: 80, protocol: HTTP}, {name: b, port: 15021, protocol: HTTP}]";
     let (longest, long) = ("g".repeat(63), "g".repeat(64));
     let named = |name: &str| format!("name: {name}");
+    let typed = |annotation: &str, value: &str| format!("name: gw, annotations: {{{annotation}: '{value}'}}");
     for (class, meta, spec, path) in [
         ("weft", named(&long), http, "metadata.name"),
         (long.as_str(), named("gw"), http, "spec.gatewayClassName"),
         ("weft", named("1-gw"), http, "metadata.name"),
         ("weft", named("gw"), status, "spec.listeners[1].port"),
+        (
+            "weft",
+            typed("networking.istio.io/service-type", "Internal"),
+            http,
+            "networking.istio.io/service-type",
+        ),
+        ("weft", typed(MANAGED, "no"), http, MANAGED),
     ] {
         let seen = gateway(class, &meta, spec);
-        assert!(wanted(&seen.objects).is_empty(), "{path}");
+        let plan = plan(&seen.objects);
+        assert!(plan.wanted.is_empty(), "{path}");
+        assert!(plan.hindered[0].why.contains(path), "{:?}", plan.hindered);
+        assert!(plan.spare.is_empty(), "what was made stays");
         let said = |one: &String| one.contains(path) && one.contains("nothing is made for the Gateway");
         assert!(seen.found.iter().any(said), "{path}: {:?}", seen.found);
+        if meta.contains("annotations") {
+            continue;
+        }
         // Who serves it himself may do so.
         let by_hand = gateway(class, &format!("{meta}, annotations: {{{MANAGED}: 'false'}}"), spec);
         assert!(!by_hand.found.iter().any(said), "{:?}", by_hand.found);
+        let plan = super::plan(&by_hand.objects);
+        assert_eq!((plan.hindered.len(), plan.spare.len()), (0, 1));
     }
     for (class, name) in [("weft", longest.as_str()), (longest.as_str(), "gw")] {
         let seen = gateway(class, &named(name), http);
-        assert_eq!(wanted(&seen.objects).len(), 1, "{:?}", seen.found);
+        assert_eq!(plan(&seen.objects).wanted.len(), 1, "{:?}", seen.found);
         assert!(!seen.found.iter().any(|one| one.contains("nothing is made")), "{:?}", seen.found);
     }
     let image = "infrastructure: {annotations: {sidecar.istio.io/proxyImage: any}, labels: {sidecar.istio.io/inject: 'false'}}";
@@ -1018,5 +1034,41 @@ fn what_cannot_be_made_for_a_gateway_is_said_and_not_tried() {
         "spec.infrastructure.labels[sidecar.istio.io/inject]",
     ] {
         assert!(seen.found.iter().any(|one| one.contains(path)), "{path}: {:?}", seen.found);
+        // It is made all the same, and accepted; its status says what is left out.
+        let of_gateway = |one: &Standing| match one {
+            Standing::Gateway { conditions, .. } => Some(conditions.clone()),
+            _ => None,
+        };
+        let conditions = seen.standings.values().find_map(of_gateway).unwrap();
+        assert!(conditions[0].holds && conditions[0].message.contains(path), "{conditions:?}");
+    }
+}
+
+#[test]
+fn a_gateway_for_which_something_cannot_be_made_says_so_in_its_status() {
+    let stands = |holds: bool, reason: &'static str| Standing::Gateway {
+        conditions: vec![
+            Condition::holds("Accepted", "Accepted"),
+            Condition { holds, ..Condition::fails("Programmed", reason, "old") },
+        ],
+        listeners: Vec::new(),
+        addresses: Vec::new(),
+    };
+    let told = |standing: Standing, passes: bool| match standing.hindered("Pending", "new", passes) {
+        Standing::Gateway { conditions, .. } => {
+            assert!(conditions[0].holds);
+            (conditions[1].holds, conditions[1].reason, conditions[1].message.clone())
+        }
+        other => panic!("{other:?}"),
+    };
+    let new = (false, "Pending", "new".to_owned());
+    // What serves goes on while nobody answers; and is told when there is something to mend.
+    assert_eq!(told(stands(true, "Programmed"), true), (true, "Programmed", "old".to_owned()));
+    assert_eq!(told(stands(true, "Programmed"), false), new);
+    // It is the cause of what follows from it, and comes beside what does not.
+    for passes in [true, false] {
+        assert_eq!(told(stands(false, "NoResources"), passes), new);
+        assert_eq!(told(stands(false, "AddressNotAssigned"), passes), new);
+        assert_eq!(told(stands(false, "Invalid"), passes), (false, "Invalid", "old\nnew".to_owned()));
     }
 }

@@ -1,10 +1,11 @@
 //! What is to be made for Gateways of ours that nobody serves by hand: workloads, and a Service in front of them.
 //!
-//! A Gateway that names a Service under `addresses` has workloads of its own. `serve::gateways` makes what is wanted.
+//! A Gateway that names a Service under `addresses` has workloads of its own. `plan` puts together what is to be done.
 
 use super::doors::service_of;
 use super::infrastructure::left_out;
 use super::known::serves_class;
+use super::plan::Hindered;
 use crate::model::gateway_api::{ApiGateway, Infrastructure};
 use crate::model::meta::Object;
 use crate::model::world::Objects;
@@ -40,41 +41,70 @@ pub struct Wanted {
     pub infrastructure: Infrastructure,
 }
 
-/// What a Gateway says in vain: the field, why, and what to do.
-pub(super) fn doubts(gateway: &Object<ApiGateway>) -> Vec<(String, String, String)> {
+/// A field, what is wrong, and what to do.
+type Doubt = (String, String, String);
+
+/// What a Gateway says in vain.
+pub(super) fn doubts(gateway: &Object<ApiGateway>) -> Vec<Doubt> {
+    if !is_for_us_to_make(gateway) {
+        return unknown_values(gateway);
+    }
+    let nothing = "nothing is made for the Gateway in a cluster";
+    let hindered = obstacles(gateway).into_iter();
+    let mut all: Vec<_> =
+        hindered.map(|(path, reason, help)| (path, format!("{nothing}: {reason}"), help)).collect();
+    all.extend(left_out(&gateway.spec.infrastructure));
+    all
+}
+
+/// What does not reach the pods that are made for it, for its status.
+pub(super) fn without(gateway: &Object<ApiGateway>) -> String {
+    let all = match is_for_us_to_make(gateway) {
+        true => left_out(&gateway.spec.infrastructure),
+        false => Vec::new(),
+    };
+    lines(all)
+}
+
+fn lines(doubts: Vec<Doubt>) -> String {
+    let all = doubts.into_iter().map(|(path, reason, help)| format!("{path}: {reason}; {help}"));
+    all.collect::<Vec<_>>().join("\n")
+}
+
+/// Annotations that say something that nobody understands.
+fn unknown_values(gateway: &Object<ApiGateway>) -> Vec<Doubt> {
     let known: [(&str, &[&str]); 2] = [(SERVICE_TYPE, &TYPES), (MANAGED, &["true", "false"])];
-    let annotations = &gateway.meta.annotations;
-    let wrong = known.into_iter().filter(|(name, values)| {
-        annotations.get(*name).is_some_and(|value| !values.contains(&value.as_str()))
+    let given = known.into_iter().filter_map(|(name, values)| {
+        let value = gateway.meta.annotations.get(name)?;
+        (!values.contains(&value.as_str())).then_some((name, value, values))
     });
-    let mut all: Vec<_> = wrong
-        .map(|(name, values)| {
-            let reason = "it has no effect: the value is unknown".to_owned();
+    given
+        .map(|(name, value, values)| {
+            let reason = format!("the value {value:?} is unknown, and has no effect");
             (format!("metadata.annotations[{name}]"), reason, format!("write one of {}", values.join(", ")))
         })
-        .collect();
-    if is_for_us_to_make(gateway) {
-        let nothing = "nothing is made for the Gateway in a cluster";
-        let by_hand =
-            format!("or serve it by workloads of your own, and annotate it with {MANAGED}: \"false\"");
-        all.extend(obstacles(gateway).into_iter().map(|(path, reason, help)| {
-            (path, format!("{nothing}: {reason}"), format!("{help}, {by_hand}"))
-        }));
-        all.extend(left_out(&gateway.spec.infrastructure));
-    }
-    all
+        .collect()
+}
+
+/// Whether somebody has said that he serves it.
+pub(super) fn is_by_hand(gateway: &Object<ApiGateway>) -> bool {
+    gateway.meta.annotations.get(MANAGED).is_some_and(|value| value == "false")
 }
 
 /// Whether nobody else has said that he serves it.
 fn is_for_us_to_make(gateway: &Object<ApiGateway>) -> bool {
-    let by_hand = gateway.meta.annotations.get(MANAGED).is_some_and(|value| value == "false");
     let names = |value: &str| service_of(value, &gateway.meta.namespace).is_some();
-    !by_hand && !gateway.spec.addresses.iter().any(|address| names(&address.value))
+    !is_by_hand(gateway) && !gateway.spec.addresses.iter().any(|address| names(&address.value))
 }
 
-/// Why Kubernetes would not take what is to be made: the field, the reason, and what to do.
-fn obstacles(gateway: &Object<ApiGateway>) -> Vec<(String, String, &'static str)> {
+/// Why nothing can be made for it: Kubernetes would not take it, or nobody knows what is meant.
+fn obstacles(gateway: &Object<ApiGateway>) -> Vec<Doubt> {
+    let by_hand =
+        format!(", or serve it by workloads of your own, and annotate it with {MANAGED}: \"false\"");
     let mut all = Vec::new();
+    let mut say = |path: String, reason: String, help: &str| {
+        all.push((path, reason, format!("{help}{by_hand}")));
+    };
     for (path, value) in
         [("metadata.name", &gateway.meta.name), ("spec.gatewayClassName", &gateway.spec.gateway_class_name)]
     {
@@ -83,28 +113,45 @@ fn obstacles(gateway: &Object<ApiGateway>) -> Vec<(String, String, &'static str)
                 "its pods carry the name as a label, and {} characters are more than {LONGEST_LABEL}",
                 value.len()
             );
-            all.push((path.to_owned(), reason, "take a shorter name"));
+            say(path.to_owned(), reason, "take a shorter name");
         }
     }
     if gateway.meta.name.starts_with(|first: char| first.is_ascii_digit()) {
         let reason = "its Service begins with the name, and names of Services begin with a letter";
-        all.push(("metadata.name".to_owned(), reason.to_owned(), "take a name that begins with a letter"));
+        say("metadata.name".to_owned(), reason.to_owned(), "take a name that begins with a letter");
     }
     for (index, _) in gateway.spec.listeners.iter().enumerate().filter(|(_, one)| one.port == STATUS_PORT) {
         let reason =
             format!("port {STATUS_PORT} of its Service is where its pods are asked whether they are ready");
-        all.push((format!("spec.listeners[{index}].port"), reason, "take another port"));
+        say(format!("spec.listeners[{index}].port"), reason, "take another port");
     }
+    // A guess might open to the whole world what was to stay within.
+    all.extend(unknown_values(gateway));
     all
 }
 
-/// What is to be made, the owners left open.
-pub(in crate::ingest) fn wanted(objects: &Objects) -> Vec<Wanted> {
-    let ours = objects.api_gateways.iter().filter(|gateway| {
-        serves_class(objects, &gateway.spec.gateway_class_name)
-            && is_for_us_to_make(gateway)
-            && obstacles(gateway).is_empty()
+/// Gateways of ours that are ours to make workloads for.
+fn to_make(objects: &Objects) -> impl Iterator<Item = &Object<ApiGateway>> {
+    let all = objects.api_gateways.iter().map(|gateway| &**gateway);
+    all.filter(|one| serves_class(objects, &one.spec.gateway_class_name) && is_for_us_to_make(one))
+}
+
+/// For which of them nothing can be made.
+pub(super) fn hindered(objects: &Objects) -> Vec<Hindered> {
+    let hindered = to_make(objects).filter_map(|gateway| {
+        let why = lines(obstacles(gateway));
+        (!why.is_empty()).then(|| Hindered {
+            namespace: gateway.meta.namespace.clone(),
+            gateway: gateway.meta.name.clone(),
+            why,
+        })
     });
+    hindered.collect()
+}
+
+/// What is to be made, the owners left open.
+pub(super) fn wanted(objects: &Objects) -> Vec<Wanted> {
+    let ours = to_make(objects).filter(|gateway| obstacles(gateway).is_empty());
     ours.map(|gateway| {
         let mut ports: Vec<(u16, String, String)> = Vec::new();
         for listener in &gateway.spec.listeners {
@@ -112,8 +159,7 @@ pub(in crate::ingest) fn wanted(objects: &Objects) -> Vec<Wanted> {
                 ports.push((listener.port, listener.name.clone(), listener.protocol.clone()));
             }
         }
-        let asked = gateway.meta.annotations.get(SERVICE_TYPE).map(String::as_str);
-        let service_type = asked.filter(|asked| TYPES.contains(asked)).unwrap_or(TYPES[0]);
+        let service_type = gateway.meta.annotations.get(SERVICE_TYPE).map_or(TYPES[0], String::as_str);
         Wanted {
             namespace: gateway.meta.namespace.clone(),
             gateway: gateway.meta.name.clone(),

@@ -3,8 +3,11 @@
 //!
 //! What is written is ours field by field (server-side apply): what others add, such as the number of replicas that an autoscaler
 //! chooses, stays. It is written when it changes, and again after a while, since somebody may have changed it. An object of the
-//! same name that does not belong to the Gateway is somebody else's: it is looked for first, and left alone.
+//! same name that does not belong to the Gateway is somebody else's: it is looked for first, and left alone. What stands in the way is
+//! for the Gateway's status (`hindrance`). What is needed no more is taken away (`leftover`).
 
+mod hindrance;
+mod leftover;
 mod objects;
 #[cfg(test)]
 mod tests;
@@ -21,7 +24,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::ingest::cluster::Judged;
-use crate::ingest::gateway_api::Wanted;
+use crate::ingest::gateway_api::{Plan, Wanted};
+pub use hindrance::{Hindrance, Hindrances, Known, none};
+use leftover::Due;
 use trouble::Trouble;
 
 /// How often everything is written again.
@@ -46,22 +51,42 @@ pub struct GatewayArgs {
     pub gateway_deployments: bool,
 }
 
+/// Namespace and name of a Gateway.
+type Key = (String, String);
+
 /// Makes what is wanted.
 pub struct GatewayMaker {
     client: Client,
-    /// What has been written, by namespace and name of the Gateway.
-    made: BTreeMap<(String, String), Wanted>,
-    /// Of which Gateways it has been said what stands in the way, and what that is.
-    told: BTreeMap<(String, String), String>,
+    /// What has been written.
+    made: BTreeMap<Key, Wanted>,
+    /// Of which Gateways it has been said what stands in the way: a mark of it, and what that is.
+    told: BTreeMap<Key, (String, Hindrance)>,
+    /// What has been taken away as far as it was there, by owner.
+    tidied: BTreeMap<String, Due>,
+    /// It has been said that something cannot be taken away.
+    untidy: bool,
+    hindrances: watch::Sender<Known>,
 }
 
 impl GatewayMaker {
     /// Writes by `client`.
     pub fn new(client: Client) -> Self {
-        Self { client, made: BTreeMap::new(), told: BTreeMap::new() }
+        Self {
+            client,
+            made: BTreeMap::new(),
+            told: BTreeMap::new(),
+            tidied: BTreeMap::new(),
+            untidy: false,
+            hindrances: watch::Sender::new(None),
+        }
     }
 
-    /// Makes what is wanted while this control plane leads.
+    /// What stands in the way, while this control plane leads and once it has tried.
+    pub fn hindrances(&self) -> watch::Receiver<Known> {
+        self.hindrances.subscribe()
+    }
+
+    /// Does what is to be done while this control plane leads.
     pub async fn run(mut self, mut judged: watch::Receiver<Arc<Judged>>, mut leads: watch::Receiver<bool>) {
         // However often something else changes, this comes.
         let mut again = Instant::now() + AGAIN;
@@ -69,11 +94,14 @@ impl GatewayMaker {
             let mut next = again;
             if *leads.borrow_and_update() {
                 let now = judged.borrow_and_update().clone();
-                if !self.make(&now.wanted).await {
+                if !self.make(&now.gateways).await {
                     next = again.min(Instant::now() + RETRY);
                 }
             } else {
+                // Whoever led meanwhile may have done otherwise.
                 self.made.clear();
+                self.tidied.clear();
+                self.hindrances.send_if_modified(|known| known.take().is_some());
             }
             let goes_on = tokio::select! {
                 changed = judged.changed() => changed.is_ok(),
@@ -90,14 +118,14 @@ impl GatewayMaker {
         }
     }
 
-    /// Whether all is there.
-    async fn make(&mut self, wanted: &[Wanted]) -> bool {
+    /// Whether all is there, and nothing else.
+    async fn make(&mut self, plan: &Plan) -> bool {
         let key = |one: &Wanted| (one.namespace.clone(), one.gateway.clone());
-        let all: BTreeSet<_> = wanted.iter().map(key).collect();
+        let all: BTreeSet<_> = plan.wanted.iter().map(key).collect();
         self.made.retain(|key, _| all.contains(key));
         self.told.retain(|key, _| all.contains(key));
         let mut complete = true;
-        for one in wanted {
+        for one in &plan.wanted {
             let key = key(one);
             if self.made.get(&key) == Some(one) {
                 continue;
@@ -109,13 +137,59 @@ impl GatewayMaker {
                 }
                 Err(trouble) => {
                     complete = false;
-                    if self.told.insert(key, trouble.mark()).as_ref() != Some(&trouble.mark()) {
+                    let mark = trouble.mark();
+                    if self.told.get(&key).is_none_or(|(told, _)| *told != mark) {
                         trouble.say(one);
+                        self.told.insert(key, (mark, trouble.hindrance()));
                     }
                 }
             }
         }
-        complete
+        self.tell(plan);
+        self.tidy(plan).await && complete
+    }
+
+    /// Says what stands in the way.
+    fn tell(&self, plan: &Plan) {
+        let refused = plan.hindered.iter().map(|one| {
+            let message = format!("nothing is made for the Gateway, and nothing is changed: {}", one.why);
+            let hindrance = Hindrance { reason: "Invalid", message, passes: false };
+            ((one.namespace.clone(), one.gateway.clone()), hindrance)
+        });
+        let failed = self.told.iter().map(|(key, (_, hindrance))| (key.clone(), hindrance.clone()));
+        let now: Hindrances = refused.chain(failed).collect();
+        self.hindrances.send_if_modified(|known| {
+            let new = known.as_deref() != Some(&now);
+            if new {
+                *known = Some(Arc::new(now));
+            }
+            new
+        });
+    }
+
+    /// Takes away what is needed no more. Whether nothing of that is left.
+    async fn tidy(&mut self, plan: &Plan) -> bool {
+        let is_made =
+            |one: &Wanted| self.made.get(&(one.namespace.clone(), one.gateway.clone())) == Some(one);
+        let due = leftover::due(plan, is_made);
+        if due.iter().any(|(owner, one)| self.tidied.get(owner) != Some(one)) {
+            match leftover::take_away(&self.client, &due).await {
+                Ok(true) => self.untidy = false,
+                Ok(false) => return false,
+                Err(error) => {
+                    if !std::mem::replace(&mut self.untidy, true) {
+                        tracing::warn!(
+                            %error,
+                            "what was made for Gateways and is needed no more cannot be taken away; may the control plane's service \
+                             account list and delete Deployments, Services and ServiceAccounts (deploy/rbac)? Trying again"
+                        );
+                    }
+                    return false;
+                }
+            }
+        }
+        self.tidied = due;
+        true
     }
 
     async fn write(&self, wanted: &Wanted) -> Result<(), Trouble> {

@@ -34,17 +34,22 @@ pub(super) fn name(wanted: &Wanted) -> String {
     short + &end
 }
 
-/// The objects, in the order in which they are needed.
-pub(super) fn of(wanted: &Wanted) -> Vec<(Of, Value)> {
+/// The kinds of what is made, in the order in which it is needed.
+pub(super) fn kinds() -> [Of; 3] {
     let of = |group: &str, version: &str, kind: &str, plural| Of {
         kind: GroupVersionKind::gvk(group, version, kind),
         plural,
     };
-    vec![
-        (of("", "v1", "ServiceAccount", "serviceaccounts"), account(wanted)),
-        (of("apps", "v1", "Deployment", "deployments"), deployment(wanted)),
-        (of("", "v1", "Service", "services"), service(wanted)),
+    [
+        of("", "v1", "ServiceAccount", "serviceaccounts"),
+        of("apps", "v1", "Deployment", "deployments"),
+        of("", "v1", "Service", "services"),
     ]
+}
+
+/// The objects, in that order.
+pub(super) fn of(wanted: &Wanted) -> Vec<(Of, Value)> {
+    kinds().into_iter().zip([account(wanted), deployment(wanted), service(wanted)]).collect()
 }
 
 /// By which its workloads are known.

@@ -7,14 +7,19 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::ingest::gateway_api::{Because, Hindered, Spare};
 
-/// What an API server has, by path, how often it was written to, and whether it refuses that.
+/// What an API server has, by path, how often it was written to, and whether it refuses that. And the Gateway.
 #[derive(Default)]
 struct There {
     objects: BTreeMap<String, Value>,
     writes: usize,
     refuses: Option<StatusCode>,
+    gateway: Value,
 }
+
+/// Lists of what stands in all namespaces.
+const LISTS: [&str; 3] = ["/apis/apps/v1/deployments", "/api/v1/services", "/api/v1/serviceaccounts"];
 
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/shop/deployments/edge-weft";
 const SERVICE: &str = "/api/v1/namespaces/shop/services/edge-weft";
@@ -37,13 +42,37 @@ fn server(there: &Arc<Mutex<There>>) -> Client {
             let body = body.collect().await.unwrap().to_bytes();
             let path = parts.uri.path().to_owned();
             let mut there = there.lock();
+            let query = parts.uri.query().unwrap_or_default().to_owned();
+            let list = |items: Vec<Value>| (StatusCode::OK, json!({"metadata": {}, "items": items}));
             let (status, object) = match (parts.method, there.refuses) {
                 (Method::PATCH, Some(code)) => no(code),
                 (Method::PATCH, None) => {
-                    let object: Value = serde_json::from_slice(&body).unwrap();
+                    let mut object: Value = serde_json::from_slice(&body).unwrap();
+                    assert!(query.contains(&format!("fieldManager={MANAGER}")), "{query}");
+                    object["metadata"]["managedFields"] = json!([{"manager": MANAGER, "operation": "Apply"}]);
+                    object["metadata"]["uid"] = path.as_str().into();
                     there.writes += 1;
                     there.objects.insert(path, object.clone());
                     (StatusCode::OK, object)
+                }
+                (Method::GET, _) if LISTS.contains(&path.as_str()) => {
+                    assert!(
+                        query.contains("labelSelector=gateway.networking.k8s.io%2Fgateway-name"),
+                        "{query}"
+                    );
+                    let plural = path.rsplit('/').next().unwrap();
+                    let of = |path: &str| path.rsplit('/').nth(1) == Some(plural);
+                    list(there.objects.iter().filter(|(path, _)| of(path)).map(|(_, o)| o.clone()).collect())
+                }
+                (Method::GET, _) if path.ends_with("/namespaces/shop/gateways") => {
+                    assert!(query.contains("fieldSelector=metadata.name%3Dedge"), "{query}");
+                    list(vec![there.gateway.clone()])
+                }
+                (Method::DELETE, _) => {
+                    let asked: Value = serde_json::from_slice(&body).unwrap();
+                    let removed = there.objects.remove(&path).unwrap();
+                    assert_eq!(asked["preconditions"]["uid"], removed["metadata"]["uid"]);
+                    (StatusCode::OK, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
                 }
                 (Method::GET, _) => match there.objects.get(&path) {
                     Some(object) => (StatusCode::OK, object.clone()),
@@ -71,6 +100,16 @@ fn wanted() -> Wanted {
     }
 }
 
+fn plan(wanted: Wanted) -> Plan {
+    Plan { wanted: vec![wanted], ..Plan::default() }
+}
+
+/// The Gateway's status, as to what stands in the way: reason and words.
+fn told(maker: &GatewayMaker) -> Vec<(&'static str, String)> {
+    let known = maker.hindrances().borrow().clone().expect("it has been tried");
+    known.values().map(|one| (one.reason, one.message.clone())).collect()
+}
+
 #[tokio::test]
 async fn what_belongs_to_somebody_else_is_left_alone_and_so_is_the_rest() {
     let gateway =
@@ -89,14 +128,18 @@ async fn what_belongs_to_somebody_else_is_left_alone_and_so_is_the_rest() {
         let mut maker = GatewayMaker::new(client);
         let said = maker.write(&wanted()).await.unwrap_err().to_string();
         assert!(said.contains(words), "{said}");
-        assert!(!maker.make(&[wanted()]).await);
+        assert!(!maker.make(&plan(wanted())).await);
+        // Its status says so, until it is mended.
+        let reason = if words.contains("earlier") { "Pending" } else { "Invalid" };
+        assert_eq!(told(&maker), [(reason, said)]);
         assert_eq!(there.lock().objects, BTreeMap::from([(path.to_owned(), own)]));
         // It goes: what is needed is made, and is the Gateway's own from then on.
         there.lock().objects.clear();
-        assert!(maker.make(&[wanted()]).await);
+        assert!(maker.make(&plan(wanted())).await);
+        assert_eq!(told(&maker), []);
         assert_eq!(there.lock().writes, 3);
         let changed = Wanted { service_type: "ClusterIP".to_owned(), ..wanted() };
-        assert!(maker.make(&[changed]).await);
+        assert!(maker.make(&plan(changed)).await);
         assert_eq!(there.lock().objects[SERVICE]["spec"]["type"], "ClusterIP");
     }
 }
@@ -105,22 +148,24 @@ async fn what_belongs_to_somebody_else_is_left_alone_and_so_is_the_rest() {
 async fn what_the_api_server_says_no_to_is_told_apart() {
     let there = Arc::new(Mutex::new(There::default()));
     let maker = GatewayMaker::new(server(&there));
-    for (code, words) in [
-        (StatusCode::FORBIDDEN, "get, create and patch Deployments"),
-        (StatusCode::UNPROCESSABLE_ENTITY, "change what the message names"),
-        (StatusCode::NOT_FOUND, "is the namespace about to go?"),
+    for (code, words, reason, passes) in [
+        (StatusCode::FORBIDDEN, "get, create and patch Deployments", "NoResources", false),
+        (StatusCode::UNPROCESSABLE_ENTITY, "change what the message names", "Invalid", false),
+        (StatusCode::NOT_FOUND, "is the namespace about to go?", "Pending", true),
     ] {
         there.lock().refuses = Some(code);
         let trouble = maker.write(&wanted()).await.unwrap_err();
         assert!(trouble.to_string().contains(words), "{trouble}");
-        assert_eq!(trouble.mark(), code.as_u16().to_string());
+        assert!(trouble.mark().starts_with(code.as_str()), "{}", trouble.mark());
+        let hindrance = trouble.hindrance();
+        assert_eq!((hindrance.reason, hindrance.passes), (reason, passes), "{code}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_somebody_takes_away_comes_back_however_often_the_state_changes() {
     let there = Arc::new(Mutex::new(There::default()));
-    let state = || Arc::new(Judged { wanted: vec![wanted()], ..Judged::default() });
+    let state = || Arc::new(Judged { gateways: plan(wanted()), ..Judged::default() });
     let (judge, judged) = watch::channel(state());
     let (_lead, leads) = watch::channel(true);
     let maker = tokio::spawn(GatewayMaker::new(server(&there)).run(judged, leads));
@@ -138,5 +183,87 @@ async fn what_somebody_takes_away_comes_back_however_often_the_state_changes() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(there.lock().objects.contains_key(DEPLOYMENT));
     assert_eq!(there.lock().writes, 6);
+    maker.abort();
+}
+
+/// The Gateway as the API server has it.
+fn gateway(class: &str) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+        "metadata": {"name": "edge", "namespace": "shop", "uid": "17"}, "spec": {"gatewayClassName": class},
+    })
+}
+
+#[tokio::test]
+async fn what_is_needed_no_more_is_taken_away_and_nothing_else() {
+    let there = Arc::new(Mutex::new(There { gateway: gateway("weft"), ..There::default() }));
+    let mut maker = GatewayMaker::new(server(&there));
+    assert!(maker.make(&plan(wanted())).await);
+    // Others belong to the Gateway and were made by somebody else, or were made here for another Gateway.
+    let (apart, others) = (SERVICE.replace("weft", "own"), DEPLOYMENT.replace("edge", "other"));
+    let mut own = there.lock().objects[SERVICE].clone();
+    own["metadata"]["managedFields"] = json!([{"manager": "kubectl", "operation": "Apply"}]);
+    let mut other = there.lock().objects[DEPLOYMENT].clone();
+    other["metadata"]["ownerReferences"][0]["uid"] = "18".into();
+    there.lock().objects.extend([(apart.clone(), own), (others.clone(), other)]);
+
+    // What it asks for cannot be made any more: what was made stays.
+    let hindered = Hindered {
+        namespace: "shop".to_owned(),
+        gateway: "edge".to_owned(),
+        why: "spec.listeners[0].port: taken; take another".to_owned(),
+    };
+    assert!(maker.make(&Plan { hindered: vec![hindered], ..Plan::default() }).await);
+    assert_eq!(there.lock().objects.len(), 5);
+    let said = told(&maker);
+    assert_eq!(said[0].0, "Invalid");
+    assert!(said[0].1.ends_with("spec.listeners[0].port: taken; take another"), "{said:?}");
+
+    let spare = |because: Because| Spare {
+        namespace: "shop".to_owned(),
+        gateway: "edge".to_owned(),
+        owner: "17".to_owned(),
+        because,
+    };
+    let theirs = Plan { spare: vec![spare(Because::Class("theirs".to_owned()))], ..Plan::default() };
+    // What is known of the Gateway is not what it says: nothing goes, and it is looked at again.
+    assert!(!maker.make(&theirs).await);
+    assert_eq!(there.lock().objects.len(), 5);
+    there.lock().gateway = gateway("theirs");
+    assert!(maker.make(&theirs).await);
+    let left: Vec<_> = there.lock().objects.keys().cloned().collect();
+    assert_eq!(left, [apart, others]);
+    assert_eq!(told(&maker), []);
+}
+
+#[tokio::test]
+async fn what_bears_the_name_of_an_earlier_class_goes_when_the_new_is_there() {
+    let there = Arc::new(Mutex::new(There { gateway: gateway("weft"), ..There::default() }));
+    let mut maker = GatewayMaker::new(server(&there));
+    assert!(maker.make(&plan(wanted())).await);
+    let inner = || plan(Wanted { class: "inner".to_owned(), ..wanted() });
+    there.lock().gateway = gateway("inner");
+    there.lock().refuses = Some(StatusCode::FORBIDDEN);
+    assert!(!maker.make(&inner()).await);
+    assert_eq!(there.lock().objects.len(), 3);
+    there.lock().refuses = None;
+    assert!(maker.make(&inner()).await);
+    let left: Vec<_> = there.lock().objects.keys().cloned().collect();
+    assert!(left.iter().all(|path| path.ends_with("/edge-inner")) && left.len() == 3, "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_said_by_who_does_not_lead() {
+    let there = Arc::new(Mutex::new(There::default()));
+    let (_judge, judged) = watch::channel(Arc::new(Judged { gateways: plan(wanted()), ..Judged::default() }));
+    let (lead, leads) = watch::channel(false);
+    let maker = GatewayMaker::new(server(&there));
+    let mut hindrances = maker.hindrances();
+    let maker = tokio::spawn(maker.run(judged, leads));
+    assert!(hindrances.borrow().is_none());
+    lead.send_replace(true);
+    hindrances.wait_for(Option::is_some).await.unwrap();
+    lead.send_replace(false);
+    hindrances.wait_for(Option::is_none).await.unwrap();
     maker.abort();
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::hindrance::Hindrance;
 use crate::ingest::gateway_api::{MANAGED, Wanted};
 
 /// What stands in the way.
@@ -31,9 +32,28 @@ impl Trouble {
     pub(super) fn mark(&self) -> String {
         match self {
             Self::Taken { kind, name, earlier } => format!("{kind} {name} {earlier}"),
+            // What is wrong with the object may be something else the next time.
+            Self::Refused(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
+                format!("{} {}", status.code, status.message)
+            }
             Self::Refused(kube::Error::Api(status)) => status.code.to_string(),
             Self::Refused(_) => String::new(),
         }
+    }
+
+    /// What the Gateway's status says of it.
+    pub(super) fn hindrance(&self) -> Hindrance {
+        let (reason, passes) = match self {
+            Self::Taken { earlier: true, .. } => ("Pending", true),
+            Self::Taken { earlier: false, .. } => ("Invalid", false),
+            Self::Refused(kube::Error::Api(status)) => match status.code {
+                400 | 422 => ("Invalid", false),
+                403 => ("NoResources", false),
+                _ => ("Pending", true),
+            },
+            Self::Refused(_) => ("Pending", true),
+        };
+        Hindrance { reason, message: self.to_string(), passes }
     }
 
     /// Says it in the log.
@@ -57,7 +77,7 @@ impl fmt::Display for Trouble {
             ),
             Self::Taken { kind, name, earlier: false } => write!(
                 out,
-                "nothing is made for a Gateway: there is a {kind} {name} that does not belong to it. Rename the Gateway or the {kind}; or, \
+                "nothing is made for the Gateway: there is a {kind} {name} that does not belong to it. Rename the Gateway or the {kind}; or, \
                  if that is to serve the Gateway, annotate the Gateway with {MANAGED}: \"false\""
             ),
             Self::Refused(error) => {
@@ -73,7 +93,7 @@ impl fmt::Display for Trouble {
                     kube::Error::Api(status) if status.code == 404 => "is the namespace about to go?",
                     _ => "can the API server be reached?",
                 };
-                write!(out, "the workloads of a Gateway cannot be made: {error}; {advice} Trying again")
+                write!(out, "the workloads of the Gateway cannot be made: {error}; {advice} Trying again")
             }
         }
     }

@@ -17,8 +17,10 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::gateways::{Hindrances, Known};
 use super::proxies::Proxies;
 use crate::ingest::cluster::{DEFINED, Judged, Verdict};
+use crate::ingest::gateway_api::Standing;
 use crate::queue::Queue;
 
 /// How long proxies may take before it is written how many have taken a state.
@@ -36,6 +38,7 @@ pub struct StatusWriter {
     client: Client,
     proxies: Proxies,
     queue: Queue,
+    hindrances: watch::Receiver<Known>,
     /// What was written last, by hash, and whether all proxies had taken it.
     written: HashMap<Key, (u64, bool)>,
     /// It has been said that statuses cannot be written.
@@ -43,18 +46,20 @@ pub struct StatusWriter {
 }
 
 impl StatusWriter {
-    /// Writes by `client`; who has taken what, `proxies` and `queue` know.
-    pub fn new(client: Client, proxies: Proxies, queue: Queue) -> Self {
-        Self { client, proxies, queue, written: HashMap::new(), told: false }
+    /// Writes by `client`; who has taken what, `proxies` and `queue` know, and what cannot be made for Gateways, `hindrances`.
+    pub fn new(client: Client, proxies: Proxies, queue: Queue, hindrances: watch::Receiver<Known>) -> Self {
+        Self { client, proxies, queue, hindrances, written: HashMap::new(), told: false }
     }
 
     /// Writes while this control plane leads.
     pub async fn run(mut self, mut judged: watch::Receiver<Arc<Judged>>, mut leads: watch::Receiver<bool>) {
+        let mut told = true;
         loop {
             let mut again = None;
             if *leads.borrow_and_update() {
                 let now = judged.borrow_and_update().clone();
-                if !self.write(&now).await {
+                let hindrances = self.hindrances.borrow_and_update().clone();
+                if !self.write(&now, hindrances.as_deref()).await {
                     again = Some(AGAIN);
                 }
             } else {
@@ -70,6 +75,11 @@ impl StatusWriter {
             let goes_on = tokio::select! {
                 changed = judged.changed() => changed.is_ok(),
                 changed = leads.changed() => changed.is_ok(),
+                // Nobody makes anything, or no more: what was said last stays.
+                changed = self.hindrances.changed(), if told => {
+                    told = changed.is_ok();
+                    true
+                }
                 () = timer => true,
             };
             if !goes_on {
@@ -79,9 +89,15 @@ impl StatusWriter {
     }
 
     /// Whether all is written that was due.
-    async fn write(&mut self, judged: &Judged) -> bool {
+    async fn write(&mut self, judged: &Judged, hindrances: Option<&Hindrances>) -> bool {
         self.written.retain(|key, _| judged.verdicts.contains_key(key));
-        let all = || judged.verdicts.iter().map(|(key, verdict)| (key, verdict, fingerprint(verdict)));
+        let all = || {
+            judged.verdicts.iter().filter_map(move |(key, verdict)| {
+                let verdict = with_hindrance(key, verdict, hindrances)?;
+                let print = fingerprint(&verdict);
+                Some((key, verdict, print))
+            })
+        };
         let mut due: Vec<_> = all()
             .filter(|(key, verdict, print)| match (self.written.get(*key), &verdict.standing) {
                 // Whoever wrote over it is answered, once.
@@ -108,10 +124,10 @@ impl StatusWriter {
         let mut failed = false;
         for (key, verdict, print) in due {
             let status = match &verdict.standing {
-                Some(standing) => gateway_api::status(verdict, standing),
-                None => text::status(verdict, taken, all),
+                Some(standing) => gateway_api::status(&verdict, standing),
+                None => text::status(&verdict, taken, all),
             };
-            match self.patch(key, verdict, &status).await {
+            match self.patch(key, &verdict, &status).await {
                 Ok(()) => {
                     let complete = everybody || verdict.standing.is_some();
                     self.written.insert(key.clone(), (print, complete));
@@ -176,6 +192,22 @@ impl StatusWriter {
     }
 }
 
+/// With what cannot be made for it, where it is a Gateway; nothing as long as that is not known.
+fn with_hindrance<'v>(
+    key: &Key,
+    verdict: &'v Verdict,
+    hindrances: Option<&Hindrances>,
+) -> Option<Cow<'v, Verdict>> {
+    let Some(standing @ Standing::Gateway { .. }) = &verdict.standing else {
+        return Some(Cow::Borrowed(verdict));
+    };
+    let Some(one) = hindrances?.get(&(key.1.clone(), key.2.clone())) else {
+        return Some(Cow::Borrowed(verdict));
+    };
+    let standing = standing.hindered(one.reason, &one.message, one.passes);
+    Some(Cow::Owned(Verdict { standing: Some(standing), ..verdict.clone() }))
+}
+
 fn fingerprint(verdict: &Verdict) -> u64 {
     let mut hasher = DefaultHasher::new();
     (verdict.generation, verdict.earlier, &verdict.standing).hash(&mut hasher);
@@ -186,4 +218,47 @@ fn fingerprint(verdict: &Verdict) -> u64 {
     }
     verdict.findings.iter().for_each(|finding| finding.to_string().hash(&mut hasher));
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gateways::Hindrance;
+    use super::*;
+
+    #[test]
+    fn a_gateway_is_told_nothing_before_it_is_known_what_can_be_made() {
+        let verdict = |standing| Verdict {
+            generation: None,
+            api_version: String::new(),
+            findings: Vec::new(),
+            earlier: false,
+            status: serde_json::Value::Null,
+            resource_version: String::new(),
+            standing,
+        };
+        let key: Key = ("Gateway", "shop".to_owned(), "edge".to_owned());
+        let rule = verdict(None);
+        assert!(with_hindrance(&key, &rule, None).is_some(), "what is no Gateway waits for nothing");
+        let gateway = verdict(Some(Standing::Gateway {
+            conditions: vec![crate::ingest::gateway_api::Condition {
+                kind: "Programmed",
+                holds: true,
+                reason: "Programmed",
+                message: String::new(),
+            }],
+            listeners: Vec::new(),
+            addresses: Vec::new(),
+        }));
+        assert!(with_hindrance(&key, &gateway, None).is_none());
+        let mut hindrances = Hindrances::new();
+        let print = |hindrances: &Hindrances| {
+            fingerprint(&with_hindrance(&key, &gateway, Some(hindrances)).expect("known"))
+        };
+        let free = print(&hindrances);
+        let hindrance = Hindrance { reason: "Invalid", message: "taken".to_owned(), passes: false };
+        hindrances.insert(("shop".to_owned(), "other".to_owned()), hindrance.clone());
+        assert_eq!(print(&hindrances), free);
+        hindrances.insert(("shop".to_owned(), "edge".to_owned()), hindrance);
+        assert_ne!(print(&hindrances), free, "it is due");
+    }
 }
