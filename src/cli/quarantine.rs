@@ -14,8 +14,9 @@ use weft_control::model::World;
 use weft_control::serve::quarantine::{Done, Store, lift_unread};
 
 use super::token::Output;
-use crate::client::Connection;
+use crate::client::{Answer, Connection};
 use crate::configuration::{self, ClusterArgs};
+use crate::inspect::debug_ports;
 
 /// Denies all traffic to a workload at once, also on connections that live; --undo lets it through again
 #[derive(Args, Debug)]
@@ -38,7 +39,9 @@ pub struct QuarantineArgs {
     /// Or into a cluster
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// Or ask this control plane to write it, and wait until it holds: its debug port, IP:PORT; IP alone is port 8080
+    /// Or ask this control plane to write it, and wait until it holds: its debug port, IP:PORT; IP alone is port 8080. `cluster`, or
+    /// `cluster/NAMESPACE`: the first that answers of the control planes in the cluster that $KUBECONFIG or ~/.kube/config names, through its
+    /// API server
     #[arg(long, value_name = "ADDRESS", requires = "token_file", conflicts_with_all = ["dir", "cluster", "kubeconfig"])]
     control: Option<String>,
     /// The token that the control plane's --quarantine-token-file has
@@ -56,7 +59,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) fn main(args: &QuarantineArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     if let (Some(control), Some(token)) = (&args.control, &args.token_file) {
-        let answer = runtime.block_on(ask(args, control, token))?;
+        let places = debug_ports(control)?;
+        let answer = runtime.block_on(ask(args, control, &places, token))?;
         return print(args, &answer);
     }
     let (world, store) = match args.cluster.is_meant() {
@@ -107,18 +111,46 @@ fn actor() -> String {
     std::env::var("USER").ok().filter(|user| !user.is_empty()).unwrap_or_else(|| "weft quarantine".to_owned())
 }
 
-async fn ask(args: &QuarantineArgs, control: &str, token: &Path) -> anyhow::Result<Value> {
-    let at: SocketAddr = match control.parse() {
-        Ok(at) => at,
-        Err(_) => {
-            let ip = control
-                .parse()
-                .with_context(|| format!("{control:?} is no address: write IP:PORT, or IP for port 8080"))?;
-            SocketAddr::new(ip, 8080)
+async fn ask(
+    args: &QuarantineArgs,
+    control: &str,
+    places: &[SocketAddr],
+    file: &Path,
+) -> anyhow::Result<Value> {
+    let token = std::fs::read_to_string(file).with_context(|| format!("--token-file {}", file.display()))?;
+    let token = token.trim();
+    if token.is_empty() || token.contains(char::is_control) {
+        bail!("--token-file {} holds no token", file.display());
+    }
+    let mut failed = Vec::new();
+    for at in places {
+        // What one has done is not done twice by another: doing it again changes nothing.
+        let answer = match tokio::time::timeout(PATIENCE, call(args, *at, token)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                failed.push(format!("{at}: {error:#}"));
+                continue;
+            }
+            Err(_) => {
+                failed.push(format!("{at}: no answer within {PATIENCE:?}"));
+                continue;
+            }
+        };
+        let value: Value = serde_json::from_slice(&answer.body).with_context(|| {
+            format!(
+                "{}: is a control plane's debug port at {control} ({at}), and has it --quarantine-token-file?",
+                answer.status
+            )
+        })?;
+        if !answer.status.is_success() {
+            bail!("{}: {}", answer.status, value["error"].as_str().unwrap_or_default());
         }
-    };
-    let token =
-        std::fs::read_to_string(token).with_context(|| format!("--token-file {}", token.display()))?;
+        return Ok(value);
+    }
+    bail!("--control {control}: {}", failed.join("; "))
+}
+
+async fn call(args: &QuarantineArgs, at: SocketAddr, token: &str) -> anyhow::Result<Answer> {
     let (method, path) = match (args.list, args.undo) {
         (true, _) => ("GET", "/quarantine"),
         (_, true) => ("POST", "/quarantine/release"),
@@ -129,21 +161,9 @@ async fn ask(args: &QuarantineArgs, control: &str, token: &Path) -> anyhow::Resu
         .method(method)
         .uri(path)
         .header("host", at.to_string())
-        .header("authorization", format!("Bearer {}", token.trim()))
+        .header("authorization", format!("Bearer {token}"))
         .body(Full::new(Bytes::from(if args.list { String::new() } else { body })))?;
-    let exchange = async { Connection::open(at).await?.send(request).await };
-    let answer = tokio::time::timeout(PATIENCE, exchange).await;
-    let answer = answer.with_context(|| format!("no answer within {PATIENCE:?}"))??;
-    let value: Value = serde_json::from_slice(&answer.body).with_context(|| {
-        format!(
-            "{}: is a control plane's debug port at {at}, and has it --quarantine-token-file?",
-            answer.status
-        )
-    })?;
-    if !answer.status.is_success() {
-        bail!("{}: {}", answer.status, value["error"].as_str().unwrap_or_default());
-    }
-    Ok(value)
+    Connection::open(at).await?.send(request).await
 }
 
 fn print(args: &QuarantineArgs, answer: &Value) -> anyhow::Result<()> {

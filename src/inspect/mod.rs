@@ -62,6 +62,14 @@ fn address(text: &str, port: u16) -> anyhow::Result<SocketAddr> {
         .with_context(|| format!("{text:?} is no address: write IP:PORT, or IP for port {port}"))
 }
 
+/// The debug ports that `--control` names.
+///
+/// # Errors
+/// It is no address, or the cluster's control planes cannot be found or reached.
+pub(crate) fn debug_ports(control: &str) -> anyhow::Result<Vec<SocketAddr>> {
+    replicas::expanded(&[control.to_owned()])?.iter().map(|one| address(one, 8080)).collect()
+}
+
 /// A page's text.
 fn ask(address: SocketAddr, path: &str, hint: &str) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

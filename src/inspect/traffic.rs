@@ -1,16 +1,18 @@
 //! `weft traffic-status`: how versions on trial stand, and how circuits are.
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Output, address, ask_json, rows};
+use super::{Output, address, ask_json, replicas, rows};
 
 /// Shows versions on trial (what share they get, what was counted, what was decided), and circuits (closed, open, half open)
 #[derive(Args, Debug)]
 pub struct TrafficArgs {
-    /// The control plane's debug port, IP:PORT; IP alone is port 8080. Of several control planes ask the one that leads
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    control: String,
+    /// The control plane's debug port, IP:PORT; IP alone is port 8080. Several, with commas between them, where several control planes run:
+    /// the one that leads has the counts; `cluster`, or `cluster/NAMESPACE`: all of the cluster that $KUBECONFIG or ~/.kube/config names,
+    /// through its API server
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', default_value = "127.0.0.1")]
+    control: Vec<String>,
     /// How it is printed
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -19,11 +21,30 @@ pub struct TrafficArgs {
 /// Prints it.
 ///
 /// # Errors
-/// The control plane does not answer.
+/// No control plane answers.
 pub fn main(args: &TrafficArgs) -> anyhow::Result<()> {
-    let at = address(&args.control, 8080)?;
-    let hint = format!("is a control plane's debug port at {at}? (--control says where)");
-    let page = ask_json(at, "/debug/trafficz", &hint)?;
+    let (mut pages, mut silent) = (Vec::new(), Vec::new());
+    for control in replicas::expanded(&args.control)? {
+        let at = address(&control, 8080)?;
+        let hint = format!("is a control plane's debug port at {at}? (--control says where)");
+        match ask_json(at, "/debug/trafficz", &hint) {
+            Ok(page) => pages.push(page),
+            Err(error) => silent.push(error),
+        }
+    }
+    if pages.is_empty()
+        && let Some(error) = silent.pop()
+    {
+        return Err(error);
+    }
+    silent.iter().for_each(|error| eprintln!("weft: {error:#}; this control plane is left out"));
+    let page = together(pages);
+    if page["leads"] == false {
+        eprintln!(
+            "weft: none of those that were asked leads: shares are as they were decided last, and what is counted is at the one that does \
+             (--control cluster asks all)"
+        );
+    }
     match args.output {
         Output::Json => println!("{page:#}"),
         Output::Text => {
@@ -41,6 +62,22 @@ pub fn main(args: &TrafficArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What several say: who leads knows what was counted, the others what was decided.
+fn together(mut pages: Vec<Value>) -> Value {
+    let leads = pages.iter().any(|page| page["leads"] == true);
+    match leads {
+        true => pages.retain(|page| page["leads"] == true),
+        false => pages.truncate(1),
+    }
+    if pages.len() == 1 {
+        return pages.remove(0);
+    }
+    let all = |name: &str| -> Value {
+        pages.iter().flat_map(|page| page[name].as_array().into_iter().flatten().cloned()).collect()
+    };
+    json!({"leads": leads, "trials": all("trials"), "circuitBreakers": all("circuitBreakers")})
 }
 
 fn circuits_text(circuits: &[Value]) -> String {
@@ -108,7 +145,23 @@ fn text(trials: &[Value]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn of_several_control_planes_those_that_lead_are_heard() {
+        let page = |leads: bool, name: &str| json!({"leads": leads, "trials": [name], "circuitBreakers": []});
+        let told = |pages: Vec<Value>| {
+            let page = super::together(pages);
+            (page["leads"].clone(), page["trials"].clone())
+        };
+        assert_eq!(
+            told(vec![page(false, "a"), page(true, "b"), page(false, "c")]),
+            (json!(true), json!(["b"]))
+        );
+        // Each decides for itself where nothing is shared.
+        assert_eq!(told(vec![page(true, "a"), page(true, "b")]), (json!(true), json!(["a", "b"])));
+        assert_eq!(told(vec![page(false, "a"), page(false, "b")]), (json!(false), json!(["a"])));
+    }
 
     #[test]
     fn a_circuit_is_told_for_all_proxies_and_for_each() {

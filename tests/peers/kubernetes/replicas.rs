@@ -2,6 +2,7 @@
 //! `port-forward` stands here.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,10 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 
 use super::Server;
-use super::mesh::{Mesh, SHOP};
-use crate::programs::weft;
+use super::mesh::{self, Mesh, SHOP};
+use crate::programs::{Process, weft};
 
-const NODE: &str = "127.36.8.9";
+const NODE: &str = "127.36.15.9";
 
 fn node() -> String {
     format!(
@@ -24,12 +25,12 @@ fn node() -> String {
     )
 }
 
-fn pod(name: &str) -> String {
+fn pod(name: &str, namespace: &str) -> String {
     format!(
         "---
 apiVersion: v1
 kind: Pod
-metadata: {{name: {name}, namespace: istio-system, labels: {{app: istiod}}}}
+metadata: {{name: {name}, namespace: {namespace}, labels: {{app: istiod}}}}
 spec: {{serviceAccountName: istiod, nodeName: n1, containers: [{{name: discovery, image: none}}]}}
 "
     )
@@ -112,8 +113,9 @@ fn kubelet(place: fn(&str) -> Option<SocketAddr>) {
 
 fn place(pod: &str) -> Option<SocketAddr> {
     let ip = match pod {
-        "istiod-1" => "127.36.8.2",
-        "istiod-2" => "127.36.8.3",
+        "istiod-1" => "127.36.15.2",
+        "istiod-2" => "127.36.15.3",
+        "istiod-3" => "127.36.15.4",
         _ => return None,
     };
     Some(format!("{ip}:8080").parse().unwrap())
@@ -121,21 +123,27 @@ fn place(pod: &str) -> Option<SocketAddr> {
 
 #[test]
 fn every_replica_is_found_and_asked_through_the_api_server() {
-    let server = Server::start("127.36.8.1");
+    let server = Server::start("127.36.15.1");
     server.apply(SHOP);
-    server.kubectl(&["-n", "istio-system", "create", "serviceaccount", "istiod"]);
+    server.apply("{apiVersion: v1, kind: Namespace, metadata: {name: mesh}}");
+    for namespace in ["istio-system", "mesh"] {
+        server.kubectl(&["-n", namespace, "create", "serviceaccount", "istiod"]);
+    }
     server.kubectl(&["patch", "node", "n1", "--subresource=status", "--type=merge", "-p", &node()]);
     for name in ["istiod-1", "istiod-2", "istiod-not-ready"] {
-        server.apply(&pod(name));
+        server.apply(&pod(name, "istio-system"));
     }
-    for name in ["istiod-1", "istiod-2"] {
+    server.apply(&pod("istiod-3", "mesh"));
+    for (name, namespace) in
+        [("istiod-1", "istio-system"), ("istiod-2", "istio-system"), ("istiod-3", "mesh")]
+    {
         let ready = r#"{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}"#;
         let patch = ["patch", "pod", name, "--subresource=status", "--type=merge", "-p", ready];
-        server.kubectl(&[&["-n", "istio-system"][..], &patch].concat());
+        server.kubectl(&[&["-n", namespace][..], &patch].concat());
     }
     kubelet(place);
     let kubeconfig = server.kubeconfig("administrator");
-    let _all = [("127.36.8.2", "127.36.8.12"), ("127.36.8.3", "127.36.8.13")]
+    let _all = [("127.36.15.2", "127.36.15.12"), ("127.36.15.3", "127.36.15.13")]
         .map(|(control, proxy)| Mesh::start(&server, &kubeconfig, control, proxy));
     let run = |args: &[&str]| {
         let mut command = weft();
@@ -158,6 +166,7 @@ fn every_replica_is_found_and_asked_through_the_api_server() {
     assert!(version.contains("(2)"), "{version}{wrong}");
     let (done, _, wrong) = run(&["proxy-status", "--control", "cluster/elsewhere"]);
     assert!(!done && wrong.contains("no control plane is ready in the namespace elsewhere"), "{wrong}");
+    trials_and_quarantines(&server, &kubeconfig, &run);
     // Whoever may not is told what is missing.
     server.kubectl(&["-n", "shop", "create", "serviceaccount", "nobody"]);
     let nobody = server.kubeconfig_of_account("shop", "nobody");
@@ -165,4 +174,67 @@ fn every_replica_is_found_and_asked_through_the_api_server() {
         weft().args(["proxy-status", "--control", "cluster"]).env("KUBECONFIG", nobody).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("auth can-i list pods"), "{said}");
+}
+
+/// Success, and what is said to programs and to people.
+type Said = (bool, String, String);
+
+/// Whoever leads of the replicas tells of versions on trial, and one that knows the token puts workloads under quarantine.
+fn trials_and_quarantines(server: &Server, kubeconfig: &Path, run: &dyn Fn(&[&str]) -> Said) {
+    server.kubectl(&["apply", "-f", &mesh::crds()]);
+    mesh::established(server);
+    server.apply(&mesh::pod("v1"));
+    mesh::runs(server, "v1", "10.88.0.1");
+    server.apply(
+        "apiVersion: weft.dev/v1alpha1
+kind: TrafficManagement
+metadata: {name: trial, namespace: shop}
+spec:
+  canaryDeployment:
+    service: cart
+    stableVersion: v1
+    canaryVersion: v2
+    trafficSplit: {stable: 90, canary: 10}
+    successCriteria: {errorRateThreshold: 0.5}
+    rollbackCriteria: {errorRateThreshold: 2}
+",
+    );
+    let end = Instant::now() + Duration::from_secs(60);
+    let (told, wrong) = loop {
+        let (_, told, wrong) = run(&["traffic-status", "--control", "cluster"]);
+        if (told.contains("shop/trial") && !wrong.contains("leads")) || Instant::now() > end {
+            break (told, wrong);
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    };
+    assert_eq!(told.lines().filter(|line| line.starts_with("shop/trial ")).count(), 1, "{told}{wrong}");
+
+    let file = |name: &str, text: &str| {
+        let path = server.directory().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (token, empty) = (file("quarantine-token", "t"), file("no-token", ""));
+    let mut command = mesh::control(kubeconfig, "127.36.15.4");
+    command.args(["--quarantine-token-file", &token]);
+    let mut third = Process::start("control-3", &mut command, server.directory());
+    third.wait("ready", || mesh::ready("127.36.15.4"));
+    let quarantine = |args: &[&str], token: &str| {
+        run(&[&["quarantine", "--control", "cluster/mesh", "--token-file", token][..], args].concat())
+    };
+    let mut said = Default::default();
+    third.wait("in possession of the pod", || {
+        said = quarantine(&["shop/v1"], &token);
+        said.0
+    });
+    assert!(said.1.contains("shop/v1 is under quarantine"), "{said:?}");
+    let list = quarantine(&["--list"], &token);
+    assert!(list.1.starts_with("shop/v1 ("), "{list:?}");
+    let released = quarantine(&["--undo", "shop/v1"], &token);
+    assert!(released.1.contains("shop/v1 is released"), "{released:?}");
+    let without = quarantine(&["--list"], &empty);
+    assert!(!without.0 && without.2.contains("holds no token"), "{without:?}");
+    // Those of the other namespace take no such calls.
+    let (done, _, wrong) = run(&["quarantine", "--list", "--control", "cluster", "--token-file", &token]);
+    assert!(!done && wrong.contains("has it --quarantine-token-file?"), "{wrong}");
 }

@@ -296,7 +296,8 @@ impl CanaryKeeper {
             report
         });
         let circuits: Value = circuits.collect();
-        self.reports.send_replace(Arc::new(json!({"trials": trials, "circuitBreakers": circuits})));
+        let report = json!({"leads": self.keep.decides(), "trials": trials, "circuitBreakers": circuits});
+        self.reports.send_replace(Arc::new(report));
     }
 }
 
