@@ -81,6 +81,9 @@ pub enum Command {
     Install(crate::install::InstallArgs),
     /// Shows the proxies that are connected to a control plane, and how far they follow it
     ProxyStatus(crate::inspect::StatusArgs),
+    /// Shows the objects that a control plane has read: whether each is valid, on how many of the connected proxies it is in effect, what there
+    /// is to say of it
+    ConfigStatus(crate::inspect::ObjectsArgs),
     /// Shows who calls whom just now: requests a second, success, times, mutual TLS
     Top(crate::inspect::TopArgs),
     /// Lists the requests that proxies keep: the last that failed, were refused or slow, and a sample of the others
@@ -146,6 +149,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Test(args) => return test::main(&args),
         Command::Install(args) => crate::install::main(&args)?,
         Command::ProxyStatus(args) => crate::inspect::status(&args)?,
+        Command::ConfigStatus(args) => crate::inspect::objects(&args)?,
         Command::Top(args) => crate::inspect::top(&args)?,
         Command::Requests(args) => crate::inspect::requests(&args)?,
         Command::Tap(args) => crate::inspect::tap(&args)?,

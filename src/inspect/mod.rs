@@ -1,4 +1,4 @@
-//! What a running mesh is asked: `weft proxy-status` and `weft version` ask a control plane, `weft proxy-config` a proxy (Weft's,
+//! What a running mesh is asked: `weft proxy-status`, `weft config-status` and `weft version` ask a control plane, `weft proxy-config` a proxy (Weft's,
 //! or an Envoy: the pages are the same), `weft top`, `weft graph` and `weft report` all proxies for what they have counted, and
 //! `weft events` and `weft bug-report` everybody. Proxies are asked themselves, or [`through`] their control planes.
 
@@ -8,6 +8,7 @@ mod config;
 mod edges;
 mod events;
 mod graph;
+mod objects;
 mod proxies;
 mod record;
 mod replicas;
@@ -31,6 +32,7 @@ pub use compliance::{ReportCommand, main as report};
 pub use config::{ConfigArgs, main as config};
 pub use events::{EventsArgs, main as events};
 pub use graph::{GraphArgs, main as graph};
+pub use objects::{ObjectsArgs, main as objects};
 pub use proxies::Proxies;
 pub use record::{Record, RequestsArgs, Seen, main as requests, what};
 pub use rows::plain;

@@ -25,6 +25,9 @@ use super::traffic_management::{CanaryDeployment, TrafficManagement, VERSION, su
 use super::values::{Labels, WorkloadSelector};
 use super::world::Objects;
 
+/// The position of what nobody wrote: after all that somebody did.
+pub(super) const MADE: u32 = u32::MAX;
+
 /// Something to be said of a ServiceMeshConfig.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Note {
@@ -122,7 +125,7 @@ impl Item<'_> {
             version: hasher.finish(),
             ..own.clone()
         };
-        meta.source.position = u32::MAX;
+        meta.source.position = MADE;
         meta
     }
 }
@@ -368,7 +371,7 @@ impl Work<'_> {
             created: None,
             ..object.meta.clone()
         };
-        meta.source.position = u32::MAX;
+        meta.source.position = MADE;
         let base = wide.map(|rule| rule.spec.clone()).unwrap_or_default();
         let spec = DestinationRule { host: trial.service.clone(), subsets: missing, ..base };
         rules.push(Arc::new(Object { meta, spec }));

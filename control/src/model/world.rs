@@ -900,6 +900,44 @@ impl World {
         &self.parts.secrets
     }
 
+    /// What was written of everything that is here: settings, services and workloads, Istio's kinds and Weft's. Objects may be named
+    /// several times, as a ServiceEntry for each of its hosts; what only follows from others is not among them.
+    pub fn written(&self) -> Vec<&Meta> {
+        let parts = &*self.parts;
+        let mut all: Vec<&Meta> = Vec::new();
+        all.extend(parts.settings.iter().map(|object| &object.meta));
+        all.extend(parts.mesh_networks.iter().map(|object| &object.meta));
+        all.extend(self.services().iter().map(|service| &*service.meta));
+        all.extend(self.workloads().iter().map(|workload| &*workload.meta));
+        macro_rules! each {
+            ($($kind:ident),*) => { $( all.extend(parts.$kind.iter().map(|object| &object.meta)); )* };
+        }
+        each!(
+            service_entries,
+            written_routes,
+            destination_rules,
+            gateways,
+            sidecars,
+            peer_authentications,
+            authorization_policies,
+            request_authentications,
+            acme_certificates,
+            ip_deny_lists,
+            external_credentials,
+            rate_limits,
+            compressions,
+            traffic_managements,
+            service_mesh_configs,
+            health_checks,
+            telemetries,
+            proxy_configs,
+            workload_groups,
+            metric_definitions
+        );
+        all.retain(|meta| meta.source.position != super::expand::MADE);
+        all
+    }
+
     /// The TLS secret with this name, or the credential that an ACME server issued in the place of one.
     pub fn secret(&self, namespace: &str, name: &str) -> Option<&Arc<Object<TlsSecret>>> {
         self.parts

@@ -70,6 +70,16 @@ impl Proxies {
         (self.next.load(Ordering::Relaxed), all.len())
     }
 
+    /// How many have been brought to a revision and have taken all of it, and how many are connected.
+    pub fn following(&self, revision: u64) -> (usize, usize) {
+        let (mut taken, mut all) = (0, 0);
+        self.each(|proxy| {
+            all += 1;
+            taken += usize::from(proxy.revision >= revision && proxy.types.iter().all(|t| t.synced));
+        });
+        (taken, all)
+    }
+
     /// Everyone who is connected now, in the order in which they came.
     pub fn list(&self) -> Vec<Proxy> {
         self.all.lock().values().map(|proxy| proxy.lock().clone()).collect()

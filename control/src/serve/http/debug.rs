@@ -15,7 +15,7 @@ pub(super) const INDEX: &str = "\
 /root-cert.pem                  the root certificate that workloads trust
 /debug/syncz                    connected proxies and how far they follow
 /debug/adsz                     the same with what each was sent
-/debug/configz                  objects that were read, and what there was to say about them
+/debug/configz                  objects that were read: whether each is valid, on how many proxies it is in effect, and what there is to say
 /debug/registryz                services
 /debug/trafficz                 versions on trial: their shares, what was counted, what was decided; circuits
 /debug/events                   what happened lately (?since=NUMBER)
@@ -34,7 +34,7 @@ pub(super) fn page(pages: &Pages, path: &str, query: &str) -> Option<Answer> {
         }
         "/debug/syncz" => super::json(&pages.proxies.list().iter().map(syncz).collect()),
         "/debug/adsz" => super::json(&adsz(pages)),
-        "/debug/configz" => super::json(&configz(pages)),
+        "/debug/configz" => super::json(&pages.objects()),
         "/debug/trafficz" => super::json(&pages.trials.borrow().clone()),
         "/debug/events" => events(query),
         "/debug/registryz" => super::json(&registry(pages, false)),
@@ -115,40 +115,6 @@ fn adsz(pages: &Pages) -> Value {
     let rendered: serde_json::Map<_, _> =
         ResourceType::ALL.iter().map(|k| (k.short().to_owned(), memo.rendered(*k).into())).collect();
     json!({"clients": clients, "rendered": rendered, "encoded_bytes": encoded})
-}
-
-fn configz(pages: &Pages) -> Value {
-    let snapshot = pages.snapshots.borrow().clone();
-    let world = &snapshot.world;
-    let mut objects: Vec<Value> = Vec::new();
-    macro_rules! list {
-        ($($objects:expr),*) => { $(
-            objects.extend($objects.iter().map(|o| json!({
-                "kind": o.meta.kind.as_str(), "namespace": o.meta.namespace, "name": o.meta.name,
-                "apiVersion": o.meta.api_version, "source": o.meta.source.to_string(),
-            })));
-        )* };
-    }
-    list!(
-        world.virtual_services(),
-        world.destination_rules(),
-        world.gateways(),
-        world.sidecars(),
-        world.peer_authentications(),
-        world.acme_certificates(),
-        world.ip_deny_lists(),
-        world.rate_limits(),
-        world.compressions(),
-        world.traffic_managements(),
-        world.service_mesh_configs(),
-        world.health_checks(),
-        world.workloads(),
-        world.services()
-    );
-    json!({
-        "generation": snapshot.generation, "refused": snapshot.refused,
-        "diagnostics": &*snapshot.diagnostics, "objects": objects,
-    })
 }
 
 fn registry(pages: &Pages, endpoints: bool) -> Value {

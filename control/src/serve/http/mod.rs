@@ -3,6 +3,7 @@
 mod conflicts;
 mod debug;
 mod numbers;
+mod objects;
 mod push;
 
 use std::convert::Infallible;

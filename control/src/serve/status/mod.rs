@@ -7,6 +7,9 @@
 mod gateway_api;
 mod text;
 
+pub(in crate::serve) use text::message_of;
+
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -160,13 +163,9 @@ impl StatusWriter {
         let end = Instant::now() + DELIVERY;
         loop {
             let revision = self.queue.latest();
-            let all = self.proxies.list();
-            let taken = all
-                .iter()
-                .filter(|p| p.revision >= revision.number && p.types.iter().all(|t| t.synced))
-                .count();
-            if (revision.generation >= generation && taken == all.len()) || Instant::now() >= end {
-                return (taken, all.len());
+            let (taken, all) = self.proxies.following(revision.number);
+            if (revision.generation >= generation && taken == all) || Instant::now() >= end {
+                return (taken, all);
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -86,7 +86,7 @@ fn line(finding: &Diagnostic) -> String {
 }
 
 /// One of Istio's analysis messages.
-fn message_of(finding: &Diagnostic) -> Value {
+pub(in crate::serve) fn message_of(finding: &Diagnostic) -> Value {
     let level = match finding.severity {
         Severity::Error => "ERROR",
         Severity::Warning => "WARNING",
