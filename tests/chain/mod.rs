@@ -208,7 +208,13 @@ impl Link<'_> {
         if self.next.len() > 1 {
             route["retry_policy"] = retry;
         }
+        let described = "%REQ(X-ENVOY-PEER-METADATA-ID)% %REQ(X-ENVOY-PEER-METADATA)%\n";
+        let log = json!([{"name": "file", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": directory.join(format!("{}.log", self.name)),
+            "log_format": {"text_format_source": {"inline_string": described}}}}]);
         let manager = json!({
+            "access_log": log,
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "http", "http_filters": filters,
             "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [

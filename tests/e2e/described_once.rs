@@ -9,7 +9,7 @@ use crate::support::http::get;
 use crate::support::logged::Logged;
 
 struct Chain {
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
     _proxies: Vec<Logged>,
 }
 
@@ -28,7 +28,7 @@ fn run(links: &[&Link<'_>]) -> Chain {
         let admin = format!("{}:15000", link.ip).parse().unwrap();
         eventually("ready", || get(admin, "/ready").is_ok_and(|answer| answer.0 == 200));
     }
-    Chain { _directory: directory, _proxies: proxies }
+    Chain { directory, _proxies: proxies }
 }
 
 /// What a link has counted, once that is so many requests.
@@ -57,7 +57,7 @@ fn requests_after_the_first_of_a_connection_bring_no_description_and_are_labelle
     let relay = Relay::start(back.address());
     let ports = [relay.port];
     let front = front("127.0.76.1", &ports);
-    let _chain = run(&[&back, &front]);
+    let chain = run(&[&back, &front]);
     let mut client = Client::new(front.address());
     for connection in 1..=3u64 {
         let (first, _) = client.measured(&relay, "/", "");
@@ -75,6 +75,13 @@ fn requests_after_the_first_of_a_connection_bring_no_description_and_are_labelle
     }
     assert_eq!(counted(&front, "source", 21), [edge("front", "back", 200, 21)]);
     assert_eq!(counted(&back, "destination", 21), [edge("front", "back", 200, 21)]);
+    // The log speaks of each as if it had brought the description, without what only the two ends of a connection know.
+    let lines = || std::fs::read_to_string(chain.directory.path().join("front.log")).unwrap();
+    eventually("all are logged", || lines().lines().count() == 21);
+    let lines = lines();
+    let first = lines.lines().next().unwrap();
+    assert!(first.starts_with("sidecar~127.0.76.1~front.chain~chain.svc.cluster.local C"), "{first}");
+    assert!(lines.lines().all(|line| line == first), "{lines}");
 }
 
 #[test]

@@ -117,6 +117,8 @@ pub struct ResponseBody {
     flow: Rc<Flow>,
     watchdog: Watchdog,
     ending: Option<Ending>,
+    /// There was something to wait for.
+    waited: bool,
 }
 
 impl ResponseBody {
@@ -141,6 +143,7 @@ impl ResponseBody {
                 flow: flow.clone(),
                 watchdog: Watchdog::default(),
                 ending: Some(ending),
+                waited: false,
             }),
         }
     }
@@ -208,6 +211,9 @@ impl BodyStream for ResponseBody {
         let polled = self.inner.poll_frame(cx);
         match &polled {
             Poll::Pending => {
+                if !std::mem::replace(&mut self.waited, true) {
+                    self.flow.shrink_kept();
+                }
                 if let Poll::Ready(why) = self.watchdog.poll(&self.flow, cx) {
                     let error = self.expire(why);
                     return Poll::Ready(Some(Err(error)));

@@ -49,7 +49,7 @@ pub struct Tries<'a> {
 }
 
 /// A try's request until it is sent. One that never is, for the try fails or the request is given up before, leaves its head to
-/// those who tell of the request.
+/// those who tell of the request. (As in Envoy, whose one head each try goes on changing.)
 struct Unsent<'a> {
     request: &'a mut Request,
     flow: &'a Flow,
@@ -111,10 +111,21 @@ pub async fn drive<U: Upstreams>(upstreams: &U, tries: &mut Tries<'_>) -> Result
         }
         let hosts: &[u64] = if avoid { &tried } else { &[] };
         let omit = omit.filter(|_| number > 1);
+        flow.begin_try();
         let unsent = Unsent { request: &mut request, flow };
         let timeout = limits.per_try;
         let attempt = Attempt { request: &mut *unsent.request, tried: hosts, omit, repicks, timeout };
         let outcome = upstreams.attempt(attempt).await;
+        if matches!(outcome.result, Err(Failure::NoCluster | Failure::NoHost)) {
+            // Envoy looks for a host before it says which try it is: the head of the one before stays, if there was any.
+            match number {
+                1 if tries.attempt_count => {
+                    unsent.request.head.headers.remove(&ATTEMPT_COUNT);
+                }
+                1 => {}
+                _ => flow.keep_no_other(),
+            }
+        }
         drop(unsent);
         drop(request);
         if let Some(trace) = &spanned {

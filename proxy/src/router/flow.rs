@@ -51,6 +51,8 @@ pub struct Flow {
     /// The request's head as it went upstream, or as it was when it was answered here, where logs want it.
     pub kept_head: RefCell<Option<RequestHead>>,
     keep: RefCell<Keep>,
+    /// The head of the last try was given to the codec.
+    handed: Cell<bool>,
     /// Moments on the way are noted that only some logs tell.
     moments: Cell<bool>,
     /// What is kept of the request for whoever looks at the stream again later.
@@ -60,7 +62,7 @@ pub struct Flow {
 /// What is kept of a request's head until the stream ends.
 enum Keep {
     Nothing,
-    /// What logs speak of.
+    /// What logs speak of; more where that costs less.
     Fields(Arc<Wanted>),
     Whole,
 }
@@ -103,6 +105,7 @@ impl Flow {
             scheme_of_upstream: Cell::new(false),
             kept_head: RefCell::new(None),
             keep: RefCell::new(Keep::Nothing),
+            handed: Cell::new(false),
             moments: Cell::new(false),
             standing: RefCell::new(None),
         }
@@ -140,8 +143,28 @@ impl Flow {
         !matches!(*self.keep.borrow(), Keep::Nothing)
     }
 
+    /// Whether the workload's description is among what is kept.
+    pub fn keeps_description(&self) -> bool {
+        match &*self.keep.borrow() {
+            Keep::Nothing => false,
+            Keep::Fields(wanted) => wanted.request.have_description(),
+            Keep::Whole => true,
+        }
+    }
+
+    /// A try begins: its head is not sent yet.
+    pub fn begin_try(&self) {
+        self.handed.set(false);
+    }
+
+    /// Whatever is kept stays, and the try's own head is not kept.
+    pub fn keep_no_other(&self) {
+        self.handed.set(true);
+    }
+
     /// Keeps what is wanted of the head of a request that goes upstream now, where sending uses the head up.
     pub fn keep_copy(&self, head: &RequestHead) {
+        self.handed.set(true);
         let kept = match &*self.keep.borrow() {
             Keep::Nothing => return,
             Keep::Fields(wanted) => wanted.of_request(head),
@@ -153,15 +176,25 @@ impl Flow {
     /// Keeps the head of a request that went upstream, if anything of it is wanted. Nothing is copied: more than logs speak of
     /// does no harm.
     pub fn keep_sent(&self, head: RequestHead) {
+        self.handed.set(true);
         if self.keeps() {
             *self.kept_head.borrow_mut() = Some(head);
         }
     }
 
-    /// Keeps the head of a try that was not sent, if anything of it is wanted and no try was sent before.
+    /// Keeps the head of the last try, which was not sent, if anything of it is wanted.
     pub fn keep_unsent(&self, head: &mut RequestHead) {
-        if self.keeps() {
-            self.keep(head);
+        if self.keeps() && !self.handed.get() {
+            let empty = RequestHead::empty(head.protocol);
+            *self.kept_head.borrow_mut() = Some(std::mem::replace(head, empty));
+        }
+    }
+
+    /// Leaves of a kept head what is wanted: its stream will live for a while, and there may be many such.
+    pub fn shrink_kept(&self) {
+        if let (Keep::Fields(wanted), Some(kept)) = (&*self.keep.borrow(), &mut *self.kept_head.borrow_mut())
+        {
+            *kept = wanted.of_request(kept);
         }
     }
 

@@ -453,14 +453,28 @@ async fn logs_have_the_head_of_a_request_that_is_never_sent_as_its_try_left_it()
 }
 
 #[test]
-fn logs_have_the_head_of_the_last_try_that_was_sent() {
+fn logs_have_the_head_of_the_last_try_sent_or_not() {
     let flow = Flow::new(StreamInfo::new(None));
     flow.keep_sent(head(&[("x-a", "1")]));
     assert!(flow.kept_head.borrow().is_none(), "nobody wants it");
     flow.keep_for_logs(Arc::default());
+    let kept = || flow.kept_head.borrow().as_ref().unwrap().headers.clone();
     for try_ in ["1", "2"] {
+        flow.begin_try();
         flow.keep_sent(head(&[("x-try", try_)]));
+        flow.keep_unsent(&mut RequestHead::empty(Protocol::Http11));
+        assert_eq!(kept(), headers(&[("x-try", try_)]));
     }
-    flow.keep_unsent(&mut head(&[("x-try", "3")]));
-    assert_eq!(flow.kept_head.borrow().as_ref().unwrap().headers, headers(&[("x-try", "2")]));
+    for try_ in ["3", "4"] {
+        flow.begin_try();
+        flow.keep_unsent(&mut head(&[("x-try", try_)]));
+        assert_eq!(kept(), headers(&[("x-try", try_)]));
+    }
+    flow.begin_try();
+    flow.keep_no_other();
+    flow.keep_unsent(&mut head(&[("x-try", "5")]));
+    assert_eq!(kept(), headers(&[("x-try", "4")]));
+    // A log that names no field needs none of them while a stream lives.
+    flow.shrink_kept();
+    assert_eq!(kept(), headers(&[]));
 }

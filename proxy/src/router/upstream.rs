@@ -219,6 +219,7 @@ impl ClusterUpstreams {
             callee.remembered = None;
         }
         let remembered = self.describe(&mut request.head.headers, &cluster, &upstream);
+        let described = remembered.is_some();
         // A request that is given up in the middle of the try is logged with its connection, too.
         self.flow.info(|i| {
             i.upstream_local = upstream.local();
@@ -239,7 +240,17 @@ impl ClusterUpstreams {
             head: mem::replace(&mut request.head, RequestHead::empty(Protocol::Http11)),
             body: mem::take(&mut request.body),
         };
-        let written = |head| self.flow.keep_sent(head);
+        let written = |mut head: RequestHead| {
+            // Who reads of the request reads as if every request had brought its description, and never what is between the two
+            // ends of a connection alone.
+            if let (Some(own), true) = (&self.wishes.own_metadata, described) {
+                match self.flow.keeps_description() {
+                    true => own.write(&mut head.headers),
+                    false => OwnMetadata::remove(&mut head.headers),
+                }
+            }
+            self.flow.keep_sent(head);
+        };
         let sending = pin!(upstream.send(request, self.informational.clone(), written));
         match within(&self.flow, timeout, sending).await {
             Ok(Ok(mut reply)) => {
@@ -307,10 +318,6 @@ impl ClusterUpstreams {
         if self.auto_host && !name.is_empty() {
             let envoy_headers = !self.wishes.config.suppress_envoy_headers;
             set_authority(head, name.to_string().into(), self.append_forwarded_host, envoy_headers);
-            // Logs speak of the request as it went upstream.
-            if let Some(kept) = self.flow.kept_head.borrow_mut().as_mut() {
-                kept.authority = head.authority.clone();
-            }
         }
         let metadata = config.metadata.as_deref();
         let protocol = match config.http {

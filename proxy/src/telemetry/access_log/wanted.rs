@@ -1,5 +1,6 @@
-//! Which header fields the logs of a connection manager speak of, known when configuration is compiled: only those are kept of a
-//! request and its answer until it ends.
+//! Which header fields the logs of a connection manager speak of, known when configuration is compiled: those are kept of a
+//! request and its answer until it ends. (Of a request to HTTP/1 its whole head is there already, and is kept until there is
+//! something to wait for.)
 
 use crate::codec::headers::{HeaderName, Place, place_of};
 use crate::codec::{Headers, RequestHead};
@@ -8,6 +9,8 @@ use crate::codec::{Headers, RequestHead};
 #[derive(Clone, Debug, Default)]
 pub struct Fields {
     all: bool,
+    /// The workload's description is among them.
+    description: bool,
     names: Vec<(HeaderName, Place)>,
 }
 
@@ -32,7 +35,13 @@ impl Fields {
     pub fn add(&mut self, name: &HeaderName) {
         if !self.names.iter().any(|(known, _)| known == name) {
             self.names.push((name.clone(), place_of(name)));
+            self.description |= name.as_str().starts_with("x-envoy-peer-metadata");
         }
+    }
+
+    /// Whether the workload's description (`x-envoy-peer-metadata` and its id) is to be kept.
+    pub fn have_description(&self) -> bool {
+        self.all || self.description
     }
 
     /// Whether every field is to be kept.
