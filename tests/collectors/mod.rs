@@ -1,4 +1,4 @@
-//! Collectors of logs and metrics as the tests play them (OTLP over gRPC and HTTP/2, Envoy's access log service), and a proxy that
+//! Collectors of logs, metrics and spans as the tests play them (OTLP over gRPC and HTTP/2, Envoy's access log service), and a proxy that
 //! tells all of them of the same requests. Ours and an Envoy can run it.
 
 #![allow(dead_code, reason = "each of the two trees of tests uses a part of it")]
@@ -13,6 +13,7 @@ use xds_protos::envoy::service::accesslog::v3::StreamAccessLogsMessage;
 use xds_protos::envoy::service::accesslog::v3::stream_access_logs_message::{Identifier, LogEntries};
 use xds_protos::opentelemetry::proto::collector::logs::v1::ExportLogsServiceRequest;
 use xds_protos::opentelemetry::proto::collector::metrics::v1::ExportMetricsServiceRequest;
+use xds_protos::opentelemetry::proto::collector::trace::v1::ExportTraceServiceRequest;
 use xds_protos::prost::Message;
 
 /// What came, in order.
@@ -22,6 +23,8 @@ pub struct Came {
     pub records: Vec<(String, ExportLogsServiceRequest)>,
     /// Requests with metrics.
     pub metrics: Vec<(String, ExportMetricsServiceRequest)>,
+    /// Requests with spans.
+    pub spans: Vec<ExportTraceServiceRequest>,
     /// Entries of requests.
     pub http: Vec<HttpAccessLogEntry>,
     /// Entries of connections.
@@ -133,6 +136,8 @@ impl Collector {
                 Some(LogEntries::TcpLogs(all)) => came.tcp.extend(all.log_entry),
                 None => panic!("a message without entries"),
             }
+        } else if path.contains("TraceService") {
+            came.spans.push(ExportTraceServiceRequest::decode(message).unwrap());
         } else if path.contains("etrics") {
             came.metrics.push((path.to_owned(), ExportMetricsServiceRequest::decode(message).unwrap()));
         } else {

@@ -64,6 +64,7 @@ mod restart;
 mod rotation;
 mod sabotage;
 mod support;
+mod switches;
 mod tcp;
 mod tokens;
 mod tour;
