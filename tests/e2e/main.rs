@@ -72,3 +72,4 @@ mod traffic_api;
 mod tuning;
 mod up;
 mod webhooks;
+mod wire;

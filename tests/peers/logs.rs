@@ -121,22 +121,23 @@ fn masked_line(line: &str) -> String {
 
 /// What is otherwise each time, and what we do not measure (the module of entries says so).
 fn mask(value: &mut Value, ip: &str) {
-    const OTHERWISE: [&str; 6] =
-        ["start_time", "time_unix_nano", "port_value", "request_id", "response_headers_bytes", "node_name"];
+    const OTHERWISE: [&str; 8] = [
+        "start_time",
+        "time_unix_nano",
+        "port_value",
+        "request_id",
+        "node_name",
+        // An answer tells how long the upstream took, in more or fewer digits.
+        "response_headers_bytes",
+        "downstream_header_bytes_sent",
+        "downstream_wire_bytes_sent",
+    ];
     // Envoy makes up ids of connections of bytes.
-    const UNMEASURED: [&str; 12] = [
+    const UNMEASURED: [&str; 4] = [
         "stream_id",
         "time_to_first_upstream_tx_byte",
         "time_to_last_upstream_rx_byte",
         "time_to_first_downstream_tx_byte",
-        "upstream_header_bytes_sent",
-        "upstream_header_bytes_received",
-        "downstream_header_bytes_sent",
-        "downstream_header_bytes_received",
-        "downstream_wire_bytes_sent",
-        "downstream_wire_bytes_received",
-        "upstream_wire_bytes_sent",
-        "upstream_wire_bytes_received",
     ];
     match value {
         Value::Object(fields) => {

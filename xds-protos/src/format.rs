@@ -282,6 +282,8 @@ const COMMANDS: &[(&str, Takes)] = {
         ("CONNECTION_TERMINATION_DETAILS", Nothing),
         ("CUSTOM_FLAGS", Nothing),
         ("DOWNSTREAM_CX_RTT", Nothing),
+        ("DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED", Nothing),
+        ("DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT", Nothing),
         ("DOWNSTREAM_DETECTED_CLOSE_TYPE", Nothing),
         ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS", Nothing),
         ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID", Nothing),
@@ -291,6 +293,8 @@ const COMMANDS: &[(&str, Takes)] = {
         ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", Bits),
         ("DOWNSTREAM_DIRECT_REMOTE_PORT", Nothing),
         ("DOWNSTREAM_HANDSHAKE_DURATION", Nothing),
+        ("DOWNSTREAM_HEADER_BYTES_RECEIVED", Nothing),
+        ("DOWNSTREAM_HEADER_BYTES_SENT", Nothing),
         ("DOWNSTREAM_LOCAL_ADDRESS", Nothing),
         ("DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID", Nothing),
         ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Bits),
@@ -328,6 +332,8 @@ const COMMANDS: &[(&str, Takes)] = {
         ("DOWNSTREAM_TLS_SESSION_ID", Nothing),
         ("DOWNSTREAM_TLS_VERSION", Nothing),
         ("DOWNSTREAM_TRANSPORT_FAILURE_REASON", Nothing),
+        ("DOWNSTREAM_WIRE_BYTES_RECEIVED", Nothing),
+        ("DOWNSTREAM_WIRE_BYTES_SENT", Nothing),
         ("DURATION", Nothing),
         ("DYNAMIC_METADATA", Metadata),
         ("EMIT_TIME", Time),
@@ -401,8 +407,12 @@ const COMMANDS: &[(&str, Takes)] = {
         ("UPSTREAM_CONNECTION_ID", Nothing),
         ("UPSTREAM_CONNECTION_IDS_ATTEMPTED", Nothing),
         ("UPSTREAM_CONNECTION_POOL_READY_DURATION", Nothing),
+        ("UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED", Nothing),
+        ("UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT", Nothing),
         ("UPSTREAM_DETECTED_CLOSE_TYPE", Nothing),
         ("UPSTREAM_FILTER_STATE", FilterState),
+        ("UPSTREAM_HEADER_BYTES_RECEIVED", Nothing),
+        ("UPSTREAM_HEADER_BYTES_SENT", Nothing),
         ("UPSTREAM_HOST", Nothing),
         ("UPSTREAM_HOSTS_ATTEMPTED", Nothing),
         ("UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT", Nothing),
@@ -438,9 +448,39 @@ const COMMANDS: &[(&str, Takes)] = {
         ("UPSTREAM_TLS_SESSION_ID", Nothing),
         ("UPSTREAM_TLS_VERSION", Nothing),
         ("UPSTREAM_TRANSPORT_FAILURE_REASON", Nothing),
+        ("UPSTREAM_WIRE_BYTES_RECEIVED", Nothing),
+        ("UPSTREAM_WIRE_BYTES_SENT", Nothing),
         ("VIRTUAL_CLUSTER_NAME", Nothing),
     ]
 };
+
+/// Why a command is refused where a stream has not ended.
+pub const AT_THE_END: &str = "is known when a stream has ended: only access logs can tell it";
+
+/// The same for a format that is written before a stream has ended, as added fields and tags of spans are.
+///
+/// # Errors
+/// Why no proxy compiles it.
+pub fn check_early(source: &str) -> Result<(), FormatError> {
+    check(source)?;
+    parts(source)?.iter().try_for_each(|part| match part {
+        Part::Text(_) => Ok(()),
+        Part::Command { name, arguments, .. } => known_early(name, *arguments),
+    })
+}
+
+fn known_early(name: &str, arguments: Option<&str>) -> Result<(), FormatError> {
+    const LATE: [&str; 4] =
+        ["_WIRE_BYTES_SENT", "_WIRE_BYTES_RECEIVED", "_HEADER_BYTES_SENT", "_HEADER_BYTES_RECEIVED"];
+    if LATE.iter().any(|end| name.ends_with(end)) {
+        return Err(FormatError::Arguments(name.to_owned(), AT_THE_END));
+    }
+    if name != "COALESCE" {
+        return Ok(());
+    }
+    let choices = choices(arguments)?;
+    choices.iter().try_for_each(|choice| known_early(&choice.command, choice.param.as_deref()))
+}
 
 /// The names of all commands.
 pub fn commands() -> impl Iterator<Item = &'static str> {
@@ -560,6 +600,21 @@ fn is_duration(given: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_on_the_wire_are_told_at_the_end_alone() {
+        for late in [
+            "a %UPSTREAM_WIRE_BYTES_SENT%",
+            "%DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED%",
+            "%COALESCE({\"operators\": [\"PROTOCOL\", \"UPSTREAM_HEADER_BYTES_SENT\"]})%",
+        ] {
+            assert_eq!(check(late), Ok(()), "{late}");
+            let refused = check_early(late).unwrap_err().to_string();
+            assert!(refused.contains("_BYTES_") && refused.ends_with(AT_THE_END), "{late}: {refused}");
+        }
+        assert_eq!(check_early("%BYTES_SENT% %COALESCE({\"operators\": [\"PROTOCOL\"]})%"), Ok(()));
+        assert!(check_early("%NOTHING%").is_err());
+    }
 
     #[test]
     fn a_format_is_text_and_commands() {

@@ -8,6 +8,7 @@ use http::{Method, StatusCode};
 
 use super::body::Body;
 use super::headers::Headers;
+use super::meter::Meter;
 
 /// The HTTP version spoken on a connection, as Envoy's `%PROTOCOL%` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -131,6 +132,8 @@ pub struct Downstream {
     pub informational: Rc<dyn InformationalSink>,
     /// The request's number on this connection, from 0.
     pub stream: u64,
+    /// Counts what the request and its answer take on the wire, where the service [wants](HttpService::wants_bytes) that.
+    pub meter: Option<Rc<Meter>>,
 }
 
 /// Handles the requests of one downstream connection. The connection's codec owns it by `Rc`.
@@ -140,7 +143,18 @@ pub trait HttpService: 'static {
 
     /// Answers a request that the codec could not parse or refused: the reply's head and body are sent as they are and the
     /// connection closes. `details` is Envoy's response code detail, such as `http1.codec_error`.
-    fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply;
+    fn bad_request(
+        &self,
+        status: StatusCode,
+        details: &'static str,
+        protocol: Protocol,
+        meter: Option<Rc<Meter>>,
+    ) -> Reply;
+
+    /// Whether it wants to know what requests and answers take on the wire. Asked once, when the connection begins.
+    fn wants_bytes(&self) -> bool {
+        false
+    }
 
     /// The connection is about to be closed for a time limit of its own.
     fn ending(&self, why: ConnectionLimit) {

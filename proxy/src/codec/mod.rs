@@ -12,6 +12,7 @@ pub mod h1;
 pub mod h2;
 pub mod headers;
 pub mod message;
+pub mod meter;
 mod names;
 pub mod spelling;
 
@@ -22,4 +23,5 @@ pub use message::{
     ConnectionLimit, Downstream, HttpService, InformationalSink, Progress, Protocol, Release, Reply, Request,
     RequestHead, ResetReason, ResponseHead, UpstreamError,
 };
+pub use meter::{Meter, WireBytes, Wish};
 pub use spelling::{KeyFormat, Spelling};

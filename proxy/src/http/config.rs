@@ -22,6 +22,7 @@ use super::local_reply::LocalReplies;
 use super::normalize::{EscapedSlashes, PathRules};
 use super::stats::HttpStats;
 use super::trace::Tracing;
+use crate::codec::Wish;
 use crate::codec::h1::H1Options;
 use crate::codec::h2::Keepalive;
 use crate::filters::FilterList;
@@ -230,6 +231,8 @@ pub struct HcmConfig {
     logs: Vec<AccessLogConfig>,
     opened: OnceLock<Vec<AccessLog>>,
     wanted: OnceLock<Arc<Wanted>>,
+    /// A log tells what streams take on the wire.
+    wish: OnceLock<Wish>,
 }
 
 impl std::fmt::Debug for HcmConfig {
@@ -414,6 +417,7 @@ impl HcmConfig {
             logs,
             opened: OnceLock::new(),
             wanted: OnceLock::new(),
+            wish: OnceLock::new(),
         })
     }
 
@@ -429,6 +433,9 @@ impl HcmConfig {
             // What is told of a denied request names its trace.
             wanted.request.add(&crate::telemetry::trace::ids::TRACEPARENT);
             opened.iter().for_each(|log| log.wants(&mut wanted));
+            if wanted.wire.is_some() {
+                self.wish.get_or_init(Wish::new);
+            }
             let _ = self.wanted.set(Arc::new(wanted));
         }
         let _ = self.opened.set(opened);
@@ -443,6 +450,11 @@ impl HcmConfig {
     /// What the access logs speak of; none where there are none.
     pub fn wanted(&self) -> Option<&Arc<Wanted>> {
         self.wanted.get()
+    }
+
+    /// Whether they speak of what streams take on the wire.
+    pub fn wants_bytes(&self) -> bool {
+        self.wish.get().is_some()
     }
 
     /// The route configuration as it is now.

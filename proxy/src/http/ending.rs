@@ -2,7 +2,8 @@
 //!
 //! An [`Ending`] exists from the moment a request arrives. It is finished on every end that is known; if it is dropped
 //! unfinished, the downstream went away, and that is the only way for it to be dropped so. It writes the record to the
-//! access log, to Istio's metrics and to the connection manager's numbers, once.
+//! access log, to Istio's metrics and to the connection manager's numbers, once. Logs that tell what the stream takes on the wire are
+//! written later than that: when the codec has written its last byte.
 
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -13,11 +14,11 @@ use super::manager::Shared;
 use super::recheck::Rechecked;
 use super::record::{self, Heads};
 use super::trace;
-use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, ResetReason};
+use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, Meter, ResetReason, WireBytes};
 use crate::router::attempt::{reset_flag, reset_words};
 use crate::router::{self, Expired, Flow, Scratch, Watchdog};
 use crate::telemetry::access_log::{LogContext, LogType};
-use crate::telemetry::{Flag, events};
+use crate::telemetry::{Flag, Wire, events};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -31,15 +32,52 @@ pub struct Ending {
     pub response: Option<Headers>,
     trailers: Option<Headers>,
     finished: bool,
+    /// Counts what the stream takes on the wire, where logs tell of it.
+    meter: Option<Rc<Meter>>,
+}
+
+/// What logs tell of a stream, until its last byte is written.
+struct Later {
+    shared: Rc<Shared>,
+    flow: Rc<Flow>,
+    response: Option<Headers>,
+    trailers: Option<Headers>,
+}
+
+impl Later {
+    fn write(self, downstream: Option<WireBytes>) {
+        let kept = self.flow.kept_head.borrow();
+        let upstream = self.flow.upstream_meter().and_then(|meter| meter.bytes());
+        self.flow.info(|info| {
+            info.wire = Some(Box::new(Wire { downstream, upstream }));
+            let context = LogContext {
+                request: kept.as_ref(),
+                response: self.response.as_ref(),
+                trailers: self.trailers.as_ref(),
+                occasion: LogType::DownstreamEnd,
+                configured: Some(&*self.flow),
+                ..LogContext::new(info, &self.shared.connection)
+            };
+            self.shared.config.logs().iter().for_each(|log| log.log(&context));
+        });
+    }
 }
 
 impl Ending {
     /// For a request that has just come.
-    pub fn new(shared: Rc<Shared>, flow: Rc<Flow>) -> Self {
+    pub fn new(shared: Rc<Shared>, flow: Rc<Flow>, meter: Option<Rc<Meter>>) -> Self {
         let stats = &shared.config.stats;
         stats.downstream_rq_total.inc();
         stats.downstream_rq_active.add(1);
-        Self { shared, flow, scratch: Scratch::default(), response: None, trailers: None, finished: false }
+        Self {
+            shared,
+            flow,
+            scratch: Scratch::default(),
+            response: None,
+            trailers: None,
+            finished: false,
+            meter,
+        }
     }
 
     /// The stream ended as it should, with an answer of this status.
@@ -74,8 +112,8 @@ impl Ending {
                 configured: Some(&*self.flow),
                 ..LogContext::new(info, &self.shared.connection)
             };
-            for log in config.logs() {
-                log.log(&context);
+            if self.meter.is_none() {
+                config.logs().iter().for_each(|log| log.log(&context));
             }
             events::request(info, &self.shared.connection, kept.as_ref());
             if let Some(trace) = &info.trace {
@@ -85,6 +123,16 @@ impl Ending {
             let heads = Heads { request: kept.as_ref(), response: self.response.as_ref() };
             record::ended(&self.shared.connection, &self.flow, info, &self.scratch, took, heads);
         });
+        drop(kept);
+        if let Some(meter) = self.meter.take() {
+            let later = Later {
+                shared: self.shared.clone(),
+                flow: self.flow.clone(),
+                response: self.response.take(),
+                trailers: self.trailers.take(),
+            };
+            meter.then(Box::new(move |bytes| later.write(bytes)));
+        }
     }
 }
 

@@ -16,7 +16,9 @@ use super::recheck::Standing;
 use super::request::FORWARDED_PROTO;
 use super::request_id::REQUEST_ID;
 use super::{local_reply, request, response};
-use crate::codec::{Downstream, InformationalSink, Reply, Request, RequestHead, ResetReason, ResponseHead};
+use crate::codec::{
+    Downstream, InformationalSink, Meter, Reply, Request, RequestHead, ResetReason, ResponseHead, WireBytes,
+};
 use crate::route::action::{Action, DirectResponse, PathRewrite};
 use crate::route::matching::{PathMatch, is_grpc};
 use crate::route::redirect::Redirect;
@@ -27,7 +29,7 @@ use crate::router::{self, Exchange, Expired, Flow, LocalReply, RequestBody, Rout
 use crate::telemetry::access_log::config::BodyFormat;
 use crate::telemetry::access_log::{LogContext, LogType};
 use crate::telemetry::trace::OPERATION;
-use crate::telemetry::{Flag, StreamInfo, pressure, tap};
+use crate::telemetry::{Flag, StreamInfo, Wire, pressure, tap};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const FORCE_TRACE: HeaderName = HeaderName::from_static("x-envoy-force-trace");
@@ -61,7 +63,10 @@ pub fn handle(
     if shared.config.wanted().is_some_and(|wanted| wanted.moments) {
         flow.note_moments();
     }
-    let mut ending = Ending::new(shared.clone(), flow.clone());
+    if shared.config.wants_bytes() {
+        flow.measure_upstreams();
+    }
+    let mut ending = Ending::new(shared.clone(), flow.clone(), downstream.meter.clone());
     shared.count_request(request.head.protocol);
     // An answer to a request that goes no further tells the id that the request came with.
     let tells = shared.config.request_id_in_response;
@@ -211,7 +216,7 @@ async fn answer(
         }
     }
     if config.log_start {
-        log_start(shared, flow, &exchange.head);
+        log_start(shared, flow, &exchange.head, downstream.meter.as_deref());
     }
     if config.proxy_100_continue {
         exchange.informational = Some(Rc::new(Continue(downstream.informational)));
@@ -426,8 +431,12 @@ fn expired(shared: &Shared, flow: &Flow, why: Expired) -> LocalReply {
 }
 
 /// Logs that a request has come.
-fn log_start(shared: &Shared, flow: &Flow, head: &RequestHead) {
+fn log_start(shared: &Shared, flow: &Flow, head: &RequestHead, meter: Option<&Meter>) {
     flow.info(|info| {
+        if let Some(meter) = meter {
+            let upstream = Some(WireBytes::default());
+            info.wire = Some(Box::new(Wire { downstream: meter.bytes(), upstream }));
+        }
         let context = LogContext {
             request: Some(head),
             occasion: LogType::DownstreamStart,

@@ -12,11 +12,14 @@ use super::recheck::Newest;
 use super::record::{self, Heads};
 use super::{exchange, local_reply, response, xfcc};
 use crate::codec::{
-    ConnectionLimit, Downstream, Headers, HttpService, Protocol, Reply, Request, RequestHead,
+    ConnectionLimit, Downstream, Headers, HttpService, Meter, Protocol, Reply, Request, RequestHead,
+    WireBytes,
 };
 use crate::io::{Alarm, ConnectionInfo};
 use crate::router::{Flow, LocalReply, Scratch};
+use crate::telemetry::access_log::{LogContext, LogType};
 use crate::telemetry::peer::Caller;
+use crate::telemetry::{Flag, StreamInfo, Wire};
 
 const KEPT_ALARMS: usize = 4;
 
@@ -90,8 +93,18 @@ impl HttpService for ConnectionManager {
         Box::pin(self.handling(request, downstream)).await
     }
 
-    fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply {
-        self.shared.bad_request(status, details, protocol)
+    fn bad_request(
+        &self,
+        status: StatusCode,
+        details: &'static str,
+        protocol: Protocol,
+        meter: Option<Rc<Meter>>,
+    ) -> Reply {
+        self.shared.bad_request(status, details, protocol, meter)
+    }
+
+    fn wants_bytes(&self) -> bool {
+        self.shared.config.wants_bytes()
     }
 
     fn ending(&self, why: ConnectionLimit) {
@@ -168,9 +181,13 @@ impl Shared {
         });
     }
 
-    fn bad_request(&self, status: StatusCode, details: &'static str, protocol: Protocol) -> Reply {
-        use crate::telemetry::access_log::{LogContext, LogType};
-        use crate::telemetry::{Flag, StreamInfo};
+    fn bad_request(
+        self: &Rc<Self>,
+        status: StatusCode,
+        details: &'static str,
+        protocol: Protocol,
+        meter: Option<Rc<Meter>>,
+    ) -> Reply {
         let stats = &self.config.stats;
         // A head that takes too long is slow, not wrong.
         let slow = details == "request_header_timeout";
@@ -195,17 +212,33 @@ impl Shared {
         if !slow {
             info.flags.set(Flag::DownstreamProtocolError);
         }
-        let context = LogContext {
-            response: Some(&reply.head.headers),
-            occasion: LogType::DownstreamEnd,
-            ..LogContext::new(&info, &self.connection)
-        };
-        for log in self.config.logs() {
-            log.log(&context);
-        }
         let heads = Heads { request: None, response: Some(&reply.head.headers) };
         record::ended(&self.connection, &flow, &info, &Scratch::default(), info.start.elapsed(), heads);
+        match meter {
+            None => self.log_refused(&info, &reply.head.headers),
+            Some(meter) => {
+                let (shared, headers) = (self.clone(), reply.head.headers.clone());
+                info.took = Some(info.start.elapsed());
+                meter.then(Box::new(move |downstream| {
+                    let upstream = Some(WireBytes::default());
+                    info.wire = Some(Box::new(Wire { downstream, upstream }));
+                    shared.log_refused(&info, &headers);
+                }));
+            }
+        }
         reply
+    }
+}
+
+impl Shared {
+    /// Logs a request that the codec refused.
+    fn log_refused(&self, info: &StreamInfo, response: &Headers) {
+        let context = LogContext {
+            response: Some(response),
+            occasion: LogType::DownstreamEnd,
+            ..LogContext::new(info, &self.connection)
+        };
+        self.config.logs().iter().for_each(|log| log.log(&context));
     }
 }
 

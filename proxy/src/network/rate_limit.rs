@@ -275,7 +275,7 @@ fn entries(descriptor: &RateLimitDescriptor) -> Result<Vec<(Arc<str>, Format)>, 
                 errors.push(ConfigError::missing(format!("entries[{i}].{field}")));
             }
         }
-        match Format::text(&entry.value) {
+        match Format::text(&entry.value).and_then(Format::known_early) {
             Ok(format) => compiled.push((entry.key.as_str().into(), format)),
             Err(e) => errors.push(ConfigError::new(format!("entries[{i}].value"), e.to_string())),
         }

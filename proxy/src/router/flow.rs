@@ -3,7 +3,7 @@
 //! All of them run on one task of one thread, so cells suffice. The record is read once, when the stream ends.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use xds_protos::prost_types::Struct;
 
 use super::charge::Charge;
 use crate::cluster::Cluster;
-use crate::codec::{Body, BodyError, BodyStream, Frame, Protocol, RequestHead};
+use crate::codec::{Body, BodyError, BodyStream, Frame, Meter, Protocol, RequestHead};
 use crate::io::Alarm;
 use crate::route::Matched;
 use crate::state::Slot;
@@ -57,6 +57,8 @@ pub struct Flow {
     moments: Cell<bool>,
     /// What is kept of the request for whoever looks at the stream again later.
     pub standing: RefCell<Option<Box<dyn Any>>>,
+    /// Counts what goes to upstreams and comes from them, where a log tells of it.
+    upstream_meter: OnceCell<Rc<Meter>>,
 }
 
 /// What is kept of a request's head until the stream ends.
@@ -108,6 +110,7 @@ impl Flow {
             handed: Cell::new(false),
             moments: Cell::new(false),
             standing: RefCell::new(None),
+            upstream_meter: OnceCell::new(),
         }
     }
 
@@ -131,6 +134,16 @@ impl Flow {
         if self.moments.get() {
             self.info(|i| _ = of(&mut i.trail).get_or_insert_with(Instant::now));
         }
+    }
+
+    /// Has the bytes counted that upstreams get and send.
+    pub fn measure_upstreams(&self) {
+        let _ = self.upstream_meter.set(Rc::default());
+    }
+
+    /// Who counts them.
+    pub fn upstream_meter(&self) -> Option<&Rc<Meter>> {
+        self.upstream_meter.get()
     }
 
     /// Has the whole head kept.

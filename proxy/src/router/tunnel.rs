@@ -14,7 +14,9 @@ use tokio::io::AsyncWrite;
 use super::attempt::Failure;
 use crate::cluster::connect::{ConnectionGuard, connect};
 use crate::cluster::{Cluster, Outcome, Picked, RoutingPriority};
-use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, Protocol, Reply, ResetReason, ResponseHead};
+use crate::codec::{
+    Body, BodyError, BodyStream, Frame, Headers, Meter, Protocol, Reply, ResetReason, ResponseHead,
+};
 use crate::identity::tls::ConnectOptions;
 use crate::io::{Io, TlsInfo, scratch};
 use crate::telemetry::record::UpstreamLine;
@@ -31,12 +33,13 @@ pub struct Opened {
     pub line: Rc<UpstreamLine>,
 }
 
-/// Connects to the host and grants the tunnel. `body` are the bytes that go there.
+/// Connects to the host and grants the tunnel. `body` are the bytes that go there; `meter` counts them and those that come back.
 pub async fn open(
     cluster: &Arc<Cluster>,
     picked: Picked,
     priority: RoutingPriority,
     body: Body,
+    meter: Option<Rc<Meter>>,
 ) -> Result<Opened, Failure> {
     let host = picked.host().clone();
     let permit = cluster.limits(priority).connections.try_acquire().ok_or(Failure::Overflow)?;
@@ -51,6 +54,7 @@ pub async fn open(
         source: body,
         unsent: Bytes::new(),
         sending: Sending::Open,
+        meter,
         _guard: connected.guard,
         _picked: picked,
     };
@@ -76,6 +80,7 @@ struct Tunnel {
     source: Body,
     unsent: Bytes,
     sending: Sending,
+    meter: Option<Rc<Meter>>,
     _guard: ConnectionGuard,
     _picked: Picked,
 }
@@ -99,6 +104,9 @@ impl Tunnel {
             if !self.unsent.is_empty() {
                 let n = ready!(Pin::new(&mut self.io).poll_write(cx, &self.unsent)).map_err(|_| broken)?;
                 self.unsent.advance(n);
+                if let Some(meter) = &self.meter {
+                    meter.count(|bytes| bytes.sent += n as u64);
+                }
                 continue;
             }
             if self.sending == Sending::Ending {
@@ -130,7 +138,12 @@ impl BodyStream for Tunnel {
         let polled = scratch::poll_read(&mut self.io, cx, |bytes, _| read = Bytes::copy_from_slice(bytes));
         Poll::Ready(match ready!(polled) {
             Ok(0) => None,
-            Ok(_) => Some(Ok(Frame::Data(read))),
+            Ok(n) => {
+                if let Some(meter) = &self.meter {
+                    meter.count(|bytes| bytes.received += n as u64);
+                }
+                Some(Ok(Frame::Data(read)))
+            }
             Err(_) => Some(Err(BodyError {
                 reason: ResetReason::ConnectionTermination,
                 details: "connection termination",

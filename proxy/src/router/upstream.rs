@@ -176,7 +176,8 @@ impl ClusterUpstreams {
         if self.terminate {
             let body = mem::take(&mut request.body);
             // Boxed: few requests are tunnels that end here, and all would carry the room for it.
-            let opened = Box::pin(tunnel::open(&cluster, picked, self.priority, body)).await?;
+            let meter = self.flow.upstream_meter().cloned();
+            let opened = Box::pin(tunnel::open(&cluster, picked, self.priority, body, meter)).await?;
             if let Some(seen) = seen {
                 (seen.local, seen.tls, seen.line) = (opened.local, opened.tls, Some(opened.line));
             }
@@ -251,6 +252,7 @@ impl ClusterUpstreams {
             }
             self.flow.keep_sent(head);
         };
+        let upstream = upstream.measured(self.flow.upstream_meter().cloned());
         let sending = pin!(upstream.send(request, self.informational.clone(), written));
         match within(&self.flow, timeout, sending).await {
             Ok(Ok(mut reply)) => {

@@ -19,4 +19,4 @@ pub mod trace;
 pub use closing::Closing;
 pub use details::Details;
 pub use flags::{Flag, Flags};
-pub use stream::StreamInfo;
+pub use stream::{StreamInfo, Wire};

@@ -16,8 +16,25 @@ use super::flags::Flags;
 use super::record::Trail;
 use super::trace::Trace;
 use super::trace::ids::{self, Found};
-use crate::codec::{Protocol, RequestHead};
+use crate::codec::{Protocol, RequestHead, WireBytes};
 use crate::io::{DynamicMetadata, FilterState, TlsInfo};
+
+/// What a stream takes on the wire, on either side; nothing where that was not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wire {
+    /// Between the client and this proxy.
+    pub downstream: Option<WireBytes>,
+    /// Between this proxy and all upstreams that were tried.
+    pub upstream: Option<WireBytes>,
+}
+
+impl Wire {
+    /// Of a connection of bytes, whose bytes are those that are copied.
+    pub fn of_copied(received: u64, sent: u64) -> Self {
+        let bytes = |received, sent| Some(WireBytes { received, sent, ..WireBytes::default() });
+        Self { downstream: bytes(received, sent), upstream: bytes(sent, received) }
+    }
+}
 
 /// The record of a stream.
 #[derive(Clone, Debug)]
@@ -93,6 +110,8 @@ pub struct StreamInfo {
     pub trace: Option<Rc<Trace>>,
     /// What is kept of it for whoever asks why.
     pub trail: Box<Trail>,
+    /// What it takes on the wire, where a log tells of it.
+    pub wire: Option<Box<Wire>>,
 }
 
 impl StreamInfo {
@@ -160,6 +179,7 @@ impl StreamInfo {
             filter_state: FilterState::default(),
             trace: None,
             trail: Box::default(),
+            wire: None,
         }
     }
 }

@@ -69,6 +69,6 @@ pub fn ask(config: &Arc<HcmConfig>, request: Request) -> Reply {
         fn send(&self, _: ResponseHead) {}
     }
     let manager = ConnectionManager::new(config.clone(), Arc::new(connection()), None);
-    let downstream = Downstream { informational: Rc::new(Nowhere), stream: 0 };
+    let downstream = Downstream { informational: Rc::new(Nowhere), stream: 0, meter: None };
     RUNTIME.with(|runtime| runtime.block_on(manager.call(request, downstream)))
 }

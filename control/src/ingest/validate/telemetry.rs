@@ -128,7 +128,8 @@ pub(super) fn span_tags(findings: &mut Findings, path: &str, tags: &SpanTags) {
             }
         }
         if let Some(formatter) = tag.formatter.as_ref().filter(|formatter| !formatter.value.is_empty()) {
-            format(findings, &format!("{path}.formatter.value"), &formatter.value);
+            let checked = xds_protos::format::check_early(&formatter.value);
+            refused(findings, &format!("{path}.formatter.value"), checked);
         }
         for (field, named) in [("environment", &tag.environment), ("header", &tag.header)] {
             let Some(named) = named else { continue };
@@ -145,7 +146,11 @@ pub(super) fn span_tags(findings: &mut Findings, path: &str, tags: &SpanTags) {
 
 /// A format string as a proxy compiles it.
 pub(super) fn format(findings: &mut Findings, path: &str, text: &str) {
-    if let Err(error) = xds_protos::format::check(text) {
+    refused(findings, path, xds_protos::format::check(text));
+}
+
+fn refused(findings: &mut Findings, path: &str, checked: Result<(), FormatError>) {
+    if let Err(error) = checked {
         let near = match &error {
             FormatError::Unknown(name) => closest(name, xds_protos::format::commands()),
             _ => None,

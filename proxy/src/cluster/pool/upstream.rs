@@ -10,7 +10,7 @@ use super::{Found, Idle, Line, Shared, with};
 use crate::cluster::host::Host;
 use crate::cluster::limits::Permit;
 use crate::cluster::{Cluster, Picked};
-use crate::codec::{InformationalSink, Protocol, Reply, Request, RequestHead, UpstreamError};
+use crate::codec::{InformationalSink, Meter, Protocol, Reply, Request, RequestHead, UpstreamError};
 use crate::io::TlsInfo;
 use crate::telemetry::peer::Callee;
 use crate::telemetry::record::UpstreamLine;
@@ -32,13 +32,20 @@ impl Drop for Held {
 pub struct Upstream {
     found: Found,
     held: Held,
+    meter: Option<Rc<Meter>>,
 }
 
 impl Upstream {
     pub(super) fn new(found: Found, picked: Picked, permit: Permit, cluster: Arc<Cluster>) -> Self {
         cluster.stats().upstream_rq_total.inc();
         cluster.stats().upstream_rq_active.add(1);
-        Self { found, held: Held { _permit: permit, picked, cluster } }
+        Self { found, held: Held { _permit: permit, picked, cluster }, meter: None }
+    }
+
+    /// The same, whose request and answer are counted.
+    #[must_use]
+    pub fn measured(self, meter: Option<Rc<Meter>>) -> Self {
+        Self { meter, ..self }
     }
 
     fn line(&self) -> &Line {
@@ -106,7 +113,7 @@ impl Upstream {
                         p.wake();
                     });
                 });
-                connection.send(request, sink, release, written).await
+                connection.measured(self.meter).send(request, sink, release, written).await
             }
             Found::Share(shared) => {
                 let handle = shared.connection.borrow().clone();
@@ -115,7 +122,7 @@ impl Upstream {
                     drop(held);
                     finished(&shared);
                 });
-                handle.send(request, sink, done).await
+                handle.measured(self.meter).send(request, sink, done).await
             }
         }
     }

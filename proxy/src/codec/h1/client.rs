@@ -17,6 +17,7 @@ use crate::codec::body::{Body, BodyError, BodyStream, Frame};
 use crate::codec::message::{
     InformationalSink, Progress, Protocol, Release, Reply, Request, RequestHead, ResetReason, UpstreamError,
 };
+use crate::codec::meter::Meter;
 use crate::io::Io;
 
 /// An idle upstream connection. It goes from hand to hand with every request, so it is small.
@@ -58,6 +59,16 @@ impl Connection {
         if self.0.transport.read.is_empty() { self.0.transport.poll_closed(cx) } else { Poll::Ready(()) }
     }
 
+    /// The same connection, whose next exchange is counted.
+    #[must_use]
+    pub fn measured(mut self, meter: Option<Rc<Meter>>) -> Self {
+        if let Some(meter) = meter {
+            self.0.transport.mark();
+            self.0.transport.measure(meter);
+        }
+        self
+    }
+
     /// Sends a request and waits for the head of its reply, handing 1xx heads to `sink`. `release` gets the connection back
     /// when the reply's body has been read (or at once, if there is none), or learns that it is gone. `written` gets the
     /// request's head as soon as its bytes are made, which nobody needs here then.
@@ -88,7 +99,11 @@ impl Connection {
         if let Some(connection) = &mut exchange.connection {
             connection.requests += 1;
             let Inner { transport, options, .. } = &mut **connection;
+            let before = transport.write.len();
             let output = encode::request(&head, body.is_empty(), options, &mut transport.write);
+            if let Some(meter) = transport.meter() {
+                encode::count_fields(meter, &transport.write[before..]);
+            }
             exchange.outgoing = Outgoing::new(body, output, connection.options.enable_trailers);
         }
         written(head);
@@ -176,7 +191,16 @@ impl Exchange {
             return fail(ResetReason::Local, Progress::Unsent, "connection_released");
         };
         loop {
-            match parse::response(&mut connection.transport.read, &connection.options, method) {
+            let transport = &mut connection.transport;
+            let mut came = transport.meter().is_some().then_some(0);
+            let parsed = parse::response(&mut transport.read, &connection.options, method, came.as_mut());
+            if let (Some(meter), Some(came)) = (transport.meter(), came) {
+                meter.count(|bytes| {
+                    bytes.headers_received += came;
+                    bytes.plain_headers_received += came;
+                });
+            }
+            match parsed {
                 Ok(Some(parsed))
                     if parsed.head.status.is_informational()
                         && parsed.head.status != StatusCode::SWITCHING_PROTOCOLS =>
@@ -216,9 +240,18 @@ impl Exchange {
         }
     }
 
+    /// The exchange is over for whoever counts it.
+    fn stop_measuring(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            // Nothing else comes on it meanwhile.
+            connection.transport.stop_measuring(&Incoming::UntilClose);
+        }
+    }
+
     /// Gives the connection back if both messages ended cleanly.
     fn finish(&mut self) {
         let Some(release) = self.release.take() else { return };
+        self.stop_measuring();
         let clean = self.sent
             && !self.write_failed
             && self.keep_alive
@@ -234,6 +267,7 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        self.stop_measuring();
         self.connection = None;
         if let Some(release) = self.release.take() {
             release(None);

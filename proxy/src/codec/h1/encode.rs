@@ -6,6 +6,7 @@ use http::{Method, StatusCode};
 use super::H1Options;
 use crate::codec::headers::Headers;
 use crate::codec::message::{Protocol, RequestHead, ResponseHead};
+use crate::codec::meter::Meter;
 use crate::codec::spelling::KeyFormat;
 
 /// How the body is framed on the wire.
@@ -172,6 +173,16 @@ fn reason_phrase(status: StatusCode) -> &'static str {
         418 | 451 => "Unknown",
         _ => status.canonical_reason().unwrap_or("Unknown"),
     }
+}
+
+/// Counts the fields of a head that was just written, or of trailers: what stands between the first line and the last.
+pub(super) fn count_fields(meter: &Meter, written: &[u8]) {
+    let first = written.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let fields = written.len().saturating_sub(first + 2) as u64;
+    meter.count(|bytes| {
+        bytes.headers_sent += fields;
+        bytes.plain_headers_sent += fields;
+    });
 }
 
 /// Writes one piece of a chunked body, up to its data.

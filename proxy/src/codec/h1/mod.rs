@@ -6,6 +6,8 @@
 mod chunked;
 pub mod client;
 mod encode;
+#[cfg(test)]
+mod measured_tests;
 mod parse;
 pub mod server;
 #[cfg(test)]
@@ -27,7 +29,7 @@ pub fn read_head(
     options: &H1Options,
     tls: bool,
 ) -> Result<RequestHead, (StatusCode, &'static str)> {
-    match parse::request(&mut BytesMut::from(bytes), options, tls) {
+    match parse::request(&mut BytesMut::from(bytes), options, tls, None) {
         Ok(Some(parsed)) => Ok(parsed.head),
         Ok(None) => Err((StatusCode::BAD_REQUEST, "http1.codec_error")),
         Err(refused) => Err((refused.status, refused.details)),

@@ -132,6 +132,23 @@ fn collect(
     Some(headers)
 }
 
+/// A field's bytes as Envoy counts those that come: without the blanks around its value.
+fn field_bytes(name: usize, value: usize) -> u64 {
+    (name + value + ":\r\n".len()) as u64
+}
+
+/// Counts the fields of a head, where somebody wants to know.
+fn count(counted: Option<&mut u64>, parsed: &[httparse::Header<'_>]) {
+    if let Some(counted) = counted {
+        *counted += parsed.iter().map(|field| field_bytes(field.name.len(), field.value.len())).sum::<u64>();
+    }
+}
+
+/// The same of trailers.
+pub(super) fn trailer_bytes(trailers: &Headers) -> u64 {
+    trailers.iter().map(|(name, value)| field_bytes(name.as_str().len(), value.len())).sum()
+}
+
 /// Trailer fields; the block ends with an empty line.
 pub(super) fn fields(block: &Bytes) -> Option<Headers> {
     let mut storage = [httparse::EMPTY_HEADER; 100];
@@ -178,11 +195,13 @@ fn facts(headers: &Headers) -> Facts {
     facts
 }
 
-/// Takes a request head off the buffer, if it is whole.
+/// Takes a request head off the buffer, if it is whole. `counted` gets the bytes of its fields, where they are wanted, also of a
+/// head that is refused for what it says.
 pub(super) fn request(
     buffer: &mut BytesMut,
     options: &H1Options,
     tls: bool,
+    counted: Option<&mut u64>,
 ) -> Result<Option<ParsedRequest>, Refused> {
     // Empty lines before a request are a robust server's to skip (RFC 9112, section 2.2).
     while buffer.starts_with(b"\r\n") {
@@ -205,6 +224,7 @@ pub(super) fn request(
         Err(error) => return Err(malformed(error, &block)),
         _ => return Err(bad("http1.codec_error")),
     }
+    count(counted, parsed.headers);
     if parsed.headers.len() > options.max_headers {
         return Err(too_many());
     }
@@ -434,11 +454,13 @@ fn split_target(
     Ok((scheme, target.slice_ref(authority.as_bytes()), path))
 }
 
-/// Takes a response head off the buffer, if it is whole. `request` is the method that it answers.
+/// Takes a response head off the buffer, if it is whole. `request` is the method that it answers; `counted` gets the bytes of its
+/// fields, where they are wanted.
 pub(super) fn response(
     buffer: &mut BytesMut,
     options: &H1Options,
     request: &Method,
+    counted: Option<&mut u64>,
 ) -> Result<Option<ParsedResponse>, &'static str> {
     let Some(end) = end_of_head(buffer) else {
         if buffer.len() > options.max_head_bytes {
@@ -466,6 +488,7 @@ pub(super) fn response(
         Err(httparse::Error::TooManyHeaders) => return Err("headers count exceeds limit"),
         _ => return Err("http/1.1 protocol error"),
     }
+    count(counted, parsed.headers);
     if parsed.headers.len() > options.max_headers {
         return Err("headers count exceeds limit");
     }

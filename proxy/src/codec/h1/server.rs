@@ -21,6 +21,7 @@ use crate::codec::message::{
     ConnectionLimit, Downstream, HttpService, InformationalSink, Protocol, Reply, Request, ResetReason,
     ResponseHead,
 };
+use crate::codec::meter::Meter;
 use crate::codec::spelling::KeyFormat;
 use crate::io::{Alarm, Io};
 
@@ -72,6 +73,34 @@ struct Shared {
     idled: bool,
 }
 
+impl Shared {
+    /// Has a meter count from the last mark on; `fields` are the bytes of those that came.
+    fn measure(&mut self, fields: u64) -> Rc<Meter> {
+        let meter = Rc::new(Meter::default());
+        meter.count(|bytes| {
+            bytes.headers_received = fields;
+            bytes.plain_headers_received = fields;
+        });
+        self.transport.measure(meter.clone());
+        self.transport.tell(&self.incoming);
+        meter
+    }
+
+    /// The exchange is over, and everything of it is written that will be.
+    fn stop_measuring(&mut self) -> Option<Rc<Meter>> {
+        self.transport.stop_measuring(&self.incoming)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // The connection is given up in the middle of an exchange.
+        if let Some(meter) = self.stop_measuring() {
+            meter.end();
+        }
+    }
+}
+
 enum Next {
     Request(Box<ParsedRequest>),
     Refused(Refused),
@@ -95,16 +124,36 @@ pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: ServerOption
     // One wait for the end and one timer for all requests: making them anew for each would cost more than they do.
     let mut closing = pin!(closes.reached(DrainPhase::Closing));
     let mut alarm = Alarm::default();
+    let measured = service.wants_bytes();
     loop {
-        let goes_on = match next(&shared, &*service, &options, aged, closing.as_mut(), &mut alarm).await {
-            Next::Request(parsed) => exchange(&shared, &service, *parsed, stream, &options, &drain).await,
+        let mut came = measured.then_some(0);
+        if measured {
+            shared.borrow_mut().transport.mark();
+        }
+        let comes =
+            next(&shared, &*service, &options, aged, closing.as_mut(), &mut alarm, came.as_mut()).await;
+        let goes_on = match comes {
+            Next::Request(parsed) => {
+                exchange(&shared, &service, *parsed, (stream, came), &options, &drain).await
+            }
             Next::Refused(refused) => {
-                let reply = service.bad_request(refused.status, refused.details, Protocol::Http11);
+                let Refused { status, details } = refused;
+                let meter = came.map(|came| {
+                    let mut shared = shared.borrow_mut();
+                    // What came behind it is never looked at.
+                    shared.incoming = Incoming::UntilClose;
+                    shared.measure(came)
+                });
+                let reply = service.bad_request(status, details, Protocol::Http11, meter);
                 answer(&shared, reply, &Method::GET, Protocol::Http11, false, &drain).await;
                 false
             }
             Next::Closed => return,
         };
+        let meter = if measured { shared.borrow_mut().stop_measuring() } else { None };
+        if let Some(meter) = meter {
+            meter.end();
+        }
         if !goes_on {
             return linger(&shared, options.delayed_close).await;
         }
@@ -120,6 +169,7 @@ async fn next<S: HttpService>(
     aged: Option<Instant>,
     mut closing: Pin<&mut impl Future<Output = ()>>,
     alarm: &mut Alarm,
+    mut came: Option<&mut u64>,
 ) -> Next {
     let mut began = None;
     let idle = options.idle_timeout.map(|t| Instant::now() + t);
@@ -127,7 +177,7 @@ async fn next<S: HttpService>(
     loop {
         {
             let transport = &mut shared.borrow_mut().transport;
-            match parse::request(&mut transport.read, &options.h1, options.tls) {
+            match parse::request(&mut transport.read, &options.h1, options.tls, came.as_deref_mut()) {
                 Ok(Some(parsed)) => return Next::Request(Box::new(parsed)),
                 Ok(None) => {}
                 Err(refused) => return Next::Refused(refused),
@@ -177,26 +227,27 @@ async fn exchange<S: HttpService>(
     shared: &Rc<RefCell<Shared>>,
     service: &Rc<S>,
     parsed: ParsedRequest,
-    stream: u64,
+    (stream, came): (u64, Option<u64>),
     options: &ServerOptions,
     drain: &Drain,
 ) -> bool {
     let ParsedRequest { head, framing, keep_alive } = parsed;
     let tunnel = head.upgrade.is_some() || head.method == Method::CONNECT;
-    {
+    let meter = {
         let mut shared = shared.borrow_mut();
         // A tunnel's bytes begin when it is granted.
         let framing = if tunnel && framing == Framing::None { Framing::UntilClose } else { framing };
         shared.incoming = Incoming::new(framing, options.h1.max_head_bytes);
         shared.held = tunnel;
         shared.answered = false;
-    }
+        came.map(|came| shared.measure(came))
+    };
     let body = match (tunnel, framing) {
         (false, Framing::None) => Body::Empty,
         _ => Body::stream(RequestBody(shared.clone())),
     };
     let (method, protocol) = (head.method.clone(), head.protocol);
-    let downstream = Downstream { informational: Rc::new(Informational(shared.clone())), stream };
+    let downstream = Downstream { informational: Rc::new(Informational(shared.clone())), stream, meter };
     let reply = {
         let mut call = pin!(service.clone().call(Request { head, body }, downstream));
         poll_fn(|cx| match call.as_mut().poll(cx) {
@@ -262,7 +313,12 @@ async fn answer(
         // bytes of the other protocol.)
         to.close |= shared.idled || (!granted && !matches!(shared.incoming, Incoming::Done));
         let trailers = shared.trailers;
-        let output = encode::response(&reply.head, &to, &mut shared.transport.write);
+        let transport = &mut shared.transport;
+        let before = transport.write.len();
+        let output = encode::response(&reply.head, &to, &mut transport.write);
+        if let Some(meter) = transport.meter() {
+            encode::count_fields(meter, &transport.write[before..]);
+        }
         Outgoing::new(reply.body, output, trailers)
     };
     let sent = poll_fn(|cx| {
@@ -364,7 +420,12 @@ impl InformationalSink for Informational {
         let mut shared = self.0.borrow_mut();
         if !shared.answered {
             let keys = shared.keys;
-            encode::informational(&head, keys, &mut shared.transport.write);
+            let transport = &mut shared.transport;
+            let before = transport.write.len();
+            encode::informational(&head, keys, &mut transport.write);
+            if let Some(meter) = transport.meter() {
+                encode::count_fields(meter, &transport.write[before..]);
+            }
         }
     }
 }

@@ -14,8 +14,8 @@ use super::server::{ServerOptions, serve};
 use super::*;
 use crate::codec::headers::{HeaderName, HeaderValue};
 use crate::codec::{
-    Body, Downstream, Drain, DrainPhase, Frame, Headers, HttpService, Protocol, Reply, Request, ResetReason,
-    ResponseHead,
+    Body, Downstream, Drain, DrainPhase, Frame, Headers, HttpService, Meter, Protocol, Reply, Request,
+    ResetReason, ResponseHead,
 };
 use crate::io::Io;
 
@@ -87,7 +87,13 @@ impl HttpService for Echo {
         reply(200, Body::full(text))
     }
 
-    fn bad_request(&self, status: StatusCode, details: &'static str, _: Protocol) -> Reply {
+    fn bad_request(
+        &self,
+        status: StatusCode,
+        details: &'static str,
+        _: Protocol,
+        _: Option<Rc<Meter>>,
+    ) -> Reply {
         reply(status.as_u16(), Body::full(details))
     }
 }

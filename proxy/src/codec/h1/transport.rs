@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -9,9 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::chunked::{Chunked, Decoded};
 use super::encode::{self, Output};
-use super::parse::Framing;
+use super::parse::{self, Framing};
 use crate::codec::body::{Body, BodyError, Frame};
 use crate::codec::message::ResetReason;
+use crate::codec::meter::Meter;
 use crate::io::{Io, scratch};
 
 /// A piece of a body up to this size is copied behind what waits to be written; a larger one is written by itself.
@@ -56,6 +58,13 @@ pub(super) struct Transport {
     needs_flush: bool,
     /// What waits to be written has waited for its turn.
     due: bool,
+    /// Bytes that were ever read from the stream, and written to it.
+    filled: u64,
+    flushed: u64,
+    /// Counts the request that is under way, where somebody wants to know.
+    meter: Option<Rc<Meter>>,
+    /// How much had been taken from the buffer that is read, and put into the one that is written, when it was last told.
+    told: (u64, u64),
 }
 
 impl Transport {
@@ -69,7 +78,56 @@ impl Transport {
             read_closed: false,
             needs_flush: false,
             due: false,
+            filled: 0,
+            flushed: 0,
+            meter: None,
+            told: (0, 0),
         }
+    }
+
+    /// Bytes that were taken, and bytes that were put out, since the beginning.
+    fn positions(&self) -> (u64, u64) {
+        let waiting = self.write.len() + self.large.len() + self.after.len();
+        (self.filled - self.read.len() as u64, self.flushed + waiting as u64)
+    }
+
+    /// A message begins here: what comes and goes from now on is of the request that is [measured](Self::measure) next.
+    pub(super) fn mark(&mut self) {
+        self.told = self.positions();
+    }
+
+    /// Counts from the last mark on with this meter.
+    pub(super) fn measure(&mut self, meter: Rc<Meter>) {
+        self.meter = Some(meter);
+    }
+
+    /// Who counts.
+    pub(super) fn meter(&self) -> Option<&Rc<Meter>> {
+        self.meter.as_ref()
+    }
+
+    /// Tells the meter what came and went. `incoming` says how much of what is read ahead is of the same message.
+    pub(super) fn tell(&mut self, incoming: &Incoming) {
+        let Some(meter) = &self.meter else { return };
+        let ahead = match incoming {
+            Incoming::Done => 0,
+            Incoming::Length(left) => (*left).min(self.read.len() as u64),
+            // Nobody can tell yet; if the message ends before it, that is told later.
+            Incoming::Chunked(_) | Incoming::UntilClose | Incoming::Broken(_) => self.read.len() as u64,
+        };
+        let (taken, put) = self.positions();
+        let (taken, told) = (taken + ahead, self.told);
+        meter.count(|bytes| {
+            bytes.received = (bytes.received + taken).saturating_sub(told.0);
+            bytes.sent += put - told.1;
+        });
+        self.told = (taken, put);
+    }
+
+    /// The same for the last time: the exchange is over. Gives back who counted.
+    pub(super) fn stop_measuring(&mut self, incoming: &Incoming) -> Option<Rc<Meter>> {
+        self.tell(incoming);
+        self.meter.take()
     }
 
     /// Reads once into the buffer; 0 at the end. The bytes go by way of the worker's scratch, so that a connection holds no
@@ -78,8 +136,11 @@ impl Transport {
         if self.read_closed {
             return Poll::Ready(Ok(0));
         }
-        let Self { io, read, .. } = self;
-        let polled = scratch::poll_read(io, cx, |bytes, _| read.extend_from_slice(bytes));
+        let Self { io, read, filled, .. } = self;
+        let polled = scratch::poll_read(io, cx, |bytes, _| {
+            read.extend_from_slice(bytes);
+            *filled += bytes.len() as u64;
+        });
         if matches!(polled, Poll::Ready(Ok(0))) {
             self.read_closed = true;
         }
@@ -125,6 +186,7 @@ impl Transport {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.needs_flush = true;
+            self.flushed += n as u64;
             let of_write = n.min(self.write.len());
             bytes::Buf::advance(&mut self.write, of_write);
             bytes::Buf::advance(&mut self.large, n - of_write);
@@ -166,7 +228,11 @@ impl Transport {
                     Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
                     Ok(Decoded::End(fields)) => {
                         *incoming = Incoming::Done;
-                        return Poll::Ready(fields.filter(|_| trailers).map(|f| Ok(Frame::Trailers(f))));
+                        let fields = fields.filter(|_| trailers);
+                        if let (Some(meter), Some(fields)) = (&self.meter, &fields) {
+                            meter.count(|bytes| bytes.headers_received += parse::trailer_bytes(fields));
+                        }
+                        return Poll::Ready(fields.map(|f| Ok(Frame::Trailers(f))));
                     }
                     Ok(Decoded::Incomplete) => {}
                     Err(_) => {
@@ -205,6 +271,7 @@ impl Transport {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                 self.read.extend_from_slice(buffer.filled());
+                self.filled += buffer.filled().len() as u64;
                 Poll::Ready(())
             }
             Poll::Ready(_) => {
@@ -316,7 +383,11 @@ impl Outgoing {
                     _ => None,
                 };
                 if chunked {
+                    let before = transport.write.len();
                     encode::last_chunk(trailers, &mut transport.write);
+                    if let (Some(meter), Some(_)) = (&transport.meter, trailers) {
+                        encode::count_fields(meter, &transport.write[before..]);
+                    }
                 }
                 self.ended = true;
                 self.body = Body::Empty;

@@ -1,6 +1,6 @@
 //! The upstream side of HTTP/2: a handle that many streams share on one thread, and a task that drives the connection.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -9,9 +9,13 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 
 use super::transfer::{Incoming, Outgoing, SendError};
+use super::walk::{Walk, Walked};
 use super::{H2Options, convert, keepalive};
 use crate::codec::body::{Body, BodyError, BodyStream, Frame};
-use crate::codec::message::{InformationalSink, Progress, Reply, Request, ResetReason, UpstreamError};
+use crate::codec::message::{
+    InformationalSink, Progress, Reply, Request, ResetReason, ResponseHead, UpstreamError,
+};
+use crate::codec::meter::{self, Meter};
 use crate::io::Io;
 
 /// A shared connection. Cloning gives another handle on the same one.
@@ -19,6 +23,8 @@ use crate::io::Io;
 pub struct Connection {
     send: SendRequest<Bytes>,
     state: Rc<State>,
+    /// Counts the next exchange of this handle.
+    meter: Option<Rc<Meter>>,
 }
 
 #[derive(Debug, Default)]
@@ -26,6 +32,8 @@ struct State {
     streams: Cell<usize>,
     total: Cell<u64>,
     closed: Cell<bool>,
+    /// Counts frames, where a log wanted that when the connection was made.
+    walk: Option<Rc<RefCell<Walk>>>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -38,19 +46,25 @@ impl Connection {
     /// Speaks the preface and spawns the connection's task on this thread's local runtime. Ready when the preface is
     /// written; the peer's settings come in their own time.
     pub async fn new(io: Io, options: H2Options) -> Result<Self, UpstreamError> {
+        Self::over(io, options, meter::is_wished()).await
+    }
+
+    /// The same; `counts`: frames are counted.
+    pub(super) async fn over(io: Io, options: H2Options, counts: bool) -> Result<Self, UpstreamError> {
+        let walk = counts.then(Walk::client);
         let handshake = h2::client::Builder::new()
             .initial_window_size(options.stream_window)
             .initial_connection_window_size(options.connection_window)
             .max_header_list_size(options.max_head_bytes)
             .enable_push(false)
-            .handshake::<Io, Bytes>(io)
+            .handshake::<Walked<Io>, Bytes>(Walked::new(io, walk.clone()))
             .await;
         let (send, connection) = handshake.map_err(|e| UpstreamError {
             reason: convert::reset_reason(&e),
             progress: Progress::Unsent,
             details: "connection termination",
         })?;
-        let state = Rc::new(State::default());
+        let state = Rc::new(State { walk, ..State::default() });
         let closed = state.clone();
         tokio::task::spawn_local(async move {
             let mut connection = connection;
@@ -62,7 +76,17 @@ impl Connection {
             }
             closed.closed.set(true);
         });
-        Ok(Self { send, state })
+        Ok(Self { send, state, meter: None })
+    }
+
+    /// The same connection for an exchange that is counted.
+    #[must_use]
+    pub fn measured(mut self, meter: Option<Rc<Meter>>) -> Self {
+        if let (Some(meter), None) = (&meter, &self.state.walk) {
+            meter.blind();
+        }
+        self.meter = meter;
+        self
     }
 
     /// Streams under way.
@@ -93,7 +117,7 @@ impl Connection {
         sink: Option<Rc<dyn InformationalSink>>,
         done: Box<dyn FnOnce()>,
     ) -> Result<Reply, UpstreamError> {
-        let guard = Guard::new(&self.state, done);
+        let mut guard = Guard::new(&self.state, done);
         let fail = |reason, progress, details| UpstreamError { reason, progress, details };
         let mut send = self.send.clone();
         poll_fn(|cx| send.poll_ready(cx))
@@ -102,6 +126,9 @@ impl Connection {
         let Request { head, mut body } = request;
         let to_head = head.method == http::Method::HEAD;
         let ended = body.is_empty();
+        if let Some(meter) = &self.meter {
+            meter.count(|bytes| bytes.plain_headers_sent += convert::plain_request(&head));
+        }
         let Some(request) = convert::request(head) else {
             // As if the peer had refused it, which it would: trying again does not help. Whoever else reads the body, such as a
             // mirror, gets what has come of it.
@@ -111,8 +138,14 @@ impl Connection {
         let (response, stream) = send
             .send_request(request, ended)
             .map_err(|e| fail(convert::reset_reason(&e), Progress::Unsent, "connection termination"))?;
-        let mut outgoing = Outgoing::new(body, stream, ended);
-        let mut exchange = Waiting { response, sent: ended, broken: None };
+        if let (Some(meter), Some(walk)) = (&self.meter, &self.state.walk) {
+            // Its first frame is written when the connection's task runs.
+            let number = u32::from(response.stream_id());
+            walk.borrow_mut().begin(number, meter.clone());
+            guard.counted = Some(number);
+        }
+        let mut outgoing = Outgoing::new(body, stream, ended).measured(self.meter.clone());
+        let mut exchange = Waiting { response, sent: ended, broken: None, meter: self.meter.clone() };
         let result = poll_fn(|cx| exchange.poll(&mut outgoing, sink.as_deref(), cx)).await;
         let response = match result {
             Ok(response) => response,
@@ -123,13 +156,14 @@ impl Connection {
         };
         let (parts, stream) = response.into_parts();
         let head = convert::response_head(parts);
+        count_response(self.meter.as_deref(), &head);
         let status = head.status;
         let bodiless =
             to_head || status == http::StatusCode::NO_CONTENT || status == http::StatusCode::NOT_MODIFIED;
         let body = match stream.is_end_stream() && exchange.sent {
             true => Body::Empty,
             false => Body::stream(Receiving {
-                incoming: Incoming::new(stream),
+                incoming: Incoming::new(stream).measured(self.meter.clone()),
                 outgoing,
                 sent: exchange.sent,
                 bodiless,
@@ -145,19 +179,31 @@ impl Connection {
 struct Guard {
     state: Rc<State>,
     done: Option<Box<dyn FnOnce()>>,
+    /// The stream's number, where it is counted.
+    counted: Option<u32>,
+}
+
+/// Counts a head that was decompressed.
+fn count_response(meter: Option<&Meter>, head: &ResponseHead) {
+    if let Some(meter) = meter {
+        meter.count(|bytes| bytes.plain_headers_received += convert::plain_response(&head.headers));
+    }
 }
 
 impl Guard {
     fn new(state: &Rc<State>, done: Box<dyn FnOnce()>) -> Self {
         state.streams.set(state.streams.get() + 1);
         state.total.set(state.total.get() + 1);
-        Self { state: state.clone(), done: Some(done) }
+        Self { state: state.clone(), done: Some(done), counted: None }
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         self.state.streams.set(self.state.streams.get() - 1);
+        if let (Some(number), Some(walk)) = (self.counted, &self.state.walk) {
+            walk.borrow_mut().forget(number);
+        }
         if let Some(done) = self.done.take() {
             done();
         }
@@ -168,6 +214,7 @@ struct Waiting {
     response: ResponseFuture,
     sent: bool,
     broken: Option<BodyError>,
+    meter: Option<Rc<Meter>>,
 }
 
 impl Waiting {
@@ -192,8 +239,10 @@ impl Waiting {
             return Poll::Ready(Err(UpstreamError { reason, progress: Progress::Sent, details }));
         }
         while let Poll::Ready(Some(Ok(head))) = self.response.poll_informational(cx) {
+            let head = convert::response_head(head.into_parts().0);
+            count_response(self.meter.as_deref(), &head);
             if let Some(sink) = sink {
-                sink.send(convert::response_head(head.into_parts().0));
+                sink.send(head);
             }
         }
         std::pin::Pin::new(&mut self.response).poll(cx).map_err(|error| {

@@ -130,6 +130,34 @@ pub(super) fn response(head: ResponseHead) -> http::Response<()> {
     response
 }
 
+/// The length of fields' names and values, as far as they are sent.
+pub(super) fn plain(headers: &Headers) -> u64 {
+    let sent = headers.iter().filter(|(name, value)| !is_connections_own(name, value));
+    sent.map(|(name, value)| (name.as_str().len() + value.len()) as u64).sum()
+}
+
+/// The same of a request's head, with its pseudo-headers.
+pub(super) fn plain_request(head: &RequestHead) -> u64 {
+    let mut length = plain(&head.headers) + (":method".len() + head.method.as_str().len()) as u64;
+    let none = Bytes::new();
+    let upgrade = head.upgrade.as_ref().unwrap_or(&none);
+    let pseudo = [
+        (":scheme", &head.scheme),
+        (":authority", &head.authority),
+        (":path", &head.path),
+        (":protocol", upgrade),
+    ];
+    for (name, value) in pseudo.into_iter().filter(|(_, value)| !value.is_empty()) {
+        length += (name.len() + value.len()) as u64;
+    }
+    length
+}
+
+/// The same of an answer's head.
+pub(super) fn plain_response(headers: &Headers) -> u64 {
+    plain(headers) + ":status200".len() as u64
+}
+
 /// Why a stream ended, from an error of the crate.
 pub(super) fn reset_reason(error: &h2::Error) -> ResetReason {
     match error.reason() {

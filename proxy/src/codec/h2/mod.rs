@@ -8,6 +8,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod walk;
 
 use std::time::Duration;
 

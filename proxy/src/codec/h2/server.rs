@@ -14,23 +14,37 @@ use tokio::time::Instant;
 
 use super::shared::SharedIo;
 use super::transfer::{Incoming, Outgoing};
+use super::walk::{Walk, Walked};
 use super::{H2Options, convert, keepalive};
 use crate::codec::body::Body;
 use crate::codec::drain::{Drain, DrainPhase};
 use crate::codec::message::{
     ConnectionLimit, Downstream, HttpService, InformationalSink, Reply, Request, ResponseHead,
 };
+use crate::codec::meter::Meter;
 use crate::io::Io;
+
+/// Streams that are counted at once, at least: those that were refused are not open, and may still be known.
+const COUNTED: usize = 4096;
 
 /// Serves a connection until it ends, and closes it.
 pub async fn serve<S: HttpService>(io: Io, service: Rc<S>, options: H2Options, drain: Drain) {
     let (io, socket) = SharedIo::pair(io);
-    serve_streams(io, service, options, drain).await;
+    let most = usize::try_from(options.max_concurrent_streams).unwrap_or(usize::MAX).saturating_mul(2);
+    let walk = service.wants_bytes().then(|| Walk::server(most.max(COUNTED)));
+    serve_streams(io, walk, service, options, drain).await;
     // Boxed, so that its buffer is not part of every connection for all its life.
     Box::pin(socket.linger(options.delayed_close)).await;
 }
 
-async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2Options, mut drain: Drain) {
+async fn serve_streams<S: HttpService>(
+    io: SharedIo,
+    walk: Option<Rc<RefCell<Walk>>>,
+    service: Rc<S>,
+    options: H2Options,
+    mut drain: Drain,
+) {
+    let io = Walked::new(io, walk.clone());
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(options.stream_window)
@@ -40,7 +54,7 @@ async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2
     if options.allow_connect {
         builder.enable_connect_protocol();
     }
-    let Ok(mut connection) = builder.handshake::<SharedIo, Bytes>(io).await else { return };
+    let Ok(mut connection) = builder.handshake::<Walked<SharedIo>, Bytes>(io).await else { return };
     let active = Rc::new(Active {
         streams: Cell::new(0),
         since: Cell::new(Instant::now()),
@@ -91,7 +105,10 @@ async fn serve_streams<S: HttpService>(io: SharedIo, service: Rc<S>, options: H2
                     return;
                 }
                 Some(Ok((request, respond))) => {
-                    let task = stream(request, respond, service.clone(), number, Busy::new(&active));
+                    let counting = |walk: &Rc<RefCell<Walk>>| walk.borrow().meter(respond.stream_id().into());
+                    let measured = walk.as_ref().map(|walk| counting(walk).unwrap_or_else(uncounted));
+                    let asked = (request, number, measured);
+                    let task = stream(asked, respond, service.clone(), Busy::new(&active));
                     tokio::task::spawn_local(task);
                     number += 1;
                 }
@@ -172,11 +189,18 @@ impl Drop for Busy {
     }
 }
 
+/// A meter that knows nothing, of a stream that was over before it was looked at.
+fn uncounted() -> Rc<Meter> {
+    let meter = Meter::default();
+    meter.blind();
+    meter.end();
+    Rc::new(meter)
+}
+
 async fn stream<S: HttpService>(
-    request: http::Request<RecvStream>,
+    (request, number, meter): (http::Request<RecvStream>, u64, Option<Rc<Meter>>),
     mut respond: SendResponse<Bytes>,
     service: Rc<S>,
-    number: u64,
     mut busy: Busy,
 ) {
     let (parts, body) = request.into_parts();
@@ -187,14 +211,22 @@ async fn stream<S: HttpService>(
             return respond.send_reset(reason);
         }
     };
-    let body = if body.is_end_stream() { Body::Empty } else { Body::stream(Incoming::new(body)) };
+    if let Some(meter) = &meter {
+        meter.count(|bytes| bytes.plain_headers_received += convert::plain_request(&head));
+    }
+    let body = match body.is_end_stream() {
+        true => Body::Empty,
+        false => Body::stream(Incoming::new(body).measured(meter.clone())),
+    };
     let informational = Rc::new(Informational::default());
-    let downstream = Downstream { informational: informational.clone(), stream: number };
+    let downstream =
+        Downstream { informational: informational.clone(), stream: number, meter: meter.clone() };
     let reply = {
         let mut call = pin!(service.call(Request { head, body }, downstream));
         poll_fn(|cx| {
             let polled = call.as_mut().poll(cx);
             for head in informational.heads.take() {
+                count_response(meter.as_deref(), &head);
                 // Fails only when the stream is gone, which shows next.
                 let _ = respond.send_informational(convert::response(head));
             }
@@ -212,12 +244,20 @@ async fn stream<S: HttpService>(
         return respond.send_reset(convert::reason(reset));
     }
     let ended = body.is_empty();
+    count_response(meter.as_deref(), &head);
     let Ok(send) = respond.send_response(convert::response(head), ended) else {
         return respond.send_reset(Reason::INTERNAL_ERROR);
     };
-    let mut outgoing = Outgoing::new(body, send, ended);
+    let mut outgoing = Outgoing::new(body, send, ended).measured(meter);
     // Its errors are told by the stream itself: a source that broke off has reset it.
     let _ = poll_fn(|cx| outgoing.poll_send(cx)).await;
+}
+
+/// Counts a head that is about to be compressed.
+fn count_response(meter: Option<&Meter>, head: &ResponseHead) {
+    if let Some(meter) = meter {
+        meter.count(|bytes| bytes.plain_headers_sent += convert::plain_response(&head.headers));
+    }
 }
 
 #[derive(Default)]

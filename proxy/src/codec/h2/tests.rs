@@ -12,8 +12,8 @@ use super::server::serve;
 use super::*;
 use crate::codec::headers::{HeaderName, HeaderValue};
 use crate::codec::{
-    Body, Downstream, Drain, DrainPhase, Frame, Headers, HttpService, InformationalSink, Protocol, Reply,
-    Request, RequestHead, ResetReason, ResponseHead,
+    Body, Downstream, Drain, DrainPhase, Frame, Headers, HttpService, InformationalSink, Meter, Protocol,
+    Reply, Request, RequestHead, ResetReason, ResponseHead, WireBytes,
 };
 use crate::io::Io;
 
@@ -56,7 +56,7 @@ impl HttpService for Echo {
         }
     }
 
-    fn bad_request(&self, _: StatusCode, _: &'static str, _: Protocol) -> Reply {
+    fn bad_request(&self, _: StatusCode, _: &'static str, _: Protocol, _: Option<Rc<Meter>>) -> Reply {
         unreachable!("the h2 crate answers protocol errors itself")
     }
 }
@@ -127,6 +127,63 @@ fn heads_bodies_trailers_and_hints_pass_both_ways() {
             (hints.0.borrow().as_slice(), *over.borrow(), connection.active()),
             ([103].as_slice(), 1, 0)
         );
+    });
+}
+
+/// Echoes, and keeps what each stream took in the end.
+struct Measured(Rc<RefCell<Vec<Option<WireBytes>>>>);
+
+impl HttpService for Measured {
+    async fn call(self: Rc<Self>, request: Request, downstream: Downstream) -> Reply {
+        let took = self.0.clone();
+        downstream.meter.clone().unwrap().then(Box::new(move |bytes| took.borrow_mut().push(bytes)));
+        Rc::new(Echo).call(request, downstream).await
+    }
+
+    fn bad_request(&self, _: StatusCode, _: &'static str, _: Protocol, _: Option<Rc<Meter>>) -> Reply {
+        unreachable!("the h2 crate answers protocol errors itself")
+    }
+
+    fn wants_bytes(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn both_ends_of_a_stream_tell_the_same_of_it() {
+    run(|| async {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (_sender, drain) = Drain::new();
+        let took = Rc::new(RefCell::new(Vec::new()));
+        let service = Rc::new(Measured(took.clone()));
+        tokio::task::spawn_local(serve(Io::memory(far), service, H2Options::default(), drain));
+        let connection = Connection::over(Io::memory(near), H2Options::default(), true).await.unwrap();
+        for number in 0..2 {
+            let frames = [Frame::Data(vec![b'x'; 40_000].into()), Frame::Trailers(field("x-t", "1"))];
+            let meter = Rc::new(Meter::default());
+            let own = connection.clone().measured(Some(meter.clone()));
+            let sent = request("/a?b", Body::Frames(frames.into()));
+            let reply = own.send(sent, None, Box::new(|| {})).await.unwrap();
+            let (text, trailers) = read(reply.body).await;
+            assert_eq!((text.as_str(), trailers.is_some()), ("POST https host:1 /a?b 40000", true));
+            let near = meter.bytes().unwrap();
+            let far = took.borrow()[number].unwrap();
+            assert_eq!((near.sent, near.received), (far.received, far.sent));
+            assert_eq!((near.headers_sent, near.headers_received), (far.headers_received, far.headers_sent));
+            assert_eq!(near.plain_headers_sent, far.plain_headers_received);
+            assert_eq!(near.plain_headers_received, far.plain_headers_sent);
+            // A head, a hint and trailers in what comes back, and what they say beside their frames.
+            assert!(near.sent > 40_000 + near.headers_sent && near.headers_received > 3 * 9, "{near:?}");
+            let plain = ":methodPOST:schemehttps:authorityhost:1:path/a?btetrailersx-t1".len() as u64;
+            assert_eq!(near.plain_headers_sent, plain);
+        }
+        assert_eq!(took.borrow().len(), 2);
+        // A connection from before somebody wished for it says that it does not know.
+        let (near, _far) = tokio::io::duplex(64 * 1024);
+        let old = Connection::over(Io::memory(near), H2Options::default(), false).await.unwrap();
+        let meter = Rc::new(Meter::default());
+        let _measured = old.measured(Some(meter.clone()));
+        assert_eq!(meter.bytes(), None);
     });
 }
 

@@ -1,6 +1,7 @@
 //! Bodies of streams: what comes in, with the flow-control window opened as it is taken; and what goes out, as far as the
 //! peer's window lets it.
 
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -8,16 +9,23 @@ use h2::{Reason, RecvStream, SendStream};
 
 use super::convert;
 use crate::codec::body::{Body, BodyError, BodyStream, Frame};
+use crate::codec::meter::Meter;
 
 /// The body of a stream that comes in.
 pub(super) struct Incoming {
     stream: RecvStream,
     data_over: bool,
+    meter: Option<Rc<Meter>>,
 }
 
 impl Incoming {
     pub(super) fn new(stream: RecvStream) -> Self {
-        Self { stream, data_over: false }
+        Self { stream, data_over: false, meter: None }
+    }
+
+    /// The same, counted by this meter as far as the connection does not do so itself.
+    pub(super) fn measured(self, meter: Option<Rc<Meter>>) -> Self {
+        Self { meter, ..self }
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
@@ -41,7 +49,13 @@ impl Incoming {
             }
         }
         match ready!(self.stream.poll_trailers(cx)) {
-            Ok(trailers) => Poll::Ready(trailers.map(|t| Ok(Frame::Trailers(convert::headers(t))))),
+            Ok(trailers) => {
+                let trailers = trailers.map(convert::headers);
+                if let (Some(meter), Some(trailers)) = (&self.meter, &trailers) {
+                    meter.count(|bytes| bytes.plain_headers_received += convert::plain(trailers));
+                }
+                Poll::Ready(trailers.map(|trailers| Ok(Frame::Trailers(trailers))))
+            }
             Err(error) => Poll::Ready(Some(Err(broken(error)))),
         }
     }
@@ -67,12 +81,18 @@ pub(super) struct Outgoing {
     stream: SendStream<Bytes>,
     waiting: Bytes,
     ended: bool,
+    meter: Option<Rc<Meter>>,
 }
 
 impl Outgoing {
     /// `ended` says that the head ended the stream.
     pub(super) fn new(body: Body, stream: SendStream<Bytes>, ended: bool) -> Self {
-        Self { body, stream, waiting: Bytes::new(), ended }
+        Self { body, stream, waiting: Bytes::new(), ended, meter: None }
+    }
+
+    /// The same, counted by this meter as far as the connection does not do so itself.
+    pub(super) fn measured(self, meter: Option<Rc<Meter>>) -> Self {
+        Self { meter, ..self }
     }
 
     /// Ready when all is handed to the connection.
@@ -109,6 +129,9 @@ impl Outgoing {
                 Some(Ok(Frame::Data(data))) => self.waiting = data,
                 Some(Ok(Frame::Trailers(trailers))) => {
                     self.ended = true;
+                    if let Some(meter) = &self.meter {
+                        meter.count(|bytes| bytes.plain_headers_sent += convert::plain(&trailers));
+                    }
                     if self.stream.send_trailers(convert::map(trailers)).is_err() {
                         return Poll::Ready(Err(SendError::Stream));
                     }

@@ -80,7 +80,8 @@ async fn call(config: HcmConfig, request: Request) -> (Reply, Vec<u16>, Arc<HcmC
     let config = Arc::new(config);
     let manager = ConnectionManager::new(config.clone(), Arc::new(connection()), None);
     let sink = Rc::new(Sink::default());
-    let reply = manager.call(request, Downstream { informational: sink.clone(), stream: 0 }).await;
+    let reply =
+        manager.call(request, Downstream { informational: sink.clone(), stream: 0, meter: None }).await;
     let seen = sink.0.borrow().clone();
     (reply, seen, config)
 }
@@ -299,7 +300,7 @@ mod shape {
 fn a_request_under_way_is_small() {
     let config = Arc::new(compile(json!({}), hello(), json!([])).unwrap());
     let manager = ConnectionManager::new(config, Arc::new(connection()), None);
-    let downstream = || Downstream { informational: Rc::new(Sink::default()), stream: 0 };
+    let downstream = || Downstream { informational: Rc::new(Sink::default()), stream: 0, meter: None };
     // What every connection carries, and what a request does.
     let idle = size_of_val(&manager.clone().call(request("GET", "/hello", &[]), downstream()));
     assert!(idle <= 1024, "{idle} bytes");

@@ -8,8 +8,8 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::cluster::{Cluster, ClusterConfig};
-use crate::codec::Drain;
 use crate::codec::h1::server::{ServerOptions, serve};
+use crate::codec::{Drain, Meter};
 use crate::io::Io;
 use crate::state::{NodeInfo, Tables};
 
@@ -55,7 +55,13 @@ impl HttpService for Fake {
         }
     }
 
-    fn bad_request(&self, _: http::StatusCode, details: &'static str, _: Protocol) -> Reply {
+    fn bad_request(
+        &self,
+        _: http::StatusCode,
+        details: &'static str,
+        _: Protocol,
+        _: Option<Rc<Meter>>,
+    ) -> Reply {
         panic!("the proxy sent a bad request: {details}")
     }
 }
@@ -142,7 +148,7 @@ impl Mesh {
 }
 
 fn downstream() -> Downstream {
-    Downstream { informational: Rc::new(Sink::default()), stream: 0 }
+    Downstream { informational: Rc::new(Sink::default()), stream: 0, meter: None }
 }
 
 async fn local(work: impl Future<Output = ()>) {
@@ -452,7 +458,13 @@ async fn grpc_passes_over_http2_with_its_trailers_and_is_retried_by_its_status()
                 Reply { head, body, close: false, reset: None }
             }
 
-            fn bad_request(&self, _: http::StatusCode, details: &'static str, _: Protocol) -> Reply {
+            fn bad_request(
+                &self,
+                _: http::StatusCode,
+                details: &'static str,
+                _: Protocol,
+                _: Option<Rc<Meter>>,
+            ) -> Reply {
                 panic!("{details}")
             }
         }

@@ -442,7 +442,8 @@ fn addition(option: &core::HeaderValueOption) -> Result<Addition, Vec<ConfigErro
             .map_err(|_| ConfigError::unsupported("header.raw_value", "a value that is not UTF-8"))?
     };
     let value = if source.contains('%') {
-        let format = Format::text(&source).map_err(|e| ConfigError::new("header.value", e.to_string()))?;
+        let format = Format::text(&source).and_then(Format::known_early);
+        let format = format.map_err(|e| ConfigError::new("header.value", e.to_string()))?;
         Value::Format(Arc::new(format))
     } else {
         let value = HeaderValue::from_maybe_shared(Bytes::from(source)).map_err(|_| {

@@ -95,7 +95,8 @@ fn hits(hits: &proto::HitsAddend) -> Result<Option<Hits>, Vec<ConfigError>> {
 }
 
 fn format(source: &str, path: &str) -> Result<Arc<Format>, Vec<ConfigError>> {
-    Format::text(source).map(Arc::new).map_err(|e| ConfigError::new(path, e.to_string()).into())
+    let format = Format::text(source).and_then(Format::known_early);
+    format.map(Arc::new).map_err(|e| ConfigError::new(path, e.to_string()).into())
 }
 
 fn key(proto: Option<&ProtoKey>, path: &str) -> Result<MetadataKey, Vec<ConfigError>> {

@@ -120,5 +120,5 @@ fn path(key: Option<&metadata::MetadataKey>) -> Result<Vec<String>, ConfigError>
 }
 
 fn format(text: &str) -> Result<Format, ConfigError> {
-    Format::text(text).map_err(|e| ConfigError::new("", e.to_string()))
+    Format::text(text).and_then(Format::known_early).map_err(|e| ConfigError::new("", e.to_string()))
 }

@@ -99,7 +99,7 @@ impl BodyFormat {
     /// # Errors
     /// What is wrong in it.
     pub fn compile(config: &SubstitutionFormatString) -> Result<Self, ConfigError> {
-        let format = substitution(config)?;
+        let format = substitution(config)?.known_early().map_err(refused)?;
         let content_type = match config.content_type.as_str() {
             "" if format.is_json() => Some(HeaderValue::from_static("application/json")),
             "" => None,

@@ -1,7 +1,7 @@
 //! Access logs as entries of Envoy's access log service (`envoy.access_loggers.http_grpc` and `tcp_grpc`), filled as Envoy does.
 //!
-//! Not measured, and so absent: when the first byte went upstream or downstream, when the upstream's last byte came, and bytes of
-//! HTTP as they are on the wire.
+//! Not measured, and so absent: when the first byte went upstream or downstream, and when the upstream's last byte came. Bytes on the
+//! wire that were not counted are absent as well.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -44,6 +44,8 @@ impl Extras {
     /// The entry of a request.
     pub fn http(&self, context: &LogContext<'_>) -> proto::HttpAccessLogEntry {
         let (stream, empty) = (context.stream, Headers::with_capacity(0));
+        let wire = stream.wire.as_deref().copied().unwrap_or_default();
+        let (near, far) = (wire.downstream.unwrap_or_default(), wire.upstream.unwrap_or_default());
         let version = match stream.protocol {
             None => HttpVersion::ProtocolUnspecified,
             Some(Protocol::Http10) => HttpVersion::Http10,
@@ -59,6 +61,8 @@ impl Extras {
             request_id: field(&REQUEST_ID),
             original_path: field(&ORIGINAL_PATH),
             request_body_bytes: stream.bytes_received,
+            downstream_header_bytes_received: near.headers_received,
+            upstream_header_bytes_sent: far.headers_sent,
             request_headers: chosen(&self.request, Some(fields)),
             ..proto::HttpRequestProperties::default()
         };
@@ -75,6 +79,8 @@ impl Extras {
             response_code: stream.status.map(|status| u32::from(status.as_u16())),
             response_headers_bytes: context.response.map_or(0, sizes::of_response) as u64,
             response_body_bytes: stream.bytes_sent,
+            downstream_header_bytes_sent: near.headers_sent,
+            upstream_header_bytes_received: far.headers_received,
             response_headers: chosen(&self.response, context.response),
             response_trailers: chosen(&self.trailers, context.trailers),
             response_code_details: stream.code_details().map(Into::into).unwrap_or_default(),
@@ -109,6 +115,8 @@ impl Extras {
         let end = ended.then_some(now);
         let start = stream.start_time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let is_tcp = stream.protocol.is_none();
+        let wire = stream.wire.as_deref().copied().unwrap_or_default();
+        let (near, far) = (wire.downstream.unwrap_or_default(), wire.upstream.unwrap_or_default());
         let metadata = stream.metadata.all();
         proto::AccessLogCommon {
             downstream_remote_address: Some(address(stream.client.unwrap_or(connection.remote))),
@@ -152,10 +160,10 @@ impl Extras {
                 .iter()
                 .filter_map(|tag| Some((tag.name.to_string(), tag.source.value(context)?)))
                 .collect(),
-            downstream_wire_bytes_sent: if is_tcp { stream.bytes_sent } else { 0 },
-            downstream_wire_bytes_received: if is_tcp { stream.bytes_received } else { 0 },
-            upstream_wire_bytes_sent: if is_tcp { stream.bytes_received } else { 0 },
-            upstream_wire_bytes_received: if is_tcp { stream.bytes_sent } else { 0 },
+            downstream_wire_bytes_sent: near.sent,
+            downstream_wire_bytes_received: near.received,
+            upstream_wire_bytes_sent: far.sent,
+            upstream_wire_bytes_received: far.received,
             access_log_type: kind(context.occasion).into(),
             ..proto::AccessLogCommon::default()
         }

@@ -2,7 +2,7 @@
 //! apart where the control plane does it, too ([`xds_protos::format`]).
 
 pub use xds_protos::format::FormatError;
-use xds_protos::format::{Part, parts};
+use xds_protos::format::{AT_THE_END, Part, parts};
 
 use super::operator::Operator;
 use super::{LogContext, Wanted};
@@ -234,6 +234,19 @@ impl Format {
         match &self.kind {
             Kind::Text(template) => template.wants(wanted),
             Kind::Json(node) => node.wants(wanted),
+        }
+    }
+
+    /// The same where it is written before the stream has ended, as added fields and tags of spans are.
+    ///
+    /// # Errors
+    /// It speaks of what is known only then.
+    pub fn known_early(self) -> Result<Self, FormatError> {
+        let mut wanted = Wanted::default();
+        self.wants(&mut wanted);
+        match wanted.wire {
+            None => Ok(self),
+            Some(name) => Err(FormatError::Arguments(name.to_owned(), AT_THE_END)),
         }
     }
 

@@ -174,7 +174,15 @@ impl AccessLog {
         self.filter.iter().for_each(|filter| filter.wants(wanted));
         match &self.destination {
             Destination::Line(format, _) => format.wants(wanted),
-            Destination::Otlp(..) | Destination::Http(..) | Destination::Tcp(..) => wanted.whole(),
+            Destination::Otlp(record, _) => {
+                wanted.whole();
+                record.wants(wanted);
+            }
+            // Entries tell the bytes on the wire as well.
+            Destination::Http(..) | Destination::Tcp(..) => {
+                wanted.whole();
+                wanted.wire.get_or_insert("downstream_wire_bytes_sent");
+            }
         }
     }
 

@@ -12,12 +12,12 @@ use xds_protos::prost_types::Value;
 use xds_protos::prost_types::value::Kind;
 
 use super::*;
-use crate::codec::{Headers, Protocol};
+use crate::codec::{Headers, Protocol, WireBytes};
 use crate::io::metadata::{Datum, Said as Told};
 use crate::io::{Direction, Fingerprints, Io, TlsInfo};
 use crate::telemetry::closing::Closing;
 use crate::telemetry::record::{Try, UpstreamLine};
-use crate::telemetry::{Flag, Flags};
+use crate::telemetry::{Flag, Flags, Wire};
 
 const CLIENT: &[u8] = include_bytes!("../../../../certs/testdata/client.der");
 
@@ -129,6 +129,17 @@ fn stream() -> StreamInfo {
     let refused =
         Try { host: Some("127.0.11.4:84".parse().unwrap()), connection: None, ..trail.tries[0].clone() };
     trail.tries.push(refused);
+    let wire = |from: u64| {
+        Some(WireBytes {
+            sent: from + 1,
+            received: from + 2,
+            headers_sent: from + 3,
+            headers_received: from + 4,
+            plain_headers_sent: from + 5,
+            plain_headers_received: from + 6,
+        })
+    };
+    stream.wire = Some(Box::new(Wire { downstream: wire(100), upstream: wire(200) }));
     stream.metadata.set("a.filter", &"k".into(), Datum::Text("v".into()));
     stream.filter_state.set(&"an.object".into(), "said \"so\"", true);
     stream
@@ -209,6 +220,14 @@ fn each_operator_says_what_is_known_and_a_dash_of_what_is_not() {
         ("%CONNECTION_TERMINATION_DETAILS%", "max", "-"),
         ("%UPSTREAM_TRANSPORT_FAILURE_REASON%", "tls: no", "-"),
         ("%BYTES_RECEIVED% %BYTES_SENT%", "11 22", "0 0"),
+        ("%DOWNSTREAM_WIRE_BYTES_SENT% %DOWNSTREAM_WIRE_BYTES_RECEIVED%", "101 102", "0 0"),
+        ("%DOWNSTREAM_HEADER_BYTES_SENT% %DOWNSTREAM_HEADER_BYTES_RECEIVED%", "103 104", "0 0"),
+        ("%DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT%", "105", "0"),
+        ("%DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED%", "106", "0"),
+        ("%UPSTREAM_WIRE_BYTES_SENT% %UPSTREAM_WIRE_BYTES_RECEIVED%", "201 202", "0 0"),
+        ("%UPSTREAM_HEADER_BYTES_SENT% %UPSTREAM_HEADER_BYTES_RECEIVED%", "203 204", "0 0"),
+        ("%UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT%", "205", "0"),
+        ("%UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED%", "206", "0"),
         ("%REQUEST_DURATION% %REQUEST_TX_DURATION% %RESPONSE_DURATION%", "3 4 9", "- - -"),
         ("%COMMON_DURATION(DS_RX_BEG:US_RX_BEG:us)%", "9000", "-"),
         ("%COMMON_DURATION(DS_RX_END:US_TX_END:ns)%", "1000000", "-"),
@@ -419,14 +438,38 @@ async fn a_format_that_speaks_of_the_round_trip_has_it_measured() {
 }
 
 #[test]
+fn bytes_on_the_wire_that_were_not_counted_are_no_number_and_are_told_at_the_end_alone() {
+    let (connection, mut stream) = (connection(), stream());
+    let write = |stream: &StreamInfo, side: &str| {
+        let mut out = Vec::new();
+        let format = Format::text(&format!("%{side}_WIRE_BYTES_SENT%")).unwrap();
+        format.write(&LogContext::new(stream, &connection), &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    stream.wire = Some(Box::new(Wire { downstream: Some(WireBytes::default()), upstream: None }));
+    assert_eq!((write(&stream, "DOWNSTREAM"), write(&stream, "UPSTREAM")), ("0".to_owned(), "-".to_owned()));
+    stream.wire = None;
+    assert_eq!(write(&stream, "DOWNSTREAM"), "-");
+    // Of a connection of bytes, those that were copied.
+    let mut bytes = StreamInfo::new(None);
+    bytes.wire = Some(Box::new(Wire::of_copied(5, 7)));
+    assert_eq!((write(&bytes, "DOWNSTREAM"), write(&bytes, "UPSTREAM")), ("7".to_owned(), "5".to_owned()));
+    let wanted = |format: &str| {
+        let mut wanted = Wanted::default();
+        Format::text(format).unwrap().wants(&mut wanted);
+        wanted.wire
+    };
+    assert_eq!(wanted("%BYTES_SENT% %CEL(request.size)%"), None);
+    let inside = "%COALESCE({\"operators\": [\"TRACE_ID\", \"UPSTREAM_HEADER_BYTES_SENT\"]})%";
+    assert_eq!(wanted(inside), Some("UPSTREAM_HEADER_BYTES_SENT"));
+    let refused = Format::text(inside).and_then(Format::known_early).unwrap_err().to_string();
+    assert!(refused.contains("%UPSTREAM_HEADER_BYTES_SENT%") && refused.contains("access logs"), "{refused}");
+    assert!(Format::text("%BYTES_SENT%").and_then(Format::known_early).is_ok());
+}
+
+#[test]
 fn operators_that_are_not_honoured_are_refused_by_name() {
-    for name in [
-        "UPSTREAM_WIRE_BYTES_SENT",
-        "DOWNSTREAM_HEADER_BYTES_RECEIVED",
-        "UPSTREAM_CX_RTT",
-        "UPSTREAM_PEER_ISSUER_SERIAL",
-        "TLS_JA5_FINGERPRINT",
-    ] {
+    for name in ["UPSTREAM_CX_RTT", "UPSTREAM_PEER_ISSUER_SERIAL", "TLS_JA5_FINGERPRINT"] {
         let bare = name.split('(').next().unwrap_or_default().to_owned();
         assert_eq!(Format::text(&format!("%{name}%")).unwrap_err(), FormatError::Unknown(bare));
     }
@@ -472,7 +515,8 @@ fn the_control_plane_knows_the_commands_that_are_compiled_and_what_they_take() {
         assert!(arguments.iter().any(compiles), "{name}: no proxy compiles it");
     }
     // Every word of these files that is a command.
-    let sources = [include_str!("operator/parse.rs"), include_str!("tls.rs")];
+    let sources =
+        [include_str!("operator/parse.rs"), include_str!("operator/wire.rs"), include_str!("tls.rs")];
     let is_word = |word: &&str| {
         !word.is_empty() && word.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
     };

@@ -9,7 +9,7 @@ use xds_protos::opentelemetry::proto::common::v1::{
 };
 use xds_protos::opentelemetry::proto::logs::v1::LogRecord;
 
-use super::{Format, FormatError, LogContext};
+use super::{Format, FormatError, LogContext, Wanted};
 use crate::telemetry::trace::{Tag, Trace};
 
 /// What a record says.
@@ -65,6 +65,14 @@ impl Node {
         }
     }
 
+    fn wants(&self, wanted: &mut Wanted) {
+        match self {
+            Self::Text(format) => format.wants(wanted),
+            Self::Map(pairs) => pairs.iter().for_each(|(_, node)| node.wants(wanted)),
+            Self::List(nodes) => nodes.iter().for_each(|node| node.wants(wanted)),
+        }
+    }
+
     fn value(&self, context: &LogContext<'_>) -> AnyValue {
         let value = match self {
             Self::Text(format) => {
@@ -115,6 +123,12 @@ pub fn pair(key: impl Into<String>, value: impl Into<String>) -> KeyValue {
 }
 
 impl Record {
+    /// Adds what its texts speak of.
+    pub fn wants(&self, wanted: &mut Wanted) {
+        self.body.iter().for_each(|body| body.wants(wanted));
+        self.attributes.iter().for_each(|(_, node)| node.wants(wanted));
+    }
+
     /// The record of a stream.
     pub fn of(&self, context: &LogContext<'_>) -> LogRecord {
         let stream = context.stream;

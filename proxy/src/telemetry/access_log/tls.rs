@@ -8,7 +8,7 @@ use super::time::TimeFormat;
 use crate::io::{Rare, TlsInfo};
 
 /// Which of the two connections is spoken of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Downstream,
     Upstream,

@@ -23,6 +23,8 @@ pub struct Wanted {
     pub response: Fields,
     /// Moments on the way that are only noted where somebody asks for them.
     pub moments: bool,
+    /// What is told of the bytes on the wire, if anything is: the name of the first that tells it. They are counted only then.
+    pub wire: Option<&'static str>,
 }
 
 impl Fields {

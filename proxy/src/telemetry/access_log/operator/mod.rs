@@ -8,6 +8,7 @@ mod grpc;
 mod metadata;
 mod moments;
 mod parse;
+mod wire;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use self::coalesce::Choice;
 use self::fields::{FieldOr, ORIGINAL_PATH, PathOf, ServerName};
 use self::grpc::GrpcShape;
 use self::moments::{Point, Unit, since};
+use self::wire::Count;
 use super::time::TimeFormat;
 use super::tls::{Side, TlsPart};
 use super::{FormatError, LogContext, LogType, Of, Wanted, sizes};
@@ -97,6 +99,8 @@ pub(super) enum Operator {
     TraceId,
     SpanId,
     HeaderBytes(Head),
+    /// What is on the wire.
+    Wire(Side, Count),
     StreamId,
     UniqueId,
     /// An object of the filter state, as it is or as JSON.
@@ -176,6 +180,7 @@ impl Operator {
                 | Self::Zero
                 | Self::RoundTrip
                 | Self::HeaderBytes(_)
+                | Self::Wire(..)
                 | Self::AttemptCount
                 | Self::RequestTxDuration
                 | Self::CommonDuration(..)
@@ -203,6 +208,9 @@ impl Operator {
             Self::Coalesce(choices) => choices.iter().for_each(|choice| choice.operator.wants(wanted)),
             Self::CommonDuration(from, to, _) => wanted.moments |= from.is_rare() || to.is_rare(),
             Self::PoolReadyDuration => wanted.moments = true,
+            Self::Wire(side, count) => {
+                wanted.wire.get_or_insert(wire::name(*side, *count));
+            }
             // These read none of their fields. A new one that does must be above.
             Self::Trailer(_)
             | Self::HeaderBytes(Head::Trailers)
@@ -392,6 +400,10 @@ impl Operator {
                 };
                 number(out, bytes.unwrap_or(0))
             }
+            Self::Wire(side, count) => match wire::value(context, *side, *count) {
+                Some(value) => number(out, value),
+                None => false,
+            },
             Self::StreamId => {
                 bytes(out, context.request.and_then(|r| r.headers.get(&REQUEST_ID)).map(|v| v.as_bytes()))
             }

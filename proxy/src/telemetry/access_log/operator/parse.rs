@@ -8,7 +8,7 @@ use super::super::{FormatError, Of, tls};
 use super::address::{HostAs, Part};
 use super::fields::{FieldOr, PathOf, ServerName};
 use super::grpc::GrpcShape;
-use super::{Head, Operator, Recognition, coalesce, fields, metadata, moments, required};
+use super::{Head, Operator, Recognition, coalesce, fields, metadata, moments, required, wire};
 use crate::io::Rare;
 use crate::telemetry::cel::Expression;
 
@@ -18,7 +18,8 @@ impl Operator {
         if let Some(taking) = with_arguments(name, arguments) {
             return taking;
         }
-        let Some(plain) = plain(name) else {
+        let wire = || wire::named(name).map(|(side, count)| Self::Wire(side, count));
+        let Some(plain) = plain(name).or_else(wire) else {
             return match tls::part(name, arguments) {
                 Some(found) => found.map(|(side, part)| Self::Tls(side, part)),
                 None => Err(FormatError::Unknown(name.to_owned())),
