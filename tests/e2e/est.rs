@@ -22,7 +22,7 @@ fn workloads_have_certificates_of_an_est_server_and_lose_nothing_while_it_is_awa
     runtime().block_on(async {
         let (pair, played) = (Pair::new(71), Played::new(Some("mesh")));
         // Renewed at half of that.
-        *played.manner.lock().unwrap() = Manner { life: time::Duration::seconds(24), ..Manner::default() };
+        *played.manner.lock().unwrap() = Manner { life: time::Duration::seconds(30), ..Manner::default() };
         let (address, server) = played.serve().await;
         let (roots, password) = (played.web_roots(pair.path()), pair.path().join("password"));
         std::fs::write(&password, USER.1).unwrap();

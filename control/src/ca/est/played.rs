@@ -28,11 +28,14 @@ use time::{Duration, OffsetDateTime};
 /// Its user and password.
 pub const USER: (&str, &str) = ("weft", "pass:word");
 
+/// Status, headers and body of an answer.
+pub type Instead = (u16, Vec<(&'static str, String)>, String);
+
 /// How it behaves.
 #[derive(Clone, Debug)]
 pub struct Manner {
-    /// Answers instead: status, headers, body.
-    pub instead: Option<(u16, Vec<(&'static str, String)>, String)>,
+    /// Answers this to everything.
+    pub instead: Option<Instead>,
     /// A request is signed when it comes for the second time; before, the server wants it again after this.
     pub again_after: Option<String>,
     /// Certificates are for these names.
