@@ -207,7 +207,6 @@ impl Extras {
                 subject: info.peer_subject.clone(),
                 ..tls::CertificateProperties::default()
             }),
-            ..proto::TlsProperties::default()
         })
     }
 }
