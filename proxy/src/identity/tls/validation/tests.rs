@@ -168,12 +168,12 @@ fn who_vouches_for_a_peer_is_shown_by_it_or_one_of_the_roots() {
     };
     const VERIFY: &str = "VERIFY_TRUST_CHAIN";
     let (near, far) = (root.leaf(1), between.leaf(2));
-    assert_eq!(issuer(&[&other, &root], VERIFY, &[near.clone()]), Some(root.der.clone()));
+    assert_eq!(issuer(&[&other, &root], VERIFY, std::slice::from_ref(&near)), Some(root.der.clone()));
     let shown = [far.clone(), other.der.clone(), between.der.clone()];
     assert_eq!(issuer(&[&root], VERIFY, &shown), Some(between.der.clone()), "not the next that was shown");
-    assert_eq!(issuer(&[&root, &between], VERIFY, &[far.clone()]), Some(between.der.clone()));
+    assert_eq!(issuer(&[&root, &between], VERIFY, std::slice::from_ref(&far)), Some(between.der.clone()));
     // A chain that does not verify has nobody who vouches for it, also where it is let in.
-    assert_eq!(issuer(&[&root], VERIFY, &[far.clone()]), None);
+    assert_eq!(issuer(&[&root], VERIFY, std::slice::from_ref(&far)), None);
     assert_eq!(issuer(&[&other], "ACCEPT_UNTRUSTED", &shown), None);
     assert_eq!(issuer(&[&root], "ACCEPT_UNTRUSTED", &shown), Some(between.der.clone()));
     assert_eq!(issuer(&[&root], VERIFY, &[]), None);
