@@ -7,8 +7,12 @@
 //! The connections of HTTP/2 to upstreams are shared by all, and count frames only if a log wanted them when they were made:
 //! [`Wish`] is that log's. One that does not count leaves a stream's meter [blind](Meter::blind).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Bytes of a stream, as Envoy counts them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,12 +75,42 @@ impl Meter {
         }
     }
 
-    /// The stream is over, and everything is counted.
-    pub fn end(&self) {
-        self.over.set(true);
+    /// The same, but if the stream is not over soon, with what is counted by then: a client that takes nothing more keeps nothing
+    /// back from logs.
+    pub fn then_in_time(self: &Rc<Self>, then: Then) {
+        self.then(then);
+        if self.over.get() {
+            return;
+        }
+        let begins = WAITING.with_borrow_mut(|waiting| {
+            waiting.push((Instant::now(), Rc::downgrade(self)));
+            // One that is there looks after all.
+            waiting.len() == 1
+        });
+        if begins {
+            tokio::task::spawn_local(look_after());
+        }
+    }
+
+    /// Whether somebody waits for its end.
+    fn waits(&self) -> bool {
+        let then = self.then.take();
+        let waits = then.is_some();
+        self.then.set(then);
+        waits
+    }
+
+    /// Calls whoever waits with what is counted by now.
+    fn tell(&self) {
         if let Some(then) = self.then.take() {
             then(self.bytes());
         }
+    }
+
+    /// The stream is over, and everything is counted.
+    pub fn end(&self) {
+        self.over.set(true);
+        self.tell();
     }
 }
 
@@ -84,6 +118,40 @@ impl Drop for Meter {
     fn drop(&mut self) {
         // Nobody is left to say that it is over.
         self.end();
+    }
+}
+
+/// How long an answer's last bytes may wait for a client that does not take them.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked for such.
+const LOOK: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// Meters that somebody waits for, and since when. Never empty while it is looked after.
+    static WAITING: RefCell<Vec<(Instant, Weak<Meter>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Ends when nobody waits any more.
+async fn look_after() {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = Instant::now();
+        let mut late = Vec::new();
+        let is_empty = WAITING.with_borrow_mut(|waiting| {
+            waiting.retain(|(since, meter)| {
+                let Some(meter) = meter.upgrade().filter(|meter| meter.waits()) else { return false };
+                let is_late = now.saturating_duration_since(*since) >= PATIENCE;
+                if is_late {
+                    late.push(meter);
+                }
+                !is_late
+            });
+            waiting.is_empty()
+        });
+        late.iter().for_each(|meter| meter.tell());
+        if is_empty {
+            return;
+        }
     }
 }
 
@@ -120,8 +188,6 @@ pub(super) fn is_wished() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
-
     use super::*;
 
     #[test]
@@ -151,6 +217,39 @@ mod tests {
         let blind = Meter::default();
         blind.blind();
         assert_eq!(blind.bytes(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_takes_nothing_more_keeps_nothing_back_for_long() {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let told: Rc<Cell<Option<(u64, Duration)>>> = Rc::default();
+                let began = Instant::now();
+                for round in 1..=2 {
+                    let (meter, quick) = (Rc::new(Meter::default()), Rc::new(Meter::default()));
+                    let own = told.clone();
+                    let sent = |bytes: Option<WireBytes>| bytes.map_or(0, |bytes| bytes.sent);
+                    meter.then_in_time(Box::new(move |bytes| own.set(Some((sent(bytes), began.elapsed())))));
+                    let is_quick: Rc<Cell<bool>> = Rc::default();
+                    let own = is_quick.clone();
+                    quick.then_in_time(Box::new(move |_| own.set(true)));
+                    meter.count(|bytes| bytes.sent += round);
+                    quick.end();
+                    assert!(is_quick.get() && told.take().is_none());
+                    tokio::time::sleep(PATIENCE + LOOK).await;
+                    let (bytes, when) = told.get().unwrap();
+                    assert_eq!(bytes, round);
+                    assert!(when >= PATIENCE && when <= 2 * (PATIENCE + LOOK) + LOOK, "{when:?}");
+                    // What comes later is told nobody.
+                    told.set(None);
+                    meter.end();
+                    assert!(told.get().is_none());
+                    // Then nobody looks any more, until there is something to look after again.
+                    tokio::time::sleep(2 * LOOK).await;
+                    assert!(WAITING.with_borrow(Vec::is_empty));
+                }
+            })
+            .await;
     }
 
     #[test]

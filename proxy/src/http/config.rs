@@ -433,7 +433,7 @@ impl HcmConfig {
             // What is told of a denied request names its trace.
             wanted.request.add(&crate::telemetry::trace::ids::TRACEPARENT);
             opened.iter().for_each(|log| log.wants(&mut wanted));
-            if wanted.wire.is_some() {
+            if wanted.upstream_wire {
                 self.wish.get_or_init(Wish::new);
             }
             let _ = self.wanted.set(Arc::new(wanted));

@@ -131,7 +131,7 @@ impl Ending {
                 response: self.response.take(),
                 trailers: self.trailers.take(),
             };
-            meter.then(Box::new(move |bytes| later.write(bytes)));
+            meter.then_in_time(Box::new(move |bytes| later.write(bytes)));
         }
     }
 }
@@ -287,6 +287,8 @@ impl BodyStream for ResponseBody {
                     stats.downstream_rq_tx_reset.inc();
                     stats.rq_reset_after_downstream_response_started.inc();
                 }
+                // What it took of the upstream's connection is counted by then.
+                self.inner = Body::Empty;
                 self.end(None);
                 // Whose fault it was is told in the log; towards the downstream the fault is not its own.
                 if error.reason == ResetReason::ProtocolError {

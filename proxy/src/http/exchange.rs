@@ -63,7 +63,7 @@ pub fn handle(
     if shared.config.wanted().is_some_and(|wanted| wanted.moments) {
         flow.note_moments();
     }
-    if shared.config.wants_bytes() {
+    if shared.config.wanted().is_some_and(|wanted| wanted.upstream_wire) {
         flow.measure_upstreams();
     }
     let mut ending = Ending::new(shared.clone(), flow.clone(), downstream.meter.clone());

@@ -2,13 +2,15 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-static WANTED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
+static WANTED: [AtomicBool; 4] = [const { AtomicBool::new(false) }; 4];
 
 /// A fact of a connection that few ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rare {
-    /// The id of its TLS session.
-    Session,
+    /// The id of a client's TLS session.
+    DownstreamSession,
+    /// That of a TLS session with an upstream.
+    UpstreamSession,
     /// The certificate of whoever issued the peer's.
     Issuer,
     /// How long a segment and its acknowledgement take.

@@ -30,7 +30,7 @@ use crate::telemetry::flags::Flags;
 use crate::telemetry::istio::{Changes, Far, Reporter, Side};
 use crate::telemetry::record::{Choice, Compared, Try};
 use crate::telemetry::registry::{Counter, Gauge, Group};
-use crate::telemetry::{Closing, Flag, StreamInfo, Wire};
+use crate::telemetry::{Closing, Flag, StreamInfo};
 
 /// Envoy's default for how long a connection may be silent.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -346,7 +346,6 @@ async fn relay(
     drop((guard, active));
     stream.bytes_received = copied.received.get();
     stream.bytes_sent = copied.sent.get();
-    stream.wire = Some(Box::new(Wire::of_copied(stream.bytes_received, stream.bytes_sent)));
     if let Some(time) = &info.round_trip {
         time.measure();
     }

@@ -141,6 +141,20 @@ impl StreamInfo {
         self.took.unwrap_or_else(|| self.start.elapsed())
     }
 
+    /// What it takes on the wire. Of a connection of bytes those are the bytes that are copied.
+    pub fn on_wire(&self) -> Wire {
+        match (&self.wire, self.protocol) {
+            (Some(wire), _) => **wire,
+            (None, None) => Wire::of_copied(self.bytes_received, self.bytes_sent),
+            (None, Some(_)) => Wire::default(),
+        }
+    }
+
+    /// When it ended; this moment while it lives. A line may be written later than that.
+    pub fn now(&self) -> Instant {
+        self.took.map_or_else(Instant::now, |took| self.start + took)
+    }
+
     /// A record that starts now.
     pub fn new(protocol: Option<Protocol>) -> Self {
         Self {

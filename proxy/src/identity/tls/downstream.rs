@@ -176,7 +176,7 @@ impl DownstreamContext {
 
     async fn handshake(&self, mut io: Io) -> Result<(Io, TlsInfo), TlsError> {
         let built = self.current()?;
-        let offered = if Rare::Session.is_wanted() { offered(&mut io).await } else { None };
+        let offered = if Rare::DownstreamSession.is_wanted() { offered(&mut io).await } else { None };
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io)
             .await
             .map_err(TlsError::from_io)?;

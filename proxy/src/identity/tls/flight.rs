@@ -65,12 +65,13 @@ pub(super) fn offered(bytes: &[u8]) -> ControlFlow<Option<Vec<u8>>> {
 
 /// The id of a session of TLS 1.2, by what its server began with: the one in its hello, or, where it gave a ticket, the ticket's
 /// digest, by which BoringSSL's clients, and so Envoy's, know such a session.
-pub(super) fn made(bytes: &[u8]) -> Vec<u8> {
+/// The hello's counts only where it is `its_own`.
+pub(super) fn made(bytes: &[u8], its_own: bool) -> Vec<u8> {
     let (joined, _) = joined(bytes);
     let mut id = Vec::new();
     for (kind, body) in messages(&joined) {
         match (kind, body) {
-            (SERVER_HELLO, hello) => id = session(hello).unwrap_or_default().to_vec(),
+            (SERVER_HELLO, hello) if its_own => id = session(hello).unwrap_or_default().to_vec(),
             // How long it is good for, its length, the ticket.
             (NEW_SESSION_TICKET, [_, _, _, _, _, _, ticket @ ..]) if !ticket.is_empty() => {
                 let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, ticket);
@@ -143,11 +144,14 @@ mod tests {
             ]
             .concat()
         };
-        assert_eq!(made(&flight(b"an id", b"")), b"an id");
-        assert_eq!(made(&flight(b"", b"")), b"");
-        assert_eq!(made(&flight(b"an id", &ticket(b""))), b"an id", "an empty ticket is none");
+        assert_eq!(made(&flight(b"an id", b""), true), b"an id");
+        assert_eq!(made(&flight(b"", b""), true), b"");
+        assert_eq!(made(&flight(b"an id", &ticket(b"")), true), b"an id", "an empty ticket is none");
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"a ticket");
-        assert_eq!(made(&flight(b"", &ticket(b"a ticket"))), digest.as_ref());
-        assert_eq!(made(b""), b"");
+        assert_eq!(made(&flight(b"", &ticket(b"a ticket")), true), digest.as_ref());
+        assert_eq!(made(b"", true), b"");
+        // Of one that is resumed the hello has no id of its own.
+        assert_eq!(made(&flight(b"an id", b""), false), b"");
+        assert_eq!(made(&flight(b"an id", &ticket(b"a ticket")), false), digest.as_ref());
     }
 }

@@ -122,8 +122,8 @@ impl UpstreamContext {
 
     async fn handshake(&self, mut io: Io, options: ConnectOptions<'_>) -> Result<(Io, TlsInfo), TlsError> {
         let built = self.current()?;
-        let listens =
-            Rare::Session.is_wanted() && self.common.params.versions.contains(&&rustls::version::TLS12);
+        let listens = Rare::UpstreamSession.is_wanted()
+            && self.common.params.versions.contains(&&rustls::version::TLS12);
         if listens {
             io.listen_in();
         }
@@ -152,7 +152,8 @@ impl UpstreamContext {
         let mut info = finish(stream.get_ref().1, built.rules.as_ref(), built.local_id.clone())?;
         let heard = if listens { stream.get_mut().0.heard() } else { Vec::new() };
         if info.version == "TLSv1.2" {
-            info.session_id = flight::made(&heard);
+            // A client that resumes by a ticket makes an id up, which the server says after it: it is none of the session's.
+            info.session_id = flight::made(&heard, !info.resumed);
         }
         let same = sni.as_deref().filter(|_| self.san_is_sni);
         if let Some(host) = options.san.or(same) {

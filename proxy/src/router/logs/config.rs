@@ -41,10 +41,10 @@ pub fn destination(any: &Any, context: &CompileContext) -> Option<Result<Destina
     if any.is::<OpenTelemetryAccessLogConfig>() {
         Some(any.unpack().map_err(bad).and_then(|config| otlp(&config, &any.value, context)))
     } else if any.is::<grpc::HttpGrpcAccessLogConfig>() {
-        Rare::Session.want();
+        Rare::DownstreamSession.want();
         Some(any.unpack().map_err(bad).and_then(|config| http(&config, &any.value, context)))
     } else if any.is::<grpc::TcpGrpcAccessLogConfig>() {
-        Rare::Session.want();
+        Rare::DownstreamSession.want();
         Some(any.unpack().map_err(bad).and_then(|config| tcp(&config, &any.value, context)))
     } else {
         None

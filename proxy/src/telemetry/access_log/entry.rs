@@ -44,7 +44,7 @@ impl Extras {
     /// The entry of a request.
     pub fn http(&self, context: &LogContext<'_>) -> proto::HttpAccessLogEntry {
         let (stream, empty) = (context.stream, Headers::with_capacity(0));
-        let wire = stream.wire.as_deref().copied().unwrap_or_default();
+        let wire = stream.on_wire();
         let (near, far) = (wire.downstream.unwrap_or_default(), wire.upstream.unwrap_or_default());
         let version = match stream.protocol {
             None => HttpVersion::ProtocolUnspecified,
@@ -84,7 +84,6 @@ impl Extras {
             response_headers: chosen(&self.response, context.response),
             response_trailers: chosen(&self.trailers, context.trailers),
             response_code_details: stream.code_details().map(Into::into).unwrap_or_default(),
-            ..proto::HttpResponseProperties::default()
         };
         proto::HttpAccessLogEntry {
             common_properties: Some(self.common(context)),
@@ -109,13 +108,13 @@ impl Extras {
     #[allow(deprecated, reason = "Envoy still sets the old mark of entries that are not the last")]
     fn common(&self, context: &LogContext<'_>) -> proto::AccessLogCommon {
         let (stream, connection) = (context.stream, context.connection);
-        let now = Instant::now();
+        let now = stream.now();
         let since = |at: Option<Instant>| at.map(|at| length(at.saturating_duration_since(stream.start)));
         let ended = !matches!(context.occasion, LogType::DownstreamStart | LogType::DownstreamPeriodic);
         let end = ended.then_some(now);
         let start = stream.start_time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let is_tcp = stream.protocol.is_none();
-        let wire = stream.wire.as_deref().copied().unwrap_or_default();
+        let wire = stream.on_wire();
         let (near, far) = (wire.downstream.unwrap_or_default(), wire.upstream.unwrap_or_default());
         let metadata = stream.metadata.all();
         proto::AccessLogCommon {

@@ -182,6 +182,7 @@ impl AccessLog {
             Destination::Http(..) | Destination::Tcp(..) => {
                 wanted.whole();
                 wanted.wire.get_or_insert("downstream_wire_bytes_sent");
+                wanted.upstream_wire = true;
             }
         }
     }

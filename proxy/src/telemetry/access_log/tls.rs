@@ -131,8 +131,12 @@ pub(super) fn part(name: &str, arguments: Option<&str>) -> Option<Result<(Side, 
         (Side::Downstream, "LOCAL_SUBJECT") => TlsPart::LocalSubject,
         (Side::Downstream, "PEER_EMAIL_SAN") => TlsPart::PeerEmailSan,
         (Side::Downstream, "PEER_OTHERNAME_SAN") => TlsPart::PeerOtherNameSan,
-        (_, "TLS_SESSION_ID") => {
-            Rare::Session.want();
+        (Side::Downstream, "TLS_SESSION_ID") => {
+            Rare::DownstreamSession.want();
+            TlsPart::SessionId
+        }
+        (Side::Upstream, "TLS_SESSION_ID") => {
+            Rare::UpstreamSession.want();
             TlsPart::SessionId
         }
         (Side::Downstream, "PEER_ISSUER_SERIAL") => {

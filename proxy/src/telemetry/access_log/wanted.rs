@@ -25,6 +25,8 @@ pub struct Wanted {
     pub moments: bool,
     /// What is told of the bytes on the wire, if anything is: the name of the first that tells it. They are counted only then.
     pub wire: Option<&'static str>,
+    /// Those of the upstreams are among them.
+    pub upstream_wire: bool,
 }
 
 impl Fields {

@@ -210,6 +210,7 @@ impl Operator {
             Self::PoolReadyDuration => wanted.moments = true,
             Self::Wire(side, count) => {
                 wanted.wire.get_or_insert(wire::name(*side, *count));
+                wanted.upstream_wire |= *side == Side::Upstream;
             }
             // These read none of their fields. A new one that does must be above.
             Self::Trailer(_)
@@ -330,7 +331,7 @@ impl Operator {
             Self::RequestTxDuration => since(out, Some(stream.start), stream.request_sent),
             Self::ResponseDuration => since(out, Some(stream.start), stream.upstream_first_byte),
             Self::ResponseTxDuration => match stream.upstream_first_byte {
-                Some(first) => number(out, millis(first.elapsed())),
+                Some(first) => number(out, millis(stream.now().saturating_duration_since(first))),
                 None => false,
             },
             Self::PoolReadyDuration => since(out, stream.trail.began, stream.trail.ready),

@@ -71,7 +71,7 @@ impl Point {
             Self::BodyStart => trail.body_began,
             Self::ResponseEnd => trail.answer_came,
             Self::AnswerStart => trail.answering,
-            Self::Now => Some(Instant::now()),
+            Self::Now => Some(stream.now()),
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use super::super::LogContext;
 use super::super::tls::Side;
-use crate::codec::WireBytes;
 
 /// Which of the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +47,8 @@ pub(super) fn name(side: Side, count: Count) -> &'static str {
 
 /// What a stream's record says of it; nothing where it was not counted.
 pub(super) fn value(context: &LogContext<'_>, side: Side, count: Count) -> Option<u64> {
-    let stream = context.stream;
-    let bytes = match &stream.wire {
-        Some(wire) if side == Side::Downstream => wire.downstream?,
-        Some(wire) => wire.upstream?,
-        // A connection of bytes that reached no upstream was not read.
-        None if stream.protocol.is_none() => WireBytes::default(),
-        None => return None,
-    };
+    let wire = context.stream.on_wire();
+    let bytes = if side == Side::Downstream { wire.downstream? } else { wire.upstream? };
     Some(match count {
         Count::Sent => bytes.sent,
         Count::Received => bytes.received,
