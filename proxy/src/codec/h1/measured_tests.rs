@@ -22,10 +22,13 @@ fn fields(list: &[(&'static str, &'static str)]) -> Headers {
     list.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
 }
 
+/// A path, and what a request for it took.
+type Took = (String, Option<WireBytes>);
+
 /// Answers what the path asks for, and keeps what each request took in the end.
 #[derive(Default)]
 struct Measured {
-    took: Rc<RefCell<Vec<(String, Option<WireBytes>)>>>,
+    took: Rc<RefCell<Vec<Took>>>,
 }
 
 impl Measured {
