@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
 use http_body_util::Full;
-use hyper::Request;
+use hyper::{Request, StatusCode};
 use serde_json::{Value, json};
 use weft_control::model::World;
 use weft_control::serve::quarantine::{Done, Store, lift_unread};
@@ -40,7 +40,7 @@ pub struct QuarantineArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
     /// Or ask this control plane to write it, and wait until it holds: its debug port, IP:PORT; IP alone is port 8080. `cluster`, or
-    /// `cluster/NAMESPACE`: the first that answers of the control planes in the cluster that $KUBECONFIG or ~/.kube/config names, through its
+    /// `cluster/NAMESPACE`: the first that does it of the control planes in the cluster that $KUBECONFIG or ~/.kube/config names, through its
     /// API server
     #[arg(long, value_name = "ADDRESS", requires = "token_file", conflicts_with_all = ["dir", "cluster", "kubeconfig"])]
     control: Option<String>,
@@ -125,32 +125,58 @@ async fn ask(
     let mut failed = Vec::new();
     for at in places {
         // What one has done is not done twice by another: doing it again changes nothing.
-        let answer = match tokio::time::timeout(PATIENCE, call(args, *at, token)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => {
-                failed.push(format!("{at}: {error:#}"));
-                continue;
-            }
-            Err(_) => {
-                failed.push(format!("{at}: no answer within {PATIENCE:?}"));
-                continue;
-            }
-        };
-        let value: Value = serde_json::from_slice(&answer.body).with_context(|| {
-            format!(
-                "{}: is a control plane's debug port at {control} ({at}), and has it --quarantine-token-file?",
-                answer.status
-            )
-        })?;
-        if !answer.status.is_success() {
-            bail!("{}: {}", answer.status, value["error"].as_str().unwrap_or_default());
+        match tokio::time::timeout(PATIENCE, call(args, *at, token)).await {
+            Ok(Ok(answer)) => match judged(&answer) {
+                Said::Done(value) => return Ok(value),
+                Said::Refused(why) => bail!("{at}: {why}"),
+                Said::Elsewhere(why) => failed.push(format!("{at}: {why}")),
+            },
+            Ok(Err(error)) => failed.push(format!("{at}: {error:#}")),
+            Err(_) => failed.push(format!("{at}: no answer within {PATIENCE:?}")),
         }
-        return Ok(value);
     }
     bail!("--control {control}: {}", failed.join("; "))
 }
 
+/// What an answer is worth.
+#[derive(Debug, PartialEq)]
+enum Said {
+    Done(Value),
+    /// Any other would say the same.
+    Refused(String),
+    /// Another may do it.
+    Elsewhere(String),
+}
+
+fn judged(answer: &Answer) -> Said {
+    let status = answer.status;
+    let value: Value = match serde_json::from_slice(&answer.body) {
+        Ok(value @ Value::Object(_)) => value,
+        _ => {
+            return Said::Elsewhere(format!(
+                "{status}: is a control plane's debug port there, and has it --quarantine-token-file?"
+            ));
+        }
+    };
+    if status.is_success() {
+        return Said::Done(value);
+    }
+    let why = format!("{status}: {}", value["error"].as_str().unwrap_or_default());
+    match status.is_server_error() || status == StatusCode::NOT_FOUND {
+        true => Said::Elsewhere(why),
+        false => Said::Refused(why),
+    }
+}
+
+/// Asks one; not before it says that it is Weft: nobody else is to see the token.
 async fn call(args: &QuarantineArgs, at: SocketAddr, token: &str) -> anyhow::Result<Answer> {
+    let version = crate::client::get(at, "/version", PATIENCE).await?;
+    if !version.status.is_success() || !version.text().starts_with("weft-") {
+        bail!(
+            "{}: this is no control plane of Weft's (http://{at}/version), and did not get the token: is its debug port (8080) there?",
+            version.status
+        );
+    }
     let (method, path) = match (args.list, args.undo) {
         (true, _) => ("GET", "/quarantine"),
         (_, true) => ("POST", "/quarantine/release"),
@@ -213,7 +239,80 @@ fn text(answer: &Value, confirmed: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
     use super::*;
+
+    #[test]
+    fn another_is_asked_where_one_cannot_do_it() {
+        let answer = |status: u16, body: &str| {
+            let status = StatusCode::from_u16(status).unwrap();
+            judged(&Answer { status, headers: hyper::HeaderMap::default(), body: body.to_owned().into() })
+        };
+        let error = r#"{"error": "no"}"#;
+        assert_eq!(answer(200, r#"{"state": "released"}"#), Said::Done(json!({"state": "released"})));
+        for (status, body) in
+            [(404, error), (500, error), (503, error), (405, "these pages"), (200, "hello"), (200, "[]")]
+        {
+            assert!(matches!(answer(status, body), Said::Elsewhere(_)), "{status} {body}");
+        }
+        for status in [400, 401, 409] {
+            assert!(matches!(answer(status, error), Said::Refused(why) if why.contains("no")), "{status}");
+        }
+    }
+
+    /// Answers each request with this version, and tells what it was asked.
+    fn server(version: &'static str) -> (SocketAddr, std::sync::mpsc::Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut asked = Vec::new();
+                let mut buffer = [0; 4096];
+                while !asked.windows(4).any(|four| four == b"\r\n\r\n") {
+                    let size = stream.read(&mut buffer).unwrap();
+                    asked.extend_from_slice(&buffer[..size]);
+                }
+                let asked = String::from_utf8(asked).unwrap();
+                let body =
+                    if asked.starts_with("GET /version ") { version } else { r#"{"quarantines": []}"# };
+                let head =
+                    format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+                stream.write_all((head + body).as_bytes()).unwrap();
+                if tell.send(asked).is_err() {
+                    return;
+                }
+            }
+        });
+        (at, told)
+    }
+
+    #[test]
+    fn the_token_goes_to_weft_alone() {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            args: QuarantineArgs,
+        }
+        let line = ["weft", "--list", "--control", "127.0.0.1", "--token-file", "none"];
+        let args = <Command as clap::Parser>::try_parse_from(line).unwrap().args;
+        let ((other, asked_other), (weft, asked_weft)) = (server("istiod-1.30"), server("weft-0.1.0\n"));
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        std::fs::write(&file, "secret").unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let answer = runtime.block_on(ask(&args, "cluster", &[other, weft], &file)).unwrap();
+        assert_eq!(answer, json!({"quarantines": []}));
+        let asked: Vec<_> = asked_other.try_iter().collect();
+        assert!(asked.len() == 1 && !asked[0].contains("secret"), "{asked:?}");
+        let asked: Vec<_> = asked_weft.try_iter().collect();
+        assert!(asked.len() == 2 && asked[1].contains("Bearer secret"), "{asked:?}");
+        let why = runtime.block_on(ask(&args, "cluster", &[other], &file)).unwrap_err().to_string();
+        assert!(why.contains("no control plane of Weft's"), "{why}");
+    }
 
     #[test]
     fn what_was_done_is_said() {

@@ -17,8 +17,8 @@ use crate::configuration::ClusterArgs;
 /// In place of an address: all that run in the cluster, in this namespace unless another follows a slash.
 const NAME: &str = "cluster";
 const NAMESPACE: &str = "istio-system";
-/// The label of their pods, as istiod's.
-const LABEL: &str = "app=istiod";
+/// The labels of their pods: istiod's, and what the chart and deploy/kustomize add, by which an istiod of Istio's is told apart.
+const LABEL: &str = "app=istiod,app.kubernetes.io/part-of=weft";
 /// Where they tell of themselves, and of their proxies.
 const PORT: u16 = 8080;
 /// How long one may take to be reached.
@@ -100,7 +100,7 @@ async fn open(namespace: &str) -> anyhow::Result<Vec<String>> {
     })?;
     if names.is_empty() {
         bail!(
-            "no control plane is ready in the namespace {namespace} (pods with the label {LABEL}); of another namespace: --control \
+            "no control plane is ready in the namespace {namespace} (pods with the labels {LABEL}); of another namespace: --control \
              cluster/NAMESPACE"
         );
     }

@@ -30,7 +30,7 @@ fn pod(name: &str, namespace: &str) -> String {
         "---
 apiVersion: v1
 kind: Pod
-metadata: {{name: {name}, namespace: {namespace}, labels: {{app: istiod}}}}
+metadata: {{name: {name}, namespace: {namespace}, labels: {{app: istiod, app.kubernetes.io/part-of: weft}}}}
 spec: {{serviceAccountName: istiod, nodeName: n1, containers: [{{name: discovery, image: none}}]}}
 "
     )
@@ -234,7 +234,13 @@ spec:
     assert!(released.1.contains("shop/v1 is released"), "{released:?}");
     let without = quarantine(&["--list"], &empty);
     assert!(!without.0 && without.2.contains("holds no token"), "{without:?}");
-    // Those of the other namespace take no such calls.
+    // Those of the other namespace take no such calls, and what is called istiod and is not Weft's is not asked.
+    server.apply(&pod("istiod-other", "istio-system").replace(", app.kubernetes.io/part-of: weft", ""));
+    let ready = r#"{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}"#;
+    let other =
+        ["-n", "istio-system", "patch", "pod", "istiod-other", "--subresource=status", "--type=merge"];
+    server.kubectl(&[&other[..], &["-p", ready]].concat());
     let (done, _, wrong) = run(&["quarantine", "--list", "--control", "cluster", "--token-file", &token]);
-    assert!(!done && wrong.contains("has it --quarantine-token-file?"), "{wrong}");
+    assert!(!done && wrong.matches("has it --quarantine-token-file?").count() == 2, "{wrong}");
+    assert!(!wrong.contains("istiod-other"), "{wrong}");
 }
