@@ -16,7 +16,7 @@ pub struct ObjectsArgs {
     /// Only those of this namespace
     #[arg(long, short, value_name = "NAMESPACE")]
     namespace: Option<String>,
-    /// Only those that are not valid, not in effect everywhere, or warned of
+    /// Only those that are not valid, not in effect everywhere (also because others were refused with them), or warned of
     #[arg(long)]
     problems: bool,
     /// The control plane's debug port, IP:PORT; IP alone is port 8080. Several, with commas between them, where several control planes run;
@@ -52,7 +52,7 @@ pub fn main(args: &ObjectsArgs) -> anyhow::Result<()> {
             print!("{}", text(&all));
             if refused {
                 println!(
-                    "what is wrong refuses all that was changed with it: the last state that was right is in force"
+                    "what is wrong refuses all that was changed with it (OthersRefused): the last state that was right is in force"
                 );
             }
         }
@@ -179,5 +179,12 @@ mod tests {
         assert!(
             is_problem(&object("a", 0, 1, "")["status"]) && is_problem(&object("a", 1, 1, "odd")["status"])
         );
+        // It is right, and was refused with others, by a control plane to which no proxy is connected.
+        let mut refused = object("a", 0, 0, "");
+        refused["status"]["effective"] = false.into();
+        refused["status"]["reason"] = "OthersRefused".into();
+        assert!(is_problem(&refused["status"]));
+        let all = together(&[json!({"objects": [one]}), json!({"objects": [refused]})]);
+        assert_eq!(all[0]["status"]["reason"], "OthersRefused");
     }
 }

@@ -46,7 +46,7 @@ fn listed(snapshot: &Snapshot, followers: Followers) -> Vec<Value> {
         let of = findings.remove(key.to_string().as_str()).unwrap_or_default();
         let object = json!({
             "kind": key.kind.as_str(), "namespace": key.namespace, "name": key.name, "apiVersion": meta.api_version,
-            "source": meta.source.to_string(), "status": status(&of, true, followers),
+            "source": meta.source.to_string(), "status": status(&of, true, snapshot.refused, followers),
         });
         all.insert(key, object);
     }
@@ -58,24 +58,26 @@ fn listed(snapshot: &Snapshot, followers: Followers) -> Vec<Value> {
         let Some((namespace, name)) = name.split_once('/') else { continue };
         all.push(json!({
             "kind": kind, "namespace": namespace, "name": name, "source": format!("{}:{}", wrong.file, wrong.line),
-            "status": status(&of, false, followers),
+            "status": status(&of, false, snapshot.refused, followers),
         }));
     }
     all
 }
 
-/// How one stands, in the words of a cluster's conditions.
-fn status(findings: &[&Diagnostic], in_force: bool, followers: Followers) -> Value {
+/// How one stands, in the words of a cluster's conditions. Where the last reading was `refused`, nothing that was read then is in
+/// force: what the proxies have may be another text than that of the file.
+fn status(findings: &[&Diagnostic], in_force: bool, refused: bool, followers: Followers) -> Value {
     let valid = !findings.iter().any(|finding| finding.is_error());
     let Followers { taken, connected } = followers;
     let (effective, reason) = match (valid, in_force) {
+        (true, _) if refused => (false, "OthersRefused"),
         (true, _) if taken < connected => (false, "Pending"),
         (true, _) => (true, "Delivered"),
         (false, true) => (false, "EarlierVersion"),
         (false, false) => (false, "Refused"),
     };
     // An earlier version is where this one is not.
-    let taken = if valid { taken } else { 0 };
+    let taken = if valid && !refused { taken } else { 0 };
     json!({
         "valid": valid, "effective": effective, "reason": reason, "proxies": {"taken": taken, "connected": connected},
         "validationMessages": findings.iter().map(|finding| message_of(finding)).collect::<Vec<_>>(),
@@ -139,8 +141,16 @@ mod tests {
                 "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: a, namespace: shop}}\nspec: {{host: a.com{more}}}\n"
             )
         };
+        let sound = |mode: &str| {
+            format!(
+                "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: shop}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+            )
+        };
         let new = "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: new, namespace: shop}\nspec: {egres: []}\n";
-        let all = listed(&snapshot(&rule(""), &(rule(", hots: b") + new)), followers);
+        let all = listed(
+            &snapshot(&(rule("") + &sound("STRICT")), &(rule(", hots: b") + &sound("PERMISSIVE") + new)),
+            followers,
+        );
         let status = &of(&all, "DestinationRule")["status"];
         assert_eq!(
             (&status["valid"], &status["reason"]),
@@ -150,6 +160,14 @@ mod tests {
         assert_eq!(status["proxies"], json!({"taken": 0, "connected": 1}));
         let said = status["validationMessages"][0]["message"].as_str().unwrap();
         assert!(said.contains("hots"), "{said}");
+        // What is right by itself was refused with it: its new text is in force nowhere.
+        let sound = &of(&all, "PeerAuthentication")["status"];
+        assert_eq!((&sound["valid"], &sound["effective"]), (&json!(true), &json!(false)), "{sound}");
+        assert_eq!(
+            (&sound["reason"], &sound["proxies"]["taken"]),
+            (&json!("OthersRefused"), &json!(0)),
+            "{sound}"
+        );
         let sidecar = of(&all, "Sidecar");
         assert_eq!(sidecar["status"]["reason"], "Refused", "{sidecar}");
         assert!(sidecar["source"].as_str().unwrap().starts_with("a.yaml:"), "{sidecar}");
