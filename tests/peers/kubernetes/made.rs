@@ -2,7 +2,7 @@
 
 use super::Server;
 use super::gateway_api::{GATEWAYS, condition};
-use crate::programs::Process;
+use crate::programs::{Process, until};
 
 const KINDS: [&str; 3] = ["service", "deployment", "serviceaccount"];
 
@@ -69,10 +69,18 @@ spec: {{ports: [{{port: 80}}]}}
          theirs.example/c, parametersRef: {name: x}}}",
     );
     server.apply(&gateway("theirs"));
+    // Its controller serves it as it is now, after a while.
+    until("it is told what it waits for", || {
+        control.log().contains("stays until the controller of the class theirs")
+    });
+    assert!(KINDS.iter().all(|kind| there(kind, "door-weft")));
+    let generation = server.get(GATEWAYS, "shop", "door")["metadata"]["generation"].clone();
+    let programmed = format!(
+        r#"{{"status":{{"conditions":[{{"type":"Programmed","status":"True","reason":"Programmed","message":"theirs","observedGeneration":{generation},"lastTransitionTime":"2026-01-01T00:00:00Z"}}]}}}}"#
+    );
+    let patch = ["patch", GATEWAYS, "door", "--subresource=status", "--type=merge", "-p", &programmed];
+    server.kubectl(&[&["-n", "shop"][..], &patch].concat());
     control.wait("taking away what it made", || KINDS.iter().all(|kind| !there(kind, "door-weft")));
     assert!(there("service", "door-own"));
     assert!(KINDS.iter().all(|kind| there(kind, "edge-weft")), "another Gateway's");
-    // And one is served by hand.
-    annotate("edge", "gateway.weft.dev/managed=false");
-    control.wait("taking away that, too", || KINDS.iter().all(|kind| !there(kind, "edge-weft")));
 }

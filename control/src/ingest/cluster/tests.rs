@@ -625,7 +625,9 @@ fn what_was_made_for_a_gateway_is_spare_when_somebody_else_serves_it() {
     // A class that is not there may come back.
     assert_eq!(spare(&mut store, gateway("gone", json!({}), json!({}))), (0, vec![]));
     let by_hand = json!({"gateway.weft.dev/managed": "false"});
-    assert_eq!(spare(&mut store, gateway("weft", by_hand, json!({}))), (0, one(Because::ByHand)));
+    // Served by hand, perhaps by what was made: that stays, whatever else is said.
+    assert_eq!(spare(&mut store, gateway("weft", by_hand.clone(), json!({}))), (0, vec![]));
+    assert_eq!(spare(&mut store, gateway("theirs", by_hand, json!({}))), (0, vec![]));
 
     // A Service of its own: when there are workloads behind it, and those are not the ones that were made.
     let host = "front.shop.svc.cluster.local";
@@ -639,7 +641,12 @@ fn what_was_made_for_a_gateway_is_spare_when_somebody_else_serves_it() {
     let made = "gateway.networking.k8s.io/gateway-name";
     take(&mut store, &with("p1", "10.0.0.1", json!({"app": "front", made: "gw"})));
     assert_eq!(spare(&mut store, named()), (0, vec![]));
-    take(&mut store, &with("p1", "10.0.0.1", json!({"app": "front"})));
+    let mut front = with("p1", "10.0.0.1", json!({"app": "front"}));
+    front["status"]["conditions"] = json!([{"type": "Ready", "status": "False"}]);
+    take(&mut store, &front);
+    assert_eq!(spare(&mut store, named()), (0, vec![]), "none of them is ready");
+    front["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+    take(&mut store, &front);
     assert_eq!(spare(&mut store, named()), (0, one(Because::Address(host.to_owned()))));
 
     // Whose it is, a Gateway says whatever else Weft would refuse: it is another controller's, and served no more.

@@ -54,20 +54,19 @@ pub struct Spare {
 pub enum Because {
     /// It is of this class.
     Class(String),
-    /// It is marked.
-    ByHand,
-    /// It names this Service, behind which there are workloads.
+    /// It names this Service, behind which a workload is ready.
     Address(String),
 }
 
 impl Because {
-    /// Whether the Gateway still says so.
+    /// Whether the Gateway still says so. Of one that is served by hand everything stays.
     pub fn holds(&self, gateway: &Value) -> bool {
-        match self {
+        let by_hand = gateway["metadata"]["annotations"][MANAGED] == "false";
+        let says = match self {
             Self::Class(class) => gateway["spec"]["gatewayClassName"] == class.as_str(),
-            Self::ByHand => gateway["metadata"]["annotations"][MANAGED] == "false",
             Self::Address(host) => gateway["spec"]["addresses"][0]["value"] == host.as_str(),
-        }
+        };
+        says && !by_hand
     }
 }
 
@@ -75,7 +74,6 @@ impl fmt::Display for Because {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Class(class) => write!(out, "it is of the class {class} now"),
-            Self::ByHand => write!(out, "{MANAGED} is \"false\""),
             Self::Address(host) => write!(out, "it names the Service {host} under addresses"),
         }
     }
@@ -96,6 +94,10 @@ pub(in crate::ingest) fn plan(objects: &Objects) -> Plan {
 
 /// By what a Gateway says that somebody else serves it.
 fn elsewhere(objects: &Objects, gateway: &Object<ApiGateway>) -> Option<Because> {
+    // Whoever serves it by hand may have taken over the very objects that were made: nothing goes on that account.
+    if is_by_hand(gateway) {
+        return None;
+    }
     let class = &gateway.spec.gateway_class_name;
     if !serves_class(objects, class) {
         // A class that is not there may be a slip of the pen, or come back: nothing goes on its account.
@@ -103,17 +105,16 @@ fn elsewhere(objects: &Objects, gateway: &Object<ApiGateway>) -> Option<Because>
             class == REMOTE_CLASS || objects.gateway_classes.iter().any(|one| one.meta.name == *class);
         return known.then(|| Because::Class(class.clone()));
     }
-    if is_by_hand(gateway) {
-        return Some(Because::ByHand);
-    }
     let host = &gateway.spec.addresses.first()?.value;
     let (namespace, name) = service_of(host, &gateway.meta.namespace)?;
     let service = objects.services.iter().find(|s| s.meta.namespace == namespace && s.meta.name == name)?;
-    // It may stand in front of the very pods that were made; and until there are others, those are better than none.
+    // It may stand in front of the very pods that were made; and until another is ready, those are better than none.
     let behind = objects.pods.iter().filter(|pod| {
         pod.workload.meta.namespace == namespace && selects(&service.spec.selector, pod.workload.labels())
     });
-    let mut others = behind.map(|pod| pod.workload.labels().get(GATEWAY_NAME) != Some(&gateway.meta.name));
-    let taken_over = !service.spec.selector.is_empty() && others.next()? && others.all(|other| other);
+    let behind: Vec<_> = behind.collect();
+    let other = behind.iter().all(|pod| pod.workload.labels().get(GATEWAY_NAME) != Some(&gateway.meta.name));
+    let ready = behind.iter().any(|pod| pod.ready);
+    let taken_over = !service.spec.selector.is_empty() && other && ready;
     taken_over.then(|| Because::Address(host.clone()))
 }

@@ -4,11 +4,13 @@
 //! What is written is ours field by field (server-side apply): what others add, such as the number of replicas that an autoscaler
 //! chooses, stays. It is written when it changes, and again after a while, since somebody may have changed it. An object of the
 //! same name that does not belong to the Gateway is somebody else's: it is looked for first, and left alone. What stands in the way is
-//! for the Gateway's status (`hindrance`). What is needed no more is taken away (`leftover`).
+//! for the Gateway's status (`hindrance`). What is needed no more is taken away (`leftover`) when what comes after it serves
+//! (`successor`).
 
 mod hindrance;
 mod leftover;
 mod objects;
+mod successor;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -26,13 +28,15 @@ use tokio::time::Instant;
 use crate::ingest::cluster::Judged;
 use crate::ingest::gateway_api::{Plan, Wanted};
 pub use hindrance::{Hindrance, Hindrances, Known, none};
-use leftover::Due;
+use leftover::Leftovers;
 use trouble::Trouble;
 
 /// How often everything is written again.
 const AGAIN: Duration = Duration::from_secs(60);
 /// When to try again what could not be written.
 const RETRY: Duration = Duration::from_secs(3);
+/// How often other words for the same trouble are taken.
+const REWORD: Duration = Duration::from_secs(60);
 /// By which name the API server knows whose fields they are.
 const MANAGER: &str = "weft-gateways";
 
@@ -54,17 +58,23 @@ pub struct GatewayArgs {
 /// Namespace and name of a Gateway.
 type Key = (String, String);
 
+/// What has been said of a Gateway: a mark of the trouble, what that is, and when it was put into these words.
+struct Told {
+    mark: String,
+    hindrance: Hindrance,
+    since: Instant,
+}
+
 /// Makes what is wanted.
 pub struct GatewayMaker {
     client: Client,
     /// What has been written.
     made: BTreeMap<Key, Wanted>,
-    /// Of which Gateways it has been said what stands in the way: a mark of it, and what that is.
-    told: BTreeMap<Key, (String, Hindrance)>,
-    /// What has been taken away as far as it was there, by owner.
-    tidied: BTreeMap<String, Due>,
-    /// It has been said that something cannot be taken away.
-    untidy: bool,
+    /// Of which Gateways it has been said what stands in the way.
+    told: BTreeMap<Key, Told>,
+    leftovers: Leftovers,
+    /// When to try again, if anything is left to do.
+    retry: Option<Instant>,
     hindrances: watch::Sender<Known>,
 }
 
@@ -75,8 +85,8 @@ impl GatewayMaker {
             client,
             made: BTreeMap::new(),
             told: BTreeMap::new(),
-            tidied: BTreeMap::new(),
-            untidy: false,
+            leftovers: Leftovers::default(),
+            retry: None,
             hindrances: watch::Sender::new(None),
         }
     }
@@ -94,13 +104,12 @@ impl GatewayMaker {
             let mut next = again;
             if *leads.borrow_and_update() {
                 let now = judged.borrow_and_update().clone();
-                if !self.make(&now.gateways).await {
-                    next = again.min(Instant::now() + RETRY);
-                }
+                self.make(&now.gateways).await;
+                next = self.retry.map_or(again, |retry| again.min(retry));
             } else {
                 // Whoever led meanwhile may have done otherwise.
                 self.made.clear();
-                self.tidied.clear();
+                self.leftovers.forget();
                 self.hindrances.send_if_modified(|known| known.take().is_some());
             }
             let goes_on = tokio::select! {
@@ -138,15 +147,25 @@ impl GatewayMaker {
                 Err(trouble) => {
                     complete = false;
                     let mark = trouble.mark();
-                    if self.told.get(&key).is_none_or(|(told, _)| *told != mark) {
+                    let hindrance = trouble.hindrance();
+                    // Words that vary (a time, a number of attempts) are no news.
+                    let is_news = |told: &Told| {
+                        told.mark != mark || told.hindrance != hindrance && told.since.elapsed() >= REWORD
+                    };
+                    if self.told.get(&key).is_none_or(is_news) {
                         trouble.say(one);
-                        self.told.insert(key, (mark, trouble.hindrance()));
+                        self.told.insert(key, Told { mark, hindrance, since: Instant::now() });
                     }
                 }
             }
         }
         self.tell(plan);
-        self.tidy(plan).await && complete
+        let is_made =
+            |one: &Wanted| self.made.get(&(one.namespace.clone(), one.gateway.clone())) == Some(one);
+        let left = self.leftovers.tidy(&self.client, leftover::due(plan, is_made)).await;
+        let failed = (!complete).then(|| Instant::now() + RETRY);
+        self.retry = failed.into_iter().chain(left).min();
+        self.retry.is_none()
     }
 
     /// Says what stands in the way.
@@ -156,7 +175,7 @@ impl GatewayMaker {
             let hindrance = Hindrance { reason: "Invalid", message, passes: false };
             ((one.namespace.clone(), one.gateway.clone()), hindrance)
         });
-        let failed = self.told.iter().map(|(key, (_, hindrance))| (key.clone(), hindrance.clone()));
+        let failed = self.told.iter().map(|(key, told)| (key.clone(), told.hindrance.clone()));
         let now: Hindrances = refused.chain(failed).collect();
         self.hindrances.send_if_modified(|known| {
             let new = known.as_deref() != Some(&now);
@@ -165,31 +184,6 @@ impl GatewayMaker {
             }
             new
         });
-    }
-
-    /// Takes away what is needed no more. Whether nothing of that is left.
-    async fn tidy(&mut self, plan: &Plan) -> bool {
-        let is_made =
-            |one: &Wanted| self.made.get(&(one.namespace.clone(), one.gateway.clone())) == Some(one);
-        let due = leftover::due(plan, is_made);
-        if due.iter().any(|(owner, one)| self.tidied.get(owner) != Some(one)) {
-            match leftover::take_away(&self.client, &due).await {
-                Ok(true) => self.untidy = false,
-                Ok(false) => return false,
-                Err(error) => {
-                    if !std::mem::replace(&mut self.untidy, true) {
-                        tracing::warn!(
-                            %error,
-                            "what was made for Gateways and is needed no more cannot be taken away; may the control plane's service \
-                             account list and delete Deployments, Services and ServiceAccounts (deploy/rbac)? Trying again"
-                        );
-                    }
-                    return false;
-                }
-            }
-        }
-        self.tidied = due;
-        true
     }
 
     async fn write(&self, wanted: &Wanted) -> Result<(), Trouble> {

@@ -15,6 +15,11 @@ struct There {
     objects: BTreeMap<String, Value>,
     writes: usize,
     refuses: Option<StatusCode>,
+    /// What it says with it.
+    says: String,
+    /// What may not be deleted.
+    keeps: String,
+    lists: usize,
     gateway: Value,
 }
 
@@ -45,12 +50,22 @@ fn server(there: &Arc<Mutex<There>>) -> Client {
             let query = parts.uri.query().unwrap_or_default().to_owned();
             let list = |items: Vec<Value>| (StatusCode::OK, json!({"metadata": {}, "items": items}));
             let (status, object) = match (parts.method, there.refuses) {
-                (Method::PATCH, Some(code)) => no(code),
+                (Method::PATCH, Some(code)) => {
+                    let (code, mut status) = no(code);
+                    status["message"] = there.says.as_str().into();
+                    (code, status)
+                }
+                (Method::DELETE, _) if path == there.keeps => no(StatusCode::FORBIDDEN),
                 (Method::PATCH, None) => {
                     let mut object: Value = serde_json::from_slice(&body).unwrap();
                     assert!(query.contains(&format!("fieldManager={MANAGER}")), "{query}");
                     object["metadata"]["managedFields"] = json!([{"manager": MANAGER, "operation": "Apply"}]);
                     object["metadata"]["uid"] = path.as_str().into();
+                    // As soon as there is a Deployment, a pod of it is available.
+                    object["status"] = match there.objects.get(&path) {
+                        Some(before) => before["status"].clone(),
+                        None => json!({"availableReplicas": 1}),
+                    };
                     there.writes += 1;
                     there.objects.insert(path, object.clone());
                     (StatusCode::OK, object)
@@ -60,6 +75,7 @@ fn server(there: &Arc<Mutex<There>>) -> Client {
                         query.contains("labelSelector=gateway.networking.k8s.io%2Fgateway-name"),
                         "{query}"
                     );
+                    there.lists += 1;
                     let plural = path.rsplit('/').next().unwrap();
                     let of = |path: &str| path.rsplit('/').nth(1) == Some(plural);
                     list(there.objects.iter().filter(|(path, _)| of(path)).map(|(_, o)| o.clone()).collect())
@@ -190,11 +206,47 @@ async fn what_somebody_takes_away_comes_back_however_often_the_state_changes() {
 fn gateway(class: &str) -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
-        "metadata": {"name": "edge", "namespace": "shop", "uid": "17"}, "spec": {"gatewayClassName": class},
+        "metadata": {"name": "edge", "namespace": "shop", "uid": "17", "generation": 2},
+        "spec": {"gatewayClassName": class},
     })
 }
 
-#[tokio::test]
+/// The same, as another controller's that says of this generation that it serves it.
+fn served(generation: u64) -> Value {
+    let mut gateway = gateway("theirs");
+    gateway["metadata"]["managedFields"] = json!([{
+        "manager": "theirs", "operation": "Update", "subresource": "status",
+        "fieldsV1": {"f:status": {"f:conditions": {r#"k:{"type":"Programmed"}"#: {"f:status": {}}}}},
+    }]);
+    gateway["status"] =
+        json!({"conditions": [{"type": "Programmed", "status": "True", "observedGeneration": generation}]});
+    gateway
+}
+
+/// An object of the Gateway, with this status.
+fn owned(status: Value) -> Value {
+    let owners = json!([{"apiVersion": "v1", "kind": "Gateway", "name": "edge", "uid": "17"}]);
+    json!({"metadata": {"name": "edge-inner", "ownerReferences": owners}, "status": status})
+}
+
+fn paths(there: &Arc<Mutex<There>>) -> Vec<String> {
+    there.lock().objects.keys().cloned().collect()
+}
+
+fn theirs() -> Plan {
+    let spare = Spare {
+        namespace: "shop".to_owned(),
+        gateway: "edge".to_owned(),
+        owner: "17".to_owned(),
+        because: Because::Class("theirs".to_owned()),
+    };
+    Plan { spare: vec![spare], ..Plan::default() }
+}
+
+/// Longer than any pause.
+const LONG: Duration = Duration::from_secs(301);
+
+#[tokio::test(start_paused = true)]
 async fn what_is_needed_no_more_is_taken_away_and_nothing_else() {
     let there = Arc::new(Mutex::new(There { gateway: gateway("weft"), ..There::default() }));
     let mut maker = GatewayMaker::new(server(&there));
@@ -219,24 +271,91 @@ async fn what_is_needed_no_more_is_taken_away_and_nothing_else() {
     assert_eq!(said[0].0, "Invalid");
     assert!(said[0].1.ends_with("spec.listeners[0].port: taken; take another"), "{said:?}");
 
-    let spare = |because: Because| Spare {
-        namespace: "shop".to_owned(),
-        gateway: "edge".to_owned(),
-        owner: "17".to_owned(),
-        because,
-    };
-    let theirs = Plan { spare: vec![spare(Because::Class("theirs".to_owned()))], ..Plan::default() };
-    // What is known of the Gateway is not what it says: nothing goes, and it is looked at again.
-    assert!(!maker.make(&theirs).await);
-    assert_eq!(there.lock().objects.len(), 5);
-    there.lock().gateway = gateway("theirs");
-    assert!(maker.make(&theirs).await);
-    let left: Vec<_> = there.lock().objects.keys().cloned().collect();
-    assert_eq!(left, [apart, others]);
+    // What is known of the Gateway is not what it says; nobody serves it yet; somebody served it as it was before; it is served by
+    // hand: nothing goes, and it is looked at again.
+    let mut by_hand = served(2);
+    by_hand["metadata"]["annotations"] = json!({"gateway.weft.dev/managed": "false"});
+    for gateway in [gateway("weft"), gateway("theirs"), served(1), by_hand] {
+        there.lock().gateway = gateway;
+        assert!(!maker.make(&theirs()).await);
+        assert_eq!(there.lock().objects.len(), 5);
+        tokio::time::advance(LONG).await;
+    }
+    there.lock().gateway = served(2);
+    assert!(maker.make(&theirs()).await);
+    assert_eq!(paths(&there), [apart, others]);
     assert_eq!(told(&maker), []);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_has_written_to_stays() {
+    let there = Arc::new(Mutex::new(There { gateway: gateway("weft"), ..There::default() }));
+    let mut maker = GatewayMaker::new(server(&there));
+    assert!(maker.make(&plan(wanted())).await);
+    there.lock().gateway = served(2);
+    let wrote = |path: &str, manager: &str, subresource: Value| {
+        let mut there = there.lock();
+        let fields = &mut there.objects.get_mut(path).unwrap()["metadata"]["managedFields"];
+        let entry = json!({"manager": manager, "operation": "Update", "subresource": subresource});
+        fields.as_array_mut().unwrap().push(entry);
+    };
+    // Who writes statuses, and Kubernetes' own controllers, take nothing over.
+    wrote(DEPLOYMENT, "anybody", "status".into());
+    wrote(DEPLOYMENT, "kube-controller-manager", Value::Null);
+    wrote(SERVICE, "kubectl-edit", Value::Null);
+    assert!(maker.make(&theirs()).await);
+    assert_eq!(paths(&there), [SERVICE]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_taken_away_keeps_nothing_else_and_is_tried_less_and_less_often() {
+    let keeps = SERVICE.to_owned();
+    let there = Arc::new(Mutex::new(There { gateway: gateway("weft"), keeps, ..There::default() }));
+    let mut maker = GatewayMaker::new(server(&there));
+    assert!(maker.make(&plan(wanted())).await);
+    there.lock().gateway = served(2);
+    there.lock().lists = 0;
+    let mut passes = Vec::new();
+    let begin = Instant::now();
+    for _ in 0..1000 {
+        assert!(!maker.make(&theirs()).await);
+        assert_eq!(paths(&there), [SERVICE]);
+        if std::mem::take(&mut there.lock().lists) > 0 {
+            passes.push(begin.elapsed().as_secs());
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!(passes, [0, 3, 9, 21, 45, 93, 189, 381, 681, 981]);
+    there.lock().keeps.clear();
+    tokio::time::advance(LONG).await;
+    assert!(maker.make(&theirs()).await);
+    assert_eq!(paths(&there), [] as [String; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn words_that_vary_are_told_once_a_minute() {
+    let there = Arc::new(Mutex::new(There { refuses: Some(StatusCode::FORBIDDEN), ..There::default() }));
+    let mut maker = GatewayMaker::new(server(&there));
+    let mut hindrances = maker.hindrances();
+    let mut changes = 0;
+    for attempt in 0..130 {
+        there.lock().says = format!("attempt {attempt}");
+        assert!(!maker.make(&plan(wanted())).await);
+        if hindrances.has_changed().unwrap() {
+            hindrances.mark_unchanged();
+            changes += 1;
+            assert!(told(&maker)[0].1.contains(&format!("attempt {attempt}")), "{:?}", told(&maker));
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!(changes, 3);
+    // Another trouble is told at once.
+    there.lock().refuses = Some(StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(!maker.make(&plan(wanted())).await);
+    assert_eq!(told(&maker)[0].0, "Invalid");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_bears_the_name_of_an_earlier_class_goes_when_the_new_is_there() {
     let there = Arc::new(Mutex::new(There { gateway: gateway("weft"), ..There::default() }));
     let mut maker = GatewayMaker::new(server(&there));
@@ -247,8 +366,22 @@ async fn what_bears_the_name_of_an_earlier_class_goes_when_the_new_is_there() {
     assert!(!maker.make(&inner()).await);
     assert_eq!(there.lock().objects.len(), 3);
     there.lock().refuses = None;
+    // The new is there: first no replica of it is available, then its Service has no address as the old one has.
+    let new = |path: &str| path.replace("edge-weft", "edge-inner");
+    there.lock().objects.insert(new(DEPLOYMENT), owned(json!({"availableReplicas": 0})));
+    there.lock().objects.insert(new(SERVICE), owned(Value::Null));
+    let address = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}});
+    there.lock().objects.get_mut(SERVICE).unwrap()["status"] = address.clone();
+    assert!(!maker.make(&inner()).await);
+    assert_eq!(there.lock().objects.len(), 6);
+    there.lock().objects.get_mut(&new(DEPLOYMENT)).unwrap()["status"] = json!({"availableReplicas": 1});
+    tokio::time::advance(LONG).await;
+    assert!(!maker.make(&inner()).await);
+    assert_eq!(there.lock().objects.len(), 6);
+    there.lock().objects.get_mut(&new(SERVICE)).unwrap()["status"] = address;
+    tokio::time::advance(LONG).await;
     assert!(maker.make(&inner()).await);
-    let left: Vec<_> = there.lock().objects.keys().cloned().collect();
+    let left = paths(&there);
     assert!(left.iter().all(|path| path.ends_with("/edge-inner")) && left.len() == 3, "{left:?}");
 }
 

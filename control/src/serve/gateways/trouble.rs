@@ -32,11 +32,11 @@ impl Trouble {
     pub(super) fn mark(&self) -> String {
         match self {
             Self::Taken { kind, name, earlier } => format!("{kind} {name} {earlier}"),
-            // What is wrong with the object may be something else the next time.
-            Self::Refused(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
-                format!("{} {}", status.code, status.message)
+            // Not its message: there may be something in it that is different each time.
+            Self::Refused(kube::Error::Api(status)) => {
+                let kind = status.details.as_ref().map_or("", |details| details.kind.as_str());
+                format!("{} {} {kind}", status.code, status.reason)
             }
-            Self::Refused(kube::Error::Api(status)) => status.code.to_string(),
             Self::Refused(_) => String::new(),
         }
     }

@@ -30,6 +30,8 @@ use crate::queue::Queue;
 const DELIVERY: Duration = Duration::from_secs(3);
 /// How often to look.
 const LOOK: Duration = Duration::from_millis(50);
+/// By which name the API server knows who wrote a status.
+pub(in crate::serve) const MANAGER: &str = "weft-status";
 /// When to try again what could not be written.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -186,7 +188,8 @@ impl StatusWriter {
             // Other controllers write into it as well: it must be as it was seen.
             patch["metadata"] = serde_json::json!({"resourceVersion": verdict.resource_version});
         }
-        api.patch_status(&key.2, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        api.patch_status(&key.2, &params, &Patch::Merge(patch)).await?;
         Ok(())
     }
 }
