@@ -433,8 +433,10 @@ mod tests {
             granted(&objects(values).unwrap())
         };
         let rights = ["deployments.apps", "services.", "serviceaccounts."]
-            .map(|what| ["get", "create", "patch"].map(|verb| format!("{verb} {what}")));
-        let rights: std::collections::BTreeSet<_> = rights.into_iter().flatten().collect();
+            .map(|what| ["get", "create", "patch", "delete"].map(|verb| format!("{verb} {what}")));
+        let mut rights: std::collections::BTreeSet<_> = rights.into_iter().flatten().collect();
+        // Services are listed for the mesh as well.
+        rights.extend(["deployments.apps", "serviceaccounts."].map(|what| format!("list {what}")));
         let all = granted(&objects(json!({})).unwrap());
         assert!(rights.is_subset(&all), "{all:?}");
         for switch in [json!("false"), json!(false)] {
