@@ -96,7 +96,8 @@ fn is_programmed_by_another(gateway: &Value) -> bool {
             let all = &one["fieldsV1"]["f:status"]["f:conditions"];
             one["subresource"] == "status"
                 && one["manager"] != status::MANAGER
-                && all[r#"k:{"type":"Programmed"}"#].is_object()
+                // Where the definition has no schema, whoever writes one condition has written them all.
+                && all.as_object().is_some_and(|all| all.is_empty() || all.contains_key(r#"k:{"type":"Programmed"}"#))
         })
 }
 
@@ -125,6 +126,12 @@ mod tests {
                 "{manager} {status} {observed}"
             );
         }
+        let mut whole = gateway("theirs", "True", 3);
+        whole["metadata"]["managedFields"][0]["fieldsV1"] = json!({"f:status": {"f:conditions": {}}});
+        assert!(is_programmed_by_another(&whole));
+        whole["metadata"]["managedFields"][0]["fieldsV1"] =
+            json!({"f:status": {"f:conditions": {r#"k:{"type":"Other"}"#: {}}}});
+        assert!(!is_programmed_by_another(&whole));
         assert!(!is_programmed_by_another(&json!({})));
     }
 }
