@@ -4,9 +4,10 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData, SanTyp
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
+pub use crate::asked::Names;
 use crate::spiffe::SpiffeId;
 
 /// A request that is not signed.
@@ -87,32 +88,6 @@ pub struct CheckedRequest {
     der: Vec<u8>,
 }
 
-/// What a request names, for a signer that takes names from requests.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Names {
-    /// Its subject, RFC 2253 text.
-    pub subject: String,
-    /// URIs.
-    pub uris: Vec<String>,
-    /// DNS names.
-    pub dns: Vec<String>,
-    /// How many addresses.
-    pub addresses: usize,
-    /// There are names of other kinds, or extensions that could give rights.
-    pub others: bool,
-}
-
-impl std::fmt::Display for Names {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { subject, uris, dns, addresses, others } = self;
-        let mut parts: Vec<String> = uris.iter().chain(dns).cloned().collect();
-        parts.extend((!subject.is_empty()).then(|| format!("the subject {subject:?}")));
-        parts.extend((*addresses > 0).then(|| "addresses".to_owned()));
-        parts.extend(others.then(|| "more than names".to_owned()));
-        f.write_str(&if parts.is_empty() { "nobody".to_owned() } else { parts.join(", ") })
-    }
-}
-
 /// Checks a request in PEM.
 pub fn check(pem: &str) -> Result<CheckedRequest, CsrError> {
     let unreadable = |e: &dyn std::fmt::Display| CsrError::Unreadable(e.to_string());
@@ -128,30 +103,9 @@ pub fn check(pem: &str) -> Result<CheckedRequest, CsrError> {
     }
     parsed.verify_signature().map_err(|_| CsrError::Signature)?;
     let key = rcgen::SubjectPublicKeyInfo::from_der(public.raw).map_err(|e| unreadable(&e))?;
-    let names = names_of(&parsed);
+    let mut names = Names::of_request(&der);
+    names.subject = parsed.certification_request_info.subject.to_string();
     Ok(CheckedRequest { key, spki: public.raw.to_vec(), names, der: der.to_vec() })
-}
-
-fn names_of(request: &X509CertificationRequest<'_>) -> Names {
-    let subject = request.certification_request_info.subject.to_string();
-    let mut names = Names { subject, ..Names::default() };
-    for extension in request.requested_extensions().into_iter().flatten() {
-        let ParsedExtension::SubjectAlternativeName(all) = extension else {
-            // What a leaf may do anyway is asked for by some libraries.
-            names.others |=
-                !matches!(extension, ParsedExtension::KeyUsage(_) | ParsedExtension::ExtendedKeyUsage(_));
-            continue;
-        };
-        for name in &all.general_names {
-            match name {
-                GeneralName::URI(uri) => names.uris.push((*uri).to_owned()),
-                GeneralName::DNSName(dns) => names.dns.push((*dns).to_owned()),
-                GeneralName::IPAddress(_) => names.addresses += 1,
-                _ => names.others = true,
-            }
-        }
-    }
-    names
 }
 
 impl CheckedRequest {
@@ -234,8 +188,8 @@ mod tests {
             make_server(&id(), &["istiod.istio-system.svc"], &["10.0.0.1".parse().unwrap()]).unwrap();
         let checked = check(&server.csr).unwrap();
         let names = checked.names();
-        assert_eq!((names.dns.join(" "), names.addresses), ("istiod.istio-system.svc".to_owned(), 1));
-        assert_eq!(names.to_string(), format!("{}, istiod.istio-system.svc, addresses", id()));
+        assert_eq!(names.dns, ["istiod.istio-system.svc"]);
+        assert_eq!(names.to_string(), format!("{}, istiod.istio-system.svc, 10.0.0.1", id()));
 
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
@@ -243,7 +197,7 @@ mod tests {
         params.subject_alt_names = vec![SanType::Rfc822Name("a@example.com".try_into().unwrap())];
         let request = params.serialize_request(&key).and_then(|r| r.pem()).unwrap();
         let checked = check(&request).unwrap();
-        assert!(checked.names().others && checked.names().to_string().contains("system:masters"));
+        assert!(!checked.names().others.is_empty() && checked.names().to_string().contains("system:masters"));
     }
 
     #[test]

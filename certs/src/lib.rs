@@ -5,12 +5,14 @@
 //! verifiers; a workload renews by the machine in [`rotation`].
 #![forbid(unsafe_code)]
 
+mod asked;
 pub mod authority;
 pub mod chain;
 pub mod csr;
 mod der;
 pub mod digest;
 pub mod inspect;
+pub mod issued;
 pub mod memory;
 pub mod pem;
 pub mod pkcs7;

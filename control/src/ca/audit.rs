@@ -100,6 +100,8 @@ pub struct Caller {
     pub address: Option<String>,
     /// The life it asks for, in seconds; 0 leaves it to us.
     pub lifetime: i64,
+    /// Why it gets none, where it is told less itself.
+    pub reason: Option<String>,
 }
 
 impl Caller {

@@ -78,6 +78,18 @@ impl SignError {
         }
     }
 
+    /// What is said to whoever asked: no paths of the control plane's files, which are in its log.
+    pub fn outward(&self) -> String {
+        match self {
+            Self::Kubernetes(CsrApiError::Roots { .. }) => {
+                "a file of the control plane's (--ca-trust) cannot be used; its log says which and why"
+                    .to_owned()
+            }
+            Self::Est(error) => error.outward(),
+            _ => self.to_string(),
+        }
+    }
+
     /// Whether the request is to blame.
     pub fn is_the_requests(&self) -> bool {
         match self {

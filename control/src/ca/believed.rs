@@ -17,7 +17,7 @@ pub(super) const SHORTEST: i64 = 600;
 /// As far as a signer's clock may be ahead.
 const AHEAD: time::Duration = time::Duration::minutes(5);
 
-/// Whether a request names its proven sender, and besides no more than these DNS names and so many addresses.
+/// Whether a request names its proven sender, and besides just these DNS names and addresses.
 ///
 /// # Errors
 /// It names somebody else: whom, in words.
@@ -27,8 +27,8 @@ pub(super) fn names_its_sender(
     besides: (&[&str], &[IpAddr]),
 ) -> Result<(), String> {
     let names = request.names();
-    let own = names.uris == [id.as_str()] && names.dns == besides.0 && names.addresses == besides.1.len();
-    if own && names.subject.is_empty() && !names.others { Ok(()) } else { Err(names.to_string()) }
+    let own = names.uris == [id.as_str()] && names.dns == besides.0 && names.addresses == besides.1;
+    if own && names.subject.is_empty() && names.others.is_empty() { Ok(()) } else { Err(names.to_string()) }
 }
 
 /// The roots among these certificates (PEM), PEM.
@@ -63,6 +63,7 @@ pub(super) fn usable(
     if facts.is_ca {
         return Err("it may sign others".to_owned());
     }
+    weft_certs::issued::answers(leaf, request)?;
     lives_no_longer(facts.not_after, OffsetDateTime::now_utc(), longest)?;
     if !request.is_key_of(leaf) {
         return Err("it is for another key".to_owned());
@@ -70,9 +71,13 @@ pub(super) fn usable(
     let roots = weft_certs::pem::certificates(roots.as_bytes()).map_err(|error| error.to_string())?;
     let bundle = Bundle::new(roots).map_err(|error| error.to_string())?;
     let context = ValidationContext { bundle, expected: Expected::Ids(vec![id.clone()]) };
-    verify_peer(chain, &context, UnixTime::now(), Usage::Client).map_err(|error| {
-        format!("the mesh would not take it ({error}): are the signer's roots those that are trusted (--ca-trust)?")
-    })?;
+    for usage in [Usage::Client, Usage::Server] {
+        verify_peer(chain, &context, UnixTime::now(), usage).map_err(|error| {
+            format!(
+                "the mesh would not take it ({error}): are the signer's roots those that are trusted (--ca-trust)?"
+            )
+        })?;
+    }
     let between = chain[1..].iter().filter(|certificate| !is_root(certificate));
     Ok(Signed {
         certificate: weft_certs::pem::encode(leaf),

@@ -113,9 +113,6 @@ pub async fn open(
         None => Zeroizing::new(super::token::new_key()?),
     };
     keep_roots(directory, &roots);
-    if let Elsewhere::Est(est) = &signer {
-        est.trusts(&roots);
-    }
     let directory = directory.map(Path::to_owned);
     let authority =
         CertificateAuthority::elsewhere(signer.clone(), &roots, limits, domain, directory.clone());

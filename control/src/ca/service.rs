@@ -65,7 +65,8 @@ impl CertificateService {
             };
             metrics::counter!(counted).increment(1);
             tracing::warn!(caller = %id, %error, "certificate request refused");
-            match error.to_string() {
+            caller.reason = Some(error.to_string());
+            match error.outward() {
                 text if error.is_the_requests() => Status::invalid_argument(text),
                 text if error.passes() => Status::unavailable(text),
                 text => Status::internal(text),
@@ -88,7 +89,7 @@ impl IstioCertificateService for CertificateService {
             ..Caller::default()
         };
         let chain = self.sign(request, &mut caller).await.inspect_err(|status| {
-            self.audit.refused(&caller, status.message());
+            self.audit.refused(&caller, caller.reason.as_deref().unwrap_or(status.message()));
         })?;
         metrics::counter!("citadel_server_success_cert_issuance_count").increment(1);
         let leaf = chain.first().and_then(|pem| weft_certs::pem::certificates(pem.as_bytes()).ok());

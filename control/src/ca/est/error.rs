@@ -33,6 +33,15 @@ pub enum EstError {
         /// When to ask again.
         after: Duration,
     },
+    /// Its root is so new that the mesh may not have heard of it.
+    #[error(
+        "{url}: the EST server signs under a new root, of which the mesh is being told; certificates under it are handed out some minutes \
+         after it was first in cacerts: ask again then, and have the server go on with the old root meanwhile"
+    )]
+    Early {
+        /// What was asked.
+        url: String,
+    },
     /// It answered what cannot be used.
     #[error("{url}: the EST server's answer cannot be used: {reason}")]
     Answer {
@@ -67,11 +76,24 @@ impl EstError {
     /// Whether asking again may help.
     pub fn passes(&self) -> bool {
         match self {
-            Self::Away(_) | Self::Later { .. } | Self::File { .. } => true,
+            Self::Away(_) | Self::Later { .. } | Self::Early { .. } | Self::File { .. } => true,
             Self::Refused { status, .. } => {
                 status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
             }
             Self::Answer { .. } | Self::Names { .. } => false,
+        }
+    }
+
+    /// The same for whoever asked, who is not told where files of the control plane are.
+    pub fn outward(&self) -> String {
+        match self {
+            Self::File { flag, .. } => format!(
+                "a file of the control plane's ({flag}) cannot be used; its log says which and why, and this is tried again"
+            ),
+            Self::Away(_) => {
+                "the EST server is not to be had; the control plane's log says why: what is there stays, and this is tried again".to_owned()
+            }
+            _ => self.to_string(),
         }
     }
 

@@ -3,12 +3,13 @@
 //! proves itself by a certificate, which [`own`] renews at `simplereenroll`, by a password, or by both.
 //!
 //! Such a server takes names from the request, so what [`super::believed`] says holds. While it is away nobody loses anything: proxies
-//! keep their certificates and ask again, and the roots that were known stay.
+//! keep their certificates and ask again, and the roots that were known stay. Roots come and go as [`roots`] says.
 
 mod error;
 mod own;
 #[cfg(test)]
 mod played;
+mod roots;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,8 @@ use super::believed;
 use super::http::send_showing;
 use super::openbao::Signed;
 pub use error::EstError;
+use own::Pending;
+use roots::Roots;
 
 /// How long a request may take with all the times that the server wants it asked again.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -75,11 +78,13 @@ pub struct Est {
     below: String,
     /// What the server handed out last.
     known: Arc<Mutex<Vec<CertificateDer<'static>>>>,
-    /// The roots that the mesh was told to trust, PEM.
-    trusted: Arc<Mutex<String>>,
+    /// The roots that the mesh is told to trust.
+    trusted: Arc<Mutex<Roots>>,
     /// The successor of the certificate in the settings, with what leads to its root.
     renewed: Arc<Mutex<Option<Vec<CertificateDer<'static>>>>>,
-    /// Where it is kept.
+    /// The request for it that the server has not answered yet, and for whose successor it is.
+    pending: Arc<Mutex<Option<Pending>>>,
+    /// Where all that is kept.
     directory: Arc<OnceLock<PathBuf>>,
 }
 
@@ -125,6 +130,7 @@ impl Est {
             known: Arc::default(),
             trusted: Arc::default(),
             renewed: Arc::default(),
+            pending: Arc::default(),
             directory: Arc::default(),
         })
     }
@@ -153,40 +159,51 @@ impl Est {
                 known = self.fetch().await?;
             }
             let chain = above(leaf, &[issued.as_slice(), known.as_slice()].concat());
-            let trusted = self.trusted.lock().clone();
-            match believed::usable(&chain, &trusted, request, id, self.settings.longest) {
+            let (now, roots) = (OffsetDateTime::now_utc(), self.trusted.lock().clone());
+            let usable = |roots: &str| believed::usable(&chain, roots, request, id, self.settings.longest);
+            match usable(&roots.handed_out(now)) {
                 Ok(signed) => return Ok(signed),
-                Err(reason) if fresh => return Err(bad(reason)),
+                Err(_) if fresh => {
+                    if let Ok(signed) = usable(&roots.heard_of(now)) {
+                        self.trusted.lock().used(now, self.settings.longest);
+                        return Ok(signed);
+                    }
+                    return Err(match usable(&roots.trusted()) {
+                        Ok(_) => EstError::Early { url: self.url(ENROL) },
+                        Err(reason) => bad(reason),
+                    });
+                }
                 // What leads to it may be new.
                 Err(_) => known.clear(),
             }
         }
     }
 
-    /// The roots that its certificates lead to, PEM. Nothing that leads to others is taken until the mesh has been told so.
+    /// The roots that the mesh is to trust, PEM: those that the server hands out or the file has, and those that have to stay. What
+    /// leads to a new one is not taken before the mesh has had time to hear of it.
     ///
     /// # Errors
-    /// It does not hand them out, or the file has none.
+    /// The server does not hand them out, or the file has none.
     pub async fn roots(&self) -> Result<String, EstError> {
         let known = self.fetch().await;
-        let roots = match &self.settings.trust {
+        let (heard, stay) = match &self.settings.trust {
             Some(path) => {
                 let bad = |why: String| EstError::File { flag: "--ca-trust", path: path.clone(), why };
                 let text = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
-                believed::roots(&text).map_err(bad)?
+                // Whoever takes one out of the file means it.
+                (believed::roots(&text).map_err(bad)?, None)
             }
             None => {
                 let bad = |reason: String| EstError::Answer { url: self.url(ROOTS), reason };
-                believed::roots(weft_certs::pem::encode_all(&known?).as_bytes()).map_err(bad)?
+                let text = weft_certs::pem::encode_all(&known?);
+                (believed::roots(text.as_bytes()).map_err(bad)?, Some(self.settings.longest))
             }
         };
-        self.trusts(&roots);
-        Ok(roots)
-    }
-
-    /// Says what roots the mesh trusts, PEM.
-    pub fn trusts(&self, roots: &str) {
-        roots.clone_into(&mut self.trusted.lock());
+        let mut roots = self.trusted.lock();
+        let change = roots.hear(&heard, OffsetDateTime::now_utc(), stay);
+        self.tell_of(&change);
+        self.keep_roots(&roots);
+        Ok(roots.trusted())
     }
 
     async fn fetch(&self) -> Result<Vec<CertificateDer<'static>>, EstError> {

@@ -42,6 +42,10 @@ pub struct Manner {
     pub names: Option<Vec<String>>,
     /// Certificates are for a key of its own.
     pub other_key: bool,
+    /// They are good for this.
+    pub purposes: Vec<ExtendedKeyUsagePurpose>,
+    /// These are handed out instead of its own root.
+    pub roots: Option<Vec<CertificateDer<'static>>>,
     /// They live so long.
     pub life: Duration,
     /// Its messages have marked ends, as some libraries write them.
@@ -55,6 +59,8 @@ impl Default for Manner {
             again_after: None,
             names: None,
             other_key: false,
+            purposes: both(),
+            roots: None,
             life: Duration::hours(24),
             open_ended: false,
         }
@@ -197,7 +203,9 @@ impl Played {
         let operation = path.strip_prefix(&below).unwrap_or_default();
         match (method.as_str(), operation) {
             ("GET", "cacerts") => {
-                return message(&[self.root.der(), self.intermediate.der()], manner.open_ended);
+                let roots = manner.roots.unwrap_or_else(|| vec![self.root.der().clone()]);
+                let all: Vec<_> = roots.iter().chain([self.intermediate.der()]).collect();
+                return message(&all, manner.open_ended);
             }
             ("POST", "simpleenroll" | "simplereenroll") => {}
             _ => return plain(404, "no such thing here"),
@@ -243,7 +251,7 @@ impl Played {
         params.serial_number = Some(serial());
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = both();
+        params.extended_key_usages = manner.purposes;
         if let Some(names) = &manner.names {
             params.subject_alt_names =
                 names.iter().map(|n| SanType::URI(n.as_str().try_into().unwrap())).collect();

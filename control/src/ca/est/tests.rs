@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use rcgen::ExtendedKeyUsagePurpose;
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 use weft_certs::spiffe::{SpiffeId, TrustDomain};
+use weft_events::Severity;
 
+use super::own;
 use super::played::{Manner, Played, USER};
 use super::{Est, EstError, Settings};
 use crate::ca::elsewhere::{self, Elsewhere};
@@ -114,6 +117,16 @@ async fn what_names_somebody_else_is_not_asked_for_and_what_was_not_asked_for_is
         let error = est.sign(&request, &id(), (&[], &[])).await.unwrap_err();
         assert!(error.is_the_requests() && !error.passes(), "{error}");
     }
+    // Nor by what another server would read: Microsoft's own attribute for extensions.
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.subject_alt_names = vec![rcgen::SanType::URI(id().as_str().try_into().unwrap())];
+    let hidden = rcgen::Attribute { oid: &[1, 3, 6, 1, 4, 1, 311, 2, 1, 14], values: vec![0x31, 2, 0x30, 0] };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let hiding = params.serialize_request_with_attributes(&key, vec![hidden]).unwrap().pem().unwrap();
+    let request = weft_certs::csr::check(&hiding).unwrap();
+    let error = est.sign(&request, &id(), (&[], &[])).await.unwrap_err();
+    assert!(error.is_the_requests() && error.to_string().contains("1.3.6.1.4.1.311.2.1.14"), "{error}");
     assert_eq!(stand.asked(), Vec::<String>::new());
     // The control plane's own has names of servers, too.
     let made = weft_certs::csr::make_server(&id(), &["istiod"], &[]).unwrap();
@@ -121,12 +134,31 @@ async fn what_names_somebody_else_is_not_asked_for_and_what_was_not_asked_for_is
     let signed = est.sign(&request, &id(), (&["istiod"], &[])).await.unwrap();
     let leaf = weft_certs::pem::certificates(signed.certificate.as_bytes()).unwrap();
     assert_eq!(weft_certs::inspect::facts(&leaf[0]).unwrap().dns_sans, ["istiod"]);
+    // A server that leaves them out is of no use to its secure port.
+    stand.behaves(Manner { names: Some(vec![id().to_string()]), ..Manner::default() });
+    let error = est.sign(&request, &id(), (&["istiod"], &[])).await.unwrap_err();
+    assert!(error.to_string().contains("istiod was asked for") && !error.passes(), "{error}");
 
     for (manner, words) in [
         (Manner { names: Some(vec![other.to_string()]), ..Manner::default() }, "sa/cart is who asked"),
         (
             Manner { names: Some(vec![id().to_string(), other.to_string()]), ..Manner::default() },
             "sa/cart is who asked",
+        ),
+        (
+            Manner { purposes: vec![ExtendedKeyUsagePurpose::ClientAuth], ..Manner::default() },
+            "lacks serverAuth, and every proxy is a server to some and a client to others: have the issuer's profile",
+        ),
+        (
+            Manner {
+                purposes: vec![
+                    ExtendedKeyUsagePurpose::ServerAuth,
+                    ExtendedKeyUsagePurpose::ClientAuth,
+                    ExtendedKeyUsagePurpose::EmailProtection,
+                ],
+                ..Manner::default()
+            },
+            "has 1.3.6.1.5.5.7.3.4",
         ),
         (Manner { other_key: true, ..Manner::default() }, "for the key that was asked for"),
         (Manner { life: Duration::days(91), ..Manner::default() }, "--max-workload-cert-ttl"),
@@ -144,8 +176,77 @@ async fn what_names_somebody_else_is_not_asked_for_and_what_was_not_asked_for_is
     let error = sign(&pinned).await.unwrap_err().to_string();
     assert!(error.contains("--ca-trust"), "{error}");
     std::fs::write(&trust, stand.played.root.pem()).unwrap();
-    pinned.roots().await.unwrap();
+    assert_eq!(pinned.roots().await.unwrap(), stand.played.root.pem(), "the file's owner took the other out");
+    // The mesh is told first.
+    let error = sign(&pinned).await.unwrap_err();
+    assert!(error.passes() && matches!(error, EstError::Early { .. }), "{error}");
+    pinned.trusted.lock().0[0].told -= super::roots::HEARS.whole_seconds();
     sign(&pinned).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_root_that_the_server_forgets_stays_trusted_over_a_restart() {
+    let (stand, state, other) = (Stand::new(None).await, tempfile::tempdir().unwrap(), Played::new(None));
+    let own = weft_certs::pem::encode(stand.played.root.der());
+    let begin = || {
+        let est = Est::new(stand.settings.clone()).unwrap();
+        est.take_up(state.path());
+        est
+    };
+    let first = begin();
+    assert_eq!(first.roots().await.unwrap(), own);
+    stand.behaves(Manner { roots: Some(vec![other.root.der().clone()]), ..Manner::default() });
+    let both = own.clone() + &weft_certs::pem::encode(other.root.der());
+    assert_eq!(first.roots().await.unwrap(), both);
+    for est in [&first, &begin()] {
+        assert_eq!(est.roots().await.unwrap(), both);
+        // It goes on signing under it, and then it has to stay longer yet.
+        let end = est.trusted.lock().0[0].leaves.unwrap();
+        est.trusted.lock().0[0].leaves = Some(end - 1000);
+        sign(est).await.unwrap();
+        assert!(est.trusted.lock().0[0].leaves.unwrap() >= end);
+    }
+    // Long after, it is gone.
+    first.trusted.lock().0[0].leaves = Some(0);
+    assert_eq!(first.roots().await.unwrap(), weft_certs::pem::encode(other.root.der()));
+    assert!(sign(&first).await.unwrap_err().to_string().contains("would not take it"));
+    // Had there been no control plane that knew it, the other would be new to a mesh that knows one already.
+    let text = std::fs::read_to_string(state.path().join(super::roots::KEPT)).unwrap();
+    assert!(!text.contains("leaves") && text.contains("told"), "{text}");
+    stand.server.abort();
+}
+
+#[tokio::test]
+async fn a_renewal_that_the_server_wants_time_for_is_the_same_request_again() {
+    let stand = Stand::new(None).await;
+    let settings = stand.with_certificate(Duration::days(8), Duration::hours(20));
+    let (est, now) = (stand.est(&settings).await, OffsetDateTime::now_utc());
+    let later = Manner { again_after: Some("7200".to_owned()), ..Manner::default() };
+    stand.behaves(Manner { life: Duration::days(9), ..later });
+    let error = est.renew(now).await.unwrap_err();
+    assert!(matches!(error, EstError::Later { .. }), "{error}");
+    // The server signs what comes for the second time, byte for byte.
+    assert!(est.renew(now).await.unwrap().is_some());
+    stand.server.abort();
+}
+
+#[test]
+fn renewals_are_tried_again_when_the_server_says_or_ever_later_and_urgent_near_the_end() {
+    let seconds = std::time::Duration::from_secs;
+    let left = |left, life| Some(own::Left { left: Duration::hours(left), life: Duration::hours(life) });
+    let later = |after| EstError::Later { url: String::new(), after: seconds(after) };
+    let bad = EstError::Answer { url: String::new(), reason: String::new() };
+    assert_eq!(own::pause(&later(7200), 9, left(100, 900)), seconds(7200));
+    assert_eq!(own::pause(&later(9_999_999), 1, None), seconds(86_400));
+    let pauses = [1, 2, 3, 7, 40].map(|failures| own::pause(&bad, failures, left(100, 900)).as_secs());
+    assert_eq!(pauses, [60, 120, 240, 3600, 3600]);
+    assert_eq!(own::pause(&bad, 40, left(2, 900)), seconds(1800), "sooner near the end");
+    assert_eq!(own::pause(&bad, 40, left(-2, 900)), seconds(3600), "and not when it is over");
+    let severities = [left(290, 900), left(170, 900), left(80, 900), left(-1, 900), None];
+    assert_eq!(
+        severities.map(own::severity),
+        [Severity::Low, Severity::Medium, Severity::High, Severity::High, Severity::High]
+    );
 }
 
 #[tokio::test]
@@ -193,6 +294,9 @@ async fn a_server_that_wants_time_is_asked_again_and_what_it_says_is_passed_on()
     std::fs::write(&stand.settings.password.as_ref().unwrap().1, "").unwrap();
     let error = sign(&est).await.unwrap_err();
     assert!(error.passes() && error.to_string().starts_with("--ca-est-password-file "), "{error}");
+    let path = stand.files.path().to_str().unwrap();
+    assert!(error.to_string().contains(path) && !error.outward().contains(path), "{}", error.outward());
+    assert!(error.outward().contains("--ca-est-password-file"), "{}", error.outward());
 }
 
 #[test]
