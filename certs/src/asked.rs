@@ -251,7 +251,9 @@ mod tests {
         let microsoft: &[u8] = &[0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x02, 0x01, 0x0e];
         let twice = write(SEQUENCE, &[&names(SAN), &names("spiffe://cluster.local/ns/a/sa/admin")]);
         let both = [own.clone(), admin.clone()].concat();
-        let cases: [(&[(&[u8], &[u8])], &str); 7] = [
+        // Attributes, each by its type.
+        type Attributes<'a> = &'a [(&'a [u8], &'a [u8])];
+        let cases: [(Attributes<'_>, &str); 7] = [
             (&[(EXTENSION_REQUEST, &own), (EXTENSION_REQUEST, &admin)], "a second extensionRequest"),
             (&[(EXTENSION_REQUEST, &own), (microsoft, &admin)], "the attribute 1.3.6.1.4.1.311.2.1.14"),
             (&[(EXTENSION_REQUEST, &both)], "not one list"),

@@ -114,7 +114,8 @@ mod tests {
         issued(&|p| p.extended_key_usages.clear()).unwrap();
         issued(&|p| p.key_usages.push(KeyUsagePurpose::KeyEncipherment)).unwrap();
         let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
-        let cases: [(&dyn Fn(&mut CertificateParams), &str); 13] = [
+        type Change<'a> = &'a dyn Fn(&mut CertificateParams);
+        let cases: [(Change<'_>, &str); 13] = [
             (&|p| p.subject_alt_names.push(dns("else.example")), "else.example"),
             (&|p| drop(p.subject_alt_names.remove(1)), "all of them and no others"),
             (&|p| p.subject_alt_names.push(SanType::IpAddress([10, 0, 0, 2].into())), "10.0.0.2"),
