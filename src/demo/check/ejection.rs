@@ -2,7 +2,7 @@
 //! ejection time, five, then none for twice that, and so on.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::apps::{self, Behaviour, Record};
 use super::observe::http::Request;
@@ -22,8 +22,24 @@ const LATE: Duration = Duration::from_millis(500);
 /// Fast enough for five failures within the interval after a return: a quiet interval forgives an ejection.
 const RATE: f64 = 300.0;
 
-/// Watches until the last ejection is over.
+/// The fewest that show anything: with fewer it may have no five in an interval, and be forgiven.
+const SLOWEST: f64 = 0.3 * RATE;
+/// So often it is looked where the machine sent fewer.
+const LOOKS: u32 = 3;
+
+/// Watches until the last ejection is over; again where the machine was too busy to send what shows it.
 pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
+    for _ in 1..LOOKS {
+        let (checks, rate) = look(scene).await?;
+        if rate >= SLOWEST || checks.iter().all(|check| check.ok) {
+            return Ok(checks);
+        }
+    }
+    Ok(look(scene).await?.0)
+}
+
+/// One look, and how many requests a second were sent.
+async fn look(scene: &Scene) -> anyhow::Result<(Vec<Check>, f64)> {
     let failing = scene.instance("eject")?;
     apps::behave(failing, &Behaviour { status: Some(500), ..Behaviour::default() }).await?;
     // What it recorded of an earlier look says nothing about this one.
@@ -35,6 +51,7 @@ pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
         requests: None,
         rate: Some(RATE),
     };
+    let began = Instant::now();
     let load = Load::start(plan, Arc::new(apps::instance));
     // The longest gap is the last: 1 + 2 + 3 times the base.
     let limit = BASE * 6 + (INTERVAL + LATE) * 5;
@@ -46,6 +63,7 @@ pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
     };
     until(limit, seen).await;
     let tally = load.stop().await;
+    let rate = tally.sent as f64 / began.elapsed().as_secs_f64();
     let records = apps::records(failing, 200).await?;
     apps::behave(failing, &Behaviour::default()).await?;
     let bursts = bursts(&records);
@@ -54,7 +72,7 @@ pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
     let wanted: Vec<String> =
         (1..=EJECTIONS).map(|n| format!("{:.1} s", (BASE * n as u32).as_secs_f64())).collect();
     let in_time = |(n, gap): (u32, &Duration)| *gap >= BASE * n && *gap <= BASE * n + INTERVAL + LATE;
-    Ok(vec![
+    let checks = vec![
         Check::equal(
             "ejection: failures in a row that eject",
             format!("{:?}", [FAILURES; EJECTIONS]),
@@ -71,7 +89,8 @@ pub async fn checks(scene: &Scene) -> anyhow::Result<Vec<Check>> {
             ),
             gaps.len() == EJECTIONS && (1..).zip(&gaps).all(in_time),
         ),
-    ])
+    ];
+    Ok((checks, rate))
 }
 
 /// Requests that came in a row, without a gap as long as an ejection.
