@@ -165,7 +165,7 @@ pub struct SignerArgs {
     /// The roots that its certificates lead to, PEM; followed (kubernetes-csr; est, where without it they are those that the server hands out)
     #[arg(long, value_name = "FILE")]
     pub ca_trust: Option<PathBuf>,
-    /// OpenBao's URL; that of the EST server without a path, such as https://est.example:8443
+    /// OpenBao's URL; that of the EST server without a path, https://HOST:PORT
     #[arg(long, value_name = "URL")]
     pub ca_addr: Option<String>,
     /// Roots by which TLS of OpenBao, or of the EST server, is checked; the system's by default
