@@ -139,8 +139,18 @@ fn the_role_grants_what_is_asked_for_and_no_more() {
     // What was made for the Gateway is taken away when somebody else serves it.
     let made = || server.try_kubectl(&["-n", "shop", "get", "serviceaccount", "edge-weft"], "").is_ok();
     control.wait("making what the Gateway needs", made);
-    let by_hand = "gateway.weft.dev/managed=false";
-    server.kubectl(&["-n", "shop", "annotate", gateway_api::GATEWAYS, "edge", by_hand]);
+    let elsewhere = r#"{"spec": {"gatewayClassName": "istio-remote"}}"#;
+    server.kubectl(&[
+        "-n",
+        "shop",
+        "patch",
+        gateway_api::GATEWAYS,
+        "edge",
+        "--type",
+        "merge",
+        "-p",
+        elsewhere,
+    ]);
     control.wait("taking it away", || !made());
     let refused = server.get("EnvoyFilter", "shop", "it");
     let said = refused["status"]["validationMessages"][0]["message"].as_str().unwrap();
