@@ -18,6 +18,8 @@ use crate::io::Io;
 
 const IMMEDIATE_FAIL: HeaderName = HeaderName::from_static("x-envoy-immediate-health-check-fail");
 const DEGRADED: HeaderName = HeaderName::from_static("x-envoy-degraded");
+/// How long the answer may take: the check's timeout, which Envoy tells as well.
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const AGENT: HeaderValue = HeaderValue::from_static("Envoy/HC");
 
@@ -220,6 +222,11 @@ async fn grpc(
     let mut head = head(Method::POST, is_tls(cluster, host, check), &name, path, Protocol::Http2);
     head.headers.set(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     head.headers.set(http::header::TE, HeaderValue::from_static("trailers"));
+    // The header holds eight digits; who checks for longer than a day says so in vain.
+    let deadline = format!("{}m", check.timeout.as_millis().min(99_999_999));
+    if let Ok(deadline) = HeaderValue::try_from(deadline) {
+        head.headers.set(GRPC_TIMEOUT, deadline);
+    }
     add(&mut head.headers, &grpc.metadata);
     let request = Request { head, body: Body::full(question(&grpc.service)) };
     let Some((reply, back)) = send(Line::H2(line), request).await else { return (NETWORK, None) };
