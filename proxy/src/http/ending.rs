@@ -14,11 +14,11 @@ use super::manager::Shared;
 use super::recheck::Rechecked;
 use super::record::{self, Heads};
 use super::trace;
-use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, Meter, ResetReason, WireBytes};
+use crate::codec::{Body, BodyError, BodyStream, Frame, Headers, Meter, RequestHead, ResetReason, WireBytes};
 use crate::router::attempt::{reset_flag, reset_words};
 use crate::router::{self, Expired, Flow, Scratch, Watchdog};
 use crate::telemetry::access_log::{LogContext, LogType};
-use crate::telemetry::{Flag, Wire, events};
+use crate::telemetry::{Flag, StreamInfo, Wire, events};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -36,6 +36,24 @@ pub struct Ending {
     meter: Option<Rc<Meter>>,
 }
 
+/// What is told of a stream at its end; `fields` are the answer's, and its trailers.
+fn context<'a>(
+    info: &'a StreamInfo,
+    shared: &'a Shared,
+    flow: &'a Flow,
+    request: Option<&'a RequestHead>,
+    (response, trailers): (Option<&'a Headers>, Option<&'a Headers>),
+) -> LogContext<'a> {
+    LogContext {
+        request,
+        response,
+        trailers,
+        occasion: LogType::DownstreamEnd,
+        configured: Some(flow),
+        ..LogContext::new(info, &shared.connection)
+    }
+}
+
 /// What logs tell of a stream, until its last byte is written.
 struct Later {
     shared: Rc<Shared>,
@@ -50,14 +68,8 @@ impl Later {
         let upstream = self.flow.upstream_meter().and_then(|meter| meter.bytes());
         self.flow.info(|info| {
             info.wire = Some(Box::new(Wire { downstream, upstream }));
-            let context = LogContext {
-                request: kept.as_ref(),
-                response: self.response.as_ref(),
-                trailers: self.trailers.as_ref(),
-                occasion: LogType::DownstreamEnd,
-                configured: Some(&*self.flow),
-                ..LogContext::new(info, &self.shared.connection)
-            };
+            let fields = (self.response.as_ref(), self.trailers.as_ref());
+            let context = context(info, &self.shared, &self.flow, kept.as_ref(), fields);
             self.shared.config.logs().iter().for_each(|log| log.log(&context));
         });
     }
@@ -104,14 +116,8 @@ impl Ending {
                 stats.status(status);
             }
             stats.downstream_rq_time.record(took.as_secs_f64() * 1000.0);
-            let context = LogContext {
-                request: kept.as_ref(),
-                response: self.response.as_ref(),
-                trailers: self.trailers.as_ref(),
-                occasion: LogType::DownstreamEnd,
-                configured: Some(&*self.flow),
-                ..LogContext::new(info, &self.shared.connection)
-            };
+            let fields = (self.response.as_ref(), self.trailers.as_ref());
+            let context = context(info, &self.shared, &self.flow, kept.as_ref(), fields);
             if self.meter.is_none() {
                 config.logs().iter().for_each(|log| log.log(&context));
             }

@@ -91,6 +91,20 @@ fn findings(at: &str) -> String {
 
 pub const CART: &str = "outbound|80||cart.shop.svc.cluster.local";
 
+/// A trial of cart's second version.
+pub const TRIAL: &str = "apiVersion: weft.dev/v1alpha1
+kind: TrafficManagement
+metadata: {name: trial, namespace: shop}
+spec:
+  canaryDeployment:
+    service: cart
+    stableVersion: v1
+    canaryVersion: v2
+    trafficSplit: {stable: 90, canary: 10}
+    successCriteria: {errorRateThreshold: 0.5}
+    rollbackCriteria: {errorRateThreshold: 2}
+";
+
 /// Namespaces, accounts, a node and two pods of a service.
 pub const SHOP: &str = "
 apiVersion: v1

@@ -185,20 +185,7 @@ fn trials_and_quarantines(server: &Server, kubeconfig: &Path, run: &dyn Fn(&[&st
     mesh::established(server);
     server.apply(&mesh::pod("v1"));
     mesh::runs(server, "v1", "10.88.0.1");
-    server.apply(
-        "apiVersion: weft.dev/v1alpha1
-kind: TrafficManagement
-metadata: {name: trial, namespace: shop}
-spec:
-  canaryDeployment:
-    service: cart
-    stableVersion: v1
-    canaryVersion: v2
-    trafficSplit: {stable: 90, canary: 10}
-    successCriteria: {errorRateThreshold: 0.5}
-    rollbackCriteria: {errorRateThreshold: 2}
-",
-    );
+    server.apply(mesh::TRIAL);
     let end = Instant::now() + Duration::from_secs(60);
     let (told, wrong) = loop {
         let (_, told, wrong) = run(&["traffic-status", "--control", "cluster"]);

@@ -158,20 +158,7 @@ fn the_role_grants_what_is_asked_for_and_no_more() {
     assert_eq!(server.get("PeerAuthentication", "shop", "it")["status"]["conditions"][0]["status"], "True");
 
     // A trial begins: its status says so, and an event.
-    server.apply(
-        "apiVersion: weft.dev/v1alpha1
-kind: TrafficManagement
-metadata: {name: trial, namespace: shop}
-spec:
-  canaryDeployment:
-    service: cart
-    stableVersion: v1
-    canaryVersion: v2
-    trafficSplit: {stable: 90, canary: 10}
-    successCriteria: {errorRateThreshold: 0.5}
-    rollbackCriteria: {errorRateThreshold: 2}
-",
-    );
+    server.apply(mesh::TRIAL);
     let mut status = Value::Null;
     control.wait("watching the trial", || {
         status = server.get("TrafficManagement", "shop", "trial")["status"].take();
