@@ -366,3 +366,31 @@ fn what_is_not_honoured_is_refused_with_its_path() {
         {"name": "a", "domains": ["x"], "routes": []}, {"name": "b", "domains": ["X"], "routes": []}]});
     assert!(compile(double).unwrap_err().starts_with("virtual_hosts[1].domains[0]: the domain \"X\""));
 }
+
+#[test]
+fn the_most_specific_level_that_speaks_of_a_filter_has_its_say() {
+    const LEVELS: usize = 4;
+    // Of each filter one level says that it is off, and all above it that it is on.
+    let settings = |level: usize| -> serde_json::Value {
+        let of = |filter: usize| {
+            let kind = "type.googleapis.com/envoy.config.route.v3.FilterConfig";
+            let said = match filter == level {
+                true => json!({"@type": kind, "disabled": true}),
+                false => json!({"@type": kind, "config": {}}),
+            };
+            (format!("f{filter}"), said)
+        };
+        (0..=level).map(of).collect::<serde_json::Map<_, _>>().into()
+    };
+    let weighted = json!([{"name": "a", "weight": 1, "typed_per_filter_config": settings(0)}]);
+    let config = json!({"name": "r", "typed_per_filter_config": settings(3), "virtual_hosts": [
+        {"name": "h", "domains": ["*"], "typed_per_filter_config": settings(2), "routes": [
+            {"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": weighted}},
+             "typed_per_filter_config": settings(1)}]}]});
+    let config = Arc::new(compile(config).unwrap());
+    let matched = Matched::find(&config, &Asked::new(&head("GET", "h", "/", &[]))).unwrap();
+    for filter in 0..LEVELS {
+        assert!(matches!(matched.setting(&format!("f{filter}")), Some(PerFilter::Disabled)), "f{filter}");
+    }
+    assert!(matched.setting("f4").is_none());
+}
