@@ -40,7 +40,7 @@ impl Admin<'_> {
 
 #[test]
 fn the_pages_tell_what_the_proxy_has_and_did() {
-    let world = World::start("127.57.1.1", "delta");
+    let world = World::start("127.47.1.1", "delta");
     let admin = Admin(&world);
     assert_eq!(admin.text("/ready"), "LIVE\n");
     assert_eq!(get(world.at(15021), "/healthz/ready").unwrap().0, 200);
@@ -91,7 +91,7 @@ fn the_pages_tell_what_the_proxy_has_and_did() {
     let info = admin.json("/server_info");
     assert_eq!(info["state"], "LIVE");
     assert!(info["version"].as_str().unwrap().starts_with("weft/"), "{info}");
-    assert_eq!(info["node"]["id"], "sidecar~127.57.1.1~proxy.default~default.svc.cluster.local");
+    assert_eq!(info["node"]["id"], "sidecar~127.47.1.1~proxy.default~default.svc.cluster.local");
     assert_eq!(admin.json("/certs")["certificates"], serde_json::json!([]), "none without TLS");
 
     // A refused version is kept beside the one that serves.
@@ -103,7 +103,7 @@ fn the_pages_tell_what_the_proxy_has_and_did() {
 
 #[test]
 fn what_changes_something_wants_post_and_works() {
-    let mut world = World::start("127.57.2.1", "delta");
+    let mut world = World::start("127.47.2.1", "delta");
     let admin = Admin(&world);
     assert_eq!(admin.page("/logging?level=debug").0, 405);
     assert_eq!(admin.text("/logging"), "active rules: info\n");

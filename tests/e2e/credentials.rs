@@ -267,7 +267,7 @@ fn traffic(
 
 #[test]
 fn credentials_in_openbao_are_replaced_while_requests_flow_and_stay_while_it_is_down() {
-    let (control_ip, gateway) = ("127.63.0.1", "127.63.0.2");
+    let (control_ip, gateway) = ("127.41.0.1", "127.41.0.2");
     let (ours, theirs) = (Issuer::new(), Issuer::new());
     let kv = Kv::default();
     let url = kv.start();
@@ -348,7 +348,7 @@ fn credentials_in_openbao_are_replaced_while_requests_flow_and_stay_while_it_is_
 
 #[test]
 fn credentials_in_files_are_replaced_while_requests_flow() {
-    let (control_ip, gateway) = ("127.63.1.1", "127.63.1.2");
+    let (control_ip, gateway) = ("127.41.1.1", "127.41.1.2");
     let (ours, theirs) = (Issuer::new(), Issuer::new());
     let directory = tempfile::tempdir().unwrap();
     let put = |name: &str, texts: &BTreeMap<&str, String>| {
@@ -395,7 +395,7 @@ fn authorization(api: &Service, path: &str) -> Option<String> {
 
 #[test]
 fn a_secret_goes_with_requests_to_its_hosts_alone_and_is_replaced_while_they_flow() {
-    let (control_ip, gateway) = ("127.63.2.1", "127.63.2.2");
+    let (control_ip, gateway) = ("127.41.2.1", "127.41.2.2");
     let (api, other) = (Service::start("api"), Service::start("other"));
     let kv = Kv::default();
     let url = kv.start();

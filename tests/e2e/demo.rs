@@ -9,7 +9,7 @@ use crate::support::{stderr, stdout, weft_tidy};
 fn the_demo_shows_every_service_with_traffic_and_mutual_tls_and_ends_by_itself() {
     let _alone = alone();
     let temporary = tempfile::tempdir().unwrap();
-    let flags = ["demo", "--loopback", "79", "--rate", "10", "--duration", "4s", "--output", "json"];
+    let flags = ["demo", "--loopback", "109", "--rate", "10", "--duration", "4s", "--output", "json"];
     let output = weft_tidy(temporary.path(), &flags);
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&output);

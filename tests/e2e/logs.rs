@@ -70,7 +70,7 @@ fn texts(list: &Value) -> Value {
 
 #[test]
 fn collectors_get_an_entry_of_each_request_and_connection_and_none_when_they_are_away() {
-    let world = World::new("127.0.71.1");
+    let world = World::new("127.0.75.1");
     assert!(world.ask("/a?b=c").starts_with("HTTP/1.1 200"));
     assert!(world.ask("/gone").starts_with("HTTP/1.1 410"));
     assert_eq!(get(world.at(8081), "/bytes").unwrap().1, "hello");
@@ -144,7 +144,7 @@ fn collectors_get_an_entry_of_each_request_and_connection_and_none_when_they_are
 
 #[test]
 fn files_are_opened_anew_when_they_were_rotated() {
-    let world = World::new("127.0.71.2");
+    let world = World::new("127.0.75.2");
     let rename = |to: &str| {
         let directory = world.directory.path();
         std::fs::rename(directory.join("access.log"), directory.join(to)).unwrap();
@@ -174,7 +174,7 @@ fn files_are_opened_anew_when_they_were_rotated() {
 
 #[test]
 fn what_is_counted_is_pushed_as_it_is_at_the_admin_interface() {
-    let world = World::new("127.0.71.3");
+    let world = World::new("127.0.75.3");
     (0..3).for_each(|_| assert!(world.ask("/a").starts_with("HTTP/1.1 200")));
     // The value of the newest point of a counter of the connection manager.
     let pushed = |name: &str, manager: &str| -> Option<String> {
@@ -204,7 +204,7 @@ fn what_is_counted_is_pushed_as_it_is_at_the_admin_interface() {
 
 #[test]
 fn a_collector_that_refuses_is_told_by_its_status_and_its_words() {
-    let world = World::new("127.0.71.5");
+    let world = World::new("127.0.75.5");
     world.collector.refuse(Some((16, "no%20token")));
     assert!(world.ask("/a").starts_with("HTTP/1.1 200"));
     let (logs, metrics) = ("access_logs.open_telemetry_access_log", "stats_sinks.open_telemetry");
@@ -221,7 +221,7 @@ fn a_collector_that_refuses_is_told_by_its_status_and_its_words() {
 
 #[test]
 fn what_waits_for_collectors_goes_when_the_proxy_ends() {
-    let mut world = World::at_intervals("127.0.71.4", |text| {
+    let mut world = World::at_intervals("127.0.75.4", |text| {
         text.replace("\"0.1s\"", "\"200s\"").replace("\"0.3s\"", "\"200s\"")
     });
     assert!(world.ask("/a").starts_with("HTTP/1.1 200"));

@@ -42,25 +42,25 @@ impl Proxy {
 
 #[test]
 fn without_a_first_configuration_it_is_not_ready() {
-    let proxy = Proxy::start("127.61.1.1", free_address(), &[]);
+    let proxy = Proxy::start("127.50.1.1", free_address(), &[]);
     let words = ["PRE_INITIALIZING", "no clusters from the control plane (no stream)", "no listeners"];
     proxy.is_not_ready_for(&words);
     // Envoy's own page has Envoy's own words.
-    let ready = get("127.61.1.1:15000".parse().unwrap(), "/ready").unwrap();
+    let ready = get("127.50.1.1:15000".parse().unwrap(), "/ready").unwrap();
     assert_eq!(ready, (503, "PRE_INITIALIZING\n".to_owned()));
 }
 
 #[test]
 fn without_listeners_or_while_they_wait_for_their_routes_it_is_not_ready() {
     let (server, backend) = (Management::start(), backend("backend"));
-    let wrong = listener("main", "127.61.2.1", 8080, "").replace("port_value: 8080", "port_value: 80800");
+    let wrong = listener("main", "127.50.2.1", 8080, "").replace("port_value: 8080", "port_value: 80800");
     server.push(&all(&[cluster("backend", backend, ""), wrong]));
-    let proxy = Proxy::start("127.61.2.1", server.address, &[]);
+    let proxy = Proxy::start("127.50.2.1", server.address, &[]);
     proxy.is_not_ready_for(&["no listeners from the control plane (refused, see the log)"]);
 
     let server = Management::start();
-    server.push(&all(&[cluster("backend", backend, ""), listener("main", "127.61.3.1", 8080, "")]));
-    let proxy = Proxy::start("127.61.3.1", server.address, &[]);
+    server.push(&all(&[cluster("backend", backend, ""), listener("main", "127.50.3.1", 8080, "")]));
+    let proxy = Proxy::start("127.50.3.1", server.address, &[]);
     proxy.is_not_ready_for(&["listeners wait for their routes: main"]);
     server.push(&routes(TO_BACKEND));
     proxy.is_ready();
@@ -71,15 +71,15 @@ fn without_its_certificate_it_is_not_ready() {
     let (server, backend) = (Management::start(), backend("backend"));
     server.push(&all(&[
         cluster("backend", backend, ""),
-        listener("main", "127.61.4.1", 8080, ""),
+        listener("main", "127.50.4.1", 8080, ""),
         routes(TO_BACKEND),
     ]));
-    let control = Control::start("127.61.5.1", "");
+    let control = Control::start("127.50.5.1", "");
     let directory = tempfile::tempdir().unwrap();
     let token = directory.path().join("token");
     let (authority, root) = (format!("{}:15012", control.ip), control.root());
     let proxy = Proxy::start(
-        "127.61.4.1",
+        "127.50.4.1",
         server.address,
         &[
             "--ca-address",
@@ -90,7 +90,7 @@ fn without_its_certificate_it_is_not_ready() {
             token.to_str().unwrap(),
         ],
     );
-    eventually("it serves", || get("127.61.4.1:8080".parse().unwrap(), "/").is_ok_and(|a| a.0 == 200));
+    eventually("it serves", || get("127.50.4.1:8080".parse().unwrap(), "/").is_ok_and(|a| a.0 == 200));
     proxy.is_not_ready_for(&["PRE_INITIALIZING: the workload has no certificate", token.to_str().unwrap()]);
     let text = weft_control::ca::token::create(
         &control.state(),
@@ -105,7 +105,7 @@ fn without_its_certificate_it_is_not_ready() {
 #[test]
 fn an_application_is_held_back_until_its_proxy_is_ready() {
     let (server, backend) = (Management::start(), backend("backend"));
-    let url = "http://127.61.6.1:15021/healthz/ready";
+    let url = "http://127.50.6.1:15021/healthz/ready";
     let wait = |seconds: &str| {
         weft(&[
             "wait",
@@ -125,9 +125,9 @@ fn an_application_is_held_back_until_its_proxy_is_ready() {
         !output.status.success() && error.contains("not ready after 1s") && error.contains(url),
         "{error}"
     );
-    let waits_for_routes = listener("main", "127.61.6.1", 8080, "");
+    let waits_for_routes = listener("main", "127.50.6.1", 8080, "");
     server.push(&all(&[cluster("backend", backend, ""), waits_for_routes]));
-    let proxy = Proxy::start("127.61.6.1", server.address, &[]);
+    let proxy = Proxy::start("127.50.6.1", server.address, &[]);
     proxy.is_not_ready_for(&["listeners wait for their routes"]);
     let output = wait("1");
     assert!(
@@ -142,8 +142,8 @@ fn an_application_is_held_back_until_its_proxy_is_ready() {
     server.push(&routes(TO_BACKEND));
     let output = waiting.join().unwrap();
     assert!(output.status.success() && stderr(&output).contains("the proxy is ready"), "{}", stderr(&output));
-    assert_eq!(get("127.61.6.1:8080".parse().unwrap(), "/").unwrap().0, 200);
+    assert_eq!(get("127.50.6.1:8080".parse().unwrap(), "/").unwrap().0, 200);
     assert!(stdout(&output).is_empty());
-    let output = weft(&["wait", "--url", "https://127.61.6.1/"]);
+    let output = weft(&["wait", "--url", "https://127.50.6.1/"]);
     assert!(!output.status.success() && stderr(&output).contains("http://"), "{}", stderr(&output));
 }

@@ -39,10 +39,10 @@ fn echo() -> SocketAddr {
     address
 }
 
-/// A policy that denies whoever comes from 127.54.0.DENIED.
+/// A policy that denies whoever comes from 127.48.0.DENIED.
 fn rules(denied: u8) -> String {
     format!(
-        "{{action: DENY, policies: {{no: {{permissions: [{{any: true}}], principals: [{{direct_remote_ip: {{address_prefix: 127.54.0.{denied}, prefix_len: 32}}}}]}}}}}}"
+        "{{action: DENY, policies: {{no: {{permissions: [{{any: true}}], principals: [{{direct_remote_ip: {{address_prefix: 127.48.0.{denied}, prefix_len: 32}}}}]}}}}}}"
     )
 }
 
@@ -90,7 +90,7 @@ filter_chains:
 /// A connection from an address.
 fn connect(from: u8, to: SocketAddr) -> Option<TcpStream> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 54, 0, from), 0)).into()).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 48, 0, from), 0)).into()).unwrap();
     socket.connect(&to.into()).ok()?;
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -160,7 +160,7 @@ impl Running {
 
 #[test]
 fn what_a_new_policy_denies_is_closed_and_what_it_allows_goes_on() {
-    let running = Running::start("127.54.1.1", &[]);
+    let running = Running::start("127.48.1.1", &[]);
     let (mut kept, mut denied) =
         (connect(1, running.at(8081)).unwrap(), connect(2, running.at(8081)).unwrap());
     let (mut kept_ws, mut denied_ws) =
@@ -184,7 +184,7 @@ fn what_a_new_policy_denies_is_closed_and_what_it_allows_goes_on() {
 
 #[test]
 fn what_a_new_policy_denies_is_let_be_where_that_is_wanted() {
-    let running = Running::start("127.54.2.1", &["--no-recheck"]);
+    let running = Running::start("127.48.2.1", &["--no-recheck"]);
     let (mut tcp, mut ws) = (connect(2, running.at(8081)).unwrap(), connect(2, running.at(8080)).unwrap());
     assert!(speaks(&mut tcp, "before") && open(&mut ws) && speaks(&mut ws, "before"));
     running.deny(2);

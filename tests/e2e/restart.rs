@@ -253,7 +253,7 @@ fn alone_with(ip: &str, state: &Path) -> Logged {
 fn a_start_from_the_state_is_quick() {
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path().join("state");
-    let mut world = World::start_with("127.62.1.1", &["--state-dir", state.to_str().unwrap()]);
+    let mut world = World::start_with("127.42.1.1", &["--state-dir", state.to_str().unwrap()]);
     eventually("the configuration is kept", || state.join("configuration").exists());
     world.proxy.kill();
     let began = Instant::now();
@@ -274,7 +274,7 @@ fn a_state_that_cannot_be_used_is_said_and_is_no_reason_not_to_start() {
     let state = directory.path().join("state");
     let file = state.join("configuration");
     let flags = ["--state-dir", state.to_str().unwrap()];
-    let mut world = World::start_with("127.62.2.1", &flags);
+    let mut world = World::start_with("127.42.2.1", &flags);
     eventually("the configuration is kept", || file.exists());
     world.proxy.kill();
     let good = std::fs::read(&file).unwrap();
@@ -294,8 +294,8 @@ fn a_state_that_cannot_be_used_is_said_and_is_no_reason_not_to_start() {
     }
     // Of another workload; a directory in its place; nothing at all.
     std::fs::write(&file, &good).unwrap();
-    let other = alone_with("127.62.3.1", &state);
-    other.says(&["the stored configuration is not used", "127.62.2.1", "127.62.3.1"]);
+    let other = alone_with("127.42.3.1", &state);
+    other.says(&["the stored configuration is not used", "127.42.2.1", "127.42.3.1"]);
     drop(other);
     std::fs::remove_file(&file).unwrap();
     std::fs::create_dir(&file).unwrap();
@@ -306,7 +306,7 @@ fn a_state_that_cannot_be_used_is_said_and_is_no_reason_not_to_start() {
 
     // And with a control plane everything is as ever, and kept again.
     std::fs::write(&file, &cut).unwrap();
-    let mut world = World::start_with("127.62.2.1", &flags);
+    let mut world = World::start_with("127.42.2.1", &flags);
     eventually("the configuration is kept again", || {
         std::fs::read(&file).is_ok_and(|now| now.len() > cut.len() && now != good)
     });

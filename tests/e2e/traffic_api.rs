@@ -141,7 +141,7 @@ fn faults_delay_and_abort_what_they_match() {
     - route: [{destination: {host: a.com}}]
 ";
     let mesh =
-        Mesh::start("127.58.1.1", "127.58.1.2", &(entry("a", &[(&a, "r/z")]) + &virtual_service(rules)));
+        Mesh::start("127.49.1.1", "127.49.1.2", &(entry("a", &[(&a, "r/z")]) + &virtual_service(rules)));
     let before = Instant::now();
     assert_eq!(mesh.get("/slow", ""), (200, "a".to_owned()));
     assert!(before.elapsed() >= Duration::from_millis(400), "{:?}", before.elapsed());
@@ -161,7 +161,7 @@ fn a_mirror_gets_a_copy_and_its_answer_counts_for_nothing() {
     - route: [{destination: {host: a.com}}]
 ";
     let yaml = entry("a", &[(&a, "r/z")]) + &entry("b", &[(&b, "r/z")]) + &virtual_service(rules);
-    let mesh = Mesh::start("127.58.2.1", "127.58.2.2", &yaml);
+    let mesh = Mesh::start("127.49.2.1", "127.49.2.2", &yaml);
     assert_eq!(mesh.get("/only", ""), (200, "a".to_owned()));
     assert_eq!(mesh.get("/copied?x=1", "x-mine: 7\r\n"), (200, "a".to_owned()));
     eventually("the copy arrives", || !b.heads().is_empty());
@@ -179,7 +179,7 @@ fn a_preflight_request_is_answered_by_the_proxy() {
       route: [{destination: {host: a.com}}]
 ";
     let mesh =
-        Mesh::start("127.58.3.1", "127.58.3.2", &(entry("a", &[(&a, "r/z")]) + &virtual_service(rules)));
+        Mesh::start("127.49.3.1", "127.49.3.2", &(entry("a", &[(&a, "r/z")]) + &virtual_service(rules)));
     let asked = "origin: https://shop.example\r\naccess-control-request-method: PUT\r\n";
     let (head, _) = mesh.send("OPTIONS", "/x", asked).unwrap();
     for line in [
@@ -205,7 +205,7 @@ fn requests_that_are_alike_go_to_the_same_endpoint() {
     let services = ["one", "two", "three"].map(Service::start);
     let places: Vec<(&Service, &str)> = services.iter().map(|s| (s, "r/z")).collect();
     let rule = destination_rule("{loadBalancer: {consistentHash: {httpHeaderName: x-user}}}");
-    let mesh = Mesh::start("127.58.4.1", "127.58.4.2", &(entry("a", &places) + &rule));
+    let mesh = Mesh::start("127.49.4.1", "127.49.4.2", &(entry("a", &places) + &rule));
     let of = |user: u32| mesh.get("/", &format!("x-user: u{user}\r\n")).1;
     let homes: Vec<String> = (0..30).map(of).collect();
     for round in 0..3 {
@@ -223,7 +223,7 @@ fn a_cookie_is_made_and_sticks() {
     let rule = destination_rule(
         "{loadBalancer: {consistentHash: {httpCookie: {name: home, path: /, ttl: 60s, attributes: [{name: SameSite, value: Lax}]}, maglev: {}}}}",
     );
-    let mesh = Mesh::start("127.58.5.1", "127.58.5.2", &(entry("a", &places) + &rule));
+    let mesh = Mesh::start("127.49.5.1", "127.49.5.2", &(entry("a", &places) + &rule));
     let (head, home) = mesh.send("GET", "/", "").unwrap();
     let cookie =
         head.lines().find_map(|l| l.strip_prefix("set-cookie: ")).unwrap_or_else(|| panic!("{head}"));
@@ -243,7 +243,7 @@ fn traffic_stays_near_until_what_is_near_fails() {
         "{outlierDetection: {consecutive5xxErrors: 3, interval: 1s, baseEjectionTime: 60s, maxEjectionPercent: 100}}",
     );
     let mesh =
-        Mesh::start("127.58.6.1", "127.58.6.2", &(entry("a", &[(&far, "q/z"), (&near, "r/z")]) + &rule));
+        Mesh::start("127.49.6.1", "127.49.6.2", &(entry("a", &[(&far, "q/z"), (&near, "r/z")]) + &rule));
     for _ in 0..20 {
         assert_eq!(mesh.get("/", "").1, "near");
     }
@@ -262,8 +262,8 @@ fn localities_share_traffic_as_the_rule_says() {
         "{loadBalancer: {localityLbSetting: {distribute: [{from: 'r/*', to: {r/z: 70, q/z: 30}}]}}}",
     );
     let mesh = Mesh::start(
-        "127.58.7.1",
-        "127.58.7.2",
+        "127.49.7.1",
+        "127.49.7.2",
         &(entry("a", &[(near, "r/z"), (far, "q/z"), (never, "p/z")]) + &rule),
     );
     let mut counts = std::collections::BTreeMap::<String, u32>::new();
@@ -297,7 +297,7 @@ spec:
 ---
 ";
     let yaml = entry("a", &[(&a, "r/z")]) + &entry("b", &[(&b, "r/z")]) + &virtual_service(rules) + delegate;
-    let mesh = Mesh::start("127.58.8.1", "127.58.8.2", &yaml);
+    let mesh = Mesh::start("127.49.8.1", "127.49.8.2", &yaml);
     assert_eq!(mesh.get("/team/b", "x-v: 1\r\n"), (200, "b".to_owned()));
     assert!(b.heads()[0].starts_with("GET / "), "{:?}", b.heads());
     assert_eq!(mesh.get("/team", "x-v: 1\r\n"), (201, "team".to_owned()));

@@ -201,13 +201,13 @@ fn wrong_configuration_is_refused_with_file_line_and_field() {
 
 #[test]
 fn annotations_that_cannot_be_followed_are_refused() {
-    let pair = Pair::new(75);
+    let pair = Pair::new(105);
     pair.write("back.yaml", &workload("back", 11, "\"weft 'app\""));
-    let error = refused(&pair, "75");
+    let error = refused(&pair, "105");
     assert!(error.contains("weft.dev/command") && error.contains("not closed"), "{error}");
     let config = "weft app\n    proxy.istio.io/config: 'tracing: {}'";
     pair.write("back.yaml", &workload("back", 11, config));
-    let error = refused(&pair, "75");
+    let error = refused(&pair, "105");
     assert!(error.contains("proxy.istio.io/config") && error.contains("tracing"), "{error}");
 }
 

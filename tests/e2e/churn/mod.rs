@@ -22,12 +22,12 @@ const PER_SECOND: u32 = 100;
 
 #[test]
 fn changes_cost_no_request_and_no_connection_by_deltas() {
-    churn("127.57.1.1", "delta");
+    churn("127.44.1.1", "delta");
 }
 
 #[test]
 fn changes_cost_no_request_and_no_connection_by_whole_states() {
-    churn("127.57.1.2", "sotw");
+    churn("127.44.1.2", "sotw");
 }
 
 fn churn(ip: &'static str, mode: &str) {

@@ -1,6 +1,8 @@
 //! A small mesh: two workloads, the first of which calls the second.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use weft::up::{Mesh, Options};
@@ -72,8 +74,11 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// On 127.N.X.Y.
+    /// On 127.N.X.Y, which is this one's for good: another test there would only fail when both run at the same time.
     pub fn new(loopback: u8) -> Self {
+        static GIVEN: Mutex<BTreeSet<u8>> = Mutex::new(BTreeSet::new());
+        let first = GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(loopback);
+        assert!(first, "127.{loopback}.0.0 is already another test's: take another number");
         let pair = Self { temporary: tempfile::tempdir().unwrap(), loopback };
         std::fs::create_dir(pair.dir()).unwrap();
         pair.write("mesh.yaml", SHARED);

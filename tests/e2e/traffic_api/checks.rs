@@ -37,7 +37,7 @@ fn an_endpoint_that_fails_its_check_gets_no_requests() {
     let both = entry("a", &[(&a, "r/z"), (&b, "r/z")]);
     let http =
         "http: {path: /healthz, host: probe.example, headers: {x-probe: 'yes'}, expectedStatuses: [200-299]}";
-    let mesh = Mesh::start("127.58.13.1", "127.58.13.2", &(both.clone() + &check(http)));
+    let mesh = Mesh::start("127.49.13.1", "127.49.13.2", &(both.clone() + &check(http)));
     assert_eq!(who(&mesh, 20), ["a"]);
     assert_eq!(came(&b, "/") + came(&b, "/ready"), 0, "{:#?}", b.heads());
     let head = b.heads().pop().unwrap().to_lowercase();
@@ -63,7 +63,7 @@ fn a_connection_and_what_it_says_may_be_the_check() {
     b.status.store(201, Ordering::Relaxed);
     let both = entry("a", &[(&a, "r/z"), (&b, "r/z")]);
     let tcp = r#"tcp: {send: "GET /tcp HTTP/1.1\r\n\r\n", receive: ["HTTP/1.1 200", "content-length"]}"#;
-    let mesh = Mesh::start("127.58.14.1", "127.58.14.2", &(both.clone() + &check(tcp)));
+    let mesh = Mesh::start("127.49.14.1", "127.49.14.2", &(both.clone() + &check(tcp)));
     assert_eq!(who(&mesh, 20), ["a"]);
     assert!(came(&b, "/tcp") > 0);
     // A connection alone is enough where nothing is said.
@@ -73,7 +73,7 @@ fn a_connection_and_what_it_says_may_be_the_check() {
 
 #[test]
 fn checks_go_by_mutual_tls_where_requests_do() {
-    let pair = Pair::new(88);
+    let pair = Pair::new(80);
     let check = |expected: u16| {
         format!(
             "{{apiVersion: weft.dev/v1alpha1, kind: HealthCheck, metadata: {{name: back, namespace: pair}}, spec: {{host: back, \

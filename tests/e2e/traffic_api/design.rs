@@ -219,7 +219,7 @@ fn stat(mesh: &Mesh, subset: &str, name: &str) -> u64 {
 fn every_name_of_the_service_is_the_service_and_the_canary_is_asked_for_by_exactly_true() {
     let (stable, canary) = (ok("stable"), ok("canary"));
     let yaml = service(&[(&stable, "stable"), (&canary, "canary")]) + &rules(RETRIES) + &subsets("");
-    let mesh = Mesh::start("127.58.20.1", "127.58.20.2", &yaml);
+    let mesh = Mesh::start("127.49.20.1", "127.49.20.2", &yaml);
     for name in
         ["user-service", "user-service.shop", "user-service.shop.svc", "user-service.shop.svc.cluster.local"]
     {
@@ -253,7 +253,7 @@ fn three_retries_are_four_tries_at_different_instances() {
     let all = ["a", "b", "c", "d"].map(|name| Instance::start(name, |_| Act::Answer(500)));
     let places: Vec<_> = all.iter().map(|i| (i, "stable")).collect();
     let yaml = service(&places) + &rules(RETRIES) + &subsets("");
-    let mesh = Mesh::start("127.58.21.1", "127.58.21.2", &yaml);
+    let mesh = Mesh::start("127.49.21.1", "127.49.21.2", &yaml);
     let before: Vec<_> = all.iter().map(Instance::hits).collect();
     let answer = ask(&mesh, "");
     assert_eq!(status(&answer), "500");
@@ -274,7 +274,7 @@ fn a_try_has_ten_seconds_and_the_request_thirty() {
         + first
         + &second.replace(RETRIES, once)
         + &subsets("");
-    let mesh = Mesh::start("127.58.22.1", "127.58.22.2", &yaml);
+    let mesh = Mesh::start("127.49.22.1", "127.49.22.2", &yaml);
     scope(|s| {
         let timed = |headers: &'static str| {
             let mesh = &mesh;
@@ -311,7 +311,7 @@ fn what_breaks_before_the_answer_is_tried_again_and_what_breaks_after_is_not() {
     let reset = Instance::start("resets", |n| if n == 0 { Act::Reset } else { Act::Answer(200) });
     let broken = Instance::start("breaks", |_| Act::Break);
     let yaml = service(&[(&reset, "stable"), (&broken, "canary")]) + &rules(RETRIES) + &subsets("");
-    let mesh = Mesh::start("127.58.23.1", "127.58.23.2", &yaml);
+    let mesh = Mesh::start("127.49.23.1", "127.49.23.2", &yaml);
     let answer = ask(&mesh, "");
     assert_eq!((status(&answer), answer.1.as_str(), reset.hits()), ("200", "resets", 2));
     let answer = ask(&mesh, "canary: true\r\n");
@@ -324,7 +324,7 @@ const LIMITS: &str = "{connectionPool: {tcp: {maxConnections: 100}, http: {http1
 fn a_hundred_connections_and_fifty_waiting_requests_are_the_most() {
     let silent = Instance::start("silent", |_| Act::Hold);
     let yaml = service(&[(&silent, "stable")]) + &rules("{attempts: 0}") + &subsets(LIMITS);
-    let mesh = Mesh::start("127.58.24.1", "127.58.24.2", &yaml);
+    let mesh = Mesh::start("127.49.24.1", "127.49.24.2", &yaml);
     let send = || {
         let mut stream = TcpStream::connect(mesh.at).unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: user-service\r\n\r\n").unwrap();
@@ -352,7 +352,7 @@ fn a_connection_serves_ten_requests_and_three_retries_are_the_most_at_once() {
     let busy = ok("busy");
     let failing = Instance::start("fails", |n| if n < 4 { Act::Answer(500) } else { Act::Hold });
     let yaml = service(&[(&busy, "stable"), (&failing, "canary")]) + &rules(RETRIES) + &subsets(LIMITS);
-    let mesh = Mesh::start("127.58.25.1", "127.58.25.2", &yaml);
+    let mesh = Mesh::start("127.49.25.1", "127.49.25.2", &yaml);
     for _ in 0..25 {
         assert_eq!(ask(&mesh, "").1, "busy");
     }
@@ -393,7 +393,7 @@ fn five_gateway_errors_eject_and_too_few_healthy_are_as_good_as_all() {
     );
     let places = [(&bad, "stable"), (&good, "stable"), (&other, "stable")];
     let yaml = service(&places) + &rules("{attempts: 0}") + &rule;
-    let mesh = Mesh::start("127.58.26.1", "127.58.26.2", &yaml);
+    let mesh = Mesh::start("127.49.26.1", "127.49.26.2", &yaml);
     // An error that is none of a gateway's does not count.
     for _ in 0..30 {
         ask(&mesh, "");
@@ -432,7 +432,7 @@ fn instances_get_their_shares() {
             + &rules("{attempts: 0}")
             + &subsets(&format!("{{loadBalancer: {{simple: {simple}}}}}"))
     };
-    let mesh = Mesh::start("127.58.27.1", "127.58.27.2", &with("ROUND_ROBIN"));
+    let mesh = Mesh::start("127.49.27.1", "127.49.27.2", &with("ROUND_ROBIN"));
     let shares = |count: usize| -> Vec<usize> {
         let before: Vec<_> = all.iter().map(Instance::hits).collect();
         (0..count).for_each(|_| drop(ask(&mesh, "")));
@@ -468,7 +468,7 @@ fn a_host_that_answers_nothing_is_given_up_after_ten_seconds_and_another_is_trie
         .replace("version: stable}}", "version: stable, also: canary}}")
         .replace("{app: user-service, version: canary}", "{app: user-service, version: canary, also: canary}")
         .replace("labels: {version: canary}", "labels: {also: canary}");
-    let mesh = Mesh::start("127.58.28.1", "127.58.28.2", &yaml);
+    let mesh = Mesh::start("127.49.28.1", "127.49.28.2", &yaml);
     scope(|s| {
         let timed = |headers: &'static str| {
             let mesh = &mesh;
@@ -509,7 +509,7 @@ spec:
     - fault: {abort: {percentage: {value: 100}, httpStatus: 500}}
       route: [{destination: {host: user-service}}]
 ";
-    let mesh = Mesh::start("127.58.29.1", "127.58.29.2", &(service(&[(&a, "stable")]) + rules));
+    let mesh = Mesh::start("127.49.29.1", "127.49.29.2", &(service(&[(&a, "stable")]) + rules));
     let answer = ask(&mesh, "");
     assert_eq!((status(&answer), answer.1.as_str()), ("500", "fault filter abort"));
     mesh.proxy.says(&["\"GET / HTTP/1.1\" 500 FI"]);

@@ -56,7 +56,7 @@ spec:
 #[test]
 fn a_connection_that_nobody_uses_ends_after_the_time_that_was_said() {
     let (port, open) = service(None);
-    let mesh = mesh("127.58.44.1", "127.58.44.2", port);
+    let mesh = mesh("127.49.44.1", "127.49.44.2", port);
     assert_eq!(mesh.get("/", "").0, 200);
     let before = Instant::now();
     eventually("it is closed", || open.load(Ordering::Relaxed) == 0);
@@ -66,7 +66,7 @@ fn a_connection_that_nobody_uses_ends_after_the_time_that_was_said() {
 #[test]
 fn no_request_is_lost_to_a_service_that_gives_connections_up_at_the_same_time() {
     let (port, _) = service(Some(IDLE));
-    let mesh = mesh("127.58.44.3", "127.58.44.4", port);
+    let mesh = mesh("127.49.44.3", "127.49.44.4", port);
     let lost: Vec<_> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..12_u32)
             .map(|client| {

@@ -52,16 +52,16 @@ fn a_gateway_that_loses_half_of_its_endpoints_loses_no_request() {
         "{outlierDetection: {consecutive5xxErrors: 2, interval: 100ms, baseEjectionTime: 300ms, maxEjectionPercent: 50}}",
     );
     let control = Control::start(
-        "127.58.40.1",
+        "127.49.40.1",
         &(edge("shop", "ingressgateway", server, "a.com", rules) + &at_ports(&ports) + &outlier),
     );
     let _gateway = Logged::proxy(
         control.ip,
-        "127.58.40.2",
+        "127.49.40.2",
         "shop",
         &["--role", "gateway", "--label", "istio=ingressgateway"],
     );
-    let at: SocketAddr = "127.58.40.2:8080".parse().unwrap();
+    let at: SocketAddr = "127.49.40.2:8080".parse().unwrap();
     let ask = || {
         let (head, body) = exchange(at, "GET / HTTP/1.1\r\nhost: a.com\r\nconnection: close\r\n\r\n")?;
         Ok::<_, std::io::Error>((head.get(9..12).unwrap_or_default().to_owned(), body))
@@ -120,7 +120,7 @@ fn where_all_of_a_zone_is_down_a_retry_stays_there_or_goes_on_as_the_rule_says()
     // One of two near ones is down: a retry finds the other one, and none goes far.
     let half = at_ports(&[(first, "r/z"), (near.port, "r/z"), (far.port, "q/z")]);
     let none = at_ports(&[(first, "r/z"), (second, "r/z"), (far.port, "q/z")]);
-    let mesh = Mesh::start("127.58.41.1", "127.58.41.2", &(half + &outlier + &retries(false)));
+    let mesh = Mesh::start("127.49.41.1", "127.49.41.2", &(half + &outlier + &retries(false)));
     for _ in 0..20 {
         assert_eq!(mesh.get("/", ""), (200, "near".to_owned()));
     }
@@ -144,7 +144,7 @@ fn one_that_returned_gets_ever_more_until_it_has_its_share() {
         "{loadBalancer: {simple: ROUND_ROBIN}, outlierDetection: {consecutive5xxErrors: 1, interval: 100ms, baseEjectionTime: 500ms, maxEjectionPercent: 100}}",
     )
     .replace("namespace: shop}", "namespace: shop, annotations: {weft.dev/return-window: 6s}}");
-    let mesh = Mesh::start("127.58.42.1", "127.58.42.2", &(entry("a", &[(&a, "r/z"), (&b, "r/z")]) + &rule));
+    let mesh = Mesh::start("127.49.42.1", "127.49.42.2", &(entry("a", &[(&a, "r/z"), (&b, "r/z")]) + &rule));
     let of_a = |count: usize| (0..count).filter(|_| mesh.get("/", "") == (200, "a".to_owned())).count();
     let circuit = || {
         let page = http::get(SocketAddr::new(mesh.at.ip(), 15000), "/clusters").unwrap().1;
@@ -175,8 +175,8 @@ fn when_everything_fails_retries_stay_within_their_budget() {
     let rules = "    - retries: {attempts: 3, retryOn: 5xx}\n      route: [{destination: {host: a.com}}]\n";
     let budget = destination_rule("{retryBudget: {percent: {value: 20}, minRetryConcurrency: 1}}");
     let mesh = Mesh::start(
-        "127.58.43.1",
-        "127.58.43.2",
+        "127.49.43.1",
+        "127.49.43.2",
         &(entry("a", &[(&a, "r/z")]) + &with_ready(rules) + &budget),
     );
     a.status.store(500, Ordering::Relaxed);

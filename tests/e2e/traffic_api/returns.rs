@@ -112,7 +112,7 @@ fn while_an_endpoint_returns_its_share_grows_and_requests_are_no_slower_than_bef
         "---\n",
         &format!("    - {{address: 127.0.0.1, ports: {{http: {port}}}, locality: r/z}}\n---\n"),
     );
-    let mesh = Mesh::start("127.58.46.1", "127.58.46.2", &(endpoints + &rule));
+    let mesh = Mesh::start("127.49.46.1", "127.49.46.2", &(endpoints + &rule));
     let circuit = || {
         let page = http::get(SocketAddr::new(mesh.at.ip(), 15000), "/clusters").unwrap().1;
         let place = format!("127.0.0.1:{port}::circuit_breaker_status::");

@@ -101,7 +101,7 @@ fn of_new(mesh: &Mesh, count: usize) -> usize {
 fn a_version_that_does_well_gets_more_and_then_everything() {
     let (old, new) = (Service::start("old"), Service::start("new"));
     let yaml = versions(&old, &new) + &trial(20, "steps: [60]", 1.0, 2.0, "1500ms");
-    let mesh = Mesh::start("127.58.15.1", "127.58.15.2", &yaml);
+    let mesh = Mesh::start("127.49.15.1", "127.49.15.2", &yaml);
     let at_first = of_new(&mesh, 100);
     assert!((5..40).contains(&at_first), "{at_first} of 100 at 20 %");
     let load = Load::start(mesh.at, |_| {});
@@ -121,7 +121,7 @@ fn a_version_that_does_well_gets_more_and_then_everything() {
 fn a_version_that_fails_gets_nothing_within_five_seconds_and_after_a_restart() {
     let (old, new) = (Service::start("old"), Service::start("new"));
     let yaml = versions(&old, &new) + &trial(50, "", 0.5, 2.0, "300s");
-    let mut mesh = Mesh::start("127.58.16.1", "127.58.16.2", &yaml);
+    let mut mesh = Mesh::start("127.49.16.1", "127.49.16.2", &yaml);
     let load = Load::start(mesh.at, |_| {});
     eventually("it was good for a while", || page(&mesh)["period"]["requests"].as_u64() > Some(100));
     assert_eq!(page(&mesh)["phase"], "Progressing");
@@ -148,7 +148,7 @@ fn a_version_that_fails_gets_nothing_within_five_seconds_and_after_a_restart() {
 fn a_client_stays_with_its_version_and_the_rest_have_theirs_by_chance() {
     let (old, new) = (Service::start("old"), Service::start("new"));
     let yaml = versions(&old, &new) + &trial(50, "sticky_by: {http_header_name: x-user}", 1.0, 2.0, "300s");
-    let mesh = Mesh::start("127.58.19.1", "127.58.19.2", &yaml);
+    let mesh = Mesh::start("127.49.19.1", "127.49.19.2", &yaml);
     let of = |user: usize| {
         let answers: BTreeSet<String> =
             (0..8).map(|_| mesh.get("/", &format!("x-user: user-{user}\r\n")).1).collect();
@@ -166,7 +166,7 @@ fn a_client_stays_with_its_version_and_the_rest_have_theirs_by_chance() {
 fn between_the_thresholds_a_version_is_held() {
     let (old, new) = (Service::start("old"), Service::start("new"));
     let yaml = versions(&old, &new) + &trial(50, "", 1.0, 90.0, "1500ms");
-    let mesh = Mesh::start("127.58.17.1", "127.58.17.2", &yaml);
+    let mesh = Mesh::start("127.49.17.1", "127.49.17.2", &yaml);
     let (status, fails) = (new.status.clone(), Arc::new(AtomicBool::new(true)));
     let failing = fails.clone();
     // A quarter of its answers.
@@ -197,7 +197,7 @@ spec: {circuit_breaker_status: {service: a.com}}
     let rule = destination_rule(
         "{loadBalancer: {simple: ROUND_ROBIN}, outlierDetection: {consecutive5xxErrors: 3, interval: 500ms, baseEjectionTime: 2s, maxEjectionPercent: 50}}",
     );
-    let mesh = Mesh::start("127.58.18.1", "127.58.18.2", &(versions(&old, &new) + circuit + &rule));
+    let mesh = Mesh::start("127.49.18.1", "127.49.18.2", &(versions(&old, &new) + circuit + &rule));
     let told = || {
         let page: Value = serde_json::from_str(&mesh.control.page("/debug/trafficz")).unwrap();
         page["circuitBreakers"][0].clone()
@@ -210,7 +210,7 @@ spec: {circuit_breaker_status: {service: a.com}}
     let open = told();
     assert!(open["nextRetryTime"].is_string() && open["lastFailureTime"].is_string(), "{open:#}");
     eventually("all failures are counted", || told()["failureCount"].as_u64() == Some(failed as u64));
-    assert_eq!(open["proxies"][0]["address"], "127.58.18.2", "{open:#}");
+    assert_eq!(open["proxies"][0]["address"], "127.49.18.2", "{open:#}");
     let said = stdout(&weft(&["traffic-status", "--control", mesh.control.ip]));
     assert!(said.contains("a.com") && said.contains("all 1"), "{said}");
     new.status.store(200, Ordering::Relaxed);

@@ -14,11 +14,11 @@ fn stat(mesh: &Mesh, name: &str) -> u64 {
 fn an_upstream_hears_of_the_client_first() {
     let a = Service::start("a");
     let yaml = entry("a", &[(&a, "r/z")]) + &destination_rule("{proxyProtocol: {version: V1}}");
-    let mesh = Mesh::start("127.58.9.1", "127.58.9.2", &yaml);
+    let mesh = Mesh::start("127.49.9.1", "127.49.9.2", &yaml);
     assert_eq!(mesh.get("/", ""), (200, "a".to_owned()));
     let heads = a.heads();
     let first = heads.last().unwrap().lines().next().unwrap().to_owned();
-    assert!(first.starts_with("PROXY TCP4 127.0.0.1 127.58.9.2 ") && first.ends_with(" 8080"), "{first:?}");
+    assert!(first.starts_with("PROXY TCP4 127.0.0.1 127.49.9.2 ") && first.ends_with(" 8080"), "{first:?}");
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn a_new_endpoint_warms_up() {
     let rule =
         destination_rule("{loadBalancer: {simple: ROUND_ROBIN, warmup: {duration: 3s, minimumPercent: 10}}}");
     let started = Instant::now();
-    let mesh = Mesh::start("127.58.10.1", "127.58.10.2", &(entry("a", &[(&old, "r/z")]) + &rule));
+    let mesh = Mesh::start("127.49.10.1", "127.49.10.2", &(entry("a", &[(&old, "r/z")]) + &rule));
     let of_new = |count: usize| (0..count).filter(|_| mesh.get("/", "").1 == "new").count();
     assert_eq!(of_new(20), 0);
     // The endpoint that was there first is warm by then.
@@ -48,7 +48,7 @@ fn a_routes_requests_are_counted_apart() {
     - route: [{destination: {host: a.com}}]
 ";
     let mesh =
-        Mesh::start("127.58.11.1", "127.58.11.2", &(entry("a", &[(&a, "r/z")]) + &virtual_service(rules)));
+        Mesh::start("127.49.11.1", "127.49.11.2", &(entry("a", &[(&a, "r/z")]) + &virtual_service(rules)));
     for path in ["/first", "/first/2", "/other"] {
         assert_eq!(mesh.get(path, "").0, 200);
     }
@@ -63,7 +63,7 @@ fn an_endpoint_that_returns_is_on_probation() {
     );
     let rule =
         rule.replace("namespace: shop}", "namespace: shop, annotations: {weft.dev/return-window: 600s}}");
-    let mesh = Mesh::start("127.58.12.1", "127.58.12.2", &(entry("a", &[(&a, "r/z"), (&b, "r/z")]) + &rule));
+    let mesh = Mesh::start("127.49.12.1", "127.49.12.2", &(entry("a", &[(&a, "r/z"), (&b, "r/z")]) + &rule));
     let circuit = || {
         let page = http::get(SocketAddr::new(mesh.at.ip(), 15000), "/clusters").unwrap().1;
         let place = format!("127.0.0.1:{}::circuit_breaker_status::", a.port);

@@ -2,9 +2,11 @@
 //!
 //! There are no controllers and no kubelets: what those would write (EndpointSlices, the status of pods), a test writes.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -33,8 +35,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts both at this address, and waits until the API server is ready.
+    /// Starts both at this address, and waits until the API server is ready. The address is this server's for good:
+    /// another test's at the same place would only fail when both run at the same time.
     pub fn start(address: &str) -> Self {
+        static GIVEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        let first = GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned());
+        assert!(first, "{address} is already another test's: take another address");
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path();
         let certificates = Certificates::make(at, address);

@@ -12,9 +12,9 @@ use super::Server;
 use super::mesh;
 use crate::programs::{Process, until, weft_proxy};
 
-const CLIENT: &str = "127.36.6.10";
+const CLIENT: &str = "127.36.16.10";
 const CONTROLS: [(&str, &str); 3] =
-    [("first", "127.36.6.2"), ("second", "127.36.6.3"), ("third", "127.36.6.4")];
+    [("first", "127.36.16.2"), ("second", "127.36.16.3"), ("third", "127.36.16.4")];
 
 /// A version of a service: it answers 500 to one request of so many, and 200 to the rest; 0: to none.
 struct Version {
@@ -142,7 +142,7 @@ fn leader(server: &Server) -> String {
 
 #[test]
 fn trials_are_promoted_held_and_rolled_back_by_whoever_leads() {
-    let server = Server::start("127.36.6.1");
+    let server = Server::start("127.36.16.1");
     server.apply(mesh::SHOP);
     server.kubectl(&["apply", "-f", &mesh::crds()]);
     mesh::established(&server);
@@ -169,7 +169,7 @@ fn trials_are_promoted_held_and_rolled_back_by_whoever_leads() {
     assert_eq!(leader(&server), "first");
     // It follows one that only hears of what is decided.
     let mut command = weft_proxy();
-    command.args(["--xds-address", "127.36.6.4:15010", "--xds-plaintext", "--namespace", "shop"]);
+    command.args(["--xds-address", "127.36.16.4:15010", "--xds-plaintext", "--namespace", "shop"]);
     command.args(["--ip", CLIENT, "--admin-address", &format!("{CLIENT}:15000")]);
     command.args(["--interception-mode", "NONE", "--concurrency", "1"]);
     let mut proxy = Process::start("proxy", &mut command, server.directory());

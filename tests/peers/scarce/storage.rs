@@ -39,7 +39,7 @@ impl Drop for Disk {
     }
 }
 
-const IP: &str = "127.37.6.1";
+const IP: &str = "127.37.7.1";
 
 struct Plane {
     directory: tempfile::TempDir,

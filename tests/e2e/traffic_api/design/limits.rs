@@ -26,7 +26,7 @@ fn what_changes_something_is_sent_again_only_where_nothing_was_done() {
         Act::Answer(if failed.is_ok() { 500 } else { 200 })
     });
     let alone = service(&[(&fails, "stable")]) + &rules(RETRIES) + &subsets("");
-    let mesh = Mesh::start("127.58.30.1", "127.58.30.2", &alone);
+    let mesh = Mesh::start("127.49.30.1", "127.49.30.2", &alone);
     // The first try is answered with 500, the second would be with 200.
     let once_more = |method: &str, headers: &str| {
         failures.store(1, Ordering::Relaxed);
@@ -100,7 +100,7 @@ fn a_stream_that_was_refused_is_sent_again_whatever_its_method() {
     });
     let refuses = Instance { name: "refuses", at, asked: Arc::default() };
     let yaml = service_of_http2(&refuses) + &rules("{attempts: 3, retryOn: refused-stream}") + &subsets("");
-    let mesh = Mesh::start("127.58.34.1", "127.58.34.2", &yaml);
+    let mesh = Mesh::start("127.49.34.1", "127.49.34.2", &yaml);
     for method in ["GET", "POST"] {
         let before = asked.load(Ordering::Relaxed);
         assert_eq!(tried(&mesh, &[], method, "").0, "200", "{method}");
@@ -116,7 +116,7 @@ fn of_a_hundred_and_one_streams_at_once_one_is_refused() {
     let yaml = service_of_http2(&holder)
         + &rules("{attempts: 0}")
         + &subsets("{connectionPool: {http: {http2MaxRequests: 100}}}");
-    let mesh = Mesh::start("127.58.31.1", "127.58.31.2", &yaml);
+    let mesh = Mesh::start("127.49.31.1", "127.49.31.2", &yaml);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let request = || ::http::Request::get("http://user-service/").body(()).unwrap();
@@ -169,7 +169,7 @@ spec:
         );
         service(&[(&a, "stable")]) + &fault
     };
-    let mesh = Mesh::start("127.58.32.1", "127.58.32.2", &delayed("100", "5s"));
+    let mesh = Mesh::start("127.49.32.1", "127.49.32.2", &delayed("100", "5s"));
     let began = Instant::now();
     assert_eq!(status(&ask(&mesh, "")), "200");
     assert!(began.elapsed() >= Duration::from_secs(5), "{:?}", began.elapsed());
@@ -251,7 +251,7 @@ fn the_other_side_of_a_silent_connection_is_asked_after_five_minutes_or_as_was_s
     };
     let as_designed = "{connectionPool: {tcp: {tcpKeepalive: {time: 7200s, interval: 75s, probes: 9}}}}";
     let yaml = service(&[(&usual, "stable"), (&design, "canary")]) + &rules(RETRIES) + &rule(as_designed);
-    let mesh = Mesh::start("127.58.33.1", "127.58.33.2", &yaml);
+    let mesh = Mesh::start("127.49.33.1", "127.49.33.2", &yaml);
     assert_eq!((ask(&mesh, "").1.as_str(), ask(&mesh, "canary: true\r\n").1.as_str()), ("usual", "design"));
     for (instance, seconds) in [(&usual, 300.0), (&design, 7200.0)] {
         let timers = keepalive_timers(instance.at);
