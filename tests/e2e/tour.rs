@@ -71,13 +71,13 @@ fn the_proxy_alone_takes_the_example_bootstrap() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("front-proxy.yaml");
     let text = std::fs::read_to_string(house("deploy/standalone/front-proxy.yaml")).unwrap();
-    std::fs::write(&file, text.replace("127.0.0.1", "127.61.1.1")).unwrap();
-    let _app = Logged::weft(&["app", "--listen", "127.61.1.1:18080"]);
+    std::fs::write(&file, text.replace("127.0.0.1", "127.40.1.1")).unwrap();
+    let _app = Logged::weft(&["app", "--listen", "127.40.1.1:18080"]);
     let _proxy = Logged::weft(&["proxy", "-c", file.to_str().unwrap(), "--concurrency", "1"]);
     let answer = || {
-        get(at("127.61.1.1:10000"), "/")
+        get(at("127.40.1.1:10000"), "/")
             .is_ok_and(|(status, body)| status == 200 && body.contains("\"service\""))
     };
     eventually("the application answers", answer);
-    assert_eq!(get(at("127.61.1.1:15000"), "/ready").unwrap(), (200, "LIVE\n".to_owned()));
+    assert_eq!(get(at("127.40.1.1:15000"), "/ready").unwrap(), (200, "LIVE\n".to_owned()));
 }
