@@ -357,15 +357,19 @@ fn refusals(scene: &Scene) {
     assert!(status == 404 && body.contains("there is no /nowhere"), "{status} {body}");
 
     // Who read what, and who was not let in.
-    let page: Value = serde_json::from_str(&scene.control.page("/debug/events")).unwrap();
-    let all = page["events"].as_array().unwrap();
-    let of = |outcome: &str| {
-        all.iter().filter(|e| e["by"] == "inspect" && e["outcome"] == outcome).collect::<Vec<_>>()
+    let told = || -> Vec<Value> {
+        let page: Value = serde_json::from_str(&scene.control.page("/debug/events")).unwrap();
+        page["events"].as_array().unwrap().iter().filter(|e| e["by"] == "inspect").cloned().collect()
     };
+    // What is told is written beside what is answered.
+    eventually("the last page that was asked for is told of", || {
+        told().iter().any(|e| e["operation"] == "GET /(no such page)" && e["outcome"] == "ok")
+    });
+    let all = told();
+    let of = |outcome: &str| all.iter().filter(|e| e["outcome"] == outcome).collect::<Vec<_>>();
     let read = of("ok");
     let tapped = read.iter().find(|e| e["operation"] == "GET /weft/tap").unwrap();
     assert_eq!((&tapped["actor"], &tapped["proxy"]), (&"inspect token".into(), &CART_ID.into()), "{tapped}");
-    assert!(read.iter().any(|e| e["operation"] == "GET /(no such page)"), "{read:?}");
     assert!(of("denied").iter().any(|e| e["status"] == 401), "{all:?}");
 }
 
