@@ -38,6 +38,8 @@ pub(super) fn fits(world: &World, namespace: &str, rule: &AuthorizationRule, edg
         };
         match Attribute::parse(&condition.key) {
             Ok(Attribute::SourcePrincipal) => of(&|v| identity.is(v)),
+            Ok(Attribute::SourceServiceAccount) => of(&|v| identity.is_account(v, namespace)),
+            Ok(Attribute::SourceTrustDomain) => of(&|v| identity.is_in_domain(v)),
             Ok(Attribute::SourceNamespace) => of(&|v| matches(v, identity.namespace)),
             Ok(Attribute::DestinationPort) => of(&|v| v == edge.port.to_string()),
             Ok(
@@ -116,15 +118,23 @@ impl<'a> Identity<'a> {
             || domains.any(|domain| matches(pattern, &format!("{domain}/{path}")))
     }
 
-    fn fits(&self, source: &Source, namespace: &str) -> Fits {
-        let account = |value: &String| match value.split_once('/') {
+    /// Whether `ACCOUNT`, in the policy's namespace, or `NAMESPACE/ACCOUNT` means this identity.
+    fn is_account(&self, value: &str, namespace: &str) -> bool {
+        match value.split_once('/') {
             Some((of, account)) => of == self.namespace && account == self.account,
             None => namespace == self.namespace && value == self.account,
-        };
+        }
+    }
+
+    /// Whether a pattern of trust domains takes the mesh's own.
+    fn is_in_domain(&self, value: &str) -> bool {
         let mesh = self.world.mesh();
-        let domain = |value: &String| {
-            matches(value, &mesh.trust_domain) || mesh.trust_domain_aliases.iter().any(|d| matches(value, d))
-        };
+        matches(value, &mesh.trust_domain) || mesh.trust_domain_aliases.iter().any(|d| matches(value, d))
+    }
+
+    fn fits(&self, source: &Source, namespace: &str) -> Fits {
+        let account = |value: &String| self.is_account(value, namespace);
+        let domain = |value: &String| self.is_in_domain(value);
         let wanted = |list: &[String], is: &dyn Fn(&String) -> bool| {
             list.is_empty() || (self.shown && list.iter().any(is))
         };

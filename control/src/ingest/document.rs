@@ -209,7 +209,8 @@ impl Collector {
                 }
             }
             Kind::Sidecar => {
-                if let Some(spec) = spec(document, kind, findings) {
+                if let Some(mut spec) = spec(document, kind, findings) {
+                    normalize::sidecar(&mut spec, &namespace);
                     validate::sidecar(&spec, findings);
                     self.objects.sidecars.push(Arc::new(Object { meta, spec }));
                 }

@@ -5,6 +5,7 @@ use crate::model::destination_rule::{DestinationRule, OutlierDetection, TrafficP
 use crate::model::health_check::HealthCheck;
 use crate::model::host::{DEFAULT_DOMAIN, resolve_short};
 use crate::model::rate_limit::RateLimit;
+use crate::model::sidecar::Sidecar;
 use crate::model::traffic_management::TrafficManagement;
 use crate::model::values::{Percent, StringMatch};
 use crate::model::virtual_service::{HttpMirror, HttpRoute, VirtualService};
@@ -40,6 +41,14 @@ pub(super) fn traffic_management(spec: &mut TrafficManagement, namespace: &str) 
     }
     if let Some(circuit) = &mut spec.circuit_breaker_status {
         circuit.service = full_host(&circuit.service, namespace);
+    }
+}
+
+/// The service that takes what the mesh does not know is a full name.
+pub(super) fn sidecar(spec: &mut Sidecar, namespace: &str) {
+    let proxy = spec.outbound_traffic_policy.as_mut().and_then(|policy| policy.egress_proxy.as_mut());
+    if let Some(proxy) = proxy.filter(|proxy| !proxy.host.is_empty()) {
+        proxy.host = full_host(&proxy.host, namespace);
     }
 }
 

@@ -152,7 +152,6 @@ const FIELDS_NOT_YET: &[(Kind, &str, &[&str])] = &[
     (Kind::DestinationRule, "loadBalancer", &["zoneAwareLbSetting"]),
     (Kind::DestinationRule, "trafficPolicy", &["tunnel"]),
     (Kind::Gateway, "servers", &["defaultEndpoint"]),
-    (Kind::Sidecar, "outboundTrafficPolicy", &["egressProxy"]),
     (Kind::Telemetry, "overrides.match", &["customMetric"]),
     (Kind::PeerAuthentication, "spec", &["targetRef", "targetRefs"]),
     (Kind::GatewayClass, "spec", &["parametersRef"]),

@@ -198,6 +198,10 @@ pub enum Attribute<'a> {
     SourceNamespace,
     /// `source.principal`.
     SourcePrincipal,
+    /// `source.serviceAccount`: `ACCOUNT` of the policy's own namespace, or `NAMESPACE/ACCOUNT`.
+    SourceServiceAccount,
+    /// `source.trustDomain`.
+    SourceTrustDomain,
     /// `request.auth.principal`.
     RequestPrincipal,
     /// `request.auth.audiences`.
@@ -226,6 +230,8 @@ impl<'a> Attribute<'a> {
             "remote.ip" => Self::RemoteIp,
             "source.namespace" => Self::SourceNamespace,
             "source.principal" => Self::SourcePrincipal,
+            "source.serviceAccount" => Self::SourceServiceAccount,
+            "source.trustDomain" => Self::SourceTrustDomain,
             "request.auth.principal" => Self::RequestPrincipal,
             "request.auth.audiences" => Self::Audiences,
             "request.auth.presenter" => Self::Presenter,

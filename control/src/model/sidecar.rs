@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::destination_rule::ConnectionPool;
 use super::gateway::{GatewayPort, ServerTls};
 use super::values::WorkloadSelector;
+use super::virtual_service::Destination;
 
 /// The specification of a Sidecar.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -71,11 +72,20 @@ pub enum CaptureMode {
 }
 
 /// What happens to requests for destinations that the mesh does not know.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct OutboundTrafficPolicy {
-    /// The answer.
+    /// The answer. A policy that is given and says nothing of it is REGISTRY_ONLY, the first of Istio's modes; where no policy is
+    /// given anywhere, any destination is allowed.
+    #[serde(default = "registry_only")]
     pub mode: OutboundMode,
+    /// Where ALLOW_ANY sends them, instead of where the client addressed them: a service that goes on from there, with its port.
+    #[serde(default)]
+    pub egress_proxy: Option<Destination>,
+}
+
+fn registry_only() -> OutboundMode {
+    OutboundMode::RegistryOnly
 }
 
 /// Whether unknown destinations are reachable.

@@ -19,7 +19,7 @@ use crate::model::lookup::{MergedRule, PortPolicy, effective_policy};
 use crate::model::mesh_config::InboundMode;
 use crate::model::service::{Resolution, ServiceLocation};
 use crate::model::sidecar::CaptureMode;
-use crate::model::{EffectivePeerMode, Endpoint, HealthCheck, Object, Service, ServicePort, World};
+use crate::model::{EffectivePeerMode, Endpoint, HealthCheck, Object, Protocol, Service, ServicePort, World};
 
 /// Whether connections to a service go where the client addressed them.
 fn as_chosen(node: &ProxyNode, service: &Service, policy: &PortPolicy) -> bool {
@@ -265,8 +265,8 @@ pub(super) fn inbound_ports(world: &World, node: &ProxyNode) -> Vec<Inbound> {
                 "" | "0.0.0.0" | "[::]" => node.address(),
                 host => host,
             };
-            let protocol =
-                crate::model::Protocol::parse(&ingress.port.protocol).unwrap_or(crate::model::Protocol::Tcp);
+            // What is not declared is seen from what clients send.
+            let protocol = Protocol::parse(&ingress.port.protocol).unwrap_or(Protocol::Auto);
             let uncaptured = ingress.capture_mode == CaptureMode::None;
             let to = match ingress.default_endpoint.as_str() {
                 "" if dialled && !uncaptured => None,

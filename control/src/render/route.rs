@@ -13,7 +13,7 @@ use super::{
     Interception, ProxyNode, authentication, captured, external_credential, rate_limit, rules, seconds,
     traffic,
 };
-use crate::model::sidecar::{CaptureMode, OutboundMode};
+use crate::model::sidecar::CaptureMode;
 use crate::model::traffic_management::StickyBy;
 use crate::model::values::{StringMatch, selects};
 use crate::model::virtual_service::{
@@ -191,13 +191,13 @@ fn outbound(world: &World, node: &ProxyNode, name: &str, wanted: &[(&Arc<Service
         }
     }
     hosts.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-    let mode = captured::outbound_mode(world, node);
-    hosts.extend((by != By::Address).then(|| match mode {
-        OutboundMode::RegistryOnly => json!({"name": "block_all", "domains": ["*"], "routes": [{
+    let cluster = captured::unknown_cluster(world, node);
+    hosts.extend((by != By::Address).then(|| match cluster {
+        None => json!({"name": "block_all", "domains": ["*"], "routes": [{
             "name": "block_all", "match": {"prefix": "/"}, "direct_response": {"status": 502}}]}),
-        OutboundMode::AllowAny => json!({"name": "allow_any", "domains": ["*"], "routes": [{
+        Some(cluster) => json!({"name": "allow_any", "domains": ["*"], "routes": [{
             "name": "allow_any", "match": {"prefix": "/"}, "route": {
-                "cluster": "PassthroughCluster", "timeout": "0s", "max_grpc_timeout": "0s"}}],
+                "cluster": cluster, "timeout": "0s", "max_grpc_timeout": "0s"}}],
             "include_request_attempt_count": true}),
     }));
     json!({

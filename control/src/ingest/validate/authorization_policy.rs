@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::super::diagnostic::Findings;
 use super::annotations;
+use super::labels::selected;
 use crate::model::authorization_policy::{
     Attribute, AuthorizationAction, AuthorizationPolicy, AuthorizationRule, Condition, DRY_RUN_ANNOTATION,
     Operation, Source, parse_bool,
@@ -95,15 +96,7 @@ pub(super) fn selector(findings: &mut Findings, selector: Option<&WorkloadSelect
         let help = "give labels, or take it out";
         findings.warn("spec.selector", "without labels it holds for the whole namespace", help);
     }
-    for (key, value) in &selector.labels {
-        let path = format!("spec.selector.matchLabels.{key}");
-        if key.is_empty() {
-            findings.error(&path, "a label has no name", "name it");
-        }
-        if key.contains('*') || value.contains('*') {
-            findings.error(&path, "labels are matched in full: * stands for nothing", "give the whole label");
-        }
-    }
+    selected(findings, "spec.selector.matchLabels", selector);
 }
 
 /// What a policy is for, instead of a selector.
@@ -218,21 +211,34 @@ fn source(findings: &mut Findings, path: &str, source: &Source, action: Authoriz
         if list.len() > MOST_ACCOUNTS {
             findings.error(&path, format!("{} of them", list.len()), "give 16 at most, or use principals");
         }
-        for (index, account) in list.iter().enumerate().filter(|(_, a)| !a.is_empty()) {
-            let parts: Vec<&str> = account.split('/').collect();
-            let fits = parts.len() <= 2 && parts.iter().all(|part| !part.is_empty());
-            let characters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '/');
-            if !fits || account.len() > LONGEST_ACCOUNT || !account.chars().all(characters) {
-                let reason = format!("{account:?} is no service account");
-                findings.error(format!("{path}[{index}]"), reason, "write ACCOUNT or NAMESPACE/ACCOUNT");
-            }
-        }
+        service_accounts(findings, &path, list);
     }
     for (name, list) in &domains {
-        for (index, domain) in list.iter().enumerate().filter(|(_, d)| d.contains(['*', '/'])) {
-            let reason = format!("{domain:?} is no trust domain");
-            findings.error(format!("{path}.{name}[{index}]"), reason, "write it in full");
+        trust_domains(findings, &format!("{path}.{name}"), list);
+    }
+}
+
+fn service_accounts(findings: &mut Findings, path: &str, list: &[String]) {
+    for (index, account) in list.iter().enumerate().filter(|(_, a)| !a.is_empty()) {
+        let parts: Vec<&str> = account.split('/').collect();
+        let fits = parts.len() <= 2 && parts.iter().all(|part| !part.is_empty());
+        let characters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '/');
+        if !fits || account.len() > LONGEST_ACCOUNT || !account.chars().all(characters) {
+            let reason = format!("{account:?} is no service account");
+            findings.error(format!("{path}[{index}]"), reason, "write ACCOUNT or NAMESPACE/ACCOUNT");
         }
+    }
+}
+
+/// Trust domains, in full or open at one end.
+fn trust_domains(findings: &mut Findings, path: &str, list: &[String]) {
+    let open = |domain: &str| {
+        let inner = domain.strip_prefix('*').or(domain.strip_suffix('*')).unwrap_or(domain);
+        inner.contains('*')
+    };
+    for (index, domain) in list.iter().enumerate().filter(|(_, d)| d.contains('/') || open(d)) {
+        let help = "write it in full, or with * at the beginning or at the end";
+        findings.error(format!("{path}[{index}]"), format!("{domain:?} is no trust domain"), help);
     }
 }
 
@@ -300,8 +306,8 @@ fn condition(findings: &mut Findings, path: &str, when: &Condition, action: Auth
                 "Istio has no such attribute: labels of a client are not authenticated. Tell clients apart by identity \
                  (from.source.principals or serviceAccounts)"
             } else {
-                "known are source.ip, source.namespace, source.principal, remote.ip, destination.ip, destination.port, \
-                 connection.sni, request.headers[], request.auth.principal, request.auth.audiences, \
+                "known are source.ip, source.namespace, source.principal, source.serviceAccount, source.trustDomain, \
+                 remote.ip, destination.ip, destination.port, connection.sni, request.headers[], request.auth.principal, request.auth.audiences, \
                  request.auth.presenter, request.auth.claims[] and experimental.envoy.filters.*[]"
             };
             findings.error(at, reason, help);
@@ -314,6 +320,13 @@ fn condition(findings: &mut Findings, path: &str, when: &Condition, action: Auth
         match attribute {
             Attribute::SourceIp | Attribute::RemoteIp | Attribute::DestinationIp => ips(findings, &at, list),
             Attribute::DestinationPort => ports(findings, &at, list),
+            Attribute::SourceServiceAccount => {
+                if list.len() > MOST_ACCOUNTS {
+                    findings.error(&at, format!("{} of them", list.len()), "give 16 at most");
+                }
+                service_accounts(findings, &at, list);
+            }
+            Attribute::SourceTrustDomain => trust_domains(findings, &at, list),
             _ => {}
         }
     }
@@ -327,6 +340,8 @@ fn condition(findings: &mut Findings, path: &str, when: &Condition, action: Auth
         attribute,
         Attribute::SourceNamespace
             | Attribute::SourcePrincipal
+            | Attribute::SourceServiceAccount
+            | Attribute::SourceTrustDomain
             | Attribute::RequestPrincipal
             | Attribute::Audiences
             | Attribute::Presenter

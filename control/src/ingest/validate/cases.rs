@@ -30,7 +30,7 @@ fn findings(kind: &str, spec: &str) -> Vec<String> {
         .collect()
 }
 
-fn check(kind: &str, cases: &[(&str, &str)]) {
+pub(super) fn check(kind: &str, cases: &[(&str, &str)]) {
     for (spec, expected) in cases {
         let found = findings(kind, spec);
         if expected.is_empty() {
@@ -451,7 +451,7 @@ fn service_entries_and_workloads() {
         (with("resolution: DNS"), ""),
         (format!("{{{ports}}}"), "spec.hosts: missing"),
         (format!("{{hosts: ['*'], {ports}}}"), "spec.hosts[0]: a bare *"),
-        (with("resolution: STATIC"), "spec.endpoints: missing for resolution STATIC"),
+        (with("resolution: STATIC"), "warning: spec.endpoints: missing for resolution STATIC"),
         (with("resolution: STATIC, endpoints: [{address: 10.0.0.1}]"), ""),
         (with("resolution: STATIC, endpoints: [{address: b.com}]"), "spec.endpoints[0].address: STATIC"),
         (with("resolution: NONE, endpoints: [{address: 10.0.0.1}]"), "spec.endpoints: not allowed"),
@@ -690,8 +690,13 @@ fn authorization_policies() {
             "spec.rules[0].from[0].source.serviceAccounts: stands beside namespaces",
         ),
         (
-            from("{trustDomains: ['*']}"),
-            "spec.rules[0].from[0].source.trustDomains[0]: \"*\" is no trust domain",
+            from("{trustDomains: ['a*b']}"),
+            "spec.rules[0].from[0].source.trustDomains[0]: \"a*b\" is no trust domain",
+        ),
+        (from("{trustDomains: ['*', 'a*', '*b', a.b], notTrustDomains: [c]}"), ""),
+        (
+            from("{notTrustDomains: [a/b]}"),
+            "spec.rules[0].from[0].source.notTrustDomains[0]: \"a/b\" is no trust",
         ),
         (to("{ports: [80]}"), "spec.rules[0].to[0].operation.ports[0]: expected a text"),
         (to("{ports: ['80', '65536']}"), "spec.rules[0].to[0].operation.ports[1]: \"65536\" is no port"),
@@ -769,7 +774,8 @@ fn request_authentications() {
             "{targetRef: {kind: Service, name: s, namespace: elsewhere}, jwtRules: [{issuer: a}]}".to_owned(),
             "spec.targetRef.namespace: not the policy's own",
         ),
-        ("{jwtRules: [{jwksUri: 'https://a/k'}]}".to_owned(), "spec.jwtRules[0].issuer: missing"),
+        ("{jwtRules: [{jwksUri: 'https://a/k'}]}".to_owned(), ""),
+        (format!("{{jwtRules: [{{jwks: '{jwks}'}}]}}"), "spec.jwtRules[0].issuer: missing"),
         (
             "{jwtRules: [{issuer: a, jwksUrl: 'https://a/k'}]}".to_owned(),
             "spec.jwtRules[0].jwksUrl: unknown field",

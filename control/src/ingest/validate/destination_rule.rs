@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 
 use super::super::diagnostic::Findings;
+use super::labels::{dns_label, labels, selected};
 use super::load_balancer::load_balancer;
 use super::{annotations, export_to, host, period, period_or_zero, port};
 use crate::model::destination_rule::{
     ClientTls, ClientTlsMode, ConnectionPool, DestinationRule, H2UpgradePolicy, LoadBalancer,
-    OutlierDetection, TcpKeepalive, TrafficPolicy,
+    OutlierDetection, PortTrafficPolicy, TcpKeepalive, TrafficPolicy,
 };
 use crate::model::lookup::RETURN_WINDOW_ANNOTATION;
 use crate::model::meta::Meta;
@@ -32,6 +33,9 @@ pub(in super::super) fn destination_rule(spec: &DestinationRule, meta: &Meta, fi
         let help = "export it to \".\" only, or take the selector out";
         findings.error("spec.exportTo", "a rule with a workloadSelector is private to its namespace", help);
     }
+    if let Some(selector) = &spec.workload_selector {
+        selected(findings, "spec.workloadSelector.matchLabels", selector);
+    }
     if let Some(policy) = &spec.traffic_policy {
         traffic_policy(findings, "spec.trafficPolicy", policy);
     }
@@ -51,7 +55,10 @@ pub(in super::super) fn destination_rule(spec: &DestinationRule, meta: &Meta, fi
             findings.error(format!("{path}.name"), "missing", "name the subset");
         } else if !names.insert(&subset.name) {
             findings.error(format!("{path}.name"), format!("{:?} is given twice", subset.name), "rename one");
+        } else {
+            dns_label(findings, &format!("{path}.name"), "a subset", &subset.name);
         }
+        labels(findings, &format!("{path}.labels"), &subset.labels);
         if subset.labels.is_empty() {
             findings.warn(&path, "without labels it is every endpoint", "give the labels that set it apart");
         }
@@ -89,6 +96,11 @@ fn traffic_policy(findings: &mut Findings, path: &str, policy: &TrafficPolicy) {
         if settings.port.number != 0 && !ports.insert(settings.port.number) {
             let reason = format!("port {} is given twice", settings.port.number);
             findings.warn(format!("{path}.port.number"), reason, "only the first counts; remove one");
+        }
+        let nothing = PortTrafficPolicy { port: settings.port, ..PortTrafficPolicy::default() };
+        if *settings == nothing {
+            let help = "give loadBalancer, connectionPool, outlierDetection or tls, or take the port out";
+            findings.error(&path, "says nothing of the port", help);
         }
         blocks(
             findings,

@@ -52,6 +52,10 @@ pub(in super::super) fn gateway(spec: &Gateway, findings: &mut Findings) {
                 None => entry,
             };
             host(findings, &path, name, false);
+            if name != "*" && !name.contains('.') {
+                let help = "a gateway's clients know full names alone: write it out";
+                findings.error(&path, format!("{name:?} is a short name"), help);
+            }
         }
         match (&server.tls, protocol) {
             (None, Some(Protocol::Https | Protocol::Tls)) => {

@@ -11,11 +11,14 @@ mod compression;
 mod destination_rule;
 mod extension_provider;
 mod external_credential;
+#[cfg(test)]
+mod forms;
 mod gateway;
 mod gateway_api;
 mod gateway_routes;
 mod health_check;
 mod ip_deny_list;
+mod labels;
 mod load_balancer;
 mod mesh_config;
 mod mesh_networks;
@@ -143,6 +146,9 @@ fn export_to(findings: &mut Findings, list: &[String]) {
     let mut seen = HashSet::new();
     for (index, entry) in list.iter().enumerate() {
         let path = format!("spec.exportTo[{index}]");
+        if !matches!(entry.as_str(), "" | "." | "*" | "~") {
+            labels::dns_label(findings, &path, "a namespace", entry);
+        }
         if !seen.insert(entry) {
             findings.error(&path, format!("{entry:?} is given twice"), "remove one");
         }

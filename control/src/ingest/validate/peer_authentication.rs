@@ -1,6 +1,7 @@
 //! PeerAuthentication.
 
 use super::super::diagnostic::Findings;
+use super::labels::selected;
 use crate::model::peer_authentication::PeerAuthentication;
 
 pub(in super::super) fn peer_authentication(spec: &PeerAuthentication, findings: &mut Findings) {
@@ -11,6 +12,9 @@ pub(in super::super) fn peer_authentication(spec: &PeerAuthentication, findings:
             "without labels it holds for the whole namespace",
             "give labels, or take it out",
         );
+    }
+    if let Some(selector) = &spec.selector {
+        selected(findings, "spec.selector.matchLabels", selector);
     }
     if !spec.port_level_mtls.is_empty() && !selects {
         let help =

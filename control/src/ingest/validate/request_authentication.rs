@@ -30,8 +30,10 @@ pub(in super::super) fn request_authentication(
 }
 
 fn rule(findings: &mut Findings, path: &str, rule: &JwtRule) {
-    if rule.issuer.is_empty() {
-        findings.error(format!("{path}.issuer"), "missing", "name the issuer as its tokens do (iss)");
+    // Without an issuer, whoever has a token signed by these keys is believed, whatever it says of its issuer.
+    if rule.issuer.is_empty() && rule.jwks_uri.is_empty() {
+        let help = "name the issuer as its tokens do (iss), or say where the keys are as jwksUri";
+        findings.error(format!("{path}.issuer"), "missing", help);
     }
     for (name, list) in [
         ("audiences", &rule.audiences),

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use super::super::diagnostic::Findings;
+use super::labels::{dns_label, labels, selected};
 use super::{export_to, host, host_form, port};
 use crate::model::meta::Meta;
 use crate::model::service::{CALLS_ANNOTATION, COMMAND_ANNOTATION, Protocol, ROLE_ANNOTATION, Resolution};
@@ -32,10 +33,16 @@ pub(in super::super) fn service_entry(spec: &ServiceEntry, findings: &mut Findin
             findings.error(&path, "ranges need resolution NONE or STATIC", "give single addresses");
         }
     }
+    if let Some(selector) = &spec.workload_selector {
+        selected(findings, "spec.workloadSelector.labels", selector);
+    }
     export_to(findings, &spec.export_to);
     ports(spec, findings);
     endpoints(spec, findings);
 }
+
+/// Why several hosts need ports whose connections name one.
+const APART: &str = "several hosts on a TCP port cannot be told apart";
 
 fn ports(spec: &ServiceEntry, findings: &mut Findings) {
     if spec.ports.is_empty() {
@@ -53,6 +60,8 @@ fn ports(spec: &ServiceEntry, findings: &mut Findings) {
             findings.error(format!("{path}.name"), "missing", "name the port");
         } else if !names.insert(&entry.name) {
             findings.error(format!("{path}.name"), format!("{:?} is given twice", entry.name), "rename one");
+        } else {
+            dns_label(findings, &format!("{path}.name"), "a port", &entry.name);
         }
         if entry.number != 0 && !numbers.insert(entry.number) {
             findings.error(
@@ -80,12 +89,10 @@ fn ports(spec: &ServiceEntry, findings: &mut Findings) {
                 help,
             );
             if spec.hosts.len() > 1 {
-                findings.error(
-                    "spec.hosts",
-                    "several hosts on a TCP port cannot be told apart",
-                    "give one host",
-                );
+                findings.error("spec.hosts", APART, "give one host");
             }
+        } else if spec.addresses.is_empty() && entry.protocol.is_empty() && spec.hosts.len() > 1 {
+            findings.error("spec.hosts", APART, "give one host, or say the port's protocol");
         }
     }
 }
@@ -137,7 +144,7 @@ fn endpoints(spec: &ServiceEntry, findings: &mut Findings) {
         }
         Resolution::Static if given == 0 && spec.workload_selector.is_none() => {
             let help = "give spec.endpoints or spec.workloadSelector";
-            findings.error("spec.endpoints", "missing for resolution STATIC", help);
+            findings.warn("spec.endpoints", "missing for resolution STATIC: nobody answers", help);
         }
         Resolution::Dns | Resolution::DnsRoundRobin => {
             if given == 0
@@ -185,6 +192,7 @@ pub(super) fn entry(findings: &mut Findings, path: &str, entry: &WorkloadEntry) 
     for (name, number) in &entry.ports {
         port(findings, &format!("{path}.ports.{name}"), *number);
     }
+    labels(findings, &format!("{path}.labels"), &entry.labels);
 }
 
 pub(in super::super) fn workload_entry(spec: &WorkloadEntry, meta: &Meta, findings: &mut Findings) {

@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use super::super::diagnostic::Findings;
 use super::destination_rule::connection_pool;
 use super::gateway::{certificates, client_certificates, gateway_protocol};
+use super::labels::{dns_label, selected};
+use super::virtual_service::destination;
 use super::{host, port};
 use crate::model::gateway::ServerTlsMode;
-use crate::model::sidecar::{EgressListener, IngressListener, Sidecar};
+use crate::model::sidecar::{EgressListener, IngressListener, OutboundMode, OutboundTrafficPolicy, Sidecar};
 
 pub(in super::super) fn sidecar(spec: &Sidecar, findings: &mut Findings) {
-    if *spec == Sidecar::default() {
+    if (Sidecar { workload_selector: None, ..spec.clone() }) == Sidecar::default() {
         findings.error("spec", "empty", "give ingress, egress or outboundTrafficPolicy");
     }
     if spec.workload_selector.as_ref().is_some_and(|selector| selector.labels.is_empty()) {
@@ -20,6 +22,9 @@ pub(in super::super) fn sidecar(spec: &Sidecar, findings: &mut Findings) {
             "without labels it selects every workload",
             "give labels, or take it out",
         );
+    }
+    if let Some(selector) = &spec.workload_selector {
+        selected(findings, "spec.workloadSelector.labels", selector);
     }
     let mut ports = HashSet::new();
     for (index, listener) in spec.ingress.iter().enumerate() {
@@ -46,6 +51,17 @@ pub(in super::super) fn sidecar(spec: &Sidecar, findings: &mut Findings) {
             _ => {}
         }
     }
+    if let Some(OutboundTrafficPolicy { mode, egress_proxy: Some(proxy) }) = &spec.outbound_traffic_policy {
+        let path = "spec.outboundTrafficPolicy.egressProxy";
+        if *mode != OutboundMode::AllowAny {
+            let help = "write mode: ALLOW_ANY, or take it out";
+            findings.error(path, "nothing goes there in mode REGISTRY_ONLY", help);
+        }
+        destination(findings, path, proxy);
+        if proxy.port.is_none() {
+            findings.error(format!("{path}.port"), "missing", "say at which of its ports");
+        }
+    }
     if let Some(pool) = &spec.inbound_connection_pool {
         connection_pool(findings, "spec.inboundConnectionPool", pool);
     }
@@ -53,7 +69,11 @@ pub(in super::super) fn sidecar(spec: &Sidecar, findings: &mut Findings) {
 
 fn ingress(findings: &mut Findings, path: &str, listener: &IngressListener) {
     port(findings, &format!("{path}.port.number"), listener.port.number);
-    gateway_protocol(findings, &format!("{path}.port.protocol"), &listener.port.protocol);
+    port_name(findings, path, &listener.port.name);
+    // Without one it is seen from what clients send.
+    if !listener.port.protocol.is_empty() {
+        gateway_protocol(findings, &format!("{path}.port.protocol"), &listener.port.protocol);
+    }
     bind(findings, path, &listener.bind);
     let endpoint = listener.default_endpoint.as_str();
     let fits = match endpoint.strip_prefix("unix://") {
@@ -103,6 +123,7 @@ fn ingress(findings: &mut Findings, path: &str, listener: &IngressListener) {
 fn egress(findings: &mut Findings, path: &str, listener: &EgressListener) {
     if let Some(named) = &listener.port {
         port(findings, &format!("{path}.port.number"), named.number);
+        port_name(findings, path, &named.name);
         if !named.is_http_proxy() {
             gateway_protocol(findings, &format!("{path}.port.protocol"), &named.protocol);
         }
@@ -132,6 +153,12 @@ fn egress(findings: &mut Findings, path: &str, listener: &EgressListener) {
         if entry == "*/*" && listener.hosts.len() > 1 {
             findings.warn(&path, "*/* already reaches everything", "take the other hosts out");
         }
+    }
+}
+
+fn port_name(findings: &mut Findings, path: &str, name: &str) {
+    if !name.is_empty() {
+        dns_label(findings, &format!("{path}.port.name"), "a port", name);
     }
 }
 

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashSet};
 use base64::Engine;
 
 use super::super::diagnostic::Findings;
+use super::labels::{dns_label, is_dns_label, labels};
 use super::telemetry::format;
-use super::{annotations, export_to, host, period, period_or_zero, port, regex};
+use super::{annotations, export_to, host, host_form, period, period_or_zero, port, regex};
 use crate::model::host::covers;
 use crate::model::meta::Meta;
 use crate::model::values::{Percent, StringMatch};
@@ -35,6 +36,10 @@ const RETRY_CONDITIONS: &[&str] = &[
     "resource-exhausted",
     "unavailable",
 ];
+
+/// Methods that `corsPolicy.allowMethods` may name.
+const CORS_METHODS: [&str; 10] =
+    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"];
 
 /// A fixed body beyond this is refused (Envoy's limit as Istio sets it), in bytes.
 const MAX_BODY: usize = 1024 * 1024;
@@ -81,7 +86,10 @@ pub(in super::super) fn virtual_service(spec: &VirtualService, meta: &Meta, find
     let matched = matched.chain(spec.tls.iter().flat_map(|rule| &rule.matches).flat_map(|one| &one.gateways));
     let matched = matched.chain(spec.tcp.iter().flat_map(|rule| &rule.matches).flat_map(|one| &one.gateways));
     // So are Gateways called that stand for listeners of the Gateway API, which say themselves whose routes they take.
-    let is_none = |name: &&String| name.contains('~') || name.matches('/').count() > 1 || name.is_empty();
+    let is_none = |name: &&String| {
+        let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+        !is_dns_label(namespace) || name.starts_with('*') || host_form(name, false).is_err()
+    };
     if let Some(name) = spec.gateways.iter().chain(matched).find(is_none) {
         let help = "name a Gateway of networking.istio.io; for one of the Gateway API write an HTTPRoute";
         findings.error("spec.gateways", format!("{name:?} is no name of a Gateway"), help);
@@ -165,7 +173,7 @@ fn http_route(findings: &mut Findings, path: &str, rule: &HttpRoute, in_mesh: bo
     weights(findings, path, rule.route.iter().map(|route| route.weight));
     for (index, route) in rule.route.iter().enumerate() {
         let path = format!("{path}.route[{index}]");
-        destination(findings, &path, &route.destination);
+        destination(findings, &format!("{path}.destination"), &route.destination);
         headers(findings, &path, route.headers.as_ref());
     }
     headers(findings, path, rule.headers.as_ref());
@@ -191,7 +199,7 @@ fn http_route(findings: &mut Findings, path: &str, rule: &HttpRoute, in_mesh: bo
     }
     for (index, mirror) in rule.mirrors.iter().enumerate() {
         let path = format!("{path}.mirrors[{index}]");
-        destination(findings, &path, &mirror.destination);
+        destination(findings, &format!("{path}.destination"), &mirror.destination);
         percentage(findings, &format!("{path}.percentage"), mirror.percentage);
     }
     if let Some(policy) = &rule.cors_policy {
@@ -272,11 +280,16 @@ fn fault(findings: &mut Findings, path: &str, fault: &HttpFault) {
 
 fn cors(findings: &mut Findings, path: &str, policy: &CorsPolicy) {
     for (index, origin) in policy.allow_origins.iter().enumerate() {
-        string_match(findings, &format!("{path}.allowOrigins[{index}]"), origin);
+        let path = format!("{path}.allowOrigins[{index}]");
+        if *origin == StringMatch::Present {
+            findings.error(&path, "empty", "give exact, prefix or regex");
+        }
+        string_match(findings, &path, origin);
     }
     for (index, method) in policy.allow_methods.iter().enumerate() {
-        if method != "*" && http::Method::from_bytes(method.as_bytes()).is_err() {
-            findings.error(format!("{path}.allowMethods[{index}]"), format!("{method:?} is no method"), "");
+        if !CORS_METHODS.contains(&method.as_str()) {
+            let help = format!("it is one of {}", CORS_METHODS.join(", "));
+            findings.error(format!("{path}.allowMethods[{index}]"), format!("{method:?} is no method"), help);
         }
     }
     for (field, names) in [("allowHeaders", &policy.allow_headers), ("exposeHeaders", &policy.expose_headers)]
@@ -289,7 +302,7 @@ fn cors(findings: &mut Findings, path: &str, policy: &CorsPolicy) {
         }
     }
     if let Some(age) = policy.max_age {
-        period_or_zero(findings, &format!("{path}.maxAge"), Some(age));
+        period(findings, &format!("{path}.maxAge"), Some(age));
         if age.get().subsec_nanos() != 0 {
             findings.error(format!("{path}.maxAge"), "browsers count whole seconds", "round it");
         }
@@ -329,8 +342,12 @@ fn http_match(findings: &mut Findings, path: &str, matching: &HttpMatch, in_mesh
                 }
             }
             string_match(findings, &path, value);
+            if *value == StringMatch::Regex("*".to_owned()) {
+                regex(findings, &path, "*");
+            }
         }
     }
+    labels(findings, &format!("{path}.sourceLabels"), &matching.source_labels);
     if let Some(number) = matching.port {
         port(findings, &format!("{path}.port"), number);
     }
@@ -348,7 +365,7 @@ fn string_match(findings: &mut Findings, path: &str, value: &StringMatch) {
         StringMatch::Regex(pattern) if pattern.is_empty() => {
             findings.error(path, "an empty regular expression", "leave the match out, or give a pattern");
         }
-        // Istio takes a bare star as "anything".
+        // Istio takes a bare star as "anything", other than in headers and parameters.
         StringMatch::Regex(pattern) if pattern != "*" => regex(findings, path, pattern),
         _ => {}
     }
@@ -361,8 +378,8 @@ fn weights(findings: &mut Findings, path: &str, weights: impl ExactSizeIterator<
     }
 }
 
-fn destination(findings: &mut Findings, path: &str, destination: &Destination) {
-    let path = format!("{path}.destination");
+/// A service that is named; `path` is where. Shared with Sidecar.
+pub(super) fn destination(findings: &mut Findings, path: &str, destination: &Destination) {
     if destination.host.is_empty() {
         findings.error(format!("{path}.host"), "missing", "name the service");
     } else {
@@ -370,6 +387,9 @@ fn destination(findings: &mut Findings, path: &str, destination: &Destination) {
         if destination.host.starts_with('*') {
             findings.error(format!("{path}.host"), "a destination cannot be a wildcard", "name one service");
         }
+    }
+    if !destination.subset.is_empty() {
+        dns_label(findings, &format!("{path}.subset"), "a subset", &destination.subset);
     }
     if let Some(selector) = destination.port {
         port(findings, &format!("{path}.port.number"), selector.number);
@@ -420,7 +440,7 @@ pub(super) fn retries(findings: &mut Findings, path: &str, policy: &HttpRetry) {
         let help = "give the number of attempts, or remove the other settings";
         findings.error(format!("{path}.attempts"), "0 turns retries off, yet other settings are given", help);
     }
-    period_or_zero(findings, &format!("{path}.perTryTimeout"), policy.per_try_timeout);
+    period(findings, &format!("{path}.perTryTimeout"), policy.per_try_timeout);
     period(findings, &format!("{path}.backoff"), policy.backoff);
     for token in policy.retry_on.split(',').map(str::trim).filter(|token| !token.is_empty()) {
         if RETRY_CONDITIONS.contains(&token) {
@@ -523,7 +543,7 @@ fn l4_routes(findings: &mut Findings, path: &str, routes: &[RouteDestination]) {
     }
     weights(findings, path, routes.iter().map(|route| route.weight));
     for (index, route) in routes.iter().enumerate() {
-        destination(findings, &format!("{path}.route[{index}]"), &route.destination);
+        destination(findings, &format!("{path}.route[{index}].destination"), &route.destination);
     }
 }
 
@@ -550,6 +570,7 @@ fn tls_route(findings: &mut Findings, path: &str, rule: &TlsRoute, hosts: &[Stri
             }
         }
         subnets(findings, &path, &matching.destination_subnets, of(&matching.gateways, gateways));
+        labels(findings, &format!("{path}.sourceLabels"), &matching.source_labels);
         if let Some(number) = matching.port {
             port(findings, &format!("{path}.port"), number);
         }
@@ -561,6 +582,7 @@ fn tcp_route(findings: &mut Findings, path: &str, rule: &TcpRoute, gateways: &[S
     for (index, matching) in rule.matches.iter().enumerate() {
         let path = format!("{path}.match[{index}]");
         subnets(findings, &path, &matching.destination_subnets, of(&matching.gateways, gateways));
+        labels(findings, &format!("{path}.sourceLabels"), &matching.source_labels);
         if let Some(number) = matching.port {
             port(findings, &format!("{path}.port"), number);
         }

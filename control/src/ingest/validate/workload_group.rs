@@ -1,6 +1,7 @@
 //! WorkloadGroup.
 
 use super::super::diagnostic::Findings;
+use super::labels::labels;
 use super::service_entry::entry;
 use super::{annotations, port};
 use crate::model::meta::Meta;
@@ -9,6 +10,7 @@ use crate::model::workload_group::{GroupProbe, WorkloadGroup};
 
 pub(in super::super) fn workload_group(spec: &WorkloadGroup, meta: &Meta, findings: &mut Findings) {
     annotations(findings, meta, &[]);
+    labels(findings, "spec.metadata.labels", &spec.metadata.labels);
     if spec.template == WorkloadEntry::default() {
         findings.error(
             "spec.template",
@@ -52,6 +54,15 @@ fn probe(findings: &mut Findings, probe: &GroupProbe) {
     }
     if let Some(get) = &probe.http_get {
         port(findings, "spec.probe.httpGet.port", get.port);
+        for (index, header) in get.http_headers.iter().enumerate() {
+            // Kubernetes takes fewer characters than HTTP does.
+            let plain = header.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+            if header.name.is_empty() || !plain {
+                let path = format!("spec.probe.httpGet.httpHeaders[{index}].name");
+                let reason = format!("{:?} is not the name of a header", header.name);
+                findings.error(path, reason, "use letters, digits and -");
+            }
+        }
         if !["", "HTTP", "HTTPS", "http", "https"].contains(&get.scheme.as_str()) {
             let reason = format!("{:?} is neither HTTP nor HTTPS", get.scheme);
             findings.error("spec.probe.httpGet.scheme", reason, "write HTTP or HTTPS");

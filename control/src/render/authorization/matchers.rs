@@ -32,7 +32,7 @@ pub(super) fn regex(pattern: &str) -> Value {
 }
 
 /// A text as a regular expression that matches it alone.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if r"\.+*?()|[]{}^$".contains(c) {
@@ -74,6 +74,15 @@ fn is_template(path: &str) -> bool {
 /// A certificate's name.
 pub(super) fn authenticated(name: &Value) -> Value {
     json!({"authenticated": {"principal_name": name}})
+}
+
+/// A name in this trust domain, or in one that it stands for: `*`, `*end`, `beginning*`.
+pub(super) fn trust_domain(value: &str) -> Value {
+    match value.split_once('*') {
+        None => json!({"prefix": format!("spiffe://{value}/")}),
+        Some(("", "")) => json!({"prefix": "spiffe://"}),
+        Some((before, after)) => regex(&format!("spiffe://{}[^/]*{}/.*", escaped(before), escaped(after))),
+    }
 }
 
 /// An address or a range.
@@ -230,6 +239,14 @@ mod tests {
         assert_eq!(of("*"), ["*"]);
         assert_eq!(of("new/ns/a/*"), ["new/ns/a/*"]);
         assert_eq!(expanded(&["old".into(), "x".into()], &["new", "old"]), ["new", "old", "x"]);
+    }
+
+    #[test]
+    fn a_trust_domain_may_be_open_at_one_end() {
+        assert_eq!(trust_domain("a.b"), json!({"prefix": "spiffe://a.b/"}));
+        assert_eq!(trust_domain("*"), json!({"prefix": "spiffe://"}));
+        assert_eq!(trust_domain("a.b*"), regex(r"spiffe://a\.b[^/]*/.*"));
+        assert_eq!(trust_domain("*.b"), regex(r"spiffe://[^/]*\.b/.*"));
     }
 
     #[test]

@@ -24,8 +24,6 @@ enum Subject<'a> {
     Host,
     Method,
     Path,
-    ServiceAccount,
-    TrustDomain,
     Of(Attribute<'a>),
 }
 
@@ -134,8 +132,8 @@ fn source(source: &Source) -> Vec<Part<'_>> {
         part(of(Attribute::SourcePrincipal), &source.principals, &source.not_principals),
         part(of(Attribute::RequestPrincipal), &source.request_principals, &source.not_request_principals),
         part(of(Attribute::SourceNamespace), &source.namespaces, &source.not_namespaces),
-        part(Subject::ServiceAccount, &source.service_accounts, &source.not_service_accounts),
-        part(Subject::TrustDomain, &source.trust_domains, &source.not_trust_domains),
+        part(of(Attribute::SourceServiceAccount), &source.service_accounts, &source.not_service_accounts),
+        part(of(Attribute::SourceTrustDomain), &source.trust_domains, &source.not_trust_domains),
         part(of(Attribute::RemoteIp), &source.remote_ip_blocks, &source.not_remote_ip_blocks),
         part(of(Attribute::SourceIp), &source.ip_blocks, &source.not_ip_blocks),
     ]
@@ -145,7 +143,6 @@ impl Subject<'_> {
     fn is_http_only(self) -> bool {
         match self {
             Self::Host | Self::Method | Self::Path => true,
-            Self::ServiceAccount | Self::TrustDomain => false,
             Self::Of(attribute) => attribute.is_http_only(),
         }
     }
@@ -191,16 +188,6 @@ impl Part<'_> {
             Subject::Host => map(&|v| json!({"header": matchers::header(":authority", v, true)})),
             Subject::Method => map(&|v| json!({"header": matchers::header(":method", v, false)})),
             Subject::Path => map(&matchers::path),
-            Subject::ServiceAccount => map(&|v| {
-                let (namespace, account) = v.split_once('/').unwrap_or((scope.namespace, v));
-                let regex = format!("spiffe://.+/ns/{namespace}/(.+/|)sa/{account}(/.+)?");
-                matchers::authenticated(&matchers::regex(&regex))
-            }),
-            Subject::TrustDomain => {
-                let domains = matchers::expanded(values, scope.trust_domains);
-                let of = |d: &String| matchers::authenticated(&json!({"prefix": format!("spiffe://{d}/")}));
-                domains.iter().map(of).collect()
-            }
             Subject::Of(attribute) => match attribute {
                 Attribute::Header(name) => map(&|v| json!({"header": matchers::header(name, v, false)})),
                 Attribute::SourceIp => map(&|v| json!({"direct_remote_ip": matchers::cidr(v)})),
@@ -213,6 +200,16 @@ impl Part<'_> {
                     .iter()
                     .map(|v| matchers::authenticated(&matchers::text_after("spiffe://", v)))
                     .collect(),
+                Attribute::SourceServiceAccount => map(&|v| {
+                    let (namespace, account) = v.split_once('/').unwrap_or((scope.namespace, v));
+                    let [namespace, account] = [namespace, account].map(matchers::escaped);
+                    let regex = format!("spiffe://.+/ns/{namespace}/(.+/|)sa/{account}(/.+)?");
+                    matchers::authenticated(&matchers::regex(&regex))
+                }),
+                Attribute::SourceTrustDomain => {
+                    let domains = matchers::expanded(values, scope.trust_domains);
+                    domains.iter().map(|d| matchers::authenticated(&matchers::trust_domain(d))).collect()
+                }
                 Attribute::RequestPrincipal => map(&matchers::request_principal),
                 Attribute::Audiences => vec![matchers::claim(&["aud"], values)],
                 Attribute::Presenter => vec![matchers::claim(&["azp"], values)],

@@ -8,6 +8,7 @@ mod tests;
 
 use serde_json::{Value, json};
 
+use super::cluster::outbound_name;
 use super::filters::{Way, tcp_chain};
 use super::listener::address;
 use super::memo::Output;
@@ -37,21 +38,24 @@ fn at(listener: &mut Value, binds: &[impl AsRef<str>], port: u16) {
     }
 }
 
-/// What becomes of connections to places that the mesh does not know.
-pub(super) fn outbound_mode(world: &World, node: &ProxyNode) -> OutboundMode {
-    world
-        .sidecar_for(&node.namespace, node.selected_by(world))
-        .and_then(|s| s.spec.outbound_traffic_policy)
-        .unwrap_or(world.mesh().outbound_traffic_policy)
-        .mode
+/// The cluster for connections and requests to places that the mesh does not know; none where they are not let out.
+pub(super) fn unknown_cluster(world: &World, node: &ProxyNode) -> Option<String> {
+    let sidecar = world.sidecar_for(&node.namespace, node.selected_by(world));
+    let own = sidecar.as_ref().and_then(|s| s.spec.outbound_traffic_policy.as_ref());
+    let policy = own.unwrap_or(&world.mesh().outbound_traffic_policy);
+    match (policy.mode, &policy.egress_proxy) {
+        (OutboundMode::RegistryOnly, _) => None,
+        (OutboundMode::AllowAny, None) => Some("PassthroughCluster".to_owned()),
+        (OutboundMode::AllowAny, Some(proxy)) => {
+            let port = proxy.port.unwrap_or_default().number;
+            Some(outbound_name(port, &proxy.subset, &proxy.host))
+        }
+    }
 }
 
 /// The filters for connections to places that the mesh does not know.
 fn unknown(world: &World, node: &ProxyNode) -> Vec<Value> {
-    let cluster = match outbound_mode(world, node) {
-        OutboundMode::AllowAny => "PassthroughCluster",
-        OutboundMode::RegistryOnly => "BlackHoleCluster",
-    };
+    let cluster = unknown_cluster(world, node).unwrap_or_else(|| "BlackHoleCluster".to_owned());
     tcp_chain(world, node, Way::Outbound, &cluster.into())
 }
 

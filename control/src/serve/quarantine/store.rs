@@ -382,18 +382,20 @@ spec: {address: 10.0.0.3}
     #[tokio::test]
     async fn whatever_others_say_is_written_so_that_it_can_be_read_and_a_file_that_cannot_goes() {
         let directory = tempfile::tempdir().unwrap();
-        let long = "x".repeat(64);
-        let odd = ["*", "a\u{7f}", &long].map(|value| format!("{value:?}").replace("\\u{7f}", "\\x7f"));
+        let own = crate::model::quarantine::QUARANTINE_ANNOTATION;
+        // One without labels is known by the policy's own alone.
+        let variants =
+            [("{}", (own, "vm")), ("{a.b/c_d: v1.2_x}", ("a.b/c_d", "v1.2_x")), ("{app: ''}", ("app", ""))];
         let labels = |value: &str| {
             format!(
                 "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: vm, namespace: shop}}\n\
-                 spec: {{address: 10.0.0.1, labels: {{app: {value}, '*': x}}}}\n"
+                 spec: {{address: 10.0.0.1, labels: {value}}}\n"
             )
         };
         let store = Store::Directory(directory.path().to_owned());
         let file = directory.path().join("weft-quarantine.shop.vm.yaml");
-        for value in odd {
-            let before = load_str("x.yaml", &labels(&value)).into_result().unwrap();
+        for (value, (key, label)) in variants {
+            let before = load_str("x.yaml", &labels(value)).into_result().unwrap();
             let reason =
                 format!("a\u{7f}\u{80}\u{85}\u{9f}\u{2028}\u{fffe}\u{ffff}\u{feff}\n\0b{}", "ä".repeat(2000));
             store.put(&before, "vm", &reason, "b\u{7f}").await.unwrap();
@@ -406,10 +408,7 @@ spec: {address: 10.0.0.3}
                 one.reason
             );
             let selector = during.all_authorization_policies()[0].spec.selector.clone().unwrap();
-            assert_eq!(
-                selector.labels,
-                [(crate::model::quarantine::QUARANTINE_ANNOTATION.into(), "vm".into())].into()
-            );
+            assert_eq!(selector.labels, [(key.to_owned(), label.to_owned())].into());
             // It is not known, and goes all the same.
             assert!(store.lift(&before, "shop/vm").await.unwrap().changed && !file.exists());
         }
