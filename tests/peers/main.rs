@@ -18,6 +18,7 @@ mod gateway;
 mod h2spec;
 mod helm;
 mod integrations;
+mod istio_validation;
 mod kafka;
 mod kubernetes;
 #[path = "../rate_limits/mod.rs"]
