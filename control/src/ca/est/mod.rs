@@ -36,9 +36,9 @@ use zeroize::Zeroizing;
 use super::believed;
 use super::http::send_showing;
 use super::openbao::Signed;
+use super::roots::Roots;
 pub use error::EstError;
 use own::Pending;
-use roots::Roots;
 
 /// How long a request may take with all the times that the server wants it asked again.
 const PATIENCE: Duration = Duration::from_secs(20);

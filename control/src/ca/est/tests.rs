@@ -180,7 +180,7 @@ async fn what_names_somebody_else_is_not_asked_for_and_what_was_not_asked_for_is
     // The mesh is told first.
     let error = sign(&pinned).await.unwrap_err();
     assert!(error.passes() && matches!(error, EstError::Early { .. }), "{error}");
-    pinned.trusted.lock().0[0].told -= super::roots::HEARS.whole_seconds();
+    pinned.trusted.lock().0[0].told -= crate::ca::roots::HEARS.whole_seconds();
     sign(&pinned).await.unwrap();
 }
 
