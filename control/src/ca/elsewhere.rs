@@ -56,7 +56,7 @@ impl Elsewhere {
         life: time::Duration,
     ) -> Result<Signed, SignError> {
         match self {
-            Self::OpenBao(openbao, _) => Ok(openbao.sign(&request.pem(), id, dns, addresses, life).await?),
+            Self::OpenBao(openbao, _) => Ok(openbao.sign(request, id, dns, addresses, life).await?),
             Self::Kubernetes(api) => Ok(api.sign(request, id, (dns, addresses), life).await?),
             // It is not asked for a life: the protocol has no word for it.
             Self::Est(est) => Ok(est.sign(request, id, (dns, addresses)).await?),
@@ -100,6 +100,9 @@ pub async fn open(
         est.take_up(directory);
     }
     let kept = directory.and_then(|d| std::fs::read_to_string(d.join(ROOT_CERTIFICATE)).ok());
+    if let (Elsewhere::OpenBao(openbao, _), Some(kept)) = (&signer, &kept) {
+        openbao.take_up_roots(kept);
+    }
     let roots = match (signer.roots().await, kept) {
         (Ok(roots), _) => roots,
         (Err(error), Some(kept)) => {
