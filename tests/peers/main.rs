@@ -29,6 +29,7 @@ mod mutants;
 mod netns;
 mod networks;
 mod opa;
+mod openbao;
 mod postgres;
 mod programs;
 mod prometheus;
