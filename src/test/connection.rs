@@ -103,7 +103,7 @@ fn served(world: &World, workload: &Workload) -> Vec<u16> {
 
 fn told(proxy: &Proxy, caller: &Caller, case: &Case, inbound: bool) -> anyhow::Result<Value> {
     let secure = caller.hello.is_some();
-    let Some(taken) = proxy.take(caller, inbound, case.request.is_some() && !secure) else {
+    let Some(taken) = proxy.take(caller, inbound, case.request.is_some() && !secure)? else {
         let ports: Vec<_> = proxy.ports().iter().map(u16::to_string).collect();
         return Ok(json!({
             "dialled": caller.local.to_string(), "refused": "nothing listens there", "listeningAt": ports,

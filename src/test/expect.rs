@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use xds_protos::duration::parse;
 
 /// What is otherwise. Only what is named is compared; an object's fields that are not named may be anything.
-pub(super) fn differences(expected: &Map<String, Value>, found: &Value) -> Vec<String> {
+pub fn differences(expected: &Map<String, Value>, found: &Value) -> Vec<String> {
     let mut all = Vec::new();
     if expected.is_empty() {
         all.push("expect says nothing: name what shall be so, such as route or decision".to_owned());

@@ -23,7 +23,8 @@ use weft_control::model::World;
 use weft_control::serve::keys::KeyFetcher;
 
 pub use case::{AskedUrl, Case};
-pub use proxy::node;
+pub use expect::differences;
+pub use proxy::{Resources, node};
 
 /// What the documents with tests say they are.
 const API_VERSION: &str = "test.weft.dev/v1alpha1";
@@ -91,6 +92,23 @@ pub fn run(world: &World, directories: &[PathBuf]) -> anyhow::Result<Vec<Outcome
 /// The case asks for what there is not, or the proxy does not take its configuration.
 pub fn found(world: &World, case: &Case) -> anyhow::Result<Value> {
     Proxies { world, proxies: BTreeMap::new(), judges: BTreeMap::new() }.found(case)
+}
+
+/// The same by a proxy that was told these resources, whoever rendered them. The world says only what the workload is, and which
+/// addresses names have.
+///
+/// # Errors
+/// The case asks for what there is not, or for what policies decide, or the proxy does not take the resources.
+pub fn found_by(world: &World, case: &Case, resources: &Resources) -> anyhow::Result<Value> {
+    let (Some(name), false) = (case.from.as_ref().or(case.to.as_ref()), decision::is_asked(case)) else {
+        bail!("{:?} asks for no way of a connection", case.name);
+    };
+    let workload = crate::authz::workload(world, name)?;
+    let proxy = proxy::Proxy::given(&workload, resources)?;
+    match case.from {
+        Some(_) => connection::outwards(world, &proxy, case),
+        None => connection::inwards(world, &proxy, &workload, case),
+    }
 }
 
 /// The proxies that cases are about, each compiled once.

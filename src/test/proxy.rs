@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use bytes::Bytes;
 use serde_json::{Value, json};
 use weft_control::model::{Workload, World};
 use weft_control::render::{Interception, Memo, ProxyKind, ProxyNode, render};
@@ -28,6 +29,9 @@ const CAPTURED: [&str; 2] = ["virtualOutbound", "virtualInbound"];
 /// INBOUND of Envoy's `TrafficDirection`.
 const INBOUND: i32 = 1;
 
+/// What a proxy is told, as bytes by kind and name.
+pub type Resources = BTreeMap<ResourceType, BTreeMap<Arc<str>, Bytes>>;
+
 /// A proxy, as far as it decides where connections and requests go.
 pub(super) struct Proxy {
     pub(super) node: ProxyNode,
@@ -46,7 +50,8 @@ pub(super) struct Listening {
     inbound: bool,
     /// It has its port itself: where a connection was going before is not known.
     pub(super) bound: bool,
-    config: ListenerConfig,
+    /// Or why the proxy does not take it.
+    config: Result<ListenerConfig, String>,
     value: Value,
 }
 
@@ -75,14 +80,28 @@ fn refused<'a>(what: &'a str, name: &'a str) -> impl Fn(Vec<ConfigError>) -> any
 
 impl Proxy {
     pub(super) fn new(world: &World, workload: &Workload) -> anyhow::Result<Self> {
+        let mut rendered = Resources::new();
+        for (kind, resources) in render(world, &node(workload), false, &Memo::default()) {
+            let all = resources.iter().map(|(name, resource)| (name.clone(), resource.bytes.clone()));
+            rendered.insert(kind, all.collect());
+        }
+        let proxy = Self::given(workload, &rendered)?;
+        // What our own control plane renders is taken as a whole, whichever listener is asked about.
+        match proxy.listeners.iter().find_map(|listening| listening.config.as_ref().err()) {
+            Some(error) => bail!("{error}"),
+            None => Ok(proxy),
+        }
+    }
+
+    /// The proxy of a workload that was told these resources, whoever rendered them.
+    pub(super) fn given(workload: &Workload, resources: &Resources) -> anyhow::Result<Self> {
         let node = node(workload);
         let gateway = node.kind == ProxyKind::Router;
         let mut rendered: BTreeMap<ResourceType, BTreeMap<Arc<str>, Value>> = BTreeMap::new();
-        for (kind, resources) in render(world, &node, false, &Memo::default()) {
+        for (kind, resources) in resources {
             let name = xds_protos::type_url::name(kind.type_url());
             let value = |bytes: &[u8]| xds_protos::json::bytes_to_value(name, bytes);
-            let all = resources.iter().map(|(name, resource)| (name.clone(), value(&resource.bytes)));
-            rendered.insert(kind, all.collect());
+            rendered.insert(*kind, resources.iter().map(|(name, b)| (name.clone(), value(b))).collect());
         }
         let role = if gateway { Role::Gateway } else { Role::Sidecar };
         let info = Arc::new(NodeInfo { id: node.id.clone(), role, ..NodeInfo::default() });
@@ -114,8 +133,8 @@ impl Proxy {
             crate::authz::leave_logs_alone(&mut quiet);
             leave_files_alone(&mut quiet);
             let proto: Listener = xds_protos::json::from_value(quiet)?;
-            let config =
-                ListenerConfig::compile(&proto, &self.context()).map_err(refused("listener", name))?;
+            let config = ListenerConfig::compile(&proto, &self.context())
+                .map_err(|errors| refused("listener", name)(errors).to_string());
             let others = proto.additional_addresses.iter().map(|a| a.address.as_ref());
             let addresses = std::iter::once(proto.address.as_ref()).chain(others);
             listeners.push(Listening {
@@ -152,17 +171,26 @@ impl Proxy {
     }
 
     /// What takes this connection. `http`: it carries requests.
-    pub(super) fn take(&self, caller: &Caller, inbound: bool, http: bool) -> Option<Taken<'_>> {
-        let listener = self.listener(caller.local, inbound)?;
-        let chain = listener.config.chain_for(caller, http).map(|chain| {
-            let index = listener.config.chains.iter().position(|other| Arc::ptr_eq(other, chain));
+    ///
+    /// # Errors
+    /// The proxy does not take the listener that would.
+    pub(super) fn take(
+        &self,
+        caller: &Caller,
+        inbound: bool,
+        http: bool,
+    ) -> anyhow::Result<Option<Taken<'_>>> {
+        let Some(listener) = self.listener(caller.local, inbound) else { return Ok(None) };
+        let config = listener.config.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let chain = config.chain_for(caller, http).map(|chain| {
+            let index = config.chains.iter().position(|other| Arc::ptr_eq(other, chain));
             let value = match index {
                 Some(index) => &listener.value["filter_chains"][index],
                 None => &listener.value["default_filter_chain"],
             };
             (chain, value)
         });
-        Some(Taken { listener, chain })
+        Ok(Some(Taken { listener, chain }))
     }
 
     /// The ports at which a gateway listens.

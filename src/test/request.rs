@@ -196,6 +196,10 @@ fn forwarded(
         }
         Target::Header(header, _) => vec![json!({"clusterHeader": header.to_string(), "weight": 100})],
     };
+    // As the proxy answers: none of them is there.
+    if destinations.iter().all(|d| d["missing"] == true) {
+        fields.insert("status".into(), forward.cluster_not_found.as_u16().into());
+    }
     fields.insert("destinations".into(), destinations.into());
     fields.insert("timeout".into(), time(forward.timeout).into());
     let action = &written["route"];

@@ -108,12 +108,11 @@ fn details(cluster: &Value, socket: &Value, found: &mut Map<String, Value>) {
     } else {
         &combined["default_validation_context"]
     };
-    let names: Vec<&Value> = rules["match_typed_subject_alt_names"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|name| name["matcher"].as_object()?.values().next())
-        .collect();
+    let list = |key: &str| rules[key].as_array().into_iter().flatten();
+    let typed = list("match_typed_subject_alt_names").map(|name| &name["matcher"]);
+    // Control planes write the older field as well, for names of any type.
+    let matchers = typed.chain(list("match_subject_alt_names"));
+    let names: Vec<&Value> = matchers.filter_map(|matcher| matcher.as_object()?.values().next()).collect();
     if !names.is_empty() {
         found.insert("subjectAltNames".into(), json!(names));
     }
