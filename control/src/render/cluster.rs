@@ -161,6 +161,7 @@ pub(super) fn render(world: &World, node: &ProxyNode, out: &mut Output<'_>) {
                     "name": INBOUND_PASSTHROUGH,
                     "circuit_breakers": unlimited(),
                     "typed_extension_protocol_options": protocol_options(json!({
+                        "common_http_protocol_options": {"idle_timeout": "300s"},
                         "use_downstream_protocol_config": {
                             "http_protocol_options": {}, "http2_protocol_options": {}}})),
                     "connect_timeout": connect,
@@ -329,12 +330,19 @@ fn inbound_cluster(world: &World, node: &ProxyNode, inbound: &Inbound) -> Value 
         cluster["upstream_connection_options"] = keepalive(own);
     }
     let common = common_options(&tcp, &http);
+    let given = common.as_object().is_some_and(|c| !c.is_empty());
     if inbound.protocol.is_http2() {
         cluster["typed_extension_protocol_options"] = http2_options(&common, &http);
+    } else if inbound.protocol.is_http() && !http.use_client_protocol {
+        // The port says that its application speaks HTTP/1.1, whatever a client's sidecar speaks.
+        if given {
+            cluster["typed_extension_protocol_options"] = protocol_options(json!({
+                "explicit_http_config": {"http_protocol_options": {}}, "common_http_protocol_options": common}));
+        }
     } else if inbound.protocol.is_http() || inbound.protocol.is_auto() {
         let mut options = json!({"use_downstream_protocol_config": {
             "http_protocol_options": {}, "http2_protocol_options": http2_limits(&http)}});
-        if common.as_object().is_some_and(|c| !c.is_empty()) {
+        if given {
             options["common_http_protocol_options"] = common;
         }
         cluster["typed_extension_protocol_options"] = protocol_options(options);

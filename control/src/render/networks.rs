@@ -82,7 +82,7 @@ impl<'a> View<'a> {
             }
         }
         let mut hasher = DefaultHasher::new();
-        (version, self.asked, &others).hash(&mut hasher);
+        (version, self.asked, self.own.is_empty(), &others).hash(&mut hasher);
         if !others.is_empty() {
             self.mutual.hash(&mut hasher);
         }
@@ -94,8 +94,9 @@ impl<'a> View<'a> {
         of(self.networks, self.external, endpoint)
     }
 
+    /// Whether what is in a network is reached directly. Who does not know its own network goes by the gateways of all that have any.
     fn is_near(&self, network: &str) -> bool {
-        network.is_empty() || self.own.is_empty() || network == self.own
+        network.is_empty() || network == self.own
     }
 
     /// The way to an endpoint, which takes mutual TLS by itself or does not.
@@ -107,13 +108,14 @@ impl<'a> View<'a> {
         let Some(gateways) = self.networks.ways(network).filter(|_| !self.is_near(network)) else {
             return directly(endpoint);
         };
-        // Their names are not looked up (yet), and what is behind them is nowhere else.
+        // Their names are not looked up (yet), and what is behind them is nowhere else. Who does not know where it is may be there.
         if gateways.is_empty() {
-            return Reach::Not;
+            return if self.own.is_empty() { directly(endpoint) } else { Reach::Not };
         }
         let mutual = match self.mutual {
             Mutual::Each => takes_mutual,
-            Mutual::All => true,
+            // As with istiod: a rule does not give a proxy to what has none.
+            Mutual::All => endpoint.mutual_tls,
             Mutual::None => false,
         };
         if mutual { Reach::Through(gateways) } else { Reach::Not }

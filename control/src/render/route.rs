@@ -32,7 +32,15 @@ pub(super) fn http_proxy_port(world: &World, node: &ProxyNode) -> Option<u16> {
 
 /// The one route of inbound ports that no service has: where the request was going.
 pub(super) fn inbound_passthrough() -> Value {
-    inbound_route(INBOUND_PASSTHROUGH, "", 0)
+    let mut routes = inbound_route(INBOUND_PASSTHROUGH, "", 0);
+    try_again(&mut routes);
+    routes
+}
+
+/// Has what was not processed be tried again.
+fn try_again(inbound: &mut Value) {
+    inbound["virtual_hosts"][0]["routes"][0]["route"]["retry_policy"] =
+        json!({"retry_on": "reset-before-request", "num_retries": 2});
 }
 
 /// The one route of an inbound port: to the application. What was not processed is tried again, except by gRPC.
@@ -43,8 +51,7 @@ pub(super) fn inbound(inbound: &Inbound) -> Value {
     };
     let mut routes = inbound_route(&inbound.cluster(), host, port);
     if !matches!(inbound.protocol, Protocol::Grpc | Protocol::GrpcWeb) {
-        routes["virtual_hosts"][0]["routes"][0]["route"]["retry_policy"] =
-            json!({"retry_on": "reset-before-request", "num_retries": 2});
+        try_again(&mut routes);
     }
     routes
 }
@@ -263,7 +270,7 @@ fn default_route(world: &World, node: &ProxyNode, service: &Service, port: u16) 
         }
     }
     let hash = traffic::hash_policy(world, node, service, "", port);
-    if let Some(policy) = retry_policy(world.mesh().default_http_retry_policy.as_ref(), hash.is_some()) {
+    if let Some(policy) = retry_policy(world.mesh().default_http_retry_policy.as_ref(), false) {
         route["retry_policy"] = policy;
     }
     alike.extend(hash);
@@ -372,12 +379,18 @@ pub(super) fn http_routes(
     routes
 }
 
-/// Whether a match can hold at this node, gateway and port: what is known when rendering.
+/// Whether a match can hold at this node, gateway and port: what is known when rendering. As with istiod the source is the proxy
+/// that has the rule, at a gateway too, and one that names gateways does not ask for it.
 fn applies(world: &World, node: &ProxyNode, wanted: &HttpMatch, gateway: &str, port: u16) -> bool {
-    let gateways = wanted.gateways.is_empty() || wanted.gateways.iter().any(|g| g == gateway);
-    let source = selects(&wanted.source_labels, node.selected_by(world))
-        && (wanted.source_namespace.is_empty() || wanted.source_namespace == node.namespace);
-    gateways && (source || gateway != "mesh") && wanted.port.is_none_or(|p| p == port)
+    let source = || {
+        selects(&wanted.source_labels, node.selected_by(world))
+            && (wanted.source_namespace.is_empty() || wanted.source_namespace == node.namespace)
+    };
+    let here = match wanted.gateways.as_slice() {
+        [] => source(),
+        named => named.iter().any(|g| g == gateway),
+    };
+    here && wanted.port.is_none_or(|p| p == port)
 }
 
 pub(super) fn string_match(wanted: &StringMatch) -> Value {
@@ -531,6 +544,13 @@ fn route(
         return Some(route);
     }
     route["route"] = action(world, node, http, port)?;
+    // What the only destination does comes behind the rule's; what one of several does comes before it, as Envoy has it.
+    if let ([only], true) = (http.route.as_slice(), route["route"]["cluster"].is_string())
+        && let Some(headers) = &only.headers
+    {
+        operations(&mut route, "request", headers.request.as_ref());
+        operations(&mut route, "response", headers.response.as_ref());
+    }
     if rules.meta.annotations.get(RETRY_ANY_ANNOTATION).is_none_or(|value| value != "true") {
         let retries = http.retries.as_ref().or(world.mesh().default_http_retry_policy.as_ref());
         be_careful(node, retries, &mut route);
@@ -673,8 +693,14 @@ fn action(world: &World, node: &ProxyNode, http: &HttpRoute, port: u16) -> Optio
     }
     match split(world, node, weighted(http)).as_slice() {
         [] => return None,
-        [only] if only.headers.is_none() => {
+        [only] if only.headers.is_none() || http.route.len() == 1 => {
             action["cluster"] = cluster_of(world, &only.destination, port).into();
+            // The rule's own authority goes before the destination's.
+            if let (Value::Null, Some(host)) =
+                (&action["host_rewrite_literal"], authority_set(only.headers.as_ref()))
+            {
+                action["host_rewrite_literal"] = host.into();
+            }
         }
         several => {
             let clusters: Vec<_> = several
@@ -704,11 +730,20 @@ fn action(world: &World, node: &ProxyNode, http: &HttpRoute, port: u16) -> Optio
     Some(action)
 }
 
-/// The authority that header operations set: the route rewrites it, since no header does.
+/// The authority that header operations set or add: the route rewrites it, since no header does.
 fn authority_set(headers: Option<&Headers>) -> Option<&str> {
-    let set = &headers?.request.as_ref()?.set;
-    let found = set.iter().find(|(name, _)| *name == ":authority" || name.eq_ignore_ascii_case("host"));
+    let request = headers?.request.as_ref()?;
+    let found = request
+        .set
+        .iter()
+        .chain(&request.add)
+        .find(|(name, _)| *name == ":authority" || name.eq_ignore_ascii_case("host"));
     found.map(|(_, value)| value.as_str())
+}
+
+/// Whether a name is none of a header that can be changed: the authority is rewritten by the route itself.
+fn is_fixed(name: &str) -> bool {
+    name.starts_with(':') || name.eq_ignore_ascii_case("host")
 }
 
 /// What makes requests to a destination alike.
@@ -734,6 +769,16 @@ fn port_of(world: &World, destination: &Destination, port: u16) -> u16 {
     destination.port.as_ref().map(|p| p.number).or_else(only).unwrap_or(port)
 }
 
+/// Puts more behind what a list has, and makes no empty one.
+fn behind(target: &mut Value, list: String, more: Vec<Value>) {
+    match target.get_mut(&list).and_then(Value::as_array_mut) {
+        Some(there) => there.extend(more),
+        None if more.is_empty() => {}
+        None => target[list] = more.into(),
+    }
+}
+
+/// Puts header operations behind those that stand there.
 fn operations(target: &mut Value, side: &str, operations: Option<&HeaderOperations>) {
     let Some(operations) = operations else { return };
     let mut add = Vec::new();
@@ -741,16 +786,12 @@ fn operations(target: &mut Value, side: &str, operations: Option<&HeaderOperatio
         [(&operations.set, "OVERWRITE_IF_EXISTS_OR_ADD"), (&operations.add, "APPEND_IF_EXISTS_OR_ADD")]
     {
         for (key, value) in list {
-            // The authority is rewritten by the route itself.
-            if !key.starts_with(':') && !key.eq_ignore_ascii_case("host") {
+            if !is_fixed(key) {
                 add.push(json!({"header": {"key": key, "value": value}, "append_action": action}));
             }
         }
     }
-    if !add.is_empty() {
-        target[format!("{side}_headers_to_add")] = add.into();
-    }
-    if !operations.remove.is_empty() {
-        target[format!("{side}_headers_to_remove")] = operations.remove.clone().into();
-    }
+    let remove = operations.remove.iter().filter(|name| !is_fixed(name)).map(|name| json!(name));
+    behind(target, format!("{side}_headers_to_add"), add);
+    behind(target, format!("{side}_headers_to_remove"), remove.collect());
 }

@@ -217,8 +217,13 @@ fn a_consistent_hash_is_on_the_cluster_and_on_its_routes() {
         (&"RING_HASH".into(), &"1024".into())
     );
     assert_eq!(route["hash_policy"][0]["header"]["header_name"], "x-user");
-    // Tried again where it belongs.
-    assert!(route["retry_policy"]["retry_host_predicate"].is_null());
+    // As with istiod: tried again where it belongs by a rule's route, and elsewhere by the one that nobody wrote.
+    assert!(route["retry_policy"]["retry_host_predicate"].is_array());
+    let rule = destination_rule("trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user}}}");
+    let written =
+        routes(&(rule + &virtual_service("{route: [{destination: {host: a}}]}")))[0]["route"].clone();
+    assert_eq!(written["hash_policy"][0]["header"]["header_name"], "x-user");
+    assert!(written["retry_policy"].is_object() && written["retry_policy"]["retry_host_predicate"].is_null());
     let (ring, route) = of(
         "httpCookie: {name: c, path: /p, ttl: 1h, attributes: [{name: SameSite, value: Lax}]}, ringHash: {minimumRingSize: 7}",
     );
