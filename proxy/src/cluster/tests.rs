@@ -608,7 +608,7 @@ fn what_is_wrong_is_refused_at_its_path() {
             "name: c\nmetadata: {filter_metadata: {weft.dev: {return_window: soon}}}",
             "metadata.filter_metadata[weft.dev].return_window",
         ),
-        ("name: c\ntype: STRICT_DNS", "load_assignment"),
+        ("name: c\ntype: LOGICAL_DNS", "load_assignment"),
         (
             "name: c\ntype: STRICT_DNS\nload_assignment: {endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {port_value: 1}}}}]}]}",
             "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address",

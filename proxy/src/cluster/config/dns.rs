@@ -107,10 +107,8 @@ fn names(
             names.push(dns_name(endpoint).map_err(|e| e.at(path))?);
         }
     }
-    if names.is_empty() {
-        return Err(ConfigError::new("load_assignment", "a DNS cluster needs a name to resolve"));
-    }
-    if logical && names.len() > 1 {
+    // One that resolves each of its names may have none, as in Envoy: it has no endpoints.
+    if logical && names.len() != 1 {
         return Err(ConfigError::new("load_assignment", "a logical DNS cluster has one name, as in Envoy"));
     }
     Ok(Discovery::Dns { names, logical, times, family })

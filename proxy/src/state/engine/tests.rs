@@ -105,6 +105,16 @@ fn a_dns_cluster_whose_names_are_addresses_serves_at_once() {
 }
 
 #[test]
+fn a_cluster_of_no_names_is_there_and_has_no_endpoints() {
+    let mut world = World::new();
+    let mut cluster = by_eds("a", "1s");
+    cluster["type"] = json!("STRICT_DNS");
+    cluster.as_object_mut().unwrap().remove("eds_cluster_config");
+    assert_eq!(world.push(Cluster, "1", &[cluster]), [""; 0]);
+    assert_eq!(world.cluster("a").expect("nobody is asked first").hosts().hosts().count(), 0);
+}
+
+#[test]
 fn names_that_nobody_resolves_keep_no_listener_waiting() {
     let runtime = tokio::runtime::LocalRuntime::new().unwrap();
     runtime.block_on(async {
