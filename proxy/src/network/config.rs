@@ -6,6 +6,7 @@ use xds_protos::envoy::config::listener::v3 as pb;
 use xds_protos::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz;
 use xds_protos::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use xds_protos::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit;
+use xds_protos::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy;
 use xds_protos::envoy::extensions::filters::network::ratelimit::v3::RateLimit;
 use xds_protos::envoy::extensions::filters::network::rbac::v3::Rbac;
 use xds_protos::envoy::extensions::filters::network::sni_cluster::v3::SniCluster;
@@ -154,7 +155,7 @@ fn one(
     if any.is::<SniCluster>() {
         return Ok(Filter::ByServerName);
     }
-    if any.is::<MetadataExchange>() {
+    if any.is::<MetadataExchange>() || any.is::<MongoProxy>() {
         return Ok(Filter::Nothing);
     }
     Err(ConfigError::unsupported("", format!("the network filter {}", any.type_name())).into())
@@ -165,6 +166,22 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_only_counts_the_bytes_of_mongodb_lets_them_pass() {
+        let filter = |name: &str, more: &str, fields: serde_json::Value| {
+            let mut config = fields;
+            config["@type"] = format!("type.googleapis.com/envoy.extensions.filters.network.{more}").into();
+            xds_protos::json::from_value::<pb::Filter>(json!({"name": name, "typed_config": config})).unwrap()
+        };
+        let filters = [
+            filter("mongo", "mongo_proxy.v3.MongoProxy", json!({"stat_prefix": "x"})),
+            filter("tcp", "tcp_proxy.v3.TcpProxy", json!({"stat_prefix": "x", "cluster": "c"})),
+        ];
+        let chain = NetworkChain::compile(&filters, None, Direction::Outbound, &CompileContext::for_tests())
+            .unwrap_or_else(|e| panic!("{e:?}"));
+        assert!(matches!(chain.terminal, Terminal::Tcp(_)) && chain.guards.is_empty());
+    }
 
     #[test]
     fn the_listeners_buffer_limit_is_what_a_request_may_keep() {

@@ -2,7 +2,8 @@
 //!
 //! The filters before the terminal one run in the configuration's order when the connection begins. Those of Istio that are
 //! taken today (metadata exchange, stats) have their work done elsewhere: peers are known by their certificates, and the TCP
-//! proxy reports connections itself, while they live and at their end.
+//! proxy reports connections itself, while they live and at their end. Envoy's for MongoDB, which istiod puts before the TCP proxy of
+//! ports that are called so, only counts what is asked, and is taken without.
 
 mod beside;
 pub mod config;
