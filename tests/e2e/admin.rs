@@ -59,6 +59,7 @@ fn the_pages_tell_what_the_proxy_has_and_did() {
         ("listener_manager.lds.update_success", 1),
         ("listener_manager.workers_started", 1),
         ("control_plane.connected_state", 1),
+        ("cluster.xds-grpc.upstream_cx_active", 1),
     ] {
         assert!(admin.stat(name).is_some_and(|n| n >= least), "{name}: {:?}", admin.stat(name));
     }

@@ -63,7 +63,12 @@ pub(super) fn samples(state: &AdminState, others: &[Sample]) -> Vec<Sample> {
     let clusters = others.iter().filter(|s| s.prefix.starts_with("cluster.") && s.name == "membership_total");
     put("cluster_manager", "active_clusters", gauge(clusters.count() as u64));
     let Some(ads) = &state.ads else { return samples };
-    put("control_plane", "connected_state", gauge(u64::from(ads.connected())));
+    let connected = u64::from(ads.connected());
+    put("control_plane", "connected_state", gauge(connected));
+    // The cluster by which an Envoy of Istio's reaches the control plane: dashboards count proxies by it.
+    if !others.iter().any(|s| &*s.prefix == "cluster.xds-grpc") {
+        put("cluster.xds-grpc", "upstream_cx_active", gauge(connected));
+    }
     for (prefix, kind) in
         [("cluster_manager.cds", ResourceType::Cluster), ("listener_manager.lds", ResourceType::Listener)]
     {

@@ -3,6 +3,7 @@
 //! Every query of every dashboard has an answer, or stands in [`RIGHTLY_EMPTY`] with the reason; the same holds for the queries that
 //! Istio's own dashboards are made of ([`stock`]). Every metric that a rule asks for is there, and no alert fires where all is well.
 
+mod boards;
 mod by_tls;
 mod merged;
 mod stock;
