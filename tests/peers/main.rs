@@ -19,6 +19,7 @@ mod h2spec;
 mod helm;
 mod integrations;
 mod istio_validation;
+mod istiod;
 mod istiod_rendering;
 mod kafka;
 mod kubernetes;

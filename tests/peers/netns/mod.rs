@@ -4,10 +4,10 @@
 //! configuration and the same clients. What the clients got, what the server saw and the counters asked for must be equal,
 //! and be what the test expects.
 
-mod capture;
+pub(crate) mod capture;
 mod captured;
 pub(crate) mod databases;
-mod dns;
+pub(crate) mod dns;
 mod first_bytes;
 mod frozen;
 pub(crate) mod hosts;

@@ -1,7 +1,7 @@
 //! DNS of pods: what applications ask the servers of their resolv.conf goes to the sidecar, which knows the mesh's names and asks
 //! those servers for the others.
 
-mod server;
+pub(crate) mod server;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
