@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use regex::{Captures, Regex};
 use serde_json::Value;
 
 use super::{LOOPBACK, Prometheus, load};
@@ -79,18 +80,17 @@ fn variables(prometheus: &Prometheus) -> BTreeMap<&'static str, String> {
 
 fn asked(variables: &BTreeMap<&str, String>) -> Vec<(String, String)> {
     let directory = peer("WEFT_ISTIO_SOURCE").join("manifests/addons/dashboards");
-    let mut all = Vec::new();
+    let (variable, mut all) = (Regex::new(r"\$(\w+)").unwrap(), Vec::new());
     for name in BOARDS {
         let board: Value =
             serde_json::from_str(&std::fs::read_to_string(directory.join(name)).unwrap()).unwrap();
         let mut found = BTreeSet::new();
         expressions(&board["panels"], &mut found);
         for query in found {
-            let query =
-                regex::Regex::new(r"\$(\w+)").unwrap().replace_all(&query, |found: &regex::Captures<'_>| {
-                    let value = variables.get(&found[1]);
-                    value.unwrap_or_else(|| panic!("{name}: ${} in {query}", &found[1])).clone()
-                });
+            let query = variable.replace_all(&query, |found: &Captures<'_>| {
+                let value = variables.get(&found[1]);
+                value.unwrap_or_else(|| panic!("{name}: ${} in {query}", &found[1])).clone()
+            });
             all.push((name.to_owned(), query.into_owned()));
         }
     }
