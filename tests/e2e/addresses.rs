@@ -3,22 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use crate::ledger::find::files;
 
 /// Files that share addresses on purpose: parts of one test, or tests each in a network namespace of its own.
 const TOGETHER: [&str; 2] = ["tests/peers/differential", "tests/peers/netns"];
-
-/// Every file with Rust's text under a directory.
-fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
-}
 
 /// The loopback addresses that a text has, as `127.1.2.3` and as `(127, 1, 2, 3)`. Those of 127.0.0.0/24 are everybody's,
 /// with ports that the kernel gives out.
@@ -41,8 +31,7 @@ fn addresses(text: &str) -> BTreeSet<Ipv4Addr> {
 
 fn shared(tests: &str) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = Vec::new();
-    sources(&root.join(tests), &mut files);
+    let files = files(&root.join(tests));
     let mut owners: BTreeMap<Ipv4Addr, BTreeSet<String>> = BTreeMap::new();
     for file in &files {
         let name = file.strip_prefix(root).unwrap().display().to_string();

@@ -1,6 +1,6 @@
 //! tests/ledger.yaml: every row of the ledger is there, and every test that it names exists.
 
-mod find;
+pub mod find;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

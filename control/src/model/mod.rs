@@ -22,6 +22,7 @@ pub mod host;
 pub mod ip_deny_list;
 pub mod keys;
 pub mod kubernetes;
+pub mod labels;
 pub mod lookup;
 pub mod mesh_config;
 pub mod meta;

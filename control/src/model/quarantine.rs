@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use weft_certs::digest::sha256_hex;
 
 use super::authorization_policy::AuthorizationPolicy;
+use super::labels::{LONGEST, is_label};
 use super::meta::Object;
 use super::service::Workload;
 use super::workload_group;
@@ -23,8 +24,6 @@ pub const ACTOR_ANNOTATION: &str = "weft.dev/quarantine-by";
 /// The names of such policies begin so; proxies know a quarantine by that.
 pub const PREFIX: &str = "weft-quarantine-";
 
-/// The longest value of a label.
-const LONGEST_LABEL: usize = 63;
 /// A reason, or who wanted it, is cut to so many bytes.
 const LONGEST_TEXT: usize = 1024;
 
@@ -103,10 +102,9 @@ impl Workload {
 
 /// The object that puts a workload under quarantine. `proxy`: by what else it is known.
 pub fn object(workload: &Workload, proxy: Option<&str>, reason: &str, actor: &str) -> Value {
-    // Only what a selector may have, and any reader of YAML takes: a workload that entered itself has chosen its labels.
-    let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+    // Only what a selector may have: a workload that entered itself has chosen its labels.
     let mut labels = workload.labels().clone();
-    labels.retain(|key, value| is_label(key, value) && plain(key) && plain(value));
+    labels.retain(|key, value| is_label(key, value));
     if labels.is_empty() {
         // Without a selector it would be, to somebody who does not know the annotation, for the whole namespace.
         labels.insert(QUARANTINE_ANNOTATION.to_owned(), label(&workload.meta.name));
@@ -134,19 +132,13 @@ pub fn object(workload: &Workload, proxy: Option<&str>, reason: &str, actor: &st
     })
 }
 
-/// Whether a label may be one, and a selector name it: matched in full, of Kubernetes' length.
-pub fn is_label(key: &str, value: &str) -> bool {
-    let plain = |text: &str| !text.contains(|c: char| c == '*' || c.is_control());
-    !key.is_empty() && plain(key) && plain(value) && value.chars().count() <= LONGEST_LABEL
-}
-
 /// A name as the value of a label, cut where it is too long for one; no other name is cut to the same.
 fn label(name: &str) -> String {
-    if name.len() <= LONGEST_LABEL {
+    if name.len() <= LONGEST {
         return name.to_owned();
     }
     let hash = &sha256_hex(name.as_bytes())[..8];
-    format!("{}-{hash}", &name[..name.floor_char_boundary(LONGEST_LABEL - hash.len() - 1)])
+    format!("{}-{hash}", &name[..name.floor_char_boundary(LONGEST - hash.len() - 1)])
 }
 
 /// What somebody outside has said, as one short line that any reader of YAML takes as it was written.

@@ -90,7 +90,8 @@ fn tests_of(root: &Path) -> Vec<String> {
     macros.0
 }
 
-fn files(directory: &Path) -> Vec<PathBuf> {
+/// Rust's sources below a directory.
+pub fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     entries
         .flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] })

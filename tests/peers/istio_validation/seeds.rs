@@ -1,30 +1,18 @@
 //! Objects to begin with: those of our own examples and cases, and those of Istio's samples and tests, as they lie in its module.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value;
+use weft_control::ingest::list_files;
 
 /// The groups whose resources are Istio's.
 const GROUPS: [&str; 3] = ["networking.istio.io/", "security.istio.io/", "telemetry.istio.io/"];
 
-/// Every object of Istio's in the YAML files below these directories.
+/// Every object of Istio's in the files below these directories.
 pub fn seeds(directories: &[PathBuf]) -> Vec<Value> {
-    let mut files = Vec::new();
-    directories.iter().for_each(|directory| collect(directory, &mut files));
-    files.sort();
-    let texts = files.iter().filter_map(|file| std::fs::read_to_string(file).ok());
+    let files = directories.iter().flat_map(|directory| list_files(directory).unwrap());
+    let texts = files.filter_map(|file| std::fs::read_to_string(file).ok());
     texts.flat_map(|text| documents(&text)).collect()
-}
-
-fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            collect(&path, files);
-        } else if path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
-            files.push(path);
-        }
-    }
 }
 
 /// The objects of a file; templates and what is no YAML are left out, one document at a time.

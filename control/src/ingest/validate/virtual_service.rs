@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, HashSet};
 use base64::Engine;
 
 use super::super::diagnostic::Findings;
-use super::labels::{dns_label, is_dns_label, labels};
+use super::labels::{dns_label, labels};
 use super::telemetry::format;
 use super::{annotations, export_to, host, host_form, period, period_or_zero, port, regex};
 use crate::model::host::covers;
+use crate::model::labels::is_dns_label;
 use crate::model::meta::Meta;
 use crate::model::values::{Percent, StringMatch};
 use crate::model::virtual_service::{
@@ -342,8 +343,10 @@ fn http_match(findings: &mut Findings, path: &str, matching: &HttpMatch, in_mesh
                 }
             }
             string_match(findings, &path, value);
-            if *value == StringMatch::Regex("*".to_owned()) {
-                regex(findings, &path, "*");
+            if let StringMatch::Regex(pattern) = value
+                && pattern == "*"
+            {
+                regex(findings, &path, pattern);
             }
         }
     }

@@ -29,7 +29,7 @@ use xds_protos::value::to_json;
 pub use cluster::Cluster;
 pub use memory::{Entered, follow};
 
-use crate::model::quarantine;
+use crate::model::labels::is_label;
 use crate::model::service_entry::WorkloadEntry;
 use crate::model::workload_group::{Entering, WorkloadGroup};
 use crate::model::{Object, Workload, World};
@@ -301,10 +301,10 @@ fn entry(
         )));
     }
     // They become labels of a workload, which others select it by.
-    if let Some((key, value)) = node.labels.iter().find(|(key, value)| !quarantine::is_label(key, value)) {
+    if let Some((key, value)) = node.labels.iter().find(|(key, value)| !is_label(key, value)) {
         return Err(Status::failed_precondition(format!(
-            "the label {key:?}: {value:?} (LABELS) cannot be entered: a label has a name, no * and no control characters, and at most 63 \
-             characters as its value"
+            "the label {key:?}: {value:?} (LABELS) cannot be entered: names and values of labels have letters, digits, -, _ and ., with a letter \
+             or digit at both ends, and at most 63 characters"
         )));
     }
     let place = &node.locality;

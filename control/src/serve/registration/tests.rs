@@ -102,7 +102,9 @@ fn only_the_groups_own_identity_may_and_not_at_anothers_address() {
     let identity: SpiffeId = CART.unwrap().parse().unwrap();
     let refused = super::entry(&world(), &asked, &node, Some(&identity)).unwrap_err();
     assert!(refused.message().contains("\"my_net\""), "{refused}");
-    for (key, value) in [("app", "*"), ("*", "x"), ("", "x"), ("app", &*"x".repeat(64)), ("app", "a\u{7f}")] {
+    for (key, value) in
+        [("app", "*"), ("*", "x"), ("", "x"), ("app", &*"x".repeat(64)), ("app", "a\u{7f}"), ("app", "a b")]
+    {
         let (message, mut node) = (message("10.0.0.1", "vm", false), node.clone());
         node.labels = [(key.to_owned(), value.to_owned())].into();
         let refused =
