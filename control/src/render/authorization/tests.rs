@@ -155,7 +155,7 @@ fn values_are_alternatives_and_what_is_not_wanted_is_none_of_them() {
         "shop/p",
         "{rules: [{
             from: [{source: {principals: [a/ns/x/sa/y, '*/sa/z'], notNamespaces: [bad, 'b*']}},
-                   {source: {serviceAccounts: [acc, other/acc]}}],
+                   {source: {serviceAccounts: [acc, other/a.c]}}],
             to: [{operation: {hosts: [A.com, '*.b.com'], paths: ['/x/{*}', '/y*'], notMethods: [DELETE]}}],
             when: [{key: 'request.headers[x-v]', values: ['*'], notValues: [old]},
                    {key: destination.port, values: ['80']}, {key: remote.ip, notValues: [10.0.0.1]}]}]}",
@@ -174,7 +174,7 @@ fn values_are_alternatives_and_what_is_not_wanted_is_none_of_them() {
     ];
     first.extend(when.clone());
     let mut second = vec![json!({"or_ids": {"ids": [
-        name(regex("spiffe://.+/ns/shop/(.+/|)sa/acc(/.+)?")), name(regex("spiffe://.+/ns/other/(.+/|)sa/acc(/.+)?"))]}})];
+        name(regex("spiffe://.+/ns/shop/(.+/|)sa/acc(/.+)?")), name(regex(r"spiffe://.+/ns/other/(.+/|)sa/a\.c(/.+)?"))]}})];
     second.extend(when);
     assert_eq!(made["principals"][0]["and_ids"]["ids"], json!(first));
     assert_eq!(made["principals"][1]["and_ids"]["ids"], json!(second));
